@@ -1,0 +1,39 @@
+"""Prune neural networks at initialisation with SynFlow and its rivals, and train them sparse with PyTorch Lightning.
+
+The public door is lazy: a name is imported when it is first asked for, so that ``synflow_pl --version`` needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from synflow_pl.diagnosis import Diagnosis, diagnose
+    from synflow_pl.masks import Masks
+    from synflow_pl.pruning import prune
+    from synflow_pl.training import Classifier, PruneAtInit, load_weights
+
+__version__ = "0.1.0"
+
+__all__ = ["Classifier", "Diagnosis", "Masks", "PruneAtInit", "__version__", "diagnose", "load_weights", "prune"]
+
+_ROOMS = {
+    "Classifier": "training",
+    "Diagnosis": "diagnosis",
+    "Masks": "masks",
+    "PruneAtInit": "training",
+    "diagnose": "diagnosis",
+    "load_weights": "training",
+    "prune": "pruning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,29 @@
+"""``python -m synflow_pl``: dispatch, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; the console script ``synflow_pl`` comes here too."""
+    if sys.argv[1:] in (["--version"], ["-V"]):
+        from synflow_pl import __version__
+
+        print(f"synflow_pl {__version__}")
+        return
+    # `python -m` finds a class in the working directory; the console script shall too.
+    if "" not in sys.path and "." not in sys.path:
+        sys.path.insert(0, "")
+    if sys.argv[1:2] == ["demo"]:
+        from synflow_pl.cli.demo import demo
+
+        demo(sys.argv[2:])
+        return
+    from synflow_pl.cli.main import run
+
+    run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

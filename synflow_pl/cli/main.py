@@ -1,0 +1,277 @@
+"""The LightningCLI of synflow_pl: what each option means to whom, where a run writes, and what is printed at its end."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, Namespace
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities import rank_zero_only
+
+import synflow_pl.networks
+import synflow_pl.pruners
+from synflow_pl.cli.messages import Parser, sentence
+from synflow_pl.cli.recipes import find_recipe
+from synflow_pl.data import Images
+from synflow_pl.runs import CONFIG, RunCSV, RunTensorBoard, claim, run_of
+from synflow_pl.training import Classifier, PruneAtInit, find_checkpoint
+from synflow_pl.training.panels import show_hyperparameters
+
+__all__ = ["CLI", "run"]
+
+_EVALUATIONS = ("validate", "test", "predict")
+# The run that the first process of several claimed; the others are started by it.
+_CLAIMED = "SYNFLOW_PL_RUN"
+
+
+def run(args: list[str]) -> CLI:
+    """Run one command. A mistake in the options is one sentence on standard error and exit status 2.
+
+    Args:
+        args: what stands after ``synflow_pl`` on the command line.
+    """
+    try:
+        args = _prepare(args)
+    except FileNotFoundError as error:
+        sentence(str(error))
+    return CLI(args)
+
+
+def _prepare(args: list[str]) -> list[str]:
+    """Resolve recipes by name, and let an evaluation of a run start from that run's own configuration."""
+    prepared: list[str] = []
+    configured = False
+    checkpoint = None
+    index = 0
+    while index < len(args):
+        option, equals, value = args[index].partition("=")
+        if option in ("-c", "--config", "--ckpt_path") and not equals and index + 1 < len(args):
+            index += 1
+            value = args[index]
+        if option in ("-c", "--config") and value:
+            configured = True
+            prepared += ["--config", str(find_recipe(value))]
+        elif option == "--ckpt_path" and value:
+            checkpoint = value
+            prepared += ["--ckpt_path", value]
+        else:
+            prepared.append(args[index])
+        index += 1
+    if not configured and checkpoint is not None and prepared[0] in _EVALUATIONS:
+        folder = run_of(find_checkpoint(checkpoint))
+        if folder is not None:
+            prepared[1:1] = ["--config", str(folder / CONFIG)]
+    return prepared
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Saves config.yaml into a run when its training begins, and its settings into the HPARAMS tab."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        metrics = ["train/loss", "train/accuracy", "val/loss", "val/accuracy", "test/loss", "test/accuracy", "pruning/density"]
+        show_hyperparameters(trainer.loggers, _settings(self.config), metrics)
+
+
+class CLI(LightningCLI):
+    """``fit``, ``validate``, ``test``, ``predict``: LightningCLI with our data, classifier and callback."""
+
+    def __init__(self, args: list[str]) -> None:
+        self.recipes = [Path(args[i + 1]) for i, arg in enumerate(args) if arg == "--config" and i + 1 < len(args)]
+        self.run_folder: Path | None = None
+        self.metrics: list[Any] | None = None
+        super().__init__(
+            Classifier,
+            Images,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=_SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"max_epochs": 1},
+            parser_class=Parser,
+            parser_kwargs={"allow_abbrev": False, "prog": "synflow_pl", "description": "Prune networks at initialisation, train them sparse."},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    # -- options
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        kwargs.setdefault("allow_abbrev", False)
+        parser: LightningArgumentParser = super().init_parser(**kwargs)
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run", type=str | None, default=None, help="Name of the run's folder; by default recipe, pruner, density and seed."
+        )
+        parser.add_lightning_class_args(PruneAtInit, "pruning")
+        parser.set_defaults({"pruning.pruner": {"class_path": "synflow_pl.pruners.SynFlow"}})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    @property
+    def options(self) -> Namespace:
+        """The options of this subcommand."""
+        options: Namespace = self.config[self.subcommand]
+        return options
+
+    def before_instantiate_classes(self) -> None:
+        path = self.options.get("ckpt_path")
+        if path and path not in ("best", "last", "hpc", "registry"):
+            try:
+                self.options["ckpt_path"] = str(find_checkpoint(path))
+            except FileNotFoundError as error:
+                sentence(str(error))
+
+    def instantiate_classes(self) -> None:
+        """Build everything; what a constructor refuses is one sentence, and no data has been touched by then."""
+        try:
+            self._fill_in_from_data()
+            super().instantiate_classes()
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            sentence(str(error))
+
+    def _fill_in_from_data(self) -> None:
+        """Give the network the data's ``input_shape`` and ``num_classes``, in so far as its class has such arguments and the options
+        leave them at their default; the classifier its ``num_classes``."""
+        network = self.options.model.network
+        data = _class(self.options.data.class_path)
+        for name in ("input_shape", "num_classes"):
+            value = getattr(data, name, None)
+            if value is None or isinstance(value, property):
+                continue
+            value = list(value) if isinstance(value, tuple) else value
+            argument = inspect.signature(_class(network.class_path)).parameters.get(name)
+            if argument is not None:
+                given = network.init_args.get(name)
+                default = list(argument.default) if isinstance(argument.default, tuple) else argument.default
+                if given is None or given == default or argument.default is argument.empty:
+                    network.init_args[name] = value
+            if name == "num_classes":
+                self.options.model.num_classes = value
+
+    # -- the run
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with loggers and checkpoints that write into the run."""
+        config = self._get(self.config_init, "trainer")
+        if not config.get("fast_dev_run"):
+            self.run_folder = self._open_run(Path(config.get("default_root_dir") or "."))
+        if self.run_folder is not None:
+            kwargs["logger"] = self._loggers(config.get("logger"), self.run_folder)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.run_folder is not None and self.subcommand == "fit":
+            for callback in trainer.callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                    callback.dirpath = str(self.run_folder / "checkpoints")
+        if trainer.loggers and self.subcommand == "fit":
+            trainer.callbacks.insert(0, LearningRateMonitor())
+        return trainer
+
+    def _open_run(self, root: Path) -> Path | None:
+        if self.subcommand != "fit":
+            checkpoint = self.options.get("ckpt_path")
+            return run_of(Path(checkpoint)) if checkpoint else None
+        if rank_zero_only.rank != 0:
+            return Path(os.environ[_CLAIMED]) if _CLAIMED in os.environ else None
+        folder = claim(root / "lightning_logs", self.options.get("run") or self._default_name())
+        os.environ[_CLAIMED] = str(folder)
+        self.options["run"] = folder.name
+        return folder
+
+    def _default_name(self) -> str:
+        overlay = next((path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None)
+        recipe = next((path.stem for path in self.recipes if path.parent.name != "pruners"), None)
+        pruning = self.options.pruning
+        if recipe is None:
+            recipe = f"{_short(self.options.data)}_{_short(self.options.model.network)}"
+        pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
+        if pruning.masks:
+            pruner = f"masks_{Path(pruning.masks).stem}"
+        amount = f"density{pruning.density:g}" if pruning.density is not None else f"kept{pruning.kept}" if pruning.kept else "density1"
+        return "-".join([recipe, pruner, amount, f"seed{self.options.seed_everything}"])
+
+    def _loggers(self, asked: Any, run: Path) -> list[Any]:
+        """metrics.csv always; TensorBoard unless another logger, or none, was asked for."""
+        if asked is None or asked is True:
+            return [RunCSV(run), RunTensorBoard(run)]
+        others = [] if asked is False else asked if isinstance(asked, list) else [asked]
+        return [RunCSV(run), *others]
+
+    # -- what is said at the end
+
+    def after_fit(self) -> None:
+        """Say where the run lies, how to test it and how to look at it."""
+        if self.run_folder is not None and self.trainer.is_global_zero:
+            folder = os.path.relpath(self.run_folder)
+            print(
+                f"\nThe run lies in       {folder}\n"
+                f"Test it with          python -m synflow_pl test --ckpt_path {folder}\n"
+                f"Look at all runs with tensorboard --logdir {os.path.relpath(self.run_folder.parent)}"
+            )
+
+    def test(self, **kwargs: Any) -> None:
+        """Run the test and keep its metrics."""
+        self.metrics = self.trainer.test(**kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict, and write ``predictions.csv``: for each image the likeliest class and its probability."""
+        import csv
+
+        import torch
+
+        batches = self.trainer.predict(**kwargs, return_predictions=True)
+        probabilities, classes = torch.cat(batches).max(1)  # type: ignore[arg-type]
+        path = (self.run_folder or Path(".")) / "predictions.csv"
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "class", "probability"])
+            writer.writerows((index, int(c), f"{float(p):.6f}") for index, (c, p) in enumerate(zip(classes, probabilities, strict=True)))
+        print(f"\n{len(classes)} predictions lie in {os.path.relpath(path)}")
+
+
+def _class(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    found: type = getattr(import_module(module), name)
+    return found
+
+
+def _short(config: Namespace) -> str:
+    return str(config.class_path).rpartition(".")[2].lower()
+
+
+def _settings(config: Namespace) -> dict[str, Any]:
+    """The few options by which runs are compared."""
+    model, pruning, data = config.model, config.pruning, config.data
+    network = {key: value for key, value in model.network.get("init_args", {}).items() if isinstance(value, (int, float, str, bool))}
+    optimizer = model.optimizer.get("init_args", {}) if isinstance(model.optimizer, Namespace) else {}
+    return {
+        "data": _short(data),
+        "network": _short(model.network),
+        **{f"network/{key}": value for key, value in network.items()},
+        "pruner": _short(pruning.pruner) if pruning.pruner else "dense",
+        "density": pruning.density if pruning.density is not None else 1.0,
+        "rounds": pruning.rounds,
+        "scope": pruning.scope,
+        "schedule": pruning.schedule,
+        "optimizer": _short(model.optimizer) if isinstance(model.optimizer, Namespace) else "default",
+        "lr": optimizer.get("lr"),
+        "weight_decay": optimizer.get("weight_decay"),
+        "batch_size": data.init_args.get("batch_size"),
+        "epochs": config.trainer.max_epochs,
+        "precision": config.trainer.precision,
+        "seed": config.seed_everything,
+    }

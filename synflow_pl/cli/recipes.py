@@ -1,0 +1,33 @@
+"""Recipes: found by bare name from any folder."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+__all__ = ["find_recipe", "recipe_folder"]
+
+
+def recipe_folder() -> Path:
+    """Where the recipes lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_recipe(name: str) -> Path:
+    """The file that ``-c NAME`` means: a path, or the name of a recipe (``mnist_fc``) or overlay (``pruners/synflow``) of ours.
+
+    Raises:
+        FileNotFoundError: if there is none, with the nearest name there is.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    folder = recipe_folder()
+    known = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    wanted = name.removesuffix(".yaml").removeprefix("configs/")
+    if wanted in known:
+        return known[wanted]
+    near = get_close_matches(wanted, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+    raise FileNotFoundError(f"no recipe {name!r}: neither a file nor one of ours; {hint}")

@@ -1,0 +1,101 @@
+"""Diagnosis: what pruning did to one network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from synflow_pl.flow import example_of, path_left
+from synflow_pl.followers import living_units
+from synflow_pl.masks import Masks
+
+__all__ = ["Diagnosis", "Layer", "diagnose"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One prunable parameter: its name and shape (out, in, \\*kernel), weights kept, and units (output channels) with any weight left."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+    units: int
+    living_units: int
+
+    @property
+    def total(self) -> int:
+        """Weights, living and removed."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def density(self) -> float:
+        """Fraction of weights kept, in [0, 1]; 0 is layer collapse."""
+        return self.kept / self.total
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is left of a network: ``kept`` of ``total`` weights, layer by layer, and whether it is ``alive`` (an input-output path is left)."""
+
+    kept: int
+    total: int
+    alive: bool
+    layers: tuple[Layer, ...]
+
+    @property
+    def density(self) -> float:
+        """Fraction of prunable weights kept, in (0, 1]."""
+        return self.kept / self.total
+
+    @property
+    def collapsed(self) -> list[str]:
+        """Names of the layers with no weight left."""
+        return [layer.name for layer in self.layers if layer.kept == 0]
+
+    def table(self) -> str:
+        """The layers as a table of plain text, one line each, and the whole below."""
+        rows = [("parameter", "shape", "weights", "kept", "density", "living units")]
+        rows += [
+            (x.name, "x".join(map(str, x.shape)), f"{x.total:,}", f"{x.kept:,}", f"{x.density:.4f}", f"{x.living_units} / {x.units}")
+            for x in self.layers
+        ]
+        rows.append(("all", "", f"{self.total:,}", f"{self.kept:,}", f"{self.density:.4f}", "alive" if self.alive else "dead: no path left"))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [
+            "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
+            for row in rows
+        ]
+        rule = "-" * len(lines[0])
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def diagnose(
+    network: nn.Module,
+    masks: Masks,
+    *,
+    input_shape: Sequence[int] | None = None,
+    example_input: Tensor | tuple[Tensor, ...] | None = None,
+) -> Diagnosis:
+    """Say what was really kept.
+
+    Args:
+        network: the pruned network.
+        masks: its masks.
+        input_shape: (C, H, W), for networks with one input.
+        example_input: instead of it, a tensor or a tuple of them with the batch dimension.
+
+    Raises:
+        ValueError: if the masks are not the network's, or neither input is given.
+        UnknownOperation: if the network holds an operation through which paths cannot be followed.
+    """
+    masks.parameters(network)
+    alive = path_left(network, masks, example_of(network, input_shape, example_input))
+    units = living_units(network, {name: masks[name] for name in masks.weights})
+    layers = tuple(
+        Layer(name, tuple(masks[name].shape), int(masks[name].count_nonzero()), living.numel(), int(living.count_nonzero()))
+        for name, living in units.items()
+    )
+    return Diagnosis(masks.kept, masks.total, alive, layers)

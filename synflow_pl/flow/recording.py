@@ -1,0 +1,155 @@
+"""Recording: what a network computes, as a flat list of tensor operations.
+
+The network runs once, in eval mode, on one example, below autograd and behind functionalisation. So it does not matter whether an
+operation was called from a module, `torch.nn.functional` or a tensor method, nor whether it worked in place: what is seen is a
+sequence of pure ATen operations between numbered values. Nothing of the network is changed: weights, buffers, mode, random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, functionalize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+__all__ = ["Operation", "Recording", "Value", "evaluating", "example_of", "record"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A reference to the tensor with this number in a recording."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One ATen call: ``outputs = target(*args, **kwargs)``, with every tensor replaced by its :class:`Value`."""
+
+    target: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Value | None, ...]
+
+    @property
+    def name(self) -> str:
+        """The operation's name without namespace and overload: ``convolution``, ``add``, ``relu``."""
+        return self.target._schema.name.split("::")[1].rstrip("_") or self.target._schema.name
+
+
+@dataclass
+class Recording:
+    """The operations of one forward pass in the order they ran.
+
+    Attributes:
+        inputs: the values fed in.
+        parameters: parameter and buffer names by value number.
+        outputs: floating-point values that came out.
+        operations: in order of execution; each value is the output of at most one of them.
+        tensors: every recorded value's tensor, by number; constants made on the way are found here.
+    """
+
+    inputs: tuple[Value, ...]
+    parameters: dict[int, str]
+    outputs: tuple[Value, ...] = ()
+    operations: list[Operation] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []  # strong references, or an id could be given to another tensor
+        self.operations: list[Operation] = []
+        self._numbers: dict[int, int] = {}
+
+    def value(self, tensor: Tensor) -> Value:
+        number = self._numbers.get(id(tensor))
+        if number is None:
+            number = self._numbers[id(tensor)] = len(self.tensors)
+            self.tensors.append(tensor)
+        return Value(number)
+
+    def _refer(self, tree: Any) -> Any:
+        return tree_map(lambda leaf: self.value(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+    def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        before = self._refer(args), self._refer(kwargs)
+        result = target(*args, **kwargs)
+        outputs = result if isinstance(result, (tuple, list)) else (result,)
+        values = tuple(self.value(output) if isinstance(output, Tensor) else None for output in outputs)
+        self.operations.append(Operation(target, *before, values))
+        return result
+
+
+def example_of(
+    network: nn.Module, input_shape: Sequence[int] | None, example_input: Tensor | tuple[Tensor, ...] | None
+) -> tuple[Tensor, ...]:
+    """The inputs that show a network its input's shape: one image of ones, or ``example_input`` moved to where the network is.
+
+    Args:
+        network: gives device and precision.
+        input_shape: (C, H, W) or whatever follows the batch dimension, for a network with one input.
+        example_input: a tensor or a tuple of them, with the batch dimension; instead of ``input_shape``.
+
+    Raises:
+        ValueError: if neither or both are given, or a size is not positive.
+    """
+    parameter = next(network.parameters())
+    if (input_shape is None) == (example_input is None):
+        raise ValueError("give either input_shape=(C, H, W) or example_input=, a tensor or a tuple of tensors with a batch dimension")
+    if input_shape is not None:
+        if not all(isinstance(size, int) and size > 0 for size in input_shape):
+            raise ValueError(f"input_shape: {tuple(input_shape)} must be positive whole numbers without the batch, such as (3, 32, 32)")
+        return (torch.ones(1, *input_shape, device=parameter.device, dtype=parameter.dtype),)
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    return tuple(
+        tensor.detach().to(parameter.device, parameter.dtype if tensor.is_floating_point() else tensor.dtype)  # type: ignore[union-attr]
+        for tensor in inputs
+    )
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every module is back in the mode it was in, each by itself."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
+    """Run ``network`` once on ``inputs`` and write down what it computed.
+
+    Args:
+        network: any module; it is left exactly as it was found.
+        inputs: as :func:`example_of` gives them.
+
+    Returns:
+        The recording. Its tensors are those of this one pass, at the network's own precision.
+    """
+    parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    # A buffer may be written to even in eval mode (a step counter), so the pass gets copies.
+    buffers = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
+    state = {**parameters, **buffers}
+    recorder = _Recorder()
+    named = {recorder.value(tensor).number: name for name, tensor in state.items()}
+    fed = tuple(recorder.value(tensor) for tensor in inputs)
+
+    def forward(state: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Any:
+        return functional_call(network, state, inputs)
+
+    with evaluating(network), torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
+        result = functionalize(forward)(state, inputs)
+    outputs = tuple(recorder.value(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+    return Recording(fed, named, outputs, recorder.operations, recorder.tensors)

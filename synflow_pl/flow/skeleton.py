@@ -1,0 +1,209 @@
+"""Skeleton: the linear network that flow passes through, and how its numbers are kept in range.
+
+R, the sum of the outputs, is a product of one factor per layer: it overflows float32 in a ResNet of about 32 layers and float64 in
+ResNet-1202. But at a *cut*, a value that every path from input to output crosses, R is linear in that value, so dividing it by a
+constant divides R, and with it every score |w| dR/d|w|, by that same constant: the ranking does not change. We divide at each cut by the
+power of two next to its largest entry, found anew in each pass and detached, so that nothing of a score changes but its exponent.
+(Attached, the layer before a cut would get the wrong scores.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from synflow_pl.flow.recording import Value
+
+__all__ = ["Skeleton", "Step", "magnitude"]
+
+# A stretch is the number of weight layers between two cuts. Each multiplies the flow by at most a few thousand, so float32's range of
+# 2**127 either way holds about this many with room to spare; a network with a longer stretch is scored in float64.
+LONGEST_STRETCH = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """``outputs = function(*args, **kwargs)`` with every :class:`Value` replaced by what it stands for.
+
+    ``contraction`` marks the steps in which weights act on the signal.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[int, ...]
+    contraction: bool
+
+    @property
+    def operands(self) -> list[int]:
+        """Numbers of the values that this step reads."""
+        leaves = tree_leaves((self.args, self.kwargs), is_leaf=lambda leaf: isinstance(leaf, Value))
+        return [leaf.number for leaf in leaves if isinstance(leaf, Value)]
+
+
+def magnitude(weight: Tensor) -> Tensor:
+    """|weight|, or ones if it is zero throughout: a head that starts at zero would silence every score in the network."""
+    positive = weight.detach().abs()
+    return positive if bool(positive.any()) else torch.ones_like(positive)
+
+
+class Skeleton:
+    """The steps from input to output, made by :func:`synflow_pl.flow.linearise`.
+
+    Attributes:
+        weights: names of the parameters that the flow passes through.
+        stretch: the largest number of weight layers between two cuts.
+        dtype: the precision to score in: the network's own if its cuts keep float32 in range, else float64.
+    """
+
+    def __init__(
+        self,
+        steps: list[Step],
+        inputs: dict[int, Tensor],
+        parameters: dict[int, Tensor],
+        names: dict[int, str],
+        gains: dict[int, Tensor],
+        outputs: tuple[int, ...],
+        flow: Collection[int],
+    ) -> None:
+        self._steps = _needed(steps, outputs)
+        self._outputs = outputs
+        read = {number for step in self._steps for number in step.operands}
+        self._names = {number: name for number, name in names.items() if number in read}
+        self._parameters = {number: parameters[number] for number in self._names}
+        self._constants = {number: torch.ones_like(tensor) for number, tensor in inputs.items()} | gains
+        self._gains = set(gains)
+        self.weights = frozenset(self._names.values())
+        self._cut_before, self.stretch = _cuts(self._steps, set(flow), inputs.keys() & read, outputs)
+        own = next(iter(self._parameters.values())).dtype if self._parameters else torch.float32
+        lowest = torch.float32 if own in (torch.float16, torch.bfloat16) else own
+        self.dtype = torch.float64 if self.stretch > LONGEST_STRETCH else lowest
+        self._last_use = _last_uses(self._steps, outputs)
+
+    def flow(self, weights: Mapping[str, Tensor], *, gains: bool = True) -> Tensor:
+        """R up to a power of two: the sum of the skeleton's outputs for an input of ones.
+
+        Args:
+            weights: non-negative tensors by parameter name. A weight of the skeleton that is not among them counts with its own
+                magnitude.
+            gains: ``False`` replaces gains, and the weights not given, by ones: what is left is the structure.
+
+        Returns:
+            A scalar, zero exactly if no path is left (or flow underflows).
+        """
+        dtype = next(iter(weights.values())).dtype if weights else self.dtype
+        values: dict[int, Any] = {}
+        for number, constant in self._constants.items():
+            structural = not gains and number in self._gains
+            values[number] = torch.ones_like(constant, dtype=dtype) if structural else constant.to(dtype)
+        for number, name in self._names.items():
+            if name in weights:
+                values[number] = weights[name]
+            else:
+                fixed = self._parameters[number].to(dtype)
+                values[number] = magnitude(fixed) if gains else torch.ones_like(fixed)
+        for index, step in enumerate(self._steps):
+            if index in self._cut_before:
+                number = self._cut_before[index]
+                values[number] = _in_range(values[number])
+            result = step.function(*_fill(step.args, values), **{key: _fill(item, values) for key, item in step.kwargs.items()})
+            if isinstance(result, (tuple, list)):
+                values.update(zip(step.outputs, result, strict=True))
+            else:
+                values[step.outputs[0]] = result
+            for number in self._last_use.get(index, ()):
+                del values[number]
+        return sum((values[number].sum() for number in self._outputs), start=torch.zeros((), dtype=dtype, device=self._device))
+
+    def gradients(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """dR/dw for each of ``weights``, up to one power of two that all of them share: times w, the synaptic saliency
+        (Tanaka et al. 2020, Equations 1 and 2).
+
+        Args:
+            weights: non-negative tensors by parameter name, each one of ``self.weights``.
+
+        Returns:
+            Non-negative tensors in the weights' shapes.
+        """
+        leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        with torch.enable_grad():
+            total = self.flow(leaves)
+        return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._constants.values())).device
+
+
+def _fill(argument: Any, values: Mapping[int, Any]) -> Any:
+    if type(argument) is Value:
+        return values[argument.number]
+    if type(argument) in (tuple, list):
+        return [_fill(item, values) for item in argument]
+    return argument
+
+
+def _in_range(value: Tensor) -> Tensor:
+    peak = value.detach().amax()
+    mantissa, _ = torch.frexp(peak)
+    # peak / (2 * mantissa) is the power of two at or below peak, exactly: the quotient is representable. (exp2 may be off by an ulp.)
+    power = torch.where(peak > 0, peak / (2 * mantissa), torch.ones_like(peak))
+    return value / power
+
+
+def _needed(steps: list[Step], outputs: tuple[int, ...]) -> list[Step]:
+    """The steps that an output depends on, in order."""
+    wanted = set(outputs)
+    kept = []
+    for step in reversed(steps):
+        if wanted.intersection(step.outputs):
+            wanted.update(step.operands)
+            kept.append(step)
+    return kept[::-1]
+
+
+def _last_uses(steps: list[Step], outputs: tuple[int, ...]) -> dict[int, list[int]]:
+    """By step index, the computed values that are not needed after it."""
+    made = {number for step in steps for number in step.outputs if number >= 0}
+    last = {number: index for index, step in enumerate(steps) for number in (*step.outputs, *step.operands) if number in made}
+    release: dict[int, list[int]] = {}
+    for number, index in last.items():
+        if number not in outputs:
+            release.setdefault(index, []).append(number)
+    return release
+
+
+def _cuts(steps: list[Step], flow: set[int], inputs: Collection[int], outputs: tuple[int, ...]) -> tuple[dict[int, int], int]:
+    """Where every path crosses one value: by the index of the weight layer that follows, the number of the cut value.
+
+    In order of execution, a value is crossed by every path exactly if, at some moment, it is the only one made that is still to be
+    read. Also returns the longest stretch, in weight layers, from cut to cut along any path.
+    """
+    last: dict[int, int] = {}
+    for index, step in enumerate(steps):
+        last.update((number, index) for number in step.operands if number in flow)
+    last.update((number, len(steps)) for number in outputs)
+    live = set(inputs)
+    # The input itself is ones; nothing has to be brought back in range before the first weight layer.
+    depth = dict.fromkeys(inputs, 0)
+    cuts: dict[int, int] = {}
+    stretch = 0
+    for index, step in enumerate(steps):
+        operands = [number for number in step.operands if number in flow]
+        if step.contraction and len(live) == 1 and depth[next(iter(live))] > 0:
+            cut = cuts[index] = next(iter(live))
+            depth[cut] = 0
+        reached = max((depth[number] for number in operands), default=0) + step.contraction
+        stretch = max(stretch, reached)
+        for number in step.outputs:
+            if number in flow and number in last:
+                live.add(number)
+                depth[number] = reached
+        live -= {number for number in live if last[number] <= index}
+    return cuts, stretch

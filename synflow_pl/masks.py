@@ -1,0 +1,242 @@
+"""Masks: which weights of a network live, and what keeps the others at zero.
+
+A pruned network is an ordinary network whose removed weights are exact zeros. The masks that say which ones they are live beside
+it, one bool tensor per prunable parameter under the parameter's own name, True where the weight lives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+__all__ = ["Masks", "prunable"]
+
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Parameter]:
+    """The parameters that compete: weights of linear, (transposed) convolution and attention projection layers.
+
+    Never embeddings (nor a weight shared with one), normalisation gains, biases, tokens or tables.
+
+    Args:
+        network: any module.
+        exclude: shell-style patterns of parameter names that stay dense; a dense classifier is ``["fc.*"]``.
+
+    Returns:
+        Parameter name to parameter, in the order of ``network.named_parameters()``; a shared weight appears once.
+
+    Raises:
+        ValueError: if a pattern matches no prunable parameter, or nothing prunable is left.
+    """
+    owned: set[int] = set()
+    embedded: set[int] = set()
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+            owned.add(id(module.weight))
+        elif isinstance(module, nn.MultiheadAttention):
+            owned.update(id(getattr(module, name)) for name in _ATTENTION_WEIGHTS if getattr(module, name) is not None)
+        elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            embedded.add(id(module.weight))
+    found = {name: p for name, p in network.named_parameters() if id(p) in owned - embedded}
+    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in found):
+            near = get_close_matches(pattern, found, n=1, cutoff=0)
+            raise ValueError(f"exclude: {pattern!r} matches no prunable parameter; the nearest is {near[0] if near else None!r}")
+    found = {name: p for name, p in found.items() if not any(fnmatchcase(name, pattern) for pattern in patterns)}
+    if not found:
+        raise ValueError(
+            f"{type(network).__name__} has no prunable weight"
+            + (f" left after exclude={patterns}" if patterns else "")
+            + "; linear, convolution and attention layers have them"
+        )
+    return found
+
+
+class Masks(Mapping[str, Tensor]):
+    """A mapping from parameter name to bool tensor in the parameter's shape, True where the weight lives.
+
+    Args:
+        masks: one bool tensor per parameter. Kept as they are, not copied.
+        followers: names among them that follow a unit (biases, normalisation gains): held at zero like the others,
+            but ``kept``, ``total`` and ``density`` count weights only.
+
+    Raises:
+        ValueError: if a mask is not bool, a follower has no mask, or no weight is masked.
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor], followers: Iterable[str] = ()) -> None:
+        self._masks = dict(masks)
+        self.followers = frozenset(followers)
+        for name, mask in self._masks.items():
+            if mask.dtype != torch.bool:
+                raise ValueError(f"the mask of {name!r} is {mask.dtype}, expected torch.bool")
+        if missing := self.followers - self._masks.keys():
+            raise ValueError(f"followers without a mask: {sorted(missing)}")
+        if not self.weights:
+            raise ValueError("no weight is masked: masks need at least one parameter that is not a follower")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self.weights)} parameters, {self.kept} of {self.total} weights live, density {self.density:.6g})"
+
+    @property
+    def weights(self) -> list[str]:
+        """Names of the masks that count: all but the followers."""
+        return [name for name in self._masks if name not in self.followers]
+
+    @property
+    def kept(self) -> int:
+        """Weights that live."""
+        return sum(int(torch.count_nonzero(self._masks[name])) for name in self.weights)
+
+    @property
+    def total(self) -> int:
+        """Weights, living and removed."""
+        return sum(self._masks[name].numel() for name in self.weights)
+
+    @property
+    def density(self) -> float:
+        """Fraction of prunable weights kept, in (0, 1]; counted on masks, since a living weight may well be zero."""
+        return self.kept / self.total
+
+    def parameters(self, network: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+        """Each masked parameter of ``network`` beside its mask.
+
+        Raises:
+            ValueError: if a name is missing in the network or a shape differs.
+        """
+        present = dict(network.named_parameters(remove_duplicate=False))
+        for name, mask in self._masks.items():
+            if name not in present:
+                near = get_close_matches(name, present, n=1, cutoff=0)
+                raise ValueError(
+                    f"the masks name {name!r}, which {type(network).__name__} does not have"
+                    f" (nearest: {near[0] if near else None!r}); were they made for another network?"
+                )
+            if present[name].shape != mask.shape:
+                raise ValueError(
+                    f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(present[name].shape)};"
+                    " were they made for another width?"
+                )
+        return [(present[name], mask) for name, mask in self._masks.items()]
+
+    def apply(self, network: nn.Module) -> None:
+        """Zero every removed weight of ``network``, in place.
+
+        Raises:
+            ValueError: as :meth:`parameters`; nothing is changed then.
+        """
+        pairs = self.parameters(network)
+        _zero([parameter for parameter, _ in pairs], [~mask for _, mask in pairs])
+
+    def hold(self, network: nn.Module, optimizer: Optimizer) -> Hold:
+        """Keep the zeros at zero: from now on, each ``optimizer.step()`` ends by zeroing every removed weight.
+
+        Whatever the optimiser carries over from step to step (momentum, weight decay, second moments), no removed weight comes
+        back. Before clipping gradients by norm, call :meth:`Hold.mask_gradients`, so that only living weights count.
+
+        Returns:
+            The hold; ``remove()`` ends it.
+
+        Raises:
+            ValueError: as :meth:`parameters`.
+        """
+        return Hold(self.parameters(network), optimizer)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file; it appears whole or not at all.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            tensors = {name: mask.cpu().contiguous() for name, mask in self._masks.items()}
+            save_file(tensors, temporary, metadata={"order": json.dumps(list(tensors)), "followers": json.dumps(sorted(self.followers))})
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Masks:
+        """Read what :meth:`save` wrote, onto the CPU. Safetensors cannot carry code.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is not a file of masks.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no masks at {str(path)!r}; expected a file that Masks.save wrote (a run's masks.safetensors)")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                order = json.loads(metadata["order"]) if "order" in metadata else sorted(file.keys())
+                return cls({name: file.get_tensor(name) for name in order}, json.loads(metadata.get("followers", "[]")))
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} is not a file of masks: {error}") from error
+
+    def state_dict(self) -> dict[str, object]:
+        """Tensors and strings only, so that a checkpoint that holds it loads with ``weights_only=True``."""
+        return {"masks": {name: mask.cpu() for name, mask in self._masks.items()}, "followers": sorted(self.followers)}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, object]) -> Masks:
+        """The masks that :meth:`state_dict` described."""
+        return cls(state["masks"], state["followers"])  # type: ignore[arg-type]
+
+
+class Hold:
+    """Masks held on a network while an optimiser steps; made by :meth:`Masks.hold`."""
+
+    def __init__(self, pairs: list[tuple[nn.Parameter, Tensor]], optimizer: Optimizer) -> None:
+        self._parameters = [parameter for parameter, _ in pairs]
+        # Filling says +0.0 and survives an infinite update; multiplying by the mask would leave -0.0 or NaN behind.
+        self._removed = [~mask.to(parameter.device) for parameter, mask in pairs]
+        self._handle = optimizer.register_step_post_hook(lambda *_: self.zero())
+
+    def zero(self) -> None:
+        """Zero every removed weight."""
+        _zero(self._parameters, self._removed)
+
+    def mask_gradients(self) -> None:
+        """Zero the gradients of removed weights, so that whatever reads across entries (a norm) sees living weights only."""
+        alive = [(p.grad, removed) for p, removed in zip(self._parameters, self._removed, strict=True) if p.grad is not None]
+        _zero([gradient for gradient, _ in alive], [removed for _, removed in alive])
+
+    def remove(self) -> None:
+        """Let go: the optimiser steps as before."""
+        self._handle.remove()
+
+
+@torch.no_grad()
+def _zero(tensors: list[Tensor], removed: list[Tensor]) -> None:
+    for tensor, gone in zip(tensors, removed, strict=True):
+        tensor.masked_fill_(gone.to(tensor.device), 0)

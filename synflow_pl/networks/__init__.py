@@ -1,0 +1,8 @@
+"""Networks, nothing else: plain modules with their sizes as arguments."""
+
+from synflow_pl.networks.conv import Conv
+from synflow_pl.networks.fc import FC
+from synflow_pl.networks.resnet import ResNet
+from synflow_pl.networks.vgg import VGG
+
+__all__ = ["FC", "VGG", "Conv", "ResNet"]

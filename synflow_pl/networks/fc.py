@@ -1,0 +1,46 @@
+"""FC: a plain multilayer perceptron, the authors' default model `fc`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+__all__ = ["FC"]
+
+
+class FC(nn.Module):
+    """Linear layers with a nonlinearity between them, initialised as PyTorch does (Kaiming uniform).
+
+    Args:
+        input_shape: (C, H, W).
+        num_classes: logits out, at least 1.
+        depth: linear layers, at least 1.
+        width: units in each hidden layer, at least 1.
+        nonlinearity: pointwise module between the layers.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int] = (1, 28, 28),
+        num_classes: int = 10,
+        depth: int = 6,
+        width: int = 100,
+        nonlinearity: type[nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        if depth < 1 or width < 1:
+            raise ValueError(f"FC: depth={depth} and width={width} must both be at least 1")
+        sizes = [math.prod(input_shape), *[width] * (depth - 1), num_classes]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for index, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            if index > 0:
+                layers.append(nonlinearity())
+            layers.append(nn.Linear(fan_in, fan_out))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) to logits (N, num_classes)."""
+        logits: Tensor = self.layers(images)
+        return logits

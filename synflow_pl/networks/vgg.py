@@ -1,0 +1,61 @@
+"""VGG for CIFAR, as in OpenLTH (Frankle & Carbin 2019): the convolutions of Simonyan & Zisserman 2015 and one linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from synflow_pl.networks.initialise import kaiming
+
+__all__ = ["VGG"]
+
+# Convolutions in each of the five stages; a stage ends at half the resolution, but for the last.
+_PLANS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+_WIDTHS = (64, 128, 256, 512, 512)
+
+
+class VGG(nn.Module):
+    """VGG-11, 13, 16 or 19 with one linear layer; Kaiming normal by fan-in, zero biases.
+
+    Args:
+        depth: weight layers as counted in the original, with its three linear ones.
+        batch_norm: a BatchNorm after each convolution.
+        input_shape: (C, H, W), H and W at least 16.
+        num_classes: logits out, at least 1.
+    """
+
+    def __init__(
+        self,
+        depth: Literal[11, 13, 16, 19] = 16,
+        batch_norm: bool = True,
+        input_shape: Sequence[int] = (3, 32, 32),
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        if depth not in _PLANS:
+            raise ValueError(f"VGG: depth={depth} is not one of {', '.join(map(str, _PLANS))}")
+        channels, *size = input_shape
+        if min(size) < 16:
+            raise ValueError(f"VGG: images of {size} are too small, it halves them four times; expected at least 16x16")
+        layers: list[nn.Module] = []
+        for stage, (convolutions, width) in enumerate(zip(_PLANS[depth], _WIDTHS, strict=True)):
+            if stage > 0:
+                layers.append(nn.MaxPool2d(2))
+            for _ in range(convolutions):
+                layers.append(nn.Conv2d(channels, width, kernel_size=3, padding=1))
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(width))
+                layers.append(nn.ReLU())
+                channels = width
+        self.features = nn.Sequential(*layers)
+        # At 32x32 this averages the 2x2 positions that are left, as the original does.
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+        kaiming(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) to logits (N, num_classes)."""
+        logits: Tensor = self.fc(self.pool(self.features(images)).flatten(1))
+        return logits

@@ -1,0 +1,93 @@
+"""Pruner: what gives scores, and Subject: what it gives them to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from synflow_pl.masks import prunable
+
+__all__ = ["Pruner", "Saliency", "Subject"]
+
+
+class Saliency(NamedTuple):
+    """A score of the form ``weight * gradient`` (Tanaka et al. 2020, Equation 1), not multiplied out.
+
+    Most weights are removed in the first of many rounds; what can no longer be cut need not be multiplied.
+    """
+
+    weight: Tensor
+    gradient: Tensor
+
+
+@dataclass
+class Subject:
+    """A network while it is being pruned.
+
+    The network itself stays untouched until the last round is over: rounds work on ``weights``, copies in float32 or better in which
+    every removed weight is zero already. They are the pruner's to work with, as long as removed weights stay zero.
+
+    Attributes:
+        network: the network under study, dense.
+        weights: working copy of each prunable parameter, by name.
+        masks: bool, one per prunable parameter, True where the weight lives.
+        density: the density that the coming cut will leave, in (0, 1].
+        inputs: an example of the network's inputs, or ``None`` where no pruner asked for it.
+        batches: (images (N, C, H, W), labels (N,)) pairs for data-driven pruners.
+        loss: (logits, labels) to a scalar, the mean over a batch.
+        train_mode: whether data-driven pruners score in train mode.
+    """
+
+    network: nn.Module
+    weights: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    density: Fraction = Fraction(1)
+    inputs: tuple[Tensor, ...] | None = None
+    batches: Iterable[tuple[Tensor, Tensor]] = field(default=())
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
+    train_mode: bool = False
+
+    @classmethod
+    def of(cls, network: nn.Module, exclude: Iterable[str] = ()) -> Subject:
+        """A subject of which nothing has been removed yet."""
+        parameters = prunable(network, exclude)
+        weights = {name: _working_copy(parameter) for name, parameter in parameters.items()}
+        masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+        return cls(network, weights, masks)
+
+
+def _working_copy(parameter: Tensor) -> Tensor:
+    weight = parameter.detach().clone(memory_format=torch.contiguous_format)
+    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+
+
+class Pruner(ABC):
+    """Gives each prunable weight a score; the larger survives. Who competes, how much goes in each round and the cut itself are not
+    its concern (:func:`synflow_pl.prune`).
+
+    A subclass is the formula of a paper: it says how many ``rounds`` it wants, what it ``needs``, and scores.
+    """
+
+    rounds: ClassVar[int] = 1
+    """Rounds that the paper uses; what ``rounds=None`` means."""
+    needs_input: ClassVar[bool] = False
+    """Whether it asks for ``subject.inputs``."""
+    needs_batches: ClassVar[bool] = False
+    """Whether it asks for ``subject.batches``."""
+
+    def prepare(self, subject: Subject) -> None:  # noqa: B027  most pruners have nothing to prepare
+        """Called once, before the first round; what is worked out here serves all rounds."""
+
+    @abstractmethod
+    def score(self, subject: Subject) -> Mapping[str, Tensor | Saliency]:
+        """Scores by parameter name, in the weights' shapes, finite; the larger survives. Removed weights' scores are not read.
+
+        The tensors may be overwritten afterwards. The network is left exactly as it was found: weights, buffers, gradients, mode
+        and random state.
+        """

@@ -1,0 +1,231 @@
+"""Pruning: the loop. Score, cut, and again, until the asked number of weights is left.
+
+A pruner only scores. Which weights compete (scope), how many are left after each round (schedule) and the cut itself are here, the
+same for every pruner, so that a comparison compares scores and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from synflow_pl.flow.recording import example_of
+from synflow_pl.followers import follow
+from synflow_pl.masks import Masks
+from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
+from synflow_pl.schedules import SCHEDULES, as_density, keeps
+from synflow_pl.selection import smallest
+
+__all__ = ["check_options", "prune"]
+
+SCOPES = ("global", "local")
+
+
+def prune(
+    network: nn.Module,
+    pruner: Pruner,
+    *,
+    density: float | Fraction | None = None,
+    kept: int | None = None,
+    rounds: int | None = None,
+    schedule: Literal["exponential", "linear"] = "exponential",
+    scope: Literal["global", "local"] = "global",
+    input_shape: Sequence[int] | None = None,
+    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    bias: bool = False,
+    norm: bool = False,
+    exclude: Iterable[str] = (),
+    train_mode: bool = False,
+    on_round: Callable[[int, float], None] | None = None,
+) -> Masks:
+    """Prune ``network`` in place: choose its masks, then zero what they remove. Runs where the network is, on CPU or GPU.
+
+    Until the last round is over the network is not touched, so an error or an interruption leaves it dense.
+
+    Args:
+        network: any module with linear, convolution or attention layers.
+        pruner: gives the scores.
+        density: fraction of prunable weights kept, in (0, 1]; exact: ``n - floor((1 - density) * n)`` weights live.
+        kept: instead of ``density``, the number of weights kept, in [1, n]; with ``scope="global"`` only.
+        rounds: score-then-cut steps, at least 1; ``None`` is the pruner's own number (SynFlow 100, one-shot methods 1).
+        schedule: density after each round.
+        scope: ``"global"``, all layers in one ranking, or ``"local"``, each layer alone and each at ``density``.
+        input_shape: (C, H, W), for pruners that need to know it and networks with one input.
+        example_input: instead of it, a tensor or a tuple of them with the batch dimension.
+        batches: (images (N, C, H, W), labels (N,)) pairs, for data-driven pruners.
+        loss: (logits, labels) to the mean loss of a batch, for data-driven pruners.
+        bias: mask biases too, each living as long as its unit; ``density`` still counts weights only.
+        norm: the same for the gain and shift of a normalisation that reads a prunable layer.
+        exclude: shell-style patterns of parameter names that stay dense (a dense classifier is ``["fc.*"]``).
+        train_mode: score in train mode, for data-driven pruners.
+        on_round: called with (round, density) after each round, rounds counted from 1.
+
+    Returns:
+        The masks, on the network's device.
+
+    Raises:
+        ValueError: for an impossible option, naming its value, before any work starts.
+        FloatingPointError: if a score is not finite, naming the layer.
+    """
+    check_options(density=density, kept=kept, rounds=rounds, schedule=schedule, scope=scope)
+    subject = Subject.of(network, exclude)
+    total = sum(weight.numel() for weight in subject.weights.values())
+    if kept is not None and kept > total:
+        raise ValueError(f"kept: {kept} is more than the {total} prunable weights there are")
+    target = as_density(density) if density is not None else Fraction(kept or 0, total)
+    if pruner.needs_input or norm or input_shape is not None or example_input is not None:
+        subject.inputs = example_of(network, input_shape, example_input)
+    subject.batches, subject.loss, subject.train_mode = batches, loss, train_mode
+    if pruner.needs_batches and not (isinstance(batches, Sequence) and len(batches) > 0):
+        raise ValueError(f"{type(pruner).__name__} scores on data: give batches=, a list of (images, labels) pairs")
+
+    rankings = [_Ranking(subject, list(subject.weights))] if scope == "global" else [_Ranking(subject, [n]) for n in subject.weights]
+    rounds = pruner.rounds if rounds is None else rounds
+    after = [keeps(schedule, target, rounds, ranking.alive) for ranking in rankings]
+    if any(kept_then[-1] < ranking.alive for kept_then, ranking in zip(after, rankings, strict=True)):
+        pruner.prepare(subject)
+        for index in range(rounds):
+            left = sum(kept_then[index] for kept_then in after)
+            subject.density = target if index == rounds - 1 else Fraction(left, total)
+            scores = pruner.score(subject)
+            for ranking, kept_then in zip(rankings, after, strict=True):
+                ranking.cut(scores, kept_then[index])
+            del scores
+            if on_round is not None:
+                on_round(index + 1, left / total)
+    followers = follow(network, subject.masks, subject.inputs, bias=bias, norm=norm)
+    masks = Masks({**subject.masks, **followers}, followers)
+    masks.apply(network)
+    return masks
+
+
+def check_options(
+    *, density: float | Fraction | None, kept: int | None, rounds: int | None, schedule: str, scope: str
+) -> None:
+    """Refuse an impossible option in one sentence that names it, before any work starts.
+
+    Raises:
+        ValueError: naming the value and what was expected.
+    """
+    if (density is None) == (kept is None):
+        raise ValueError(f"give either density, in (0, 1], or kept, a number of weights; got density={density}, kept={kept}")
+    if density is not None:
+        as_density(density)
+    if kept is not None and (isinstance(kept, bool) or not isinstance(kept, int) or kept < 1):
+        raise ValueError(f"kept: {kept!r} must be a whole number of weights, at least 1")
+    if kept is not None and scope == "local":
+        raise ValueError("kept counts the weights of the whole network; with scope='local' give density instead")
+    if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
+        raise ValueError(f"rounds: {rounds!r} must be a whole number, at least 1; leave it out for the pruner's own number")
+    for option, value, choices in (("schedule", schedule, tuple(SCHEDULES)), ("scope", scope, SCOPES)):
+        if value not in choices:
+            near = get_close_matches(str(value), choices, n=1, cutoff=0)[0]
+            raise ValueError(f"{option}: {value!r} is not one of {', '.join(choices)}; did you mean {near!r}?")
+
+
+class _Ranking:
+    """Weights that compete with each other, and which of them still can.
+
+    Once weights have been removed they never compete again, so the work shrinks with the survivors: every now and then the list is
+    packed to the living, and between two packings the dead score infinity, which no cut takes.
+    """
+
+    # Packing costs several passes, the dead only the room they take; so the list is packed when this share of it has died.
+    _PACK_AT = 0.25
+
+    def __init__(self, subject: Subject, names: list[str]) -> None:
+        self.subject = subject
+        self.names = names
+        self._masks = [subject.masks[name].view(-1) for name in names]
+        self.alive = sum(mask.numel() for mask in self._masks)
+        # Positions within each flattened weight of those listed; None while all of it is.
+        self._listed: list[Tensor | None] = [None] * len(names)
+        # Positions within the list of those that have died since it was packed.
+        self._dead: list[Tensor] = []
+        # Weights of those listed, where scores are products with them.
+        self._weights: list[Tensor | None] = [None] * len(names)
+        # Where listed scores are gathered: used again in each round, since fresh memory costs more than the gathering.
+        self._gathered: Tensor | None = None
+
+    def cut(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
+        """Remove the lowest-scoring weights until ``keep`` are left."""
+        listed = self._gather(scores)
+        low, high = torch.aminmax(listed)
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            raise FloatingPointError(self._not_finite(listed))
+        for dead in self._dead:
+            listed.index_fill_(0, dead, torch.inf)
+        self._remove(smallest(listed, self.alive - keep))
+        self.alive = keep
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [mask.numel() if at is None else at.numel() for mask, at in zip(self._masks, self._listed, strict=True)]
+
+    def _gather(self, scores: Mapping[str, Tensor | Saliency]) -> Tensor:
+        if self._gathered is None:
+            self._gathered = torch.empty(self.alive, dtype=_factor(scores[self.names[0]]).dtype, device=self._masks[0].device)
+        sizes = self._sizes
+        listed = self._gathered[: sum(sizes)]
+        for index, part in enumerate(listed.split(sizes)):
+            at, score = self._listed[index], scores[self.names[index]]
+            factor = _factor(score).reshape(-1)
+            if at is not None:
+                torch.index_select(factor, 0, at, out=part)
+                if isinstance(score, Saliency):
+                    part.mul_(self._weight(index, score.weight))
+            elif isinstance(score, Saliency):
+                torch.mul(factor, score.weight.view(-1), out=part)
+            else:
+                part.copy_(factor)
+        return listed
+
+    def _weight(self, index: int, weight: Tensor) -> Tensor:
+        """The listed weights; a survivor's weight does not change while it is listed."""
+        packed = self._weights[index]
+        if packed is None:
+            packed = self._weights[index] = weight.view(-1).index_select(0, self._listed[index])
+        return packed
+
+    def _not_finite(self, listed: Tensor) -> str:
+        parts = zip(self.names, listed.split(self._sizes), strict=True)
+        name = next(name for name, part in parts if not bool(part.isfinite().all()))
+        return (
+            f"the scores of {name!r} are not finite; the masks would be meaningless. Look for infinite weights there,"
+            " or score in double precision (network.double())"
+        )
+
+    def _remove(self, gone: Tensor) -> None:
+        """Remove the weights at these positions of the list, which ascend."""
+        sizes = self._sizes
+        ends = torch.tensor(sizes).cumsum(0)
+        shares = torch.searchsorted(gone, ends.to(gone.device)).diff(prepend=gone.new_zeros(1)).tolist()
+        starts = (ends - torch.tensor(sizes)).tolist()
+        for name, mask, at, start, part in zip(self.names, self._masks, self._listed, starts, gone.split(shares), strict=True):
+            positions = part - start
+            if at is not None:
+                positions = at.index_select(0, positions).long()
+            self.subject.weights[name].view(-1).index_fill_(0, positions, 0)
+            mask.index_fill_(0, positions, False)
+        self._dead.append(gone)
+        if sum(dead.numel() for dead in self._dead) > self._PACK_AT * sum(sizes):
+            self._pack()
+
+    def _pack(self) -> None:
+        for index, (mask, at) in enumerate(zip(self._masks, self._listed, strict=True)):
+            # Half the bytes of the default int64, and no parameter has 2**31 entries.
+            self._listed[index] = mask.nonzero().squeeze(1).int() if at is None else at.index_select(0, mask.index_select(0, at).nonzero().squeeze(1))
+        self._weights = [None] * len(self._masks)
+        self._dead = []
+
+
+def _factor(score: Tensor | Saliency) -> Tensor:
+    return score.gradient if isinstance(score, Saliency) else score

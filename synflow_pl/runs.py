@@ -1,0 +1,103 @@
+"""Runs: one folder each under ``lightning_logs``, and the loggers that write into it.
+
+A run holds ``config.yaml``, ``metrics.csv``, TensorBoard's events, ``masks.safetensors`` and ``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.loggers.csv_logs import _ExperimentWriter
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+__all__ = ["RunCSV", "RunTensorBoard", "claim", "run_of"]
+
+CONFIG = "config.yaml"
+
+
+def claim(root: Path, name: str) -> Path:
+    """Make the folder ``root/name``, or ``name-2``, ``name-3``, ... if it is taken; two processes never get the same one.
+
+    Raises:
+        ValueError: if the name cannot be a folder's.
+    """
+    if not re.fullmatch(r"[\w.+=@-]+", name) or name.startswith("."):
+        raise ValueError(f"run: {name!r} cannot be a run's name; use letters, digits and any of . _ + = @ -")
+    root.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def run_of(path: Path) -> Path | None:
+    """The run that a checkpoint or a folder belongs to, if it belongs to one."""
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / CONFIG).is_file():
+            return folder
+    return None
+
+
+class _AppendingWriter(_ExperimentWriter):
+    """Goes on in a ``metrics.csv`` that is there; Lightning's own would delete it."""
+
+    def _check_log_dir_exists(self) -> None:
+        if os.path.isfile(self.metrics_file_path):
+            with open(self.metrics_file_path, newline="") as file:
+                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        """Nothing: config.yaml has them."""
+
+
+class RunCSV(CSVLogger):
+    """``metrics.csv`` of a run, appended to.
+
+    Args:
+        run: folder of the run.
+    """
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(save_dir=run.parent, name=run.name, version="", flush_logs_every_n_steps=50)
+        self._run = str(run)
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder."""
+        return self._run
+
+    @property
+    def experiment(self) -> Any:
+        """What writes the file."""
+        if self._experiment is None:
+            self._experiment = _AppendingWriter(self._run)
+        return self._experiment
+
+
+class RunTensorBoard(TensorBoardLogger):
+    """TensorBoard's events of a run.
+
+    Args:
+        run: folder of the run.
+    """
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(save_dir=run.parent, name=run.name, version="", default_hp_metric=False)
+        self._run = str(run)
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder."""
+        return self._run
+
+    def save(self) -> None:
+        """Nothing: events are flushed as they come, and config.yaml has what Lightning would write here."""

@@ -1,0 +1,51 @@
+"""Schedules: the density after each round.
+
+The exponential schedule is that of Tanaka et al. 2020, Algorithm 1: after round k of n, density rho ** (k / n). The linear one takes
+the same number of weights off in every round. The last round uses the density that was asked for, not a float near it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+__all__ = ["SCHEDULES", "as_density", "kept_weights", "keeps"]
+
+
+def exponential(density: Fraction, share: Fraction) -> Fraction:
+    """Density after the ``share`` of the rounds, in [0, 1]: the same *fraction* of what is left falls in each round."""
+    return Fraction(str(float(density) ** float(share)))
+
+
+def linear(density: Fraction, share: Fraction) -> Fraction:
+    """Density after the ``share`` of the rounds, in [0, 1]: the same *number* of weights falls in each round."""
+    return 1 - (1 - density) * share
+
+
+SCHEDULES: dict[str, Callable[[Fraction, Fraction], Fraction]] = {"exponential": exponential, "linear": linear}
+
+
+def as_density(density: float | Fraction) -> Fraction:
+    """A density as an exact rational: a float is read as its shortest decimal, so that 0.1 is 1/10.
+
+    Raises:
+        ValueError: unless it is in (0, 1].
+    """
+    if isinstance(density, bool) or not isinstance(density, (int, float, Fraction)):
+        raise ValueError(f"density: {density!r} is not a number; expected the fraction of weights kept, in (0, 1]")
+    if not (math.isfinite(density) and 0 < density <= 1):
+        raise ValueError(f"density: {density} is not in (0, 1]; it is the fraction of weights kept, so 0.1 keeps a tenth")
+    return density if isinstance(density, Fraction) else Fraction(str(density))
+
+
+def kept_weights(total: int, density: Fraction) -> int:
+    """How many of ``total`` weights live at ``density``: ``total - floor((1 - density) * total)``, at least one."""
+    return total - math.floor((1 - density) * total)
+
+
+def keeps(schedule: str, density: Fraction, rounds: int, total: int) -> list[int]:
+    """Weights kept after each of ``rounds`` rounds, never growing, the last exactly ``kept_weights(total, density)``."""
+    final = kept_weights(total, density)
+    after = [kept_weights(total, SCHEDULES[schedule](density, Fraction(k, rounds))) for k in range(1, rounds)]
+    return [max(kept, final) for kept in after] + [final]

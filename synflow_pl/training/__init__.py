@@ -1,0 +1,8 @@
+"""Training a pruned network: the LightningModule, the callback that prunes, checkpoints, panels."""
+
+from synflow_pl.training.checkpoints import find_checkpoint, load_weights
+from synflow_pl.training.classifier import Classifier
+from synflow_pl.training.prune_at_init import PruneAtInit
+from synflow_pl.training.warmup_cosine import WarmupCosine
+
+__all__ = ["Classifier", "PruneAtInit", "WarmupCosine", "find_checkpoint", "load_weights"]

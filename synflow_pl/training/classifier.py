@@ -1,0 +1,97 @@
+"""Classifier: the one LightningModule, around any network that turns images into logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+__all__ = ["Classifier"]
+
+
+class Classifier(LightningModule):
+    """Trains a network to classify images and logs ``{train,val,test}/{loss,accuracy,accuracy_top5}``.
+
+    Args:
+        network: images (N, C, H, W) to logits (N, num_classes).
+        num_classes: classes, at least 2; the command line takes it from the data.
+        optimizer: class path and options; called with the parameters.
+        scheduler: class path and options; called with the optimiser and stepped once an epoch.
+        loss: (logits, labels) to the mean loss.
+        decay_everything: apply weight decay to norms and biases as well, as most papers' code does; ``false`` spares all
+            parameters with one dimension.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int = 10,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True),
+        scheduler: LRSchedulerCallable | None = None,
+        loss: nn.Module | None = None,
+        decay_everything: bool = True,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes: {num_classes} must be at least 2")
+        self.network = network
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.loss = nn.CrossEntropyLoss() if loss is None else loss
+        self.decay_everything = decay_everything
+        accuracies = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
+        if num_classes > 5:
+            accuracies["accuracy_top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
+        metrics = MetricCollection(dict(accuracies))
+        self.train_metrics, self.val_metrics, self.test_metrics = (metrics.clone(prefix=f"{x}/") for x in ("train", "val", "test"))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) to logits (N, num_classes)."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss: Tensor = self.loss(logits, labels)
+        metrics: MetricCollection = getattr(self, f"{stage}_metrics")
+        metrics.update(logits.detach(), labels)
+        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, prog_bar=stage != "test", batch_size=len(images), sync_dist=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(images))
+        return loss
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        self._step(batch, "test")
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        """Class probabilities (N, num_classes)."""
+        images, _labels = batch
+        return self(images).softmax(1)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, with or without weight decay on norms and biases, and its scheduler."""
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        groups: Any = parameters
+        if not self.decay_everything:
+            groups = [
+                {"params": [parameter for parameter in parameters if parameter.dim() > 1]},
+                {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
+            ]
+        optimizer = self.optimizer(groups)
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
+        return [optimizer], [scheduler]
