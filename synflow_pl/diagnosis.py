@@ -62,10 +62,15 @@ class Diagnosis:
             (x.name, "x".join(map(str, x.shape)), f"{x.total:,}", f"{x.kept:,}", f"{x.density:.4f}", f"{x.living_units} / {x.units}")
             for x in self.layers
         ]
-        rows.append(("all", "", f"{self.total:,}", f"{self.kept:,}", f"{self.density:.4f}", "alive" if self.alive else "dead: no path left"))
+        rows.append(
+            ("all", "", f"{self.total:,}", f"{self.kept:,}", f"{self.density:.4f}", "alive" if self.alive else "dead: no path left")
+        )
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = [
-            "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
+            "  ".join(
+                cell.ljust(width) if column < 2 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
             for row in rows
         ]
         rule = "-" * len(lines[0])

@@ -47,7 +47,9 @@ def follow(
 
 def living_units(network: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """By weight name, (units,) bool: whether any weight into the unit lives."""
-    transposed = {f"{name}.weight": module for name, module in network.named_modules() if isinstance(module, nn.modules.conv._ConvTransposeNd)}
+    transposed = {
+        f"{name}.weight": module for name, module in network.named_modules() if isinstance(module, nn.modules.conv._ConvTransposeNd)
+    }
     living = {}
     for name, mask in masks.items():
         if name in transposed:
@@ -59,7 +61,13 @@ def living_units(network: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, T
     return living
 
 
-_NORMALISATIONS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm", "native_group_norm")
+_NORMALISATIONS = (
+    "native_batch_norm",
+    "_native_batch_norm_legit_no_training",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+    "native_group_norm",
+)
 
 
 def _normalised(network: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, str]:

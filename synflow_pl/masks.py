@@ -176,7 +176,9 @@ class Masks(Mapping[str, Tensor]):
         os.close(handle)
         try:
             tensors = {name: mask.cpu().contiguous() for name, mask in self._masks.items()}
-            save_file(tensors, temporary, metadata={"order": json.dumps(list(tensors)), "followers": json.dumps(sorted(self.followers))})
+            save_file(
+                tensors, temporary, metadata={"order": json.dumps(list(tensors)), "followers": json.dumps(sorted(self.followers))}
+            )
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:

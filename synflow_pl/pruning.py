@@ -107,9 +107,7 @@ def prune(
     return masks
 
 
-def check_options(
-    *, density: float | Fraction | None, kept: int | None, rounds: int | None, schedule: str, scope: str
-) -> None:
+def check_options(*, density: float | Fraction | None, kept: int | None, rounds: int | None, schedule: str, scope: str) -> None:
     """Refuse an impossible option in one sentence that names it, before any work starts.
 
     Raises:
@@ -222,7 +220,9 @@ class _Ranking:
     def _pack(self) -> None:
         for index, (mask, at) in enumerate(zip(self._masks, self._listed, strict=True)):
             # Half the bytes of the default int64, and no parameter has 2**31 entries.
-            self._listed[index] = mask.nonzero().squeeze(1).int() if at is None else at.index_select(0, mask.index_select(0, at).nonzero().squeeze(1))
+            self._listed[index] = (
+                mask.nonzero().squeeze(1).int() if at is None else at.index_select(0, mask.index_select(0, at).nonzero().squeeze(1))
+            )
         self._weights = [None] * len(self._masks)
         self._dead = []
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
+import logging
 import os
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, Namespace
+import torch
+from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -17,7 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 import synflow_pl.networks
 import synflow_pl.pruners
-from synflow_pl.cli.messages import Parser, sentence
+from synflow_pl.cli.messages import OURS, Parser, clarify, sentence
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.data import Images
 from synflow_pl.runs import CONFIG, RunCSV, RunTensorBoard, claim, run_of
@@ -41,6 +43,8 @@ def run(args: list[str]) -> CLI:
         args = _prepare(args)
     except FileNotFoundError as error:
         sentence(str(error))
+    # Lightning advertises its other products at every start.
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
     return CLI(args)
 
 
@@ -61,6 +65,11 @@ def _prepare(args: list[str]) -> list[str]:
         elif option == "--ckpt_path" and value:
             checkpoint = value
             prepared += ["--ckpt_path", value]
+        elif option.removeprefix("--") in OURS:
+            if not equals and index + 1 < len(args):
+                index += 1
+                value = args[index]
+            prepared += [option, _full_path(OURS[option.removeprefix("--")], value)]
         else:
             prepared.append(args[index])
         index += 1
@@ -69,6 +78,11 @@ def _prepare(args: list[str]) -> list[str]:
         if folder is not None:
             prepared[1:1] = ["--config", str(folder / CONFIG)]
     return prepared
+
+
+def _full_path(room: str, name: str) -> str:
+    """Our class of that name: others may have one too (torchvision has a VGG), and ours is meant."""
+    return f"{room}.{name}" if name in import_module(room).__all__ else name
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -99,7 +113,11 @@ class CLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"max_epochs": 1},
             parser_class=Parser,
-            parser_kwargs={"allow_abbrev": False, "prog": "synflow_pl", "description": "Prune networks at initialisation, train them sparse."},
+            parser_kwargs={
+                "allow_abbrev": False,
+                "prog": "synflow_pl",
+                "description": "Prune networks at initialisation, train them sparse.",
+            },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=args,
@@ -139,29 +157,27 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is one sentence, and no data has been touched by then."""
         try:
-            self._fill_in_from_data()
+            self._fill_in()
             super().instantiate_classes()
+            shape = getattr(self.datamodule, "input_shape", None)
+            if shape is not None:
+                self.model.example_input_array = torch.ones(1, *shape)  # lets Lightning's summary state shapes and FLOPs
         except (ValueError, TypeError, FileNotFoundError) as error:
-            sentence(str(error))
+            sentence(clarify(str(error), []))
 
-    def _fill_in_from_data(self) -> None:
-        """Give the network the data's ``input_shape`` and ``num_classes``, in so far as its class has such arguments and the options
-        leave them at their default; the classifier its ``num_classes``."""
-        network = self.options.model.network
+    def _fill_in(self) -> None:
+        """Give the network the data's ``input_shape`` and ``num_classes``, the classifier its ``num_classes``, and the schedule the
+        number of epochs: in so far as a class has such an argument and the options leave it at its default."""
+        model = self.options.model
         data = _class(self.options.data.class_path)
         for name in ("input_shape", "num_classes"):
             value = getattr(data, name, None)
-            if value is None or isinstance(value, property):
-                continue
-            value = list(value) if isinstance(value, tuple) else value
-            argument = inspect.signature(_class(network.class_path)).parameters.get(name)
-            if argument is not None:
-                given = network.init_args.get(name)
-                default = list(argument.default) if isinstance(argument.default, tuple) else argument.default
-                if given is None or given == default or argument.default is argument.empty:
-                    network.init_args[name] = value
-            if name == "num_classes":
-                self.options.model.num_classes = value
+            if isinstance(value, (int, tuple)):
+                _set_default(model.network, name, list(value) if isinstance(value, tuple) else value)
+        if isinstance(getattr(data, "num_classes", None), int):
+            model.num_classes = data.num_classes
+        if isinstance(model.scheduler, Namespace):
+            _set_default(model.scheduler, "epochs", self.options.trainer.max_epochs)
 
     # -- the run
 
@@ -229,17 +245,15 @@ class CLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, and write ``predictions.csv``: for each image the likeliest class and its probability."""
-        import csv
-
-        import torch
-
         batches = self.trainer.predict(**kwargs, return_predictions=True)
         probabilities, classes = torch.cat(batches).max(1)  # type: ignore[arg-type]
         path = (self.run_folder or Path(".")) / "predictions.csv"
         with open(path, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["image", "class", "probability"])
-            writer.writerows((index, int(c), f"{float(p):.6f}") for index, (c, p) in enumerate(zip(classes, probabilities, strict=True)))
+            writer.writerows(
+                (index, int(c), f"{float(p):.6f}") for index, (c, p) in enumerate(zip(classes, probabilities, strict=True))
+            )
         print(f"\n{len(classes)} predictions lie in {os.path.relpath(path)}")
 
 
@@ -247,6 +261,17 @@ def _class(path: str) -> type:
     module, _, name = path.rpartition(".")
     found: type = getattr(import_module(module), name)
     return found
+
+
+def _set_default(config: Namespace, name: str, value: Any) -> None:
+    """Set an argument of a class to ``value``, if the class has it and the options leave it at its default."""
+    argument = inspect.signature(_class(config.class_path)).parameters.get(name)
+    if argument is None:
+        return
+    default = list(argument.default) if isinstance(argument.default, tuple) else argument.default
+    given = config.init_args.get(name) if "init_args" in config else None
+    if given is None or given == default:
+        config[f"init_args.{name}"] = value
 
 
 def _short(config: Namespace) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("SYNFLOW_DATA") or Path.home() / ".cache" / "synflow_pl")
 
 
-class Images(LightningDataModule):
+class Images(LightningDataModule, ABC):
     """Labelled images: downloaded in ``prepare_data``, a validation split held out by seed, the test set met only at ``test``.
 
     A subclass names its shape, classes, normalisation and augmentation, and says where its images come from.
@@ -95,7 +95,9 @@ class Images(LightningDataModule):
         held_out, rest = self._split(len(images))  # type: ignore[arg-type]
         self._sets["train"] = Subset(images, rest)
         if self.validate_on_test:
-            warnings.warn("validate_on_test: the validation numbers of this run are test numbers; choose nothing by them.", stacklevel=2)
+            warnings.warn(
+                "validate_on_test: the validation numbers of this run are test numbers; choose nothing by them.", stacklevel=2
+            )
             self._sets["val"] = self.dataset(False, self.evaluation_transform)
         elif held_out:
             self._sets["val"] = Subset(self.dataset(True, self.evaluation_transform), held_out)

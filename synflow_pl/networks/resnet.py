@@ -39,9 +39,7 @@ class ResNet(nn.Module):
         num_classes: logits out, at least 1.
     """
 
-    def __init__(
-        self, depth: int = 20, width: int = 16, input_shape: Sequence[int] = (3, 32, 32), num_classes: int = 10
-    ) -> None:
+    def __init__(self, depth: int = 20, width: int = 16, input_shape: Sequence[int] = (3, 32, 32), num_classes: int = 10) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"ResNet: depth={depth} is not 6n + 2; expected 20, 32, 44, 56, 110, 1202 or another such number")

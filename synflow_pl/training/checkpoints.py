@@ -29,7 +29,9 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}; expected a .ckpt file or a run's folder such as lightning_logs/NAME")
     found = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda file: (file.name == "last.ckpt", file.stat().st_mtime))
     if not found:
-        raise FileNotFoundError(f"the run {str(path)!r} has no checkpoint (none in {str(path / 'checkpoints')!r}); did its training end?")
+        raise FileNotFoundError(
+            f"the run {str(path)!r} has no checkpoint (none in {str(path / 'checkpoints')!r}); did its training end?"
+        )
     return found[-1]
 
 

@@ -20,9 +20,9 @@ class Classifier(LightningModule):
     Args:
         network: images (N, C, H, W) to logits (N, num_classes).
         num_classes: classes, at least 2; the command line takes it from the data.
-        optimizer: class path and options; called with the parameters.
-        scheduler: class path and options; called with the optimiser and stepped once an epoch.
-        loss: (logits, labels) to the mean loss.
+        optimizer: class path (torch.optim.SGD) and options; called with the parameters.
+        scheduler: class path (torch.optim.lr_scheduler.MultiStepLR) and options; called with the optimiser and stepped once an epoch.
+        loss: (logits, labels) to the mean loss; by default torch.nn.CrossEntropyLoss.
         decay_everything: apply weight decay to norms and biases as well, as most papers' code does; ``false`` spares all
             parameters with one dimension.
     """

@@ -74,7 +74,9 @@ class PruneAtInit(Callback):
         if self._from_file is None and pruner is not None:
             check_options(density=density, kept=kept, rounds=rounds, schedule=schedule, scope=scope)
         elif self._from_file is None and (density not in (None, 1) or kept is not None or rounds is not None):
-            raise ValueError(f"density={density}, kept={kept}, rounds={rounds}, but no pruner; name one, or leave them out for a dense network")
+            raise ValueError(
+                f"density={density}, kept={kept}, rounds={rounds}, but no pruner; name one, or leave them out for a dense network"
+            )
         if on_collapse not in ("error", "warn"):
             raise ValueError(f"on_collapse: {on_collapse!r} is not one of error, warn")
         self.pruner = pruner
@@ -143,7 +145,9 @@ class PruneAtInit(Callback):
         masks = Masks.from_state_dict(trainer.strategy.broadcast(masks.state_dict()))
         masks.apply(network)
         seconds = time.perf_counter() - started
-        rank_zero_info(f"Pruning: {how} kept {masks.kept:,} of {masks.total:,} weights (density {masks.density:.6g}) in {seconds:.1f} s.")
+        rank_zero_info(
+            f"Pruning: {how} kept {masks.kept:,} of {masks.total:,} weights (density {masks.density:.6g}) in {seconds:.1f} s."
+        )
         self._report(trainer, network, masks, example)
         if trainer.is_global_zero and trainer.loggers and trainer.log_dir is not None and not trainer.fast_dev_run:
             masks.save(Path(trainer.log_dir) / "masks.safetensors")
@@ -171,7 +175,13 @@ class PruneAtInit(Callback):
 
     def _find_network(self, pl_module: LightningModule) -> tuple[nn.Module, str]:
         """The network and the prefix of its parameters' names within the module."""
-        name = self.network if self.network is not None else "network" if isinstance(getattr(pl_module, "network", None), nn.Module) else ""
+        name = (
+            self.network
+            if self.network is not None
+            else "network"
+            if isinstance(getattr(pl_module, "network", None), nn.Module)
+            else ""
+        )
         if not name:
             return pl_module, ""
         try:
@@ -179,7 +189,9 @@ class PruneAtInit(Callback):
         except AttributeError:
             found = None
         if not isinstance(found, nn.Module):
-            raise ValueError(f"network: {type(pl_module).__name__} has no submodule {name!r}; its children are {[n for n, _ in pl_module.named_children()]}")
+            raise ValueError(
+                f"network: {type(pl_module).__name__} has no submodule {name!r}; its children are {[n for n, _ in pl_module.named_children()]}"
+            )
         return found, f"{name}."
 
     def _example(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor, ...]:
@@ -228,4 +240,3 @@ class PruneAtInit(Callback):
         state = checkpoint.get(KEY, {}).get("masks")
         if state is not None:
             self.masks, self._restored = Masks.from_state_dict(state), True
-

@@ -13,12 +13,12 @@ class WarmupCosine(SequentialLR):
 
     Args:
         optimizer: whose learning rate is the peak.
-        epochs: of the whole training; the rate reaches ``final`` times the peak at its end.
+        epochs: of the whole training; the command line takes it from trainer.max_epochs. The rate reaches ``final`` times the peak at its end.
         warmup: epochs of linear climb from a hundredth of the peak, in [1, epochs).
         final: share of the peak that is left at the end, in [0, 1].
     """
 
-    def __init__(self, optimizer: Optimizer, epochs: int, warmup: int = 5, final: float = 0.0) -> None:
+    def __init__(self, optimizer: Optimizer, epochs: int = 160, warmup: int = 5, final: float = 0.0) -> None:
         if not 1 <= warmup < epochs:
             raise ValueError(f"WarmupCosine: warmup={warmup} must be at least 1 and less than epochs={epochs}")
         peak = optimizer.param_groups[0]["lr"]

@@ -1,0 +1,53 @@
+"""The demo: prune `conv` to 5 % with 100 rounds of SynFlow, train it and its dense self on real digits, and put the two side by side."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from synflow_pl.cli.main import CLI, run
+from synflow_pl.cli.messages import sentence
+from synflow_pl.training import PruneAtInit
+
+__all__ = ["demo"]
+
+
+def demo(args: list[str]) -> None:
+    """Run the demo.
+
+    Args:
+        args: options of ``fit`` that both trainings get (``--trainer.max_epochs 1``).
+    """
+    if args[:1] in (["-h"], ["--help"]):
+        print(f"usage: synflow_pl demo [OPTIONS OF fit]\n\n{__doc__}")
+        return
+    sparse = _train_and_test(["-c", "demo", "-c", "pruners/synflow", *args])
+    dense = _train_and_test(["-c", "demo", "-c", "pruners/dense", *args])
+    callback = next(callback for callback in sparse.trainer.callbacks if isinstance(callback, PruneAtInit))
+    if sparse.run_folder is None or callback.diagnosis is None:
+        sentence("the demo needs its runs; leave out fast_dev_run")
+    print(f"\n{callback.diagnosis.table()}\n")
+    print("                       weights   test accuracy")
+    for name, cli, kept in (("dense", dense, callback.diagnosis.total), ("sparse, SynFlow", sparse, callback.diagnosis.kept)):
+        print(f"{name:<18}{kept:>12,}{_accuracy(cli):>15.2%}")
+    print(f"\nLook at both: {_beside_python('tensorboard')} --logdir {os.path.relpath(sparse.run_folder.parent)}")
+
+
+def _train_and_test(args: list[str]) -> CLI:
+    cli = run(["fit", *args])
+    cli.test(model=cli.model, datamodule=cli.datamodule)
+    return cli
+
+
+def _accuracy(cli: CLI) -> Any:
+    assert cli.metrics is not None
+    return cli.metrics[0]["test/accuracy"]
+
+
+def _beside_python(command: str) -> str:
+    """The command as it is to be typed: from the environment that the demo runs in, if that is not on the path."""
+    import shutil
+    import sys
+
+    beside = os.path.join(os.path.dirname(sys.executable), command)
+    return command if shutil.which(command) or not os.path.exists(beside) else os.path.relpath(beside)
