@@ -17,7 +17,7 @@ __all__ = ["Diagnosis", "Layer", "diagnose"]
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable parameter: its name and shape (out, in, \\*kernel), weights kept, and units (output channels) with any weight left."""
+    r"""One prunable parameter: its name and shape (out, in, \\*kernel), weights kept, and units (output channels) with any weight left."""
 
     name: str
     shape: tuple[int, ...]

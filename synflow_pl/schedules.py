@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
-__all__ = ["SCHEDULES", "as_density", "kept_weights", "keeps"]
+__all__ = ["SCHEDULES", "as_density", "keeps", "kept_weights"]
 
 
 def exponential(density: Fraction, share: Fraction) -> Fraction:

@@ -17,8 +17,6 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_only
 
-import synflow_pl.networks
-import synflow_pl.pruners
 from synflow_pl.cli.messages import OURS, Parser, clarify, sentence
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.data import Images
@@ -167,7 +165,8 @@ class CLI(LightningCLI):
 
     def _fill_in(self) -> None:
         """Give the network the data's ``input_shape`` and ``num_classes``, the classifier its ``num_classes``, and the schedule the
-        number of epochs: in so far as a class has such an argument and the options leave it at its default."""
+        number of epochs: in so far as a class has such an argument and the options leave it at its default.
+        """
         model = self.options.model
         data = _class(self.options.data.class_path)
         for name in ("input_shape", "num_classes"):

@@ -49,7 +49,7 @@ def classes(option: str) -> list[str]:
 
 
 def clarify(message: str, options: list[str]) -> str:
-    """jsonargparse's explanation as one sentence.
+    """Jsonargparse's explanation as one sentence.
 
     Args:
         message: what jsonargparse says.
@@ -165,7 +165,7 @@ class Parser(LightningArgumentParser):
                     "",
                 ]
         lines.append(
-            f"Options of one class: --data.help CLASS, --model.network.help CLASS, --pruning.pruner.help CLASS. All values: --print_config."
+            "Options of one class: --data.help CLASS, --model.network.help CLASS, --pruning.pruner.help CLASS. All values: --print_config."
         )
         return "\n".join(lines) + "\n"
 

@@ -34,18 +34,22 @@ class UnknownOperation(ValueError):
 
 # The identity on flow: pointwise nonlinearities, and what only copies or changes the kind of number.
 _IDENTITY = frozenset(
-    """relu leaky_relu rrelu_with_noise elu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus relu6
-    clamp clamp_min clamp_max _prelu_kernel native_dropout dropout clone alias detach _to_copy contiguous lift_fresh abs""".split()
+    """
+    relu leaky_relu rrelu_with_noise elu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus relu6
+    clamp clamp_min clamp_max _prelu_kernel native_dropout dropout clone alias detach _to_copy contiguous lift_fresh abs
+    """.split()
 )
 # Already linear with non-negative coefficients: replayed as they are.
 _LINEAR = frozenset(
-    """view _unsafe_view reshape permute transpose t unsqueeze squeeze expand repeat flip roll slice select narrow split
+    """
+    view _unsafe_view reshape permute transpose t unsqueeze squeeze expand repeat flip roll slice select narrow split
     split_with_sizes unbind cat stack unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle mean sum cumsum
-    max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d amax max_pool1d avg_pool1d avg_pool2d
-    avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d upsample_nearest1d upsample_nearest2d
-    upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_trilinear3d reflection_pad1d reflection_pad2d
-    replication_pad1d replication_pad2d index index_select diagonal tril triu movedim slice_scatter select_scatter
-    as_strided_copy view_copy _reshape_alias""".split()
+    max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d amax max_pool1d avg_pool1d
+    avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_trilinear3d reflection_pad1d
+    reflection_pad2d replication_pad1d replication_pad2d index index_select diagonal tril triu movedim slice_scatter
+    select_scatter as_strided_copy view_copy _reshape_alias
+    """.split()
 )
 _VIEW = frozenset({"view", "_unsafe_view", "_reshape_alias", "view_copy"})
 # The steps that weights act in; flow is measured, and kept in range, between them.
@@ -147,7 +151,7 @@ class _Builder:
         self._alias[output.number] = self.resolve(argument).number
 
     def add(self, operation: Operation) -> None:
-        leaves = [leaf for leaf in tree_leaves((operation.args, operation.kwargs), is_leaf=lambda x: isinstance(x, Value))]
+        leaves = list(tree_leaves((operation.args, operation.kwargs), is_leaf=lambda x: isinstance(x, Value)))
         values = [self.resolve(leaf).number for leaf in leaves if isinstance(leaf, Value)]
         if any(number in self.flow for number in values):
             rule = _RULES.get(operation.name)

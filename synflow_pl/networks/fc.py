@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -34,7 +35,7 @@ class FC(nn.Module):
             raise ValueError(f"FC: depth={depth} and width={width} must both be at least 1")
         sizes = [math.prod(input_shape), *[width] * (depth - 1), num_classes]
         layers: list[nn.Module] = [nn.Flatten()]
-        for index, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for index, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             if index > 0:
                 layers.append(nonlinearity())
             layers.append(nn.Linear(fan_in, fan_out))

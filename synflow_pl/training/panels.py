@@ -36,7 +36,8 @@ def show_diagnosis(loggers: Iterable[Logger], told: Diagnosis) -> None:
 
 def show_hyperparameters(loggers: Iterable[Logger], settings: Mapping[str, Any], metrics: Iterable[str]) -> None:
     """The row of this run in TensorBoard's HPARAMS tab. Its ``metrics`` are named now and take their values as they are logged,
-    also by a later ``test`` that writes into the same run."""
+    also by a later ``test`` that writes into the same run.
+    """
     from torch.utils.tensorboard.summary import hparams
 
     for logger in loggers:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ class PruneAtInit(Callback):
             return
         if trainer.strategy.restore_checkpoint_after_setup:
             raise ValueError(
-                f"{type(trainer.strategy).__name__} shards parameters, and a shard cannot be pruned; use strategy ddp, or drop the pruner"
+                f"{type(trainer.strategy).__name__} shards parameters, and a shard cannot be pruned; use ddp, or drop the pruner"
             )
         network, _ = self._find_network(pl_module)
         if self._from_file is not None:
@@ -116,7 +117,7 @@ class PruneAtInit(Callback):
         elif self.pruner is not None or self._from_file is not None:
             if trainer.ckpt_path is not None:
                 raise ValueError(
-                    f"{str(trainer.ckpt_path)!r} was trained without masks and would be pruned in the middle of its training; go on dense"
+                    f"{str(trainer.ckpt_path)!r} was trained without masks and would be pruned in mid-training; go on dense"
                     " with the overlay pruners/dense, or start anew without ckpt_path"
                 )
             self.masks = self._choose(trainer, pl_module, network)
@@ -149,7 +150,7 @@ class PruneAtInit(Callback):
             f"Pruning: {how} kept {masks.kept:,} of {masks.total:,} weights (density {masks.density:.6g}) in {seconds:.1f} s."
         )
         self._report(trainer, network, masks, example)
-        if trainer.is_global_zero and trainer.loggers and trainer.log_dir is not None and not trainer.fast_dev_run:
+        if trainer.is_global_zero and isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)) and trainer.log_dir is not None:
             masks.save(Path(trainer.log_dir) / "masks.safetensors")
         return masks
 
