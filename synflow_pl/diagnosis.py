@@ -17,7 +17,7 @@ __all__ = ["Diagnosis", "Layer", "diagnose"]
 
 @dataclass(frozen=True)
 class Layer:
-    r"""One prunable parameter: its name and shape (out, in, \\*kernel), weights kept, and units (output channels) with any weight left."""
+    r"""One prunable parameter: name, shape (out, in, \\*kernel), weights kept, and units (output channels) with any weight left."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is left of a network: ``kept`` of ``total`` weights, layer by layer, and whether it is ``alive`` (an input-output path is left)."""
+    """What is left of a network: ``kept`` of ``total`` weights, each layer, and whether it is ``alive``, an input-output path left."""
 
     kept: int
     total: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -239,6 +239,6 @@ class Hold:
 
 
 @torch.no_grad()
-def _zero(tensors: list[Tensor], removed: list[Tensor]) -> None:
+def _zero(tensors: Sequence[Tensor], removed: list[Tensor]) -> None:
     for tensor, gone in zip(tensors, removed, strict=True):
         tensor.masked_fill_(gone.to(tensor.device), 0)

@@ -190,7 +190,9 @@ class _Ranking:
         """The listed weights; a survivor's weight does not change while it is listed."""
         packed = self._weights[index]
         if packed is None:
-            packed = self._weights[index] = weight.view(-1).index_select(0, self._listed[index])
+            at = self._listed[index]
+            assert at is not None
+            packed = self._weights[index] = weight.view(-1).index_select(0, at)
         return packed
 
     def _not_finite(self, listed: Tensor) -> str:

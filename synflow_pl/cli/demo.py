@@ -1,4 +1,4 @@
-"""The demo: prune `conv` to 5 % with 100 rounds of SynFlow, train it and its dense self on real digits, and put the two side by side."""
+"""The demo: prune `conv` to 5 % with 100 rounds of SynFlow, train it and its dense self on real digits, and compare the two."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def demo(args: list[str]) -> None:
         return
     sparse = _train_and_test(["-c", "demo", "-c", "pruners/synflow", *args])
     dense = _train_and_test(["-c", "demo", "-c", "pruners/dense", *args])
-    callback = next(callback for callback in sparse.trainer.callbacks if isinstance(callback, PruneAtInit))
+    callback = next(callback for callback in sparse.callbacks if isinstance(callback, PruneAtInit))
     if sparse.run_folder is None or callback.diagnosis is None:
         sentence("the demo needs its runs; leave out fast_dev_run")
     print(f"\n{callback.diagnosis.table()}\n")

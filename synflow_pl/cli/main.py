@@ -173,8 +173,8 @@ class CLI(LightningCLI):
             value = getattr(data, name, None)
             if isinstance(value, (int, tuple)):
                 _set_default(model.network, name, list(value) if isinstance(value, tuple) else value)
-        if isinstance(getattr(data, "num_classes", None), int):
-            model.num_classes = data.num_classes
+            if name == "num_classes" and isinstance(value, int):
+                model.num_classes = value
         if isinstance(model.scheduler, Namespace):
             _set_default(model.scheduler, "epochs", self.options.trainer.max_epochs)
 
@@ -187,7 +187,7 @@ class CLI(LightningCLI):
             self.run_folder = self._open_run(Path(config.get("default_root_dir") or "."))
         if self.run_folder is not None:
             kwargs["logger"] = self._loggers(config.get("logger"), self.run_folder)
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer: Any = super().instantiate_trainer(**kwargs)
         if self.run_folder is not None and self.subcommand == "fit":
             for callback in trainer.callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -200,7 +200,7 @@ class CLI(LightningCLI):
         if self.subcommand != "fit":
             checkpoint = self.options.get("ckpt_path")
             return run_of(Path(checkpoint)) if checkpoint else None
-        if rank_zero_only.rank != 0:
+        if getattr(rank_zero_only, "rank", 0) != 0:
             return Path(os.environ[_CLAIMED]) if _CLAIMED in os.environ else None
         folder = claim(root / "lightning_logs", self.options.get("run") or self._default_name())
         os.environ[_CLAIMED] = str(folder)
@@ -225,6 +225,12 @@ class CLI(LightningCLI):
             return [RunCSV(run), RunTensorBoard(run)]
         others = [] if asked is False else asked if isinstance(asked, list) else [asked]
         return [RunCSV(run), *others]
+
+    @property
+    def callbacks(self) -> list[Any]:
+        """The trainer's callbacks."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # the trainer's connectors set it
+        return callbacks
 
     # -- what is said at the end
 

@@ -69,10 +69,9 @@ def clarify(message: str, options: list[str]) -> str:
         return f"{key} is missing; name a recipe with -c (mnist_fc), or give --{key} ({_some(classes(key))})"
     found = re.search(r"Parser key [\"']([^\"']+)[\"']", message)
     key = found[1].removeprefix("fit.").removeprefix("test.") if found else ""
-    if key in OURS or key in _THEIRS:
-        if wrong := re.search(r"(?:Expected a path but|given class_path) '?(\S+?)'?(?::| either)", message):
-            if any(sign in message for sign in _NO_CLASS):
-                return _no_class(key, wrong[1])
+    wrong = re.search(r"(?:Expected a path but|given class_path) '?(\S+?)'?(?::| either)", message)
+    if wrong and (key in OURS or key in _THEIRS) and any(sign in message for sign in _NO_CLASS):
+        return _no_class(key, wrong[1])
     given = re.search(r"(?:Given value|Got value): ?(.*)", message)
     causes = [line.strip(" -") for line in message.splitlines() if re.match(r"\s*- ", line)]
     causes = [line for line in causes if not line.startswith(("Expected a", "Does not validate", "Import path"))]
@@ -148,10 +147,10 @@ class Parser(LightningArgumentParser):
         """One sentence to standard error, exit status 2."""
         sentence(clarify(message, self.options()))
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any) -> str:
         """Help of a subcommand: each option with its first sentence and its default."""
         if not any(action.dest.startswith("trainer") for action in self._actions):
-            text: str = super().format_help()
+            text: str = super().format_help(*args)
             return text
         lines = [f"usage: {self.prog} [-c RECIPE] [-c OVERLAY] ... [--OPTION VALUE] ...", "", self.description or "", ""]
         for group in self._action_groups:
@@ -165,7 +164,7 @@ class Parser(LightningArgumentParser):
                     "",
                 ]
         lines.append(
-            "Options of one class: --data.help CLASS, --model.network.help CLASS, --pruning.pruner.help CLASS. All values: --print_config."
+            "Options of one class: --data.help, --model.network.help, --pruning.pruner.help CLASS. All values: --print_config."
         )
         return "\n".join(lines) + "\n"
 

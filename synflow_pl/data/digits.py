@@ -1,4 +1,4 @@
-"""Digits: real MNIST images that ship inside the package, for the demo and the tests. Licence and origin: DIGITS.md beside this file."""
+"""Digits: real MNIST images that ship inside the package, for the demo and the tests. Licence and origin: DIGITS.md."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from synflow_pl.data.images import Images
 __all__ = ["Digits"]
 
 
-class _Pictures(Dataset[tuple[Tensor, int]]):
+class _Pictures(Dataset[Any]):
     def __init__(self, images: np.ndarray, labels: np.ndarray, transform: Any) -> None:
         self.images, self.labels, self.transform = images, labels, transform
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> Any:
         image = Image.fromarray(self.images[index])
         return self.transform(image) if self.transform is not None else image, int(self.labels[index])
 

@@ -2,8 +2,8 @@
 
 R, the sum of the outputs, is a product of one factor per layer: it overflows float32 in a ResNet of about 32 layers and float64 in
 ResNet-1202. But at a *cut*, a value that every path from input to output crosses, R is linear in that value, so dividing it by a
-constant divides R, and with it every score |w| dR/d|w|, by that same constant: the ranking does not change. We divide at each cut by the
-power of two next to its largest entry, found anew in each pass and detached, so that nothing of a score changes but its exponent.
+constant divides R, and with it every score |w| dR/d|w|, by that same constant: the ranking does not change. We divide at each cut by
+the power of two next to its largest entry, found anew in each pass and detached, so that nothing of a score changes but its exponent.
 (Attached, the layer before a cut would get the wrong scores.)
 """
 

@@ -1,4 +1,4 @@
-"""Initialisation shared by the networks that follow OpenLTH: Kaiming normal by fan-in with gain sqrt(2) (He et al. 2015), biases zero."""
+"""Initialisation of the networks that follow OpenLTH: Kaiming normal by fan-in with gain sqrt(2) (He et al. 2015), biases zero."""
 
 from __future__ import annotations
 

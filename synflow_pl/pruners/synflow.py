@@ -1,8 +1,8 @@
 """SynFlow: iterative synaptic flow pruning (Tanaka et al. 2020, "Pruning neural networks without any data by iteratively conserving
 synaptic flow", Algorithm 1).
 
-Let R = 1^T f(1) be the output, summed, of the network's positive linear skeleton for an input of ones: the total weight of all paths from input to output. A
-weight's score is its share of it,
+Let R = 1^T f(1) be the output, summed, of the network's positive linear skeleton for an input of ones: the total weight of all paths
+from input to output. A weight's score is its share of it,
 
     S(w) = |w| * dR/d|w|        (Equation 2)
 

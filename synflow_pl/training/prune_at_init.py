@@ -190,9 +190,8 @@ class PruneAtInit(Callback):
         except AttributeError:
             found = None
         if not isinstance(found, nn.Module):
-            raise ValueError(
-                f"network: {type(pl_module).__name__} has no submodule {name!r}; its children are {[n for n, _ in pl_module.named_children()]}"
-            )
+            children = ", ".join(child for child, _ in pl_module.named_children())
+            raise ValueError(f"network: {type(pl_module).__name__} has no submodule {name!r}; its children are {children}")
         return found, f"{name}."
 
     def _example(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor, ...]:
