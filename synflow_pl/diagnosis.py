@@ -12,7 +12,11 @@ from synflow_pl.flow import example_of, path_left
 from synflow_pl.followers import living_units
 from synflow_pl.masks import Masks
 
-__all__ = ["Diagnosis", "Layer", "diagnose"]
+__all__ = ["DeadNetwork", "Diagnosis", "Layer", "diagnose"]
+
+
+class DeadNetwork(RuntimeError):
+    """No path of living weights leads from input to output."""
 
 
 @dataclass(frozen=True)

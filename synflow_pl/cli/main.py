@@ -6,6 +6,7 @@ import csv
 import inspect
 import logging
 import os
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from synflow_pl.cli.messages import OURS, Parser, clarify, sentence
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.data import Images
+from synflow_pl.diagnosis import DeadNetwork
 from synflow_pl.runs import CONFIG, RunCSV, RunTensorBoard, claim, run_of
 from synflow_pl.training import Classifier, PruneAtInit, find_checkpoint
 from synflow_pl.training.panels import show_hyperparameters
@@ -231,6 +233,16 @@ class CLI(LightningCLI):
         """The trainer's callbacks."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # the trainer's connectors set it
         return callbacks
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it. What our own code refuses is a sentence; any other error keeps its traceback."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (DeadNetwork, ValueError, FileNotFoundError, FloatingPointError) as error:
+            raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+            if not Path(raised_in).is_relative_to(Path(synflow_pl.__file__).parent):
+                raise
+            sentence(str(error), status=1)
 
     # -- what is said at the end
 

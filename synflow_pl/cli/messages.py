@@ -30,10 +30,10 @@ _NO_CLASS = (
 )
 
 
-def sentence(message: str) -> NoReturn:
-    """Print one sentence to standard error and leave with exit status 2."""
+def sentence(message: str, status: int = 2) -> NoReturn:
+    """Print one sentence to standard error and leave; exit status 2 is a mistake in the options."""
     print(f"synflow_pl: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(status)
 
 
 def classes(option: str) -> list[str]:

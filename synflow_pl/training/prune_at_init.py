@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from synflow_pl.diagnosis import Diagnosis, diagnose
+from synflow_pl.diagnosis import DeadNetwork, Diagnosis, diagnose
 from synflow_pl.flow import UnknownOperation
 from synflow_pl.masks import Hold, Masks
 from synflow_pl.pruners import Pruner
@@ -53,6 +53,7 @@ class PruneAtInit(Callback):
     Raises:
         ValueError: for an impossible option, naming its value.
         FileNotFoundError: if there is no file at ``masks``.
+        DeadNetwork: when the fit starts, if no input-output path is left.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class PruneAtInit(Callback):
                 " try more rounds, a larger density, scope local, or on_collapse warn to train it anyway"
             )
             if self.on_collapse == "error":
-                raise RuntimeError(message)
+                raise DeadNetwork(message)
             rank_zero_warn(message)
         elif told.collapsed:
             rank_zero_warn(f"Pruning: layers with no weight left, though a path remains: {', '.join(told.collapsed)}")

@@ -13,7 +13,7 @@ class WarmupCosine(SequentialLR):
 
     Args:
         optimizer: whose learning rate is the peak.
-        epochs: of the whole training; the command line takes it from trainer.max_epochs. At its end the rate is ``final`` times the peak.
+        epochs: of the whole training; the command line takes it from trainer.max_epochs.
         warmup: epochs of linear climb from a hundredth of the peak, in [1, epochs).
         final: share of the peak that is left at the end, in [0, 1].
     """

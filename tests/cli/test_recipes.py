@@ -1,0 +1,128 @@
+"""Every recipe and every overlay, found by globbing, trains for one step on generated data."""
+
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from synflow_pl.cli.main import CLI, run
+from synflow_pl.cli.recipes import recipe_folder
+from synflow_pl.masks import prunable
+from synflow_pl.training import PruneAtInit, WarmupCosine
+
+CONFIGS = recipe_folder()
+RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+PRUNERS = sorted(f"pruners/{path.stem}" for path in CONFIGS.glob("pruners/*.yaml"))
+OPTIMS = sorted(f"optim/{path.stem}" for path in CONFIGS.glob("optim/*.yaml"))
+
+
+def read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    return content
+
+
+def one_step(*names: str) -> CLI:
+    """One training step of a recipe and its overlays, SynFlow with 2 rounds instead of 100."""
+    args = [part for name in names for part in ("-c", name)]
+    rounds = read(names[-1]).get("pruning", {}).get("rounds", 100) if names[-1] in PRUNERS else 100
+    if rounds is not None and rounds > 1:
+        args += ["--pruning.rounds", "2"]
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
+    return run(["fit", *args, "--data.batch_size", "4", "--trainer.fast_dev_run", "1", *quiet])
+
+
+def pruning(cli: CLI) -> PruneAtInit:
+    return next(callback for callback in cli.trainer.callbacks if isinstance(callback, PruneAtInit))
+
+
+def check(cli: CLI) -> None:
+    """It trained one step, the density asked for is exact, and what was removed is still zero."""
+    assert cli.trainer.state.finished
+    assert cli.trainer.global_step == 1
+    network, masks = cli.model.network, pruning(cli).masks
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+    density = Fraction(str(cli.config.fit.pruning.density))
+    total = sum(weight.numel() for weight in prunable(network).values())
+    if cli.config.fit.pruning.pruner is None:
+        assert masks is None
+        assert density == 1
+        return
+    assert masks is not None
+    assert (masks.kept, masks.total) == (total - math.floor((1 - density) * total), total)
+    assert all(not parameter[~mask].any() for parameter, mask in masks.parameters(network))
+
+
+def test_there_are_recipes_and_overlays() -> None:
+    assert {"demo", "mnist_fc", "mnist_conv", "cifar10_vgg16", "cifar10_vgg19", "cifar10_resnet20"} <= set(RECIPES)
+    assert {"pruners/dense", "pruners/magnitude", "pruners/random", "pruners/synflow"} <= set(PRUNERS)
+    assert {"optim/warmup_cosine", "optim/no_decay_on_norms"} <= set(OPTIMS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains(recipe: str, folder: Path, generated: None) -> None:
+    check(one_step(recipe))
+
+
+@pytest.mark.parametrize("overlay", PRUNERS + OPTIMS)
+def test_every_overlay_trains(overlay: str, folder: Path, generated: None) -> None:
+    check(one_step("mnist_fc", overlay))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("optim", [None, *OPTIMS])
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_every_recipe_trains_with_every_overlay(recipe: str, optim: str | None, pruner: str, folder: Path, generated: None) -> None:
+    check(one_step(recipe, *([optim] if optim else []), pruner))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_says_how_to_train_and_of_pruning_the_density_only(recipe: str) -> None:
+    content = read(recipe)
+    assert content.keys() == {"model", "data", "pruning", "trainer"}
+    assert content["pruning"].keys() == {"density"}
+    assert 0 < content["pruning"]["density"] <= 0.1
+
+
+@pytest.mark.parametrize("overlay", PRUNERS)
+def test_a_pruner_s_overlay_sets_the_pruner_and_its_rounds(overlay: str) -> None:
+    content = read(overlay)
+    assert content.keys() == {"pruning"}
+    assert {"pruner", "rounds"} <= content["pruning"].keys()
+
+
+@pytest.mark.parametrize("name", RECIPES + PRUNERS + OPTIMS)
+def test_every_file_begins_with_a_sentence_that_says_what_it_is(name: str) -> None:
+    first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert first.endswith(".")
+
+
+def test_no_decay_on_norms_decays_weights_only(folder: Path, generated: None) -> None:
+    optimizer = one_step("cifar10_resnet20", "optim/no_decay_on_norms").trainer.optimizers[0]
+    decayed, spared = optimizer.param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-4, 0)
+    assert {parameter.dim() for parameter in decayed["params"]} == {2, 4}
+    assert {parameter.dim() for parameter in spared["params"]} == {1}
+    # 20 + 2 weights; 21 normalisations with gain and shift, and the classifier's bias.
+    assert (len(decayed["params"]), len(spared["params"])) == (22, 43)
+
+
+def test_warmup_cosine_replaces_the_drops_and_knows_how_long_the_training_is(folder: Path, generated: None) -> None:
+    cli = one_step("mnist_fc", "optim/warmup_cosine")
+    scheduler = cli.trainer.lr_scheduler_configs[0].scheduler
+    assert isinstance(scheduler, WarmupCosine)
+    assert (
+        cli.config.fit.model.scheduler.init_args == {"warmup": 5, "epochs": 20} or cli.config.fit.model.scheduler.init_args.epochs == 20
+    )
+
+
+def test_a_run_is_the_same_whatever_the_drawn_numbers_before_it(folder: Path, generated: None) -> None:
+    first = one_step("mnist_fc").model.network.state_dict()
+    torch.rand(7)
+    again = one_step("mnist_fc").model.network.state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)

@@ -1,0 +1,35 @@
+"""What many tests share: small networks whose numbers can be worked out, and where the shared folder lies."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _same_seed() -> None:
+    torch.manual_seed(0)
+
+
+def fill_by_formula(network: nn.Module) -> nn.Module:
+    """Weights as the golden masks' README gives them: layer i from the seed 1000 + i, He normal by fan-in, zero biases."""
+    layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    for index, layer in enumerate(layers):
+        generator = torch.Generator().manual_seed(1000 + index)
+        scale = math.sqrt(2 / layer.weight[0].numel())
+        layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * scale
+        if layer.bias is not None:
+            layer.bias.data.zero_()
+    return network
+
+
+def intersection_over_union(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    both = sum(int((left[name] & right[name]).sum()) for name in left)
+    either = sum(int((left[name] | right[name]).sum()) for name in left)
+    return both / either

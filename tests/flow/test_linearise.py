@@ -1,0 +1,212 @@
+"""The skeleton against the textbook: the same network made positive by hand, and small sums on paper."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from synflow_pl.flow import UnknownOperation, example_of, linearise
+from synflow_pl.masks import prunable
+from synflow_pl.networks import FC, VGG, Conv, ResNet
+from tests import textbook
+
+
+def scores(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    weights = {name: p.detach().abs() for name, p in prunable(network).items()}
+    gradients = linearise(network, example_of(network, shape, None)).gradients(weights)
+    return {name: weights[name] * gradients[name] for name in weights}
+
+
+def as_fractions(found: dict[str, Tensor]) -> Tensor:
+    flat = torch.cat([score.flatten() for score in found.values()])
+    return flat / flat.sum()
+
+
+def test_two_layers_are_the_sum_over_paths() -> None:
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    network[0].weight.data = torch.tensor([[1.0, -2.0], [3.0, 0.0]])
+    network[2].weight.data = torch.tensor([[-5.0, 7.0]])
+    # R = 5 * (1 + 2) + 7 * (3 + 0) = 36; a weight's score is the weight of the paths through it.
+    found = scores(network, (2,))
+    factor = found["2.weight"][0, 0] / 15
+    assert torch.equal(found["0.weight"], factor * torch.tensor([[5.0, 10.0], [21.0, 0.0]]))
+    assert torch.equal(found["2.weight"], factor * torch.tensor([[15.0, 21.0]]))
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (FC(), (1, 28, 28)),
+        (Conv(width=8), (1, 28, 28)),
+        (VGG(11), (3, 32, 32)),
+        (VGG(11, batch_norm=False), (3, 32, 32)),
+        (ResNet(20), (3, 32, 32)),
+        (torchvision.models.resnet18(num_classes=10), (3, 64, 64)),
+    ],
+    ids=["fc", "conv", "vgg11_bn", "vgg11", "resnet20", "resnet18"],
+)
+def test_first_round_scores_are_the_textbooks(network: nn.Module, shape: tuple[int, ...]) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.2, 3)
+    single = as_fractions(scores(network, shape)).double()
+    double = as_fractions(scores(network.double(), shape))
+    textbook_scores = as_fractions(textbook.first_scores(network, shape))
+    torch.testing.assert_close(double, textbook_scores, rtol=1e-10, atol=1e-18)
+    torch.testing.assert_close(single, textbook_scores, rtol=1e-5, atol=1e-12)
+
+
+def test_biases_shifts_and_running_means_are_zero() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU()).eval()
+    network[0].bias.data.fill_(100.0)
+    network[1].bias.data.fill_(-50.0)
+    network[1].running_mean.fill_(7.0)
+    plain = scores(network, (1, 2, 2))
+    for tensor in (network[0].bias.data, network[1].bias.data, network[1].running_mean):
+        tensor.zero_()
+    assert torch.equal(plain["0.weight"], scores(network, (1, 2, 2))["0.weight"])
+
+
+@pytest.mark.parametrize("nonlinearity", [nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.LeakyReLU, nn.ELU])
+def test_any_pointwise_nonlinearity_is_the_identity(nonlinearity: type[nn.Module]) -> None:
+    network = FC((1, 4, 4), depth=3, width=8)
+    expected = scores(network, (1, 4, 4))
+    other = FC((1, 4, 4), depth=3, width=8, nonlinearity=nonlinearity)
+    other.load_state_dict(network.state_dict())
+    assert all(torch.equal(score, expected[name]) for name, score in scores(other, (1, 4, 4)).items())
+
+
+def test_it_does_not_matter_how_an_operation_is_called_or_whether_it_works_in_place() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            signal = torch.conv2d(images, self.conv.weight, padding=1)
+            signal = signal.relu_()
+            signal += signal.clone()
+            signal[:, 2:].mul_(3)
+            return F.linear(signal.mean((2, 3)), self.head.weight, self.head.bias)
+
+    class Modules(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+            self.head = nn.Linear(4, 2)
+            self.register_buffer("scale", torch.tensor([2.0, 2.0, 6.0, 6.0]).view(1, 4, 1, 1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(F.adaptive_avg_pool2d(F.relu(self.conv(images)) * self.scale, 1).flatten(1))
+
+    functional, modules = Functional(), Modules()
+    modules.load_state_dict(functional.state_dict(), strict=False)
+    expected = as_fractions(scores(modules, (3, 5, 5)))
+    torch.testing.assert_close(as_fractions(scores(functional, (3, 5, 5))), expected)
+
+
+def test_max_pooling_stays() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 2, bias=False), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 1, bias=False))
+    # With zero padding a corner sees less: the largest of the four positions is taken, not their sum.
+    network[0].padding = (1, 1)
+    network[0].weight.data.fill_(1.0)
+    network[3].weight.data.fill_(2.0)
+    found = scores(network, (1, 1, 1))
+    # An image of one pixel, padded to 3x3: each of the four windows sees the one pixel with another weight; the first wins.
+    assert found["0.weight"].count_nonzero() == 1
+    assert found["3.weight"].item() == found["0.weight"].sum().item()
+
+
+def test_a_weight_used_twice_scores_both_uses() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1, bias=False)
+
+        def forward(self, signal: Tensor) -> Tensor:
+            return self.layer(self.layer(signal))
+
+    network = Twice()
+    network.layer.weight.data.fill_(3.0)
+    # R = w^2, so w dR/dw = 2 R.
+    skeleton = linearise(network, example_of(network, (1,), None))
+    weights = {"layer.weight": torch.tensor([[3.0]])}
+    total = skeleton.flow(weights)
+    assert (3 * skeleton.gradients(weights)["layer.weight"]).item() == pytest.approx(2 * total.item())
+
+
+def test_a_head_that_starts_at_zero_counts_as_ones() -> None:
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.Linear(2, 2, bias=False)).eval()
+    nn.init.zeros_(network[1].weight)
+    assert all(score.min() > 0 for score in [scores(network, (2,))["2.weight"]])
+
+
+def test_what_the_skeleton_does_not_know_is_an_error_that_names_it() -> None:
+    class Odd(nn.Module):
+        def __init__(self, odd: str) -> None:
+            super().__init__()
+            self.layer, self.odd = nn.Linear(4, 4), odd
+
+        def forward(self, signal: Tensor) -> Tensor:
+            signal = self.layer(signal)
+            return signal.softmax(1) if self.odd == "softmax" else signal * signal.sigmoid()
+
+    for odd, named in (("softmax", "_softmax"), ("gate", "a gate")):
+        network = Odd(odd)
+        with pytest.raises(UnknownOperation, match=named):
+            linearise(network, example_of(network, (4,), None))
+
+
+def test_a_network_whose_output_ignores_its_input_is_an_error() -> None:
+    class Deaf(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, signal: Tensor) -> Tensor:
+            return self.layer.weight.sum(0)
+
+    with pytest.raises(ValueError, match="no output of Deaf depends on its input"):
+        linearise(Deaf(), (torch.ones(1, 4),))
+
+
+def test_linearising_leaves_the_network_as_it_was() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.drop = nn.Linear(4, 4), nn.Dropout()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, signal: Tensor) -> Tensor:
+            self.calls += 1
+            return self.drop(self.layer(signal)) + torch.rand(()).to(signal)
+
+    network = nn.Sequential(Counting(), nn.BatchNorm1d(4))
+    network[0].drop.eval()
+    network(torch.randn(3, 4)).sum().backward()
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    gradients = [parameter.grad.clone() for parameter in network.parameters()]
+    modes = [module.training for module in network.modules()]
+    random = torch.get_rng_state()
+    linearise(network, example_of(network, (4,), None))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert all(torch.equal(old, p.grad) for old, p in zip(gradients, network.parameters(), strict=True))
+    assert modes == [module.training for module in network.modules()]
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_an_example_is_asked_for_in_one_way() -> None:
+    network = FC()
+    with pytest.raises(ValueError, match="give either input_shape"):
+        example_of(network, None, None)
+    with pytest.raises(ValueError, match="give either input_shape"):
+        example_of(network, (1, 28, 28), torch.ones(1, 1, 28, 28))
+    with pytest.raises(ValueError, match=r"input_shape: \(0, 28, 28\) must be positive"):
+        example_of(network, (0, 28, 28), None)

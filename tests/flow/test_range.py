@@ -1,0 +1,87 @@
+"""Rescaling at cuts: it keeps float32 in range, and changes nothing but exponents."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from synflow_pl.flow import Skeleton, example_of, linearise
+from synflow_pl.masks import prunable
+from synflow_pl.networks import VGG, ResNet
+
+
+def gradients(network: nn.Module, rescale: bool = True) -> tuple[Skeleton, dict[str, Tensor]]:
+    skeleton = linearise(network, example_of(network, (3, 32, 32), None))
+    if not rescale:
+        skeleton._cut_before = {}
+    return skeleton, skeleton.gradients({name: p.detach().abs() for name, p in prunable(network).items()})
+
+
+@pytest.mark.parametrize("network", [VGG(11), VGG(11, batch_norm=False), ResNet(20)], ids=["vgg11_bn", "vgg11", "resnet20"])
+def test_rescaling_changes_the_exponent_of_every_gradient_by_the_same_number_and_nothing_else(network: nn.Module) -> None:
+    skeleton, rescaled = gradients(network)
+    assert len(skeleton._cut_before) >= 8
+    _, plain = gradients(network, rescale=False)
+    ratios = torch.cat([(plain[name] / rescaled[name]).flatten() for name in plain])
+    ratios = ratios[~ratios.isnan()]  # 0 / 0: no flow passes there
+    power = ratios[0]
+    assert torch.frexp(power)[0] == 0.5
+    for name in plain:
+        assert torch.equal(plain[name], rescaled[name] * power), name
+
+
+def test_a_chain_is_cut_before_every_layer_but_the_first() -> None:
+    skeleton, _ = gradients(VGG(11, batch_norm=False))
+    assert len(skeleton._cut_before) == 8  # nine weight layers
+    assert skeleton.stretch == 1
+
+
+def test_a_residual_network_is_cut_at_its_blocks() -> None:
+    skeleton, _ = gradients(ResNet(20))
+    assert skeleton.stretch == 2
+    assert len(skeleton._cut_before) == 10  # before each of the nine blocks and before the classifier
+
+
+def test_a_network_without_cuts_is_scored_in_double_precision() -> None:
+    class Dense(nn.Module):
+        """Every layer reads all before it, so no value is crossed by every path."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(2 + 2 * index, 2) for index in range(12))
+
+        def forward(self, signal: Tensor) -> Tensor:
+            features = [signal]
+            for layer in self.layers:
+                features.append(layer(torch.cat(features, 1)))
+            return torch.cat(features, 1)
+
+    network = Dense()
+    skeleton = linearise(network, example_of(network, (2,), None))
+    assert skeleton._cut_before == {}
+    assert skeleton.stretch == 12
+    assert skeleton.dtype == torch.float64
+
+
+def test_a_network_in_double_precision_is_scored_in_it() -> None:
+    skeleton, found = gradients(ResNet(20).double())
+    assert skeleton.dtype == torch.float64
+    assert all(gradient.dtype == torch.float64 for gradient in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [110, 1202])
+def test_scores_of_deep_resnets_are_finite_in_single_precision(depth: int) -> None:
+    network = ResNet(depth)
+    _, found = gradients(network)
+    assert all(gradient.dtype == torch.float32 and bool(gradient.isfinite().all()) for gradient in found.values())
+    assert all(bool((gradient > 0).any()) for gradient in found.values())
+
+
+def test_without_rescaling_a_deep_resnet_overflows() -> None:
+    # Why all this is done: the plain product leaves float32's range between 20 and 110 layers.
+    _, plain = gradients(ResNet(110), rescale=False)
+    assert not all(bool(gradient.isfinite().all()) for gradient in plain.values())
+    _, found = gradients(ResNet(110))
+    assert all(bool(gradient.isfinite().all()) for gradient in found.values())

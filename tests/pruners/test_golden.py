@@ -1,0 +1,54 @@
+"""Masks that the method authors' own code chose (../shared/golden, its README): we choose the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+from synflow_pl import prune
+from synflow_pl.networks import FC, Conv, ResNet
+from synflow_pl.pruners import Magnitude, Pruner, SynFlow
+from tests.conftest import SHARED, fill_by_formula
+
+GOLDEN = SHARED / "golden"
+NETWORKS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
+    "fc": (FC, (1, 28, 28)),
+    "conv": (Conv, (1, 28, 28)),
+    "resnet20": (ResNet, (3, 32, 32)),
+}
+PRUNERS: dict[str, type[Pruner]] = {"mag": Magnitude, "synflow": SynFlow}
+FILES = [path for path in sorted(GOLDEN.glob("*.npz")) if path.stem.split("-")[1] in PRUNERS]
+
+
+def in_layer_order(network: nn.Module) -> list[str]:
+    return [f"{name}.weight" for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+
+
+@pytest.mark.skipif(not FILES, reason=f"the golden masks are not there ({GOLDEN})")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_our_masks_are_the_authors(path: Path) -> None:
+    name, pruner, exponent, rounds, *options = path.stem.split("-")
+    build, shape = NETWORKS[name]
+    network = fill_by_formula(build())
+    masks = prune(
+        network,
+        PRUNERS[pruner](),
+        density=10 ** -float(exponent),
+        rounds=int(rounds),
+        schedule="linear" if "linear" in options else "exponential",
+        scope="local" if "local" in options else "global",
+        input_shape=shape,
+    )
+    ours = np.concatenate([masks[layer].numpy().ravel() for layer in in_layer_order(network)])
+    with np.load(path) as golden:
+        theirs = np.unpackbits(golden["bits"])[: golden["sizes"].sum()].astype(bool)
+        remaining = golden["remaining"]
+    assert [int(masks[layer].sum()) for layer in in_layer_order(network)] == pytest.approx(remaining.tolist(), abs=2)
+    both, either = (ours & theirs).sum(), (ours | theirs).sum()
+    if pruner == "mag":
+        assert both == either
+    assert both / either >= 0.999
+    assert ours.sum() == theirs.sum()

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synflow_pl.schedules import as_density, keeps, kept_weights
+
+
+def test_a_float_is_read_as_its_shortest_decimal() -> None:
+    assert as_density(0.1) == Fraction(1, 10)
+    assert as_density(1) == 1
+    assert as_density(Fraction(1, 3)) == Fraction(1, 3)
+
+
+@pytest.mark.parametrize("wrong", [0, -0.1, 1.5, float("nan"), float("inf"), True, "half", None])
+def test_an_impossible_density_is_named(wrong: object) -> None:
+    with pytest.raises(ValueError, match=f"density: '?{wrong}'?"):
+        as_density(wrong)  # type: ignore[arg-type]
+
+
+def test_kept_weights_are_exact_where_floats_are_not() -> None:
+    # In floats (1 - 0.9) * 10 is 0.99999..., which would keep all ten.
+    assert kept_weights(10, as_density(0.9)) == 9
+    assert kept_weights(14_715_584, as_density(0.01)) == 147_156
+    assert kept_weights(7, Fraction(1, 1000)) == 1
+
+
+def test_the_exponential_schedule_takes_the_same_fraction_in_each_round() -> None:
+    assert keeps("exponential", Fraction(1, 100), 2, 10_000) == [1000, 100]
+
+
+def test_the_linear_schedule_takes_the_same_number_in_each_round() -> None:
+    assert keeps("linear", Fraction(1, 5), 4, 100) == [80, 60, 40, 20]
+
+
+@given(
+    total=st.integers(1, 10**7),
+    density=st.floats(1e-6, 1),
+    rounds=st.integers(1, 50),
+    schedule=st.sampled_from(["exponential", "linear"]),
+)
+def test_a_schedule_never_grows_and_ends_at_the_exact_number(total: int, density: float, rounds: int, schedule: str) -> None:
+    target = as_density(density)
+    kept = keeps(schedule, target, rounds, total)
+    assert len(kept) == rounds
+    assert kept == sorted(kept, reverse=True)
+    assert kept[-1] == kept_weights(total, target)
+    assert 1 <= kept[-1] <= kept[0] <= total

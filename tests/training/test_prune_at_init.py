@@ -1,0 +1,281 @@
+"""The callback around LightningModules that have never heard of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from synflow_pl import Classifier, Masks, PruneAtInit, load_weights
+from synflow_pl.networks import FC
+from synflow_pl.pruners import Magnitude, Random, SynFlow
+from synflow_pl.training.checkpoints import KEY
+
+OPTIMIZERS: dict[str, Any] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-2),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=1e-2),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.005, momentum=0.9, weight_decay=1e-2),
+}
+
+
+class Regression(LightningModule):
+    """A stranger's module: no classes, no `network`, its own loss."""
+
+    def __init__(self, optimizer: str = "SGD") -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh())
+        self.head = nn.Linear(16, 1)
+        self.optimizer = optimizer
+        self.after_step: list[float] = []
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.head(self.body(features))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        features, target = batch
+        loss = nn.functional.mse_loss(self(features).squeeze(1), target)
+        self.log("train/loss", loss)
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        weights = [module.weight for module in self.modules() if isinstance(module, nn.Linear)]
+        self.after_step.append(sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights))
+
+    def configure_optimizers(self) -> Any:
+        return OPTIMIZERS[self.optimizer](self.parameters())
+
+
+class Numbers(LightningDataModule):
+    def train_dataloader(self) -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(0)
+        features = torch.randn(64, 8, generator=generator)
+        return DataLoader(TensorDataset(features, features.sum(1)), batch_size=8, shuffle=True)
+
+
+def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
+    defaults: dict[str, Any] = {
+        "max_epochs": 2, "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu",
+        "default_root_dir": folder, "log_every_n_steps": 1,
+    }  # fmt: skip
+    return Trainer(callbacks=list(callbacks), **(defaults | options))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "extra", [{}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}], ids=["plain", "accumulated and clipped"]
+)
+def test_a_strangers_module_trains_sparse_at_every_step(tmp_path: Path, optimizer: str, extra: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module, callback = Regression(optimizer), PruneAtInit(SynFlow(), density=0.1)
+    trainer(tmp_path, callback, enable_checkpointing=False, **extra).fit(module, Numbers())
+    assert callback.masks is not None
+    # 8 * 16 + 16 * 16 + 16 = 400 weights, 40 kept; none of them happens to be zero.
+    assert (callback.masks.kept, callback.masks.total) == (40, 400)
+    assert module.after_step == [0.1] * 16
+
+
+def test_a_clipped_norm_counts_living_weights_only(tmp_path: Path) -> None:
+    norms: list[tuple[Tensor, Tensor]] = []
+
+    class Watched(Regression):
+        def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+            assert callback.masks is not None
+            masks = dict(callback.masks)
+            grads = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+            alive = [grad[masks[name]] if name in masks else grad.flatten() for name, grad in grads.items()]
+            norms.append((torch.cat(alive).norm(), torch.cat([grad.flatten() for grad in grads.values()]).norm()))
+
+    callback = PruneAtInit(SynFlow(), density=0.1)
+    trainer(tmp_path, callback, enable_checkpointing=False, gradient_clip_val=0.1).fit(Watched(), Numbers())
+    assert len(norms) == 16
+    assert all(torch.equal(alive, clipped) for alive, clipped in norms)
+
+
+def test_pruning_draws_nothing_from_the_random_state_of_training(tmp_path: Path) -> None:
+    def losses(*callbacks: Any) -> list[float]:
+        seen: list[float] = []
+
+        class Listening(Regression):
+            def training_step(self, batch: Any, _: int) -> Tensor:
+                seen.append(float(batch[0].sum()))
+                return super().training_step(batch, _)
+
+        torch.manual_seed(1)
+        trainer(tmp_path, *callbacks, enable_checkpointing=False).fit(Listening(), Numbers())
+        return seen
+
+    # The input's shape comes from one training batch, and still every batch comes in the order it would have come in.
+    assert losses(PruneAtInit(Random(), density=0.5)) == losses()
+
+
+def test_a_part_of_the_module_can_be_named(tmp_path: Path) -> None:
+    module, callback = Regression(), PruneAtInit(Magnitude(), density=0.25, network="body", input_shape=(8,))
+    trainer(tmp_path, callback, max_epochs=1).fit(module, Numbers())
+    assert callback.masks is not None
+    assert list(callback.masks) == ["0.weight", "2.weight"]
+    assert module.head.weight.all()
+    with pytest.raises(ValueError, match="Regression has no submodule 'backbone'; its children are body, head"):
+        trainer(tmp_path, PruneAtInit(Magnitude(), density=0.5, network="backbone")).fit(Regression(), Numbers())
+
+
+def classifier(width: int = 16) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(FC((1, 2, 4), depth=3, width=width), optimizer=OPTIMIZERS["SGD"])
+
+
+class Classes(LightningDataModule):
+    input_shape = (1, 2, 4)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(0)
+        return DataLoader(TensorDataset(torch.randn(64, 1, 2, 4, generator=generator), torch.arange(64) % 10), batch_size=8)
+
+
+def trained(folder: Path, callback: PruneAtInit, **options: Any) -> tuple[Classifier, Path]:
+    module = classifier()
+    saving = ModelCheckpoint(dirpath=folder / "checkpoints", save_last=True)
+    trainer(folder, callback, saving, **options).fit(module, Classes())
+    return module, folder / "checkpoints" / "last.ckpt"
+
+
+def test_a_checkpoint_holds_the_masks_and_only_keys_that_the_plain_network_has(tmp_path: Path) -> None:
+    callback = PruneAtInit(SynFlow(), density=0.1)
+    module, path = trained(tmp_path, callback)
+    checkpoint = torch.load(path, weights_only=True)
+    plain = FC((1, 2, 4), depth=3, width=16)
+    assert {name.removeprefix("network.") for name in checkpoint["state_dict"]} == plain.state_dict().keys()
+    masks = Masks.from_state_dict(checkpoint[KEY]["masks"])
+    assert masks.kept == -(-masks.total // 10)
+    load_weights(plain, path)
+    images = torch.randn(5, 1, 2, 4)
+    assert torch.equal(plain.eval()(images), module.eval()(images))
+    assert all(not plain.get_parameter(name)[~mask].any() for name, mask in masks.items())
+
+
+def test_a_resumed_run_is_not_pruned_again_and_keeps_its_masks_bit_for_bit(tmp_path: Path) -> None:
+    first = PruneAtInit(SynFlow(), density=0.1)
+    _, path = trained(tmp_path, first, max_epochs=1)
+    assert first.masks is not None
+
+    class Renamed(PruneAtInit):
+        """Lightning keys a callback's own state by its class; the masks do not depend on it."""
+
+    # Other options and another class: a checkpoint that has masks is never pruned again.
+    again = Renamed(Random(), density=0.7)
+    resumed = classifier()
+    trainer(tmp_path, again, max_epochs=3).fit(resumed, Classes(), ckpt_path=path)
+    assert again.masks is not None
+    assert all(torch.equal(again.masks[name], first.masks[name]) for name in first.masks)
+    for name, mask in first.masks.items():
+        assert not resumed.network.get_parameter(name)[~mask].any()
+
+
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
+    whole, _ = trained(tmp_path / "whole", PruneAtInit(SynFlow(), density=0.1), max_epochs=3)
+    _, path = trained(tmp_path / "half", PruneAtInit(SynFlow(), density=0.1), max_epochs=1)
+    resumed = classifier()
+    trainer(tmp_path, PruneAtInit(SynFlow(), density=0.1), max_epochs=3).fit(resumed, Classes(), ckpt_path=path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_checkpoint_without_masks_is_not_pruned_in_mid_training(tmp_path: Path) -> None:
+    _, path = trained(tmp_path, PruneAtInit(None), max_epochs=1)
+    with pytest.raises(ValueError, match="was trained without masks and would be pruned in mid-training"):
+        trainer(tmp_path, PruneAtInit(SynFlow(), density=0.1), max_epochs=2).fit(classifier(), Classes(), ckpt_path=path)
+
+
+def test_fitting_twice_prunes_once(tmp_path: Path) -> None:
+    callback, module = PruneAtInit(Magnitude(), density=0.1), classifier()
+    trainer(tmp_path, callback, max_epochs=1).fit(module, Classes())
+    masks = callback.masks
+    trainer(tmp_path, callback, max_epochs=1).fit(module, Classes())
+    assert callback.masks is masks
+
+
+def test_masks_from_a_file_are_trained_with(tmp_path: Path) -> None:
+    first = PruneAtInit(Random(seed=5), density=0.2)
+    trained(tmp_path, first)
+    assert first.masks is not None
+    first.masks.save(tmp_path / "masks.safetensors")
+    second = PruneAtInit(SynFlow(), density=0.5, masks=tmp_path / "masks.safetensors")
+    module, _ = trained(tmp_path / "second", second)
+    assert second.masks is not None
+    assert all(torch.equal(second.masks[name], mask) for name, mask in first.masks.items())
+    assert all(not module.network.get_parameter(name)[~mask].any() for name, mask in first.masks.items())
+
+
+def test_masks_of_another_network_are_refused_before_training(tmp_path: Path) -> None:
+    Masks({"layers.1.weight": torch.ones(2, 2, dtype=torch.bool)}).save(tmp_path / "masks.safetensors")
+    callback = PruneAtInit(None, masks=tmp_path / "masks.safetensors")
+    with pytest.raises(ValueError, match=r"the mask of 'layers\.1\.weight' has shape \(2, 2\), the parameter \(16, 8\)"):
+        trainer(tmp_path, callback).fit(classifier(), Classes())
+
+
+def test_no_pruner_trains_the_whole_network(tmp_path: Path) -> None:
+    callback = PruneAtInit(None, density=1.0)
+    module, _ = trained(tmp_path, callback)
+    assert callback.masks is None
+    assert all(parameter.count_nonzero() > 0.9 * parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
+    with pytest.raises(ValueError, match=r"density=0.1, kept=None, rounds=None, but no pruner"):
+        PruneAtInit(None, density=0.1)
+
+
+def test_a_dead_network_is_an_error_unless_one_only_wants_a_warning(tmp_path: Path) -> None:
+    # One weight kept by magnitude cannot make a path through three layers.
+    with pytest.raises(RuntimeError, match=r"the network is dead: no path .* try more rounds"):
+        trainer(tmp_path, PruneAtInit(Magnitude(), kept=1)).fit(classifier(), Classes())
+    with pytest.warns(UserWarning, match="the network is dead"):
+        trainer(tmp_path, PruneAtInit(Magnitude(), kept=1, on_collapse="warn")).fit(classifier(), Classes())
+
+
+def test_an_averaged_copy_of_a_network_that_was_pruned_before_holds_the_same_zeros(tmp_path: Path) -> None:
+    callback, module = PruneAtInit(SynFlow(), density=0.1), classifier()
+    trainer(tmp_path, callback, max_epochs=1).fit(module, Classes())
+    assert callback.masks is not None
+    average = torch.optim.swa_utils.AveragedModel(module.network)
+    average.update_parameters(module.network)
+    assert all(not average.module.get_parameter(name)[~mask].any() for name, mask in callback.masks.items())
+
+
+def test_a_strategy_that_shards_parameters_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(tmp_path, PruneAtInit(SynFlow(), density=0.1))
+    monkeypatch.setattr(type(run.strategy), "restore_checkpoint_after_setup", True)
+    with pytest.raises(ValueError, match="SingleDeviceStrategy shards parameters"):
+        run.fit(classifier(), Classes())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_zeros_hold_under_other_precisions(tmp_path: Path, precision: Any) -> None:
+    callback, module = PruneAtInit(SynFlow(), density=0.1), classifier()
+    trainer(tmp_path, callback, precision=precision).fit(module, Classes())
+    assert callback.masks is not None
+    assert callback.masks.kept == -(-callback.masks.total // 10)
+    assert all(not module.network.get_parameter(name)[~mask].any() for name, mask in callback.masks.items())
+
+
+def test_mixed_precision_chooses_the_masks_of_full_precision(tmp_path: Path) -> None:
+    found = []
+    for precision in ("32-true", "bf16-mixed"):
+        callback = PruneAtInit(SynFlow(), density=0.1)
+        trained(tmp_path / precision, callback, precision=precision)
+        assert callback.masks is not None
+        found.append(callback.masks)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_two_processes_hold_the_same_masks(tmp_path: Path) -> None:
+    callback, module = PruneAtInit(Random(), density=0.1), classifier()
+    trainer(tmp_path, callback, accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=1, enable_checkpointing=False).fit(
+        module, Classes()
+    )
+    # The trained weights come back from the first process; both held the masks that the first one chose, or DDP's sum of
+    # gradients would have left more than a tenth of the weights alive.
+    weights = [parameter for name, parameter in module.network.named_parameters() if name.endswith("weight")]
+    assert sum(int(w.count_nonzero()) for w in weights) == -(-sum(w.numel() for w in weights) // 10)
