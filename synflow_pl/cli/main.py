@@ -240,7 +240,7 @@ class CLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except (DeadNetwork, ValueError, FileNotFoundError, FloatingPointError) as error:
             raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-            if not Path(raised_in).is_relative_to(Path(synflow_pl.__file__).parent):
+            if not Path(raised_in).is_relative_to(Path(__file__).parents[1]):
                 raise
             sentence(str(error), status=1)
 

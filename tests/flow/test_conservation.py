@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -41,7 +43,7 @@ def without_biases(network: nn.Module) -> nn.Module:
 )
 def test_what_flows_into_a_hidden_unit_of_a_chain_flows_out_of_it(network: nn.Module, shape: tuple[int, ...]) -> None:
     layers = list(scores(without_biases(network), shape).values())
-    for layer, following in zip(layers, layers[1:], strict=False):
+    for layer, following in pairwise(layers):
         torch.testing.assert_close(into(layer), out_of(following), rtol=1e-5, atol=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_removed_weights_stay_removed_from_round_to_round(pruner: type[Pruner]) 
     masks = prune(network(), Watching(), density=0.1, rounds=6, input_shape=(1, 3, 3))
     seen.append(dict(masks))
     assert len(seen) == 7
-    for earlier, later in zip(seen, seen[1:], strict=False):
+    for earlier, later in pairwise(seen):
         assert all(not (later[name] & ~earlier[name]).any() for name in later)
         assert sum(int(mask.sum()) for mask in later.values()) < sum(int(mask.sum()) for mask in earlier.values())
 

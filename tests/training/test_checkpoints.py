@@ -29,7 +29,7 @@ def test_a_run_means_its_last_checkpoint(tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_checkpoint_it_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no checkpoint at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nowhere"):
         find_checkpoint(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="has no checkpoint"):
         find_checkpoint(tmp_path)
@@ -55,6 +55,6 @@ def test_a_file_that_would_run_code_is_not_read(tmp_path: Path) -> None:
         def __reduce__(self) -> object:
             return os.mkdir, (str(tmp_path / "ran"),)
 
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
         load_weights(nn.Linear(2, 2), write(tmp_path / "evil.ckpt", {"state_dict": Evil()}))
     assert not (tmp_path / "ran").exists()

@@ -94,8 +94,8 @@ def test_training_loss_falls(tmp_path: Path) -> None:
     loader = DataLoader(TensorDataset(images, (images.sum((1, 2, 3)) > 0).long()), batch_size=16)
     module = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), 2)
     run = Trainer(
-        max_epochs=10, logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, accelerator="cpu",
-        enable_checkpointing=False,
+        max_epochs=10, logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        default_root_dir=tmp_path, accelerator="cpu",
     )  # fmt: skip
     run.fit(module, loader)
     assert run.callback_metrics["train/accuracy"] > 0.9
