@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from synflow_pl.flow.recording import example_of
+from synflow_pl.flow import Block, example_of
 from synflow_pl.followers import follow
 from synflow_pl.masks import Masks
 from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
@@ -138,14 +138,18 @@ class _Ranking:
 
     # Packing costs several passes, the dead only the room they take; so the list is packed when this share of it has died.
     _PACK_AT = 0.25
+    # Looking for dead units pays where most of a weight is gone; with less gone, hardly a unit has died.
+    _BLOCK_AT = 0.25
 
     def __init__(self, subject: Subject, names: list[str]) -> None:
         self.subject = subject
         self.names = names
         self._masks = [subject.masks[name].view(-1) for name in names]
         self.alive = sum(mask.numel() for mask in self._masks)
-        # Positions within each flattened weight of those listed; None while all of it is.
+        # Positions of those listed within each flattened mask, and within what is left of each flattened weight (its block); None while
+        # all of it is.
         self._listed: list[Tensor | None] = [None] * len(names)
+        self._placed: list[Tensor | None] = [None] * len(names)
         # Positions within the list of those that have died since it was packed.
         self._dead: list[Tensor] = []
         # Weights of those listed, where scores are products with them.
@@ -174,7 +178,7 @@ class _Ranking:
         sizes = self._sizes
         listed = self._gathered[: sum(sizes)]
         for index, part in enumerate(listed.split(sizes)):
-            at, score = self._listed[index], scores[self.names[index]]
+            at, score = self._placed[index], scores[self.names[index]]
             factor = _factor(score).reshape(-1)
             if at is not None:
                 torch.index_select(factor, 0, at, out=part)
@@ -190,7 +194,7 @@ class _Ranking:
         """The listed weights; a survivor's weight does not change while it is listed."""
         packed = self._weights[index]
         if packed is None:
-            at = self._listed[index]
+            at = self._placed[index]
             assert at is not None
             packed = self._weights[index] = weight.view(-1).index_select(0, at)
         return packed
@@ -209,24 +213,55 @@ class _Ranking:
         ends = torch.tensor(sizes).cumsum(0)
         shares = torch.searchsorted(gone, ends.to(gone.device)).diff(prepend=gone.new_zeros(1)).tolist()
         starts = (ends - torch.tensor(sizes)).tolist()
-        for name, mask, at, start, part in zip(self.names, self._masks, self._listed, starts, gone.split(shares), strict=True):
-            positions = part - start
-            if at is not None:
-                positions = at.index_select(0, positions).long()
-            self.subject.weights[name].view(-1).index_fill_(0, positions, 0)
-            mask.index_fill_(0, positions, False)
+        for index, (start, part) in enumerate(zip(starts, gone.split(shares), strict=True)):
+            listed, placed = self._listed[index], self._placed[index]
+            here = there = part - start
+            if listed is not None and placed is not None:
+                here, there = listed.index_select(0, here).long(), placed.index_select(0, here).long()
+            self._masks[index].index_fill_(0, here, False)
+            self.subject.weights[self.names[index]].view(-1).index_fill_(0, there, 0)
         self._dead.append(gone)
         if sum(dead.numel() for dead in self._dead) > self._PACK_AT * sum(sizes):
             self._pack()
 
     def _pack(self) -> None:
-        for index, (mask, at) in enumerate(zip(self._masks, self._listed, strict=True)):
-            # Half the bytes of the default int64, and no parameter has 2**31 entries.
-            self._listed[index] = (
-                mask.nonzero().squeeze(1).int() if at is None else at.index_select(0, mask.index_select(0, at).nonzero().squeeze(1))
-            )
+        for index, (name, mask) in enumerate(zip(self.names, self._masks, strict=True)):
+            listed, placed = self._listed[index], self._placed[index]
+            if listed is None or placed is None:
+                # Half the bytes of the default int64, and no parameter has 2**31 entries.
+                listed = placed = mask.nonzero().squeeze(1).int()
+            else:
+                living = mask.index_select(0, listed).nonzero().squeeze(1)
+                listed, placed = listed.index_select(0, living), placed.index_select(0, living)
+            if name in self.subject.blockable and listed.numel() < self._BLOCK_AT * self.subject.weights[name].numel():
+                placed = self._cut_to_block(name, listed, placed)
+            self._listed[index], self._placed[index] = listed, placed
         self._weights = [None] * len(self._masks)
         self._dead = []
+
+    def _cut_to_block(self, name: str, listed: Tensor, placed: Tensor) -> Tensor:
+        """Cut a weight down to the units and inputs that still hold a living weight; returns where those listed now are."""
+        weight, mask = self.subject.weights[name], self.subject.masks[name]
+        kernel = mask[0, 0].numel()
+        unit, within = listed // (mask.shape[1] * kernel), listed % kernel
+        read = listed // kernel % mask.shape[1]
+        units, unit_at = _present(unit, mask.shape[0])
+        inputs, read_at = _present(read, mask.shape[1])
+        block = weight.new_zeros(units.numel(), inputs.numel(), *mask.shape[2:])
+        moved = (unit_at.index_select(0, unit) * inputs.numel() + read_at.index_select(0, read)) * kernel + within
+        block.view(-1).index_copy_(0, moved.long(), weight.view(-1).index_select(0, placed))
+        self.subject.weights[name] = block
+        self.subject.blocks[name] = Block(units, inputs)
+        return moved
+
+
+def _present(numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Which of 0 ... size - 1 are among ``numbers``, ascending, and the place of each of them; at least one, so that none is empty."""
+    present = torch.zeros(size, dtype=torch.bool, device=numbers.device)
+    present[numbers.long()] = True
+    if numbers.numel() == 0:
+        present[0] = True
+    return present.nonzero().squeeze(1), (present.cumsum(0) - 1).int()
 
 
 def _factor(score: Tensor | Saliency) -> Tensor:

@@ -3,6 +3,6 @@
 from synflow_pl.flow.linearise import UnknownOperation, linearise
 from synflow_pl.flow.paths import path_left
 from synflow_pl.flow.recording import evaluating, example_of, record
-from synflow_pl.flow.skeleton import Skeleton, magnitude
+from synflow_pl.flow.skeleton import Block, Skeleton, magnitude
 
-__all__ = ["Skeleton", "UnknownOperation", "evaluating", "example_of", "linearise", "magnitude", "path_left", "record"]
+__all__ = ["Block", "Skeleton", "UnknownOperation", "evaluating", "example_of", "linearise", "magnitude", "path_left", "record"]

@@ -13,7 +13,9 @@ Each rule below turns one recorded operation into one step of the skeleton. An o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -178,7 +180,26 @@ class _Builder:
         names = {number: name for number, name in self.recording.parameters.items() if number in self.weights}
         parameters = {number: self.recording.tensors[number] for number in names}
         fed = {value.number: tensor for value, tensor in zip(self.recording.inputs, inputs, strict=True) if value.number in self.flow}
-        return Skeleton(self.steps, fed, parameters, names, self.gains, reached, self.flow)
+        return Skeleton(_name_weights(self.steps, names), fed, parameters, names, self.gains, reached, self.flow)
+
+
+def _name_weights(steps: list[Step], names: dict[int, str]) -> list[Step]:
+    """Mark the steps whose weight is a plain matrix or kernel that nothing else reads."""
+    readers = Counter(number for step in steps for number in step.operands)
+    made_by = {step.outputs[0]: step for step in steps}
+    named = []
+    for step in steps:
+        name = None
+        if step.contraction and isinstance(step.args[1], Value) and readers[step.args[1].number] == 1:
+            number = step.args[1].number
+            if step.function is aten.convolution:
+                transposed, groups = step.args[6], step.args[8]
+                name = names.get(number) if groups == 1 and not transposed else None
+            elif number in made_by and made_by[number].name == "t":
+                source = made_by[number].operands[0]
+                name = names.get(source) if readers[source] == 1 else None
+        named.append(replace(step, weight=name))
+    return named
 
 
 def _add(builder: _Builder, operation: Operation) -> None:

@@ -9,9 +9,10 @@ the power of two next to its largest entry, found anew in each pass and detached
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from synflow_pl.flow.recording import Value
 
-__all__ = ["Skeleton", "Step", "magnitude"]
+__all__ = ["Block", "Skeleton", "Step", "magnitude"]
 
 # A stretch is the number of weight layers between two cuts. Each multiplies the flow by at most a few thousand, so float32's range of
 # 2**127 either way holds about this many with room to spare; a network with a longer stretch is scored in float64.
@@ -30,7 +31,8 @@ LONGEST_STRETCH = 8
 class Step:
     """``outputs = function(*args, **kwargs)`` with every :class:`Value` replaced by what it stands for.
 
-    ``contraction`` marks the steps in which weights act on the signal.
+    ``contraction`` marks the steps in which weights act on the signal. ``weight`` names the parameter that does, where it is a plain
+    (units, inputs, kernel...) one that nothing else reads: such a step can work on the living block of its weight alone.
     """
 
     name: str
@@ -39,12 +41,22 @@ class Step:
     kwargs: dict[str, Any]
     outputs: tuple[int, ...]
     contraction: bool
+    weight: str | None = None
 
     @property
     def operands(self) -> list[int]:
         """Numbers of the values that this step reads."""
         leaves = tree_leaves((self.args, self.kwargs), is_leaf=lambda leaf: isinstance(leaf, Value))
         return [leaf.number for leaf in leaves if isinstance(leaf, Value)]
+
+
+class Block(NamedTuple):
+    """The part of a weight in which anything lives: whatever reads or feeds only removed weights carries no flow."""
+
+    units: Tensor
+    """(rows,) int64, ascending: units (first dimension) with a living weight."""
+    inputs: Tensor
+    """(columns,) int64, ascending: inputs (second dimension) that a living weight reads."""
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -58,6 +70,7 @@ class Skeleton:
 
     Attributes:
         weights: names of the parameters that the flow passes through.
+        blockable: those of them whose living block alone can be given to :meth:`flow`.
         stretch: the largest number of weight layers between two cuts.
         dtype: the precision to score in: the network's own if its cuts keep float32 in range, else float64.
     """
@@ -80,18 +93,21 @@ class Skeleton:
         self._constants = {number: torch.ones_like(tensor) for number, tensor in inputs.items()} | gains
         self._gains = set(gains)
         self.weights = frozenset(self._names.values())
+        self.blockable = frozenset(step.weight for step in self._steps if step.weight is not None)
+        self._units = {name: parameters[number].shape[0] for number, name in self._names.items()}
         self._cut_before, self.stretch = _cuts(self._steps, set(flow), inputs.keys() & read, outputs)
         own = next(iter(self._parameters.values())).dtype if self._parameters else torch.float32
         lowest = torch.float32 if own in (torch.float16, torch.bfloat16) else own
         self.dtype = torch.float64 if self.stretch > LONGEST_STRETCH else lowest
         self._last_use = _last_uses(self._steps, outputs)
 
-    def flow(self, weights: Mapping[str, Tensor], *, gains: bool = True) -> Tensor:
+    def flow(self, weights: Mapping[str, Tensor], blocks: Mapping[str, Block] = MappingProxyType({}), *, gains: bool = True) -> Tensor:
         """R up to a power of two: the sum of the skeleton's outputs for an input of ones.
 
         Args:
             weights: non-negative tensors by parameter name. A weight of the skeleton that is not among them counts with its own
                 magnitude.
+            blocks: of the weights among them that are cut down to their living units and inputs.
             gains: ``False`` replaces gains, and the weights not given, by ones: what is left is the structure.
 
         Returns:
@@ -112,7 +128,12 @@ class Skeleton:
             if index in self._cut_before:
                 number = self._cut_before[index]
                 values[number] = _in_range(values[number])
-            result = step.function(*_fill(step.args, values), **{key: _fill(item, values) for key, item in step.kwargs.items()})
+            arguments = _fill(step.args, values)
+            result: Any
+            if step.weight is not None and step.weight in blocks:
+                result = _through_block(step.function, arguments, blocks[step.weight], self._units[step.weight])
+            else:
+                result = step.function(*arguments, **{key: _fill(item, values) for key, item in step.kwargs.items()})
             if isinstance(result, (tuple, list)):
                 values.update(zip(step.outputs, result, strict=True))
             else:
@@ -121,24 +142,31 @@ class Skeleton:
                 del values[number]
         return sum((values[number].sum() for number in self._outputs), start=torch.zeros((), dtype=dtype, device=self._device))
 
-    def gradients(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gradients(self, weights: Mapping[str, Tensor], blocks: Mapping[str, Block] = MappingProxyType({})) -> dict[str, Tensor]:
         """dR/dw for each of ``weights``, up to one power of two that all of them share: times w, the synaptic saliency
         (Tanaka et al. 2020, Equations 1 and 2).
 
         Args:
             weights: non-negative tensors by parameter name, each one of ``self.weights``.
+            blocks: of the weights among them that are cut down to their living units and inputs.
 
         Returns:
             Non-negative tensors in the weights' shapes.
         """
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         with torch.enable_grad():
-            total = self.flow(leaves)
+            total = self.flow(leaves, blocks)
         return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
 
     @property
     def _device(self) -> torch.device:
         return next(iter(self._constants.values())).device
+
+
+def _through_block(function: Callable[..., Tensor], arguments: Sequence[Any], block: Block, units: int) -> Tensor:
+    signal, weight, *rest = arguments
+    part = function(signal.index_select(1, block.inputs), weight, *rest)
+    return part.new_zeros(part.shape[0], units, *part.shape[2:]).index_copy(1, block.units, part)
 
 
 def _fill(argument: Any, values: Mapping[int, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import ClassVar, NamedTuple
@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from synflow_pl.flow import Block
 from synflow_pl.masks import prunable
 
 __all__ = ["Pruner", "Saliency", "Subject"]
@@ -37,6 +38,8 @@ class Subject:
         network: the network under study, dense.
         weights: working copy of each prunable parameter, by name.
         masks: bool, one per prunable parameter, True where the weight lives.
+        blockable: names that the pruner can score by their living block alone; it says so in :meth:`Pruner.prepare`.
+        blocks: those of them that have been cut down to it. Their entry in ``weights`` has the block's shape.
         density: the density that the coming cut will leave, in (0, 1].
         inputs: an example of the network's inputs, or ``None`` where no pruner asked for it.
         batches: (images (N, C, H, W), labels (N,)) pairs for data-driven pruners.
@@ -50,6 +53,8 @@ class Subject:
     density: Fraction = Fraction(1)
     inputs: tuple[Tensor, ...] | None = None
     batches: Iterable[tuple[Tensor, Tensor]] = field(default=())
+    blockable: Collection[str] = ()
+    blocks: dict[str, Block] = field(default_factory=dict)
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
     train_mode: bool = False
 
@@ -86,7 +91,7 @@ class Pruner(ABC):
 
     @abstractmethod
     def score(self, subject: Subject) -> Mapping[str, Tensor | Saliency]:
-        """Scores by parameter name, in the weights' shapes, finite; the larger survives. Removed weights' scores are not read.
+        """Scores by parameter name, in the shapes of ``subject.weights``, finite; the larger survives.
 
         The tensors may be overwritten afterwards. The network is left exactly as it was found: weights, buffers, gradients, mode
         and random state.

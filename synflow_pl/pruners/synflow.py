@@ -31,6 +31,7 @@ class SynFlow(Pruner):
     def prepare(self, subject: Subject) -> None:
         assert subject.inputs is not None
         self._skeleton = skeleton = linearise(subject.network, subject.inputs)
+        subject.blockable = skeleton.blockable
         if still := [name for name in subject.weights if name not in skeleton.weights]:
             raise ValueError(
                 f"SynFlow: no flow passes through {still[0]!r}"
@@ -45,5 +46,5 @@ class SynFlow(Pruner):
 
     def score(self, subject: Subject) -> dict[str, Saliency]:
         assert self._skeleton is not None
-        gradients = self._skeleton.gradients(subject.weights)
+        gradients = self._skeleton.gradients(subject.weights, subject.blocks)
         return {name: Saliency(weight, gradients[name]) for name, weight in subject.weights.items()}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from synflow_pl import prune
 from synflow_pl.flow import example_of, path_left
 from synflow_pl.networks import FC, VGG, Conv, ResNet
-from synflow_pl.pruners import SynFlow
+from synflow_pl.pruners import Saliency, Subject, SynFlow
 from tests import textbook
 from tests.conftest import intersection_over_union
 
@@ -60,6 +60,28 @@ def test_excluded_layers_carry_flow_and_stay_dense() -> None:
     masks = prune(network, SynFlow(), density=0.1, rounds=5, input_shape=(1, 28, 28), exclude=["layers.5.*"])
     assert list(masks) == ["layers.1.weight", "layers.3.weight"]
     assert network.layers[5].weight.all()
+
+
+@pytest.mark.parametrize("name", ["fc", "resnet20"])
+def test_working_on_living_blocks_changes_no_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, shape = NETWORKS[name]
+    network = build().double()
+    state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    blocks: list[int] = []
+
+    class Watched(SynFlow):
+        def score(self, subject: Subject) -> dict[str, Saliency]:
+            blocks.append(sum(weight.numel() for weight in subject.weights.values()))
+            return super().score(subject)
+
+    fast = prune(network, Watched(), density=0.01, input_shape=shape)
+    assert blocks[-1] < blocks[0] / 4  # dead units were left out
+    network.load_state_dict(state)
+    monkeypatch.setattr("synflow_pl.pruning._Ranking._BLOCK_AT", 0.0)
+    blocks.clear()
+    plain = prune(network, Watched(), density=0.01, input_shape=shape)
+    assert blocks[-1] == blocks[0]
+    assert all(torch.equal(fast[layer], plain[layer]) for layer in plain)
 
 
 NETWORKS = {
