@@ -262,7 +262,7 @@ class CLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, and write ``predictions.csv``: for each image the likeliest class and its probability."""
-        batches = self.trainer.predict(**kwargs, return_predictions=True)
+        batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
         probabilities, classes = torch.cat(batches).max(1)  # type: ignore[arg-type]
         path = (self.run_folder or Path(".")) / "predictions.csv"
         with open(path, "w", newline="") as file:

@@ -1,0 +1,365 @@
+"""The command line from one end to the other: what is parsed, what is filled in, and what a run leaves behind."""
+
+import contextlib
+import csv
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+import synflow_pl
+from synflow_pl.__main__ import main
+from synflow_pl.cli.main import _CLAIMED, CLI, run
+from synflow_pl.data import Digits
+from synflow_pl.masks import Masks
+from synflow_pl.networks import FC
+from synflow_pl.training import load_weights
+
+Built = Callable[..., CLI]
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
+SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1", *QUIET]
+FC_ON_DIGITS = ["--model.network", "FC", "--data", "Digits"]
+
+
+def printed(*args: str) -> str:
+    """What a command that ends without running anything prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as left:
+        run(list(args))
+    assert left.value.code == 0
+    return out.getvalue()
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# -- help and version
+
+
+def test_help_fits_on_a_few_screens_and_names_our_classes_only() -> None:
+    text = printed("fit", "--help")
+    assert len(text.splitlines()) < 250
+    for name in ("FC", "Conv", "VGG", "ResNet", "SynFlow", "Magnitude", "Digits", "CIFAR10"):
+        assert re.search(rf"\b{name}\b", text), name
+    assert set(re.findall(r"torch\.nn\.\w+", text)) <= {"torch.nn.CrossEntropyLoss"}  # the default loss is said by name
+    for name in ("BatchNorm2d", "TransformerEncoder", "ReLU6", "AdaptiveAvgPool2d"):
+        assert name not in text
+
+
+def test_help_names_every_option_of_pruning() -> None:
+    text = printed("fit", "--help")
+    for option in ("pruner", "density", "kept", "rounds", "schedule", "scope", "bias", "norm", "exclude", "masks", "on_collapse"):
+        assert f"--pruning.{option}" in text
+    assert "--run" in text
+    assert "--data" in text
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
+def test_the_help_lists_all_four_subcommands(subcommand: str) -> None:
+    assert re.search(rf"^ +{subcommand}\b", printed("--help"), re.MULTILINE)
+
+
+def test_the_version_needs_no_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "synflow_pl", "--version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert done.stdout == f"synflow_pl {synflow_pl.__version__}\n"
+    assert "synflow_pl" in imported
+    assert not {"torch", "pytorch_lightning", "jsonargparse", "numpy"} & imported
+
+
+# -- what the options mean
+
+
+def test_the_seed_is_zero_unless_given(built: Built) -> None:
+    assert built("fit", "-c", "mnist_fc").config.fit.seed_everything == 0
+    assert built("fit", "-c", "mnist_fc", "--seed_everything", "7").config.fit.seed_everything == 7
+
+
+def test_two_commands_build_the_same_network(built: Built) -> None:
+    first, again, other = (built("fit", "-c", "mnist_fc", *seed).model.network for seed in ([], [], ["--seed_everything", "1"]))
+    name = "layers.1.weight"
+    assert torch.equal(first.get_parameter(name), again.get_parameter(name))
+    assert not torch.equal(first.get_parameter(name), other.get_parameter(name))
+
+
+def test_recipes_compose_and_the_last_word_counts(built: Built) -> None:
+    options = built("fit", "-c", "mnist_fc", "-c", "pruners/magnitude", "--pruning.density", "0.01", *SHORT).config.fit
+    assert options.model.network.class_path == "synflow_pl.networks.FC"
+    assert options.data.class_path == "synflow_pl.data.MNIST"
+    assert options.pruning.pruner.class_path == "synflow_pl.pruners.Magnitude"
+    assert (options.pruning.density, options.pruning.rounds) == (0.01, 1)
+    assert options.trainer.max_epochs == 1
+    assert options.model.optimizer.init_args.lr == 0.05  # of the recipe, which nothing above touches
+
+
+@pytest.mark.parametrize(
+    ("overlays", "pruner", "rounds"),
+    [
+        (["pruners/synflow", "pruners/magnitude"], "synflow_pl.pruners.Magnitude", 1),
+        (["pruners/magnitude", "pruners/synflow"], "synflow_pl.pruners.SynFlow", 100),
+        (["pruners/synflow", "pruners/random"], "synflow_pl.pruners.Random", 1),
+        (["pruners/magnitude"], "synflow_pl.pruners.Magnitude", 1),
+    ],
+)
+def test_an_overlay_leaves_nothing_of_the_one_before(overlays: list[str], pruner: str, rounds: int, built: Built) -> None:
+    pruning = built("fit", "-c", "mnist_fc", *(part for name in overlays for part in ("-c", name))).config.fit.pruning
+    assert (pruning.pruner.class_path, pruning.rounds, pruning.density) == (pruner, rounds, 0.1)
+
+
+def test_the_dense_overlay_prunes_nothing(built: Built) -> None:
+    pruning = built("fit", "-c", "mnist_fc", "-c", "pruners/synflow", "-c", "pruners/dense").config.fit.pruning
+    assert (pruning.pruner, pruning.density, pruning.rounds) == (None, 1, None)
+
+
+@pytest.mark.parametrize("form", [["--config", "mnist_fc"], ["--config=mnist_fc"], ["-c", "configs/mnist_fc.yaml"]])
+def test_a_recipe_may_be_given_in_any_form(form: list[str], built: Built) -> None:
+    assert built("fit", *form).config.fit.trainer.max_epochs == 20
+
+
+def test_a_short_class_name_means_ours(built: Built) -> None:
+    # torchvision, imported by then, has a VGG and a ResNet too.
+    options = built("fit", "--model.network", "VGG", "--model.network.depth=11", "--data=CIFAR10", "--pruning.density=0.5").config.fit
+    assert options.model.network.class_path == "synflow_pl.networks.VGG"
+    assert options.model.network.init_args.depth == 11
+
+
+def test_the_nonlinearity_is_given_by_its_class_path(built: Built) -> None:
+    network = built("fit", "-c", "mnist_fc", "--model.network.nonlinearity", "torch.nn.Tanh").model.network
+    assert sum(isinstance(module, torch.nn.Tanh) for module in network.modules()) == 5
+
+
+# -- what the data fills in
+
+
+@pytest.mark.parametrize(("data", "shape"), [("Digits", (1, 28, 28)), ("CIFAR10", (3, 32, 32))])
+@pytest.mark.parametrize("network", ["FC", "Conv", "VGG", "ResNet"])
+def test_the_data_s_shape_and_classes_reach_the_network(network: str, data: str, shape: tuple[int, int, int], built: Built) -> None:
+    depth = ["--model.network.depth", "11"] if network == "VGG" else []
+    cli = built("fit", "--model.network", network, *depth, "--data", data, "--pruning.density", "0.1")
+    init_args = cli.config.fit.model.network.init_args
+    assert (tuple(init_args.input_shape), init_args.num_classes) == (shape, 10)
+    with torch.no_grad():
+        assert cli.model.network.eval()(torch.zeros(1, *shape)).shape == (1, 10)
+
+
+def test_an_explicit_number_of_classes_is_kept(built: Built) -> None:
+    network = built("fit", "-c", "mnist_fc", "--model.network.num_classes", "12").model.network
+    assert network(torch.zeros(1, 1, 28, 28)).shape == (1, 12)
+
+
+def test_a_network_of_one_s_own_in_the_working_directory_needs_no_arguments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "my_plain_network.py").write_text(
+        "from torch import nn\n\n\nclass Plain(nn.Sequential):\n"
+        "    def __init__(self):\n        super().__init__(nn.Flatten(), nn.Linear(784, 10))\n"
+    )
+    # The console script's path does not hold the working directory, as that of `python -m` does.
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", ".", str(folder))])
+    arguments = ["fit", "--model.network", "my_plain_network.Plain", "--data", "Digits", "--pruning.density", "0.1", "--run", "own"]
+    monkeypatch.setattr(sys, "argv", ["synflow_pl", *arguments, "--pruning.rounds", "2", *SHORT])
+    try:
+        main()
+    finally:
+        sys.modules.pop("my_plain_network", None)
+    masks = Masks.load(folder / "lightning_logs" / "own" / "masks.safetensors")
+    assert list(masks) == ["1.weight"]
+    assert masks.kept == 784
+
+
+# -- the configuration
+
+
+def test_a_printed_configuration_is_complete(folder: Path) -> None:
+    text = printed("fit", "-c", "mnist_fc", "-c", "pruners/magnitude", "--pruning.density", "0.01", "--print_config")
+    content = yaml.safe_load(text)
+    assert content["pruning"]["density"] == 0.01
+    assert content["pruning"]["pruner"]["class_path"] == "synflow_pl.pruners.Magnitude"
+    assert content["pruning"]["scope"] == "global"
+    assert content["data"]["init_args"]["batch_size"] == 128
+    assert content["seed_everything"] == 0
+    assert content["trainer"]["max_epochs"] == 20
+
+
+@pytest.mark.parametrize("recipe", ["mnist_fc", "cifar10_resnet20"])
+def test_a_printed_configuration_means_the_same_again(recipe: str, folder: Path) -> None:
+    first = printed("fit", "-c", recipe, "-c", "optim/warmup_cosine", "--pruning.density", "0.01", "--print_config")
+    (folder / "printed.yaml").write_text(first)
+    assert printed("fit", "-c", "printed.yaml", "--print_config") == first
+
+
+# -- the run
+
+
+def test_a_run_is_named_by_recipe_pruner_density_and_seed(built: Built) -> None:
+    cli = built("fit", "-c", "mnist_fc", "-c", "pruners/magnitude", "--pruning.density", "0.01", "--seed_everything", "3")
+    assert cli.run_folder == Path("lightning_logs/mnist_fc-magnitude-density0.01-seed3")
+    assert cli.run_folder.is_dir()
+
+
+def test_a_run_without_a_recipe_is_named_by_data_and_network(built: Built) -> None:
+    assert built("fit", *FC_ON_DIGITS, "--pruning.kept", "500").run_folder == Path("lightning_logs/digits_fc-synflow-kept500-seed0")
+
+
+def test_a_second_run_of_the_same_name_gets_a_two(built: Built) -> None:
+    names = [built("fit", "-c", "mnist_fc", "--run", "again").run_folder for _ in range(3)]
+    assert [folder.name for folder in names if folder] == ["again", "again-2", "again-3"]
+
+
+def test_fast_dev_run_leaves_nothing_behind(folder: Path, generated: None) -> None:
+    run(["fit", "-c", "mnist_fc", "--pruning.rounds", "2", "--trainer.fast_dev_run", "1", *QUIET])
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "kinds"), [([], [CSVLogger, TensorBoardLogger]), (["true"], [CSVLogger, TensorBoardLogger]), (["false"], [CSVLogger])]
+)
+def test_csv_is_always_logged(option: list[str], kinds: list[type], built: Built) -> None:
+    loggers = built("fit", "-c", "mnist_fc", *(["--trainer.logger", *option] if option else [])).trainer.loggers
+    assert [isinstance(logger, kind) for logger, kind in zip(loggers, kinds, strict=True)] == [True] * len(kinds)
+
+
+# A real run, short, that the following tests look at and then go on with.
+
+# 5 % of FC's 119,400 weights: 119,400 - floor(0.95 * 119,400).
+KEPT = 119_400 - 113_430
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The run's folder and what was printed at its end; the working directory is the one that it was made in."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("fitted"))
+        patch.setenv(_CLAIMED, "")
+        with contextlib.redirect_stdout(out):
+            cli = run(["fit", *FC_ON_DIGITS, "--pruning.density", "0.05", "--pruning.rounds", "20", "--run", "real", *SHORT])
+        assert cli.run_folder is not None
+        yield cli.run_folder.absolute(), out.getvalue()
+
+
+def test_a_run_holds_its_configuration_metrics_events_masks_and_checkpoints(fitted: tuple[Path, str]) -> None:
+    folder, _ = fitted
+    assert folder.parts[-2:] == ("lightning_logs", "real")
+    for pattern in ("config.yaml", "metrics.csv", "events.out.tfevents.*", "masks.safetensors", "checkpoints/*.ckpt"):
+        assert len(list(folder.glob(pattern))) == 1, pattern
+    assert {path.name.partition(".")[0] for path in folder.iterdir()} == {"config", "metrics", "events", "masks", "checkpoints"}
+
+
+def test_the_masks_of_a_run_have_exactly_the_density_asked_for(fitted: tuple[Path, str]) -> None:
+    folder, _ = fitted
+    masks = Masks.load(folder / "masks.safetensors")
+    assert (masks.kept, masks.total) == (KEPT, 119_400)
+
+
+def test_the_checkpoint_of_a_run_loads_into_the_plain_network_with_its_zeros(fitted: tuple[Path, str]) -> None:
+    folder, _ = fitted
+    masks = Masks.load(folder / "masks.safetensors")
+    network = load_weights(FC(), folder)
+    assert all(not parameter[~mask].any() for parameter, mask in masks.parameters(network))
+    assert sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(network)) == KEPT
+
+
+def test_the_configuration_of_a_run_says_what_was_asked_and_filled_in(fitted: tuple[Path, str]) -> None:
+    content = yaml.safe_load((fitted[0] / "config.yaml").read_text())
+    assert content["run"] == "real"
+    assert content["seed_everything"] == 0
+    assert (content["pruning"]["density"], content["pruning"]["rounds"]) == (0.05, 20)
+    assert content["model"]["network"]["init_args"]["input_shape"] == [1, 28, 28]
+
+
+def test_the_metrics_of_a_run_hold_each_round_and_each_epoch(fitted: tuple[Path, str]) -> None:
+    written = rows(fitted[0] / "metrics.csv")
+    densities = [float(row["pruning/density"]) for row in written if row.get("pruning/density")]
+    # Twenty equal steps on a logarithmic scale, from 1 to 0.05; whole weights, so to five decimals.
+    assert densities == pytest.approx([0.05 ** (round / 20) for round in range(1, 21)], abs=1e-5)
+    for metric in ("train/loss", "train/accuracy", "train/accuracy_top5", "val/loss", "val/accuracy", "val/accuracy_top5"):
+        assert len([row for row in written if row[metric]]) == 1, metric
+
+
+def test_fit_ends_by_saying_where_the_run_lies_and_what_to_do_next(fitted: tuple[Path, str]) -> None:
+    ours = fitted[1].strip().splitlines()[-3:]
+    assert ours[0].endswith("lightning_logs/real")
+    assert ours[1].endswith("python -m synflow_pl test --ckpt_path lightning_logs/real")
+    assert ours[2].endswith("tensorboard --logdir lightning_logs")
+
+
+@pytest.mark.parametrize("what", ["run", "file"])
+def test_a_test_of_a_run_adds_to_that_run(what: str, fitted: tuple[Path, str]) -> None:
+    folder, _ = fitted
+    before, events = rows(folder / "metrics.csv"), set(folder.glob("events*"))
+    config = (folder / "config.yaml").read_bytes()
+    path = folder if what == "run" else next(folder.glob("checkpoints/*.ckpt"))
+
+    cli = run(["test", "--ckpt_path", os.path.relpath(path), *QUIET])
+
+    after = rows(folder / "metrics.csv")
+    assert len(after) == len(before) + 1
+    assert all(earlier.items() <= later.items() for earlier, later in zip(before, after, strict=False))
+    assert cli.metrics is not None
+    assert float(after[-1]["test/accuracy"]) == pytest.approx(cli.metrics[0]["test/accuracy"])
+    assert len(events) < len(set(folder.glob("events*")))
+    assert (folder / "config.yaml").read_bytes() == config
+    assert [path.name for path in folder.parent.iterdir()] == ["real"]
+
+
+def test_the_zeros_are_in_the_network_that_is_tested(fitted: tuple[Path, str]) -> None:
+    folder, _ = fitted
+    cli = run(["test", "--ckpt_path", "lightning_logs/real", "--trainer.limit_test_batches", "1", *QUIET])
+    masks = Masks.load(folder / "masks.safetensors")
+    assert sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(cli.model.network)) == KEPT
+
+
+def test_validate_gives_the_number_that_training_ended_with(fitted: tuple[Path, str]) -> None:
+    folder, _ = fitted
+    trained = next(float(row["val/accuracy"]) for row in rows(folder / "metrics.csv") if row["val/accuracy"])
+    run(["validate", "--ckpt_path", str(folder), *QUIET])  # on as many batches as its own configuration says
+    last = [float(row["val/accuracy"]) for row in rows(folder / "metrics.csv") if row["val/accuracy"]][-1]
+    assert last == pytest.approx(trained)
+
+
+def test_predictions_are_one_line_per_test_image_and_as_accurate_as_the_test(fitted: tuple[Path, str]) -> None:
+    folder, _ = fitted
+    run(["predict", "--ckpt_path", str(folder), *QUIET])
+    written = rows(folder / "predictions.csv")
+    assert [int(row["image"]) for row in written] == list(range(1000))
+    assert all(0.1 <= float(row["probability"]) <= 1 for row in written)  # the likeliest of ten
+    (folder / "predictions.csv").unlink()
+
+    labels = [label for _, label in Digits().dataset(False, None)]  # type: ignore[attr-defined]
+    right = sum(int(row["class"]) == label for row, label in zip(written, labels, strict=True))
+    cli = run(["test", "--ckpt_path", str(folder), *QUIET])
+    assert cli.metrics is not None
+    assert cli.metrics[0]["test/accuracy"] == pytest.approx(right / 1000)
+
+
+def test_a_resumed_run_keeps_its_masks_and_is_not_pruned_again(fitted: tuple[Path, str]) -> None:
+    folder, _ = fitted
+    asked = ["-c", "lightning_logs/real/config.yaml", "--pruning.density", "0.5", "--trainer.max_epochs", "2"]
+    cli = run(["fit", *asked, "--ckpt_path", "lightning_logs/real", "--run", "resumed"])
+    try:
+        assert cli.trainer.current_epoch == 2
+        before, after = Masks.load(folder / "masks.safetensors"), load_weights(FC(), folder.parent / "resumed")
+        assert all(not parameter[~mask].any() for parameter, mask in before.parameters(after))
+    finally:
+        (folder.parent / "resumed").rename(folder.parent.parent / "resumed")
+
+
+def test_masks_of_one_run_train_another(fitted: tuple[Path, str]) -> None:
+    folder, _ = fitted
+    asked = ["--pruning.masks", "lightning_logs/real/masks.safetensors", "--trainer.default_root_dir", "elsewhere"]
+    cli = run(["fit", *FC_ON_DIGITS, "--seed_everything", "1", *asked, *SHORT])
+    assert cli.run_folder is not None
+    assert cli.run_folder.parts == ("elsewhere", "lightning_logs", "digits_fc-masks_masks-density1-seed1")
+    before, after = Masks.load(folder / "masks.safetensors"), Masks.load(cli.run_folder / "masks.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -1,0 +1,51 @@
+"""The real data sets, built once for all tests from the shared folder; a test that needs one is skipped where it cannot be built."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "get_data.py"
+
+
+def build(name: str, into: Path) -> Iterator[Path]:
+    if not SHARED.is_file():
+        pytest.skip(f"real {name}: there is no ../shared/data/get_data.py beside the repository")
+    if missing := [package for package in ("numpy", "PIL") if importlib.util.find_spec(package) is None]:
+        pytest.skip(f"real {name}: get_data.py needs {missing}")
+    # Nothing is ever asked of the network twice, and a test does not wait for it.
+    patient = {**os.environ, "npm_config_fetch_retries": "0", "npm_config_fetch_timeout": "30000"}
+    try:
+        done = subprocess.run(
+            [sys.executable, str(SHARED), str(into), name], env=patient, capture_output=True, text=True, timeout=90, check=False
+        )
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"real {name}: get_data.py took more than 90 s")
+    if done.returncode != 0:
+        pytest.skip(f"real {name}: get_data.py failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    yield into
+    shutil.rmtree(into)  # pytest would keep the files of three sessions
+
+
+@pytest.fixture(scope="session")
+def real_mnist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield from build("mnist", tmp_path_factory.mktemp("mnist"))
+
+
+@pytest.fixture(scope="session")
+def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if shutil.which("npm") is None:
+        pytest.skip("real cifar10: get_data.py needs npm")
+    yield from build("cifar10", tmp_path_factory.mktemp("cifar10"))
+
+
+@pytest.fixture(scope="session")
+def real_fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("real fashion-mnist: the Debian package dataset-fashion-mnist is not installed, and a test installs nothing")
+    yield from build("fashion-mnist", tmp_path_factory.mktemp("fashion_mnist"))
