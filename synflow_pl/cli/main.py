@@ -107,7 +107,8 @@ class _SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        metrics = ["train/loss", "train/accuracy", "val/loss", "val/accuracy", "test/loss", "test/accuracy", "pruning/density"]
+        # In the order of the columns: what runs are compared by comes first.
+        metrics = ["test/accuracy", "val/accuracy", "train/accuracy", "test/loss", "val/loss", "train/loss", "pruning/density"]
         show_hyperparameters(trainer.loggers, _settings(self.config), metrics)
 
 
