@@ -42,6 +42,11 @@ class Operation:
         """The operation's name without namespace and overload: ``convolution``, ``add``, ``relu``."""
         return self.target._schema.name.split("::")[1].rstrip("_") or self.target._schema.name
 
+    def bound(self) -> dict[str, Any]:
+        """The arguments by the names that the operation's schema gives them."""
+        names = [argument.name for argument in self.target._schema.arguments]
+        return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
+
 
 @dataclass
 class Recording:
@@ -128,6 +133,17 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """In eval mode an encoder layer may become one operation that hides its projections; not inside."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     """Run ``network`` once on ``inputs`` and write down what it computed.
 
@@ -149,7 +165,7 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     def forward(state: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Any:
         return functional_call(network, state, inputs)
 
-    with evaluating(network), torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
+    with evaluating(network), _attention_in_parts(), torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
         result = functionalize(forward)(state, inputs)
     outputs = tuple(recorder.value(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point())
     return Recording(fed, named, outputs, recorder.operations, recorder.tensors)

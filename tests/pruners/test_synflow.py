@@ -41,18 +41,22 @@ def test_a_score_that_is_not_finite_is_an_error_that_names_the_layer_and_leaves_
     assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
 
 
-def test_a_weight_without_flow_is_an_error_that_says_what_to_do() -> None:
+def test_a_layer_that_no_flow_passes_is_cut_by_magnitude_at_the_density_of_the_whole_and_named() -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.used, self.idle = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.used, self.idle = nn.Linear(4, 2), nn.Linear(4, 2)
 
         def forward(self, signal: Tensor) -> Tensor:
             return self.used(signal)
 
-    with pytest.raises(ValueError, match=r"no flow passes through 'idle\.weight'; leave it dense with exclude=\['idle\.weight'\]"):
-        prune(Idle(), SynFlow(), density=0.5, input_shape=(2,))
-    assert prune(Idle(), SynFlow(), density=0.5, input_shape=(2,), exclude=["idle.*"]).kept == 2
+    network, pruner = Idle(), SynFlow()
+    network.idle.weight.data = torch.tensor([[1.0, -8.0, 2.0, 3.0], [-7.0, 4.0, 5.0, -6.0]])
+    masks = prune(network, pruner, density=0.25, input_shape=(4,))
+    assert int(masks["used.weight"].sum()) == 2
+    assert masks["idle.weight"].tolist() == [[False, True, False, False], [True, False, False, False]]
+    (note,) = pruner.notes
+    assert note.endswith(": idle.weight")
 
 
 def test_excluded_layers_carry_flow_and_stay_dense() -> None:
