@@ -237,18 +237,19 @@ class Skeleton:
             if step is None:
                 cuts.append(arguments[0])
 
+        dtype = next(iter(weights.values())).dtype if weights else self.dtype
         sources = {number: self._constants[number] for number in self._sources}
-        leaves = {number: tensor.to(self.dtype).requires_grad_() for number, tensor in sources.items()}
+        leaves = {number: tensor.to(dtype, copy=True).requires_grad_() for number, tensor in sources.items()}
         self._constants.update(leaves)
         try:
             with torch.enable_grad():
-                total = self.flow({name: weight.detach().to(self.dtype) for name, weight in weights.items()}, watch=watch)
+                total = self.flow({name: weight.detach() for name, weight in weights.items()}, watch=watch)
             through = torch.autograd.grad(total, [*leaves.values(), *cuts])
         finally:
             self._constants.update(sources)
-        passing = [(value * gradient).sum() for value, gradient in zip([*leaves.values(), *cuts], through, strict=True)]
+        passing = [(value * gradient).sum().detach() for value, gradient in zip([*leaves.values(), *cuts], through, strict=True)]
         entering = torch.stack(passing[: len(leaves)]).sum()
-        return max(float((flow / total - 1).abs()) for flow in (entering, *passing[len(leaves) :]))
+        return max(float((flow / total.detach() - 1).abs()) for flow in (entering, *passing[len(leaves) :]))
 
     @property
     def _device(self) -> torch.device:
