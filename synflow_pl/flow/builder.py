@@ -176,7 +176,8 @@ class Builder:
         shape = self.tensor(output).shape
         if self.tensor(argument).shape != shape:
             return self.step(operation, torch.broadcast_to, self.resolve(argument), shape)
-        self._alias[output.number] = self.resolve(argument).number
+        if output.number != (number := self.resolve(argument).number):  # else it gave back what it was given
+            self._alias[output.number] = number
 
     def source(self, operation: Operation) -> None:
         """The operation's output is where flow comes in: ones."""
