@@ -177,6 +177,8 @@ class _Ranking:
 
     def cut(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
         """Remove the lowest-scoring weights until ``keep`` are left."""
+        if self.alive == 0:
+            return  # a small part that competes apart may be gone before the last round
         listed = self._gather(scores)
         low, high = torch.aminmax(listed)
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
