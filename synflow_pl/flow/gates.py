@@ -6,8 +6,9 @@ carries the flow; and in attention, the flow goes through the values. Seen from 
 1. what has come through a function that is bounded (sigmoid, softmax, a clamp from zero up; failing that, tanh or erf): squeeze-excite,
    GLU, attention, and also x * sigmoid(x), which is SiLU, the identity, or hard-swish and GELU by hand;
 2. else what is smaller and spread out over the other: a gain for each channel, or each position;
-3. else what has come through any nonlinearity: SwiGLU;
-4. else, by custom, the right one of two multiplied signals, and the left one of two contracted: q (k^T v) in linear attention.
+3. else what has been made from the other, or from what the other is a part of: x * f(x), as in gMLP and large-kernel attention;
+4. else what has come through any nonlinearity: SwiGLU;
+5. else, by custom, the right one of two multiplied signals, and the left one of two contracted: q (k^T v) in linear attention.
 
 A gate's constant is one, whatever its value would be: it is a positive number that depends on weights, and scores that followed it
 would depend on what the flow has nothing to do with. In a contraction (attention) the constant is plain averaging over what is summed
@@ -38,6 +39,11 @@ _LEVELS = {
 # After these a signal is a plain one again.
 _PLAIN = frozenset("convolution mm addmm bmm baddbmm mv addmv native_layer_norm native_group_norm native_batch_norm".split())
 
+# What takes a part of a signal, or looks at it in another shape.
+_PARTS = frozenset(
+    "split split_with_sizes unbind slice select narrow view _unsafe_view permute transpose squeeze unsqueeze expand".split()
+)
+
 
 def set_level(builder: Builder, operation: Operation) -> None:
     """Note how much the operation's output looks like a gate. Moved about, scaled or shifted by constants, it still does."""
@@ -61,14 +67,41 @@ def set_level(builder: Builder, operation: Operation) -> None:
 def gate(builder: Builder, operation: Operation, left: Value, right: Value) -> None:
     """A product of two signals, entry by entry: the flow of the gated one, as it is."""
     builder.gated = True
-    levels = [builder.level.get(value.number, 0) for value in (left, right)]
-    bounded = [level if level >= BOUNDED else 0 for level in levels]
-    sizes = [builder.tensor(value).numel() for value in (left, right)]
-    # Compared in this order; the larger of the pair is the gate's.
-    for mine, other in (bounded, (-sizes[0], -sizes[1]), levels):
-        if mine != other:
-            return builder.same(operation, right if mine > other else left)
+
+    def level(value: Value, other: Value) -> int:
+        return builder.level.get(value.number, 0)
+
+    def bounded(value: Value, other: Value) -> int:
+        return level(value, other) if level(value, other) >= BOUNDED else 0
+
+    def small(value: Value, other: Value) -> int:
+        return -builder.tensor(value).numel()
+
+    def made_from(value: Value, other: Value) -> bool:
+        return _made_from(builder, value, other)
+
+    for question in (bounded, small, made_from, level):
+        mine, others = question(left, right), question(right, left)
+        if mine != others:
+            return builder.same(operation, right if mine > others else left)
     builder.same(operation, left)
+
+
+def _made_from(builder: Builder, value: Value, other: Value) -> bool:
+    """Whether the flow of ``value`` comes through ``other``, or through what the other is a part of."""
+    makers = {number: step for step in builder.steps for number in step.outputs}
+    whole = builder.resolve(other).number
+    while whole in makers and makers[whole].name in _PARTS:
+        whole = makers[whole].operands[0]
+    ahead, seen = [builder.resolve(value).number], set[int]()
+    while ahead:
+        number = ahead.pop()
+        if number == whole:
+            return True
+        if number in makers and number not in seen:
+            seen.add(number)
+            ahead += makers[number].operands
+    return False
 
 
 def contract(builder: Builder, operation: Operation, left: Value, right: Value) -> None:

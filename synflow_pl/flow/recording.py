@@ -154,16 +154,25 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     Returns:
         The recording. Its tensors are those of this one pass, at the network's own precision.
     """
-    parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
     # A buffer may be written to even in eval mode (a step counter), so the pass gets copies.
-    buffers = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
-    state = {**parameters, **buffers}
+    copies = {id(buffer): buffer.detach().clone() for buffer in network.buffers()}
+    copies |= {id(parameter): parameter.detach() for parameter in network.parameters()}
+    # Each tensor of each module once, though a module may have several names and a tensor several owners: torch would tie them by
+    # name, and then gives a module with two names the pass's tensor back instead of its own.
+    state = {
+        f"{prefix}.{name}".lstrip("."): copies[id(tensor)]
+        for prefix, module in network.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
     recorder = _Recorder()
-    named = {recorder.value(tensor).number: name for name, tensor in state.items()}
+    named = {
+        recorder.value(copies[id(tensor)]).number: name for name, tensor in (*network.named_parameters(), *network.named_buffers())
+    }
     fed = tuple(recorder.value(tensor) for tensor in inputs)
 
     def forward(state: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Any:
-        return functional_call(network, state, inputs)
+        return functional_call(network, state, inputs, tie_weights=False)
 
     with evaluating(network), _attention_in_parts(), torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
         result = functionalize(forward)(state, inputs)

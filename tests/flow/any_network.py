@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from synflow_pl import Masks, prune
-from synflow_pl.flow import example_of, linearise, path_left
+from synflow_pl.flow import example_of, linearise, magnitude, path_left
 from synflow_pl.pruners import Subject, SynFlow
 from synflow_pl.schedules import kept_weights
 
@@ -153,8 +153,8 @@ def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     modes = [module.training for module in network.modules()]
     random = torch.get_rng_state()
-    skeleton = linearise(network, inputs)
-    off = skeleton.conservation({key: network.get_parameter(key).detach().abs().double() for key in skeleton.weights})
+    skeleton, parameters = linearise(network, inputs), dict(network.named_parameters())
+    off = skeleton.conservation({key: magnitude(parameters[key]).double() for key in skeleton.weights})
     assert off < 1e-9, f"flow is off by {off}"
     silent, unknown = sorted(skeleton.silent), skeleton.unknown({})
     del skeleton

@@ -143,6 +143,26 @@ def test_what_is_gated_carries_the_flow_and_the_gates_rows_carry_none(how: Calla
     assert found["layer.weight"].flatten().tolist() == [2 * row if index == carries else 0.0 for index in (0, 1)]
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_is_made_from_the_other_gates_it_though_the_other_is_the_one_that_came_through_a_nonlinearity(swapped: bool) -> None:
+    class MadeFrom(nn.Module):
+        """u * (norm and mix v), with u and v the halves of one GELU: gMLP's spatial gating unit."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm, self.mix = nn.Linear(1, 2, bias=False), nn.LayerNorm(1), nn.Linear(1, 1)
+            fill(self.layer, [3.0], [5.0])
+
+        def forward(self, signal: Tensor) -> Tensor:
+            left, right = F.gelu(self.layer(signal)).chunk(2, 1)
+            right = self.mix(self.norm(right))
+            return right * left if swapped else left * right
+
+    total, found = scores(MadeFrom(), (1,))
+    assert total == 3
+    assert found["layer.weight"].flatten().tolist() == [3.0, 0.0]
+
+
 def test_layer_scale_is_a_gain_and_one_that_is_zero_counts_as_ones_and_is_named() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
