@@ -145,12 +145,16 @@ def spread(network: nn.Module, masks: Masks, silent: list[str], shape: tuple[int
     return float((output - output.mean(0)).abs().max() / output.abs().max())
 
 
+def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*network.named_parameters(), *network.named_buffers()]
+
+
 def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
     """Prune the network with as many of ``rounds`` as it takes to keep a path, and see that all is as promised."""
     started = time.perf_counter()
     network, shape = build(name)
     inputs = example_of(network, shape, None)
-    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    before = {key: tensor.clone() for key, tensor in _tensors(network)}
     modes = [module.training for module in network.modules()]
     random = torch.get_rng_state()
     skeleton, parameters = linearise(network, inputs), dict(network.named_parameters())
@@ -161,7 +165,7 @@ def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
     pruner = Watched()
     for count in rounds:
         with torch.no_grad():
-            for key, tensor in network.state_dict().items():
+            for key, tensor in _tensors(network):
                 tensor.copy_(before[key])
         masks = prune(network, pruner, density=DENSITY, rounds=count, input_shape=shape)
         if alive := path_left(network, masks, inputs):
@@ -170,7 +174,7 @@ def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
     assert modes == [module.training for module in network.modules()]
     assert torch.equal(random, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in network.parameters())
-    for key, tensor in network.state_dict().items():
+    for key, tensor in _tensors(network):
         old = before[key]
         expected = old.masked_fill(~masks[key], 0) if key in masks else old
         assert torch.equal(torch.nan_to_num(tensor), torch.nan_to_num(expected)), key
