@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synflow_pl.flow import Skeleton, example_of, linearise
+from synflow_pl.flow.builder import Builder
+from synflow_pl.flow.recording import Operation, Recording, Value
+from synflow_pl.flow.rules import apply_rule
 from synflow_pl.masks import prunable
 from synflow_pl.networks import FC
 
@@ -268,3 +271,31 @@ def test_grouped_queries_share_a_head_of_values() -> None:
             return F.scaled_dot_product_attention(query, value, value, enable_gqa=True)
 
     assert scores(Grouped(), (2, 1))[0] == pytest.approx(2 * (3 + 3 + 5 + 5))
+
+
+KERNELS = {
+    "_scaled_dot_product_flash_attention_for_cpu": {},
+    "_scaled_dot_product_flash_attention": {},
+    "_scaled_dot_product_efficient_attention": {"attn_bias": None, "compute_log_sumexp": False},
+    "_scaled_dot_product_cudnn_attention": {"attn_bias": None, "compute_log_sumexp": False},
+    "_scaled_dot_product_fused_attention_overrideable": {},
+}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_fused_kernel_of_attention_is_the_same_average(kernel: str, causal: bool) -> None:
+    # Most of them run on a GPU alone; what is read is the schema, not the result.
+    target = getattr(torch.ops.aten, kernel).default
+    query, key, value = torch.randn(3, 1, 1, 2, 1).unbind(0)
+    given = {"query": Value(0), "key": Value(1), "value": Value(2), "is_causal": causal, **KERNELS[kernel]}
+    args = [given.get(argument.name) for argument in target._schema.arguments if not argument.kwarg_only]
+    output = torch.zeros(1, 1, 2, 1)
+    recording = Recording((Value(2),), {}, (Value(3),), [Operation(target, tuple(args), {}, (Value(3),))], [query, key, value, output])
+    builder = Builder(recording, (), ())
+    assert builder.turn_to(recording.operations[0])
+    apply_rule(builder, recording.operations[0])
+    (step,) = builder.steps
+    mean = builder._constants[step.args[0].number]
+    expected = [[1.0, 0.0], [0.5, 0.5]] if causal else [[0.5, 0.5], [0.5, 0.5]]
+    assert mean.view(2, 2).tolist() == expected
