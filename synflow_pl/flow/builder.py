@@ -37,6 +37,7 @@ class Builder:
         weights: numbers of the values that depend on prunable parameters and on no input.
         touched: numbers of the values that depend on the input and carry no flow: indices, comparisons.
         level: by number, how much a value looks like a gate (:mod:`synflow_pl.flow.gates`).
+        mixed: by number, how many products of two signals lie behind a value.
         gated: whether one signal has been found to gate another.
     """
 
@@ -47,6 +48,7 @@ class Builder:
         self.touched = {value.number for value in recording.inputs} - self.flow
         self.weights = {number for number, name in recording.parameters.items() if name in weights}
         self.level: dict[int, int] = {}
+        self.mixed: dict[int, int] = {}
         self.gated = False
         self._fed = {value.number: torch.ones_like(self.tensor(value)) for value in recording.inputs if value.number in self.flow}
         self._origin = {number: {name} for number, name in recording.parameters.items() if name in parameters}

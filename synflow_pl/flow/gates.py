@@ -6,9 +6,12 @@ carries the flow; and in attention, the flow goes through the values. Seen from 
 1. what has come through a function that is bounded (sigmoid, softmax, a clamp from zero up; failing that, tanh or erf): squeeze-excite,
    GLU, attention, and also x * sigmoid(x), which is SiLU, the identity, or hard-swish and GELU by hand;
 2. else what is smaller and spread out over the other: a gain for each channel, or each position;
-3. else what has been made from the other, or from what the other is a part of: x * f(x), as in gMLP and large-kernel attention;
-4. else what has come through any nonlinearity: SwiGLU;
-5. else, by custom, the right one of two multiplied signals, and the left one of two contracted: q (k^T v) in linear attention.
+3. else what has been made from the other: x * f(x), as in large-kernel attention;
+4. else what has come through any nonlinearity, since it was a part of something larger: SwiGLU;
+5. else what has been made from something that the other is a mere part of: gMLP;
+6. else, by custom, the right one of two multiplied signals, and the left one of two contracted.
+
+Of two contracted signals with none of them bounded (linear attention, q (k^T v)), the one with more such products behind it goes on.
 
 A gate's constant is one, whatever its value would be: it is a positive number that depends on weights, and scores that followed it
 would depend on what the flow has nothing to do with. In a contraction (attention) the constant is plain averaging over what is summed
@@ -37,17 +40,17 @@ _LEVELS = {
     ),
 }
 # After these a signal is a plain one again.
-_PLAIN = frozenset("convolution mm addmm bmm baddbmm mv addmv native_layer_norm native_group_norm native_batch_norm".split())
+_PRODUCTS = frozenset("mm addmm bmm baddbmm mv addmv".split())
+_PLAIN = _PRODUCTS | frozenset("convolution native_layer_norm native_group_norm native_batch_norm".split())
 
-# What takes a part of a signal, or looks at it in another shape.
-_PARTS = frozenset(
-    "split split_with_sizes unbind slice select narrow view _unsafe_view permute transpose squeeze unsqueeze expand".split()
-)
+_PARTS = frozenset("split split_with_sizes unbind slice select narrow".split())
+_SHAPES = frozenset("view _unsafe_view permute transpose squeeze unsqueeze expand".split())
 
 
 def set_level(builder: Builder, operation: Operation) -> None:
     """Note how much the operation's output looks like a gate. Moved about, scaled or shifted by constants, it still does."""
     name = operation.name
+    read = [value.number for value in leaves(operation) if builder.carries(value)]
     if name in ("hardtanh", "clamp"):
         low, high = operation.args[1:3] if len(operation.args) > 2 else (None, None)
         level = UNIT if isinstance(low, (int, float)) and low >= 0 and high is not None else BOUNDED
@@ -55,13 +58,16 @@ def set_level(builder: Builder, operation: Operation) -> None:
     elif name in _PLAIN:
         level = 0
     else:
-        signals = [builder.level.get(value.number, 0) for value in leaves(operation) if builder.carries(value)]
+        signals = [builder.level.get(number, 0) for number in read]
         level = max(_LEVELS.get(name, 0), min(signals))
         if name == "mul" and len(signals) == 2:
             level = max(level, ACTIVATED if max(signals) >= BOUNDED else 0)
+        if name in _PARTS and level == ACTIVATED:
+            level = 0
+    mixed = max(builder.mixed.get(number, 0) for number in read) + (name in _PRODUCTS and len(read) > 1)
     for output in operation.outputs:
         if output is not None:
-            builder.level[output.number] = level
+            builder.level[output.number], builder.mixed[output.number] = level, mixed
 
 
 def gate(builder: Builder, operation: Operation, left: Value, right: Value) -> None:
@@ -78,25 +84,28 @@ def gate(builder: Builder, operation: Operation, left: Value, right: Value) -> N
         return -builder.tensor(value).numel()
 
     def made_from(value: Value, other: Value) -> bool:
-        return _made_from(builder, value, other)
+        return _made_from(builder, value, other, whole=False)
 
-    for question in (bounded, small, made_from, level):
+    def made_from_whole(value: Value, other: Value) -> bool:
+        return _made_from(builder, value, other, whole=True)
+
+    for question in (bounded, small, made_from, level, made_from_whole):
         mine, others = question(left, right), question(right, left)
         if mine != others:
             return builder.same(operation, right if mine > others else left)
     builder.same(operation, left)
 
 
-def _made_from(builder: Builder, value: Value, other: Value) -> bool:
-    """Whether the flow of ``value`` comes through ``other``, or through what the other is a part of."""
+def _made_from(builder: Builder, value: Value, other: Value, whole: bool) -> bool:
+    """Whether the flow of ``value`` comes through ``other`` or, with ``whole``, through what the other is a part of."""
     makers = {number: step for step in builder.steps for number in step.outputs}
-    whole = builder.resolve(other).number
-    while whole in makers and makers[whole].name in _PARTS:
-        whole = makers[whole].operands[0]
+    sought = builder.resolve(other).number
+    while sought in makers and makers[sought].name in (_PARTS | _SHAPES if whole else _SHAPES):
+        sought = makers[sought].operands[0]
     ahead, seen = [builder.resolve(value).number], set[int]()
     while ahead:
         number = ahead.pop()
-        if number == whole:
+        if number == sought:
             return True
         if number in makers and number not in seen:
             seen.add(number)
@@ -108,7 +117,8 @@ def contract(builder: Builder, operation: Operation, left: Value, right: Value) 
     """A matrix product of two signals: one averages over the other."""
     builder.gated = True
     levels = [builder.level.get(value.number, 0) for value in (left, right)]
-    averaging = right if levels[1] > levels[0] else left
+    behind = [builder.mixed.get(value.number, 0) for value in (left, right)]
+    averaging = right if (levels[1], -behind[1]) > (levels[0], -behind[0]) else left
     summed = -1 if averaging is left else -2
     recorded = builder.tensor(averaging)
     support = torch.ones_like(recorded, dtype=torch.bool)

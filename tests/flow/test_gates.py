@@ -133,11 +133,27 @@ class TwoHalves(nn.Module):
         (lambda a, b: F.silu(a) * b, 1),  # SwiGLU
         (lambda a, b: a * F.gelu(b), 0),  # GEGLU
         (lambda a, b: torch.tanh(a) * torch.sigmoid(b), 0),  # WaveNet
+        (lambda a, b: F.gelu(a) * (b + F.linear(b, torch.ones(1, 1))) / 2, 1),  # MambaOut: the gate is a, though only b is worked on
+        (lambda a, b: a * F.linear(F.gelu(a), torch.ones(1, 1)), 0),  # large-kernel attention
+        (lambda a, b: F.gelu(a) * F.linear(F.gelu(a), torch.ones(1, 1)), 0),
         (lambda a, b: a * b, 0),
         (lambda a, b: a / b, 0),
         (lambda a, b: torch.addcmul(torch.zeros(1), a, b), 0),
     ],
-    ids=["glu", "sigmoid", "sigmoid first", "swiglu", "geglu", "wavenet", "product", "quotient", "addcmul"],
+    ids=[
+        "glu",
+        "sigmoid",
+        "sigmoid first",
+        "swiglu",
+        "geglu",
+        "wavenet",
+        "mambaout",
+        "made from it",
+        "made from it, activated",
+        "product",
+        "quotient",
+        "addcmul",
+    ],
 )
 def test_what_is_gated_carries_the_flow_and_the_gates_rows_carry_none(how: Callable[..., Tensor], carries: int) -> None:
     total, found = scores(TwoHalves(how), (1,))
@@ -147,7 +163,7 @@ def test_what_is_gated_carries_the_flow_and_the_gates_rows_carry_none(how: Calla
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_what_is_made_from_the_other_gates_it_though_the_other_is_the_one_that_came_through_a_nonlinearity(swapped: bool) -> None:
+def test_what_is_made_from_what_the_other_is_a_part_of_gates_it(swapped: bool) -> None:
     class MadeFrom(nn.Module):
         """u * (norm and mix v), with u and v the halves of one GELU: gMLP's spatial gating unit."""
 
@@ -209,12 +225,29 @@ class Attention(nn.Module):
             mixed = (query @ key.transpose(-1, -2) + self.table).softmax(-1) @ value
         elif self.how == "values first":
             mixed = (value.transpose(-1, -2) @ (query @ key.transpose(-1, -2)).softmax(-1).transpose(-1, -2)).transpose(-1, -2)
+        elif self.how == "linear, turned round":
+            mixed = ((value.mT @ key.relu()) @ query.relu().mT).mT
+        elif self.how == "linear, of plain signals":
+            mixed = ((key.mT @ value).mT @ query.mT).mT
         else:
             mixed = query.relu() @ (key.relu().transpose(-1, -2) @ value)
         return self.proj(mixed.squeeze(1))
 
 
-@pytest.mark.parametrize("how", ["fused", "fused with a bias", "by hand", "values first", "linear", "causal", "causal by hand"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "fused",
+        "fused with a bias",
+        "by hand",
+        "values first",
+        "linear",
+        "linear, turned round",
+        "linear, of plain signals",
+        "causal",
+        "causal by hand",
+    ],
+)
 def test_attention_averages_over_tokens_and_the_flow_goes_through_the_values(how: str) -> None:
     total, found = scores(Attention(how), (3, 1))
     # Each of three tokens gets the mean of three equal values: R = 3 * (3 * 2), all of it through the values' row.
