@@ -9,9 +9,10 @@ carries the flow; and in attention, the flow goes through the values. Seen from 
 3. else what has been made from the other: x * f(x), as in large-kernel attention;
 4. else what has come through any nonlinearity, since it was a part of something larger: SwiGLU;
 5. else what has been made from something that the other is a mere part of: gMLP;
-6. else, by custom, the right one of two multiplied signals, and the left one of two contracted.
+6. else, by custom, the right one.
 
-Of two contracted signals with none of them bounded (linear attention, q (k^T v)), the one with more such products behind it goes on.
+Of two signals in a matrix product the one that averages is what has come through a bounded function or, failing that, a nonlinearity;
+else what has fewer such products behind it; else, by custom, the left one: in linear attention, q (k^T v), first k and then q.
 
 A gate's constant is one, whatever its value would be: it is a positive number that depends on weights, and scores that followed it
 would depend on what the flow has nothing to do with. In a contraction (attention) the constant is plain averaging over what is summed
@@ -25,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synflow_pl.flow.builder import Builder, leaves
+from synflow_pl.flow.builder import Builder
+from synflow_pl.flow.normalisation import NORMALISATIONS
 from synflow_pl.flow.recording import Operation, Value
 
 __all__ = ["attention", "contract", "gate", "set_level"]
@@ -41,8 +43,8 @@ _LEVELS = {
 }
 # After these a signal is a plain one again.
 _PRODUCTS = frozenset("mm addmm bmm baddbmm mv addmv".split())
-_PLAIN = _PRODUCTS | frozenset("convolution native_layer_norm native_group_norm native_batch_norm".split())
-
+_PLAIN = _PRODUCTS | NORMALISATIONS.keys() | {"convolution"}
+# What takes a part of a signal, and what looks at it in another shape.
 _PARTS = frozenset("split split_with_sizes unbind slice select narrow".split())
 _SHAPES = frozenset("view _unsafe_view permute transpose squeeze unsqueeze expand".split())
 
@@ -50,11 +52,11 @@ _SHAPES = frozenset("view _unsafe_view permute transpose squeeze unsqueeze expan
 def set_level(builder: Builder, operation: Operation) -> None:
     """Note how much the operation's output looks like a gate. Moved about, scaled or shifted by constants, it still does."""
     name = operation.name
-    read = [value.number for value in leaves(operation) if builder.carries(value)]
+    read = [value.number for value in operation.reads if builder.carries(value)]
     if name in ("hardtanh", "clamp"):
-        low, high = operation.args[1:3] if len(operation.args) > 2 else (None, None)
-        level = UNIT if isinstance(low, (int, float)) and low >= 0 and high is not None else BOUNDED
-        level = level if high is not None else ACTIVATED
+        given = {"min_val": -1, "max_val": 1} | operation.bound() if name == "hardtanh" else operation.bound()
+        low, high = (given.get(end, given.get(f"{end}_val")) for end in ("min", "max"))
+        level = ACTIVATED if low is None or high is None else UNIT if isinstance(low, (int, float)) and low >= 0 else BOUNDED
     elif name in _PLAIN:
         level = 0
     else:

@@ -18,7 +18,7 @@ from torch.func import functional_call, functionalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Operation", "Recording", "Value", "evaluating", "example_of", "record"]
+__all__ = ["Operation", "Recording", "Value", "evaluating", "example_of", "is_number", "record"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,21 @@ class Operation:
         """The operation's name without namespace and overload: ``convolution``, ``add``, ``relu``."""
         return self.target._schema.name.split("::")[1].rstrip("_") or self.target._schema.name
 
+    @property
+    def reads(self) -> list[Value]:
+        """The values that it reads, in order."""
+        leaves = tree_leaves((self.args, self.kwargs), is_leaf=lambda leaf: isinstance(leaf, Value))
+        return [leaf for leaf in leaves if isinstance(leaf, Value)]
+
     def bound(self) -> dict[str, Any]:
         """The arguments by the names that the operation's schema gives them."""
         names = [argument.name for argument in self.target._schema.arguments]
         return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
+
+
+def is_number(tensor: Tensor) -> bool:
+    """Whether a tensor can carry flow; indices and marks cannot."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 @dataclass
@@ -176,5 +187,5 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
 
     with evaluating(network), _attention_in_parts(), torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
         result = functionalize(forward)(state, inputs)
-    outputs = tuple(recorder.value(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+    outputs = tuple(recorder.value(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and is_number(leaf))
     return Recording(fed, named, outputs, recorder.operations, recorder.tensors)

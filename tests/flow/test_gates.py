@@ -91,6 +91,7 @@ BY_HAND: dict[str, Callable[[Tensor], Tensor]] = {
     "mish": lambda x: x * torch.tanh(F.softplus(x)),
     "relu of a mask": lambda x: x * (x > 0),
     "relu of where": lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+    "gate from -1 to 1": lambda x: F.hardtanh(x) * x,
     "square": lambda x: x * x,
 }
 
