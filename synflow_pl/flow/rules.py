@@ -66,7 +66,7 @@ def apply_rule(builder: Builder, operation: Operation) -> None:
     if name in _RULES:
         _RULES[name](builder, operation)
     elif name in _CREATES:
-        return builder.drop(operation)
+        return  # a constant, like one made without the signal
     elif name in _IDENTITY:
         builder.same(operation, next(value for value in operation.reads if builder.carries(value)))
     elif name in _LINEAR:

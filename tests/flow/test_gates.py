@@ -91,6 +91,7 @@ BY_HAND: dict[str, Callable[[Tensor], Tensor]] = {
     "mish": lambda x: x * torch.tanh(F.softplus(x)),
     "relu of a mask": lambda x: x * (x > 0),
     "relu of where": lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+    "times a constant of its shape": lambda x: x * torch.full_like(x, 3.0),
     "gate from -1 to 1": lambda x: F.hardtanh(x) * x,
     "square": lambda x: x * x,
 }
@@ -255,6 +256,13 @@ def test_attention_averages_over_tokens_and_the_flow_goes_through_the_values(how
     assert total == pytest.approx(18)
     torch.testing.assert_close(found["qkv.weight"].flatten(), torch.tensor([0.0, 0.0, 18.0]))
     assert found["proj.weight"].item() == pytest.approx(18)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_attention_averages_in_any_precision(dtype: torch.dtype) -> None:
+    network = Attention("by hand").to(dtype)
+    weights = {name: parameter.detach().abs().double() for name, parameter in prunable(network).items()}
+    assert skeleton_of(network, (3, 1)).conservation(weights) < 1e-6
 
 
 @pytest.mark.parametrize("how", ["causal", "causal by hand"])
