@@ -203,13 +203,12 @@ def read() -> dict[str, dict[str, str]]:
 
 
 def write(rows: dict[str, dict[str, str]]) -> None:
-    """The table, in the order of :func:`names`; it appears whole or not at all."""
-    order = {name: index for index, name in enumerate(names())}
+    """The table of those of :func:`names` that have a row, in that order; it appears whole or not at all."""
     temporary = TABLE.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows[name] for name in sorted(rows, key=lambda name: order.get(name, len(order))))
+        writer.writerows(rows[name] for name in names() if name in rows)
     os.replace(temporary, TABLE)
 
 
