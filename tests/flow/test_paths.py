@@ -90,13 +90,14 @@ def test_a_path_leads_through_attention_and_gates_as_through_dense_connections()
 
 def test_a_path_does_not_lead_from_a_token_to_one_before_it_where_attention_is_causal() -> None:
     class Causal(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, causal: bool = True) -> None:
             super().__init__()
-            self.early, self.late = nn.Linear(1, 1), nn.Linear(1, 1)
+            self.early, self.late, self.causal = nn.Linear(1, 1), nn.Linear(1, 1), causal
 
         def forward(self, tokens: Tensor) -> Tensor:
-            values = torch.cat([self.early(tokens[:, :1]), self.late(tokens[:, 1:])], 1).unsqueeze(1)
-            return nn.functional.scaled_dot_product_attention(values, values, values, is_causal=True)[:, :, 0]
+            values = torch.cat([self.early(tokens[:, :1]), self.late(tokens[:, 1:])], 1).view(1, 1, 2, 1)
+            return nn.functional.scaled_dot_product_attention(values, values, values, is_causal=self.causal)[:, :, 0]
 
-    assert alive(Causal(), masks(early=[[1]], late=[[0]]), (2, 1))
-    assert not alive(Causal(), masks(early=[[0]], late=[[1]]), (2, 1))
+    assert alive(Causal(), masks(early=[[1]], late=[[0]]), (2,))
+    assert not alive(Causal(), masks(early=[[0]], late=[[1]]), (2,))
+    assert alive(Causal(causal=False), masks(early=[[0]], late=[[1]]), (2,))
