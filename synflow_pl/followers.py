@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from synflow_pl.flow.recording import Value, record
 
-__all__ = ["follow", "living_units"]
+__all__ = ["follow", "living_units", "of_units"]
 
 
 def follow(
@@ -59,6 +59,16 @@ def living_units(network: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, T
         else:
             living[name] = mask.flatten(1).any(1)
     return living
+
+
+def of_units(network: nn.Module, name: str, units: Tensor) -> Tensor:
+    """(units,) bool, spread out over the weights into each unit, in the shape of the weight ``name``."""
+    weight = network.get_parameter(name)
+    module = network.get_submodule(name.rpartition(".")[0])
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        rows = units.view(module.groups, 1, -1).expand(-1, weight.shape[0] // module.groups, -1).flatten(0, 1)
+        return rows.view(*rows.shape, *[1] * (weight.dim() - 2)).expand_as(weight).contiguous()
+    return units.view(-1, *[1] * (weight.dim() - 1)).expand_as(weight).contiguous()
 
 
 _NORMALISATIONS = (

@@ -19,7 +19,7 @@ from synflow_pl.flow import Block, example_of
 from synflow_pl.followers import follow
 from synflow_pl.masks import Masks
 from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
-from synflow_pl.schedules import SCHEDULES, as_density, keeps
+from synflow_pl.schedules import SCHEDULES, as_density, keeps, kept_weights
 from synflow_pl.selection import smallest
 
 __all__ = ["check_options", "prune"]
@@ -87,11 +87,16 @@ def prune(
     if pruner.needs_batches and not (isinstance(batches, Sequence) and len(batches) > 0):
         raise ValueError(f"{type(pruner).__name__} scores on data: give batches=, a list of (images, labels) pairs")
 
-    rankings = [_Ranking(subject, list(subject.weights))] if scope == "global" else [_Ranking(subject, [n]) for n in subject.weights]
+    competing = [list(subject.weights)] if scope == "global" else [[name] for name in subject.weights]
+    sizes = [sum(subject.weights[name].numel() for name in names) for names in competing]
     rounds = pruner.rounds if rounds is None else rounds
-    after = [keeps(schedule, target, rounds, ranking.alive) for ranking in rankings]
-    if any(kept_then[-1] < ranking.alive for kept_then, ranking in zip(after, rankings, strict=True)):
+    if any(kept_weights(size, target) < size for size in sizes):
         pruner.prepare(subject)
+        rankings, after = [], []
+        for names in competing:
+            parts = _rankings(subject, names)
+            rankings += parts
+            after += keeps(schedule, target, rounds, [ranking.alive for ranking in parts])
         for index in range(rounds):
             left = sum(kept_then[index] for kept_then in after)
             subject.density = target if index == rounds - 1 else Fraction(left, total)
@@ -129,6 +134,19 @@ def check_options(*, density: float | Fraction | None, kept: int | None, rounds:
             raise ValueError(f"{option}: {value!r} is not one of {', '.join(choices)}; did you mean {near!r}?")
 
 
+def _rankings(subject: Subject, names: list[str]) -> list[_Ranking]:
+    """One ranking of all weights of these names that compete with each other, then one for each name with weights apart."""
+    together: dict[str, Tensor | None] = {name: None for name in names if name not in subject.apart}
+    alone: list[_Ranking] = []
+    for name in names:
+        if name in subject.apart:
+            apart = subject.apart[name].view(-1)
+            alone.append(_Ranking(subject, {name: apart.nonzero().squeeze(1).int()}))
+            if not apart.all():
+                together[name] = (~apart).nonzero().squeeze(1).int()
+    return ([_Ranking(subject, together)] if together else []) + alone
+
+
 class _Ranking:
     """Weights that compete with each other, and which of them still can.
 
@@ -141,15 +159,15 @@ class _Ranking:
     # Looking for dead units pays where most of a weight is gone; with less gone, hardly a unit has died.
     _BLOCK_AT = 0.25
 
-    def __init__(self, subject: Subject, names: list[str]) -> None:
+    def __init__(self, subject: Subject, positions: Mapping[str, Tensor | None]) -> None:
         self.subject = subject
-        self.names = names
+        self.names = names = list(positions)
         self._masks = [subject.masks[name].view(-1) for name in names]
-        self.alive = sum(mask.numel() for mask in self._masks)
         # Positions of those listed within each flattened mask, and within what is left of each flattened weight (its block); None while
         # all of it is.
-        self._listed: list[Tensor | None] = [None] * len(names)
-        self._placed: list[Tensor | None] = [None] * len(names)
+        self._listed: list[Tensor | None] = list(positions.values())
+        self._placed: list[Tensor | None] = list(positions.values())
+        self.alive = sum(self._sizes)
         # Positions within the list of those that have died since it was packed.
         self._dead: list[Tensor] = []
         # Weights of those listed, where scores are products with them.
@@ -159,6 +177,8 @@ class _Ranking:
 
     def cut(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
         """Remove the lowest-scoring weights until ``keep`` are left."""
+        if self.alive == 0:
+            return  # a small part that competes apart may be gone before the last round
         listed = self._gather(scores)
         low, high = torch.aminmax(listed)
         if not bool(torch.isfinite(low) & torch.isfinite(high)):

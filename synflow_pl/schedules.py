@@ -7,8 +7,9 @@ the same number of weights off in every round. The last round uses the density t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import accumulate, pairwise
 
 __all__ = ["SCHEDULES", "as_density", "keeps", "kept_weights"]
 
@@ -44,8 +45,20 @@ def kept_weights(total: int, density: Fraction) -> int:
     return total - math.floor((1 - density) * total)
 
 
-def keeps(schedule: str, density: Fraction, rounds: int, total: int) -> list[int]:
-    """Weights kept after each of ``rounds`` rounds, never growing, the last exactly ``kept_weights(total, density)``."""
-    final = kept_weights(total, density)
-    after = [kept_weights(total, SCHEDULES[schedule](density, Fraction(k, rounds))) for k in range(1, rounds)]
-    return [max(kept, final) for kept in after] + [final]
+def keeps(schedule: str, density: Fraction, rounds: int, sizes: Sequence[int]) -> list[list[int]]:
+    """Weights kept after each of ``rounds`` rounds by parts of a network that compete apart, one list per part, never growing.
+
+    Each part keeps its share to within one weight, the first at least ``kept_weights(sizes[0], density)``; after the last round
+    all of them together keep exactly ``kept_weights(sum(sizes), density)``.
+    """
+    after = [_shares(sizes, SCHEDULES[schedule](density, Fraction(k, rounds))) for k in range(1, rounds)] + [_shares(sizes, density)]
+    parts = []
+    for kept in zip(*after, strict=True):
+        # Shares that are rounded together may grow by one from round to round; looked at from the end, they may not.
+        parts.append(list(accumulate(reversed(kept), max))[::-1])
+    return parts
+
+
+def _shares(sizes: Sequence[int], density: Fraction) -> list[int]:
+    sums = [kept_weights(total, density) for total in accumulate(sizes)]
+    return [sums[0], *(right - left for left, right in pairwise(sums))]

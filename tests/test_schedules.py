@@ -29,11 +29,11 @@ def test_kept_weights_are_exact_where_floats_are_not() -> None:
 
 
 def test_the_exponential_schedule_takes_the_same_fraction_in_each_round() -> None:
-    assert keeps("exponential", Fraction(1, 100), 2, 10_000) == [1000, 100]
+    assert keeps("exponential", Fraction(1, 100), 2, [10_000])[0] == [1000, 100]
 
 
 def test_the_linear_schedule_takes_the_same_number_in_each_round() -> None:
-    assert keeps("linear", Fraction(1, 5), 4, 100) == [80, 60, 40, 20]
+    assert keeps("linear", Fraction(1, 5), 4, [100])[0] == [80, 60, 40, 20]
 
 
 @given(
@@ -44,8 +44,32 @@ def test_the_linear_schedule_takes_the_same_number_in_each_round() -> None:
 )
 def test_a_schedule_never_grows_and_ends_at_the_exact_number(total: int, density: float, rounds: int, schedule: str) -> None:
     target = as_density(density)
-    kept = keeps(schedule, target, rounds, total)
+    kept = keeps(schedule, target, rounds, [total])[0]
     assert len(kept) == rounds
     assert kept == sorted(kept, reverse=True)
     assert kept[-1] == kept_weights(total, target)
     assert 1 <= kept[-1] <= kept[0] <= total
+
+
+def test_parts_that_compete_apart_share_what_is_kept() -> None:
+    # Of 30, 20 and 10 weights at 1/4: 15 in all, the first eight of 7.5; up to the second 12.5, so 13 - 8; up to the third 15 - 13.
+    assert keeps("exponential", Fraction(1, 4), 1, [30, 20, 10]) == [[8], [5], [2]]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=6),
+    density=st.floats(1e-4, 1),
+    rounds=st.integers(1, 10),
+    schedule=st.sampled_from(["exponential", "linear"]),
+)
+def test_parts_never_grow_and_are_exact_together_and_to_one_weight_each(
+    sizes: list[int], density: float, rounds: int, schedule: str
+) -> None:
+    target = as_density(density)
+    parts = keeps(schedule, target, rounds, sizes)
+    assert sum(part[-1] for part in parts) == kept_weights(sum(sizes), target)
+    for size, part in zip(sizes, parts, strict=True):
+        assert part == sorted(part, reverse=True)
+        assert size >= part[0]
+        assert abs(part[-1] - target * size) < 1
+    assert parts[0][-1] >= 1

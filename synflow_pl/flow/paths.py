@@ -14,16 +14,14 @@ __all__ = ["path_left"]
 def path_left(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...], skeleton: Skeleton | None = None) -> bool:
     """Whether a path of living weights is left from input to output: a network without one is dead, whatever its layers still hold.
 
-    Decided on the structure alone: masks stand in for weights, ones for gains. At the inputs' real size, padding carrying nothing.
+    Decided on the structure alone: masks stand in for weights, ones for gains; gates are open, and attention connects any two tokens
+    that it does not mask out. At the inputs' real size, padding carrying nothing.
 
     Args:
         network: the network under study.
         masks: its masks.
         inputs: as :func:`synflow_pl.flow.example_of` gives them.
         skeleton: the network's skeleton, where one is at hand.
-
-    Raises:
-        UnknownOperation: where the skeleton has no rule for an operation.
     """
     skeleton = linearise(network, inputs) if skeleton is None else skeleton
     structure = {name: masks[name].to(inputs[0].device, skeleton.dtype) for name in masks if name in skeleton.weights}

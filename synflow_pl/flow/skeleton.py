@@ -1,11 +1,4 @@
-"""Skeleton: the linear network that flow passes through, and how its numbers are kept in range.
-
-R, the sum of the outputs, is a product of one factor per layer: it overflows float32 in a ResNet of about 32 layers and float64 in
-ResNet-1202. But at a *cut*, a value that every path from input to output crosses, R is linear in that value, so dividing it by a
-constant divides R, and with it every score |w| dR/d|w|, by that same constant: the ranking does not change. We divide at each cut by
-the power of two next to its largest entry, found anew in each pass and detached, so that nothing of a score changes but its exponent.
-(Attached, the layer before a cut would get the wrong scores.)
-"""
+"""Skeleton: the linear network that flow passes through."""
 
 from __future__ import annotations
 
@@ -18,13 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from synflow_pl.flow.cuts import LONGEST_STRETCH, cuts, in_range
 from synflow_pl.flow.recording import Value
 
 __all__ = ["Block", "Skeleton", "Step", "magnitude"]
-
-# A stretch is the number of weight layers between two cuts. Each multiplies the flow by at most a few thousand, so float32's range of
-# 2**127 either way holds about this many with room to spare; a network with a longer stretch is scored in float64.
-LONGEST_STRETCH = 8
 
 
 @dataclass(frozen=True)
@@ -50,6 +40,29 @@ class Step:
         return [leaf.number for leaf in leaves if isinstance(leaf, Value)]
 
 
+@dataclass(frozen=True)
+class StandIn:
+    """What an operation that the skeleton has no rule for counts as: the identity where shapes agree, else plain averaging.
+
+    Attributes:
+        operation: its name.
+        shape: of its output.
+        truth: what it really makes of a signal, all else as it was recorded.
+    """
+
+    operation: str
+    shape: torch.Size
+    truth: Callable[[Tensor], Tensor]
+
+    def __call__(self, signal: Tensor) -> Tensor:
+        return signal if signal.shape == self.shape else signal.mean().expand(self.shape)
+
+    def off(self, signal: Tensor) -> float:
+        """How far the stand-in is from the operation on this flow: the sum of differences over the sum of the true values."""
+        true = self.truth(signal.detach())
+        return float((true - self(signal)).abs().sum() / true.abs().sum())
+
+
 class Block(NamedTuple):
     """The part of a weight in which anything lives: whatever reads or feeds only removed weights carries no flow."""
 
@@ -73,6 +86,8 @@ class Skeleton:
         blockable: those of them whose living block alone can be given to :meth:`flow`.
         stretch: the largest number of weight layers between two cuts.
         dtype: the precision to score in: the network's own if its cuts keep float32 in range, else float64.
+        gated: whether one signal gates another somewhere, so that there may be weights without flow by construction.
+        silent: names of multiplicative parameters that are zero throughout and count as ones.
     """
 
     def __init__(
@@ -81,27 +96,41 @@ class Skeleton:
         inputs: dict[int, Tensor],
         parameters: dict[int, Tensor],
         names: dict[int, str],
-        gains: dict[int, Tensor],
+        constants: dict[int, Tensor],
+        gains: Collection[int],
+        silent: Mapping[int, Collection[str]],
         outputs: tuple[int, ...],
         flow: Collection[int],
+        gated: bool,
     ) -> None:
         self._steps = _needed(steps, outputs)
         self._outputs = outputs
         read = {number for step in self._steps for number in step.operands}
         self._names = {number: name for number, name in names.items() if number in read}
         self._parameters = {number: parameters[number] for number in self._names}
-        self._constants = {number: torch.ones_like(tensor) for number, tensor in inputs.items()} | gains
-        self._gains = set(gains)
+        self._constants = {number: tensor for number, tensor in (inputs | constants).items() if number in read}
+        self._gains = read.intersection(gains)
+        self._sources = read.intersection(inputs)
+        self.gated = gated
         self.weights = frozenset(self._names.values())
         self.blockable = frozenset(step.weight for step in self._steps if step.weight is not None)
+        zero = [name for number, name in self._names.items() if not bool(self._parameters[number].any())]
+        self.silent = frozenset(zero).union(*(silent[number] for number in self._gains if number in silent))
         self._units = {name: parameters[number].shape[0] for number, name in self._names.items()}
-        self._cut_before, self.stretch = _cuts(self._steps, set(flow), inputs.keys() & read, outputs)
+        self._cut_before, self.stretch = cuts(self._steps, set(flow), inputs.keys() & read, outputs)
         own = next(iter(self._parameters.values())).dtype if self._parameters else torch.float32
         lowest = torch.float32 if own in (torch.float16, torch.bfloat16) else own
         self.dtype = torch.float64 if self.stretch > LONGEST_STRETCH else lowest
         self._last_use = _last_uses(self._steps, outputs)
 
-    def flow(self, weights: Mapping[str, Tensor], blocks: Mapping[str, Block] = MappingProxyType({}), *, gains: bool = True) -> Tensor:
+    def flow(
+        self,
+        weights: Mapping[str, Tensor],
+        blocks: Mapping[str, Block] = MappingProxyType({}),
+        *,
+        gains: bool = True,
+        watch: Callable[[Step | None, Sequence[Any]], None] | None = None,
+    ) -> Tensor:
         """R up to a power of two: the sum of the skeleton's outputs for an input of ones.
 
         Args:
@@ -109,6 +138,7 @@ class Skeleton:
                 magnitude.
             blocks: of the weights among them that are cut down to their living units and inputs.
             gains: ``False`` replaces gains, and the weights not given, by ones: what is left is the structure.
+            watch: called with each step and its arguments, and with ``None`` and the value at each cut.
 
         Returns:
             A scalar, zero exactly if no path is left (or flow underflows).
@@ -127,8 +157,12 @@ class Skeleton:
         for index, step in enumerate(self._steps):
             if index in self._cut_before:
                 number = self._cut_before[index]
-                values[number] = _in_range(values[number])
+                values[number] = in_range(values[number])
+                if watch is not None:
+                    watch(None, [values[number]])
             arguments = _fill(step.args, values)
+            if watch is not None:
+                watch(step, arguments)
             result: Any
             if step.weight is not None and step.weight in blocks:
                 result = _through_block(step.function, arguments, blocks[step.weight], self._units[step.weight])
@@ -142,21 +176,70 @@ class Skeleton:
                 del values[number]
         return sum((values[number].sum() for number in self._outputs), start=torch.zeros((), dtype=dtype, device=self._device))
 
-    def gradients(self, weights: Mapping[str, Tensor], blocks: Mapping[str, Block] = MappingProxyType({})) -> dict[str, Tensor]:
+    def gradients(
+        self, weights: Mapping[str, Tensor], blocks: Mapping[str, Block] = MappingProxyType({}), *, gains: bool = True
+    ) -> dict[str, Tensor]:
         """dR/dw for each of ``weights``, up to one power of two that all of them share: times w, the synaptic saliency
         (Tanaka et al. 2020, Equations 1 and 2).
 
         Args:
             weights: non-negative tensors by parameter name, each one of ``self.weights``.
             blocks: of the weights among them that are cut down to their living units and inputs.
+            gains: as in :meth:`flow`.
 
         Returns:
             Non-negative tensors in the weights' shapes.
         """
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         with torch.enable_grad():
-            total = self.flow(leaves, blocks)
+            total = self.flow(leaves, blocks, gains=gains)
         return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+
+    def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        """The operations that the skeleton has no rule for, by name, each with how far its stand-in is off on the flow through
+        ``weights``: the sum of differences over the sum of the true values; the worst where an operation is met several times.
+        """
+        found: dict[str, float] = {}
+
+        def watch(step: Step | None, arguments: Sequence[Any]) -> None:
+            if step is not None and isinstance(step.function, StandIn):
+                off = step.function.off(arguments[0])
+                found[step.function.operation] = max(off, found.get(step.function.operation, 0.0))
+
+        if any(isinstance(step.function, StandIn) for step in self._steps):
+            with torch.no_grad():
+                self.flow(weights, watch=watch)
+        return found
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not as it should be, for a report: the operations without a rule, on the flow through the network as it is."""
+        off = [f"{name} (off by {share:.0%})" for name, share in self.unknown({}).items()]
+        return (f"operations without a rule, taken for the identity or an average: {', '.join(off)}",) if off else ()
+
+    def conservation(self, weights: Mapping[str, Tensor]) -> float:
+        """How far flow is from being conserved (Tanaka et al. 2020, Theorem 2), in [0, inf): what passes through each cut, the sum of
+        value * dR/dvalue, against R; the largest relative difference over all cuts. Zero but for rounding.
+        """
+        crossed: list[Tensor] = []
+
+        def watch(step: Step | None, arguments: Sequence[Any]) -> None:
+            if step is None:
+                crossed.append(arguments[0])
+
+        dtype = next(iter(weights.values())).dtype if weights else self.dtype
+        sources = {number: self._constants[number] for number in self._sources}
+        leaves = {number: tensor.to(dtype, copy=True).requires_grad_() for number, tensor in sources.items()}
+        self._constants.update(leaves)
+        try:
+            with torch.enable_grad():
+                total = self.flow({name: weight.detach() for name, weight in weights.items()}, watch=watch)
+            through = torch.autograd.grad(total, [*leaves.values(), *crossed])
+        finally:
+            self._constants.update(sources)
+        passing = [(value * gradient).sum().detach() for value, gradient in zip([*leaves.values(), *crossed], through, strict=True)]
+        entering = torch.stack(passing[: len(leaves)]).sum()
+        return max(float((flow / total.detach() - 1).abs()) for flow in (entering, *passing[len(leaves) :]))
 
     @property
     def _device(self) -> torch.device:
@@ -175,14 +258,6 @@ def _fill(argument: Any, values: Mapping[int, Any]) -> Any:
     if type(argument) in (tuple, list):
         return [_fill(item, values) for item in argument]
     return argument
-
-
-def _in_range(value: Tensor) -> Tensor:
-    peak = value.detach().amax()
-    mantissa, _ = torch.frexp(peak)
-    # peak / (2 * mantissa) is the power of two at or below peak, exactly: the quotient is representable. (exp2 may be off by an ulp.)
-    power = torch.where(peak > 0, peak / (2 * mantissa), torch.ones_like(peak))
-    return value / power
 
 
 def _needed(steps: list[Step], outputs: tuple[int, ...]) -> list[Step]:
@@ -205,33 +280,3 @@ def _last_uses(steps: list[Step], outputs: tuple[int, ...]) -> dict[int, list[in
         if number not in outputs:
             release.setdefault(index, []).append(number)
     return release
-
-
-def _cuts(steps: list[Step], flow: set[int], inputs: Collection[int], outputs: tuple[int, ...]) -> tuple[dict[int, int], int]:
-    """Where every path crosses one value: by the index of the weight layer that follows, the number of the cut value.
-
-    In order of execution, a value is crossed by every path exactly if, at some moment, it is the only one made that is still to be
-    read. Also returns the longest stretch, in weight layers, from cut to cut along any path.
-    """
-    last: dict[int, int] = {}
-    for index, step in enumerate(steps):
-        last.update((number, index) for number in step.operands if number in flow)
-    last.update((number, len(steps)) for number in outputs)
-    live = set(inputs)
-    # The input itself is ones; nothing has to be brought back in range before the first weight layer.
-    depth = dict.fromkeys(inputs, 0)
-    cuts: dict[int, int] = {}
-    stretch = 0
-    for index, step in enumerate(steps):
-        operands = [number for number in step.operands if number in flow]
-        if step.contraction and len(live) == 1 and depth[next(iter(live))] > 0:
-            cut = cuts[index] = next(iter(live))
-            depth[cut] = 0
-        reached = max((depth[number] for number in operands), default=0) + step.contraction
-        stretch = max(stretch, reached)
-        for number in step.outputs:
-            if number in flow and number in last:
-                live.add(number)
-                depth[number] = reached
-        live -= {number for number in live if last[number] <= index}
-    return cuts, stretch

@@ -40,6 +40,8 @@ class Subject:
         masks: bool, one per prunable parameter, True where the weight lives.
         blockable: names that the pruner can score by their living block alone; it says so in :meth:`Pruner.prepare`.
         blocks: those of them that have been cut down to it. Their entry in ``weights`` has the block's shape.
+        apart: bool, by name, True where a weight does not compete with those of other parameters but only with its like in its own,
+            at the density of the whole; what the pruner cannot compare says so in :meth:`Pruner.prepare`. ``blockable`` names none.
         density: the density that the coming cut will leave, in (0, 1].
         inputs: an example of the network's inputs, or ``None`` where no pruner asked for it.
         batches: (images (N, C, H, W), labels (N,)) pairs for data-driven pruners.
@@ -55,6 +57,7 @@ class Subject:
     batches: Iterable[tuple[Tensor, Tensor]] = field(default=())
     blockable: Collection[str] = ()
     blocks: dict[str, Block] = field(default_factory=dict)
+    apart: dict[str, Tensor] = field(default_factory=dict)
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
     train_mode: bool = False
 
@@ -85,6 +88,8 @@ class Pruner(ABC):
     """Whether it asks for ``subject.inputs``."""
     needs_batches: ClassVar[bool] = False
     """Whether it asks for ``subject.batches``."""
+    notes: tuple[str, ...] = ()
+    """What a report should say about how the network was scored, one sentence each; known once it has been prepared."""
 
     def prepare(self, subject: Subject) -> None:  # noqa: B027  most pruners have nothing to prepare
         """Called once, before the first round; what is worked out here serves all rounds."""

@@ -9,11 +9,18 @@ from input to output. A weight's score is its share of it,
 the flow through that weight. Flow is conserved: what enters a hidden unit leaves it (Theorem 1), and every cut between input and
 output carries all of it (Theorem 2). So a small layer's weights score high, and if scores are taken anew after each small cut, the
 last weight of a layer, which carries all the flow, is never the one to go.
+
+Weights that no flow can pass by construction (queries, keys, what makes a gate, a head that eval mode does not use) have no such
+score. Each tensor of them, or their rows in a fused one, is cut by magnitude at the density of the whole.
 """
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from synflow_pl.flow import Skeleton, linearise
+from synflow_pl.followers import living_units, of_units
 from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
 
 __all__ = ["SynFlow"]
@@ -31,20 +38,48 @@ class SynFlow(Pruner):
     def prepare(self, subject: Subject) -> None:
         assert subject.inputs is not None
         self._skeleton = skeleton = linearise(subject.network, subject.inputs)
-        subject.blockable = skeleton.blockable
-        if still := [name for name in subject.weights if name not in skeleton.weights]:
-            raise ValueError(
-                f"SynFlow: no flow passes through {still[0]!r}"
-                + (f" and {len(still) - 1} more" if len(still) > 1 else "")
-                + f"; leave it dense with exclude=[{still[0]!r}]"
-            )
         for name, weight in subject.weights.items():
             weight.abs_()
             if not weight.any():
                 weight.fill_(1)  # all zero at initialisation: counts as ones, or it would silence every score
             subject.weights[name] = weight.to(skeleton.dtype)
+        subject.apart = self._without_flow(subject)
+        subject.blockable = skeleton.blockable - subject.apart.keys()
+        whole = [name for name, apart in subject.apart.items() if apart.all()]
+        part = [name for name in subject.apart if name not in whole]
+        self.notes = (
+            *_note("cut by magnitude, since no flow passes through them (queries, keys, gates, parts not used)", whole),
+            *_note("cut by magnitude in those rows that no flow passes through (queries, keys, gates)", part),
+            *_note("zero throughout, so counted as ones", sorted(skeleton.silent)),
+            *skeleton.notes,
+        )
 
-    def score(self, subject: Subject) -> dict[str, Saliency]:
+    def score(self, subject: Subject) -> dict[str, Saliency | Tensor]:
         assert self._skeleton is not None
-        gradients = self._skeleton.gradients(subject.weights, subject.blocks)
-        return {name: Saliency(weight, gradients[name]) for name, weight in subject.weights.items()}
+        gradients = self._skeleton.gradients(self._flowing(subject), subject.blocks)
+        for name in subject.apart.keys() & gradients.keys():
+            gradients[name].masked_fill_(subject.apart[name], 1)  # so that the score is the magnitude
+        return {
+            name: Saliency(weight, gradients[name]) if name in gradients else weight.clone() for name, weight in subject.weights.items()
+        }
+
+    def _flowing(self, subject: Subject) -> dict[str, Tensor]:
+        assert self._skeleton is not None
+        return {name: weight for name, weight in subject.weights.items() if name in self._skeleton.weights}
+
+    def _without_flow(self, subject: Subject) -> dict[str, Tensor]:
+        """By name, True for the weights of units that flow cannot leave even where every weight lives."""
+        assert self._skeleton is not None
+        flowing = self._flowing(subject)
+        apart = {name: torch.ones_like(mask) for name, mask in subject.masks.items() if name not in flowing}
+        if self._skeleton.gated:
+            ones = {name: torch.ones_like(weight) for name, weight in flowing.items()}
+            reached = {name: gradient > 0 for name, gradient in self._skeleton.gradients(ones, gains=False).items()}
+            for name, living in living_units(subject.network, reached).items():
+                if not living.all():
+                    apart[name] = of_units(subject.network, name, ~living)
+        return apart
+
+
+def _note(what: str, names: list[str]) -> list[str]:
+    return [f"{what}: {', '.join(names)}"] if names else []

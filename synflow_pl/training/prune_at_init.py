@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from synflow_pl.diagnosis import DeadNetwork, Diagnosis, diagnose
-from synflow_pl.flow import UnknownOperation
 from synflow_pl.masks import Hold, Masks
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruning import check_options, prune
@@ -158,12 +157,10 @@ class PruneAtInit(Callback):
         return masks
 
     def _report(self, trainer: Trainer, network: nn.Module, masks: Masks, example: tuple[Tensor, ...]) -> None:
-        try:
-            self.diagnosis = told = diagnose(network, masks, example_input=example)
-        except UnknownOperation as unknown:
-            rank_zero_warn(f"Pruning: whether a path is left could not be checked: {unknown}")
-            return
+        self.diagnosis = told = diagnose(network, masks, example_input=example)
         rank_zero_info(told.table())
+        for note in (self.pruner.notes if self.pruner is not None and self._from_file is None else ()) or told.notes:
+            rank_zero_info(f"Pruning: {note}.")
         show_diagnosis(trainer.loggers, told)
         if not told.alive:
             where = f" ({told.collapsed[0]!r} has no weight left)" if told.collapsed else ""

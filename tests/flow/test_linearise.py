@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synflow_pl.flow import UnknownOperation, example_of, linearise
+from synflow_pl.flow import example_of, linearise
 from synflow_pl.masks import prunable
 from synflow_pl.networks import FC, VGG, Conv, ResNet
 from tests import textbook
@@ -148,20 +148,39 @@ def test_a_head_that_starts_at_zero_counts_as_ones() -> None:
     assert all(score.min() > 0 for score in [scores(network, (2,))["2.weight"]])
 
 
-def test_what_the_skeleton_does_not_know_is_an_error_that_names_it() -> None:
-    class Odd(nn.Module):
-        def __init__(self, odd: str) -> None:
-            super().__init__()
-            self.layer, self.odd = nn.Linear(4, 4), odd
+class Odd(nn.Module):
+    def __init__(self, odd: object) -> None:
+        super().__init__()
+        self.layer, self.head, self.odd = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False), odd
+        self.layer.weight.data = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+        self.head.weight.data = torch.tensor([[1.0, 1.0]])
 
-        def forward(self, signal: Tensor) -> Tensor:
-            signal = self.layer(signal)
-            return signal.softmax(1) if self.odd == "softmax" else signal * signal.sigmoid()
+    def forward(self, signal: Tensor) -> Tensor:
+        return self.head(self.odd(self.layer(signal)))  # type: ignore[operator]
 
-    for odd, named in (("softmax", "_softmax"), ("gate", "a gate")):
-        network = Odd(odd)
-        with pytest.raises(UnknownOperation, match=named):
-            linearise(network, example_of(network, (4,), None))
+
+def test_an_operation_without_a_rule_is_the_identity_and_named_with_how_far_off_that_is() -> None:
+    # The flow (3, 7), brought in range by 4, the power of two below 7. What lies behind the decimal point is (0.75, 0.75), and the
+    # identity gives (0.75, 1.75): off by 1 in 1.5.
+    network = Odd(torch.frac)
+    skeleton = linearise(network, example_of(network, (2,), None))
+    assert skeleton.unknown({}) == {"aten.frac.default": pytest.approx(2 / 3)}
+    assert skeleton.notes == ("operations without a rule, taken for the identity or an average: aten.frac.default (off by 67%)",)
+    assert torch.equal(scores(network, (2,))["layer.weight"] * 4, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+
+
+def test_an_operation_without_a_rule_that_changes_the_shape_is_plain_averaging() -> None:
+    network = Odd(lambda signal: torch.linalg.vector_norm(signal, dim=1, keepdim=True).expand(1, 2))
+    # (3 + 7) / 2 at both inputs of the head, so R = 10, and half of it through either of the head's weights.
+    found = scores(network, (2,))
+    assert torch.equal(found["layer.weight"] * 4, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert torch.equal(found["head.weight"] * 4, torch.tensor([[5.0, 5.0]]))
+
+
+def test_an_operation_without_a_rule_that_carries_no_flow_is_not_named() -> None:
+    network = Odd(lambda signal: signal * torch.frac(signal).sigmoid())
+    skeleton = linearise(network, example_of(network, (2,), None))
+    assert skeleton.notes == ()
 
 
 def test_a_network_whose_output_ignores_its_input_is_an_error() -> None:

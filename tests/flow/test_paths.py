@@ -58,3 +58,46 @@ def test_a_dead_gain_is_no_reason_to_die() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     nn.init.zeros_(network[1].weight)
     assert alive(network, Masks({"0.weight": torch.tensor([[True, False], [False, False]])}), (2,))
+
+
+class Attentive(nn.Module):
+    """Attention over tokens of width two with a fused projection, and a gate after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(2, 1, batch_first=True)
+        self.squeeze = nn.Linear(2, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mixed = self.attention(tokens, tokens, tokens)[0]
+        return mixed * self.squeeze(mixed.mean(1, keepdim=True)).sigmoid()
+
+
+def attentive(queries_and_keys: bool, values: bool, gate: bool) -> Masks:
+    projection = torch.ones(6, 2, dtype=torch.bool)
+    projection[:4], projection[4:] = queries_and_keys, values
+    ones = torch.ones(2, 2, dtype=torch.bool)
+    return Masks({"attention.in_proj_weight": projection, "attention.out_proj.weight": ones, "squeeze.weight": ones & gate})
+
+
+def test_a_path_leads_through_attention_and_gates_as_through_dense_connections() -> None:
+    shape = (3, 2)
+    assert alive(Attentive(), attentive(True, True, True), shape)
+    # Without queries and keys every token counts alike, and without weights a gate is a constant.
+    assert alive(Attentive(), attentive(False, True, False), shape)
+    assert not alive(Attentive(), attentive(True, False, True), shape)
+
+
+def test_a_path_does_not_lead_from_a_token_to_one_before_it_where_attention_is_causal() -> None:
+    class Causal(nn.Module):
+        def __init__(self, causal: bool = True) -> None:
+            super().__init__()
+            self.early, self.late, self.causal = nn.Linear(1, 1), nn.Linear(1, 1), causal
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            values = torch.cat([self.early(tokens[:, :1]), self.late(tokens[:, 1:])], 1).view(1, 1, 2, 1)
+            return nn.functional.scaled_dot_product_attention(values, values, values, is_causal=self.causal)[:, :, 0]
+
+    assert alive(Causal(), masks(early=[[1]], late=[[0]]), (2,))
+    assert not alive(Causal(), masks(early=[[0]], late=[[1]]), (2,))
+    assert alive(Causal(causal=False), masks(early=[[0]], late=[[1]]), (2,))

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+from fractions import Fraction
+from typing import Literal
+
 import pytest
 import torch
 import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from synflow_pl import prune
 from synflow_pl.flow import example_of, path_left
 from synflow_pl.networks import FC, VGG, Conv, ResNet
 from synflow_pl.pruners import Saliency, Subject, SynFlow
+from synflow_pl.schedules import kept_weights
 from tests import textbook
 from tests.conftest import intersection_over_union
 
@@ -41,18 +47,92 @@ def test_a_score_that_is_not_finite_is_an_error_that_names_the_layer_and_leaves_
     assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
 
 
-def test_a_weight_without_flow_is_an_error_that_says_what_to_do() -> None:
+def test_a_layer_that_no_flow_passes_is_cut_by_magnitude_at_the_density_of_the_whole_and_named() -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.used, self.idle = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.used, self.idle = nn.Linear(4, 2), nn.Linear(4, 2)
 
         def forward(self, signal: Tensor) -> Tensor:
             return self.used(signal)
 
-    with pytest.raises(ValueError, match=r"no flow passes through 'idle\.weight'; leave it dense with exclude=\['idle\.weight'\]"):
-        prune(Idle(), SynFlow(), density=0.5, input_shape=(2,))
-    assert prune(Idle(), SynFlow(), density=0.5, input_shape=(2,), exclude=["idle.*"]).kept == 2
+    network, pruner = Idle(), SynFlow()
+    network.idle.weight.data = torch.tensor([[1.0, -8.0, 2.0, 3.0], [-7.0, 4.0, 5.0, -6.0]])
+    masks = prune(network, pruner, density=0.25, input_shape=(4,))
+    assert int(masks["used.weight"].sum()) == 2
+    assert masks["idle.weight"].tolist() == [[False, True, False, False], [True, False, False, False]]
+    (note,) = pruner.notes
+    assert note.endswith(": idle.weight")
+
+
+class Attentive(nn.Module):
+    """Attention with a fused projection, and a squeeze-excite after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.squeeze, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mixed = self.attention(tokens, tokens, tokens)[0].mean(1)
+        return self.head(mixed * self.squeeze(mixed).sigmoid())
+
+
+def test_in_a_fused_projection_queries_and_keys_are_cut_by_magnitude_and_values_by_flow() -> None:
+    network, pruner = Attentive(), SynFlow()
+    weight = network.attention.in_proj_weight.detach().abs()
+    masks = prune(network, pruner, density=0.25, rounds=20, input_shape=(3, 8))
+    rows = masks["attention.in_proj_weight"]
+    # 128 of the weights are of queries and keys, 64 of the gate: a quarter of each, the largest.
+    assert int(rows[:16].sum()) == 32
+    assert weight[:16][rows[:16]].min() > weight[:16][~rows[:16]].max()
+    assert int(masks["squeeze.weight"].sum()) == 16
+    assert masks.kept == 88  # of 3 * 64 + 64 + 64 + 32
+    whole, part = pruner.notes
+    assert whole.endswith(": squeeze.weight")
+    assert part.endswith(": attention.in_proj_weight")
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+@settings(max_examples=30, deadline=None)
+@given(density=st.fractions(Fraction(1, 400), 1), rounds=st.integers(1, 6))
+def test_density_is_exact_where_parts_compete_apart(scope: Literal["global", "local"], density: Fraction, rounds: int) -> None:
+    masks = prune(Attentive(), SynFlow(), density=density, rounds=rounds, scope=scope, input_shape=(3, 8))
+    if scope == "global":
+        assert masks.kept == kept_weights(masks.total, density)
+    else:
+        assert all(int(mask.sum()) == kept_weights(mask.numel(), density) for mask in masks.values())
+
+
+def test_in_a_transposed_convolution_whose_outputs_are_gated_the_gates_units_are_the_ones_apart() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2, bias=False)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return nn.functional.glu(self.up(images), 1)
+
+    seen: dict[str, Tensor] = {}
+
+    class Watched(SynFlow):
+        def prepare(self, subject: Subject) -> None:
+            super().prepare(subject)
+            seen.update(subject.apart)
+
+    prune(Gated(), Watched(), density=0.5, rounds=1, input_shape=(4, 2, 2))
+    # Units 2 and 3, the gate, are those of the second group, which inputs 2 and 3 feed.
+    assert seen["up.weight"].flatten(1).all(1).tolist() == [False, False, True, True]
+    assert not seen["up.weight"][:2].any()
+
+
+def test_a_head_that_starts_at_zero_is_named_and_stays_so_from_round_to_round() -> None:
+    network, pruner = FC((1, 4, 4), depth=3, width=8), SynFlow()
+    nn.init.zeros_(network.layers[5].weight)
+    masks = prune(network, pruner, density=0.1, rounds=20, input_shape=(1, 4, 4))
+    assert pruner.notes == ("zero throughout, so counted as ones: layers.5.weight",)
+    assert path_left(network, masks, example_of(network, (1, 4, 4), None))
+    assert not network.layers[5].weight.any()
 
 
 def test_excluded_layers_carry_flow_and_stay_dense() -> None:

@@ -1,0 +1,245 @@
+"""Rules: what each operation becomes in the positive linear skeleton.
+
+Tanaka et al. 2020 score a network by R = 1^T f(1) with every weight replaced by its magnitude. What is meant is a *linear* network:
+|w| for every weight, and of everything else only what lets flow pass.
+
+- A pointwise nonlinearity is the identity. (On a ReLU network with positive weights that is what it is; ReLU6 would saturate.)
+- A normalisation is its |gain|, for BatchNorm over its running deviation; no mean is taken off.
+- Additive terms (biases, shifts, tables) are zero; they would starve deep layers of flow.
+- Pooling, reshaping, concatenating and adding stay what they are.
+- Of two multiplied signals one is a constant (:mod:`synflow_pl.flow.gates`).
+
+An operation without a rule is the identity where shapes agree, else plain averaging; the skeleton says so, and how far off that is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synflow_pl.flow.builder import Builder, Rule
+from synflow_pl.flow.gates import attention, contract, gate, set_level
+from synflow_pl.flow.normalisation import NORMALISATIONS
+from synflow_pl.flow.recording import Operation
+
+__all__ = ["apply_rule"]
+
+aten = torch.ops.aten
+
+# The identity on flow: pointwise nonlinearities, and what only copies or changes the kind of number.
+_IDENTITY = frozenset(
+    """
+    relu leaky_relu rrelu_with_noise elu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus relu6 softsign
+    log_sigmoid_forward threshold hardshrink softshrink clamp clamp_min clamp_max _prelu_kernel _softmax _safe_softmax _log_softmax
+    exp expm1 exp2 log log1p log2 sqrt rsqrt reciprocal square pow erf sin cos sign round floor ceil neg rsub abs nan_to_num
+    native_dropout dropout clone alias detach _to_copy contiguous lift_fresh native_alpha_dropout fill_diagonal
+    """.split()
+)
+# Already linear with non-negative coefficients, or a choice among entries: replayed as they are.
+_LINEAR = frozenset(
+    """
+    permute transpose t unsqueeze squeeze expand repeat flip roll slice select narrow split split_with_sizes unbind cat stack unfold
+    im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle mean sum cumsum max_pool2d_with_indices
+    max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d amax max topk sort cummax max_pool1d avg_pool1d avg_pool2d
+    avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d upsample_bilinear2d _upsample_bilinear2d_aa upsample_linear1d upsample_trilinear3d
+    grid_sampler_2d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
+    index index_select gather diagonal tril triu movedim slice_scatter select_scatter index_put _unsafe_index as_strided scatter
+    scatter_add index_add repeat_interleave maximum unsafe_split diagonal_scatter
+    """.split()
+)
+_VIEW = frozenset({"view", "_unsafe_view", "_reshape_alias", "view_copy", "reshape"})
+# They look at their argument's shape alone.
+_CREATES = frozenset(
+    """
+    zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty new_empty_strided
+    bernoulli zero fill
+    """.split()
+)
+
+
+def apply_rule(builder: Builder, operation: Operation) -> None:
+    """Add to ``builder`` what the operation becomes."""
+    name = operation.name
+    if name in _RULES:
+        _RULES[name](builder, operation)
+    elif name in _CREATES:
+        return  # a constant, like one made without the signal
+    elif name in _IDENTITY:
+        builder.same(operation, next(value for value in operation.reads if builder.carries(value)))
+    elif name in _LINEAR:
+        builder.replay(operation)
+    elif name in _VIEW:
+        # What was contiguous in the network need not be in its skeleton, where a view may follow another step.
+        builder.replay(operation, torch.reshape)
+    else:
+        builder.stand_in(operation)
+    set_level(builder, operation)
+
+
+def _add(builder: Builder, operation: Operation) -> None:
+    left, right = operation.args[:2]
+    if not (builder.carries(left) and builder.carries(right)):
+        return builder.same(operation, left if builder.carries(left) else right)
+    # A difference is a sum here: flow has no sign.
+    alpha = abs(operation.kwargs.get("alpha", 1))
+    builder.step(operation, _sum, builder.resolve(left), builder.resolve(right), alpha)
+
+
+def _sum(left: Tensor, right: Tensor, alpha: float = 1) -> Tensor:
+    return torch.add(left, right, alpha=alpha)
+
+
+def _scale(builder: Builder, operation: Operation) -> None:
+    left, right = operation.args[:2]
+    if builder.carries(left) and builder.carries(right):
+        if builder.in_weights:
+            # Two factors of one weight both live.
+            return builder.step(operation, torch.mul, builder.resolve(left), builder.resolve(right))
+        return gate(builder, operation, left, right)
+    builder.step(operation, torch.mul, builder.factor(left), builder.factor(right))
+
+
+def _divide(builder: Builder, operation: Operation) -> None:
+    above, below = operation.args[:2]
+    if not builder.carries(below):
+        return builder.step(operation, torch.div, builder.resolve(above), builder.factor(below))
+    # What a signal is divided by is a normaliser or a gate: a constant, one. Weights are divided by what was recorded.
+    if not builder.carries(above):
+        return builder.same(operation, below)
+    if builder.in_weights:
+        return builder.step(operation, torch.div, builder.resolve(above), builder.gain(builder.tensor(below)))
+    builder.gated = True
+    builder.same(operation, above)
+
+
+def _add_product(builder: Builder, operation: Operation) -> None:
+    """``addcmul(a, b, c)``: a + b * c."""
+    base, left, right = operation.args[:3]
+    product: Any
+    if builder.carries(left) and builder.carries(right):
+        builder.gated = True
+        product = builder.resolve(left)
+    elif builder.carries(left) or builder.carries(right):
+        product = left if builder.carries(left) else right
+        factor = builder.factor(right if builder.carries(left) else left)
+        builder.step(operation, _multiply_add, builder.operand(base), builder.resolve(product), factor)
+        return
+    else:
+        return builder.same(operation, base)
+    builder.step(operation, _sum, builder.operand(base), product)
+
+
+def _multiply_add(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return base + left * right
+
+
+def _convolution(builder: Builder, operation: Operation) -> None:
+    signal, weight, _, *geometry = operation.args
+    if builder.carries(signal) and builder.carries(weight) and not builder.in_weights:
+        # A kernel computed from the input gates it.
+        builder.gated = True
+        kernel = builder.constant(builder.tensor(weight).abs())
+    else:
+        kernel = builder.factor(weight)
+    if not builder.carries(signal) and not builder.in_weights:
+        return builder.stand_in(operation)
+    builder.step(operation, aten.convolution, builder.factor(signal), kernel, None, *geometry, contraction=True)
+
+
+def _product(builder: Builder, operation: Operation) -> None:
+    *added, left, right = operation.args
+    both = builder.carries(left) and builder.carries(right)
+    if added and builder.carries(added[0]):
+        # A signal to which a product is added (a bias computed from the input): where the product carries nothing, it passes.
+        if not (builder.carries(left) or builder.carries(right)):
+            return builder.same(operation, added[0])
+        return builder.stand_in(operation)
+    if both and not builder.in_weights:
+        return contract(builder, operation, left, right)
+    builder.step(operation, torch.matmul, builder.factor(left), builder.factor(right), contraction=True)
+
+
+def _pad(builder: Builder, operation: Operation) -> None:
+    # Whatever a network pads with is an additive term; zero lets no flow in at the border.
+    builder.step(operation, aten.constant_pad_nd, builder.resolve(operation.args[0]), operation.args[1], 0.0)
+
+
+def _fill_masked(builder: Builder, operation: Operation) -> None:
+    signal, mask = operation.args[:2]
+    if not builder.carries(signal) or mask.number in builder.touched:
+        return builder.same(operation, signal) if builder.carries(signal) else builder.drop(operation)
+    builder.step(operation, torch.masked_fill, builder.resolve(signal), builder.tensor(mask), 0.0)
+
+
+def _where(builder: Builder, operation: Operation) -> None:
+    condition, left, right = operation.args[:3]
+    if not (builder.carries(left) or builder.carries(right)):
+        return builder.drop(operation)
+    if condition.number not in builder.touched:
+        condition = builder.tensor(condition)
+        return builder.step(operation, torch.where, condition, builder.operand(left), builder.operand(right))
+    # What the signal itself decides is a nonlinearity, and on either side of it flow passes.
+    _add(builder, Operation(operation.target, (left, right), {}, operation.outputs))
+
+
+def _copy(builder: Builder, operation: Operation) -> None:
+    source = operation.args[1]
+    return builder.same(operation, source) if builder.carries(source) else builder.drop(operation)
+
+
+def _glu(builder: Builder, operation: Operation) -> None:
+    signal, dim = operation.args[0], operation.args[1] if len(operation.args) > 1 else -1
+    builder.gated = True
+    builder.step(operation, _first_half, builder.resolve(signal), dim)
+
+
+def _first_half(signal: Tensor, dim: int) -> Tensor:
+    return signal.chunk(2, dim)[0]
+
+
+def _bicubic(builder: Builder, operation: Operation) -> None:
+    # Bicubic coefficients have both signs; bilinear ones reach nearly as far and have one.
+    args = builder.operand(operation.args)
+    builder.step(operation, aten.upsample_bilinear2d, *args)
+
+
+def _minimum(builder: Builder, operation: Operation) -> None:
+    left, right = operation.args[:2]
+    if builder.carries(left) and builder.carries(right):
+        return builder.replay(operation)
+    builder.same(operation, left if builder.carries(left) else right)
+
+
+_RULES: dict[str, Rule] = {
+    "add": _add,
+    "sub": _add,
+    "mul": _scale,
+    "div": _divide,
+    "addcmul": _add_product,
+    "convolution": _convolution,
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "addmv", "mv"), _product),
+    **NORMALISATIONS,
+    "constant_pad_nd": _pad,
+    "masked_fill": _fill_masked,
+    "where": _where,
+    "copy": _copy,
+    "minimum": _minimum,
+    "glu": _glu,
+    "upsample_bicubic2d": _bicubic,
+    "_upsample_bicubic2d_aa": _bicubic,
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+            "_scaled_dot_product_fused_attention_overrideable",
+            "_scaled_dot_product_attention_math",
+            "_scaled_dot_product_attention_math_for_mps",
+        ),
+        attention,
+    ),
+}

@@ -1,0 +1,343 @@
+"""Where two signals meet, one of them is a constant: which one, and what sums follow on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from synflow_pl.flow import Skeleton, example_of, linearise
+from synflow_pl.flow.builder import Builder
+from synflow_pl.flow.recording import Operation, Recording, Value
+from synflow_pl.flow.rules import apply_rule
+from synflow_pl.masks import prunable
+from synflow_pl.networks import FC
+
+
+def skeleton_of(network: nn.Module, shape: tuple[int, ...]) -> Skeleton:
+    return linearise(network, example_of(network, shape, None))
+
+
+def scores(network: nn.Module, shape: tuple[int, ...]) -> tuple[float, dict[str, Tensor]]:
+    """R and the scores, not rescaled."""
+    skeleton = skeleton_of(network, shape)
+    skeleton._cut_before = {}
+    weights = {name: p.detach().abs() for name, p in prunable(network).items() if name in skeleton.weights}
+    gradients = skeleton.gradients(weights)
+    return skeleton.flow(weights).item(), {name: weights[name] * gradients[name] for name in weights}
+
+
+def fill(layer: nn.Module, *rows: list[float]) -> None:
+    layer.weight.data = torch.tensor(rows).view_as(layer.weight)
+
+
+class Excite(nn.Module):
+    """Squeeze-excite on two channels."""
+
+    def __init__(self, bound: Callable[[Tensor], Tensor], swapped: bool = False) -> None:
+        super().__init__()
+        self.conv, self.squeeze, self.head = nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 2, 1), nn.Linear(2, 1, bias=False)
+        self.bound, self.swapped = bound, swapped
+        fill(self.conv, [3.0, -5.0])
+        fill(self.head, [7.0, 11.0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        signal = self.conv(images).relu()
+        gate = self.bound(self.squeeze(signal.mean((2, 3), keepdim=True)))
+        signal = gate * signal if self.swapped else signal * gate
+        return self.head(signal.mean((2, 3)))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    "bound",
+    [
+        torch.sigmoid,
+        F.hardsigmoid,
+        lambda gate: F.relu6(gate + 3) / 6,
+        lambda gate: 1 + torch.tanh(gate),
+        lambda gate: gate.softmax(1),
+        lambda gate: 2 - gate.sigmoid(),
+    ],
+    ids=["sigmoid", "hardsigmoid", "relu6", "one plus tanh", "softmax", "two minus sigmoid"],
+)
+def test_squeeze_excite_is_open_whatever_its_function_order_or_size(bound: Callable[..., Tensor], swapped: bool, size: int) -> None:
+    total, found = scores(Excite(bound, swapped), (1, size, size))
+    # R = 7 * 3 + 11 * 5, the mean over a constant image being one pixel; nothing of it went through the squeeze.
+    assert total == pytest.approx(76)
+    torch.testing.assert_close(found["conv.weight"].flatten(), torch.tensor([21.0, 55.0]))
+    assert found.keys() == {"conv.weight", "head.weight"}
+
+
+def test_without_a_bounded_function_what_is_spread_out_over_the_other_gates_it() -> None:
+    total, found = scores(Excite(lambda gate: gate, swapped=True), (1, 2, 2))
+    assert total == pytest.approx(76)
+    assert "squeeze.weight" not in found
+
+
+BY_HAND: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": lambda x: x * x.sigmoid(),
+    "silu, turned round": lambda x: x.sigmoid() * x,
+    "silu from exp": lambda x: x / (1 + (-x).exp()),
+    "quick gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "hard-swish": lambda x: x * F.relu6(x + 3) / 6,
+    "hard-swish of a clamp": lambda x: (x + 3).clamp(0, 6) * x / 6 * 6 / 6 * 6,
+    "gelu of erf": lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)) * 2,
+    "gelu of tanh": lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.04 * x**3))) * 2,
+    "mish": lambda x: x * torch.tanh(F.softplus(x)),
+    "relu of a mask": lambda x: x * (x > 0),
+    "relu of where": lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+    "times a constant of its shape": lambda x: x * torch.full_like(x, 3.0),
+    "gate from -1 to 1": lambda x: F.hardtanh(x) * x,
+    "square": lambda x: x * x,
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_nonlinearity_written_by_hand_is_the_identity(name: str) -> None:
+    class ByHand(nn.Module):
+        def forward(self, signal: Tensor) -> Tensor:
+            return BY_HAND[name](signal)
+
+    def shares(network: nn.Module) -> Tensor:
+        flat = torch.cat([score.flatten() for score in scores(network, (1, 3, 3))[1].values()])
+        return flat / flat.sum()
+
+    network = FC((1, 3, 3), depth=3, width=5)
+    other = FC((1, 3, 3), depth=3, width=5, nonlinearity=ByHand)
+    other.load_state_dict(network.state_dict())
+    torch.testing.assert_close(shares(other), shares(network))
+
+
+class TwoHalves(nn.Module):
+    """A linear layer whose outputs are two signals that are multiplied."""
+
+    def __init__(self, how: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.head, self.how = nn.Linear(1, 2, bias=False), nn.Linear(1, 1, bias=False), how
+        fill(self.layer, [3.0], [5.0])
+        fill(self.head, [2.0])
+
+    def forward(self, signal: Tensor) -> Tensor:
+        return self.head(self.how(*self.layer(signal).chunk(2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("how", "carries"),
+    [
+        (lambda a, b: F.glu(torch.cat([a, b], 1), 1), 0),
+        (lambda a, b: a * b.sigmoid(), 0),
+        (lambda a, b: b * a.sigmoid(), 1),
+        (lambda a, b: F.silu(a) * b, 1),  # SwiGLU
+        (lambda a, b: a * F.gelu(b), 0),  # GEGLU
+        (lambda a, b: torch.tanh(a) * torch.sigmoid(b), 0),  # WaveNet
+        (lambda a, b: F.gelu(a) * (b + F.linear(b, torch.ones(1, 1))) / 2, 1),  # MambaOut: the gate is a, though only b is worked on
+        (lambda a, b: a * F.linear(F.gelu(a), torch.ones(1, 1)), 0),  # large-kernel attention
+        (lambda a, b: F.gelu(a) * F.linear(F.gelu(a), torch.ones(1, 1)), 0),
+        (lambda a, b: a * b, 0),
+        (lambda a, b: a / b, 0),
+        (lambda a, b: torch.addcmul(torch.zeros(1), a, b), 0),
+    ],
+    ids=[
+        "glu",
+        "sigmoid",
+        "sigmoid first",
+        "swiglu",
+        "geglu",
+        "wavenet",
+        "mambaout",
+        "made from it",
+        "made from it, activated",
+        "product",
+        "quotient",
+        "addcmul",
+    ],
+)
+def test_what_is_gated_carries_the_flow_and_the_gates_rows_carry_none(how: Callable[..., Tensor], carries: int) -> None:
+    total, found = scores(TwoHalves(how), (1,))
+    row = [3.0, 5.0][carries]
+    assert total == 2 * row
+    assert found["layer.weight"].flatten().tolist() == [2 * row if index == carries else 0.0 for index in (0, 1)]
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_is_made_from_what_the_other_is_a_part_of_gates_it(swapped: bool) -> None:
+    class MadeFrom(nn.Module):
+        """u * (norm and mix v), with u and v the halves of one GELU: gMLP's spatial gating unit."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm, self.mix = nn.Linear(1, 2, bias=False), nn.LayerNorm(1), nn.Linear(1, 1)
+            fill(self.layer, [3.0], [5.0])
+
+        def forward(self, signal: Tensor) -> Tensor:
+            left, right = F.gelu(self.layer(signal)).chunk(2, 1)
+            right = self.mix(self.norm(right))
+            return right * left if swapped else left * right
+
+    total, found = scores(MadeFrom(), (1,))
+    assert total == 3
+    assert found["layer.weight"].flatten().tolist() == [3.0, 0.0]
+
+
+def test_layer_scale_is_a_gain_and_one_that_is_zero_counts_as_ones_and_is_named() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.gamma = nn.Linear(2, 2, bias=False), nn.Parameter(torch.tensor([[0.5, -2.0]]))
+            fill(self.layer, [1.0, 1.0], [1.0, 1.0])
+
+        def forward(self, signal: Tensor) -> Tensor:
+            return signal + self.gamma * self.layer(signal)
+
+    network = Scaled()
+    assert scores(network, (2,))[1]["layer.weight"].tolist() == [[0.5, 0.5], [2.0, 2.0]]
+    assert skeleton_of(network, (2,)).silent == frozenset()
+    nn.init.zeros_(network.gamma)
+    assert scores(network, (2,))[1]["layer.weight"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert skeleton_of(network, (2,)).silent == {"gamma"}
+
+
+class Attention(nn.Module):
+    """One head of width one over three tokens: queries 5, keys 7, values 3, projection 2."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.how = nn.Linear(1, 3, bias=False), nn.Linear(1, 1, bias=False), how
+        self.table = nn.Parameter(torch.randn(3, 3))
+        fill(self.qkv, [5.0], [7.0], [-3.0])
+        fill(self.proj, [2.0])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.qkv(tokens).unsqueeze(1).chunk(3, -1)
+        if self.how == "fused":
+            mixed = F.scaled_dot_product_attention(query, key, value)
+        elif self.how == "fused with a bias":
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=self.table)
+        elif self.how == "causal":
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        elif self.how == "causal by hand":
+            masked = (query @ key.transpose(-1, -2)).masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf)
+            mixed = masked.softmax(-1) @ value
+        elif self.how == "by hand":
+            mixed = (query @ key.transpose(-1, -2) + self.table).softmax(-1) @ value
+        elif self.how == "values first":
+            mixed = (value.transpose(-1, -2) @ (query @ key.transpose(-1, -2)).softmax(-1).transpose(-1, -2)).transpose(-1, -2)
+        elif self.how == "linear, turned round":
+            mixed = ((value.mT @ key.relu()) @ query.relu().mT).mT
+        elif self.how == "linear, of plain signals":
+            mixed = ((key.mT @ value).mT @ query.mT).mT
+        else:
+            mixed = query.relu() @ (key.relu().transpose(-1, -2) @ value)
+        return self.proj(mixed.squeeze(1))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "fused",
+        "fused with a bias",
+        "by hand",
+        "values first",
+        "linear",
+        "linear, turned round",
+        "linear, of plain signals",
+        "causal",
+        "causal by hand",
+    ],
+)
+def test_attention_averages_over_tokens_and_the_flow_goes_through_the_values(how: str) -> None:
+    total, found = scores(Attention(how), (3, 1))
+    # Each of three tokens gets the mean of three equal values: R = 3 * (3 * 2), all of it through the values' row.
+    assert total == pytest.approx(18)
+    torch.testing.assert_close(found["qkv.weight"].flatten(), torch.tensor([0.0, 0.0, 18.0]))
+    assert found["proj.weight"].item() == pytest.approx(18)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_attention_averages_in_any_precision(dtype: torch.dtype) -> None:
+    network = Attention("by hand").to(dtype)
+    weights = {name: parameter.detach().abs().double() for name, parameter in prunable(network).items()}
+    assert skeleton_of(network, (3, 1)).conservation(weights) < 1e-6
+
+
+@pytest.mark.parametrize("how", ["causal", "causal by hand"])
+def test_pairs_that_are_masked_out_take_no_part(how: str) -> None:
+    class First(Attention):
+        def forward(self, tokens: Tensor) -> Tensor:
+            # The first token sees itself alone, so what the others were scaled by does not reach it.
+            return super().forward(tokens * torch.tensor([1.0, 100.0, 100.0]).view(3, 1))[:, :1]
+
+    assert scores(First(how), (3, 1))[0] == pytest.approx(6)
+
+
+def test_in_a_module_of_attention_with_a_fused_projection_the_values_rows_alone_carry_flow() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(2, 2, bias=False, batch_first=True)
+            self.attention.in_proj_weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0], [1.0, -2.0], [3.0, 4.0]])
+            self.attention.out_proj.weight.data = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+
+    total, found = scores(Block(), (3, 2))
+    assert total == pytest.approx(3 * (1 + 2 + 3 + 4))
+    expected = torch.tensor([[0.0, 0.0]] * 4 + [[3.0, 6.0], [9.0, 12.0]])
+    torch.testing.assert_close(found["attention.in_proj_weight"], expected)
+
+
+def test_an_encoder_layer_is_followed_though_eval_mode_has_a_fused_operation_for_it() -> None:
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()
+    assert torch.backends.mha.get_fastpath_enabled()
+    skeleton = skeleton_of(layer, (3, 4))
+    assert skeleton.weights == prunable(layer).keys()
+    assert skeleton.notes == ()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_grouped_queries_share_a_head_of_values() -> None:
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.value = nn.Linear(1, 4, bias=False), nn.Linear(1, 2, bias=False)
+            fill(self.value, [3.0], [5.0])
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            query, value = self.query(tokens).mT.unsqueeze(-1), self.value(tokens).mT.unsqueeze(-1)
+            return F.scaled_dot_product_attention(query, value, value, enable_gqa=True)
+
+    assert scores(Grouped(), (2, 1))[0] == pytest.approx(2 * (3 + 3 + 5 + 5))
+
+
+KERNELS = {
+    "_scaled_dot_product_flash_attention_for_cpu": {},
+    "_scaled_dot_product_flash_attention": {},
+    "_scaled_dot_product_efficient_attention": {"attn_bias": None, "compute_log_sumexp": False},
+    "_scaled_dot_product_cudnn_attention": {"attn_bias": None, "compute_log_sumexp": False},
+    "_scaled_dot_product_fused_attention_overrideable": {},
+}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_fused_kernel_of_attention_is_the_same_average(kernel: str, causal: bool) -> None:
+    # Most of them run on a GPU alone; what is read is the schema, not the result.
+    target = getattr(torch.ops.aten, kernel).default
+    query, key, value = torch.randn(3, 1, 1, 2, 1).unbind(0)
+    given = {"query": Value(0), "key": Value(1), "value": Value(2), "is_causal": causal, **KERNELS[kernel]}
+    args = [given.get(argument.name) for argument in target._schema.arguments if not argument.kwarg_only]
+    output = torch.zeros(1, 1, 2, 1)
+    recording = Recording((Value(2),), {}, (Value(3),), [Operation(target, tuple(args), {}, (Value(3),))], [query, key, value, output])
+    builder = Builder(recording, (), ())
+    assert builder.turn_to(recording.operations[0])
+    apply_rule(builder, recording.operations[0])
+    (step,) = builder.steps
+    mean = builder._constants[step.args[0].number]
+    expected = [[1.0, 0.0], [0.5, 0.5]] if causal else [[0.5, 0.5], [0.5, 0.5]]
+    assert mean.view(2, 2).tolist() == expected
