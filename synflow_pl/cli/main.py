@@ -18,12 +18,12 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_only
 
-from synflow_pl.cli.messages import OURS, Parser, clarify, sentence
+from synflow_pl.cli.messages import OURS, Parser, clarify, refuse_function, sentence
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.data import Images
 from synflow_pl.diagnosis import DeadNetwork
 from synflow_pl.runs import CONFIG, RunCSV, RunTensorBoard, claim, run_of
-from synflow_pl.training import Classifier, PruneAtInit, find_checkpoint
+from synflow_pl.training import Classifier, PruneAtInit, find_checkpoint, load_weights
 from synflow_pl.training.panels import show_hyperparameters
 
 __all__ = ["CLI", "run"]
@@ -41,7 +41,7 @@ def run(args: list[str]) -> CLI:
     """
     try:
         args = _prepare(args)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         sentence(str(error))
     # Lightning advertises its other products at every start.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
@@ -69,6 +69,8 @@ def _prepare(args: list[str]) -> list[str]:
             if not equals and index + 1 < len(args):
                 index += 1
                 value = args[index]
+            if option == "--model.network":
+                refuse_function(value)
             prepared += [option, _full_path(OURS[option.removeprefix("--")], value)]
         else:
             prepared.append(args[index])
@@ -134,6 +136,18 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--run", type=str | None, default=None, help="Name of the run's folder; by default recipe, pruner, density and seed."
         )
+        parser.add_argument(
+            "--network_weights",
+            type=str | None,
+            default=None,
+            help="Weights to start from: of a run, a checkpoint, a state_dict or a safetensors file. A --ckpt_path goes first.",
+        )
+        parser.add_argument(
+            "--network_weights_strict",
+            type=bool,
+            default=True,
+            help="Whether network_weights must be this network's to the last tensor; false loads what fits.",
+        )
         parser.add_lightning_class_args(PruneAtInit, "pruning")
         parser.set_defaults({"pruning.pruner": {"class_path": "synflow_pl.pruners.SynFlow"}})
 
@@ -162,7 +176,9 @@ class CLI(LightningCLI):
             shape = getattr(self.datamodule, "input_shape", None)
             if shape is not None:
                 self.model.example_input_array = torch.ones(1, *shape)  # lets Lightning's summary state shapes and FLOPs
-        except (ValueError, TypeError, FileNotFoundError) as error:
+            if self.options.network_weights is not None and self.options.get("ckpt_path") is None:
+                load_weights(self.model.network, self.options.network_weights, strict=self.options.network_weights_strict)
+        except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
             sentence(clarify(str(error), []))
 
     def _fill_in(self) -> None:
@@ -170,6 +186,7 @@ class CLI(LightningCLI):
         number of epochs: in so far as a class has such an argument and the options leave it at its default.
         """
         model = self.options.model
+        refuse_function(model.network.class_path)
         data = _class(self.options.data.class_path)
         for name in ("input_shape", "num_classes"):
             value = getattr(data, name, None)
