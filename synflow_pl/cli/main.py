@@ -176,8 +176,6 @@ class CLI(LightningCLI):
             shape = getattr(self.datamodule, "input_shape", None)
             if shape is not None:
                 self.model.example_input_array = torch.ones(1, *shape)  # lets Lightning's summary state shapes and FLOPs
-            if self.options.network_weights is not None and self.options.get("ckpt_path") is None:
-                load_weights(self.model.network, self.options.network_weights, strict=self.options.network_weights_strict)
         except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
             sentence(clarify(str(error), []))
 
@@ -200,7 +198,9 @@ class CLI(LightningCLI):
     # -- the run
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with loggers and checkpoints that write into the run."""
+        """The trainer, with loggers and checkpoints that write into the run; none is made for a network that its weights do not fit."""
+        if self.options.network_weights is not None and self.options.get("ckpt_path") is None:
+            load_weights(self.model.network, self.options.network_weights, strict=self.options.network_weights_strict)
         config = self._get(self.config_init, "trainer")
         if not config.get("fast_dev_run"):
             self.run_folder = self._open_run(Path(config.get("default_root_dir") or "."))

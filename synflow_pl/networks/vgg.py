@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from synflow_pl.networks.initialise import kaiming
+from synflow_pl.networks.sizes import at_least_one
 
 __all__ = ["VGG", "features"]
 
@@ -34,6 +35,7 @@ class VGG(nn.Module):
         num_classes: int = 10,
     ) -> None:
         super().__init__()
+        at_least_one("VGG", num_classes=num_classes)
         channels, *size = input_shape
         if min(size) < 16:
             raise ValueError(f"VGG: images of {size} are too small, it halves them four times; expected at least 16x16")

@@ -28,7 +28,9 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise FileNotFoundError(f"no checkpoint at {str(path)!r}; expected a .ckpt file or a run's folder such as lightning_logs/NAME")
+        raise FileNotFoundError(
+            f"no checkpoint at {str(path)!r}; expected a file of weights or a run's folder such as lightning_logs/NAME"
+        )
     found = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda file: (file.name == "last.ckpt", file.stat().st_mtime))
     if not found:
         raise FileNotFoundError(
@@ -61,7 +63,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str], *, strict: bo
     if len(fitting) < max(len(own), len(state)):
         differences = _differences(state, own)
         if strict or not fitting:
-            also = "" if not fitting else "; to load what fits, say that it need not be strict"
+            also = "" if not fitting else "; with strict false, what fits is loaded"
             raise ValueError(f"{str(path)!r} does not fit {type(network).__name__}: {differences}{also}")
         rank_zero_warn(f"{str(path)!r} fills {len(fitting)} of {len(own)} tensors of {type(network).__name__}: {differences}")
     network.load_state_dict(fitting, strict=False)
@@ -80,7 +82,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             raise ValueError(f"{str(path)!r} cannot be read as safetensors; it is damaged or something else: {error}") from error
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         first = str(error).partition("\n")[0]
         raise ValueError(
             f"{str(path)!r} cannot be read with weights_only; it is damaged, holds code, or is no file of torch: {first}"

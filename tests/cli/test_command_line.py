@@ -21,7 +21,7 @@ from synflow_pl.cli.main import _CLAIMED, CLI, run
 from synflow_pl.data import Digits
 from synflow_pl.masks import Masks
 from synflow_pl.networks import FC
-from synflow_pl.training import load_weights
+from synflow_pl.training import PruneAtInit, load_weights
 
 Built = Callable[..., CLI]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
@@ -152,6 +152,64 @@ def test_the_data_s_shape_and_classes_reach_the_network(network: str, data: str,
     assert (tuple(init_args.input_shape), init_args.num_classes) == (shape, 10)
     with torch.no_grad():
         assert cli.model.network.eval()(torch.zeros(1, *shape)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        "TinyVGG --model.network.depth 11",
+        "TinyResNet",
+        "TorchVision --model.network.name resnet18",
+        "TorchVision --model.network.name vit_b_16",
+        "Timm --model.network.name resnet10t",
+        "Timm --model.network.name vit_tiny_patch16_224 --model.network.options.patch_size 8",
+    ],
+)
+def test_so_they_do_with_the_larger_networks(network: str, built: Built) -> None:
+    if network.startswith("Timm"):
+        pytest.importorskip("timm")
+    module = built("fit", "--model.network", *network.split(), "--data", "CIFAR10", "--pruning.density", "0.1").model.network
+    with torch.no_grad():
+        assert module.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert getattr(module, "patch_embed", None) is None or module.patch_embed.num_patches == 16
+
+
+@pytest.mark.parametrize("network", ["VGG --model.network.depth 11", "ResNet", "TinyResNet"])
+def test_the_classifier_stays_dense_if_excluded(network: str, folder: Path, generated: None) -> None:
+    arguments = ["fit", "--model.network", *network.split(), "--data", "CIFAR10", "--pruning.density", "0.1", "--pruning.rounds", "2"]
+    cli = run([*arguments, "--pruning.exclude", "[fc.*]", *SHORT, "--trainer.fast_dev_run", "1", "--data.batch_size", "4"])
+    masks = next(callback for callback in cli.callbacks if isinstance(callback, PruneAtInit)).masks
+    assert "fc.weight" not in masks
+    assert cli.model.network.fc.weight.all()
+    assert masks.density == pytest.approx(0.1, rel=1e-4)
+
+
+# -- weights from a file
+
+
+def test_a_network_starts_from_the_weights_of_a_file(built: Built, folder: Path) -> None:
+    state = {name: torch.full_like(tensor, 0.25) for name, tensor in FC().state_dict().items()}
+    torch.save(state, folder / "weights.pt")
+    network = built("fit", "-c", "mnist_fc", "--network_weights", "weights.pt").model.network
+    assert all((parameter == 0.25).all() for parameter in network.parameters())
+
+
+def test_weights_of_another_network_are_refused_before_a_run_is_opened(
+    built: Built, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(FC(width=50).state_dict(), folder / "weights.pt")
+    with pytest.raises(SystemExit):
+        built("fit", "-c", "mnist_fc", "--network_weights", "weights.pt")
+    assert (
+        "'weights.pt' does not fit FC: layers.1.weight (and 10 more) is (50, 784) in the file and (100, 784)" in capsys.readouterr().err
+    )
+    assert not (folder / "lightning_logs").exists()
+
+
+def test_what_fits_of_another_network_s_weights_can_be_had(built: Built, folder: Path) -> None:
+    torch.save(FC(num_classes=7).state_dict(), folder / "weights.pt")
+    with pytest.warns(UserWarning, match=r"fills 10 of 12 tensors of FC: layers\.11\.weight"):
+        built("fit", "-c", "mnist_fc", "--network_weights", "weights.pt", "--network_weights_strict", "false")
 
 
 def test_an_explicit_number_of_classes_is_kept(built: Built) -> None:
