@@ -65,13 +65,13 @@ def _prepare(args: list[str]) -> list[str]:
         elif option == "--ckpt_path" and value:
             checkpoint = value
             prepared += ["--ckpt_path", value]
-        elif option.removeprefix("--") in OURS:
+        elif (kind := option.removeprefix("--").removesuffix(".help")) in OURS:
             if not equals and index + 1 < len(args):
                 index += 1
                 value = args[index]
             if option == "--model.network":
                 refuse_function(value)
-            prepared += [option, _full_path(OURS[option.removeprefix("--")], value)]
+            prepared += [option, _full_path(OURS[kind], value)]
         else:
             prepared.append(args[index])
         index += 1
@@ -231,7 +231,9 @@ class CLI(LightningCLI):
         recipe = next((path.stem for path in self.recipes if path.parent.name != "pruners"), None)
         pruning = self.options.pruning
         if recipe is None:
-            recipe = f"{_short(self.options.data)}_{_short(self.options.model.network)}"
+            network = self.options.model.network
+            # Of torchvision's and timm's networks the class says too little.
+            recipe = f"{_short(self.options.data)}_{network.get('init_args', {}).get('name') or _short(network)}"
         pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
         if pruning.masks:
             pruner = f"masks_{Path(pruning.masks).stem}"

@@ -64,6 +64,13 @@ def test_help_names_every_option_of_pruning() -> None:
     assert "--data" in text
 
 
+@pytest.mark.parametrize(
+    ("network", "about"), [("VGG", "A BatchNorm after each convolution"), ("TorchVision", "name of trained weights")]
+)
+def test_the_help_of_a_class_is_that_of_ours_and_says_what_its_arguments_are(network: str, about: str) -> None:
+    assert about.lower() in " ".join(printed("fit", "--model.network.help", network).split()).lower()
+
+
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
 def test_the_help_lists_all_four_subcommands(subcommand: str) -> None:
     assert re.search(rf"^ +{subcommand}\b", printed("--help"), re.MULTILINE)
@@ -267,6 +274,11 @@ def test_a_run_is_named_by_recipe_pruner_density_and_seed(built: Built) -> None:
 
 def test_a_run_without_a_recipe_is_named_by_data_and_network(built: Built) -> None:
     assert built("fit", *FC_ON_DIGITS, "--pruning.kept", "500").run_folder == Path("lightning_logs/digits_fc-synflow-kept500-seed0")
+
+
+def test_a_run_of_torchvision_s_network_bears_the_network_s_name(built: Built) -> None:
+    arguments = ["--model.network", "TorchVision", "--model.network.name", "resnet18", "--data", "CIFAR10", "--pruning.density", "0.2"]
+    assert built("fit", *arguments).run_folder.name == "cifar10_resnet18-synflow-density0.2-seed0"
 
 
 def test_a_second_run_of_the_same_name_gets_a_two(built: Built) -> None:

@@ -30,7 +30,9 @@ def test_torchvision_s_own_network_comes_back() -> None:
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
 
 
-@pytest.mark.parametrize(("name", "side"), [("squeezenet1_1", 64), ("googlenet", 64), ("inception_v3", 96), ("vit_b_32", 32)])
+@pytest.mark.parametrize(
+    ("name", "side"), [("squeezenet1_1", 64), ("googlenet", 64), ("inception_v3", 96), ("vit_b_32", 32), ("maxvit_t", 224)]
+)
 def test_torchvision_s_networks_give_logits_in_training_too(name: str, side: int) -> None:
     network = TorchVision(name, num_classes=7, input_shape=(3, side, side)).train()
     assert network(torch.randn(2, 3, side, side)).shape == (2, 7)
@@ -57,12 +59,23 @@ def test_a_classifier_for_other_classes_starts_at_random_and_the_rest_is_trained
     assert all(torch.equal(tensor, trained[key]) for key, tensor in state.items() if not key.startswith("fc."))
 
 
-def test_weights_that_do_not_fit_the_options_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    served(monkeypatch, "vit_b_32")
-    with pytest.raises(
-        ValueError, match=r"vit_b_32's .*pos_embedding is \(1, 2, 768\) with these options, in the weights it is \(1, 50, 768\)"
-    ):
-        TorchVision("vit_b_32", input_shape=(3, 32, 32), weights="IMAGENET1K_V1")
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("vit_b_32", {"image_size": 64}, r"pos_embedding is \(1, 5, 768\) with these options, in the weights it is \(1, 50, 768\)"),
+        (
+            "resnet50",
+            {"width_per_group": 128},
+            r"layer1\.0\.conv1\.weight is \(128, 64, 1, 1\) .* in the weights it is \(64, 64, 1, 1\)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_the_options_are_refused(
+    name: str, options: dict[str, int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served(monkeypatch, name)
+    with pytest.raises(ValueError, match=f"TorchVision: {name}'s .*{said}"):
+        TorchVision(name, weights="IMAGENET1K_V1", options=options)
 
 
 @pytest.mark.parametrize(
