@@ -433,3 +433,20 @@ def test_masks_of_one_run_train_another(fitted: tuple[Path, str]) -> None:
     assert cli.run_folder.parts == ("elsewhere", "lightning_logs", "digits_fc-masks_masks-density1-seed1")
     before, after = Masks.load(folder / "masks.safetensors"), Masks.load(cli.run_folder / "masks.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_starts_from_the_weights_of_another(fitted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = fitted
+    monkeypatch.setattr(CLI, "_run_subcommand", lambda self, name: None)
+    Path("start.yaml").write_text("network_weights: lightning_logs/real\n")
+    network = run(
+        ["fit", "-c", "start.yaml", *FC_ON_DIGITS, "--pruning.density", "0.5", "--trainer.default_root_dir", "started"]
+    ).model.network
+    trained = load_weights(FC(), folder).state_dict()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_checkpoint_goes_before_weights_from_a_file(fitted: tuple[Path, str]) -> None:
+    cli = run(["test", "--ckpt_path", "lightning_logs/real", "--network_weights", "nowhere.pt", *QUIET])
+    trained = load_weights(FC(), fitted[0]).state_dict()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in cli.model.network.state_dict().items())
