@@ -181,14 +181,29 @@ def test_so_they_do_with_the_larger_networks(network: str, built: Built) -> None
     assert getattr(module, "patch_embed", None) is None or module.patch_embed.num_patches == 16
 
 
-@pytest.mark.parametrize("network", ["VGG --model.network.depth 11", "ResNet", "TinyResNet"])
-def test_the_classifier_stays_dense_if_excluded(network: str, folder: Path, generated: None) -> None:
+@pytest.mark.parametrize(
+    ("network", "pattern"), [("VGG --model.network.depth 11", "fc.*"), ("ResNet", "[fc.*]"), ("TinyResNet", "[fc.*,conv.*]")]
+)
+def test_the_classifier_stays_dense_if_excluded(network: str, pattern: str, folder: Path, generated: None) -> None:
     arguments = ["fit", "--model.network", *network.split(), "--data", "CIFAR10", "--pruning.density", "0.1", "--pruning.rounds", "2"]
-    cli = run([*arguments, "--pruning.exclude", "[fc.*]", *SHORT, "--trainer.fast_dev_run", "1", "--data.batch_size", "4"])
+    cli = run([*arguments, "--pruning.exclude", pattern, *SHORT, "--trainer.fast_dev_run", "1", "--data.batch_size", "4"])
     masks = next(callback for callback in cli.callbacks if isinstance(callback, PruneAtInit)).masks
     assert "fc.weight" not in masks
     assert cli.model.network.fc.weight.all()
+    assert ("conv.weight" in masks) == (network == "ResNet")
     assert masks.density == pytest.approx(0.1, rel=1e-4)
+
+
+@pytest.mark.parametrize("network", ["ResNet", "TinyResNet"])
+def test_residual_gains_are_pruned_and_not_trained(network: str, folder: Path, generated: None) -> None:
+    arguments = ["fit", "--model.network", network, "--model.network.residual_gains", "true", "--data", "CIFAR10"]
+    short = ["--pruning.density", "0.05", "--pruning.rounds", "3", "--data.batch_size", "4", "--trainer.fast_dev_run", "2", *QUIET]
+    cli = run([*arguments, *short])
+    masks = next(callback for callback in cli.callbacks if isinstance(callback, PruneAtInit)).masks
+    gains = {name: p for name, p in cli.model.network.named_parameters() if name.endswith("shortcut.weight")}
+    assert gains.keys() <= masks.keys()
+    assert not all(masks[name].all() for name in gains)
+    assert all(torch.equal(gain, masks[name].float()) for name, gain in gains.items())
 
 
 # -- weights from a file
