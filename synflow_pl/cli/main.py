@@ -195,12 +195,16 @@ class CLI(LightningCLI):
         if isinstance(model.scheduler, Namespace):
             _set_default(model.scheduler, "epochs", self.options.trainer.max_epochs)
 
+    def _load_network_weights(self) -> None:
+        """Start from the weights of a file, unless a checkpoint is to be loaded, which has them all."""
+        if self.options.network_weights is not None and self.options.get("ckpt_path") is None:
+            load_weights(self.model.network, self.options.network_weights, strict=self.options.network_weights_strict)
+
     # -- the run
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with loggers and checkpoints that write into the run; none is made for a network that its weights do not fit."""
-        if self.options.network_weights is not None and self.options.get("ckpt_path") is None:
-            load_weights(self.model.network, self.options.network_weights, strict=self.options.network_weights_strict)
+        """The trainer, with loggers and checkpoints that write into the run."""
+        self._load_network_weights()  # first, so that a network that they do not fit leaves no run behind
         config = self._get(self.config_init, "trainer")
         if not config.get("fast_dev_run"):
             self.run_folder = self._open_run(Path(config.get("default_root_dir") or "."))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from synflow_pl.networks.sizes import at_least_one
+from synflow_pl.networks.sizes import check_sizes
 
 __all__ = ["Conv"]
 
@@ -31,7 +31,7 @@ class Conv(nn.Module):
         nonlinearity: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        at_least_one("Conv", depth=depth, width=width, num_classes=num_classes)
+        check_sizes(self, depth=depth, width=width, num_classes=num_classes)
         channels, height, wide = input_shape
         layers: list[nn.Module] = []
         for index in range(depth):

@@ -1,20 +1,18 @@
-"""Sizes: refused by name where they cannot be."""
+"""Sizes: what every network checks before it builds anything."""
 
 from __future__ import annotations
 
-__all__ = ["at_least_one"]
+from torch import nn
+
+__all__ = ["check_sizes"]
 
 
-def at_least_one(network: str, **sizes: int) -> None:
-    """Check that each size is at least 1.
-
-    Args:
-        network: name of the network that asks, for the message.
-        sizes: by the name of the argument.
+def check_sizes(network: nn.Module, **sizes: int) -> None:
+    """Refuse a size that no layer can have.
 
     Raises:
-        ValueError: naming the first that is not.
+        ValueError: naming the network, the argument and its value, if it is less than 1.
     """
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{network}: {name}={size} must be at least 1")
+            raise ValueError(f"{type(network).__name__}: {name}={size} must be at least 1")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from synflow_pl.networks.blocks import Basic, Bottleneck
 from synflow_pl.networks.initialise import kaiming
-from synflow_pl.networks.sizes import at_least_one
+from synflow_pl.networks.sizes import check_sizes
 
 __all__ = ["TinyResNet"]
 
@@ -51,7 +51,7 @@ class TinyResNet(nn.Module):
         super().__init__()
         if depth not in _PLANS:
             raise ValueError(f"TinyResNet: depth={depth} is not one of {', '.join(map(str, _PLANS))}")
-        at_least_one("TinyResNet", widen=widen, num_classes=num_classes)
+        check_sizes(self, widen=widen, num_classes=num_classes)
         self.conv = nn.Conv2d(input_shape[0], _WIDTH, kernel_size=3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(_WIDTH)
         self.relu = nn.ReLU()

@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from synflow_pl.networks.initialise import kaiming
-from synflow_pl.networks.sizes import at_least_one
+from synflow_pl.networks.sizes import check_sizes
 from synflow_pl.networks.vgg import features
 
 __all__ = ["TinyVGG"]
@@ -43,7 +43,7 @@ class TinyVGG(nn.Module):
         channels, *size = input_shape
         if min(size) < 32:
             raise ValueError(f"TinyVGG: images of {size} are too small, it halves them five times; expected at least 32x32")
-        at_least_one("TinyVGG", hidden=hidden, num_classes=num_classes)
+        check_sizes(self, hidden=hidden, num_classes=num_classes)
         if not 0 <= dropout < 1:
             raise ValueError(f"TinyVGG: dropout={dropout} must be in [0, 1)")
         self.features = nn.Sequential(*features("TinyVGG", depth, batch_norm, channels), nn.MaxPool2d(2))

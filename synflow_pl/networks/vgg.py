@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from synflow_pl.networks.initialise import kaiming
-from synflow_pl.networks.sizes import at_least_one
+from synflow_pl.networks.sizes import check_sizes
 
 __all__ = ["VGG", "features"]
 
@@ -35,10 +35,10 @@ class VGG(nn.Module):
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        at_least_one("VGG", num_classes=num_classes)
         channels, *size = input_shape
         if min(size) < 16:
             raise ValueError(f"VGG: images of {size} are too small, it halves them four times; expected at least 16x16")
+        check_sizes(self, num_classes=num_classes)
         self.features = nn.Sequential(*features("VGG", depth, batch_norm, channels))
         # At 32x32 this averages the 2x2 positions that are left, as the original does.
         self.pool = nn.AdaptiveAvgPool2d(1)
