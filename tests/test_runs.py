@@ -114,7 +114,7 @@ def test_last_ckpt_is_the_last_whatever_its_date(a_run: Path) -> None:
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at '.*nowhere'; expected a \.ckpt file or a run's folder"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at '.*nowhere'; expected a file of weights or a run's folder"):
         find_checkpoint(tmp_path / "nowhere")
 
 

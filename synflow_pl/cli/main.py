@@ -20,12 +20,12 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_only
 
-from synflow_pl.cli.messages import OURS, Parser, clarify, sentence
+from synflow_pl.cli.messages import OURS, Parser, clarify, refuse_function, sentence
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.data import Images
 from synflow_pl.diagnosis import DeadNetwork
 from synflow_pl.runs import CONFIG, RunCSV, RunTensorBoard, claim, run_of
-from synflow_pl.training import Classifier, PruneAtInit, find_checkpoint
+from synflow_pl.training import Classifier, PruneAtInit, find_checkpoint, load_weights
 from synflow_pl.training.panels import show_hyperparameters
 
 __all__ = ["CLI", "run"]
@@ -43,7 +43,7 @@ def run(args: list[str]) -> CLI:
     """
     try:
         args = _prepare(args)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         sentence(str(error))
     _quieten()
     return CLI(args)
@@ -79,11 +79,13 @@ def _prepare(args: list[str]) -> list[str]:
         elif option == "--ckpt_path" and value:
             checkpoint = value
             prepared += ["--ckpt_path", value]
-        elif option.removeprefix("--") in OURS:
+        elif (kind := option.removeprefix("--").removesuffix(".help")) in OURS:
             if not equals and index + 1 < len(args):
                 index += 1
                 value = args[index]
-            prepared += [option, _full_path(OURS[option.removeprefix("--")], value)]
+            if option == "--model.network":
+                refuse_function(value)
+            prepared += [option, _full_path(OURS[kind], value)]
         else:
             prepared.append(args[index])
         index += 1
@@ -149,6 +151,18 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--run", type=str | None, default=None, help="Name of the run's folder; by default recipe, pruner, density and seed."
         )
+        parser.add_argument(
+            "--network_weights",
+            type=str | None,
+            default=None,
+            help="Weights to start from: of a run, a checkpoint, a state_dict or a safetensors file. A --ckpt_path goes first.",
+        )
+        parser.add_argument(
+            "--network_weights_strict",
+            type=bool,
+            default=True,
+            help="Whether network_weights must be this network's to the last tensor; false loads what fits.",
+        )
         parser.add_lightning_class_args(PruneAtInit, "pruning")
         parser.set_defaults({"pruning.pruner": {"class_path": "synflow_pl.pruners.SynFlow"}})
 
@@ -179,8 +193,9 @@ class CLI(LightningCLI):
                 self.model.example_input_array = torch.ones(1, *shape)  # lets Lightning's summary state shapes and FLOPs
             if self.subcommand == "fit":
                 self.model.configure_optimizers()  # what an optimiser or a schedule refuses shows now, not after data and pruning
+            self._load_network_weights()
             self._open_run()
-        except (ValueError, TypeError, FileNotFoundError, MisconfigurationException) as error:
+        except (ValueError, TypeError, FileNotFoundError, ImportError, MisconfigurationException) as error:
             sentence(clarify(str(error), []))
 
     def _fill_in(self) -> None:
@@ -188,6 +203,7 @@ class CLI(LightningCLI):
         number of epochs: in so far as a class has such an argument and the options leave it at its default.
         """
         model = self.options.model
+        refuse_function(model.network.class_path)
         data = _class(self.options.data.class_path)
         for name in ("input_shape", "num_classes"):
             value = getattr(data, name, None)
@@ -197,6 +213,11 @@ class CLI(LightningCLI):
                 model.num_classes = value
         if isinstance(model.scheduler, Namespace):
             _set_default(model.scheduler, "epochs", self.options.trainer.max_epochs)
+
+    def _load_network_weights(self) -> None:
+        """Start from the weights of a file, unless a checkpoint is to be loaded, which has them all."""
+        if self.options.network_weights is not None and self.options.get("ckpt_path") is None:
+            load_weights(self.model.network, self.options.network_weights, strict=self.options.network_weights_strict)
 
     # -- the run
 
@@ -236,7 +257,9 @@ class CLI(LightningCLI):
         recipe = next((path.stem for path in self.recipes if path.parent.name != "pruners"), None)
         pruning = self.options.pruning
         if recipe is None:
-            recipe = f"{_short(self.options.data)}_{_short(self.options.model.network)}"
+            network = self.options.model.network
+            # Of torchvision's and timm's networks the class says too little.
+            recipe = f"{_short(self.options.data)}_{network.get('init_args', {}).get('name') or _short(network)}"
         pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
         if pruning.masks:
             pruner = f"masks_{Path(pruning.masks).stem}"

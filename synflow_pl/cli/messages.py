@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 
-__all__ = ["OURS", "Parser", "clarify", "sentence"]
+__all__ = ["OURS", "Parser", "clarify", "refuse_function", "sentence"]
 
 OURS = {"model.network": "synflow_pl.networks", "data": "synflow_pl.data", "pruning.pruner": "synflow_pl.pruners"}
 """Options that take a class, and the room that ours come from."""
@@ -48,6 +48,24 @@ def classes(option: str) -> list[str]:
     return [f"{room}.{name}" for name in found if base is None or issubclass(getattr(module, name), getattr(module, base))]
 
 
+def refuse_function(path: str) -> None:
+    """Say what to do instead where a network is named by a function's path: what it is filled in with cannot be read off a function.
+
+    Raises:
+        ValueError: if ``path`` is a function's.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name, None) if module else None
+    except ImportError:
+        return  # said better where the class is looked for
+    if not inspect.isroutine(found):
+        return
+    kind = {"torchvision": "TorchVision", "timm": "Timm"}.get(module.partition(".")[0])
+    instead = f"--model.network {kind} --model.network.name {name}" if kind else "a class of your own that returns it from __new__"
+    raise ValueError(f"model.network: {path!r} is a function, expected a class; use {instead}")
+
+
 def clarify(message: str, options: list[str]) -> str:
     """Jsonargparse's explanation as one sentence.
 
@@ -65,6 +83,8 @@ def clarify(message: str, options: list[str]) -> str:
     if unknown := re.search(r"Option '(\w+)' is not accepted", message):
         return f"there is no option {unknown[1]}{_near(unknown[1], _arguments()) or '; see its class with --...help CLASS'}"
     if missing := re.search(r"arguments are required: ([\w.]+)", message):
+        if "." not in missing[1]:
+            return f"{missing[1]} is missing, which the class that was named cannot do without"
         key = missing[1].partition(".")[2]
         return f"{key} is missing; name a recipe with -c (mnist_fc), or give --{key} ({_some(classes(key))})"
     found = re.search(r"Parser key [\"']([^\"']+)[\"']", message)

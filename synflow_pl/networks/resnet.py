@@ -6,28 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from synflow_pl.networks.blocks import Basic
 from synflow_pl.networks.initialise import kaiming
 from synflow_pl.networks.sizes import check_sizes
 
 __all__ = ["ResNet"]
-
-
-class _Block(nn.Module):
-    def __init__(self, channels: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, kernel_size=3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU()
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, width, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(width))
-
-    def forward(self, signal: Tensor) -> Tensor:
-        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(signal)))))
-        out: Tensor = self.relu(branch + self.shortcut(signal))
-        return out
 
 
 class ResNet(nn.Module):
@@ -36,11 +19,19 @@ class ResNet(nn.Module):
     Args:
         depth: weight layers, 6n + 2.
         width: channels of the first stage; the second and third have two and four times as many. The wide versions have 32.
+        residual_gains: each identity shortcut has a gain of one per channel, not trained, that can be pruned like a weight.
         input_shape: (C, H, W).
         num_classes: logits out, at least 1.
     """
 
-    def __init__(self, depth: int = 20, width: int = 16, input_shape: Sequence[int] = (3, 32, 32), num_classes: int = 10) -> None:
+    def __init__(
+        self,
+        depth: int = 20,
+        width: int = 16,
+        residual_gains: bool = False,
+        input_shape: Sequence[int] = (3, 32, 32),
+        num_classes: int = 10,
+    ) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"ResNet: depth={depth} is not 6n + 2; expected 20, 32, 44, 56, 110, 1202 or another such number")
@@ -52,12 +43,18 @@ class ResNet(nn.Module):
         blocks: list[nn.Module] = []
         for stage in range(3):
             for index in range((depth - 2) // 6):
-                blocks.append(_Block(channels, width * 2**stage, stride=2 if stage > 0 and index == 0 else 1))
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(Basic(channels, width * 2**stage, stride, residual_gains))
                 channels = width * 2**stage
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
-        kaiming(self)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights of convolutions and the linear layer anew."""
+        kaiming(self, nn.Conv2d, "fan_in")
+        kaiming(self, nn.Linear, "fan_in")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, num_classes)."""

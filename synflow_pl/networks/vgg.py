@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from synflow_pl.networks.initialise import kaiming
 from synflow_pl.networks.sizes import check_sizes
 
-__all__ = ["VGG"]
+__all__ = ["VGG", "features"]
 
 # Convolutions in each of the five stages; a stage ends at half the resolution, but for the last.
 _PLANS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -35,29 +35,49 @@ class VGG(nn.Module):
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        if depth not in _PLANS:
-            raise ValueError(f"VGG: depth={depth} is not one of {', '.join(map(str, _PLANS))}")
         channels, *size = input_shape
         if min(size) < 16:
             raise ValueError(f"VGG: images of {size} are too small, it halves them four times; expected at least 16x16")
         check_sizes(self, num_classes=num_classes)
-        layers: list[nn.Module] = []
-        for stage, (convolutions, width) in enumerate(zip(_PLANS[depth], _WIDTHS, strict=True)):
-            if stage > 0:
-                layers.append(nn.MaxPool2d(2))
-            for _ in range(convolutions):
-                layers.append(nn.Conv2d(channels, width, kernel_size=3, padding=1))
-                if batch_norm:
-                    layers.append(nn.BatchNorm2d(width))
-                layers.append(nn.ReLU())
-                channels = width
-        self.features = nn.Sequential(*layers)
+        self.features = nn.Sequential(*features("VGG", depth, batch_norm, channels))
         # At 32x32 this averages the 2x2 positions that are left, as the original does.
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, num_classes)
-        kaiming(self)
+        self.fc = nn.Linear(_WIDTHS[-1], num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights of convolutions and the linear layer anew."""
+        kaiming(self, nn.Conv2d, "fan_in")
+        kaiming(self, nn.Linear, "fan_in")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, num_classes)."""
         logits: Tensor = self.fc(self.pool(self.features(images)).flatten(1))
         return logits
+
+
+def features(network: str, depth: int, batch_norm: bool, channels: int) -> list[nn.Module]:
+    """The convolutions with what stands between them: (N, channels, H, W) to (N, 512, H // 16, W // 16).
+
+    Args:
+        network: name of the network that asks, for messages.
+        depth: 11, 13, 16 or 19.
+        batch_norm: a BatchNorm after each convolution.
+        channels: channels of the images.
+
+    Raises:
+        ValueError: for another depth.
+    """
+    if depth not in _PLANS:
+        raise ValueError(f"{network}: depth={depth} is not one of {', '.join(map(str, _PLANS))}")
+    layers: list[nn.Module] = []
+    for stage, (convolutions, width) in enumerate(zip(_PLANS[depth], _WIDTHS, strict=True)):
+        if stage > 0:
+            layers.append(nn.MaxPool2d(2))
+        for _ in range(convolutions):
+            layers.append(nn.Conv2d(channels, width, kernel_size=3, padding=1))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(width))
+            layers.append(nn.ReLU())
+            channels = width
+    return layers

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor, nn
 
 __all__ = ["KEY", "find_checkpoint", "load_weights"]
 
@@ -26,7 +28,9 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise FileNotFoundError(f"no checkpoint at {str(path)!r}; expected a .ckpt file or a run's folder such as lightning_logs/NAME")
+        raise FileNotFoundError(
+            f"no checkpoint at {str(path)!r}; expected a file of weights or a run's folder such as lightning_logs/NAME"
+        )
     found = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda file: (file.name == "last.ckpt", file.stat().st_mtime))
     if not found:
         raise FileNotFoundError(
@@ -35,32 +39,81 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     return found[-1]
 
 
-def load_weights(network: nn.Module, checkpoint: str | os.PathLike[str]) -> nn.Module:
-    """Load the trained weights of a checkpoint, or of a run, into the plain network.
+def load_weights(network: nn.Module, path: str | os.PathLike[str], *, strict: bool = True) -> nn.Module:
+    """Load weights from a file into the plain network: those of a checkpoint or a run, a plain ``state_dict``, or a safetensors file.
 
     Strict: every parameter and buffer must be there, nothing else may be. Read with ``weights_only``, so that a stranger's file
     cannot run code.
 
     Args:
-        network: of the kind that was trained; filled in place.
-        checkpoint: a ``.ckpt`` file or a run's folder.
+        network: filled in place, or left as it is if an error is raised.
+        path: a ``.ckpt`` file or a run's folder, a ``.safetensors`` file, or what ``torch.save(network.state_dict(), path)`` wrote.
+        strict: ``False`` loads what fits by name and shape, and names the rest in a warning.
 
     Returns:
         The network.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
-        ValueError: if it is for another network.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, holds no weights, or they are another network's.
     """
-    path = find_checkpoint(checkpoint)
-    content: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    prefix = content.get(KEY, {}).get("network", "network.")
-    state = {name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)}
-    if not state:
-        raise ValueError(f"{str(path)!r} holds no weight whose name begins with {prefix!r}; was it written by another program?")
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        first = " ".join(str(error).split("\n\t")[1:2]) or str(error)
-        raise ValueError(f"{str(path)!r} does not fit {type(network).__name__}: {first}") from error
+    path = find_checkpoint(path)
+    state, own = _read(path), network.state_dict()
+    fitting = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
+    if len(fitting) < max(len(own), len(state)):
+        differences = _differences(state, own)
+        if strict or not fitting:
+            also = "" if not fitting else "; with strict false, what fits is loaded"
+            raise ValueError(f"{str(path)!r} does not fit {type(network).__name__}: {differences}{also}")
+        rank_zero_warn(f"{str(path)!r} fills {len(fitting)} of {len(own)} tensors of {type(network).__name__}: {differences}")
+    network.load_state_dict(fitting, strict=False)
     return network
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """The network's part of a file of weights, by the network's own names."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{str(path)!r} cannot be read as safetensors; it is damaged or something else: {error}") from error
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        first = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{str(path)!r} cannot be read with weights_only; it is damaged, holds code, or is no file of torch: {first}"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        prefix = content.get(KEY, {}).get("network", "network.")
+        state = {name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)}
+        if not state:
+            raise ValueError(f"{str(path)!r} holds no weight whose name begins with {prefix!r}; was it written by another program?")
+        return state
+    if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
+        return content
+    holds = f"a dict of {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    raise ValueError(f"{str(path)!r} holds {holds}; expected a checkpoint, or a state_dict of tensors by name")
+
+
+def _differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """In what a file and a network differ, the first of each kind by name."""
+    missing = [name for name in own if name not in state]
+    unknown = [name for name in state if name not in own]
+    shaped = [name for name in own if name in state and state[name].shape != own[name].shape]
+    said = []
+    if shaped:
+        first = shaped[0]
+        said.append(f"{_some(shaped)} is {tuple(state[first].shape)} in the file and {tuple(own[first].shape)} in the network")
+    if missing:
+        said.append(f"the file lacks {_some(missing)}")
+    if unknown:
+        said.append(f"the network has no {_some(unknown)}")
+    return ", ".join(said)
+
+
+def _some(names: list[str]) -> str:
+    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

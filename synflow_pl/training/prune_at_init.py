@@ -43,7 +43,7 @@ class PruneAtInit(Callback):
         scope: all layers in one ranking, or each layer alone.
         bias: mask biases too, each living as long as its unit.
         norm: the same for gains and shifts of normalisations that read a prunable layer.
-        exclude: shell-style patterns of parameter names, within the network, that stay dense.
+        exclude: shell-style patterns of parameter names, within the network, that stay dense; one or a list.
         masks: path of a masks file to train with; nothing is pruned then, and the options above are not used.
         network: attribute of the LightningModule that is pruned ("backbone"); by default its ``network``, else all of it.
         input_shape: (C, H, W); by default from the data module, else ``example_input_array``, else from one training batch.
@@ -65,7 +65,7 @@ class PruneAtInit(Callback):
         scope: Literal["global", "local"] = "global",
         bias: bool = False,
         norm: bool = False,
-        exclude: Sequence[str] = (),
+        exclude: Sequence[str] | str = (),
         masks: str | os.PathLike[str] | None = None,
         network: str | None = None,
         input_shape: Sequence[int] | None = None,
@@ -88,7 +88,7 @@ class PruneAtInit(Callback):
         self.diagnosis: Diagnosis | None = None
         self._options: dict[str, Any] = {
             "density": density, "kept": kept, "rounds": rounds, "schedule": schedule, "scope": scope,
-            "bias": bias, "norm": norm, "exclude": tuple(exclude),
+            "bias": bias, "norm": norm, "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
         }  # fmt: skip
         self._restored = False
         self._holds: dict[int, Hold] = {}

@@ -21,7 +21,7 @@ from synflow_pl.cli.main import _CLAIMED, CLI, run
 from synflow_pl.data import Digits
 from synflow_pl.masks import Masks
 from synflow_pl.networks import FC
-from synflow_pl.training import load_weights
+from synflow_pl.training import PruneAtInit, load_weights
 
 Built = Callable[..., CLI]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
@@ -62,6 +62,13 @@ def test_help_names_every_option_of_pruning() -> None:
         assert f"--pruning.{option}" in text
     assert "--run" in text
     assert "--data" in text
+
+
+@pytest.mark.parametrize(
+    ("network", "about"), [("VGG", "A BatchNorm after each convolution"), ("TorchVision", "name of trained weights")]
+)
+def test_the_help_of_a_class_is_that_of_ours_and_says_what_its_arguments_are(network: str, about: str) -> None:
+    assert about.lower() in " ".join(printed("fit", "--model.network.help", network).split()).lower()
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
@@ -154,6 +161,79 @@ def test_the_data_s_shape_and_classes_reach_the_network(network: str, data: str,
         assert cli.model.network.eval()(torch.zeros(1, *shape)).shape == (1, 10)
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        "TinyVGG --model.network.depth 11",
+        "TinyResNet",
+        "TorchVision --model.network.name resnet18",
+        "TorchVision --model.network.name vit_b_16",
+        "Timm --model.network.name resnet10t",
+        "Timm --model.network.name vit_tiny_patch16_224 --model.network.options.patch_size 8",
+    ],
+)
+def test_so_they_do_with_the_larger_networks(network: str, built: Built) -> None:
+    if network.startswith("Timm"):
+        pytest.importorskip("timm")
+    module = built("fit", "--model.network", *network.split(), "--data", "CIFAR10", "--pruning.density", "0.1").model.network
+    with torch.no_grad():
+        assert module.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert getattr(module, "patch_embed", None) is None or module.patch_embed.num_patches == 16
+
+
+@pytest.mark.parametrize(
+    ("network", "pattern"), [("VGG --model.network.depth 11", "fc.*"), ("ResNet", "[fc.*]"), ("TinyResNet", "[fc.*,conv.*]")]
+)
+def test_the_classifier_stays_dense_if_excluded(network: str, pattern: str, folder: Path, generated: None) -> None:
+    arguments = ["fit", "--model.network", *network.split(), "--data", "CIFAR10", "--pruning.density", "0.1", "--pruning.rounds", "2"]
+    cli = run([*arguments, "--pruning.exclude", pattern, *SHORT, "--trainer.fast_dev_run", "1", "--data.batch_size", "4"])
+    masks = next(callback for callback in cli.callbacks if isinstance(callback, PruneAtInit)).masks
+    assert "fc.weight" not in masks
+    assert cli.model.network.fc.weight.all()
+    assert ("conv.weight" in masks) == (network == "ResNet")
+    assert masks.density == pytest.approx(0.1, rel=1e-4)
+
+
+@pytest.mark.parametrize("network", ["ResNet", "TinyResNet"])
+def test_residual_gains_are_pruned_and_not_trained(network: str, folder: Path, generated: None) -> None:
+    arguments = ["fit", "--model.network", network, "--model.network.residual_gains", "true", "--data", "CIFAR10"]
+    short = ["--pruning.density", "0.05", "--pruning.rounds", "3", "--data.batch_size", "4", "--trainer.fast_dev_run", "2", *QUIET]
+    cli = run([*arguments, *short])
+    masks = next(callback for callback in cli.callbacks if isinstance(callback, PruneAtInit)).masks
+    gains = {name: p for name, p in cli.model.network.named_parameters() if name.endswith("shortcut.weight")}
+    assert gains.keys() <= masks.keys()
+    assert not all(masks[name].all() for name in gains)
+    assert all(torch.equal(gain, masks[name].float()) for name, gain in gains.items())
+
+
+# -- weights from a file
+
+
+def test_a_network_starts_from_the_weights_of_a_file(built: Built, folder: Path) -> None:
+    state = {name: torch.full_like(tensor, 0.25) for name, tensor in FC().state_dict().items()}
+    torch.save(state, folder / "weights.pt")
+    network = built("fit", "-c", "mnist_fc", "--network_weights", "weights.pt").model.network
+    assert all((parameter == 0.25).all() for parameter in network.parameters())
+
+
+def test_weights_of_another_network_are_refused_before_a_run_is_opened(
+    built: Built, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(FC(width=50).state_dict(), folder / "weights.pt")
+    with pytest.raises(SystemExit):
+        built("fit", "-c", "mnist_fc", "--network_weights", "weights.pt")
+    assert (
+        "'weights.pt' does not fit FC: layers.1.weight (and 10 more) is (50, 784) in the file and (100, 784)" in capsys.readouterr().err
+    )
+    assert not (folder / "lightning_logs").exists()
+
+
+def test_what_fits_of_another_network_s_weights_can_be_had(built: Built, folder: Path) -> None:
+    torch.save(FC(num_classes=7).state_dict(), folder / "weights.pt")
+    with pytest.warns(UserWarning, match=r"fills 10 of 12 tensors of FC: layers\.11\.weight"):
+        built("fit", "-c", "mnist_fc", "--network_weights", "weights.pt", "--network_weights_strict", "false")
+
+
 def test_an_explicit_number_of_classes_is_kept(built: Built) -> None:
     network = built("fit", "-c", "mnist_fc", "--model.network.num_classes", "12").model.network
     assert network(torch.zeros(1, 1, 28, 28)).shape == (1, 12)
@@ -209,6 +289,11 @@ def test_a_run_is_named_by_recipe_pruner_density_and_seed(built: Built) -> None:
 
 def test_a_run_without_a_recipe_is_named_by_data_and_network(built: Built) -> None:
     assert built("fit", *FC_ON_DIGITS, "--pruning.kept", "500").run_folder == Path("lightning_logs/digits_fc-synflow-kept500-seed0")
+
+
+def test_a_run_of_torchvision_s_network_bears_the_network_s_name(built: Built) -> None:
+    arguments = ["--model.network", "TorchVision", "--model.network.name", "resnet18", "--data", "CIFAR10", "--pruning.density", "0.2"]
+    assert built("fit", *arguments).run_folder.name == "cifar10_resnet18-synflow-density0.2-seed0"
 
 
 def test_a_second_run_of_the_same_name_gets_a_two(built: Built) -> None:
@@ -379,3 +464,20 @@ def test_two_processes_train_under_the_masks_of_the_first(folder: Path) -> None:
     assert all(not parameter[~mask].any() for parameter, mask in masks.parameters(network))
     assert sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(network)) == KEPT
     assert [path.name for path in (folder / "lightning_logs").iterdir()] == ["two"]
+
+
+def test_a_run_starts_from_the_weights_of_another(fitted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = fitted
+    monkeypatch.setattr(CLI, "_run_subcommand", lambda self, name: None)
+    Path("start.yaml").write_text("network_weights: lightning_logs/real\n")
+    network = run(
+        ["fit", "-c", "start.yaml", *FC_ON_DIGITS, "--pruning.density", "0.5", "--trainer.default_root_dir", "started"]
+    ).model.network
+    trained = load_weights(FC(), folder).state_dict()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_checkpoint_goes_before_weights_from_a_file(fitted: tuple[Path, str]) -> None:
+    cli = run(["test", "--ckpt_path", "lightning_logs/real", "--network_weights", "nowhere.pt", *QUIET])
+    trained = load_weights(FC(), fitted[0]).state_dict()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in cli.model.network.state_dict().items())

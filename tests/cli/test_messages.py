@@ -63,6 +63,20 @@ MISTAKES = {
     "test --ckpt_path nowhere": "no checkpoint at 'nowhere'",
     "test --ckpt_path empty_run": "the run 'empty_run' has no checkpoint",
     "fti -c mnist_fc": "'fti'",
+    # networks from elsewhere
+    f"{FIT} --model.network torchvision.models.resnet18": (
+        "model.network: 'torchvision.models.resnet18' is a function, expected a class;"
+        " use --model.network TorchVision --model.network.name resnet18"
+    ),
+    f"{FIT} --model.network=timm.models.resnet.resnet18": "use --model.network Timm --model.network.name resnet18",
+    f"{FIT} -c function.yaml": "'torchvision.models.vgg11' is a function, expected a class; use --model.network TorchVision",
+    f"{FIT} --model.network my.Nothing": "'my.Nothing' is not a class that can be used here",
+    f"{FIT} --model.network TorchVision": "name is missing",
+    f"{FIT} --model.network TorchVision --model.network.name resnet19": "no network 'resnet19'; the nearest name is 'resnet18'",
+    f"{FIT} --model.network TorchVision --model.network.name resnet18": "read 3 channels, the data has 1; use Timm",
+    # weights
+    f"{FIT} --network_weights nowhere.pt": "no checkpoint at 'nowhere.pt'",
+    f"{FIT} --network_weights broken.yaml": "'broken.yaml' cannot be read with weights_only",
     # files
     f"{FIT} -c wrong_key.yaml": "there is no option pruning.densty; did you mean pruning.density?",
     f"{FIT} -c wrong_section.yaml": "there is no option prunning",
@@ -79,6 +93,7 @@ def files(folder: Path) -> Path:
     (folder / "wrong_argument.yaml").write_text("model: {network: {class_path: synflow_pl.networks.FC, init_args: {widht: 3}}}\n")
     (folder / "wrong_value.yaml").write_text("pruning: {scope: globl}\n")
     (folder / "broken.yaml").write_text("pruning: {density: 0.1\n")
+    (folder / "function.yaml").write_text("model: {network: {class_path: torchvision.models.vgg11}}\n")
     (folder / "empty_run").mkdir()
     return folder
 

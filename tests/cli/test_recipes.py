@@ -1,6 +1,7 @@
 """Every recipe and every overlay, found by globbing, trains for one step on generated data."""
 
 import math
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,18 @@ from synflow_pl.cli.recipes import recipe_folder
 from synflow_pl.masks import prunable
 from synflow_pl.training import PruneAtInit, WarmupCosine
 
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
 CONFIGS = recipe_folder()
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 PRUNERS = sorted(f"pruners/{path.stem}" for path in CONFIGS.glob("pruners/*.yaml"))
+# These have 45 million weights, or images four times as large.
+LARGE = [recipe for recipe in RECIPES if recipe.endswith("_wrn18") or recipe.startswith("tiny_imagenet")]
+# Where the real images lie, if they do: tests set the variable to an empty folder.
+REAL = os.environ.get("SYNFLOW_DATA")
+FOLDERS = {
+    **{"MNIST": "MNIST", "FashionMNIST": "FashionMNIST", "CIFAR10": "cifar-10-batches-py"},
+    **{"CIFAR100": "cifar-100-python", "TinyImageNet": "tiny-imagenet-200"},
+}
 OPTIMS = sorted(f"optim/{path.stem}" for path in CONFIGS.glob("optim/*.yaml"))
 
 
@@ -34,8 +44,7 @@ def one_step(*names: str) -> CLI:
     rounds = read(names[-1]).get("pruning", {}).get("rounds", 100) if names[-1] in PRUNERS else 100
     if rounds is not None and rounds > 1:
         args += ["--pruning.rounds", "2"]
-    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
-    return run(["fit", *args, "--data.batch_size", "4", "--trainer.fast_dev_run", "1", *quiet])
+    return run(["fit", *args, "--data.batch_size", "4", "--trainer.fast_dev_run", "1", *QUIET])
 
 
 def pruning(cli: CLI) -> PruneAtInit:
@@ -60,14 +69,30 @@ def check(cli: CLI) -> None:
 
 
 def test_there_are_recipes_and_overlays() -> None:
-    assert {"demo", "mnist_fc", "mnist_conv", "cifar10_vgg16", "cifar10_vgg19", "cifar10_resnet20"} <= set(RECIPES)
+    assert {"demo", "mnist_fc", "mnist_conv", "cifar10_vgg16", "cifar10_vgg19", "cifar10_resnet20", "cifar10_wrn18"} <= set(RECIPES)
     assert {"pruners/dense", "pruners/magnitude", "pruners/random", "pruners/synflow"} <= set(PRUNERS)
     assert {"optim/warmup_cosine", "optim/no_decay_on_norms"} <= set(OPTIMS)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in RECIPES])
 def test_every_recipe_trains(recipe: str, folder: Path, generated: None) -> None:
     check(one_step(recipe))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains_on_the_real_images(recipe: str, folder: Path) -> None:
+    needed = FOLDERS.get(read(recipe)["data"]["class_path"].rpartition(".")[2])
+    if needed is not None and not (REAL and (Path(REAL) / needed).is_dir()):
+        pytest.skip(f"no {needed} in $SYNFLOW_DATA")
+    batches = ["--data.batch_size", "8", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"]
+    real = ["--data.data_dir", str(REAL)] if needed is not None else []
+    cli = run(["fit", "-c", recipe, *real, "--pruning.rounds", "10", *batches, "--trainer.limit_val_batches", "1", *QUIET])
+    assert cli.trainer.global_step == 3
+    masks = pruning(cli).masks
+    assert masks is not None
+    assert all(not parameter[~mask].any() for parameter, mask in masks.parameters(cli.model.network))
+    assert float(cli.trainer.callback_metrics["val/loss"]) > 0
 
 
 @pytest.mark.parametrize("overlay", PRUNERS + OPTIMS)

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from benchmarks.zoo import ZOO
 from synflow_pl import prune
 from synflow_pl.flow import example_of, path_left
-from synflow_pl.networks import FC, VGG, Conv, ResNet
+from synflow_pl.networks import FC, VGG
 from synflow_pl.pruners import Saliency, Subject, SynFlow
 from synflow_pl.schedules import kept_weights
 from tests import textbook
@@ -144,7 +145,7 @@ def test_excluded_layers_carry_flow_and_stay_dense() -> None:
 
 @pytest.mark.parametrize("name", ["fc", "resnet20"])
 def test_working_on_living_blocks_changes_no_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    build, shape = NETWORKS[name]
+    build, shape = ZOO[name]
     network = build().double()
     state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     blocks: list[int] = []
@@ -164,27 +165,15 @@ def test_working_on_living_blocks_changes_no_mask(name: str, monkeypatch: pytest
     assert all(torch.equal(fast[layer], plain[layer]) for layer in plain)
 
 
-NETWORKS = {
-    "fc": (FC, (1, 28, 28)),
-    "conv": (Conv, (1, 28, 28)),
-    "resnet20": (ResNet, (3, 32, 32)),
-    "vgg11": (lambda: VGG(11), (3, 32, 32)),
-    **{
-        f"vgg{d}{'_bn' * bn}": ((lambda d=d, bn=bn: VGG(d, batch_norm=bn)), (3, 32, 32))
-        for d in (11, 13, 16, 19)
-        for bn in (False, True)
-    },
-    **{f"resnet{d}": ((lambda d=d: ResNet(d)), (3, 32, 32)) for d in (32, 44, 56, 110)},
-    **{f"wide_resnet{d}": ((lambda d=d: ResNet(d, width=32)), (3, 32, 32)) for d in (20, 32, 44, 56, 110)},
-}
-QUICK = ("fc", "resnet20")
+QUICK = ("fc", "resnet20", "resnet20_gains")
 
 
 @pytest.mark.parametrize("density", [0.1, 0.01])
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS])
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ZOO])
 def test_a_path_is_left_in_every_network_of_the_zoo(name: str, density: float) -> None:
-    build, shape = NETWORKS[name]
+    build, shape = ZOO[name]
     network = build()
+    # A score that is not finite would be an error.
     masks = prune(network, SynFlow(), density=density, rounds=100, input_shape=shape)
     assert masks.kept == -int(-round(density * 100) * masks.total // 100)
     assert path_left(network, masks, example_of(network, shape, None))

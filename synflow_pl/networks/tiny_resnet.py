@@ -1,0 +1,83 @@
+"""TinyResNet: the ResNets that the authors of SynFlow use for Tiny ImageNet, after weiaicunzai's for CIFAR-100.
+
+Those of He et al. 2016, Table 1, but for the stem: one 3x3 convolution of stride 1 and no pooling, so that small images keep their
+positions. The images are tiny, not the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from synflow_pl.networks.blocks import Basic, Bottleneck
+from synflow_pl.networks.initialise import kaiming
+from synflow_pl.networks.sizes import check_sizes
+
+__all__ = ["TinyResNet"]
+
+# Blocks in each of the four stages.
+_PLANS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_WIDTH = 64
+# Channels out of a bottleneck block for each of its 3x3 convolution.
+_EXPANSION = 4
+
+
+class TinyResNet(nn.Module):
+    """ResNet-18, 34, 50, 101 or 152 for images of 32x32 to 64x64, and their wide versions; convolutions Kaiming normal by fan-out, the
+    classifier as PyTorch draws it (Kaiming uniform).
+
+    ``widen=2`` at depth 18 is not the network published as WideResNet-18 with SynFlow: there the width never took effect, and what was
+    trained is a plain ResNet-18 (the recipes ``*_wrn18_as_published``).
+
+    Args:
+        depth: weight layers.
+        widen: times the channels, at least 1, as in Zagoruyko & Komodakis 2016: of whole blocks at depths 18 and 34, of the 3x3
+            convolution alone in the bottlenecks of the others. The stem stays 64 wide.
+        residual_gains: each identity shortcut has a gain of one per channel, not trained, that can be pruned like a weight.
+        input_shape: (C, H, W).
+        num_classes: logits out, at least 1.
+    """
+
+    def __init__(
+        self,
+        depth: Literal[18, 34, 50, 101, 152] = 18,
+        widen: int = 1,
+        residual_gains: bool = False,
+        input_shape: Sequence[int] = (3, 64, 64),
+        num_classes: int = 200,
+    ) -> None:
+        super().__init__()
+        if depth not in _PLANS:
+            raise ValueError(f"TinyResNet: depth={depth} is not one of {', '.join(map(str, _PLANS))}")
+        check_sizes(self, widen=widen, num_classes=num_classes)
+        self.conv = nn.Conv2d(input_shape[0], _WIDTH, kernel_size=3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(_WIDTH)
+        self.relu = nn.ReLU()
+        channels = _WIDTH
+        blocks: list[nn.Module] = []
+        for stage, count in enumerate(_PLANS[depth]):
+            plain = _WIDTH * 2**stage
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                if depth < 50:
+                    out = plain * widen
+                    blocks.append(Basic(channels, out, stride, residual_gains))
+                else:
+                    out = plain * _EXPANSION
+                    blocks.append(Bottleneck(channels, plain * widen, out, stride, residual_gains))
+                channels = out
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights of convolutions anew; the classifier keeps what it has drawn itself."""
+        kaiming(self, nn.Conv2d, "fan_out")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) to logits (N, num_classes)."""
+        logits: Tensor = self.fc(self.pool(self.blocks(self.relu(self.bn(self.conv(images))))).flatten(1))
+        return logits
