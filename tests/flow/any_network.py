@@ -12,7 +12,6 @@ import csv
 import gc
 import os
 import sys
-import time
 import warnings
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
@@ -76,7 +75,6 @@ class Row:
     """Tensors with no weight left though a path is left around them."""
     unknown: str
     """Operations without a rule."""
-    seconds: float
 
 
 def torchvision_names() -> list[str]:
@@ -151,7 +149,6 @@ def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
     """Prune the network with as many of ``rounds`` as it takes to keep a path, and see that all is as promised."""
-    started = time.perf_counter()
     network, shape = build(name)
     inputs = example_of(network, shape, None)
     before = {key: tensor.clone() for key, tensor in _tensors(network)}
@@ -190,7 +187,6 @@ def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
         as_ones=" ".join(silent),
         emptied=" ".join(key for key, mask in masks.items() if not mask.any()),
         unknown=" ".join(f"{key} (off by {value:.0%})" for key, value in unknown.items()),
-        seconds=round(time.perf_counter() - started, 1),
     )
 
 
@@ -206,7 +202,7 @@ def write(rows: dict[str, dict[str, str]]) -> None:
     """The table of those of :func:`names` that have a row, in that order; it appears whole or not at all."""
     temporary = TABLE.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows[name] for name in names() if name in rows)
     os.replace(temporary, TABLE)
