@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision import datasets
 
+from synflow_pl.data.idx import read_idx
 from synflow_pl.data.images import Images
 
 __all__ = ["MNIST"]
@@ -21,10 +19,17 @@ class MNIST(Images):
     mean = (0.1307,)
     std = (0.3081,)
 
+    origin: type[datasets.MNIST] = datasets.MNIST
+    """The class of torchvision that knows mirrors and checksums; the files lie where it would put them."""
+
     def prepare_data(self) -> None:
         """Download what is not there yet; checksums are torchvision's."""
-        datasets.MNIST(self.data_dir, train=True, download=True)
-        datasets.MNIST(self.data_dir, train=False, download=True)
+        self.origin(self.data_dir, train=True, download=True)
 
-    def dataset(self, train: bool, transform: Any) -> Dataset[tuple[Tensor, int]]:
-        return datasets.MNIST(self.data_dir, train=train, transform=transform)
+    def images(self, train: bool) -> tuple[Tensor, Tensor]:
+        part = self.data_dir / self.origin.__name__ / "raw" / ("train" if train else "t10k")
+        images = read_idx(part.with_name(f"{part.name}-images-idx3-ubyte"), axes=3)
+        labels = read_idx(part.with_name(f"{part.name}-labels-idx1-ubyte"), axes=1)
+        if len(images) != len(labels):
+            raise ValueError(f"{str(part)!r}-*: there are {len(images)} images and {len(labels)} labels; delete both files")
+        return images.unsqueeze(1), labels.long()
