@@ -44,8 +44,8 @@ class Images(LightningDataModule, ABC):
         batch_size: images per training step over all devices together, at least 1; must divide by their number.
         val_size: training images held out for validation, at least 0; ``None`` is a tenth of them.
         seed: of the split, and with the run's own seed of the order, the augmentation and the pruning batches.
-        pipeline: ``memory`` holds all images as bytes and crops, flips and normalises whole batches on the device; ``torchvision`` reads
-            and transforms them one by one.
+        pipeline: ``memory`` holds all images as bytes and crops, flips and normalises whole batches on the device; ``torchvision``
+            reads and transforms them one by one.
         num_workers: processes that load images in the pipeline ``torchvision``, per device; 0 loads them in the training process.
         augment: random crops and flips of training images, where the data set's paper has them.
         validate_on_test: validate on the test set, as some papers did; nothing is held out then. Warns.
@@ -154,7 +154,7 @@ class Images(LightningDataModule, ABC):
 
     def train_dataloader(self) -> Loader:
         """Batches in another order in each epoch, augmented; a last batch that is not full is kept."""
-        shuffle = not (self.trainer is not None and self.trainer.overfit_batches)
+        shuffle = not getattr(self.trainer, "overfit_batches", 0)
         augment = self.augment and self.has_augmentation
         return self._loader(self._source(train=True, augment=augment), self.split["train"], shuffle, augment)
 

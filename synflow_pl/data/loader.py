@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from synflow_pl.data.draws import draws, permutation
@@ -123,7 +122,8 @@ class Loader:
         # early, has told the epoch and restored the state.
         begin = self._resume() if self._restored is not None else 0
         epoch = self.epoch
-        for self.batch, batch in enumerate(self.source.read(self.keys()[begin:]), begin + 1):
+        for number, batch in enumerate(self.source.read(self.keys()[begin:]), begin + 1):
+            self.batch = number
             yield batch
         if self.epoch == epoch:
             self.set_epoch(epoch + 1)

@@ -97,5 +97,5 @@ def crop_and_flip(images: Tensor, drawn: Tensor, padding: int) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Bytes to float32 with about zero mean and unit deviation, in the steps that torchvision takes, so that the floats are the same."""
+    """Bytes to float32 of about zero mean and unit deviation, in the steps that torchvision takes, so that the floats are the same."""
     return images.float().div_(255).sub_(mean).div_(std)

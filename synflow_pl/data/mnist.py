@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor
 from torchvision import datasets
 
+from synflow_pl.data.downloads import fetch, gunzip
 from synflow_pl.data.idx import read_idx
 from synflow_pl.data.images import Images
 
@@ -20,16 +23,27 @@ class MNIST(Images):
     std = (0.3081,)
 
     origin: type[datasets.MNIST] = datasets.MNIST
-    """The class of torchvision that knows mirrors and checksums; the files lie where it would put them."""
+    """The class of torchvision that knows addresses and checksums; the files lie where it would put them."""
+
+    @property
+    def _folder(self) -> Path:
+        return self.data_dir / self.origin.__name__ / "raw"
 
     def prepare_data(self) -> None:
-        """Download what is not there yet; checksums are torchvision's."""
-        self.origin(self.data_dir, train=True, download=True)
+        """Download and decompress what is not there yet."""
+        for name, md5 in self.origin.resources:
+            archive = self._folder / name
+            if not archive.with_suffix("").exists():
+                fetch([mirror + name for mirror in self.origin.mirrors], archive, md5)
+                gunzip(archive, archive.with_suffix(""))
 
     def images(self, train: bool) -> tuple[Tensor, Tensor]:
-        part = self.data_dir / self.origin.__name__ / "raw" / ("train" if train else "t10k")
-        images = read_idx(part.with_name(f"{part.name}-images-idx3-ubyte"), axes=3)
-        labels = read_idx(part.with_name(f"{part.name}-labels-idx1-ubyte"), axes=1)
+        part = "train" if train else "t10k"
+        images = read_idx(self._folder / f"{part}-images-idx3-ubyte", axes=3)
+        labels = read_idx(self._folder / f"{part}-labels-idx1-ubyte", axes=1)
         if len(images) != len(labels):
-            raise ValueError(f"{str(part)!r}-*: there are {len(images)} images and {len(labels)} labels; delete both files")
+            raise ValueError(
+                f"the files {part}-* in {str(self._folder)!r} hold {len(images)} images and {len(labels)} labels; delete them, and they"
+                " will be downloaded again"
+            )
         return images.unsqueeze(1), labels.long()

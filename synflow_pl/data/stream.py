@@ -118,5 +118,4 @@ class Stream:
             list(zip(indices.tolist(), [None] * len(indices) if numbers is None else numbers.tolist(), strict=True))
             for indices, numbers in keys
         ]
-        for images, labels in self._loader:
-            yield images, labels
+        yield from map(tuple, self._loader)
