@@ -47,8 +47,8 @@ def written(path: Path) -> Iterator[Path]:
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        elif temporary.exists():  # on a read-only disk even taking away what is not there fails
+            temporary.unlink()
 
 
 def check_md5(path: Path, md5: str) -> None:
@@ -137,7 +137,8 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack the folder of the same name in a zip or tar file. Says how large it is and shows progress.
 
     Args:
-        archive: holds one folder, named ``folder.name``.
+        archive: ``.zip`` or a tar file, compressed or not; holds one folder, named ``folder.name``. A zip file has checksums, a tar
+            file has none: check its MD5 before.
         folder: where it shall lie; must not exist.
 
     Raises:
@@ -145,7 +146,7 @@ def unpack(archive: Path, folder: Path) -> None:
         OSError: if it cannot be written.
     """
     try:
-        with zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive) as opened:
+        with zipfile.ZipFile(archive) if archive.suffix == ".zip" else tarfile.open(archive) as opened:
             members = _zip(opened) if isinstance(opened, zipfile.ZipFile) else _tar(opened)
             for member in members:
                 _check_inside(member, archive, folder.name)
@@ -160,7 +161,8 @@ def unpack(archive: Path, folder: Path) -> None:
                         shutil.copyfileobj(source, file)
                     bar.update(member.size)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{str(archive)!r} is damaged ({error}); delete it, and it will be downloaded again") from error
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise ValueError(f"{str(archive)!r} is damaged ({reason}); delete it, and it will be downloaded again") from error
 
 
 class _Member(NamedTuple):

@@ -110,6 +110,7 @@ class Stream:
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # or it would draw from the global one
         )
 
     def read(self, keys: Iterable[Key]) -> Iterator[Batch]:

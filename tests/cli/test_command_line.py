@@ -336,7 +336,7 @@ def test_predictions_are_one_line_per_test_image_and_as_accurate_as_the_test(fit
     assert all(0.1 <= float(row["probability"]) <= 1 for row in written)  # the likeliest of ten
     (folder / "predictions.csv").unlink()
 
-    labels = [label for _, label in Digits().dataset(False, None)]  # type: ignore[attr-defined]
+    labels = Digits().images(train=False)[1].tolist()
     right = sum(int(row["class"]) == label for row, label in zip(written, labels, strict=True))
     cli = run(["test", "--ckpt_path", str(folder), *QUIET])
     assert cli.metrics is not None
