@@ -43,7 +43,7 @@ def decoded(paths: Sequence[Path], shape: tuple[int, int, int], cache: Path) -> 
         return _mapped(path, (len(paths), *shape))
     except FileNotFoundError:
         pass
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         rank_zero_info(f"The cache {path} is not whole ({error}) and is made anew.")
     stale = [other for other in path.parent.glob(f"{cache.name}-*.npy") if other != path]
     size = len(paths) * int(np.prod(shape))

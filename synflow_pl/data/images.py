@@ -91,6 +91,7 @@ class Images(LightningDataModule, ABC):
         self.split: dict[str, Tensor] = {}
         """Which images of the training set are ``train`` and which ``val``, int64 indices."""
         self._held: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._streams: list[Stream] = []
 
     # -- what a data set says
 
@@ -133,6 +134,11 @@ class Images(LightningDataModule, ABC):
                 self._count(train=False)
         elif stage == "test" or self.predict_on is None:
             self._count(train=False)
+
+    def teardown(self, stage: str) -> None:
+        """End the workers."""
+        while self._streams:
+            self._streams.pop().close()
 
     def _count(self, train: bool) -> int:
         """Images of the training or test set, which is opened."""
@@ -177,7 +183,7 @@ class Images(LightningDataModule, ABC):
         shrink = [transforms.Resize(min(self.input_shape[1:])), transforms.CenterCrop(self.input_shape[1:])]
         transform = transforms.Compose([*shrink, *self.evaluation_transform.transforms])
         unknown = torch.full((len(files),), -1)
-        stream = Stream(Files(files, unknown, transform, channels=self.input_shape[0]), self.num_workers)
+        stream = self._stream(Files(files, unknown, transform, channels=self.input_shape[0]))
         return self._loader(stream, torch.arange(len(files)))
 
     @property
@@ -238,11 +244,14 @@ class Images(LightningDataModule, ABC):
 
     def _source(self, train: bool, augment: bool = False) -> Source:
         if self.pipeline == "torchvision":
-            transform = self.training_transform if augment else self.evaluation_transform
-            return Stream(self.dataset(train, transform), self.num_workers)
+            return self._stream(self.dataset(train, self.training_transform if augment else self.evaluation_transform))
         images, labels = self._in_memory(train)
         device = self.trainer.strategy.root_device if self.trainer is not None else "cpu"
         return Memory(images, labels, mean=self.mean, std=self.std, padding=self.crop_padding or 0, device=device)
+
+    def _stream(self, dataset: Dataset[tuple[Any, int]]) -> Stream:
+        self._streams.append(Stream(dataset, self.num_workers))
+        return self._streams[-1]
 
     def _loader(self, source: Source, images: Tensor, shuffle: bool = False, augment: bool = False) -> Loader:
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

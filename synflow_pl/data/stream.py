@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from synflow_pl.data.loader import Batch, Key
 
@@ -120,3 +121,9 @@ class Stream:
             for indices, numbers in keys
         ]
         yield from map(tuple, self._loader)
+
+    def close(self) -> None:
+        """End the workers. Left to the garbage collector, which takes their queues away first, each is waited for in vain for 5 s."""
+        if isinstance(self._loader._iterator, _MultiProcessingDataLoaderIter):
+            self._loader._iterator._shutdown_workers()
+        self._loader._iterator = None

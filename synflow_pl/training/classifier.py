@@ -72,7 +72,8 @@ class Classifier(LightningModule):
         # DDP takes the plain mean of the ranks' gradients. Where a rank has an image more or less than another (the last batch of an
         # epoch), that is not the gradient of the mean over all images unless each rank's loss counts by its images.
         images = torch.tensor(float(len(batch[1])), device=self.device)
-        return loss * images / self.trainer.strategy.reduce(images, reduce_op="mean")
+        mean = self.trainer.strategy.reduce(images.clone(), reduce_op="mean")  # in place, hence the copy
+        return loss * (images / mean)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         self._step(batch, "val")
