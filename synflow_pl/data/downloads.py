@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 from urllib.request import Request, urlopen
@@ -98,7 +99,8 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> None:
                 told.append(f"{url} ({error})")
         else:
             raise ConnectionError(
-                f"{path.name} cannot be downloaded from {' nor from '.join(told)}; try again, or put it into {str(path.parent)!r} yourself"
+                f"{path.name} cannot be downloaded from {' nor from '.join(told)}; try again, or put it into {str(path.parent)!r}"
+                " yourself"
             )
         with temporary.open("rb") as file:
             found = hashlib.file_digest(file, "md5").hexdigest()
@@ -174,7 +176,7 @@ class _Member(NamedTuple):
 
 def _zip(archive: zipfile.ZipFile) -> list[_Member]:
     return [
-        _Member(info.filename, info.file_size, not stat.S_ISLNK(info.external_attr >> 16), lambda info=info: archive.open(info))
+        _Member(info.filename, info.file_size, not stat.S_ISLNK(info.external_attr >> 16), partial(archive.open, info))
         for info in archive.infolist()
         if not info.is_dir()
     ]
@@ -182,7 +184,7 @@ def _zip(archive: zipfile.ZipFile) -> list[_Member]:
 
 def _tar(archive: tarfile.TarFile) -> list[_Member]:
     return [
-        _Member(info.name, info.size, info.isfile(), lambda info=info: archive.extractfile(info))
+        _Member(info.name, info.size, info.isfile(), partial(archive.extractfile, info))  # type: ignore[arg-type]  # no plain file is None
         for info in archive.getmembers()
         if not info.isdir()
     ]

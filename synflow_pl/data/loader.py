@@ -107,7 +107,7 @@ class Loader:
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def keys(self) -> list[Key]:
+    def epoch_keys(self) -> list[Key]:
         """What this rank reads in this epoch."""
         images = self.images[permutation(self.seed, self.epoch, len(self.images))] if self.shuffle else self.images
         numbers = draws(self.seed, self.epoch, images) if self.augment else None
@@ -122,7 +122,7 @@ class Loader:
         # early, has told the epoch and restored the state.
         begin = self._resume() if self._restored is not None else 0
         epoch = self.epoch
-        for number, batch in enumerate(self.source.read(self.keys()[begin:]), begin + 1):
+        for number, batch in enumerate(self.source.read(self.epoch_keys()[begin:]), begin + 1):
             self.batch = number
             yield batch
         if self.epoch == epoch:

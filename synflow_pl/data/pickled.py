@@ -91,7 +91,7 @@ class Pickled:
         if isinstance(self.pixels, int):
             with self.path.open("rb") as file:
                 file.seek(self.pixels)
-                file.readinto(memoryview(images.numpy()).cast("B"))
+                file.readinto(images.numpy().data.cast("B"))
         else:
             images.copy_(torch.from_numpy(self.pixels.reshape(images.shape).copy()))  # the array of a pickle is read-only
 
@@ -134,5 +134,5 @@ def _load(path: Path, large: int) -> tuple[dict[bytes, Any], tuple[int, int] | N
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         source = _Source(mapped, large)
         # Strings as bytes, for then an array takes its block as it is; as text it would be copied twice.
-        content = _Unpickler(source, encoding="bytes").load()
+        content = _Unpickler(source, encoding="bytes").load()  # type: ignore[arg-type]  # it takes any buffer
     return {name if isinstance(name, bytes) else name.encode(): value for name, value in content.items()}, source.block

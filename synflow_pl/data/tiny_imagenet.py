@@ -93,15 +93,15 @@ class TinyImageNet(Images):
         classes = self._classes()
         labels = {}
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            image, name = (line.split("\t") + [""])[:2]
+            image, name = [*line.split("\t"), ""][:2]
             if name not in classes:
                 raise ValueError(f"{str(path)!r} line {number}: {name!r} is not one of the {len(classes)} classes in wnids.txt")
             labels[image] = classes[name]
         images = _images(self._folder / "val" / "images")
         if odd := labels.keys() ^ {image.name for image in images}:
             raise ValueError(
-                f"{str(path)!r} and the folder images beside it do not name the same files: {min(odd)!r} is in one only; unpack the data"
-                " set anew"
+                f"{str(path)!r} and the folder images beside it do not name the same files: {min(odd)!r} is in one only; unpack the"
+                " data set anew"
             )
         return [(image, labels[image.name]) for image in images]
 

@@ -65,7 +65,7 @@ def test_an_image_is_drawn_for_anew_in_each_epoch() -> None:
     loader = data.train_dataloader()
     for epoch in range(2):
         loader.set_epoch(epoch)
-        orders.append(torch.cat([images for images, _ in loader.keys()]).argsort().tolist())
+        orders.append(torch.cat([images for images, _ in loader.epoch_keys()]).argsort().tolist())
     same = sum(first[a] == second[b] for a, b in zip(*orders, strict=True))
     assert 50 - 5 * 7 <= same <= 50 + 5 * 7
 

@@ -314,8 +314,12 @@ def test_a_read_only_disk_is_one_sentence(read_only: Path, source: Path, monkeyp
 
 
 def test_what_is_interrupted_is_cleaned_up(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), written(tmp_path / "folder") as temporary:
-        temporary.mkdir()
-        (temporary / "half").write_text("half")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with written(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / "half").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert left(tmp_path) == []

@@ -46,7 +46,7 @@ def test_images_and_labels_come_as_their_files_say(small: tuple[Any, Path, np.nd
     data.setup("test")
     loader = data.train_dataloader()
     images, labels = next(iter(loader))
-    order = torch.cat([indices for indices, _ in loader.keys()])
+    order = torch.cat([indices for indices, _ in loader.epoch_keys()])
     mean, std = np.array(kind.mean), np.array(kind.std)
     expected = torch.from_numpy((pixels / 255 - mean) / std).permute(0, 3, 1, 2).float()
     if kind is TwoLarge:  # a test image is resized to 256 and cut to 224, which is not the identity

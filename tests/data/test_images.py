@@ -243,7 +243,7 @@ def test_pruning_batches_hold_equally_many_images_of_each_class() -> None:
 def test_pruning_batches_are_training_images_without_augmentation_and_without_repetition() -> None:
     data = Augmented(val_size=4000)
     found = torch.cat([images for images, _ in data.pruning_batches(images_per_class=30)])
-    pixels, labels = data.images(train=True)
+    pixels, _ = data.images(train=True)
     own = pixels[data.split["train"]].float().div(255).sub(0.1307).div(0.3081)
     distances = torch.cdist(found.flatten(1), own.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
     matches = (distances < 1e-3).nonzero()
