@@ -284,7 +284,7 @@ class CLI(LightningCLI):
         """Run it. What our own code refuses is a sentence; any other error keeps its traceback."""
         try:
             super()._run_subcommand(subcommand)
-        except (DeadNetwork, ValueError, FileNotFoundError, FloatingPointError, MisconfigurationException) as error:
+        except (DeadNetwork, ValueError, OSError, FloatingPointError, MisconfigurationException) as error:
             raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
             if not (isinstance(error, MisconfigurationException) or Path(raised_in).is_relative_to(Path(__file__).parents[1])):
                 raise
@@ -307,16 +307,17 @@ class CLI(LightningCLI):
         self.metrics = self.trainer.test(**kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        """Predict, and write ``predictions.csv``: for each image the likeliest class and its probability."""
+        """Predict, and write ``predictions.csv``: for each image its number or file, the likeliest class and its probability."""
+        if self.trainer.world_size > 1:
+            raise ValueError(f"predict runs on one device, not {self.trainer.world_size}; add --trainer.devices 1")
         batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
         probabilities, classes = torch.cat(batches).max(1)  # type: ignore[arg-type]
         path = (self.run_folder or Path(".")) / "predictions.csv"
         with open(path, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["image", "class", "probability"])
-            writer.writerows(
-                (index, int(c), f"{float(p):.6f}") for index, (c, p) in enumerate(zip(classes, probabilities, strict=True))
-            )
+            images = self.datamodule.predict_files if self.datamodule.predict_on is not None else range(len(classes))
+            writer.writerows((image, int(c), f"{float(p):.6f}") for image, c, p in zip(images, classes, probabilities, strict=False))
         print(f"\n{len(classes)} predictions lie in {os.path.relpath(path)}")
 
 

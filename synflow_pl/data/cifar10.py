@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import ClassVar
 
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision import datasets
 
+from synflow_pl.data.downloads import check_md5, fetch, unpack
 from synflow_pl.data.images import Images
+from synflow_pl.data.pickled import open_pickled
 
 __all__ = ["CIFAR10"]
 
@@ -18,14 +21,32 @@ class CIFAR10(Images):
 
     input_shape = (3, 32, 32)
     num_classes = 10
-    mean = (0.491, 0.482, 0.447)
-    std = (0.247, 0.243, 0.262)
+    mean: ClassVar[tuple[float, ...]] = (0.491, 0.482, 0.447)
+    std: ClassVar[tuple[float, ...]] = (0.247, 0.243, 0.262)
     crop_padding = 4
 
-    def prepare_data(self) -> None:
-        """Download what is not there yet; checksums are torchvision's."""
-        # The archive is not kept by everyone; the extracted files are what counts, and torchvision asks for no more.
-        datasets.CIFAR10(str(self.data_dir), train=True, download=True)
+    origin: type[datasets.CIFAR10] = datasets.CIFAR10
+    """The class of torchvision that knows the address, the names of the files and their checksums."""
+    label_key: ClassVar[bytes] = b"labels"
 
-    def dataset(self, train: bool, transform: Any) -> Dataset[tuple[Tensor, int]]:
-        return datasets.CIFAR10(str(self.data_dir), train=train, transform=transform)
+    @property
+    def _folder(self) -> Path:
+        return self.data_dir / self.origin.base_folder
+
+    def prepare_data(self) -> None:
+        """Download and unpack what is not there yet, and check it."""
+        if not self._folder.exists():
+            archive = self.data_dir / self.origin.filename
+            fetch([self.origin.url], archive, self.origin.tgz_md5)
+            unpack(archive, self._folder)
+        for name, md5 in [*self.origin.train_list, *self.origin.test_list]:
+            check_md5(self._folder / name, md5)
+
+    def images(self, train: bool) -> tuple[Tensor, Tensor]:
+        files = [self._folder / name for name, _ in (self.origin.train_list if train else self.origin.test_list)]
+        parts = [open_pickled(file, self.input_shape, self.label_key, self.num_classes) for file in files]
+        labels = torch.cat([part.labels for part in parts])
+        images = torch.empty(len(labels), *self.input_shape, dtype=torch.uint8)
+        for part, place in zip(parts, images.split([len(part.labels) for part in parts]), strict=True):
+            part.read_into(place)
+        return images, labels

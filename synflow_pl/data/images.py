@@ -6,15 +6,24 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 from torchvision import transforms
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from synflow_pl.data.draws import draws, permutation
+from synflow_pl.data.loader import Batch, Loader, Source
+from synflow_pl.data.memory import Memory
+from synflow_pl.data.stream import Files, Pictures, Stream
 
 __all__ = ["Images", "default_data_dir"]
+
+_PRUNING = -1
+"""Stands for an epoch where images are drawn to prune on, so that they are not those that training begins with."""
 
 
 def default_data_dir() -> Path:
@@ -27,14 +36,20 @@ class Images(LightningDataModule, ABC):
 
     A subclass names its shape, classes, normalisation and augmentation, and says where its images come from.
 
+    The order of an epoch and each image's crop and flip are functions of the seed, the epoch and the image: devices, workers and a run
+    resumed in the middle of an epoch agree on them. The seed is ``seed`` together with that of Lightning's ``seed_everything``.
+
     Args:
         data_dir: folder of the files; by default ``$SYNFLOW_DATA``, else ``~/.cache/synflow_pl``.
         batch_size: images per training step over all devices together, at least 1; must divide by their number.
         val_size: training images held out for validation, at least 0; ``None`` is a tenth of them.
-        seed: of the split.
-        num_workers: processes that load images, per device; 0 loads them in the training process.
+        seed: of the split, and with the run's own seed of the order, the augmentation and the pruning batches.
+        pipeline: ``memory`` holds all images as bytes and crops, flips and normalises whole batches on the device; ``torchvision``
+            reads and transforms them one by one.
+        num_workers: processes that load images in the pipeline ``torchvision``, per device; 0 loads them in the training process.
         augment: random crops and flips of training images, where the data set's paper has them.
         validate_on_test: validate on the test set, as some papers did; nothing is held out then. Warns.
+        predict_on: folder of images of one's own for ``predict``, in place of the test set.
     """
 
     input_shape: ClassVar[tuple[int, int, int]]
@@ -52,26 +67,41 @@ class Images(LightningDataModule, ABC):
         batch_size: int = 128,
         val_size: int | None = None,
         seed: int = 0,
+        pipeline: Literal["memory", "torchvision"] = "memory",
         num_workers: int = 0,
         augment: bool = True,
         validate_on_test: bool = False,
+        predict_on: str | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("val_size", val_size or 0, 0), ("num_workers", num_workers, 0)):
             if value < least:
                 raise ValueError(f"{name}: {value} must be at least {least}")
+        if pipeline not in ("memory", "torchvision"):
+            raise ValueError(f"pipeline: {pipeline!r} is not one of memory, torchvision")
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
         self.batch_size = batch_size
         self.val_size = val_size
         self.seed = seed
+        self.pipeline = pipeline
         self.num_workers = num_workers
         self.augment = augment
         self.validate_on_test = validate_on_test
-        self._sets: dict[str, Dataset[tuple[Tensor, int]]] = {}
+        self.predict_on = Path(predict_on).expanduser() if predict_on is not None else None
+        self.split: dict[str, Tensor] = {}
+        """Which images of the training set are ``train`` and which ``val``, int64 indices."""
+        self._held: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._streams: list[Stream] = []
+
+    # -- what a data set says
 
     @abstractmethod
-    def dataset(self, train: bool, transform: Any) -> Dataset[tuple[Tensor, int]]:
-        """The training or test images, each passed through ``transform``; reads, never downloads."""
+    def images(self, train: bool) -> tuple[Tensor, Tensor]:
+        """The training or test images, uint8 (N, C, H, W), and labels, int64 (N,); reads, never downloads."""
+
+    def dataset(self, train: bool, transform: Any) -> Dataset[tuple[Any, int]]:
+        """The same for the pipeline ``torchvision``: each image passed through ``transform``, and all the ``labels``."""
+        return Pictures(*self._in_memory(train), transform)
 
     @property
     def evaluation_transform(self) -> transforms.Compose:
@@ -79,65 +109,152 @@ class Images(LightningDataModule, ABC):
         return transforms.Compose([transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
 
     @property
+    def has_augmentation(self) -> bool:
+        """Whether training images are cropped and flipped at random."""
+        return self.crop_padding is not None
+
+    @property
     def training_transform(self) -> transforms.Compose:
         """The same, after a random crop and flip where the data set has them."""
-        if self.crop_padding is None or not self.augment:
+        if self.crop_padding is None:
             return self.evaluation_transform
         random = [transforms.RandomCrop(self.input_shape[1:], padding=self.crop_padding), transforms.RandomHorizontalFlip()]
         return transforms.Compose([*random, *self.evaluation_transform.transforms])
 
+    # -- stages
+
     def setup(self, stage: str) -> None:
         """Open what ``stage`` needs, and nothing else: the test set only for ``test`` and ``predict``."""
-        if stage not in ("fit", "validate"):
-            self._sets["test"] = self.dataset(False, self.evaluation_transform)
-            return
-        images = self.dataset(True, self.training_transform)
-        held_out, rest = self._split(len(images))  # type: ignore[arg-type]
-        self._sets["train"] = Subset(images, rest)
-        if self.validate_on_test:
-            warnings.warn(
-                "validate_on_test: the validation numbers of this run are test numbers; choose nothing by them.", stacklevel=2
-            )
-            self._sets["val"] = self.dataset(False, self.evaluation_transform)
-        elif held_out:
-            self._sets["val"] = Subset(self.dataset(True, self.evaluation_transform), held_out)
+        if stage in ("fit", "validate"):
+            self._split(self._count(train=True))
+            if self.validate_on_test:
+                warnings.warn(
+                    "validate_on_test: the validation numbers of this run are test numbers; choose nothing by them.", stacklevel=2
+                )
+                self._count(train=False)
+        elif stage == "test" or self.predict_on is None:
+            self._count(train=False)
 
-    def _split(self, count: int) -> tuple[list[int], list[int]]:
-        """Indices held out for validation, and the rest."""
+    def teardown(self, stage: str) -> None:
+        """End the workers."""
+        while self._streams:
+            self._streams.pop().close()
+
+    def _count(self, train: bool) -> int:
+        """Images of the training or test set, which is opened."""
+        return len(self._in_memory(train)[1]) if self.pipeline == "memory" else len(self.dataset(train, None))  # type: ignore[arg-type]
+
+    def _in_memory(self, train: bool) -> tuple[Tensor, Tensor]:
+        if train not in self._held:
+            self._held[train] = self.images(train)
+        return self._held[train]
+
+    def _split(self, count: int) -> None:
         size = 0 if self.validate_on_test else count // 10 if self.val_size is None else self.val_size
         if size >= count:
             raise ValueError(f"val_size: {size} leaves none of the {count} training images to train on")
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).tolist()
-        return sorted(order[:size]), sorted(order[size:])
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
+        self.split = {"val": order[:size].sort().values, "train": order[size:].sort().values}
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches; a last batch that is not full is kept."""
-        return self._loader("train", shuffle=True)
+    # -- batches
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def train_dataloader(self) -> Loader:
+        """Batches in another order in each epoch, augmented; a last batch that is not full is kept."""
+        shuffle = not getattr(self.trainer, "overfit_batches", 0)
+        augment = self.augment and self.has_augmentation
+        return self._loader(self._source(train=True, augment=augment), self.split["train"], shuffle, augment)
+
+    def val_dataloader(self) -> Loader | list[Any]:
         """The held-out images in order; none if ``val_size`` is 0."""
-        return self._loader("val") if "val" in self._sets else []
+        if self.validate_on_test:
+            return self.test_dataloader()
+        return self._loader(self._source(train=True), self.split["val"]) if len(self.split["val"]) else []
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> Loader:
         """The test images in order."""
-        return self._loader("test")
+        source = self._source(train=False)
+        return self._loader(source, torch.arange(len(source.labels)))
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """The test images in order."""
-        return self._loader("test")
+    def predict_dataloader(self) -> Loader:
+        """The test images in order, or those of the folder ``predict_on`` in the order of their names."""
+        if self.predict_on is None:
+            return self.test_dataloader()
+        files = self.predict_files
+        shrink = [transforms.Resize(min(self.input_shape[1:])), transforms.CenterCrop(self.input_shape[1:])]
+        transform = transforms.Compose([*shrink, *self.evaluation_transform.transforms])
+        unknown = torch.full((len(files),), -1)
+        stream = self._stream(Files(files, unknown, transform, channels=self.input_shape[0]))
+        return self._loader(stream, torch.arange(len(files)))
 
-    def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Any]:
-        return DataLoader(
-            self._sets[name],
-            batch_size=self._per_device(),
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-        )
+    @property
+    def predict_files(self) -> list[Path]:
+        """The images of the folder ``predict_on``, and of those within it, by name.
 
-    def _per_device(self) -> int:
-        devices = self.trainer.world_size if self.trainer is not None else 1
-        if self.batch_size % devices:
-            raise ValueError(f"batch_size: {self.batch_size} images cannot be shared evenly by {devices} devices; choose a multiple")
-        return self.batch_size // devices
+        Raises:
+            FileNotFoundError: if there is no such folder, or no image in it.
+        """
+        assert self.predict_on is not None
+        if not self.predict_on.is_dir():
+            raise FileNotFoundError(f"predict_on: there is no folder {str(self.predict_on)!r}; give one that holds images")
+        found = sorted(path for path in self.predict_on.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+        if not found:
+            raise FileNotFoundError(f"predict_on: the folder {str(self.predict_on)!r} holds no image ({', '.join(IMG_EXTENSIONS)})")
+        return found
+
+    def pruning_batches(self, images_per_class: int = 10, augment: bool = False) -> list[Batch]:
+        """Training images to score on, equally many of each class, drawn by seed: the same on every rank.
+
+        Args:
+            images_per_class: at least 1.
+            augment: crop and flip them as for training.
+
+        Returns:
+            Pairs of normalised images, float (N, C, H, W), and labels, int64 (N,), of ``batch_size`` images at most. Classes
+            alternate, so that each batch holds about as many of one as of another.
+
+        Raises:
+            ValueError: if a class has fewer training images.
+        """
+        if images_per_class < 1:
+            raise ValueError(f"images_per_class: {images_per_class} must be at least 1")
+        if not self.split:
+            self.setup("fit")
+        augment = augment and self.has_augmentation
+        source = self._source(train=True, augment=augment)
+        images = self.split["train"][permutation(self._run_seed, _PRUNING, len(self.split["train"]))]
+        labels = source.labels[images]
+        chosen = []
+        for label in range(self.num_classes):
+            of_class = images[labels == label][:images_per_class]
+            if len(of_class) < images_per_class:
+                raise ValueError(
+                    f"images_per_class: class {label} has {len(of_class)} training images, not {images_per_class}; ask for fewer"
+                )
+            chosen.append(of_class)
+        in_turn = torch.stack(chosen, dim=1).flatten()
+        batches = in_turn.split(self.batch_size)
+        return list(source.read((batch, draws(self._run_seed, _PRUNING, batch) if augment else None) for batch in batches))
+
+    # -- how they are read
+
+    @property
+    def _run_seed(self) -> int:
+        """The data's seed in the upper bits, and in the lower ones that of the run, which Lightning keeps in the environment."""
+        return (self.seed << 32) + int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    def _source(self, train: bool, augment: bool = False) -> Source:
+        if self.pipeline == "torchvision":
+            return self._stream(self.dataset(train, self.training_transform if augment else self.evaluation_transform))
+        images, labels = self._in_memory(train)
+        device = self.trainer.strategy.root_device if self.trainer is not None else "cpu"
+        return Memory(images, labels, mean=self.mean, std=self.std, padding=self.crop_padding or 0, device=device)
+
+    def _stream(self, dataset: Dataset[tuple[Any, int]]) -> Stream:
+        self._streams.append(Stream(dataset, self.num_workers))
+        return self._streams[-1]
+
+    def _loader(self, source: Source, images: Tensor, shuffle: bool = False, augment: bool = False) -> Loader:
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        if self.batch_size % ranks:
+            raise ValueError(f"batch_size: {self.batch_size} images cannot be shared evenly by {ranks} devices; choose a multiple")
+        return Loader(source, images, self.batch_size, shuffle=shuffle, augment=augment, seed=self._run_seed, rank=rank, ranks=ranks)

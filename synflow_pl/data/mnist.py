@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision import datasets
 
+from synflow_pl.data.downloads import fetch, gunzip
+from synflow_pl.data.idx import read_idx
 from synflow_pl.data.images import Images
 
 __all__ = ["MNIST"]
@@ -21,10 +22,28 @@ class MNIST(Images):
     mean = (0.1307,)
     std = (0.3081,)
 
-    def prepare_data(self) -> None:
-        """Download what is not there yet; checksums are torchvision's."""
-        datasets.MNIST(self.data_dir, train=True, download=True)
-        datasets.MNIST(self.data_dir, train=False, download=True)
+    origin: type[datasets.MNIST] = datasets.MNIST
+    """The class of torchvision that knows addresses and checksums; the files lie where it would put them."""
 
-    def dataset(self, train: bool, transform: Any) -> Dataset[tuple[Tensor, int]]:
-        return datasets.MNIST(self.data_dir, train=train, transform=transform)
+    @property
+    def _folder(self) -> Path:
+        return self.data_dir / self.origin.__name__ / "raw"
+
+    def prepare_data(self) -> None:
+        """Download and decompress what is not there yet."""
+        for name, md5 in self.origin.resources:
+            archive = self._folder / name
+            if not archive.with_suffix("").exists():
+                fetch([mirror + name for mirror in self.origin.mirrors], archive, md5)
+                gunzip(archive, archive.with_suffix(""))
+
+    def images(self, train: bool) -> tuple[Tensor, Tensor]:
+        part = "train" if train else "t10k"
+        images = read_idx(self._folder / f"{part}-images-idx3-ubyte", axes=3)
+        labels = read_idx(self._folder / f"{part}-labels-idx1-ubyte", axes=1)
+        if len(images) != len(labels):
+            raise ValueError(
+                f"the files {part}-* in {str(self._folder)!r} hold {len(images)} images and {len(labels)} labels; delete them, and they"
+                " will be downloaded again"
+            )
+        return images.unsqueeze(1), labels.long()

@@ -66,7 +66,14 @@ class Classifier(LightningModule):
         return loss
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        return self._step(batch, "train")
+        loss = self._step(batch, "train")
+        if self.trainer.world_size == 1:
+            return loss
+        # DDP takes the plain mean of the ranks' gradients. Where a rank has an image more or less than another (the last batch of an
+        # epoch), that is not the gradient of the mean over all images unless each rank's loss counts by its images.
+        images = torch.tensor(float(len(batch[1])), device=self.device)
+        mean = self.trainer.strategy.reduce(images.clone(), reduce_op="mean")  # in place, hence the copy
+        return loss * (images / mean)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         self._step(batch, "val")

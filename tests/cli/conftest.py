@@ -1,12 +1,9 @@
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch.utils.data import Dataset
+from torch import Tensor
 
 from synflow_pl import data
 from synflow_pl.cli import main
@@ -16,20 +13,10 @@ DATA_SETS = [getattr(data, name) for name in data.__all__ if name != "Images"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 
-class Pictures(Dataset[Any]):
+def random_images(self: Images, train: bool) -> tuple[Tensor, Tensor]:
     """Twenty random images of a data set's shape, two of each digit."""
-
-    def __init__(self, shape: tuple[int, int, int], transform: Any) -> None:
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(256, (20, *shape), dtype=torch.uint8, generator=generator)
-        self.images = [Image.fromarray(np.asarray(image.permute(1, 2, 0)).squeeze()) for image in pixels]
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.transform(self.images[index]), index % 10
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (20, *self.input_shape), dtype=torch.uint8, generator=generator), torch.arange(20) % 10
 
 
 @pytest.fixture
@@ -47,7 +34,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every data set holds random images of the right shape, and none is downloaded."""
     for kind in DATA_SETS:
         monkeypatch.setattr(kind, "prepare_data", lambda self: None)
-        monkeypatch.setattr(kind, "dataset", lambda self, train, transform: Pictures(self.input_shape, transform))
+        monkeypatch.setattr(kind, "images", random_images)
 
 
 @pytest.fixture
@@ -55,7 +42,7 @@ def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the data sets that were touched."""
     names: list[str] = []
     for kind in [Images, *DATA_SETS]:
-        for method in ("prepare_data", "setup", "dataset"):
+        for method in ("prepare_data", "setup", "images", "dataset"):
             monkeypatch.setattr(kind, method, lambda self, *_, kind=kind, **__: names.append(kind.__name__))
     return names
 

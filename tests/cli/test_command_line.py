@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import synflow_pl
@@ -421,11 +422,42 @@ def test_predictions_are_one_line_per_test_image_and_as_accurate_as_the_test(fit
     assert all(0.1 <= float(row["probability"]) <= 1 for row in written)  # the likeliest of ten
     (folder / "predictions.csv").unlink()
 
-    labels = [label for _, label in Digits().dataset(False, None)]  # type: ignore[attr-defined]
+    labels = Digits().images(train=False)[1].tolist()
     right = sum(int(row["class"]) == label for row, label in zip(written, labels, strict=True))
     cli = run(["test", "--ckpt_path", str(folder), *QUIET])
     assert cli.metrics is not None
     assert cli.metrics[0]["test/accuracy"] == pytest.approx(right / 1000)
+
+
+def test_images_of_one_s_own_are_predicted_by_name(fitted: tuple[Path, str]) -> None:
+    folder, _ = fitted
+    pixels, _labels = Digits().images(train=False)
+    own = folder.parent.parent / "own"
+    own.mkdir()
+    for index in (2, 0, 1):
+        Image.fromarray(pixels[index, 0].numpy()).save(own / f"{index}.png")
+    found = []
+    for options in ([], ["--data.predict_on", "own"]):
+        run(["predict", "--ckpt_path", str(folder), *options, *QUIET])
+        found.append(rows(folder / "predictions.csv"))
+        (folder / "predictions.csv").unlink()
+    assert [row["image"] for row in found[1]] == ["own/0.png", "own/1.png", "own/2.png"]
+    for mine, theirs in zip(found[1], found[0], strict=False):
+        assert mine["class"] == theirs["class"]
+        assert float(mine["probability"]) == pytest.approx(float(theirs["probability"]), abs=1e-5)
+
+
+def test_predictions_of_several_devices_are_refused(fitted: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(["predict", "--ckpt_path", str(fitted[0]), "--trainer.devices", "2", "--trainer.strategy", "ddp_fork", *QUIET])
+    assert capsys.readouterr().err.strip().endswith("predict runs on one device, not 2; add --trainer.devices 1")
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(fitted: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(["predict", "--ckpt_path", str(fitted[0]), "--data.predict_on", "nowhere", *QUIET])
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "synflow_pl: error: predict_on: there is no folder 'nowhere'; give one that holds images"
 
 
 def test_a_resumed_run_keeps_its_masks_and_is_not_pruned_again(fitted: tuple[Path, str]) -> None:

@@ -1,8 +1,7 @@
-"""The data sets on their real files, and on small ones of the same layout that are always there."""
+"""The data sets on their real files."""
 
-import pickle
-import struct
-import urllib.request
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torchvision import datasets
 
-from synflow_pl.data import CIFAR10, MNIST, FashionMNIST, Images
+from synflow_pl.data import CIFAR10, CIFAR100, MNIST, FashionMNIST, Images, TinyImageNet
+from tests.data.generated import TwoClasses
 
-REAL = [(MNIST, "real_mnist", 60_000), (FashionMNIST, "real_fashion_mnist", 60_000), (CIFAR10, "real_cifar10", 50_000)]
+REAL = [
+    (MNIST, "real_mnist", 60_000),
+    (FashionMNIST, "real_fashion_mnist", 60_000),
+    (CIFAR10, "real_cifar10", 50_000),
+    (CIFAR100, "real_cifar100", 50_000),
+]
 
 
 @pytest.fixture(params=REAL, ids=[kind.__name__ for kind, *_ in REAL])
@@ -28,10 +33,19 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the network was asked for")
 
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr("synflow_pl.data.downloads.urlopen", refuse)
 
 
-# -- real files
+def mean_and_deviation(images: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Of each channel, exact: from how often each of the 256 values occurs."""
+    means, deviations = [], []
+    values = np.arange(256) / 255
+    for channel in range(images.shape[1]):
+        counts = sum(part[:, channel].flatten().bincount(minlength=256) for part in images.split(5000))
+        share = counts.numpy() / counts.sum().item()  # type: ignore[union-attr]
+        means.append(share @ values)
+        deviations.append(np.sqrt(share @ (values - means[-1]) ** 2))
+    return means, deviations
 
 
 def test_real_files_that_are_there_are_not_downloaded_again(real: tuple[Any, Path, int], offline: None) -> None:
@@ -41,159 +55,137 @@ def test_real_files_that_are_there_are_not_downloaded_again(real: tuple[Any, Pat
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_real_data_set_has_the_published_number_of_images(real: tuple[Any, Path, int]) -> None:
+def test_a_real_data_set_has_the_published_number_of_images_of_each_class(real: tuple[Any, Path, int]) -> None:
     kind, folder, count = real
     data = kind(data_dir=str(folder), val_size=5000)
     data.setup("fit")
     data.setup("test")
-    assert [len(data._sets[part]) for part in ("train", "val", "test")] == [count - 5000, 5000, 10_000]
-    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+    loaders = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader()]
+    assert [len(loader.images) for loader in loaders] == [count - 5000, 5000, 10_000]
+    for loader in loaders:
         images, labels = next(iter(loader))
         assert images.shape == (128, *kind.input_shape)
-        assert images.dtype == torch.float32
-        assert (labels.min(), labels.max()) == (0, kind.num_classes - 1)
+        assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+    for train in (True, False):
+        counts = data.images(train)[1].bincount(minlength=kind.num_classes)
+        assert len(counts) == kind.num_classes
+        assert kind is MNIST or (counts == counts[0]).all()  # MNIST has no digit equally often
 
 
 def test_the_stated_mean_and_deviation_are_those_of_the_real_training_images(real: tuple[Any, Path, int]) -> None:
     kind, folder, _ = real
-    pixels = np.asarray(kind(data_dir=str(folder)).dataset(True, None).data).reshape(-1, kind.input_shape[0])
-    # Exact, from how often each of the 256 values occurs.
-    for channel, (mean, std) in enumerate(zip(kind.mean, kind.std, strict=True)):
-        share = np.bincount(pixels[:, channel], minlength=256) / len(pixels)
-        values = np.arange(256) / 255
-        expected = share @ values
-        assert mean == pytest.approx(expected, abs=1e-3)
-        assert std == pytest.approx(np.sqrt(share @ (values - expected) ** 2), abs=1e-3)
+    means, deviations = mean_and_deviation(kind(data_dir=str(folder)).images(train=True)[0])
+    assert kind.mean == pytest.approx(means, abs=1e-3)
+    assert kind.std == pytest.approx(deviations, abs=1e-3)
 
 
-def test_only_cifar10_is_augmented_and_only_when_training(real: tuple[Any, Path, int]) -> None:
+def test_images_and_labels_are_those_that_torchvision_reads(real: tuple[Any, Path, int]) -> None:
+    kind, folder, _ = real
+    for train in (True, False):
+        theirs = kind.origin(str(folder), train=train)
+        images, labels = kind(data_dir=str(folder)).images(train)
+        pixels = np.asarray(theirs.data)
+        assert np.array_equal(images.permute(0, 2, 3, 1).squeeze(-1).numpy(), pixels)
+        assert labels.tolist() == [int(label) for label in theirs.targets]
+
+
+def test_both_pipelines_give_the_same_floats_on_real_images(real: tuple[Any, Path, int]) -> None:
+    kind, folder, _ = real
+    batches = []
+    for pipeline in ("memory", "torchvision"):
+        data = kind(data_dir=str(folder), augment=False, pipeline=pipeline)
+        data.setup("fit")
+        loader = iter(data.train_dataloader())
+        batches.append([next(loader) for _ in range(3)])
+    assert all(torch.equal(x, y) and torch.equal(a, b) for (x, a), (y, b) in zip(*batches, strict=True))
+
+
+def test_only_photographs_are_augmented_and_only_when_training(real: tuple[Any, Path, int]) -> None:
     kind, folder, _ = real
     data = kind(data_dir=str(folder), val_size=100, batch_size=100)
-    plain = data.dataset(True, data.evaluation_transform)
     data.setup("fit")
-    train, val = data._sets["train"], data._sets["val"]
-    assert all(torch.equal(val[i][0], plain[val.indices[i]][0]) for i in range(100))
-    same = [torch.equal(train[i][0], plain[train.indices[i]][0]) for i in range(100)]
-    assert sum(same) <= 10 if kind is CIFAR10 else all(same)
+    plain = kind(data_dir=str(folder), val_size=100, batch_size=100, augment=False)
+    plain.setup("fit")
+    (images, _), (expected, _) = next(iter(data.train_dataloader())), next(iter(plain.train_dataloader()))
+    same = sum(torch.equal(image, other) for image, other in zip(images, expected, strict=True))
+    assert same <= 10 if kind.crop_padding else same == 100
+    assert torch.equal(next(iter(data.val_dataloader()))[0], next(iter(plain.val_dataloader()))[0])
 
 
-# -- generated files
+MEMORY = """
+import resource, sys, torch
+from synflow_pl.data import CIFAR10, CIFAR100
+torch.set_num_threads(1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+data = getattr(sys.modules["synflow_pl.data"], sys.argv[1])(data_dir=sys.argv[2], batch_size=128)
+torch.rand(1000, 1000)
+before = peak()
+data.prepare_data()
+data.setup("fit")
+for _ in data.train_dataloader():
+    pass
+print(peak() - before)
+"""
 
 
-def write_idx(path: Path, array: np.ndarray) -> None:
-    path.write_bytes(struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is kilobytes on Linux only")
+@pytest.mark.parametrize("kind", [pytest.param(CIFAR10, marks=pytest.mark.slow), CIFAR100])
+def test_the_images_are_in_memory_once(kind: type[Images], request: pytest.FixtureRequest) -> None:
+    """153.6 MB, and at most a quarter more: one of CIFAR-10's five files, a few batches, the allocator."""
+    folder = request.getfixturevalue(f"real_{kind.__name__.lower()}")
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, kind.__name__, str(folder)], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert int(done.stdout) < 1.25 * 50_000 * 3 * 32 * 32 + 10e6
 
 
-def generated(kind: type[Images], folder: Path, count: int = 20) -> np.ndarray:
-    """Files in torchvision's layout with ``count`` random training and half as many test images; the training pixels (N, H, W, C)."""
-    random = np.random.default_rng(0)
-    channels, height, width = kind.input_shape
-    pixels = random.integers(0, 256, (count, height, width, channels), dtype=np.uint8)
-    labels = (np.arange(count) % 10).astype(np.uint8)
-    if kind is CIFAR10:
-        where = folder / "cifar-10-batches-py"
-        where.mkdir(parents=True)
-        flat = pixels.transpose(0, 3, 1, 2).reshape(count, -1)
-        fifth = count // 5
-        parts = {f"data_batch_{k + 1}": slice(k * fifth, (k + 1) * fifth) for k in range(5)} | {"test_batch": slice(count // 2)}
-        for name, part in parts.items():
-            (where / name).write_bytes(pickle.dumps({"data": flat[part], "labels": labels[part].tolist()}))
-        (where / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(label) for label in range(10)]}))
-        return pixels
-    where = folder / kind.__name__ / "raw"
-    where.mkdir(parents=True)
-    for prefix, size in (("train", count), ("t10k", count // 2)):
-        write_idx(where / f"{prefix}-images-idx3-ubyte", pixels[:size, :, :, 0])
-        write_idx(where / f"{prefix}-labels-idx1-ubyte", labels[:size])
-    return pixels
+# -- Tiny ImageNet
 
 
-@pytest.fixture(params=[MNIST, FashionMNIST, CIFAR10])
-def small(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Path, np.ndarray]:
-    # The checksums are those of the real files.
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_, **__: True)
-    return request.param, tmp_path, generated(request.param, tmp_path)
+def test_real_photographs_of_two_classes_are_decoded_as_pillow_does(real_tiny_classes: Path) -> None:
+    data = TwoClasses(data_dir=str(real_tiny_classes))
+    images, labels = data.images(train=True)
+    names = sorted((real_tiny_classes / "tiny-imagenet-200" / "wnids.txt").read_text().split())
+    paths = [path for name in names for path in sorted((real_tiny_classes / "tiny-imagenet-200" / "train" / name / "images").iterdir())]
+    assert images.shape == (1000, 3, 64, 64)
+    assert labels.tolist() == [0] * 500 + [1] * 500
+    for index in (0, 1, 499, 500, 999):
+        assert np.array_equal(images[index].permute(1, 2, 0).numpy(), np.asarray(Image.open(paths[index]).convert("RGB")))
 
 
-def test_images_come_as_their_files_say(small: tuple[Any, Path, np.ndarray], offline: None) -> None:
-    kind, folder, pixels = small
-    data = kind(data_dir=str(folder), val_size=0, augment=False, batch_size=20)
+def test_both_pipelines_give_the_same_floats_on_real_photographs(real_tiny_classes: Path) -> None:
+    batches = []
+    for pipeline in ("memory", "torchvision"):
+        data = TwoClasses(data_dir=str(real_tiny_classes), augment=False, pipeline=pipeline)
+        data.setup("fit")
+        batches.append(next(iter(data.train_dataloader())))
+    assert all(torch.equal(x, y) for x, y in zip(*batches, strict=True))
+
+
+@pytest.mark.slow
+def test_the_whole_of_tiny_imagenet(real_tiny_imagenet: Path, offline: None) -> None:
+    folder = real_tiny_imagenet / "tiny-imagenet-200"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    data = TinyImageNet(data_dir=str(real_tiny_imagenet))
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
-    images = torch.stack([image for image, _ in data._sets["train"]])
-    mean, std = np.array(kind.mean), np.array(kind.std)
-    expected = torch.from_numpy((pixels / 255 - mean) / std).permute(0, 3, 1, 2).float()
-    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
-    assert [label for _, label in data._sets["train"]] == [*range(10), *range(10)]
-    assert len(data._sets["test"]) == 10
-
-
-def test_data_sets_of_one_folder_do_not_meet(tmp_path: Path) -> None:
-    pixels = {kind: generated(kind, tmp_path, count) for kind, count in ((MNIST, 10), (FashionMNIST, 30))}
-    for kind in (MNIST, FashionMNIST):
-        assert len(kind(data_dir=str(tmp_path)).dataset(True, None)) == len(pixels[kind])  # type: ignore[arg-type]
-
-
-def test_files_that_are_missing_are_an_error_and_not_other_images(tmp_path: Path) -> None:
-    for kind in (MNIST, FashionMNIST, CIFAR10):
-        with pytest.raises(RuntimeError, match="not found"):
-            kind(data_dir=str(tmp_path)).setup("fit")
-
-
-# -- augmentation
-
-
-class One(Dataset[Any]):
-    """Twenty times the same image, black but for one white pixel in row 10, column 3."""
-
-    def __init__(self, transform: Any) -> None:
-        pixels = np.zeros((32, 32, 3), np.uint8)
-        pixels[10, 3] = 255
-        self.image, self.transform = Image.fromarray(pixels), transform
-
-    def __len__(self) -> int:
-        return 20
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.transform(self.image), 0
-
-
-class Corner(CIFAR10):
-    def dataset(self, train: bool, transform: Any) -> Dataset[Any]:
-        return One(transform)
-
-
-def places(data: CIFAR10, part: str, draws: int) -> set[tuple[int, int]]:
-    """Where the white pixel comes to lie, in so many draws."""
-    found = set()
-    for _ in range(draws):
-        image = data._sets[part][0][0]
-        white = (image[0] > 0).nonzero()
-        assert len(white) == 1 or part == "train"  # a crop may lose it
-        found.update((int(row), int(column)) for row, column in white)
-    return found
-
-
-def test_a_training_image_is_shifted_by_up_to_four_pixels_and_flipped() -> None:
-    torch.manual_seed(0)
-    data = Corner(val_size=2)
-    data.setup("fit")
-    # A window of 32 in an image of 40 starts 0 to 8 pixels in, so that row 10 comes to lie at 6 to 14; column 3 goes to 0 to 7,
-    # or out of the image, and a flip makes 31 less that of it.
-    found = places(data, "train", 2000)
-    assert {row for row, _ in found} == set(range(6, 15))
-    assert {column for _, column in found} == set(range(8)) | set(range(24, 32))
-
-
-def test_a_validation_or_test_image_stays_as_it_is() -> None:
-    data = Corner(val_size=2)
-    data.setup("fit")
-    data.setup("test")
-    assert places(data, "val", 20) == places(data, "test", 20) == {(10, 3)}
-
-
-def test_augmentation_can_be_left_out() -> None:
-    data = Corner(val_size=2, augment=False)
-    data.setup("fit")
-    assert places(data, "train", 20) == {(10, 3)}
+    loaders = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader()]
+    assert [len(loader.images) for loader in loaders] == [90_000, 10_000, 10_000]  # type: ignore[union-attr]
+    images, labels = data.images(train=True)
+    assert labels.bincount().tolist() == [500] * 200
+    assert data.images(train=False)[1].bincount().tolist() == [50] * 200
+    means, deviations = mean_and_deviation(images)
+    assert data.mean == pytest.approx(means, abs=1e-3)
+    assert data.std == pytest.approx(deviations, abs=1e-3)
+    grey = [index for index, path in enumerate(data._files(train=True)[0]) if Image.open(path).mode == "L"]
+    assert len(grey) > 1000  # about two in a hundred
+    assert all((images[index] == images[index][:1]).all() for index in grey)
+    classes = sorted((folder / "wnids.txt").read_text().split())
+    annotated = dict(line.split("\t")[:2] for line in (folder / "val" / "val_annotations.txt").read_text().splitlines())
+    names = sorted(annotated)
+    assert data.images(train=False)[1].tolist() == [classes.index(annotated[name]) for name in names]
+    # torchvision's own reader of class folders sees the same classes in the same order.
+    theirs = datasets.ImageFolder(str(folder / "train"), transform=None)
+    assert theirs.classes == classes
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before  # nothing was moved
