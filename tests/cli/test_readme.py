@@ -1,8 +1,9 @@
 """The README is true: its Python runs, and its commands mean what it says."""
 
+import itertools
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ def commands(name: str) -> list[list[str]]:
     """What the README types after ``name``, comments left out."""
     lines = [line for block in blocks("") for line in block.splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{name} ")]
+
+
+def expanded(text: str) -> Iterator[str]:
+    """As a shell reads braces: ``{a,b}_c`` is ``a_c`` and ``b_c``."""
+    parts = [part[1:-1].split(",") if part.startswith("{") else [part] for part in re.split(r"(\{[^{}]*\})", text)]
+    return map("".join, itertools.product(*parts))
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[0])
@@ -70,4 +77,5 @@ def test_every_recipe_overlay_pruner_network_and_data_set_stands_in_it() -> None
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
     names += [name for room in (data, networks) for name in room.__all__ if name != "Images"]
     names += [name for name in pruners.__all__ if name not in ("Pruner", "Saliency", "Subject")]
-    assert [name for name in names if f"`{name}`" not in text] == []
+    told = {name for quoted in re.findall(r"`([^`\n]+)`", text) for name in expanded(quoted)}
+    assert set(names) - told == set()
