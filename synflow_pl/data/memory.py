@@ -85,15 +85,15 @@ def crop_and_flip(images: Tensor, drawn: Tensor, padding: int) -> Tensor:
     count, channels, height, width = images.shape
     row, column, flip = drawn
     surrounded = pad(images, (padding,) * 4)
-    both = torch.stack([surrounded, surrounded.flip(-1)])
     rows, columns = surrounded.shape[-2:]
     # A row of the window is `width` bytes in a row. One gather of all of them, each from its own place, costs about as much as a copy.
-    column = torch.where(flip == 1, 2 * padding - column, column)
-    corner = ((flip * count + torch.arange(count, device=images.device)) * channels * rows + row) * columns + column
+    corner = (torch.arange(count, device=images.device) * channels * rows + row) * columns + column
     channel = torch.arange(channels, device=images.device)[:, None] * (rows * columns)
     line = torch.arange(height, device=images.device) * columns
     begins = (corner[:, None, None] + channel + line).flatten()
-    return both.flatten().unfold(0, width, 1).index_select(0, begins).view(images.shape)
+    windows = surrounded.flatten().unfold(0, width, 1).index_select(0, begins).view(images.shape)
+    mirrored = flip.nonzero().squeeze(1)
+    return windows.index_copy_(0, mirrored, windows.index_select(0, mirrored).flip(-1))
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
