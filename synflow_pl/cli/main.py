@@ -7,12 +7,14 @@ import inspect
 import logging
 import os
 import traceback
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -43,9 +45,21 @@ def run(args: list[str]) -> CLI:
         args = _prepare(args)
     except FileNotFoundError as error:
         sentence(str(error))
-    # Lightning advertises its other products at every start.
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+    _quieten()
     return CLI(args)
+
+
+def _quieten() -> None:
+    """Leave out what Lightning says at every start: advertisements, and the seed, which the run's name and config.yaml have."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed", "lightning_fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_worth_saying)
+    # A deprecation within Lightning that its user can do nothing about.
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return "Tip:" not in message and "Seed set to" not in message
 
 
 def _prepare(args: list[str]) -> list[str]:
@@ -93,7 +107,8 @@ class _SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        metrics = ["train/loss", "train/accuracy", "val/loss", "val/accuracy", "test/loss", "test/accuracy", "pruning/density"]
+        # In the order of the columns: what runs are compared by comes first.
+        metrics = ["test/accuracy", "val/accuracy", "train/accuracy", "test/loss", "val/loss", "train/loss", "pruning/density"]
         show_hyperparameters(trainer.loggers, _settings(self.config), metrics)
 
 
@@ -162,7 +177,10 @@ class CLI(LightningCLI):
             shape = getattr(self.datamodule, "input_shape", None)
             if shape is not None:
                 self.model.example_input_array = torch.ones(1, *shape)  # lets Lightning's summary state shapes and FLOPs
-        except (ValueError, TypeError, FileNotFoundError) as error:
+            if self.subcommand == "fit":
+                self.model.configure_optimizers()  # what an optimiser or a schedule refuses shows now, not after data and pruning
+            self._open_run()
+        except (ValueError, TypeError, FileNotFoundError, MisconfigurationException) as error:
             sentence(clarify(str(error), []))
 
     def _fill_in(self) -> None:
@@ -183,22 +201,26 @@ class CLI(LightningCLI):
     # -- the run
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with loggers and checkpoints that write into the run."""
-        config = self._get(self.config_init, "trainer")
-        if not config.get("fast_dev_run"):
-            self.run_folder = self._open_run(Path(config.get("default_root_dir") or "."))
-        if self.run_folder is not None:
-            kwargs["logger"] = self._loggers(config.get("logger"), self.run_folder)
-        trainer: Any = super().instantiate_trainer(**kwargs)
-        if self.run_folder is not None and self.subcommand == "fit":
-            for callback in trainer.callbacks:
-                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                    callback.dirpath = str(self.run_folder / "checkpoints")
-        if trainer.loggers and self.subcommand == "fit":
+        """The trainer, without loggers: they come with the run, which is opened when nothing can be refused any more."""
+        trainer: Any = super().instantiate_trainer(**{"logger": False, **kwargs})
+        if self.subcommand == "fit":
             trainer.callbacks.insert(0, LearningRateMonitor())
         return trainer
 
-    def _open_run(self, root: Path) -> Path | None:
+    def _open_run(self) -> None:
+        """Find or make the folder that this command writes into, and let loggers and checkpoints do so."""
+        config = self._get(self.config_init, "trainer")
+        if not config.get("fast_dev_run"):
+            self.run_folder = self._find_run(Path(config.get("default_root_dir") or "."))
+            self.trainer.loggers = self._loggers(config.get("logger"))
+        if not self.trainer.loggers:
+            self.trainer.callbacks = [x for x in self.callbacks if not isinstance(x, LearningRateMonitor)]  # type: ignore[attr-defined]
+        if self.run_folder is not None and self.subcommand == "fit":
+            for callback in self.callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                    callback.dirpath = str(self.run_folder / "checkpoints")
+
+    def _find_run(self, root: Path) -> Path | None:
         if self.subcommand != "fit":
             checkpoint = self.options.get("ckpt_path")
             return run_of(Path(checkpoint)) if checkpoint else None
@@ -221,12 +243,13 @@ class CLI(LightningCLI):
         amount = f"density{pruning.density:g}" if pruning.density is not None else f"kept{pruning.kept}" if pruning.kept else "density1"
         return "-".join([recipe, pruner, amount, f"seed{self.options.seed_everything}"])
 
-    def _loggers(self, asked: Any, run: Path) -> list[Any]:
-        """metrics.csv always; TensorBoard unless another logger, or none, was asked for."""
-        if asked is None or asked is True:
-            return [RunCSV(run), RunTensorBoard(run)]
-        others = [] if asked is False else asked if isinstance(asked, list) else [asked]
-        return [RunCSV(run), *others]
+    def _loggers(self, asked: Any) -> list[Any]:
+        """In a run metrics.csv always, and TensorBoard unless another logger, or none, was asked for; elsewhere what was asked for."""
+        default = asked is None or asked is True
+        others = [] if default or asked is False else asked if isinstance(asked, list) else [asked]
+        if self.run_folder is None:
+            return others
+        return [RunCSV(self.run_folder), *([RunTensorBoard(self.run_folder)] if default else others)]
 
     @property
     def callbacks(self) -> list[Any]:
@@ -238,11 +261,11 @@ class CLI(LightningCLI):
         """Run it. What our own code refuses is a sentence; any other error keeps its traceback."""
         try:
             super()._run_subcommand(subcommand)
-        except (DeadNetwork, ValueError, FileNotFoundError, FloatingPointError) as error:
+        except (DeadNetwork, ValueError, FileNotFoundError, FloatingPointError, MisconfigurationException) as error:
             raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-            if not Path(raised_in).is_relative_to(Path(__file__).parents[1]):
+            if not (isinstance(error, MisconfigurationException) or Path(raised_in).is_relative_to(Path(__file__).parents[1])):
                 raise
-            sentence(str(error), status=1)
+            sentence(" ".join(str(error).split()), status=1)
 
     # -- what is said at the end
 

@@ -71,6 +71,10 @@ def clarify(message: str, options: list[str]) -> str:
     key = found[1].removeprefix("fit.").removeprefix("test.") if found else ""
     wrong = re.search(r"(?:Expected a path but|given class_path) '?(\S+?)'?(?::| either)", message)
     if wrong and (key in OURS or key in _THEIRS) and any(sign in message for sign in _NO_CLASS):
+        # The class may be right and one of its arguments wrong; the cause then stands on the line below the class.
+        inner = re.search(r"Problem with given class_path '\S+?':\n\s+(\S.*)", message)
+        if inner and _exists(wrong[1]):
+            return f"{key}: {wrong[1].rpartition('.')[2]}: {inner[1]}"
         return _no_class(key, wrong[1])
     given = re.search(r"(?:Given value|Got value): ?(.*)", message)
     causes = [line.strip(" -") for line in message.splitlines() if re.match(r"\s*- ", line)]
@@ -105,6 +109,14 @@ def _arguments() -> list[str]:
 def _import(path: str) -> Any:
     module, _, name = path.rpartition(".")
     return getattr(import_module(module), name)
+
+
+def _exists(path: str) -> bool:
+    try:
+        _import(path)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return True
 
 
 def _some(paths: list[str]) -> str:

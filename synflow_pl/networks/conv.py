@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from synflow_pl.networks.sizes import check_sizes
+
 __all__ = ["Conv"]
 
 
@@ -29,8 +31,7 @@ class Conv(nn.Module):
         nonlinearity: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        if depth < 1 or width < 1:
-            raise ValueError(f"Conv: depth={depth} and width={width} must both be at least 1")
+        check_sizes(self, depth=depth, width=width, num_classes=num_classes)
         channels, height, wide = input_shape
         layers: list[nn.Module] = []
         for index in range(depth):

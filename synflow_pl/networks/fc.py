@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from synflow_pl.networks.sizes import check_sizes
+
 __all__ = ["FC"]
 
 
@@ -31,8 +33,7 @@ class FC(nn.Module):
         nonlinearity: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        if depth < 1 or width < 1:
-            raise ValueError(f"FC: depth={depth} and width={width} must both be at least 1")
+        check_sizes(self, depth=depth, width=width, num_classes=num_classes)
         sizes = [math.prod(input_shape), *[width] * (depth - 1), num_classes]
         layers: list[nn.Module] = [nn.Flatten()]
         for index, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):

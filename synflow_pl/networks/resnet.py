@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from synflow_pl.networks.initialise import kaiming
+from synflow_pl.networks.sizes import check_sizes
 
 __all__ = ["ResNet"]
 
@@ -43,8 +44,7 @@ class ResNet(nn.Module):
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"ResNet: depth={depth} is not 6n + 2; expected 20, 32, 44, 56, 110, 1202 or another such number")
-        if width < 1:
-            raise ValueError(f"ResNet: width={width} must be at least 1")
+        check_sizes(self, width=width, num_classes=num_classes)
         self.conv = nn.Conv2d(input_shape[0], width, kernel_size=3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()

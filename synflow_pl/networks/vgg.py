@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from synflow_pl.networks.initialise import kaiming
+from synflow_pl.networks.sizes import check_sizes
 
 __all__ = ["VGG"]
 
@@ -39,6 +40,7 @@ class VGG(nn.Module):
         channels, *size = input_shape
         if min(size) < 16:
             raise ValueError(f"VGG: images of {size} are too small, it halves them four times; expected at least 16x16")
+        check_sizes(self, num_classes=num_classes)
         layers: list[nn.Module] = []
         for stage, (convolutions, width) in enumerate(zip(_PLANS[depth], _WIDTHS, strict=True)):
             if stage > 0:

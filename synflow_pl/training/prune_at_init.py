@@ -150,8 +150,10 @@ class PruneAtInit(Callback):
             f"Pruning: {how} kept {masks.kept:,} of {masks.total:,} weights (density {masks.density:.6g}) in {seconds:.1f} s."
         )
         self._report(trainer, network, masks, example)
-        if trainer.is_global_zero and isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)) and trainer.log_dir is not None:
-            masks.save(Path(trainer.log_dir) / "masks.safetensors")
+        # Lightning broadcasts the folder's name, so every rank has to ask for it.
+        folder = trainer.log_dir if isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)) else None
+        if trainer.is_global_zero and folder is not None:
+            masks.save(Path(folder) / "masks.safetensors")
         return masks
 
     def _report(self, trainer: Trainer, network: nn.Module, masks: Masks, example: tuple[Tensor, ...]) -> None:

@@ -363,3 +363,19 @@ def test_masks_of_one_run_train_another(fitted: tuple[Path, str]) -> None:
     assert cli.run_folder.parts == ("elsewhere", "lightning_logs", "digits_fc-masks_masks-density1-seed1")
     before, after = Masks.load(folder / "masks.safetensors"), Masks.load(cli.run_folder / "masks.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_two_processes_train_under_the_masks_of_the_first(folder: Path) -> None:
+    # A script with ranks of its own, as a user starts it. Forked ones would inherit threads that are not there.
+    options = ["--pruning.density", "0.05", "--pruning.pruner", "Random", "--run", "two", *SHORT]
+    processes = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    command = [sys.executable, "-m", "synflow_pl", "fit", *FC_ON_DIGITS, *options, *processes]
+    done = subprocess.run(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    masks = Masks.load(folder / "lightning_logs/two/masks.safetensors")
+    network = load_weights(FC(), folder / "lightning_logs/two")
+    # Had the second process held other masks, the sum of both gradients would have left more weights alive.
+    assert masks.kept == KEPT
+    assert all(not parameter[~mask].any() for parameter, mask in masks.parameters(network))
+    assert sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(network)) == KEPT
+    assert [path.name for path in (folder / "lightning_logs").iterdir()] == ["two"]

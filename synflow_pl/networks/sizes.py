@@ -1,0 +1,18 @@
+"""Sizes: what every network checks before it builds anything."""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ["check_sizes"]
+
+
+def check_sizes(network: nn.Module, **sizes: int) -> None:
+    """Refuse a size that no layer can have.
+
+    Raises:
+        ValueError: naming the network, the argument and its value, if it is less than 1.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{type(network).__name__}: {name}={size} must be at least 1")

@@ -1,0 +1,73 @@
+"""The README is true: its Python runs, and its commands mean what it says."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synflow_pl.cli.main import CLI
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in one language; those without one are commands."""
+    return [text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(), flags=re.M | re.S) if kind == language]
+
+
+def commands(name: str) -> list[list[str]]:
+    """What the README types after ``name``, comments left out."""
+    lines = [line for block in blocks("") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{name} ")]
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[0])
+def test_its_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(code, str(README), "exec"), names)
+    if "masks" in names:
+        assert names["masks"].density == pytest.approx(0.01, abs=1e-6)
+        removed = [parameter[~mask] for parameter, mask in names["masks"].parameters(names["network"])]
+        assert not any(weights.any() for weights in removed)
+    else:
+        kept = sum(int(p.count_nonzero()) for n, p in names["network"].named_parameters() if n.endswith("weight"))
+        assert kept == -(-260_384 // 20)
+
+
+def test_its_training_commands_are_understood_and_make_the_run_that_it_tests(built: Callable[..., CLI], folder: Path) -> None:
+    fits = [words for words in commands("synflow_pl") if words[0] == "fit"]
+    assert len(fits) >= 2
+    for words in fits:
+        if "--help" not in words:
+            built(*words)
+    (tested,) = [words for words in commands("synflow_pl") if words[0] == "test"]
+    assert (folder / tested[tested.index("--ckpt_path") + 1]).is_dir()
+
+
+def test_its_make_targets_are_there() -> None:
+    makefile = (README.parent / "Makefile").read_text()
+    targets = set(re.findall(r"\bmake ([a-z-]+)", README.read_text()))
+    assert targets >= {"demo", "test"}
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_the_files_that_it_shows_and_runs_are_there() -> None:
+    text = README.read_text()
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(r"python (benchmarks/\w+\.py)", text):
+        assert (README.parent / path).is_file(), path
+
+
+def test_every_recipe_overlay_pruner_network_and_data_set_stands_in_it() -> None:
+    from synflow_pl import data, networks, pruners
+    from synflow_pl.cli.recipes import recipe_folder
+
+    text = README.read_text()
+    folder = recipe_folder()
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+    names += [name for room in (data, networks) for name in room.__all__ if name != "Images"]
+    names += [name for name in pruners.__all__ if name not in ("Pruner", "Saliency", "Subject")]
+    assert [name for name in names if f"`{name}`" not in text] == []
