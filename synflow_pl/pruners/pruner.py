@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ class Subject:
     """A network while it is being pruned.
 
     The network itself stays untouched until the last round is over: rounds work on ``weights``, copies in float32 or better in which
-    every removed weight is zero already. They are the pruner's to work with, as long as removed weights stay zero.
+    every removed weight is zero already (unless the pruner regrows). They are the pruner's to work with, as long as removed weights
+    stay zero.
 
     Attributes:
         network: the network under study, dense.
@@ -82,22 +83,30 @@ class Pruner(ABC):
     A subclass is the formula of a paper: it says how many ``rounds`` it wants, what it ``needs``, and scores.
     """
 
-    rounds: ClassVar[int] = 1
+    rounds: int = 1
     """Rounds that the paper uses; what ``rounds=None`` means."""
-    needs_input: ClassVar[bool] = False
+    needs_input: bool = False
     """Whether it asks for ``subject.inputs``."""
-    needs_batches: ClassVar[bool] = False
+    needs_batches: bool = False
     """Whether it asks for ``subject.batches``."""
+    regrows: bool = False
+    """Whether a removed weight may come back. Then every weight competes in every round, ``subject.weights`` stay dense, and
+    ``subject.masks`` say what is left of them at present; zeros become final after the last round."""
     notes: tuple[str, ...] = ()
-    """What a report should say about how the network was scored, one sentence each; known once it has been prepared."""
+    """What a report should say about how the network was scored, one sentence each; known once it has been pruned."""
 
-    def prepare(self, subject: Subject) -> None:  # noqa: B027  most pruners have nothing to prepare
+    def prepare(self, subject: Subject) -> None:
         """Called once, before the first round; what is worked out here serves all rounds."""
+        self.notes = ()
 
     @abstractmethod
     def score(self, subject: Subject) -> Mapping[str, Tensor | Saliency]:
         """Scores by parameter name, in the shapes of ``subject.weights``, finite; the larger survives.
 
         The tensors may be overwritten afterwards. The network is left exactly as it was found: weights, buffers, gradients, mode
-        and random state.
+        and random state. A parameter whose scores are zero throughout while nothing has been removed stays dense, since nothing is
+        known about it (a head that starts at zero); ``notes`` will name it.
         """
+
+    def finish(self, subject: Subject) -> None:  # noqa: B027  nearly every pruner is done when the last cut is
+        """Called once, after the last round, before anything in the network is zeroed. It may rearrange ``subject.masks``."""
