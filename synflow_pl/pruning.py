@@ -77,6 +77,7 @@ def prune(
     """
     check_options(density=density, kept=kept, rounds=rounds, schedule=schedule, scope=scope)
     subject = Subject.of(network, exclude)
+    subject.scope = scope
     total = sum(weight.numel() for weight in subject.weights.values())
     if kept is not None and kept > total:
         raise ValueError(f"kept: {kept} is more than the {total} prunable weights there are")
@@ -139,9 +140,7 @@ def check_options(*, density: float | Fraction | None, kept: int | None, rounds:
             raise ValueError(f"{option}: {value!r} is not one of {', '.join(choices)}; did you mean {near!r}?")
 
 
-def _unscored(
-    pruner: Pruner, subject: Subject, scores: Mapping[str, Tensor | Saliency], after: list[list[int]] | None
-) -> list[str]:
+def _unscored(pruner: Pruner, subject: Subject, scores: Mapping[str, Tensor | Saliency], after: list[list[int]] | None) -> list[str]:
     """Names of the parameters that the pruner's first scores say nothing about: zero throughout. They stay dense.
 
     Raises:

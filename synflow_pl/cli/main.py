@@ -238,6 +238,8 @@ class CLI(LightningCLI):
         if recipe is None:
             recipe = f"{_short(self.options.data)}_{_short(self.options.model.network)}"
         pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
+        if pruning.sanity:
+            pruner = f"{pruner}_{pruning.sanity}"
         if pruning.masks:
             pruner = f"masks_{Path(pruning.masks).stem}"
         amount = f"density{pruning.density:g}" if pruning.density is not None else f"kept{pruning.kept}" if pruning.kept else "density1"
@@ -330,6 +332,7 @@ def _settings(config: Namespace) -> dict[str, Any]:
         "pruner": _short(pruning.pruner) if pruning.pruner else "dense",
         "density": pruning.density if pruning.density is not None else 1.0,
         "rounds": pruning.rounds,
+        "sanity": pruning.sanity,
         "scope": pruning.scope,
         "schedule": pruning.schedule,
         "optimizer": _short(model.optimizer) if isinstance(model.optimizer, Namespace) else "default",

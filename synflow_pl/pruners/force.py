@@ -2,7 +2,7 @@
 initialization").
 
 SNIP asks what the loss of the *dense* network says about a weight. Here the question is what the loss of the *pruned* network says,
-for every weight of the dense one (Equation 6 and Algorithm 1): in each round, at the present masks c,
+for every weight of the dense one: in each round, at the present masks c,
 
     S(w) = |w * dL/dw'|        at w' = c * w,
 

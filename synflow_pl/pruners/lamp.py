@@ -1,6 +1,6 @@
 """LAMP: layer-adaptive magnitude-based pruning (Lee et al. 2021, "Layer-adaptive sparsity for the magnitude-based pruning").
 
-A weight's square, over the sum of the squares of all weights of its layer that are no smaller (Equation 3):
+A weight's square, over the sum of the squares of all weights of its layer that are no smaller:
 
     S(w_u) = w_u^2 / sum of w_v^2 over all v with |w_v| >= |w_u|.
 

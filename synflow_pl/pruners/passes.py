@@ -12,14 +12,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
 
 from synflow_pl.flow import evaluating
 from synflow_pl.pruners.pruner import Subject
 
-__all__ = ["Forward", "loss_gradients", "mean_losses", "passes"]
+__all__ = ["Forward", "batch_statistics", "gradients_of", "loss_gradients", "mean_losses", "passes"]
 
 Forward = Callable[[Mapping[str, Tensor], Tensor], Tensor]
-"""Weights by parameter name and images (N, C, H, W) to logits (N, num_classes)."""
+"""Weights (and buffers) by name and images (N, C, H, W) to logits (N, num_classes)."""
 
 
 @contextmanager
@@ -47,9 +48,7 @@ def passes(subject: Subject, *, train_mode: bool = False) -> Iterator[Forward]:
         yield forward
 
 
-def mean_losses(
-    subject: Subject, forward: Forward, weights: Mapping[str, Tensor], temperature: float = 1.0
-) -> Iterator[Tensor]:
+def mean_losses(subject: Subject, forward: Forward, weights: Mapping[str, Tensor], temperature: float = 1.0) -> Iterator[Tensor]:
     """For each batch its share of L, so that their sum is the mean loss over all pruning images.
 
     Args:
@@ -65,9 +64,7 @@ def mean_losses(
         yield subject.loss(logits / temperature, labels.to(logits.device)) * (len(images) / total)
 
 
-def loss_gradients(
-    subject: Subject, forward: Forward, weights: Mapping[str, Tensor], temperature: float = 1.0
-) -> dict[str, Tensor]:
+def loss_gradients(subject: Subject, forward: Forward, weights: Mapping[str, Tensor], temperature: float = 1.0) -> dict[str, Tensor]:
     """dL/dw, in the weights' shapes; zero for a weight that the loss does not depend on. Arguments as :func:`mean_losses`."""
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -80,6 +77,22 @@ def loss_gradients(
 def gradients_of(value: Tensor, leaves: Mapping[str, Tensor], *, create_graph: bool = False) -> tuple[Tensor, ...]:
     """d value / d leaf for each leaf, zero where there is no connection."""
     return torch.autograd.grad(value, list(leaves.values()), create_graph=create_graph, materialize_grads=True)
+
+
+@torch.no_grad()
+def batch_statistics(subject: Subject, forward: Forward, weights: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+    """Buffers by name: the running statistics that BatchNorm would have if ``images`` were all it had ever seen."""
+    norms = {name: module for name, module in subject.network.named_modules() if isinstance(module, _NormBase)}
+    buffers = {f"{name}.{key}": buffer.clone() for name, module in norms.items() for key, buffer in module.named_buffers()}
+    momenta = {name: module.momentum for name, module in norms.items()}
+    try:
+        for module in norms.values():
+            module.training, module.momentum = True, 1.0
+        forward({**weights, **buffers}, images)
+    finally:
+        for name, module in norms.items():
+            module.training, module.momentum = False, momenta[name]
+    return buffers
 
 
 def _cast(tensor: Tensor, kind: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from synflow_pl.flow import Block
 from synflow_pl.masks import prunable
+from synflow_pl.schedules import kept_weights
 
 __all__ = ["Pruner", "Saliency", "Subject"]
 
@@ -44,6 +45,7 @@ class Subject:
         apart: bool, by name, True where a weight does not compete with those of other parameters but only with its like in its own,
             at the density of the whole; what the pruner cannot compare says so in :meth:`Pruner.prepare`. ``blockable`` names none.
         density: the density that the coming cut will leave, in (0, 1].
+        scope: who competes, "global" or "local".
         inputs: an example of the network's inputs, or ``None`` where no pruner asked for it.
         batches: (images (N, C, H, W), labels (N,)) pairs for data-driven pruners.
         loss: (logits, labels) to a scalar, the mean over a batch.
@@ -54,6 +56,7 @@ class Subject:
     weights: dict[str, Tensor]
     masks: dict[str, Tensor]
     density: Fraction = Fraction(1)
+    scope: str = "global"
     inputs: tuple[Tensor, ...] | None = None
     batches: Iterable[tuple[Tensor, Tensor]] = field(default=())
     blockable: Collection[str] = ()
@@ -61,6 +64,11 @@ class Subject:
     apart: dict[str, Tensor] = field(default_factory=dict)
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
     train_mode: bool = False
+
+    @property
+    def kept(self) -> int:
+        """How many weights in all the coming cut will leave, if all compete with each other."""
+        return kept_weights(sum(mask.numel() for mask in self.masks.values()), self.density)
 
     @classmethod
     def of(cls, network: nn.Module, exclude: Iterable[str] = ()) -> Subject:

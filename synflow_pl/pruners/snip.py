@@ -2,7 +2,7 @@
 
 Give each weight a mask entry c, 1 where it lives. How much the loss L depends on an entry is
 
-    dL/dc = w * dL/dw,        scored by its magnitude |w * dL/dw|        (Equations 4 to 6)
+    dL/dc = w * dL/dw,        scored by its magnitude |w * dL/dw|        (Equations 4 and 5)
 
 (the paper divides by the sum of all, which changes no ranking). Taken anew after each of many small cuts it is iterative SNIP
 (de Jorge et al. 2021, "Progressive skeletonization").
