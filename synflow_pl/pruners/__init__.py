@@ -5,6 +5,7 @@ from synflow_pl.pruners.grasp import GraSP, InvertedGraSP
 from synflow_pl.pruners.lamp import LAMP
 from synflow_pl.pruners.magnitude import Magnitude
 from synflow_pl.pruners.ntk_sap import NTKSAP
+from synflow_pl.pruners.phew import PHEW
 from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
 from synflow_pl.pruners.random import Random
 from synflow_pl.pruners.sanity import Inverted, Reinitialised, Shuffled
@@ -16,6 +17,7 @@ __all__ = [
     "FORCE",
     "LAMP",
     "NTKSAP",
+    "PHEW",
     "SNIP",
     "GraSP",
     "Inverted",
