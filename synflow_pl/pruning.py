@@ -38,7 +38,7 @@ def prune(
     scope: Literal["global", "local"] = "global",
     input_shape: Sequence[int] | None = None,
     example_input: Tensor | tuple[Tensor, ...] | None = None,
-    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    batches: Sequence[tuple[Tensor, Tensor]] = (),
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     bias: bool = False,
     norm: bool = False,
@@ -158,8 +158,8 @@ def _unscored(pruner: Pruner, subject: Subject, scores: Mapping[str, Tensor | Sa
     size = sum(subject.weights[name].numel() for name in names)
     if after is not None and size > (left := sum(kept[-1] for kept in after)):
         raise ValueError(
-            f"{who} scores all {size} weights of {', '.join(names)} zero and so would keep them, but only {left} weights are to be left;"
-            " exclude them, choose a larger density, or a pruner that needs no signal (SynFlow, Magnitude)"
+            f"{who} scores all {size} weights of {', '.join(names)} zero and so would keep them, but only {left} weights are to"
+            " be left; exclude them, choose a larger density, or a pruner that needs no signal (SynFlow, Magnitude)"
         )
     kept = "kept dense" if after is not None else "cut by position"
     pruner.notes = (*pruner.notes, f"{kept}, since their scores are zero throughout: {', '.join(names)}")

@@ -47,7 +47,7 @@ class GraSP(Pruner):
 
 
 class InvertedGraSP(GraSP):
-    """Keeps the largest -w * Hg. The published comparison of Tanaka et al. 2020 did, by a slip of sign; for comparing with its figures."""
+    """Keeps the largest -w * Hg, as the comparison that Tanaka et al. 2020 published did by a slip of sign."""
 
     def score(self, subject: Subject) -> dict[str, Tensor]:
         return {name: score.neg_() for name, score in super().score(subject).items()}

@@ -6,7 +6,7 @@ images, so that a short last batch weighs as much as it holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -57,9 +57,8 @@ def mean_losses(subject: Subject, forward: Forward, weights: Mapping[str, Tensor
         weights: by parameter name.
         temperature: logits are divided by it, positive.
     """
-    batches: Sequence[tuple[Tensor, Tensor]] = subject.batches
-    total = sum(len(images) for images, _ in batches)
-    for images, labels in batches:
+    total = sum(len(images) for images, _ in subject.batches)
+    for images, labels in subject.batches:
         logits = forward(weights, images)
         yield subject.loss(logits / temperature, labels.to(logits.device)) * (len(images) / total)
 
@@ -75,7 +74,7 @@ def loss_gradients(subject: Subject, forward: Forward, weights: Mapping[str, Ten
 
 
 def gradients_of(value: Tensor, leaves: Mapping[str, Tensor], *, create_graph: bool = False) -> tuple[Tensor, ...]:
-    """d value / d leaf for each leaf, zero where there is no connection."""
+    """The gradient of ``value`` at each leaf, zero where there is no connection."""
     return torch.autograd.grad(value, list(leaves.values()), create_graph=create_graph, materialize_grads=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
@@ -58,7 +58,7 @@ class Subject:
     density: Fraction = Fraction(1)
     scope: str = "global"
     inputs: tuple[Tensor, ...] | None = None
-    batches: Iterable[tuple[Tensor, Tensor]] = field(default=())
+    batches: Sequence[tuple[Tensor, Tensor]] = ()
     blockable: Collection[str] = ()
     blocks: dict[str, Block] = field(default_factory=dict)
     apart: dict[str, Tensor] = field(default_factory=dict)

@@ -55,7 +55,7 @@ def quotas(rule: Rule, shapes: Sequence[Sequence[int]], kept: int) -> list[int]:
         wishes = [float(x * x + x) for x in range(len(sizes), 1, -1)]
         others = sizes[:-1]
         last = max(last, kept - sum(others))  # when all others are full
-        shares = _fill(wishes, others, kept - last) + [last] if others else [float(kept)]
+        shares = [*_fill(wishes, others, kept - last), last] if others else [float(kept)]
         return _whole(shares, sizes, kept)
     return _whole(_fill([_wish(rule, shape) for shape in shapes], sizes, kept), sizes, kept)
 

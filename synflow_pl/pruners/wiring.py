@@ -1,5 +1,5 @@
-"""Wiring: which unit's signal each input of a layer reads, through whatever lies between two layers (normalisation, pooling, flattening,
-shortcuts, concatenation).
+"""Wiring: which unit's signal each input of a layer reads, through whatever lies between two layers: normalisation, pooling,
+flattening, shortcuts, concatenation.
 
 Found in one pass through the network's skeleton in which every layer reads ones, so that nothing passes from one layer *through*
 another: what then arrives at an input is linear in the outputs of exactly those layers whose signal it reads.

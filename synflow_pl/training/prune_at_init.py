@@ -152,10 +152,15 @@ class PruneAtInit(Callback):
                     bar.update()
                     show_density(trainer.loggers, index, density)
 
-                given = (
-                    {"batches": self._batches(trainer, self.pruner), "loss": self._loss(pl_module)} if self.pruner.needs_batches else {}
+                masks = prune(
+                    network,
+                    self.pruner,
+                    example_input=example,
+                    batches=self._batches(trainer, self.pruner) if self.pruner.needs_batches else (),
+                    loss=self._loss(pl_module),
+                    on_round=on_round,
+                    **self._options,
                 )
-                masks = prune(network, self.pruner, example_input=example, on_round=on_round, **given, **self._options)
             if isinstance(self.pruner, Reinitialised):
                 for parameter in prunable(network).values():
                     parameter.data.copy_(trainer.strategy.broadcast(parameter.data))
@@ -242,7 +247,7 @@ class PruneAtInit(Callback):
                 if not pair:
                     raise ValueError(
                         f"{type(pruner).__name__} scores on (images, labels) pairs of tensors, and a training batch is a"
-                        f" {type(batch).__name__} of something else; give the data module a method pruning_batches() that returns a list of them"
+                        f" {type(batch).__name__} of something else; give the data module a method pruning_batches() that lists them"
                     )
                 batches.append((batch[0], batch[1]))
                 if sum(len(images) for images, _ in batches) >= _IMAGES:
