@@ -15,9 +15,10 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from synflow_pl import prune
 from synflow_pl.flow import example_of, linearise, path_left
@@ -49,6 +50,7 @@ PRUNERS: dict[str, tuple[Callable[[], Pruner], int]] = {
     "synflow": (SynFlow, 100),
     "synflow (300 rounds)": (SynFlow, 300),
 }
+COSTLY = ("snip_iterative", "force", "ntk_sap")
 
 
 def fewest_weights(network: nn.Module) -> int:
@@ -77,6 +79,13 @@ def smallest_alive(alive: Callable[[int], bool], total: int, least: int, steps: 
     return high
 
 
+def leaves_a_path(dense: nn.Module, make: Callable[[], Pruner], rounds: int, batches: list[tuple[Tensor, Tensor]], kept: int) -> bool:
+    """Whether a path is left in a copy of the network when ``kept`` weights are."""
+    network = copy.deepcopy(dense)
+    inputs = example_of(network, SHAPE, None)
+    return path_left(network, prune(network, make(), kept=kept, rounds=rounds, example_input=inputs, batches=batches), inputs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=["VGG-16", "ResNet-20"], choices=NETWORKS)
@@ -91,21 +100,15 @@ def main() -> None:
         torch.manual_seed(options.seed)
         dense = NETWORKS[name]().to(device)
         batches = [(torch.randn(options.images, *SHAPE), torch.randint(0, 10, (options.images,)))]
-        inputs = example_of(dense, SHAPE, None)
         total = sum(parameter.numel() for parameter in prunable(dense).values())
         least = fewest_weights(dense)
         print(f"\n{name}: {total:,} weights; no path has fewer than {least}: compression at most {total / least:,.0f}")
         print(f"{'pruner':22} {'rounds':>6} {'kept':>9} {'compression':>12} {'of the maximum':>15} {'seconds':>8}", flush=True)
         for label in options.pruners:
             make, rounds = PRUNERS[label]
-            if make in (SNIP, FORCE) or label == "ntk_sap":
+            if label in COSTLY:
                 rounds = min(rounds, options.rounds)
-
-            def alive(kept: int, make: Callable[[], Pruner] = make, rounds: int = rounds) -> bool:
-                network = copy.deepcopy(dense)
-                masks = prune(network, make(), kept=kept, rounds=rounds, example_input=inputs, batches=batches)
-                return path_left(network, masks, inputs)
-
+            alive = partial(leaves_a_path, dense, make, rounds, batches)
             started = time.perf_counter()
             kept = smallest_alive(alive, total, least, options.steps)
             seconds = time.perf_counter() - started

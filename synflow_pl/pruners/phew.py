@@ -11,7 +11,8 @@ turn from each input channel and, backwards, from each output unit. In a convolu
 kernel. Where shortcuts meet, what leads on (or back) is every weight that reads (or made) the same value.
 
 Density is exact: walks are added while they fit. What is left over is filled with the largest weights between units that walks have
-passed, each of which then lies on a path too.
+passed. Each weight kept lies on a path, not from channel to channel alone but at the network's input size, where an entry of a kernel
+may see nothing but padding: what does not is given back, and more walks are taken in its place.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from synflow_pl.flow import linearise, magnitude
 from synflow_pl.masks import prunable
 from synflow_pl.pruners.pruner import Pruner, Subject
 from synflow_pl.pruners.wiring import Wiring, wiring
+from synflow_pl.selection import smallest
 
 __all__ = ["PHEW"]
 
-# Walks are taken in waves of this many.
+# Walks are taken in waves of at most this many.
 _WAVE = 1 << 14
+# How often walks are taken in place of those that led nowhere, with nothing gained, before the last of them are left as they are.
+_TRIES = 20
 # They end when a wave finds fewer new weights than this share of those that it passes: what is still wanted is then too unlikely.
 _STALLED = 0.01
 
@@ -48,7 +52,7 @@ class PHEW(Pruner):
         super().prepare(subject)
         assert subject.inputs is not None
         layers = prunable(subject.network)
-        skeleton = linearise(subject.network, subject.inputs)
+        self._skeleton = skeleton = linearise(subject.network, subject.inputs)
         self._wiring = wiring(skeleton, {name: parameter.detach() for name, parameter in layers.items()})
         ones = {name: torch.ones_like(parameter, dtype=torch.float64) for name, parameter in layers.items()}
         self._usable = {name: gradient > 0 for name, gradient in skeleton.gradients(ones, gains=False).items()}
@@ -62,8 +66,27 @@ class PHEW(Pruner):
             living = self._usable[name] & subject.masks[name] if name in subject.masks else self._usable[name]
             magnitudes[name] = (magnitude(parameter) * living).double().cpu()
         graph = _Graph(self._wiring, magnitudes, list(subject.weights))
-        ranks = graph.ranks(graph.walked(subject.kept, generator))
-        return {name: rank.to(subject.weights[name]) for name, rank in ranks.items()}
+        kept, tries = subject.kept, 0
+        chosen = torch.zeros_like(graph.counted)
+        barred = torch.zeros_like(graph.counted)
+        while tries < _TRIES:
+            before = int(chosen.sum())
+            chosen = graph.walk(chosen, kept, generator)
+            ranks = graph.ranks(chosen, barred)
+            keep = torch.ones_like(chosen).index_fill_(0, smallest(ranks, len(ranks) - kept), False)
+            alive = keep & self._on_a_path(graph, subject, keep)
+            if int(alive.sum()) == kept:
+                break
+            barred |= keep & ~alive
+            tries = tries + 1 if int(alive.sum()) <= before else 0
+            chosen = alive
+        return {name: rank.to(subject.weights[name]) for name, rank in graph.parts(ranks).items()}
+
+    def _on_a_path(self, graph: _Graph, subject: Subject, keep: Tensor) -> Tensor:
+        """Of the weights kept, those that lie on a path of weights kept."""
+        masks = {name: part.to(subject.weights[name].device, torch.float64) for name, part in graph.parts(keep).items()}
+        carried = self._skeleton.gradients(masks, gains=False)
+        return torch.cat([(carried[name] > 0).flatten().cpu() if name in carried else part.flatten() for name, part in graph.all(keep)])
 
 
 class _Graph:
@@ -87,7 +110,7 @@ class _Graph:
             first_unit[name], first_port[name] = units, ports
             edges, units, ports = edges + tensor.numel(), units + out, ports + per_group * groups
         self._unit_of, self._port_of = torch.cat(unit_of), torch.cat(port_of)
-        self._counted = torch.cat([torch.full((tensor.numel(),), name in counted) for name, tensor in magnitudes.items()])
+        self.counted = torch.cat([torch.full((tensor.numel(),), name in counted) for name, tensor in magnitudes.items()])
         row = self._row = torch.cat([tensor.flatten() for tensor in magnitudes.values()])
         self._names = counted
         every = torch.arange(edges)
@@ -106,21 +129,22 @@ class _Graph:
         for name in magnitudes:
             self._entry[first_port[name] + wires.entries[name].cpu().nonzero()] = True
             self._exit[first_unit[name] + wires.exits[name].cpu().nonzero()] = True
+        self._starts, self._goals = self._entry.nonzero().squeeze(1), self._exit.nonzero().squeeze(1)
+        self._taken = 0
 
-    def walked(self, kept: int, generator: torch.Generator) -> Tensor:
-        """(edges,) bool: the union of as many walks as fit into ``kept`` weights; of the first, as much as fits."""
-        chosen = torch.zeros_like(self._counted)
-        starts, ends = self._entry.nonzero().squeeze(1), self._exit.nonzero().squeeze(1)
-        count, taken = 0, 0
+    def walk(self, chosen: Tensor, kept: int, generator: torch.Generator) -> Tensor:
+        """(edges,) bool: ``chosen`` and as many more walks as fit into ``kept`` weights; of the very first, as much as fits."""
+        chosen = chosen.clone()
+        count = int(chosen.sum())
         while (room := kept - count) > 0:
             wave = min(_WAVE, 2 * room)
-            turn = torch.arange(taken, taken + wave)
-            forward = self._walks(starts[turn // 2 % len(starts)], generator, forward=True)
-            backward = self._walks(ends[turn // 2 % len(ends)], generator, forward=False)
+            turn = self._taken + torch.arange(wave // 2)
+            self._taken += wave // 2
+            forward = self._walks(self._starts[turn % len(self._starts)], generator, forward=True)
+            backward = self._walks(self._goals[turn % len(self._goals)], generator, forward=False)
             length = max(forward.shape[1], backward.shape[1])
-            walks = torch.where(turn[:, None] % 2 == 0, _widened(forward, length), _widened(backward, length))
-            taken += wave
-            new, first = _first_met(walks, self._counted & ~chosen)
+            walks = torch.stack([_widened(forward, length), _widened(backward, length)], 1).flatten(0, 1)  # one of each in turn
+            new, first = _first_met(walks, self.counted & ~chosen)
             total = torch.bincount(first // length, minlength=wave).cumsum(0)
             fitting = int((total <= room).sum())
             chosen[new[first // length < fitting]] = True
@@ -128,7 +152,7 @@ class _Graph:
             count += found
             if count == 0 and fitting < wave:
                 chosen[new[first.argsort()][:kept]] = True
-            if fitting < wave or found < _STALLED * int((walks >= 0).sum()):
+            if fitting < wave or found <= _STALLED * int((walks >= 0).sum()):
                 break
         return chosen
 
@@ -153,21 +177,27 @@ class _Graph:
         walks[lost] = -1
         return walks
 
-    def ranks(self, chosen: Tensor) -> dict[str, Tensor]:
-        """Scores: 3 for what walks passed; in [1, 2] by magnitude for what lies between units on a path; in [0, 1/2] the rest."""
+    def ranks(self, chosen: Tensor, barred: Tensor) -> Tensor:
+        """(edges,) scores: 3 for what walks passed; in [1, 2] by magnitude for what lies between units that they passed and is not
+        barred; in [0, 1/2] the rest; -1 for what does not compete.
+        """
         live = self._exit.clone()
         live[self._unit_of[chosen]] = True
         reads = self._entry.clone()
         reads[self._readers[live[self._sources]]] = True
-        between = live[self._unit_of] & reads[self._port_of] & (self._row > 0)
+        between = live[self._unit_of] & reads[self._port_of] & (self._row > 0) & ~barred
         relative = self._row / self._largest
         rank = torch.where(chosen, 3.0, torch.where(between, 1 + relative, relative / 2))
-        parts = rank.split([tensor.numel() for tensor in self._magnitudes.values()])
-        return {
-            name: part.view_as(self._magnitudes[name])
-            for name, part in zip(self._magnitudes, parts, strict=True)
-            if name in self._names
-        }
+        return rank.masked_fill_(~self.counted, -1)
+
+    def all(self, row: Tensor) -> list[tuple[str, Tensor]]:
+        """What belongs to each layer of one number per edge."""
+        parts = row.split([tensor.numel() for tensor in self._magnitudes.values()])
+        return [(name, part.view_as(self._magnitudes[name])) for name, part in zip(self._magnitudes, parts, strict=True)]
+
+    def parts(self, row: Tensor) -> dict[str, Tensor]:
+        """The same, of the layers that compete, by name."""
+        return {name: part for name, part in self.all(row) if name in self._names}
 
 
 class _Choice:
@@ -181,9 +211,11 @@ class _Choice:
     """
 
     def __init__(self, places: Tensor, options: Tensor, weights: Tensor, count: int) -> None:
-        order = places.argsort(stable=True)
-        self._options = options[order]
-        self._sums = torch.cat([weights.new_zeros(1), weights[order].cumsum(0)])
+        if not bool((places.diff() >= 0).all()):
+            order = places.argsort(stable=True)
+            options, weights = options[order], weights[order]
+        self._options = options
+        self._sums = torch.cat([weights.new_zeros(1), weights.cumsum(0)])
         self._ends = torch.bincount(places, minlength=count).cumsum(0)
         self._starts = torch.cat([self._ends.new_zeros(1), self._ends[:-1]])
         self.totals = self._sums[self._ends] - self._sums[self._starts]
@@ -192,13 +224,12 @@ class _Choice:
         """(k,) options, one for each place; -1 where a place has none."""
         start, end = self._starts[places], self._ends[places]
         target = self._sums[start] + torch.rand(len(places), dtype=self._sums.dtype, generator=generator) * self.totals[places]
-        drawn = torch.searchsorted(self._sums[1:], target, right=True)
-        some = (end > start) & (self.totals[places] > 0)
-        return (
-            torch.where(some, self._options[torch.minimum(drawn, end - 1).clamp_(0, max(len(self._options) - 1, 0))], -1)
-            if len(self._options)
-            else torch.full_like(places, -1)
-        )
+        drawn = torch.full_like(places, -1)
+        some = self.totals[places] > 0
+        # Rounding may point one past the end.
+        found = torch.minimum(torch.searchsorted(self._sums[1:], target[some], right=True), end[some] - 1)
+        drawn[some] = self._options[found]
+        return drawn
 
 
 def _widened(walks: Tensor, length: int) -> Tensor:
