@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from synflow_pl.diagnosis import DeadNetwork, Diagnosis, diagnose
-from synflow_pl.masks import Hold, Masks, prunable
-from synflow_pl.pruners import Pruner, Reinitialised
+from synflow_pl.masks import Hold, Masks
+from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.pruning import check_options, prune
 from synflow_pl.training.checkpoints import KEY
@@ -161,11 +161,12 @@ class PruneAtInit(Callback):
                     on_round=on_round,
                     **self._options,
                 )
-            if isinstance(self.pruner, Reinitialised):
-                for parameter in prunable(network).values():
-                    parameter.data.copy_(trainer.strategy.broadcast(parameter.data))
         # Every rank chose for itself; what counts is what the first one chose.
         masks = Masks.from_state_dict(trainer.strategy.broadcast(masks.state_dict()))
+        if trainer.world_size > 1:
+            # And the weights that it kept: another rank may have zeroed some of them already.
+            for parameter, _ in masks.parameters(network):
+                parameter.data.copy_(trainer.strategy.broadcast(parameter.data))
         masks.apply(network)
         seconds = time.perf_counter() - started
         rank_zero_info(

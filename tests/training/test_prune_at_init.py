@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -362,3 +365,38 @@ def test_an_unknown_sanity_check_or_one_of_nothing_is_refused() -> None:
         PruneAtInit(SynFlow(), density=0.5, sanity="reverse")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"sanity: 'shuffle' .* needs a pruner"):
         PruneAtInit(None, sanity="shuffle")
+
+
+TWO_PROCESSES = """
+import torch
+from pytorch_lightning import Callback, Trainer
+from synflow_pl import PruneAtInit
+from synflow_pl.pruners import GraSP, Random, Reinitialised, SynFlow
+from tests.training.test_prune_at_init import Classes, classifier
+
+class Check(Callback):
+    def setup(self, trainer, module, stage):
+        torch.manual_seed(trainer.global_rank)  # no two processes draw the same
+
+    def on_train_start(self, trainer, module):
+        pruning = next(callback for callback in trainer.callbacks if isinstance(callback, PruneAtInit))
+        for tensors in (module.network.parameters(), pruning.masks.values()):
+            mine = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+            first, second = trainer.strategy.all_gather(mine)
+            assert torch.equal(first, second), type(pruning.pruner)
+        assert sum(int(p.count_nonzero()) for n, p in module.network.named_parameters() if n in pruning.masks) == 164
+
+quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+for pruner in (Random(), GraSP(), Reinitialised(SynFlow())):
+    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", callbacks=[Check(), PruneAtInit(
+        pruner, density=0.3, rounds=2, on_collapse="warn")], **quiet)
+    trainer.fit(classifier(), Classes())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_the_masks_and_weights_of_the_first_whatever_each_would_choose(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "two.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
