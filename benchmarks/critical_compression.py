@@ -48,8 +48,8 @@ PRUNERS: dict[str, tuple[Callable[[], Pruner], int]] = {
     "phew": (PHEW, 1),
     "synflow_l2": (SynFlowL2, 100),
     "synflow": (SynFlow, 100),
-    "synflow (300 rounds)": (SynFlow, 300),
 }
+LADDER = (10, 30, 50, 100, 200, 300)
 COSTLY = ("snip_iterative", "force", "ntk_sap")
 
 
@@ -113,6 +113,12 @@ def main() -> None:
             kept = smallest_alive(alive, total, least, options.steps)
             seconds = time.perf_counter() - started
             print(f"{label:22} {rounds:6} {kept:9,} {total / kept:12,.0f} {least / kept:15.2%} {seconds:8.1f}", flush=True)
+        if "synflow" in options.pruners:
+            enough = next((rounds for rounds in LADDER if leaves_a_path(dense, SynFlow, rounds, batches, least)), None)
+            reached = f"after {enough} rounds" if enough else f"not within {LADDER[-1]} rounds"
+            print(
+                f"synflow leaves a path of {least} weights and nothing else {reached} (tried {', '.join(map(str, LADDER))})", flush=True
+            )
 
 
 if __name__ == "__main__":
