@@ -320,16 +320,22 @@ def _short(config: Namespace) -> str:
     return str(config.class_path).rpartition(".")[2].lower()
 
 
+def _plain(config: Namespace) -> dict[str, Any]:
+    """Those arguments of a class that are numbers or words."""
+    return {key: value for key, value in config.get("init_args", {}).items() if isinstance(value, (int, float, str, bool))}
+
+
 def _settings(config: Namespace) -> dict[str, Any]:
     """The few options by which runs are compared."""
     model, pruning, data = config.model, config.pruning, config.data
-    network = {key: value for key, value in model.network.get("init_args", {}).items() if isinstance(value, (int, float, str, bool))}
+    network = _plain(model.network)
     optimizer = model.optimizer.get("init_args", {}) if isinstance(model.optimizer, Namespace) else {}
     return {
         "data": _short(data),
         "network": _short(model.network),
         **{f"network/{key}": value for key, value in network.items()},
         "pruner": _short(pruning.pruner) if pruning.pruner else "dense",
+        **{f"pruner/{key}": value for key, value in (_plain(pruning.pruner) if pruning.pruner else {}).items()},
         "density": pruning.density if pruning.density is not None else 1.0,
         "rounds": pruning.rounds,
         "sanity": pruning.sanity,

@@ -30,10 +30,10 @@ __all__ = ["PHEW"]
 
 # Walks are taken in waves of at most this many.
 _WAVE = 1 << 14
-# How often walks are taken in place of those that led nowhere, with nothing gained, before the last of them are left as they are.
-_TRIES = 20
 # They end when a wave finds fewer new weights than this share of those that it passes: what is still wanted is then too unlikely.
 _STALLED = 0.01
+# How often walks are taken in place of those that led nowhere, with nothing gained, before the last of them are left as they are.
+_TRIES = 20
 
 
 class PHEW(Pruner):
