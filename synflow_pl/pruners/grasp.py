@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from synflow_pl.pruners.passes import gradients_of, loss_gradients, mean_losses, passes
 from synflow_pl.pruners.pruner import Pruner, Subject
@@ -34,7 +35,8 @@ class GraSP(Pruner):
         self.temperature = temperature
 
     def score(self, subject: Subject) -> dict[str, Tensor]:
-        with passes(subject, train_mode=subject.train_mode) as forward:
+        # Fused attention has no second derivative; written out it has.
+        with sdpa_kernel(SDPBackend.MATH), passes(subject, train_mode=subject.train_mode) as forward:
             flow = loss_gradients(subject, forward, subject.weights, self.temperature)
             leaves = {name: weight.detach().requires_grad_() for name, weight in subject.weights.items()}
             products = {name: torch.zeros_like(weight) for name, weight in leaves.items()}

@@ -62,6 +62,20 @@ def test_removing_the_lowest_scores_keeps_more_of_the_gradients_flow_than_removi
     assert flow(highest) - flow(nothing) == pytest.approx(-0.02 * float(found[highest].sum()), rel=0.05)
 
 
+def test_networks_with_attention_have_a_score_too() -> None:
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.head(self.encoder(tokens).mean(1))
+
+    network, batches = Attentive().double(), [(torch.randn(5, 3, 4, dtype=torch.float64), torch.randint(0, 3, (5,)))]
+    found = scores(GraSP(1.0), network, batches)
+    assert all(score.isfinite().all() and score.any() for score in found.values())
+
+
 def test_a_temperature_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="temperature: 0 must be positive"):
         GraSP(temperature=0)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -142,3 +143,13 @@ def test_a_large_network_keeps_wide_layers() -> None:
     assert masks.kept == math.ceil(masks.total / 100)
     assert path_left(network, masks, example_of(network, (3, 32, 32), None))
     assert all(mask.flatten(1).any(1).float().mean() > 0.9 for mask in masks.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet121", "resnet50"])
+def test_networks_of_torchvision_can_be_walked_through(name: str) -> None:
+    network = getattr(torchvision.models, name)(num_classes=10)
+    masks = prune(network, PHEW(), density=0.05, input_shape=(3, 64, 64))
+    assert masks.kept == math.ceil(masks.total / 20)
+    used = on_a_path(network, dict(masks), (3, 64, 64))
+    assert all(not (mask & ~used[layer]).any() for layer, mask in masks.items())
