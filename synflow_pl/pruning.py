@@ -38,7 +38,7 @@ def prune(
     scope: Literal["global", "local"] = "global",
     input_shape: Sequence[int] | None = None,
     example_input: Tensor | tuple[Tensor, ...] | None = None,
-    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    batches: Sequence[tuple[Tensor, Tensor]] = (),
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     bias: bool = False,
     norm: bool = False,
@@ -77,6 +77,7 @@ def prune(
     """
     check_options(density=density, kept=kept, rounds=rounds, schedule=schedule, scope=scope)
     subject = Subject.of(network, exclude)
+    subject.scope = scope
     total = sum(weight.numel() for weight in subject.weights.values())
     if kept is not None and kept > total:
         raise ValueError(f"kept: {kept} is more than the {total} prunable weights there are")
@@ -93,19 +94,24 @@ def prune(
     if any(kept_weights(size, target) < size for size in sizes):
         pruner.prepare(subject)
         rankings, after = [], []
+        ranking_of = _Regrowing if pruner.regrows else _Ranking
         for names in competing:
-            parts = _rankings(subject, names)
+            parts = _rankings(subject, names, ranking_of)
             rankings += parts
             after += keeps(schedule, target, rounds, [ranking.alive for ranking in parts])
         for index in range(rounds):
             left = sum(kept_then[index] for kept_then in after)
             subject.density = target if index == rounds - 1 else Fraction(left, total)
-            scores = pruner.score(subject)
+            scores = dict(pruner.score(subject))
+            if index == 0:
+                dense = _unscored(pruner, subject, scores, after if scope == "global" else None)
+            scores |= {name: torch.full_like(subject.weights[name], torch.finfo(torch.float32).max) for name in dense}
             for ranking, kept_then in zip(rankings, after, strict=True):
                 ranking.cut(scores, kept_then[index])
             del scores
             if on_round is not None:
                 on_round(index + 1, left / total)
+    pruner.finish(subject)
     followers = follow(network, subject.masks, subject.inputs, bias=bias, norm=norm)
     masks = Masks({**subject.masks, **followers}, followers)
     masks.apply(network)
@@ -134,17 +140,43 @@ def check_options(*, density: float | Fraction | None, kept: int | None, rounds:
             raise ValueError(f"{option}: {value!r} is not one of {', '.join(choices)}; did you mean {near!r}?")
 
 
-def _rankings(subject: Subject, names: list[str]) -> list[_Ranking]:
+def _unscored(pruner: Pruner, subject: Subject, scores: Mapping[str, Tensor | Saliency], after: list[list[int]] | None) -> list[str]:
+    """Names of the parameters that the pruner's first scores say nothing about: zero throughout. They stay dense.
+
+    Raises:
+        ValueError: if that leaves nothing to choose by.
+    """
+    names = [name for name, score in scores.items() if not bool(_factor(score).any())]
+    if not names:
+        return []
+    who = type(pruner).__name__
+    if len(names) == len(scores):
+        raise ValueError(
+            f"every score of {who} is zero, so its masks would be arbitrary: the network's output does not depend on what it scores."
+            " Look for a layer or a gain that is zero throughout, or choose a pruner that needs no signal (SynFlow, Magnitude)"
+        )
+    size = sum(subject.weights[name].numel() for name in names)
+    if after is not None and size > (left := sum(kept[-1] for kept in after)):
+        raise ValueError(
+            f"{who} scores all {size} weights of {', '.join(names)} zero and so would keep them, but only {left} weights are to"
+            " be left; exclude them, choose a larger density, or a pruner that needs no signal (SynFlow, Magnitude)"
+        )
+    kept = "kept dense" if after is not None else "cut by position"
+    pruner.notes = (*pruner.notes, f"{kept}, since their scores are zero throughout: {', '.join(names)}")
+    return names
+
+
+def _rankings(subject: Subject, names: list[str], ranking: type[_Ranking]) -> list[_Ranking]:
     """One ranking of all weights of these names that compete with each other, then one for each name with weights apart."""
     together: dict[str, Tensor | None] = {name: None for name in names if name not in subject.apart}
     alone: list[_Ranking] = []
     for name in names:
         if name in subject.apart:
             apart = subject.apart[name].view(-1)
-            alone.append(_Ranking(subject, {name: apart.nonzero().squeeze(1).int()}))
+            alone.append(ranking(subject, {name: apart.nonzero().squeeze(1).int()}))
             if not apart.all():
                 together[name] = (~apart).nonzero().squeeze(1).int()
-    return ([_Ranking(subject, together)] if together else []) + alone
+    return ([ranking(subject, together)] if together else []) + alone
 
 
 class _Ranking:
@@ -238,10 +270,17 @@ class _Ranking:
             here = there = part - start
             if listed is not None and placed is not None:
                 here, there = listed.index_select(0, here).long(), placed.index_select(0, here).long()
-            self._masks[index].index_fill_(0, here, False)
-            self.subject.weights[self.names[index]].view(-1).index_fill_(0, there, 0)
+            self._strike(index, here, there)
+        self._bury(gone)
+
+    def _strike(self, index: int, listed: Tensor, placed: Tensor) -> None:
+        """Remove weights of one parameter, by position within its mask and within what is left of it."""
+        self._masks[index].index_fill_(0, listed, False)
+        self.subject.weights[self.names[index]].view(-1).index_fill_(0, placed, 0)
+
+    def _bury(self, gone: Tensor) -> None:
         self._dead.append(gone)
-        if sum(dead.numel() for dead in self._dead) > self._PACK_AT * sum(sizes):
+        if sum(dead.numel() for dead in self._dead) > self._PACK_AT * sum(self._sizes):
             self._pack()
 
     def _pack(self) -> None:
@@ -273,6 +312,23 @@ class _Ranking:
         self.subject.weights[name] = block
         self.subject.blocks[name] = Block(units, inputs)
         return moved
+
+
+class _Regrowing(_Ranking):
+    """The same, for a pruner that regrows: every weight competes in every round, and weights stay as they are."""
+
+    def cut(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
+        """Choose anew which ``keep`` weights live."""
+        for mask in self._masks:
+            mask.fill_(True)
+        self.alive = sum(self._sizes)
+        super().cut(scores, keep)
+
+    def _strike(self, index: int, listed: Tensor, placed: Tensor) -> None:
+        self._masks[index].index_fill_(0, listed, False)
+
+    def _bury(self, gone: Tensor) -> None:
+        """None is gone for good."""
 
 
 def _present(numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:

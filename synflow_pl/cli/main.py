@@ -261,6 +261,8 @@ class CLI(LightningCLI):
             # Of torchvision's and timm's networks the class says too little.
             recipe = f"{_short(self.options.data)}_{network.get('init_args', {}).get('name') or _short(network)}"
         pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
+        if pruning.sanity:
+            pruner = f"{pruner}_{pruning.sanity}"
         if pruning.masks:
             pruner = f"masks_{Path(pruning.masks).stem}"
         amount = f"density{pruning.density:g}" if pruning.density is not None else f"kept{pruning.kept}" if pruning.kept else "density1"
@@ -342,18 +344,25 @@ def _short(config: Namespace) -> str:
     return str(config.class_path).rpartition(".")[2].lower()
 
 
+def _plain(config: Namespace) -> dict[str, Any]:
+    """Those arguments of a class that are numbers or words."""
+    return {key: value for key, value in config.get("init_args", {}).items() if isinstance(value, (int, float, str, bool))}
+
+
 def _settings(config: Namespace) -> dict[str, Any]:
     """The few options by which runs are compared."""
     model, pruning, data = config.model, config.pruning, config.data
-    network = {key: value for key, value in model.network.get("init_args", {}).items() if isinstance(value, (int, float, str, bool))}
+    network = _plain(model.network)
     optimizer = model.optimizer.get("init_args", {}) if isinstance(model.optimizer, Namespace) else {}
     return {
         "data": _short(data),
         "network": _short(model.network),
         **{f"network/{key}": value for key, value in network.items()},
         "pruner": _short(pruning.pruner) if pruning.pruner else "dense",
+        **{f"pruner/{key}": value for key, value in (_plain(pruning.pruner) if pruning.pruner else {}).items()},
         "density": pruning.density if pruning.density is not None else 1.0,
         "rounds": pruning.rounds,
+        "sanity": pruning.sanity,
         "scope": pruning.scope,
         "schedule": pruning.schedule,
         "optimizer": _short(model.optimizer) if isinstance(model.optimizer, Namespace) else "default",

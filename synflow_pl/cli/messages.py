@@ -139,8 +139,12 @@ def _exists(path: str) -> bool:
     return True
 
 
+def _names(paths: list[str]) -> list[str]:
+    return [path.rpartition(".")[2] for path in paths]
+
+
 def _some(paths: list[str]) -> str:
-    names = [path.rpartition(".")[2] for path in paths]
+    names = _names(paths)
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
@@ -206,7 +210,7 @@ class Parser(LightningArgumentParser):
         about = _first(str(action.help or "")).rstrip(".")
         option = action.dest
         if known := classes(option):
-            about += f": {_some(known)}, or a class path" if option in OURS else ""
+            about += f": {', '.join(_names(known))}, or a class path" if option in OURS else ""
         default = action.default
         if option in OURS or default in (None, argparse.SUPPRESS, "==SUPPRESS==") or isinstance(default, dict) or callable(default):
             stated = ""

@@ -1,8 +1,34 @@
 """Pruners, one score per file."""
 
+from synflow_pl.pruners.force import FORCE
+from synflow_pl.pruners.grasp import GraSP, InvertedGraSP
+from synflow_pl.pruners.lamp import LAMP
 from synflow_pl.pruners.magnitude import Magnitude
+from synflow_pl.pruners.ntk_sap import NTKSAP
+from synflow_pl.pruners.phew import PHEW
 from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
 from synflow_pl.pruners.random import Random
+from synflow_pl.pruners.sanity import Inverted, Reinitialised, Shuffled
+from synflow_pl.pruners.snip import SNIP
 from synflow_pl.pruners.synflow import SynFlow
+from synflow_pl.pruners.synflow_l2 import SynFlowL2
 
-__all__ = ["Magnitude", "Pruner", "Random", "Saliency", "Subject", "SynFlow"]
+__all__ = [
+    "FORCE",
+    "LAMP",
+    "NTKSAP",
+    "PHEW",
+    "SNIP",
+    "GraSP",
+    "Inverted",
+    "InvertedGraSP",
+    "Magnitude",
+    "Pruner",
+    "Random",
+    "Reinitialised",
+    "Saliency",
+    "Shuffled",
+    "Subject",
+    "SynFlow",
+    "SynFlowL2",
+]

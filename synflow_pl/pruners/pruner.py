@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from synflow_pl.flow import Block
 from synflow_pl.masks import prunable
+from synflow_pl.schedules import kept_weights
 
 __all__ = ["Pruner", "Saliency", "Subject"]
 
@@ -32,7 +33,8 @@ class Subject:
     """A network while it is being pruned.
 
     The network itself stays untouched until the last round is over: rounds work on ``weights``, copies in float32 or better in which
-    every removed weight is zero already. They are the pruner's to work with, as long as removed weights stay zero.
+    every removed weight is zero already (unless the pruner regrows). They are the pruner's to work with, as long as removed weights
+    stay zero.
 
     Attributes:
         network: the network under study, dense.
@@ -43,6 +45,7 @@ class Subject:
         apart: bool, by name, True where a weight does not compete with those of other parameters but only with its like in its own,
             at the density of the whole; what the pruner cannot compare says so in :meth:`Pruner.prepare`. ``blockable`` names none.
         density: the density that the coming cut will leave, in (0, 1].
+        scope: who competes, "global" or "local".
         inputs: an example of the network's inputs, or ``None`` where no pruner asked for it.
         batches: (images (N, C, H, W), labels (N,)) pairs for data-driven pruners.
         loss: (logits, labels) to a scalar, the mean over a batch.
@@ -53,13 +56,19 @@ class Subject:
     weights: dict[str, Tensor]
     masks: dict[str, Tensor]
     density: Fraction = Fraction(1)
+    scope: str = "global"
     inputs: tuple[Tensor, ...] | None = None
-    batches: Iterable[tuple[Tensor, Tensor]] = field(default=())
+    batches: Sequence[tuple[Tensor, Tensor]] = ()
     blockable: Collection[str] = ()
     blocks: dict[str, Block] = field(default_factory=dict)
     apart: dict[str, Tensor] = field(default_factory=dict)
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
     train_mode: bool = False
+
+    @property
+    def kept(self) -> int:
+        """How many weights in all the coming cut will leave, if all compete with each other."""
+        return kept_weights(sum(mask.numel() for mask in self.masks.values()), self.density)
 
     @classmethod
     def of(cls, network: nn.Module, exclude: Iterable[str] = ()) -> Subject:
@@ -82,22 +91,30 @@ class Pruner(ABC):
     A subclass is the formula of a paper: it says how many ``rounds`` it wants, what it ``needs``, and scores.
     """
 
-    rounds: ClassVar[int] = 1
+    rounds: int = 1
     """Rounds that the paper uses; what ``rounds=None`` means."""
-    needs_input: ClassVar[bool] = False
+    needs_input: bool = False
     """Whether it asks for ``subject.inputs``."""
-    needs_batches: ClassVar[bool] = False
+    needs_batches: bool = False
     """Whether it asks for ``subject.batches``."""
+    regrows: bool = False
+    """Whether a removed weight may come back. Then every weight competes in every round, ``subject.weights`` stay dense, and
+    ``subject.masks`` say what is left of them at present; zeros become final after the last round."""
     notes: tuple[str, ...] = ()
-    """What a report should say about how the network was scored, one sentence each; known once it has been prepared."""
+    """What a report should say about how the network was scored, one sentence each; known once it has been pruned."""
 
-    def prepare(self, subject: Subject) -> None:  # noqa: B027  most pruners have nothing to prepare
+    def prepare(self, subject: Subject) -> None:
         """Called once, before the first round; what is worked out here serves all rounds."""
+        self.notes = ()
 
     @abstractmethod
     def score(self, subject: Subject) -> Mapping[str, Tensor | Saliency]:
         """Scores by parameter name, in the shapes of ``subject.weights``, finite; the larger survives.
 
         The tensors may be overwritten afterwards. The network is left exactly as it was found: weights, buffers, gradients, mode
-        and random state.
+        and random state. A parameter whose scores are zero throughout while nothing has been removed stays dense, since nothing is
+        known about it (a head that starts at zero); ``notes`` will name it.
         """
+
+    def finish(self, subject: Subject) -> None:  # noqa: B027  nearly every pruner is done when the last cut is
+        """Called once, after the last round, before anything in the network is zeroed. It may rearrange ``subject.masks``."""

@@ -1,4 +1,8 @@
-"""Random: the score is a uniform random number, so that every weight is as likely to survive as any other."""
+"""Random: the score is a uniform random number, so that within a layer every weight is as likely to survive as any other.
+
+How many weights each layer keeps is left to chance, or set by a quota (:mod:`synflow_pl.pruners.quotas`). With a good quota random
+pruning comes close to what scores achieve (Su et al. 2020, "Sanity-checking pruning methods: random tickets can win the jackpot").
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import torch
 from torch import Tensor
 
 from synflow_pl.pruners.pruner import Pruner, Subject
+from synflow_pl.pruners.quotas import Rule, quotas
 
 __all__ = ["Random"]
 
@@ -15,12 +20,35 @@ class Random(Pruner):
 
     Args:
         seed: of the scores; ``None`` follows the global seed (``--seed_everything``, ``torch.manual_seed``) without drawing from it.
+        quota: what decides how many weights each layer keeps: uniform, er, erk, smart_ratio or igq; ``None`` leaves it to chance.
+
+    Raises:
+        ValueError: for an unknown quota.
     """
 
-    def __init__(self, seed: int | None = None) -> None:
+    def __init__(self, seed: int | None = None, quota: Rule | None = None) -> None:
+        if quota is not None:
+            quotas(quota, [(1, 1)], 1)
+        self.quota = quota
         self.seed = seed
+
+    def prepare(self, subject: Subject) -> None:
+        super().prepare(subject)
+        if self.quota is not None and subject.scope == "local":
+            raise ValueError(
+                f"quota={self.quota!r} and scope='local' both say how many weights each layer keeps; leave one of them out"
+            )
 
     def score(self, subject: Subject) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(torch.initial_seed() if self.seed is None else self.seed)
         # Drawn on the CPU, so that the masks do not depend on the device.
-        return {name: torch.rand(weight.shape, generator=generator).to(weight.device) for name, weight in subject.weights.items()}
+        drawn = {name: torch.rand(weight.shape, generator=generator) for name, weight in subject.weights.items()}
+        if self.quota is not None:
+            shapes = [weight.shape for weight in subject.weights.values()]
+            kept = quotas(self.quota, shapes, subject.kept)
+            for (name, score), quota in zip(drawn.items(), kept, strict=True):
+                # In the first rank what the quota has room for: of those that live, the largest.
+                alive = score.masked_fill(~subject.masks[name].cpu(), -1).flatten()
+                alive[alive.topk(min(quota, int((alive >= 0).sum()))).indices] += 1
+                drawn[name] = alive.clamp_(min=0).view_as(score)
+        return {name: score.to(subject.weights[name].device) for name, score in drawn.items()}

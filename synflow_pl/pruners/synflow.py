@@ -17,7 +17,7 @@ score. Each tensor of them, or their rows in a fused one, is cut by magnitude at
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from synflow_pl.flow import Skeleton, linearise
 from synflow_pl.followers import living_units, of_units
@@ -37,12 +37,12 @@ class SynFlow(Pruner):
 
     def prepare(self, subject: Subject) -> None:
         assert subject.inputs is not None
-        self._skeleton = skeleton = linearise(subject.network, subject.inputs)
+        self._skeleton = skeleton = linearise(self.followed(subject.network), subject.inputs)
         for name, weight in subject.weights.items():
-            weight.abs_()
-            if not weight.any():
-                weight.fill_(1)  # all zero at initialisation: counts as ones, or it would silence every score
-            subject.weights[name] = weight.to(skeleton.dtype)
+            positive = self.positive(weight)
+            if not positive.any():
+                positive.fill_(1)  # all zero at initialisation: counts as ones, or it would silence every score
+            subject.weights[name] = positive.to(skeleton.dtype)
         subject.apart = self._without_flow(subject)
         subject.blockable = skeleton.blockable - subject.apart.keys()
         whole = [name for name, apart in subject.apart.items() if apart.all()]
@@ -53,6 +53,14 @@ class SynFlow(Pruner):
             *_note("zero throughout, so counted as ones", sorted(skeleton.silent)),
             *skeleton.notes,
         )
+
+    def positive(self, weight: Tensor) -> Tensor:
+        """What a weight counts as in the skeleton, non-negative; ``weight`` may be overwritten."""
+        return weight.abs_()
+
+    def followed(self, network: nn.Module) -> nn.Module:
+        """The network whose skeleton the flow follows."""
+        return network
 
     def score(self, subject: Subject) -> dict[str, Saliency | Tensor]:
         assert self._skeleton is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +15,22 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 from synflow_pl.diagnosis import DeadNetwork, Diagnosis, diagnose
 from synflow_pl.masks import Hold, Masks
 from synflow_pl.pruners import Pruner
+from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.pruning import check_options, prune
 from synflow_pl.training.checkpoints import KEY
 from synflow_pl.training.panels import show_density, show_diagnosis
 
 __all__ = ["PruneAtInit"]
+
+# From a data module that has no pruning_batches(): as many training images as SNIP's paper scores CIFAR-10 on, to the end of a batch.
+_IMAGES = 128
 
 
 class PruneAtInit(Callback):
@@ -44,6 +49,8 @@ class PruneAtInit(Callback):
         bias: mask biases too, each living as long as its unit.
         norm: the same for gains and shifts of normalisations that read a prunable layer.
         exclude: shell-style patterns of parameter names, within the network, that stay dense; one or a list.
+        train_mode: data-driven pruners score in train mode, BatchNorm on each batch's own statistics; running ones do not move.
+        sanity: a sanity check of Frankle et al. 2021: invert the scores, shuffle the masks within layers, or reinitialise the weights.
         masks: path of a masks file to train with; nothing is pruned then, and the options above are not used.
         network: attribute of the LightningModule that is pruned ("backbone"); by default its ``network``, else all of it.
         input_shape: (C, H, W); by default from the data module, else ``example_input_array``, else from one training batch.
@@ -66,6 +73,8 @@ class PruneAtInit(Callback):
         bias: bool = False,
         norm: bool = False,
         exclude: Sequence[str] | str = (),
+        train_mode: bool = False,
+        sanity: Literal["invert", "shuffle", "reinitialise"] | None = None,
         masks: str | os.PathLike[str] | None = None,
         network: str | None = None,
         input_shape: Sequence[int] | None = None,
@@ -80,7 +89,9 @@ class PruneAtInit(Callback):
             )
         if on_collapse not in ("error", "warn"):
             raise ValueError(f"on_collapse: {on_collapse!r} is not one of error, warn")
-        self.pruner = pruner
+        if sanity is not None and (sanity not in SANITY or pruner is None):
+            raise ValueError(f"sanity: {sanity!r} must be one of {', '.join(SANITY)}, and needs a pruner")
+        self.pruner = SANITY[sanity](pruner) if sanity is not None and pruner is not None else pruner
         self.network = network
         self.input_shape = tuple(input_shape) if input_shape is not None else None
         self.on_collapse = on_collapse
@@ -88,7 +99,7 @@ class PruneAtInit(Callback):
         self.diagnosis: Diagnosis | None = None
         self._options: dict[str, Any] = {
             "density": density, "kept": kept, "rounds": rounds, "schedule": schedule, "scope": scope,
-            "bias": bias, "norm": norm, "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
+            "bias": bias, "norm": norm, "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude), "train_mode": train_mode,
         }  # fmt: skip
         self._restored = False
         self._holds: dict[int, Hold] = {}
@@ -141,9 +152,21 @@ class PruneAtInit(Callback):
                     bar.update()
                     show_density(trainer.loggers, index, density)
 
-                masks = prune(network, self.pruner, example_input=example, on_round=on_round, **self._options)
+                masks = prune(
+                    network,
+                    self.pruner,
+                    example_input=example,
+                    batches=self._batches(trainer, self.pruner) if self.pruner.needs_batches else (),
+                    loss=self._loss(pl_module),
+                    on_round=on_round,
+                    **self._options,
+                )
         # Every rank chose for itself; what counts is what the first one chose.
         masks = Masks.from_state_dict(trainer.strategy.broadcast(masks.state_dict()))
+        if trainer.world_size > 1:
+            # And the weights that it kept: another rank may have zeroed some of them already.
+            for parameter, _ in masks.parameters(network):
+                parameter.data.copy_(trainer.strategy.broadcast(parameter.data))
         masks.apply(network)
         seconds = time.perf_counter() - started
         rank_zero_info(
@@ -212,6 +235,30 @@ class PruneAtInit(Callback):
         if not all(isinstance(tensor, Tensor) for tensor in inputs):
             raise ValueError("example_input_array must be a tensor or a tuple of tensors; or give PruneAtInit an input_shape")
         return tuple(tensor.to(device) for tensor in inputs)
+
+    def _batches(self, trainer: Trainer, pruner: Pruner) -> list[tuple[Tensor, Tensor]]:
+        """(images, labels) pairs to score on: what the data module gives for it, else the first batches of a training epoch."""
+        given = getattr(getattr(trainer, "datamodule", None), "pruning_batches", None)
+        if callable(given):
+            return list(given())
+        batches: list[tuple[Tensor, Tensor]] = []
+        with isolate_rng():
+            for batch in trainer.fit_loop._data_source.dataloader():
+                pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
+                if not pair:
+                    raise ValueError(
+                        f"{type(pruner).__name__} scores on (images, labels) pairs of tensors, and a training batch is a"
+                        f" {type(batch).__name__} of something else; give the data module a method pruning_batches() that lists them"
+                    )
+                batches.append((batch[0], batch[1]))
+                if sum(len(images) for images, _ in batches) >= _IMAGES:
+                    break
+        return batches
+
+    def _loss(self, pl_module: LightningModule) -> Callable[[Tensor, Tensor], Tensor]:
+        """The classifier's own loss, (logits, labels) to a scalar."""
+        loss = getattr(pl_module, "loss", None)
+        return loss if callable(loss) else cross_entropy
 
     # -- training
 

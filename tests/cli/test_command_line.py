@@ -59,7 +59,21 @@ def test_help_fits_on_a_few_screens_and_names_our_classes_only() -> None:
 
 def test_help_names_every_option_of_pruning() -> None:
     text = printed("fit", "--help")
-    for option in ("pruner", "density", "kept", "rounds", "schedule", "scope", "bias", "norm", "exclude", "masks", "on_collapse"):
+    for option in (
+        "pruner",
+        "density",
+        "kept",
+        "rounds",
+        "schedule",
+        "scope",
+        "bias",
+        "norm",
+        "exclude",
+        "train_mode",
+        "sanity",
+        "masks",
+        "on_collapse",
+    ):
         assert f"--pruning.{option}" in text
     assert "--run" in text
     assert "--data" in text

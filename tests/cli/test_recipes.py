@@ -13,6 +13,7 @@ import yaml
 from synflow_pl.cli.main import CLI, run
 from synflow_pl.cli.recipes import recipe_folder
 from synflow_pl.masks import prunable
+from synflow_pl.pruners.sanity import SANITY as SANITY_CLASSES
 from synflow_pl.training import PruneAtInit, WarmupCosine
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
@@ -27,6 +28,7 @@ FOLDERS = {
     **{"MNIST": "MNIST", "FashionMNIST": "FashionMNIST", "CIFAR10": "cifar-10-batches-py"},
     **{"CIFAR100": "cifar-100-python", "TinyImageNet": "tiny-imagenet-200"},
 }
+SANITY = sorted(f"sanity/{path.stem}" for path in CONFIGS.glob("sanity/*.yaml"))
 OPTIMS = sorted(f"optim/{path.stem}" for path in CONFIGS.glob("optim/*.yaml"))
 
 
@@ -100,6 +102,14 @@ def test_every_overlay_trains(overlay: str, folder: Path, generated: None) -> No
     check(one_step("mnist_fc", overlay))
 
 
+@pytest.mark.parametrize("overlay", SANITY)
+@pytest.mark.parametrize("pruner", ["pruners/snip", "pruners/synflow"])
+def test_every_sanity_check_goes_over_a_pruner_s_overlay(overlay: str, pruner: str, folder: Path, generated: None) -> None:
+    cli = one_step("mnist_fc", pruner, overlay)
+    check(cli)
+    assert type(pruning(cli).pruner) is SANITY_CLASSES[overlay.removeprefix("sanity/")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("optim", [None, *OPTIMS])
@@ -123,7 +133,7 @@ def test_a_pruner_s_overlay_sets_the_pruner_and_its_rounds(overlay: str) -> None
     assert {"pruner", "rounds"} <= content["pruning"].keys()
 
 
-@pytest.mark.parametrize("name", RECIPES + PRUNERS + OPTIMS)
+@pytest.mark.parametrize("name", RECIPES + PRUNERS + SANITY + OPTIMS)
 def test_every_file_begins_with_a_sentence_that_says_what_it_is(name: str) -> None:
     first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# ")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from synflow_pl import Classifier, Masks, PruneAtInit, load_weights
 from synflow_pl.networks import FC
-from synflow_pl.pruners import Magnitude, Pruner, Random, SynFlow
+from synflow_pl.pruners import SNIP, Magnitude, Pruner, Random, Subject, SynFlow
+from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.training.checkpoints import KEY
 
 OPTIMIZERS: dict[str, Any] = {
@@ -289,3 +293,130 @@ def test_what_is_not_as_it_should_be_is_told(tmp_path: Path, pruner: Pruner, cap
     told = [record.message for record in caplog.records if record.message.startswith("Pruning: ")]
     assert any("operations without a rule" in line and "aten.frac.default (off by" in line for line in told)
     assert ("Pruning: zero throughout, so counted as ones: head.weight." in told) == isinstance(pruner, SynFlow)
+
+
+class Listening(SNIP):
+    """SNIP that remembers what it was given."""
+
+    def score(self, subject: Subject) -> dict[str, Tensor]:
+        self.seen = subject
+        return super().score(subject)
+
+
+def test_a_pruner_that_scores_on_data_gets_the_batches_that_the_data_module_has_for_it(tmp_path: Path) -> None:
+    class WithBatches(Classes):
+        def pruning_batches(self) -> list[tuple[Tensor, Tensor]]:
+            return [(torch.ones(3, 1, 2, 4), torch.tensor([0, 1, 2])), (torch.ones(1, 1, 2, 4), torch.tensor([3]))]
+
+    pruner = Listening()
+    trainer(tmp_path, PruneAtInit(pruner, density=0.2), max_epochs=1, enable_checkpointing=False).fit(classifier(), WithBatches())
+    assert [len(images) for images, _ in pruner.seen.batches] == [3, 1]
+
+
+def test_else_it_gets_the_first_training_images_without_moving_the_random_state_of_training(tmp_path: Path) -> None:
+    class Many(Classes):
+        def train_dataloader(self) -> DataLoader[Any]:
+            images = torch.randn(200, 1, 2, 4, generator=torch.Generator().manual_seed(0))
+            return DataLoader(TensorDataset(images, torch.arange(200) % 10), batch_size=50, shuffle=True)
+
+    def losses(*callbacks: Any) -> list[Tensor]:
+        seen: list[Tensor] = []
+
+        class Watched(Classifier):
+            def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+                seen.append(batch[1])
+                return super().training_step(batch, index)
+
+        torch.manual_seed(0)
+        module = Watched(FC((1, 2, 4), depth=3, width=16))
+        trainer(tmp_path, *callbacks, max_epochs=1, enable_checkpointing=False).fit(module, Many())
+        return seen
+
+    pruner = Listening()
+    pruned, dense = losses(PruneAtInit(pruner, density=0.2)), losses()
+    assert [len(labels) for _, labels in pruner.seen.batches] == [50, 50, 50]  # as many batches as hold 128 images
+    assert all(torch.equal(a, b) for a, b in zip(pruned, dense, strict=True))
+
+
+def test_the_loss_is_the_classifier_s_own(tmp_path: Path) -> None:
+    module = classifier()
+    module.loss = nn.CrossEntropyLoss(label_smoothing=0.25)
+    pruner = Listening()
+    trainer(tmp_path, PruneAtInit(pruner, density=0.2), max_epochs=1, enable_checkpointing=False).fit(module, Classes())
+    assert pruner.seen.loss is module.loss
+
+
+def test_train_mode_reaches_the_pruner(tmp_path: Path) -> None:
+    pruner = Listening()
+    callback = PruneAtInit(pruner, density=0.2, train_mode=True)
+    trainer(tmp_path, callback, max_epochs=1, enable_checkpointing=False).fit(classifier(), Classes())
+    assert pruner.seen.train_mode
+
+
+def test_batches_that_are_no_images_and_labels_are_refused(tmp_path: Path) -> None:
+    class Odd(Classes):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader([{"images": torch.ones(1, 2, 4)}] * 8, batch_size=4)  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match=r"SNIP scores on \(images, labels\) pairs of tensors, and a training batch is a dict"):
+        trainer(tmp_path, PruneAtInit(SNIP(), density=0.2), enable_checkpointing=False).fit(classifier(), Odd())
+
+
+@pytest.mark.parametrize("sanity", SANITY)
+def test_a_sanity_check_goes_around_any_pruner(tmp_path: Path, sanity: Any) -> None:
+    dense = {name: parameter.clone() for name, parameter in classifier().network.named_parameters()}
+    plain, checked = (PruneAtInit(SynFlow(), density=0.5, rounds=3, sanity=x, on_collapse="warn") for x in (None, sanity))
+    modules = [classifier(), classifier()]
+    for module, callback in zip(modules, (plain, checked), strict=True):
+        module.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0)
+        trainer(tmp_path, callback, max_epochs=1, enable_checkpointing=False).fit(module, Classes())
+    assert plain.masks is not None
+    assert checked.masks is not None
+    assert plain.masks.kept == checked.masks.kept
+    same = all(torch.equal(mask, checked.masks[name]) for name, mask in plain.masks.items())
+    assert same == (sanity == "reinitialise")
+    unmoved = all(torch.equal(parameter, dense[name] * mask) for (name, parameter), mask in zip(
+        [(n, modules[1].network.get_parameter(n)) for n in checked.masks], checked.masks.values(), strict=True))  # fmt: skip
+    assert unmoved == (sanity != "reinitialise")
+
+
+def test_an_unknown_sanity_check_or_one_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="sanity: 'reverse' must be one of invert, shuffle, reinitialise"):
+        PruneAtInit(SynFlow(), density=0.5, sanity="reverse")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"sanity: 'shuffle' .* needs a pruner"):
+        PruneAtInit(None, sanity="shuffle")
+
+
+TWO_PROCESSES = """
+import torch
+from pytorch_lightning import Callback, Trainer
+from synflow_pl import PruneAtInit
+from synflow_pl.pruners import GraSP, Random, Reinitialised, SynFlow
+from tests.training.test_prune_at_init import Classes, classifier
+
+class Check(Callback):
+    def setup(self, trainer, module, stage):
+        torch.manual_seed(trainer.global_rank)  # no two processes draw the same
+
+    def on_train_start(self, trainer, module):
+        pruning = next(callback for callback in trainer.callbacks if isinstance(callback, PruneAtInit))
+        for tensors in (module.network.parameters(), pruning.masks.values()):
+            mine = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+            first, second = trainer.strategy.all_gather(mine)
+            assert torch.equal(first, second), type(pruning.pruner)
+        assert sum(int(p.count_nonzero()) for n, p in module.network.named_parameters() if n in pruning.masks) == 164
+
+quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+for pruner in (Random(), GraSP(), Reinitialised(SynFlow())):
+    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", callbacks=[Check(), PruneAtInit(
+        pruner, density=0.3, rounds=2, on_collapse="warn")], **quiet)
+    trainer.fit(classifier(), Classes())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_the_masks_and_weights_of_the_first_whatever_each_would_choose(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "two.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

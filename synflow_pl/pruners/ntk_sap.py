@@ -1,0 +1,79 @@
+"""NTK-SAP: neural tangent kernel spectrum-aware pruning (Wang et al. 2023, "NTK-SAP: improving neural network pruning by aligning
+training dynamics").
+
+The trace of the neural tangent kernel says how strongly outputs answer to a small change of the weights. Its estimate from one random
+change dw of scale epsilon, and what a mask entry m has to do with it, is
+
+    S(m) = | d/dm  || f(X; w * m) - f(X; (w + dw) * m) ||^2 |,
+
+the square averaged over the images X. Weights and images are Gaussian, drawn anew in each round: neither the network's own weights nor
+any data count, only its shape. BatchNorm runs on the statistics that the drawn weights and images give it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from synflow_pl.pruners.passes import batch_statistics, gradients_of, passes
+from synflow_pl.pruners.pruner import Pruner, Subject
+
+__all__ = ["NTKSAP"]
+
+
+class NTKSAP(Pruner):
+    """Keeps the weights on whose presence the trace of the neural tangent kernel depends the most; needs no data.
+
+    Args:
+        images: Gaussian images in each round, at least 2.
+        epsilon: scale of the random change of the weights, positive.
+        seed: of what is drawn; ``None`` follows the global seed without drawing from it.
+
+    Raises:
+        ValueError: for an impossible option, naming its value.
+    """
+
+    rounds = 100
+    needs_input = True
+
+    def __init__(self, images: int = 100, epsilon: float = 0.01, seed: int | None = None) -> None:
+        if images < 2:
+            raise ValueError(f"images: {images} must be at least 2, or BatchNorm has no statistics")
+        if not epsilon > 0:
+            raise ValueError(f"epsilon: {epsilon} must be positive; the paper's code uses 0.01")
+        self.images = images
+        self.epsilon = epsilon
+        self.seed = seed
+
+    def prepare(self, subject: Subject) -> None:
+        super().prepare(subject)
+        assert subject.inputs is not None
+        if len(subject.inputs) != 1 or not subject.inputs[0].is_floating_point():
+            raise ValueError("NTKSAP draws Gaussian images: the network must have one input, of floating-point numbers")
+        self._shape = subject.inputs[0].shape[1:]
+        # One generator for all rounds, on the CPU, so that what is drawn does not depend on the device.
+        self._generator = torch.Generator().manual_seed(torch.initial_seed() if self.seed is None else self.seed)
+
+    def score(self, subject: Subject) -> dict[str, Tensor]:
+        weight = next(iter(subject.weights.values()))
+        images = self._like(weight.new_empty(self.images, *self._shape))
+        masks = {name: mask.to(subject.weights[name].dtype).requires_grad_() for name, mask in subject.masks.items()}
+        drawn = {name: self._kaiming(weight) for name, weight in subject.weights.items()}
+        changed = {name: weight + self.epsilon * self._like(weight) for name, weight in drawn.items()}
+        with passes(subject) as forward:
+            statistics = batch_statistics(subject, forward, _masked(drawn, masks), images)
+            here = forward(_masked(drawn, masks) | statistics, images)
+            there = forward(_masked(changed, masks) | statistics, images)
+            trace = (here - there).square().flatten(1).sum(1).mean()
+            gradients = gradients_of(trace, masks)
+        return {name: gradient.abs() for name, gradient in zip(masks, gradients, strict=True)}
+
+    def _kaiming(self, weight: Tensor) -> Tensor:
+        return nn.init.kaiming_normal_(torch.empty(weight.shape, dtype=weight.dtype), generator=self._generator).to(weight.device)
+
+    def _like(self, weight: Tensor) -> Tensor:
+        return torch.randn(weight.shape, dtype=weight.dtype, generator=self._generator).to(weight.device)
+
+
+def _masked(weights: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight * masks[name] for name, weight in weights.items()}

@@ -1,0 +1,102 @@
+"""Wiring: which unit's signal each input of a layer reads, through whatever lies between two layers: normalisation, pooling,
+flattening, shortcuts, concatenation.
+
+Found in one pass through the network's skeleton in which every layer reads ones, so that nothing passes from one layer *through*
+another: what then arrives at an input is linear in the outputs of exactly those layers whose signal it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synflow_pl.flow import Skeleton
+
+__all__ = ["Wiring", "wiring"]
+
+
+@dataclass
+class Wiring:
+    """How layers are connected, by the names of their weights.
+
+    Attributes:
+        feeds: (reader, source) to (inputs,) int64: the unit of the source that each input of the reader reads, -1 where none.
+        entries: reader to (inputs,) bool: whether an input reads the network's own input.
+        exits: source to (units,) bool: whether a unit reaches the network's output through no other layer.
+        groups: of each layer's convolution, 1 for a linear layer.
+    """
+
+    feeds: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    entries: dict[str, Tensor] = field(default_factory=dict)
+    exits: dict[str, Tensor] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
+
+
+def wiring(skeleton: Skeleton, weights: dict[str, Tensor]) -> Wiring:
+    """Read the wiring off a skeleton.
+
+    Args:
+        skeleton: of the network.
+        weights: (units, inputs / groups, *kernel) by name, of the layers to be wired; their shapes and device count.
+
+    Raises:
+        ValueError: for a weight that is read otherwise than by one linear or convolution layer, or an input that mixes units.
+    """
+    # float64, so that a unit's number can be read off a quotient.
+    scales = {
+        name: torch.ones(len(weight), dtype=torch.float64, device=weight.device, requires_grad=True) for name, weight in weights.items()
+    }
+    ones = {name: torch.ones_like(weight, dtype=torch.float64) for name, weight in weights.items()}
+    scaled = {name: one * scales[name].view(-1, *[1] * (one.dim() - 1)) for name, one in ones.items()}
+    arriving: dict[str, Tensor] = {}
+    found = Wiring()
+
+    def watch(step: Any, arguments: Sequence[Any]) -> None:
+        if step is None or not step.contraction:
+            return
+        convolution = step.function is torch.ops.aten.convolution
+        name = step.weight or next((name for name, weight in scaled.items() if arguments[1] is weight), None)
+        if name not in weights or (convolution and arguments[6]):
+            return
+        signal = arguments[0]
+        channel = 1 if convolution else -1
+        arriving[name] = signal.movedim(channel, 0).flatten(1).sum(1)
+        found.groups[name] = arguments[8] if convolution else 1
+        arguments[0] = torch.ones_like(signal)  # type: ignore[index]  # the step reads ones instead
+
+    with torch.enable_grad():
+        leaving = skeleton.flow(scaled, gains=False, watch=watch)
+    if strange := sorted(weights.keys() - arriving.keys()):
+        raise ValueError(
+            f"PHEW walks through linear and convolution layers that are read once; it cannot walk through {', '.join(strange)};"
+            " exclude them, or choose SynFlow"
+        )
+    exits = torch.autograd.grad(leaving, list(scales.values()), retain_graph=True, materialize_grads=True)
+    found.exits = {name: gradient > 0 for name, gradient in zip(scales, exits, strict=True)}
+    # The products J t of the linear map J from the scales of one layer to all that arrives, by differentiating twice.
+    along = {name: torch.ones_like(value, requires_grad=True) for name, value in arriving.items()}
+    total = torch.stack([(along[name] * value).sum() for name, value in arriving.items()]).sum()
+    back = torch.autograd.grad(total, list(scales.values()), create_graph=True, materialize_grads=True)
+    rest = {name: value.detach().clone() for name, value in arriving.items()}
+    for (source, scale), gradient in zip(scales.items(), back, strict=True):
+        if not gradient.requires_grad:
+            continue
+        numbers = torch.arange(1, len(scale) + 1, dtype=scale.dtype, device=scale.device)
+        plain, numbered = (
+            torch.autograd.grad((gradient * tangent).sum(), list(along.values()), retain_graph=True, materialize_grads=True)
+            for tangent in (torch.ones_like(numbers), numbers)
+        )
+        for reader, one, many in zip(along, plain, numbered, strict=True):
+            reads = one > 0
+            if reads.any():
+                unit = torch.where(reads, many / one, 0.0)
+                if bool((unit - unit.round()).abs().max() > 1e-6):
+                    raise ValueError(f"PHEW cannot walk from {source} to {reader}: an input there mixes several units; choose SynFlow")
+                found.feeds[reader, source] = unit.round().long() - 1
+                rest[reader] -= one
+    found.entries = {name: left > 1e-9 * arriving[name].detach() for name, left in rest.items()}
+    return found

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from synflow_pl import prune
+from synflow_pl.flow import example_of, linearise, path_left
+from synflow_pl.masks import prunable
+from synflow_pl.networks import FC, VGG, Conv, ResNet
+from synflow_pl.pruners import PHEW
+from synflow_pl.pruners.phew import _Choice
+from synflow_pl.pruners.wiring import Wiring, wiring
+
+
+class Joined(nn.Module):
+    """Grouped convolutions whose outputs are joined and flattened into a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding=1, bias=False)
+        self.grouped = nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=False)
+        self.fc = nn.Linear(10 * 4, 3, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        first = self.stem(images).relu()
+        both = torch.cat([first, self.grouped(first).relu()], 1)
+        return self.fc(nn.functional.avg_pool2d(both, 2).flatten(1))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "fc": (lambda: FC((1, 4, 4), width=12), (1, 4, 4)),
+    "conv": (lambda: Conv((1, 8, 8)), (1, 8, 8)),
+    "resnet": (lambda: ResNet(8, width=4), (3, 8, 8)),
+    "joined": (Joined, (2, 4, 4)),
+}
+
+
+def wires(network: nn.Module, shape: tuple[int, ...]) -> Wiring:
+    layers = {name: parameter.detach() for name, parameter in prunable(network).items()}
+    return wiring(linearise(network, example_of(network, shape, None)), layers)
+
+
+def on_a_path(network: nn.Module, masks: dict[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
+    skeleton = linearise(network, example_of(network, shape, None))
+    return {name: g > 0 for name, g in skeleton.gradients({n: m.double() for n, m in masks.items()}, gains=False).items()}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@settings(max_examples=20, deadline=None)
+@given(exponent=st.floats(0.0, 1.0), seed=st.integers(0, 99))
+def test_every_weight_it_keeps_lies_on_a_path(name: str, exponent: float, seed: int) -> None:
+    build, shape = NETWORKS[name]
+    network = build()
+    total = sum(parameter.numel() for parameter in prunable(network).values())
+    kept = max(round(total ** (1 - exponent) * 12**exponent), 12)  # from all weights to about two paths
+    masks = prune(network, PHEW(seed), kept=kept, input_shape=shape)
+    assert masks.kept == kept
+    used = on_a_path(network, dict(masks), shape)
+    assert all(not (mask & ~used[layer]).any() for layer, mask in masks.items())
+
+
+def test_with_as_many_weights_as_layers_it_keeps_one_walk() -> None:
+    network = FC((1, 4, 4), depth=5, width=12)
+    masks = prune(network, PHEW(), kept=5, input_shape=(1, 4, 4))
+    assert [int(mask.sum()) for mask in masks.values()] == [1] * 5
+    assert path_left(network, masks, example_of(network, (1, 4, 4), None))
+
+
+def test_with_fewer_it_keeps_the_beginning_of_one() -> None:
+    masks = prune(FC((1, 4, 4), depth=5, width=12), PHEW(), kept=3, input_shape=(1, 4, 4))
+    assert [int(mask.sum()) for mask in masks.values()] == [1, 1, 1, 0, 0]
+
+
+def test_a_step_is_as_likely_as_its_weight_is_large() -> None:
+    # One input, two hidden units with weights 3 and -1 into them: of the first walks from the input three in four take the first.
+    network = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
+    network[0].weight.data = torch.tensor([[3.0], [-1.0]])
+    network[1].weight.data = torch.tensor([[1.0, 1.0]])
+    dense = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    took = 0
+    for seed in range(300):
+        network.load_state_dict(dense)
+        took += int(prune(network, PHEW(seed), kept=2, input_shape=(1,))["0.weight"][0, 0])
+    assert took / 300 == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 300))
+
+
+def test_choices_are_drawn_in_proportion_and_never_without_weight() -> None:
+    places = torch.tensor([2, 0, 0, 2, 2])
+    choice = _Choice(places, torch.tensor([10, 11, 12, 13, 14]), torch.tensor([1.0, 0.0, 5.0, 2.0, 1.0], dtype=torch.float64), 3)
+    generator = torch.Generator().manual_seed(0)
+    drawn = choice.draw(torch.tensor([0, 1, 2]).repeat(8000), generator).view(-1, 3)
+    assert set(drawn[:, 0].tolist()) == {12}
+    assert set(drawn[:, 1].tolist()) == {-1}
+    counts = torch.bincount(drawn[:, 2])[10:]
+    assert (counts / 8000).tolist() == pytest.approx([0.25, 0, 0, 0.5, 0.25], abs=0.025)
+
+
+def test_walks_start_in_turn_from_every_input_and_every_output() -> None:
+    network = FC((1, 4, 4), depth=3, width=12)
+    masks = prune(network, PHEW(), kept=250, input_shape=(1, 4, 4))
+    assert masks["layers.1.weight"].any(0).all()
+    assert masks["layers.5.weight"].any(1).all()
+
+
+def test_the_wiring_sees_through_shortcuts() -> None:
+    found = wires(ResNet(8, width=4), (3, 8, 8))
+    names = list(found.entries)
+    stem = names[0]
+    assert [name for name, entry in found.entries.items() if entry.any()] == [stem]
+    # What the stem makes is read by the first block's first convolution and, past it, by all that the second block reads.
+    readers = [reader for reader, source in found.feeds if source == stem]
+    assert len(readers) == 3
+    assert all(found.feeds[reader, stem].tolist() == [0, 1, 2, 3] for reader in readers)
+    assert [name for name, exits in found.exits.items() if exits.any()] == ["fc.weight"]
+
+
+def test_the_wiring_sees_through_groups_joining_and_flattening() -> None:
+    found = wires(Joined(), (2, 4, 4))
+    assert found.feeds["grouped.weight", "stem.weight"].tolist() == [0, 1, 2, 3]
+    # Ten channels of 2 x 2 pixels: the first four channels are the stem's.
+    assert found.feeds["fc.weight", "stem.weight"].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [-1] * 24
+    assert found.feeds["fc.weight", "grouped.weight"].tolist() == [-1] * 16 + [c for c in range(6) for _ in range(4)]
+    assert found.groups == {"stem.weight": 1, "grouped.weight": 2, "fc.weight": 1}
+
+
+def test_what_it_cannot_walk_through_is_named() -> None:
+    attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with pytest.raises(ValueError, match=r"cannot walk .*self_attn\.in_proj_weight"):
+        prune(attention, PHEW(), density=0.5, input_shape=(4, 8))
+
+
+@pytest.mark.slow
+def test_a_large_network_keeps_wide_layers() -> None:
+    network = VGG(16)
+    masks = prune(network, PHEW(), density=0.01, input_shape=(3, 32, 32))
+    assert masks.kept == math.ceil(masks.total / 100)
+    assert path_left(network, masks, example_of(network, (3, 32, 32), None))
+    assert all(mask.flatten(1).any(1).float().mean() > 0.9 for mask in masks.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet121", "resnet50"])
+def test_networks_of_torchvision_can_be_walked_through(name: str) -> None:
+    network = getattr(torchvision.models, name)(num_classes=10)
+    masks = prune(network, PHEW(), density=0.05, input_shape=(3, 64, 64))
+    assert masks.kept == math.ceil(masks.total / 20)
+    used = on_a_path(network, dict(masks), (3, 64, 64))
+    assert all(not (mask & ~used[layer]).any() for layer, mask in masks.items())

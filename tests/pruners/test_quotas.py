@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from synflow_pl import prune
+from synflow_pl.networks import FC, ResNet
+from synflow_pl.pruners import Random
+from synflow_pl.pruners.quotas import Rule, quotas
+
+RULES = get_args(Rule)
+shapes = st.lists(
+    st.one_of(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.tuples(*[st.integers(1, 9)] * 2, *[st.integers(1, 3)] * 2)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=100, deadline=None)
+@given(shapes=shapes, share=st.fractions(0, 1))
+def test_quotas_add_up_and_fit(rule: Rule, shapes: list[tuple[int, ...]], share: Fraction) -> None:
+    sizes = [math.prod(shape) for shape in shapes]
+    kept = math.floor(share * sum(sizes))
+    assume(rule != "smart_ratio" or kept >= 0.3 * sizes[-1])
+    found = quotas(rule, shapes, kept)
+    assert sum(found) == kept
+    assert all(0 <= quota <= size for quota, size in zip(found, sizes, strict=True))
+
+
+def test_uniform_is_the_same_share_of_each_layer_with_the_rest_to_the_largest_remainders() -> None:
+    # Of 10, 15 and 25 weights, 13 are 26 %: 2.6, 3.9 and 6.5. Rounded down 2, 3 and 6, and two more to .9 and .6.
+    assert quotas("uniform", [(2, 5), (3, 5), (5, 5)], 13) == [3, 4, 6]
+
+
+def test_erdos_renyi_gives_a_layer_what_is_proportional_to_inputs_plus_units() -> None:
+    # 10 + 20 = 30 and 20 + 40 = 60: of 45 weights 15 and 30.
+    assert quotas("er", [(20, 10), (40, 20)], 45) == [15, 30]
+    # ER sees channels, 2 + 4 = 6 in a kernel of 9 each: density 6 / 8 and 30 / 200 but for one factor. 54 : 30 weights.
+    assert quotas("er", [(4, 2, 3, 3), (20, 10)], 42) == [27, 15]
+    # ERK sees (2 + 4 + 3 + 3) = 12 and 30 weights.
+    assert quotas("erk", [(4, 2, 3, 3), (20, 10)], 42) == [12, 30]
+
+
+def test_a_layer_that_is_full_passes_its_excess_on() -> None:
+    # ER wishes 2 : 30 : 60 for sizes 1, 200, 800. At 46 weights 1 : 15 : 30; at 91 the first is full, 1 : 30 : 60.
+    assert quotas("er", [(1, 1), (20, 10), (40, 20)], 46) == [1, 15, 30]
+    assert quotas("er", [(1, 1), (20, 10), (40, 20)], 91) == [1, 30, 60]
+
+
+def test_smart_ratio_falls_with_depth_and_keeps_three_tenths_of_the_last_layer() -> None:
+    # Layers 1 and 2 of 3: 3^2 + 3 = 12 and 2^2 + 2 = 6, of equal sizes; 6 of the last 20. 36 weights: 20, 10, 6.
+    assert quotas("smart_ratio", [(10, 10), (10, 10), (2, 10)], 36) == [20, 10, 6]
+    with pytest.raises(ValueError, match=r"keeps 0\.3 of the last layer, 6 weights, more than the 5 that are to be left"):
+        quotas("smart_ratio", [(10, 10), (10, 10), (2, 10)], 5)
+
+
+def test_ideal_gas_quotas_are_lengths_under_one_force() -> None:
+    # F = 1 / 100: densities 1 / (1 + n F) of 100 and 300 weights are 1 / 2 and 1 / 4.
+    assert quotas("igq", [(10, 10), (10, 30)], 50 + 75) == [50, 75]
+
+
+def test_an_unknown_quota_is_refused_where_it_is_given() -> None:
+    with pytest.raises(ValueError, match="quota: 'kernels' is not one of uniform, er, erk, smart_ratio, igq"):
+        Random(quota="kernels")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_random_pruning_fills_its_quotas_exactly(rule: Rule, rounds: int) -> None:
+    network = ResNet(20)
+    masks = prune(network, Random(quota=rule), density=0.05, rounds=rounds)
+    expected = quotas(rule, [mask.shape for mask in masks.values()], masks.kept)
+    found = [int(mask.sum()) for mask in masks.values()]
+    # Rounding may differ by one where an earlier round has left no more.
+    assert found == expected if rounds == 1 else all(abs(a - b) <= 1 for a, b in zip(found, expected, strict=True))
+    assert masks.density == pytest.approx(0.05, abs=1e-5)
+
+
+def test_a_quota_and_the_local_scope_contradict_each_other() -> None:
+    with pytest.raises(ValueError, match="quota='erk' and scope='local' both say how many weights each layer keeps"):
+        prune(FC(), Random(quota="erk"), density=0.1, scope="local")
+
+
+def test_within_a_layer_its_places_are_random() -> None:
+    first, second = (prune(FC(), Random(seed, quota="erk"), density=0.1)["layers.1.weight"] for seed in (1, 2))
+    assert int(first.sum()) == int(second.sum())
+    # Two independent masks of density d share d^2 of the weights.
+    density = float(first.float().mean())
+    assert float((first & second).float().mean()) == pytest.approx(density**2, rel=0.15)
+    assert torch.unique(first.nonzero()[:, 1]).numel() > 700

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from synflow_pl import prune
+from synflow_pl.networks import ResNet
+from synflow_pl.pruners import FORCE, SNIP, GraSP, Pruner, Subject
+from tests.pruners.networks import half_square, scores, small, small_batches
+
+
+def test_the_score_is_the_weight_times_the_gradient_of_the_mean_loss() -> None:
+    # f(x) = w . x with w = (2, -1), half the squared error. For x = (1, 3): f = -1, target 1, error -2.
+    network = nn.Linear(2, 1, bias=False)
+    network.weight.data = torch.tensor([[2.0, -1.0]])
+    batches = [(torch.tensor([[1.0, 3.0]]), torch.tensor([1.0]))]
+    # dL/dw = error * x = (-2, -6), so |w dL/dw| = (4, 6).
+    assert scores(SNIP(), network, batches, half_square)["weight"].tolist() == [[4.0, 6.0]]
+
+
+def test_a_short_last_batch_weighs_by_its_images() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(1.0)
+    images, targets = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0.0, 0.0, 0.0])
+    parts = [(images[:2], targets[:2]), (images[2:], targets[2:])]
+    # The gradient is the mean of x^2: (1 + 4 + 9) / 3; the mean of the batches' means would be (2.5 + 9) / 2.
+    assert scores(SNIP(), network, parts, half_square)["weight"].item() == pytest.approx(14 / 3)
+
+
+def test_it_is_the_derivative_of_the_loss_by_each_entry_of_the_mask() -> None:
+    network, batches = small(), small_batches()
+    found = scores(SNIP(), network, batches)
+    weights = {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.dim() == 2}
+
+    def loss(name: str, index: int, entry: float) -> float:
+        mask = torch.ones_like(weights[name])
+        mask.view(-1)[index] = entry
+        logits = [(functional_call(network, {name: weights[name] * mask}, (images,)), labels) for images, labels in batches]
+        return sum(float(nn.functional.cross_entropy(x, y, reduction="sum")) for x, y in logits) / sum(len(y) for _, y in logits)
+
+    for name, weight in weights.items():
+        for index in range(weight.numel()):
+            slope = (loss(name, index, 1 + 1e-6) - loss(name, index, 1 - 1e-6)) / 2e-6
+            assert found[name].view(-1)[index].item() == pytest.approx(abs(slope), abs=1e-8)
+
+
+@pytest.mark.parametrize("pruner", [SNIP, FORCE, GraSP], ids=lambda pruner: pruner.__name__)
+def test_in_train_mode_batches_are_normalised_by_themselves_and_running_statistics_stay(pruner: type[Pruner]) -> None:
+    network = ResNet(8, width=4)
+    with torch.no_grad():
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 2.0)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    batches = [(torch.randn(6, 3, 8, 8), torch.randint(0, 10, (6,)))]
+    found = scores(pruner(), network, batches, train_mode=True)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert not torch.allclose(found["fc.weight"], scores(pruner(), network, batches)["fc.weight"])
+    # Running statistics do not count then: scores are the same whatever they are.
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_var"):
+            buffer.fill_(7.0)
+    again = scores(pruner(), network, batches, train_mode=True)
+    assert all(torch.equal(score, again[name]) for name, score in found.items())
+
+
+def test_dropout_in_train_mode_draws_the_same_for_the_same_seed_and_moves_no_random_state() -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    batches = [(torch.randn(6, 4), torch.randint(0, 3, (6,)))]
+    before = torch.get_rng_state()
+    first = scores(SNIP(), network, batches, train_mode=True)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first["0.weight"], scores(SNIP(), network, batches, train_mode=True)["0.weight"])
+
+
+def test_iterated_it_scores_the_loss_of_what_is_left() -> None:
+    living: list[dict[str, Tensor]] = []
+    seen: list[dict[str, Tensor]] = []
+
+    class Watched(SNIP):
+        def score(self, subject: Subject) -> dict[str, Tensor]:
+            found = super().score(subject)
+            living.append({name: mask.clone() for name, mask in subject.masks.items()})
+            seen.append({name: score.clone() for name, score in found.items()})
+            return found
+
+    batches = small_batches()
+    prune(small(), Watched(), kept=6, rounds=2, batches=batches)
+    expected = scores(SNIP(), small(), batches, masks=living[1])
+    assert sum(int(mask.sum()) for mask in living[1].values()) == 11  # 20 * (6 / 20) ** (1 / 2) = 10.95
+    assert all(torch.equal(seen[1][name], score) for name, score in expected.items())
+    assert any(not torch.allclose(seen[0][name][mask], seen[1][name][mask]) for name, mask in living[1].items())

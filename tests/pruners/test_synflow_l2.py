@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from synflow_pl.networks import FC, ResNet
+from synflow_pl.pruners import SynFlow, SynFlowL2
+from tests import textbook
+from tests.pruners.networks import scores
+
+
+def test_the_skeleton_is_that_of_the_squares() -> None:
+    # Two inputs, two hidden units, one output. Paths and their products: from each input 1 * 2 and 3 * 4, from the other 5 * 2, 7 * 4.
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    network[0].weight.data = torch.tensor([[1.0, -5.0], [3.0, 7.0]])
+    network[2].weight.data = torch.tensor([[-2.0, 4.0]])
+    found = scores(SynFlowL2(), network, input_shape=(2,))
+    # A weight's score is the sum of the squared products of its paths, 4, 100, 144 and 784 (up to a power of two that all share).
+    paths = torch.tensor([[4.0, 100.0], [144.0, 784.0]])
+    ratio = 4.0 / found["0.weight"][0, 0]
+    assert torch.equal(found["0.weight"] * ratio, paths)
+    assert torch.equal(found["2.weight"] * ratio, paths.sum(1)[None])
+    # The squares of SynFlow's scores would add before they square: (2 + 10)^2 = 144, not 104, for the first output weight.
+    first = scores(SynFlow(), network, input_shape=(2,))["2.weight"]
+    assert float(first[0, 1] ** 2 / first[0, 0] ** 2) == pytest.approx((40 / 12) ** 2)
+    assert float(found["2.weight"][0, 1] / found["2.weight"][0, 0]) == pytest.approx(928 / 104)
+
+
+@pytest.mark.parametrize("name", ["fc", "resnet"])
+def test_it_is_the_textbooks_synflow_on_a_network_of_squares(name: str) -> None:
+    network, shape = (FC((1, 4, 4)), (1, 4, 4)) if name == "fc" else (ResNet(8, width=4), (3, 8, 8))
+    network.double()
+    with torch.no_grad():
+        for key, tensor in [*network.named_parameters(), *network.named_buffers()]:
+            if key.endswith("running_var") or tensor.dim() == 1:
+                tensor.uniform_(0.5, 2.0)
+    found = scores(SynFlowL2(), network, input_shape=shape)
+    squared = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in squared.parameters():
+            parameter.square_()
+        for module in squared.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.copy_((module.running_var + module.eps) ** 2 - module.eps)
+    expected = textbook.first_scores(squared, shape)
+    largest = {kind: max(float(score.max()) for score in kind_scores.values()) for kind, kind_scores in (("f", found), ("e", expected))}
+    for key, score in expected.items():
+        torch.testing.assert_close(found[key] / largest["f"], score / largest["e"], rtol=1e-10, atol=0.0)
