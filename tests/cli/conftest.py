@@ -14,9 +14,11 @@ QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 
 
 def random_images(self: Images, train: bool) -> tuple[Tensor, Tensor]:
-    """Twenty random images of a data set's shape, two of each digit."""
+    """Random images of a data set's shape, twenty of each class: a tenth held out, there are enough of each to prune on."""
+    count = 20 * self.num_classes
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (20, *self.input_shape), dtype=torch.uint8, generator=generator), torch.arange(20) % 10
+    images = torch.randint(256, (count, *self.input_shape), dtype=torch.uint8, generator=generator)
+    return images, torch.arange(count) % self.num_classes
 
 
 @pytest.fixture
