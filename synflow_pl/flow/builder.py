@@ -8,18 +8,18 @@ is a gain, its magnitude as recorded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from synflow_pl.flow.recording import Operation, Recording, Value
+from synflow_pl.flow.recording import Operation, Recording, Value, is_number
 from synflow_pl.flow.skeleton import Skeleton, StandIn, Step
 
-__all__ = ["Builder"]
+__all__ = ["Builder", "Rule"]
 
 aten = torch.ops.aten
 
@@ -37,6 +37,7 @@ class Builder:
         weights: numbers of the values that depend on prunable parameters and on no input.
         touched: numbers of the values that depend on the input and carry no flow: indices, comparisons.
         level: by number, how much a value looks like a gate (:mod:`synflow_pl.flow.gates`).
+        mixed: by number, how many products of two signals lie behind a value.
         gated: whether one signal has been found to gate another.
     """
 
@@ -47,6 +48,7 @@ class Builder:
         self.touched = {value.number for value in recording.inputs} - self.flow
         self.weights = {number for number, name in recording.parameters.items() if name in weights}
         self.level: dict[int, int] = {}
+        self.mixed: dict[int, int] = {}
         self.gated = False
         self._fed = {value.number: torch.ones_like(self.tensor(value)) for value in recording.inputs if value.number in self.flow}
         self._origin = {number: {name} for number, name in recording.parameters.items() if name in parameters}
@@ -74,7 +76,7 @@ class Builder:
 
         From here on :meth:`carries` says which of its arguments are meant.
         """
-        values = list(leaves(operation))
+        values = operation.reads
         for carried in (self.flow, self.weights):
             if any(self.resolve(value).number in carried for value in values):
                 self._carried = carried
@@ -193,7 +195,7 @@ class Builder:
 
     def stand_in(self, operation: Operation) -> None:
         """For an operation without a rule: the identity where shapes agree, else plain averaging."""
-        signals = [value for value in leaves(operation) if self.carries(value)]
+        signals = [value for value in operation.reads if self.carries(value)]
         for index, output in enumerate(operation.outputs):
             if output is None:
                 continue
@@ -246,16 +248,7 @@ class Builder:
         return self.resolve(value).number in self.flow or self.resolve(value).number in self.weights
 
 
-def is_number(tensor: Tensor) -> bool:
-    """Whether a tensor can carry flow; indices and marks cannot."""
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def leaves(operation: Operation) -> Iterator[Value]:
-    """The values that an operation reads, in order."""
-    for leaf in tree_leaves((operation.args, operation.kwargs), is_leaf=lambda item: isinstance(item, Value)):
-        if isinstance(leaf, Value):
-            yield leaf
+Rule = Callable[[Builder, Operation], None]
 
 
 def _name_weights(steps: list[Step], names: dict[int, str]) -> list[Step]:

@@ -6,8 +6,13 @@ carries the flow; and in attention, the flow goes through the values. Seen from 
 1. what has come through a function that is bounded (sigmoid, softmax, a clamp from zero up; failing that, tanh or erf): squeeze-excite,
    GLU, attention, and also x * sigmoid(x), which is SiLU, the identity, or hard-swish and GELU by hand;
 2. else what is smaller and spread out over the other: a gain for each channel, or each position;
-3. else what has come through any nonlinearity: SwiGLU;
-4. else, by custom, the right one of two multiplied signals, and the left one of two contracted: q (k^T v) in linear attention.
+3. else what has been made from the other: x * f(x), as in large-kernel attention;
+4. else what has come through any nonlinearity, since it was a part of something larger: SwiGLU;
+5. else what has been made from something that the other is a mere part of: gMLP;
+6. else, by custom, the right one.
+
+Of two signals in a matrix product the one that averages is what has come through a bounded function or, failing that, a nonlinearity;
+else what has fewer such products behind it; else, by custom, the left one: in linear attention, q (k^T v), first k and then q.
 
 A gate's constant is one, whatever its value would be: it is a positive number that depends on weights, and scores that followed it
 would depend on what the flow has nothing to do with. In a contraction (attention) the constant is plain averaging over what is summed
@@ -21,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synflow_pl.flow.builder import Builder, leaves
+from synflow_pl.flow.builder import Builder
+from synflow_pl.flow.normalisation import NORMALISATIONS
 from synflow_pl.flow.recording import Operation, Value
 
 __all__ = ["attention", "contract", "gate", "set_level"]
@@ -36,46 +42,85 @@ _LEVELS = {
     ),
 }
 # After these a signal is a plain one again.
-_PLAIN = frozenset("convolution mm addmm bmm baddbmm mv addmv native_layer_norm native_group_norm native_batch_norm".split())
+_PRODUCTS = frozenset("mm addmm bmm baddbmm mv addmv".split())
+_PLAIN = _PRODUCTS | NORMALISATIONS.keys() | {"convolution"}
+# What takes a part of a signal, and what looks at it in another shape.
+_PARTS = frozenset("split split_with_sizes unbind slice select narrow".split())
+_SHAPES = frozenset("view _unsafe_view permute transpose squeeze unsqueeze expand".split())
 
 
 def set_level(builder: Builder, operation: Operation) -> None:
     """Note how much the operation's output looks like a gate. Moved about, scaled or shifted by constants, it still does."""
     name = operation.name
+    read = [value.number for value in operation.reads if builder.carries(value)]
     if name in ("hardtanh", "clamp"):
-        low, high = operation.args[1:3] if len(operation.args) > 2 else (None, None)
-        level = UNIT if isinstance(low, (int, float)) and low >= 0 and high is not None else BOUNDED
-        level = level if high is not None else ACTIVATED
+        given = {"min_val": -1, "max_val": 1} | operation.bound() if name == "hardtanh" else operation.bound()
+        low, high = (given.get(end, given.get(f"{end}_val")) for end in ("min", "max"))
+        level = ACTIVATED if low is None or high is None else UNIT if isinstance(low, (int, float)) and low >= 0 else BOUNDED
     elif name in _PLAIN:
         level = 0
     else:
-        signals = [builder.level.get(value.number, 0) for value in leaves(operation) if builder.carries(value)]
+        signals = [builder.level.get(number, 0) for number in read]
         level = max(_LEVELS.get(name, 0), min(signals))
         if name == "mul" and len(signals) == 2:
             level = max(level, ACTIVATED if max(signals) >= BOUNDED else 0)
+        if name in _PARTS and level == ACTIVATED:
+            level = 0
+    mixed = max(builder.mixed.get(number, 0) for number in read) + (name in _PRODUCTS and len(read) > 1)
     for output in operation.outputs:
         if output is not None:
-            builder.level[output.number] = level
+            builder.level[output.number], builder.mixed[output.number] = level, mixed
 
 
 def gate(builder: Builder, operation: Operation, left: Value, right: Value) -> None:
     """A product of two signals, entry by entry: the flow of the gated one, as it is."""
     builder.gated = True
-    levels = [builder.level.get(value.number, 0) for value in (left, right)]
-    bounded = [level if level >= BOUNDED else 0 for level in levels]
-    sizes = [builder.tensor(value).numel() for value in (left, right)]
-    # Compared in this order; the larger of the pair is the gate's.
-    for mine, other in (bounded, (-sizes[0], -sizes[1]), levels):
-        if mine != other:
-            return builder.same(operation, right if mine > other else left)
+
+    def level(value: Value, other: Value) -> int:
+        return builder.level.get(value.number, 0)
+
+    def bounded(value: Value, other: Value) -> int:
+        return level(value, other) if level(value, other) >= BOUNDED else 0
+
+    def small(value: Value, other: Value) -> int:
+        return -builder.tensor(value).numel()
+
+    def made_from(value: Value, other: Value) -> bool:
+        return _made_from(builder, value, other, whole=False)
+
+    def made_from_whole(value: Value, other: Value) -> bool:
+        return _made_from(builder, value, other, whole=True)
+
+    for question in (bounded, small, made_from, level, made_from_whole):
+        mine, others = question(left, right), question(right, left)
+        if mine != others:
+            return builder.same(operation, right if mine > others else left)
     builder.same(operation, left)
+
+
+def _made_from(builder: Builder, value: Value, other: Value, whole: bool) -> bool:
+    """Whether the flow of ``value`` comes through ``other`` or, with ``whole``, through what the other is a part of."""
+    makers = {number: step for step in builder.steps for number in step.outputs}
+    sought = builder.resolve(other).number
+    while sought in makers and makers[sought].name in (_PARTS | _SHAPES if whole else _SHAPES):
+        sought = makers[sought].operands[0]
+    ahead, seen = [builder.resolve(value).number], set[int]()
+    while ahead:
+        number = ahead.pop()
+        if number == sought:
+            return True
+        if number in makers and number not in seen:
+            seen.add(number)
+            ahead += makers[number].operands
+    return False
 
 
 def contract(builder: Builder, operation: Operation, left: Value, right: Value) -> None:
     """A matrix product of two signals: one averages over the other."""
     builder.gated = True
     levels = [builder.level.get(value.number, 0) for value in (left, right)]
-    averaging = right if levels[1] > levels[0] else left
+    behind = [builder.mixed.get(value.number, 0) for value in (left, right)]
+    averaging = right if (levels[1], -behind[1]) > (levels[0], -behind[0]) else left
     summed = -1 if averaging is left else -2
     recorded = builder.tensor(averaging)
     support = torch.ones_like(recorded, dtype=torch.bool)

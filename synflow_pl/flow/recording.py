@@ -18,7 +18,7 @@ from torch.func import functional_call, functionalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Operation", "Recording", "Value", "evaluating", "example_of", "record"]
+__all__ = ["Operation", "Recording", "Value", "evaluating", "example_of", "is_number", "record"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,21 @@ class Operation:
         """The operation's name without namespace and overload: ``convolution``, ``add``, ``relu``."""
         return self.target._schema.name.split("::")[1].rstrip("_") or self.target._schema.name
 
+    @property
+    def reads(self) -> list[Value]:
+        """The values that it reads, in order."""
+        leaves = tree_leaves((self.args, self.kwargs), is_leaf=lambda leaf: isinstance(leaf, Value))
+        return [leaf for leaf in leaves if isinstance(leaf, Value)]
+
     def bound(self) -> dict[str, Any]:
         """The arguments by the names that the operation's schema gives them."""
         names = [argument.name for argument in self.target._schema.arguments]
         return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
+
+
+def is_number(tensor: Tensor) -> bool:
+    """Whether a tensor can carry flow; indices and marks cannot."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 @dataclass
@@ -154,18 +165,27 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     Returns:
         The recording. Its tensors are those of this one pass, at the network's own precision.
     """
-    parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
     # A buffer may be written to even in eval mode (a step counter), so the pass gets copies.
-    buffers = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
-    state = {**parameters, **buffers}
+    copies = {id(buffer): buffer.detach().clone() for buffer in network.buffers()}
+    copies |= {id(parameter): parameter.detach() for parameter in network.parameters()}
+    # Each tensor of each module once, though a module may have several names and a tensor several owners: torch would tie them by
+    # name, and then gives a module with two names the pass's tensor back instead of its own.
+    state = {
+        f"{prefix}.{name}".lstrip("."): copies[id(tensor)]
+        for prefix, module in network.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
     recorder = _Recorder()
-    named = {recorder.value(tensor).number: name for name, tensor in state.items()}
+    named = {
+        recorder.value(copies[id(tensor)]).number: name for name, tensor in (*network.named_parameters(), *network.named_buffers())
+    }
     fed = tuple(recorder.value(tensor) for tensor in inputs)
 
     def forward(state: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Any:
-        return functional_call(network, state, inputs)
+        return functional_call(network, state, inputs, tie_weights=False)
 
     with evaluating(network), _attention_in_parts(), torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
         result = functionalize(forward)(state, inputs)
-    outputs = tuple(recorder.value(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+    outputs = tuple(recorder.value(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and is_number(leaf))
     return Recording(fed, named, outputs, recorder.operations, recorder.tensors)

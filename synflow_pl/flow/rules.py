@@ -14,21 +14,19 @@ An operation without a rule is the identity where shapes agree, else plain avera
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from synflow_pl.flow.builder import Builder, leaves
+from synflow_pl.flow.builder import Builder, Rule
 from synflow_pl.flow.gates import attention, contract, gate, set_level
-from synflow_pl.flow.recording import Operation, Value
+from synflow_pl.flow.normalisation import NORMALISATIONS
+from synflow_pl.flow.recording import Operation
 
 __all__ = ["apply_rule"]
 
 aten = torch.ops.aten
-
-Rule = Callable[[Builder, Operation], None]
 
 # The identity on flow: pointwise nonlinearities, and what only copies or changes the kind of number.
 _IDENTITY = frozenset(
@@ -70,7 +68,7 @@ def apply_rule(builder: Builder, operation: Operation) -> None:
     elif name in _CREATES:
         return builder.drop(operation)
     elif name in _IDENTITY:
-        builder.same(operation, next(value for value in leaves(operation) if builder.carries(value)))
+        builder.same(operation, next(value for value in operation.reads if builder.carries(value)))
     elif name in _LINEAR:
         builder.replay(operation)
     elif name in _VIEW:
@@ -164,50 +162,6 @@ def _product(builder: Builder, operation: Operation) -> None:
     builder.step(operation, torch.matmul, builder.factor(left), builder.factor(right), contraction=True)
 
 
-def _batch_norm(builder: Builder, operation: Operation) -> None:
-    given = operation.bound()
-    variance, weight = given.get("running_var"), given.get("weight")
-    channels = (-1,) + (1,) * (builder.tensor(given["input"]).dim() - 2)
-    if builder.in_weights:
-        # Standardised weights: over their own deviation, as recorded.
-        inverse = operation.outputs[2]
-        assert inverse is not None
-        gain = builder.tensor(inverse)
-    elif isinstance(variance, Value):
-        gain = (builder.tensor(variance) + given["eps"]).rsqrt()
-    else:
-        # No running statistics: normalised by the batch, like an instance norm.
-        return _gain(builder, operation, given["input"], weight, channels)
-    gain = gain if weight is None else gain * builder.tensor(weight)
-    builder.step(operation, torch.mul, builder.resolve(given["input"]), builder.gain(gain.reshape(channels), weight))
-
-
-def _layer_norm(builder: Builder, operation: Operation) -> None:
-    given = operation.bound()
-    _gain(builder, operation, given["input"], given.get("weight"))
-
-
-def _group_norm(builder: Builder, operation: Operation) -> None:
-    given = operation.bound()
-    channels = (-1,) + (1,) * (builder.tensor(given["input"]).dim() - 2)
-    _gain(builder, operation, given["input"], given.get("weight"), channels)
-
-
-def _gain(builder: Builder, operation: Operation, signal: Value, weight: Any, shape: tuple[int, ...] | None = None) -> None:
-    if not isinstance(weight, Value):
-        return builder.same(operation, signal)
-    gain = builder.tensor(weight)
-    builder.step(operation, torch.mul, builder.resolve(signal), builder.gain(gain if shape is None else gain.reshape(shape), weight))
-
-
-def _weight_norm(builder: Builder, operation: Operation) -> None:
-    # v g / ||v||: the factor on v is a gain, as recorded.
-    direction, length, dim = operation.args[:3]
-    kept = [index for index in range(builder.tensor(direction).dim()) if index != dim]
-    norm = torch.linalg.vector_norm(builder.tensor(direction), dim=kept, keepdim=True)
-    builder.step(operation, torch.mul, builder.resolve(direction), builder.gain(builder.tensor(length) / norm, length))
-
-
 def _pad(builder: Builder, operation: Operation) -> None:
     # Whatever a network pads with is an additive term; zero lets no flow in at the border.
     builder.step(operation, aten.constant_pad_nd, builder.resolve(operation.args[0]), operation.args[1], 0.0)
@@ -267,15 +221,7 @@ _RULES: dict[str, Rule] = {
     "addcmul": _add_product,
     "convolution": _convolution,
     **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "addmv", "mv"), _product),
-    "native_batch_norm": _batch_norm,
-    "_native_batch_norm_legit": _batch_norm,
-    "_native_batch_norm_legit_no_training": _batch_norm,
-    "cudnn_batch_norm": _batch_norm,
-    "miopen_batch_norm": _batch_norm,
-    "native_layer_norm": _layer_norm,
-    "_fused_rms_norm": _layer_norm,
-    "native_group_norm": _group_norm,
-    "_weight_norm_interface": _weight_norm,
+    **NORMALISATIONS,
     "constant_pad_nd": _pad,
     "masked_fill": _fill_masked,
     "where": _where,

@@ -1,11 +1,4 @@
-"""Skeleton: the linear network that flow passes through, and how its numbers are kept in range.
-
-R, the sum of the outputs, is a product of one factor per layer: it overflows float32 in a ResNet of about 32 layers and float64 in
-ResNet-1202. But at a *cut*, a value that every path from input to output crosses, R is linear in that value, so dividing it by a
-constant divides R, and with it every score |w| dR/d|w|, by that same constant: the ranking does not change. We divide at each cut by
-the power of two next to its largest entry, found anew in each pass and detached, so that nothing of a score changes but its exponent.
-(Attached, the layer before a cut would get the wrong scores.)
-"""
+"""Skeleton: the linear network that flow passes through."""
 
 from __future__ import annotations
 
@@ -18,13 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from synflow_pl.flow.cuts import LONGEST_STRETCH, cuts, in_range
 from synflow_pl.flow.recording import Value
 
 __all__ = ["Block", "Skeleton", "Step", "magnitude"]
-
-# A stretch is the number of weight layers between two cuts. Each multiplies the flow by at most a few thousand, so float32's range of
-# 2**127 either way holds about this many with room to spare; a network with a longer stretch is scored in float64.
-LONGEST_STRETCH = 8
 
 
 @dataclass(frozen=True)
@@ -127,7 +117,7 @@ class Skeleton:
         zero = [name for number, name in self._names.items() if not bool(self._parameters[number].any())]
         self.silent = frozenset(zero).union(*(silent[number] for number in self._gains if number in silent))
         self._units = {name: parameters[number].shape[0] for number, name in self._names.items()}
-        self._cut_before, self.stretch = _cuts(self._steps, set(flow), inputs.keys() & read, outputs)
+        self._cut_before, self.stretch = cuts(self._steps, set(flow), inputs.keys() & read, outputs)
         own = next(iter(self._parameters.values())).dtype if self._parameters else torch.float32
         lowest = torch.float32 if own in (torch.float16, torch.bfloat16) else own
         self.dtype = torch.float64 if self.stretch > LONGEST_STRETCH else lowest
@@ -167,7 +157,7 @@ class Skeleton:
         for index, step in enumerate(self._steps):
             if index in self._cut_before:
                 number = self._cut_before[index]
-                values[number] = _in_range(values[number])
+                values[number] = in_range(values[number])
                 if watch is not None:
                     watch(None, [values[number]])
             arguments = _fill(step.args, values)
@@ -231,11 +221,11 @@ class Skeleton:
         """How far flow is from being conserved (Tanaka et al. 2020, Theorem 2), in [0, inf): what passes through each cut, the sum of
         value * dR/dvalue, against R; the largest relative difference over all cuts. Zero but for rounding.
         """
-        cuts: list[Tensor] = []
+        crossed: list[Tensor] = []
 
         def watch(step: Step | None, arguments: Sequence[Any]) -> None:
             if step is None:
-                cuts.append(arguments[0])
+                crossed.append(arguments[0])
 
         dtype = next(iter(weights.values())).dtype if weights else self.dtype
         sources = {number: self._constants[number] for number in self._sources}
@@ -244,10 +234,10 @@ class Skeleton:
         try:
             with torch.enable_grad():
                 total = self.flow({name: weight.detach() for name, weight in weights.items()}, watch=watch)
-            through = torch.autograd.grad(total, [*leaves.values(), *cuts])
+            through = torch.autograd.grad(total, [*leaves.values(), *crossed])
         finally:
             self._constants.update(sources)
-        passing = [(value * gradient).sum().detach() for value, gradient in zip([*leaves.values(), *cuts], through, strict=True)]
+        passing = [(value * gradient).sum().detach() for value, gradient in zip([*leaves.values(), *crossed], through, strict=True)]
         entering = torch.stack(passing[: len(leaves)]).sum()
         return max(float((flow / total.detach() - 1).abs()) for flow in (entering, *passing[len(leaves) :]))
 
@@ -270,14 +260,6 @@ def _fill(argument: Any, values: Mapping[int, Any]) -> Any:
     return argument
 
 
-def _in_range(value: Tensor) -> Tensor:
-    peak = value.detach().amax()
-    mantissa, _ = torch.frexp(peak)
-    # peak / (2 * mantissa) is the power of two at or below peak, exactly: the quotient is representable. (exp2 may be off by an ulp.)
-    power = torch.where(peak > 0, peak / (2 * mantissa), torch.ones_like(peak))
-    return value / power
-
-
 def _needed(steps: list[Step], outputs: tuple[int, ...]) -> list[Step]:
     """The steps that an output depends on, in order."""
     wanted = set(outputs)
@@ -298,33 +280,3 @@ def _last_uses(steps: list[Step], outputs: tuple[int, ...]) -> dict[int, list[in
         if number not in outputs:
             release.setdefault(index, []).append(number)
     return release
-
-
-def _cuts(steps: list[Step], flow: set[int], inputs: Collection[int], outputs: tuple[int, ...]) -> tuple[dict[int, int], int]:
-    """Where every path crosses one value: by the index of the step that follows, the number of the cut value.
-
-    In order of execution, a value is crossed by every path exactly if, at some moment, it is the only one made that is still to be
-    read. Also returns the longest stretch, in weight layers, from cut to cut along any path.
-    """
-    last: dict[int, int] = {}
-    for index, step in enumerate(steps):
-        last.update((number, index) for number in step.operands if number in flow)
-    last.update((number, len(steps)) for number in outputs)
-    live = set(inputs)
-    # The input itself is ones; nothing has to be brought back in range before the first weight layer.
-    depth = dict.fromkeys(inputs, 0)
-    cuts: dict[int, int] = {}
-    stretch = 0
-    for index, step in enumerate(steps):
-        operands = [number for number in step.operands if number in flow]
-        if len(live) == 1 and depth[next(iter(live))] > 0:
-            cut = cuts[index] = next(iter(live))
-            depth[cut] = 0
-        reached = max((depth[number] for number in operands), default=0) + step.contraction
-        stretch = max(stretch, reached)
-        for number in step.outputs:
-            if number in flow and number in last:
-                live.add(number)
-                depth[number] = reached
-        live -= {number for number in live if last[number] <= index}
-    return cuts, stretch

@@ -68,6 +68,16 @@ def test_scores_are_those_of_the_network_made_positive(name: str) -> None:
         torch.testing.assert_close(gradient, positive.get_parameter(key).grad, rtol=1e-12, atol=0)
 
 
+def test_a_module_under_two_names_is_left_as_it_was() -> None:
+    layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    network = nn.Sequential(layer, layer)
+    weight, mean = layer[0].weight, layer[1].running_mean
+    skeleton = linearise(network, example_of(network, (2,), None))
+    assert layer[0].weight is weight
+    assert layer[1].running_mean is mean
+    assert skeleton.weights == {"0.0.weight"}
+
+
 def test_every_input_of_several_sends_flow() -> None:
     network = TwoInputs()
     skeleton = linearise(network, (torch.zeros(1, 3), torch.zeros(1, 2)))

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synflow_pl.flow import Skeleton, example_of, linearise
+from synflow_pl.flow.builder import Builder
+from synflow_pl.flow.recording import Operation, Recording, Value
+from synflow_pl.flow.rules import apply_rule
 from synflow_pl.masks import prunable
 from synflow_pl.networks import FC
 
@@ -88,6 +91,7 @@ BY_HAND: dict[str, Callable[[Tensor], Tensor]] = {
     "mish": lambda x: x * torch.tanh(F.softplus(x)),
     "relu of a mask": lambda x: x * (x > 0),
     "relu of where": lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+    "gate from -1 to 1": lambda x: F.hardtanh(x) * x,
     "square": lambda x: x * x,
 }
 
@@ -130,17 +134,53 @@ class TwoHalves(nn.Module):
         (lambda a, b: F.silu(a) * b, 1),  # SwiGLU
         (lambda a, b: a * F.gelu(b), 0),  # GEGLU
         (lambda a, b: torch.tanh(a) * torch.sigmoid(b), 0),  # WaveNet
+        (lambda a, b: F.gelu(a) * (b + F.linear(b, torch.ones(1, 1))) / 2, 1),  # MambaOut: the gate is a, though only b is worked on
+        (lambda a, b: a * F.linear(F.gelu(a), torch.ones(1, 1)), 0),  # large-kernel attention
+        (lambda a, b: F.gelu(a) * F.linear(F.gelu(a), torch.ones(1, 1)), 0),
         (lambda a, b: a * b, 0),
         (lambda a, b: a / b, 0),
         (lambda a, b: torch.addcmul(torch.zeros(1), a, b), 0),
     ],
-    ids=["glu", "sigmoid", "sigmoid first", "swiglu", "geglu", "wavenet", "product", "quotient", "addcmul"],
+    ids=[
+        "glu",
+        "sigmoid",
+        "sigmoid first",
+        "swiglu",
+        "geglu",
+        "wavenet",
+        "mambaout",
+        "made from it",
+        "made from it, activated",
+        "product",
+        "quotient",
+        "addcmul",
+    ],
 )
 def test_what_is_gated_carries_the_flow_and_the_gates_rows_carry_none(how: Callable[..., Tensor], carries: int) -> None:
     total, found = scores(TwoHalves(how), (1,))
     row = [3.0, 5.0][carries]
     assert total == 2 * row
     assert found["layer.weight"].flatten().tolist() == [2 * row if index == carries else 0.0 for index in (0, 1)]
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_is_made_from_what_the_other_is_a_part_of_gates_it(swapped: bool) -> None:
+    class MadeFrom(nn.Module):
+        """u * (norm and mix v), with u and v the halves of one GELU: gMLP's spatial gating unit."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm, self.mix = nn.Linear(1, 2, bias=False), nn.LayerNorm(1), nn.Linear(1, 1)
+            fill(self.layer, [3.0], [5.0])
+
+        def forward(self, signal: Tensor) -> Tensor:
+            left, right = F.gelu(self.layer(signal)).chunk(2, 1)
+            right = self.mix(self.norm(right))
+            return right * left if swapped else left * right
+
+    total, found = scores(MadeFrom(), (1,))
+    assert total == 3
+    assert found["layer.weight"].flatten().tolist() == [3.0, 0.0]
 
 
 def test_layer_scale_is_a_gain_and_one_that_is_zero_counts_as_ones_and_is_named() -> None:
@@ -186,12 +226,29 @@ class Attention(nn.Module):
             mixed = (query @ key.transpose(-1, -2) + self.table).softmax(-1) @ value
         elif self.how == "values first":
             mixed = (value.transpose(-1, -2) @ (query @ key.transpose(-1, -2)).softmax(-1).transpose(-1, -2)).transpose(-1, -2)
+        elif self.how == "linear, turned round":
+            mixed = ((value.mT @ key.relu()) @ query.relu().mT).mT
+        elif self.how == "linear, of plain signals":
+            mixed = ((key.mT @ value).mT @ query.mT).mT
         else:
             mixed = query.relu() @ (key.relu().transpose(-1, -2) @ value)
         return self.proj(mixed.squeeze(1))
 
 
-@pytest.mark.parametrize("how", ["fused", "fused with a bias", "by hand", "values first", "linear", "causal", "causal by hand"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "fused",
+        "fused with a bias",
+        "by hand",
+        "values first",
+        "linear",
+        "linear, turned round",
+        "linear, of plain signals",
+        "causal",
+        "causal by hand",
+    ],
+)
 def test_attention_averages_over_tokens_and_the_flow_goes_through_the_values(how: str) -> None:
     total, found = scores(Attention(how), (3, 1))
     # Each of three tokens gets the mean of three equal values: R = 3 * (3 * 2), all of it through the values' row.
@@ -248,3 +305,31 @@ def test_grouped_queries_share_a_head_of_values() -> None:
             return F.scaled_dot_product_attention(query, value, value, enable_gqa=True)
 
     assert scores(Grouped(), (2, 1))[0] == pytest.approx(2 * (3 + 3 + 5 + 5))
+
+
+KERNELS = {
+    "_scaled_dot_product_flash_attention_for_cpu": {},
+    "_scaled_dot_product_flash_attention": {},
+    "_scaled_dot_product_efficient_attention": {"attn_bias": None, "compute_log_sumexp": False},
+    "_scaled_dot_product_cudnn_attention": {"attn_bias": None, "compute_log_sumexp": False},
+    "_scaled_dot_product_fused_attention_overrideable": {},
+}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_fused_kernel_of_attention_is_the_same_average(kernel: str, causal: bool) -> None:
+    # Most of them run on a GPU alone; what is read is the schema, not the result.
+    target = getattr(torch.ops.aten, kernel).default
+    query, key, value = torch.randn(3, 1, 1, 2, 1).unbind(0)
+    given = {"query": Value(0), "key": Value(1), "value": Value(2), "is_causal": causal, **KERNELS[kernel]}
+    args = [given.get(argument.name) for argument in target._schema.arguments if not argument.kwarg_only]
+    output = torch.zeros(1, 1, 2, 1)
+    recording = Recording((Value(2),), {}, (Value(3),), [Operation(target, tuple(args), {}, (Value(3),))], [query, key, value, output])
+    builder = Builder(recording, (), ())
+    assert builder.turn_to(recording.operations[0])
+    apply_rule(builder, recording.operations[0])
+    (step,) = builder.steps
+    mean = builder._constants[step.args[0].number]
+    expected = [[1.0, 0.0], [0.5, 0.5]] if causal else [[0.5, 0.5], [0.5, 0.5]]
+    assert mean.view(2, 2).tolist() == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from synflow_pl import Classifier, Masks, PruneAtInit, load_weights
 from synflow_pl.networks import FC
-from synflow_pl.pruners import Magnitude, Random, SynFlow
+from synflow_pl.pruners import Magnitude, Pruner, Random, SynFlow
 from synflow_pl.training.checkpoints import KEY
 
 OPTIMIZERS: dict[str, Any] = {
@@ -269,3 +270,22 @@ def test_mixed_precision_chooses_the_masks_of_full_precision(tmp_path: Path) -> 
         assert callback.masks is not None
         found.append(callback.masks)
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+class Fractional(Regression):
+    """It uses an operation that the skeleton has no rule for."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.head(torch.frac(self.body(features)))
+
+
+@pytest.mark.parametrize("pruner", [SynFlow(), Magnitude()], ids=["synflow", "magnitude"])
+def test_what_is_not_as_it_should_be_is_told(tmp_path: Path, pruner: Pruner, caplog: pytest.LogCaptureFixture) -> None:
+    module = Fractional()
+    if isinstance(pruner, SynFlow):
+        nn.init.zeros_(module.head.weight)
+    with caplog.at_level(logging.INFO):
+        trainer(tmp_path, PruneAtInit(pruner, density=0.5, rounds=2, input_shape=(8,))).fit(module, Numbers())
+    told = [record.message for record in caplog.records if record.message.startswith("Pruning: ")]
+    assert any("operations without a rule" in line and "aten.frac.default (off by" in line for line in told)
+    assert ("Pruning: zero throughout, so counted as ones: head.weight." in told) == isinstance(pruner, SynFlow)
