@@ -33,8 +33,9 @@ def prune(
     *,
     density: float | Fraction | None = None,
     kept: int | None = None,
+    masks: Masks | None = None,
     rounds: int | None = None,
-    schedule: Literal["exponential", "linear"] = "exponential",
+    schedule: Literal["exponential", "linear", "cubic"] | None = None,
     scope: Literal["global", "local"] = "global",
     input_shape: Sequence[int] | None = None,
     example_input: Tensor | tuple[Tensor, ...] | None = None,
@@ -55,8 +56,10 @@ def prune(
         pruner: gives the scores.
         density: fraction of prunable weights kept, in (0, 1]; exact: ``n - floor((1 - density) * n)`` weights live.
         kept: instead of ``density``, the number of weights kept, in [1, n]; with ``scope="global"`` only.
+        masks: of an earlier pruning, to go on from: what they removed stays removed, and the rounds start at their density.
+            ``density`` and ``kept`` count all prunable weights all the same.
         rounds: score-then-cut steps, at least 1; ``None`` is the pruner's own number (SynFlow 100, one-shot methods 1).
-        schedule: density after each round.
+        schedule: density after each round; ``None`` is the pruner's own (exponential but for gradual pruning).
         scope: ``"global"``, all layers in one ranking, or ``"local"``, each layer alone and each at ``density``.
         input_shape: (C, H, W), for pruners that need to know it and networks with one input.
         example_input: instead of it, a tensor or a tuple of them with the batch dimension.
@@ -78,6 +81,8 @@ def prune(
     check_options(density=density, kept=kept, rounds=rounds, schedule=schedule, scope=scope)
     subject = Subject.of(network, exclude)
     subject.scope = scope
+    if masks is not None:
+        _go_on(subject, masks)
     total = sum(weight.numel() for weight in subject.weights.values())
     if kept is not None and kept > total:
         raise ValueError(f"kept: {kept} is more than the {total} prunable weights there are")
@@ -90,15 +95,24 @@ def prune(
 
     competing = [list(subject.weights)] if scope == "global" else [[name] for name in subject.weights]
     sizes = [sum(subject.weights[name].numel() for name in names) for names in competing]
+    alive = [sum(int(subject.masks[name].count_nonzero()) for name in names) for names in competing]
+    if scope == "global" and kept_weights(total, target) > alive[0]:
+        raise ValueError(
+            f"{kept_weights(total, target)} of {total} weights are to be kept, but masks= leaves {alive[0]}; ask for fewer"
+        )
+    # Of what lives in each competition; a layer in which less lives than its share keeps all of it.
+    shares = [min(Fraction(1), Fraction(kept_weights(n, target), m)) if m else Fraction(1) for n, m in zip(sizes, alive, strict=True)]
     rounds = pruner.rounds if rounds is None else rounds
-    if any(kept_weights(size, target) < size for size in sizes):
+    schedule = pruner.schedule if schedule is None else schedule
+    if any(share < 1 for share in shares):
         pruner.prepare(subject)
+        _silence(subject)
         rankings, after = [], []
         ranking_of = _Regrowing if pruner.regrows else _Ranking
-        for names in competing:
+        for names, share in zip(competing, shares, strict=True):
             parts = _rankings(subject, names, ranking_of)
             rankings += parts
-            after += keeps(schedule, target, rounds, [ranking.alive for ranking in parts])
+            after += keeps(schedule, share, rounds, [ranking.alive for ranking in parts])
         for index in range(rounds):
             left = sum(kept_then[index] for kept_then in after)
             subject.density = target if index == rounds - 1 else Fraction(left, total)
@@ -112,13 +126,17 @@ def prune(
             if on_round is not None:
                 on_round(index + 1, left / total)
     pruner.finish(subject)
+    if masks is not None and any(bool((mask & ~masks[name].to(mask.device)).any()) for name, mask in subject.masks.items()):
+        raise ValueError(
+            f"{type(pruner).__name__} brings back weights that masks= removed, so it cannot go on from them; leave masks out"
+        )
     followers = follow(network, subject.masks, subject.inputs, bias=bias, norm=norm)
-    masks = Masks({**subject.masks, **followers}, followers)
-    masks.apply(network)
-    return masks
+    found = Masks({**subject.masks, **followers}, followers)
+    found.apply(network)
+    return found
 
 
-def check_options(*, density: float | Fraction | None, kept: int | None, rounds: int | None, schedule: str, scope: str) -> None:
+def check_options(*, density: float | Fraction | None, kept: int | None, rounds: int | None, schedule: str | None, scope: str) -> None:
     """Refuse an impossible option in one sentence that names it, before any work starts.
 
     Raises:
@@ -135,9 +153,26 @@ def check_options(*, density: float | Fraction | None, kept: int | None, rounds:
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
         raise ValueError(f"rounds: {rounds!r} must be a whole number, at least 1; leave it out for the pruner's own number")
     for option, value, choices in (("schedule", schedule, tuple(SCHEDULES)), ("scope", scope, SCOPES)):
-        if value not in choices:
+        if value not in choices and value is not None:
             near = get_close_matches(str(value), choices, n=1, cutoff=0)[0]
             raise ValueError(f"{option}: {value!r} is not one of {', '.join(choices)}; did you mean {near!r}?")
+
+
+def _go_on(subject: Subject, masks: Masks) -> None:
+    """Let the subject start where an earlier pruning ended."""
+    masks.parameters(subject.network)
+    if set(masks.weights) != subject.masks.keys():
+        differing = sorted(set(masks.weights) ^ subject.masks.keys())
+        raise ValueError(f"masks and exclude disagree about what is pruned: {', '.join(differing)}; prune with the same exclude")
+    for name, mask in subject.masks.items():
+        mask.copy_(masks[name])
+    _silence(subject)
+
+
+def _silence(subject: Subject) -> None:
+    """Zero the working copies where nothing lives; a pruner may have made ones of a layer that is gone throughout."""
+    for name, mask in subject.masks.items():
+        subject.weights[name].masked_fill_(~mask, 0)
 
 
 def _unscored(pruner: Pruner, subject: Subject, scores: Mapping[str, Tensor | Saliency], after: list[list[int]] | None) -> list[str]:
@@ -146,20 +181,21 @@ def _unscored(pruner: Pruner, subject: Subject, scores: Mapping[str, Tensor | Sa
     Raises:
         ValueError: if that leaves nothing to choose by.
     """
-    names = [name for name, score in scores.items() if not bool(_factor(score).any())]
+    living = {name: int(mask.count_nonzero()) for name, mask in subject.masks.items()}
+    names = [name for name, score in scores.items() if living[name] and not bool(_factor(score).any())]
     if not names:
         return []
     who = type(pruner).__name__
-    if len(names) == len(scores):
+    if len(names) == sum(count > 0 for count in living.values()):
         raise ValueError(
             f"every score of {who} is zero, so its masks would be arbitrary: the network's output does not depend on what it scores."
             " Look for a layer or a gain that is zero throughout, or choose a pruner that needs no signal (SynFlow, Magnitude)"
         )
-    size = sum(subject.weights[name].numel() for name in names)
+    size = sum(living[name] for name in names)
     if after is not None and size > (left := sum(kept[-1] for kept in after)):
         raise ValueError(
-            f"{who} scores all {size} weights of {', '.join(names)} zero and so would keep them, but only {left} weights are to be left;"
-            " exclude them, choose a larger density, or a pruner that needs no signal (SynFlow, Magnitude)"
+            f"{who} scores all {size} weights of {', '.join(names)} zero and so would keep them, but only {left} weights are to"
+            " be left; exclude them, choose a larger density, or a pruner that needs no signal (SynFlow, Magnitude)"
         )
     kept = "kept dense" if after is not None else "cut by position"
     pruner.notes = (*pruner.notes, f"{kept}, since their scores are zero throughout: {', '.join(names)}")
@@ -168,14 +204,17 @@ def _unscored(pruner: Pruner, subject: Subject, scores: Mapping[str, Tensor | Sa
 
 def _rankings(subject: Subject, names: list[str], ranking: type[_Ranking]) -> list[_Ranking]:
     """One ranking of all weights of these names that compete with each other, then one for each name with weights apart."""
-    together: dict[str, Tensor | None] = {name: None for name in names if name not in subject.apart}
+    together: dict[str, Tensor | None] = {}
     alone: list[_Ranking] = []
     for name in names:
+        alive = subject.masks[name].view(-1)
         if name in subject.apart:
             apart = subject.apart[name].view(-1)
-            alone.append(ranking(subject, {name: apart.nonzero().squeeze(1).int()}))
-            if not apart.all():
-                together[name] = (~apart).nonzero().squeeze(1).int()
+            alone.append(ranking(subject, {name: (apart & alive).nonzero().squeeze(1).int()}))
+            if apart.all():
+                continue
+            alive = alive & ~apart
+        together[name] = None if bool(alive.all()) else alive.nonzero().squeeze(1).int()
     return ([ranking(subject, together)] if together else []) + alone
 
 
@@ -319,8 +358,11 @@ class _Regrowing(_Ranking):
 
     def cut(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
         """Choose anew which ``keep`` weights live."""
-        for mask in self._masks:
-            mask.fill_(True)
+        for mask, listed in zip(self._masks, self._listed, strict=True):
+            if listed is None:
+                mask.fill_(True)
+            else:
+                mask.index_fill_(0, listed.long(), True)
         self.alive = sum(self._sizes)
         super().cut(scores, keep)
 

@@ -240,6 +240,8 @@ class CLI(LightningCLI):
         pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
         if pruning.sanity:
             pruner = f"{pruner}_{pruning.sanity}"
+        if pruning.at_epoch:
+            pruner = f"{pruner}_at{pruning.at_epoch}"
         if pruning.masks:
             pruner = f"masks_{Path(pruning.masks).stem}"
         amount = f"density{pruning.density:g}" if pruning.density is not None else f"kept{pruning.kept}" if pruning.kept else "density1"
@@ -333,6 +335,7 @@ def _settings(config: Namespace) -> dict[str, Any]:
         "density": pruning.density if pruning.density is not None else 1.0,
         "rounds": pruning.rounds,
         "sanity": pruning.sanity,
+        "at_epoch": pruning.at_epoch,
         "scope": pruning.scope,
         "schedule": pruning.schedule,
         "optimizer": _short(model.optimizer) if isinstance(model.optimizer, Namespace) else "default",

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["KEY", "find_checkpoint", "load_weights"]
+from synflow_pl.masks import Masks
+
+__all__ = ["KEY", "find_checkpoint", "load_masks", "load_weights"]
 
 KEY = "synflow_pl"
 """The key of a checkpoint that holds ``masks`` (Masks.state_dict) and ``network``, the prefix of the network's weights."""
@@ -64,3 +66,14 @@ def load_weights(network: nn.Module, checkpoint: str | os.PathLike[str]) -> nn.M
         first = " ".join(str(error).split("\n\t")[1:2]) or str(error)
         raise ValueError(f"{str(path)!r} does not fit {type(network).__name__}: {first}") from error
     return network
+
+
+def load_masks(checkpoint: str | os.PathLike[str]) -> Masks | None:
+    """The masks that a checkpoint, or a run's last one, was trained under; ``None`` if it was trained dense.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+    """
+    content: Mapping[str, Any] = torch.load(find_checkpoint(checkpoint), map_location="cpu", weights_only=True)
+    state = content.get(KEY, {}).get("masks")
+    return None if state is None else Masks.from_state_dict(state)
