@@ -226,10 +226,16 @@ class CLI(LightningCLI):
             return run_of(Path(checkpoint)) if checkpoint else None
         if getattr(rank_zero_only, "rank", 0) != 0:
             return Path(os.environ[_CLAIMED]) if _CLAIMED in os.environ else None
-        folder = claim(root / "lightning_logs", self.options.get("run") or self._default_name())
+        folder = self._resumed(root) or claim(root / "lightning_logs", self.options.get("run") or self._default_name())
         os.environ[_CLAIMED] = str(folder)
         self.options["run"] = folder.name
         return folder
+
+    def _resumed(self, root: Path) -> Path | None:
+        """The run that this one goes on in: the checkpoint's own, if its name was given."""
+        name, checkpoint = self.options.get("run"), self.options.get("ckpt_path")
+        folder = run_of(Path(checkpoint)) if name and checkpoint else None
+        return folder if folder is not None and folder.resolve() == (root / "lightning_logs" / str(name)).resolve() else None
 
     def _default_name(self) -> str:
         overlay = next((path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None)
