@@ -146,7 +146,9 @@ class _Plan(CLI):
     def flat(self) -> dict[str, str]:
         """Every option by name, but for those that say where to start."""
         flat: dict[str, Any] = vars(self.options.as_flat())
-        return {key: str(value) for key, value in flat.items() if key.split(".")[0] not in _OF_A_START}
+        # A file gives back a default tuple as a list.
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
+        return {key: str(value) for key, value in plain.items() if key.split(".")[0] not in _OF_A_START}
 
 
 @contextmanager
