@@ -6,18 +6,20 @@ same for every pruner, so that a comparison compares scores and nothing else.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from synflow_pl.flow import Block, example_of
+from synflow_pl.bisection import nearest
+from synflow_pl.flow import Block, Paths, example_of
 from synflow_pl.followers import follow
-from synflow_pl.masks import Masks
+from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
 from synflow_pl.schedules import SCHEDULES, as_density, keeps, kept_weights
 from synflow_pl.selection import smallest
@@ -33,6 +35,7 @@ def prune(
     *,
     density: float | Fraction | None = None,
     kept: int | None = None,
+    effective_density: float | Fraction | None = None,
     masks: Masks | None = None,
     rounds: int | None = None,
     schedule: Literal["exponential", "linear", "cubic"] | None = None,
@@ -56,6 +59,8 @@ def prune(
         pruner: gives the scores.
         density: fraction of prunable weights kept, in (0, 1]; exact: ``n - floor((1 - density) * n)`` weights live.
         kept: instead of ``density``, the number of weights kept, in [1, n]; with ``scope="global"`` only.
+        effective_density: instead of ``density``, the fraction of prunable weights that are kept and lie on a path of living weights
+            from input to output, in (0, 1]; the nearest attainable, found by pruning with ever better guesses of ``kept``.
         masks: of an earlier pruning, to go on from: what they removed stays removed, and the rounds start at their density.
             ``density`` and ``kept`` count all prunable weights all the same.
         rounds: score-then-cut steps, at least 1; ``None`` is the pruner's own number (SynFlow 100, one-shot methods 1).
@@ -78,7 +83,14 @@ def prune(
         ValueError: for an impossible option, naming its value, before any work starts.
         FloatingPointError: if a score is not finite, naming the layer.
     """
-    check_options(density=density, kept=kept, rounds=rounds, schedule=schedule, scope=scope)
+    check_options(density=density, kept=kept, effective_density=effective_density, rounds=rounds, schedule=schedule, scope=scope)
+    if effective_density is not None:
+        inputs = example_of(network, input_shape, example_input)
+        options = {
+            "masks": masks, "rounds": rounds, "schedule": schedule, "example_input": inputs, "batches": batches, "loss": loss,
+            "bias": bias, "norm": norm, "exclude": exclude, "train_mode": train_mode,
+        }  # fmt: skip
+        kept = _kept_for(network, pruner, as_density(effective_density), inputs, options)
     subject = Subject.of(network, exclude)
     subject.scope = scope
     if masks is not None:
@@ -106,7 +118,8 @@ def prune(
     schedule = pruner.schedule if schedule is None else schedule
     if any(share < 1 for share in shares):
         pruner.prepare(subject)
-        _silence(subject)
+        if masks is not None:
+            _silence(subject)
         rankings, after = [], []
         ranking_of = _Regrowing if pruner.regrows else _Ranking
         for names, share in zip(competing, shares, strict=True):
@@ -136,26 +149,55 @@ def prune(
     return found
 
 
-def check_options(*, density: float | Fraction | None, kept: int | None, rounds: int | None, schedule: str | None, scope: str) -> None:
+def check_options(
+    *,
+    density: float | Fraction | None,
+    kept: int | None,
+    effective_density: float | Fraction | None,
+    rounds: int | None,
+    schedule: str | None,
+    scope: str,
+) -> None:
     """Refuse an impossible option in one sentence that names it, before any work starts.
 
     Raises:
         ValueError: naming the value and what was expected.
     """
-    if (density is None) == (kept is None):
-        raise ValueError(f"give either density, in (0, 1], or kept, a number of weights; got density={density}, kept={kept}")
-    if density is not None:
-        as_density(density)
+    if sum(given is not None for given in (density, kept, effective_density)) != 1:
+        raise ValueError(
+            "give either density, in (0, 1], or kept, a number of weights, or effective_density, in (0, 1];"
+            f" got density={density}, kept={kept}, effective_density={effective_density}"
+        )
+    for given in (density, effective_density):
+        if given is not None:
+            as_density(given)
     if kept is not None and (isinstance(kept, bool) or not isinstance(kept, int) or kept < 1):
         raise ValueError(f"kept: {kept!r} must be a whole number of weights, at least 1")
-    if kept is not None and scope == "local":
-        raise ValueError("kept counts the weights of the whole network; with scope='local' give density instead")
+    if density is None and scope == "local":
+        counted = "kept counts" if kept is not None else "effective_density is about"
+        raise ValueError(f"{counted} the weights of the whole network; with scope='local' give density instead")
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
         raise ValueError(f"rounds: {rounds!r} must be a whole number, at least 1; leave it out for the pruner's own number")
     for option, value, choices in (("schedule", schedule, tuple(SCHEDULES)), ("scope", scope, SCOPES)):
         if value not in choices and value is not None:
             near = get_close_matches(str(value), choices, n=1, cutoff=0)[0]
             raise ValueError(f"{option}: {value!r} is not one of {', '.join(choices)}; did you mean {near!r}?")
+
+
+def _kept_for(network: nn.Module, pruner: Pruner, density: Fraction, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> int:
+    """How many weights to keep, so that as near as can be the effective density is this one. The network stays as it is."""
+    masks = options["masks"]
+    total = sum(parameter.numel() for parameter in prunable(network, options["exclude"]).values())
+    highest, wanted = total if masks is None else masks.kept, kept_weights(total, density)
+    if wanted > highest:
+        raise ValueError(f"{wanted} of {total} weights are to be effective, but masks= leaves {highest}; ask for fewer")
+    paths = Paths(network, inputs)
+
+    def effective(kept: int) -> int:
+        found = prune(copy.deepcopy(network), pruner, kept=kept, **options)
+        return sum(int(on.count_nonzero()) for on in paths.effective(found).values())
+
+    return nearest(effective, wanted, highest)
 
 
 def _go_on(subject: Subject, masks: Masks) -> None:

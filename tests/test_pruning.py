@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from synflow_pl import Masks, prune
+from synflow_pl import Masks, diagnose, prune
+from synflow_pl.bisection import nearest
 from synflow_pl.networks import FC
 from synflow_pl.pruners import FORCE, LAMP, NTKSAP, PHEW, SNIP, GraSP, Magnitude, Pruner, Random, Shuffled, Subject, SynFlow, SynFlowL2
 
@@ -20,7 +21,10 @@ from synflow_pl.pruners import FORCE, LAMP, NTKSAP, PHEW, SNIP, GraSP, Magnitude
         ({"density": 1.5}, r"density: 1.5 is not in \(0, 1\]"),
         ({"kept": 0}, "kept: 0 must be a whole number of weights, at least 1"),
         ({"kept": 10**9}, "kept: 1000000000 is more than the 119400 prunable weights"),
-        ({"kept": 5, "scope": "local"}, "with scope='local' give density"),
+        ({"kept": 5, "scope": "local"}, "kept counts the weights of the whole network; with scope='local' give density"),
+        ({"effective_density": 0.1, "scope": "local"}, "effective_density is about the weights of the whole network; with scope"),
+        ({"effective_density": 0.1, "kept": 3}, "give either density"),
+        ({"effective_density": 1.1}, r"density: 1.1 is not in \(0, 1\]"),
         ({"density": 0.1, "rounds": 0}, "rounds: 0 must be a whole number, at least 1"),
         ({"density": 0.1, "rounds": 2.0}, "rounds: 2.0 must be a whole number"),
         (
@@ -202,3 +206,56 @@ def test_every_pruner_can_go_on_from_earlier_masks(pruner: type[Pruner]) -> None
     masks = prune(network, pruner(), density=0.2, rounds=3, masks=earlier, input_shape=(1, 28, 28), batches=ON_DATA)
     assert masks.kept == -(-masks.total // 5)
     assert all(not (mask & ~earlier[name]).any() for name, mask in masks.items())
+
+
+# -- by effective density
+
+
+@pytest.mark.parametrize("pruner", [SNIP, SynFlow, Magnitude, Random], ids=lambda pruner: pruner.__name__)
+@pytest.mark.parametrize("density", [0.3, 0.05])
+def test_the_effective_density_is_the_nearest_of_all(pruner: type[Pruner], density: float) -> None:
+    def small() -> FC:
+        torch.manual_seed(0)
+        return FC((1, 2, 2), num_classes=4, depth=4, width=5)  # 4 * 5 + 2 * 25 + 5 * 4 = 90 weights
+
+    batches = [(torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2]))]
+    options: dict[str, Any] = {"input_shape": (1, 2, 2), "batches": batches, "rounds": 1}
+    network = small()
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    masks = prune(network, pruner(), effective_density=density, **options)
+    effective = diagnose(network, masks, input_shape=(1, 2, 2)).effective
+    # One round never falls: whoever keeps more, keeps what he kept before. So all of them can be looked at.
+    found = {}
+    for kept in range(1, 91):
+        every = prune(subject := small(), pruner(), kept=kept, **options)
+        found[kept] = diagnose(subject, every, input_shape=(1, 2, 2)).effective
+    wanted = round(90 * density + 0.499)
+    assert abs(effective - wanted) == min(abs(count - wanted) for count in found.values())
+    assert all(torch.equal(network.get_parameter(n), before[n] * masks[n]) for n in masks)
+
+
+def test_the_rounds_of_the_pruning_itself_are_told_and_not_those_of_the_guesses() -> None:
+    told: list[int] = []
+    network = FC()
+    masks = prune(network, SynFlow(), effective_density=0.01, input_shape=(1, 28, 28), rounds=20, on_round=lambda k, _: told.append(k))
+    effective = diagnose(network, masks, input_shape=(1, 28, 28)).effective
+    assert masks.kept >= effective == pytest.approx(1194, abs=10)  # SynFlow's rounds do not make it attainable to the weight
+    assert told == list(range(1, 21))
+
+
+@pytest.mark.parametrize("wanted", [1, 10, 37, 50])
+def test_what_is_asked_for_gives_what_is_wanted(wanted: int) -> None:
+    tried: list[int] = []
+
+    def half(kept: int) -> int:
+        tried.append(kept)
+        return kept // 2
+
+    assert half(nearest(half, wanted, 100)) == wanted
+    assert len(tried) < 12
+
+
+def test_what_cannot_be_reached_is_come_near_to() -> None:
+    assert nearest(lambda kept: 0 if kept < 40 else 30, 10, 100) == 10  # 0 is as near as anything
+    assert nearest(lambda kept: 0 if kept < 40 else 30, 20, 100) == 40
+    assert nearest(lambda kept: kept // 10, 90, 100) == 100

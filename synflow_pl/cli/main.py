@@ -251,6 +251,8 @@ class CLI(LightningCLI):
         if pruning.masks:
             pruner = f"masks_{Path(pruning.masks).stem}"
         amount = f"density{pruning.density:g}" if pruning.density is not None else f"kept{pruning.kept}" if pruning.kept else "density1"
+        if pruning.effective_density is not None:
+            amount = f"effective{pruning.effective_density:g}"
         return "-".join([recipe, pruner, amount, f"seed{self.options.seed_everything}"])
 
     def _loggers(self, asked: Any) -> list[Any]:
@@ -339,6 +341,7 @@ def _settings(config: Namespace) -> dict[str, Any]:
         **{f"network/{key}": value for key, value in network.items()},
         "pruner": _short(pruning.pruner) if pruning.pruner else "dense",
         "density": pruning.density if pruning.density is not None else 1.0,
+        "effective_density": pruning.effective_density,
         "rounds": pruning.rounds,
         "sanity": pruning.sanity,
         "at_epoch": pruning.at_epoch,

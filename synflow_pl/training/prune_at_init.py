@@ -46,6 +46,7 @@ class PruneAtInit(Callback):
         pruner: gives the scores; ``None`` trains the whole network.
         density: fraction of prunable weights kept, in (0, 1].
         kept: instead of ``density``, the number of weights kept.
+        effective_density: instead of ``density``, the fraction of prunable weights that are kept and on a living path, in (0, 1].
         rounds: score-then-cut steps, at least 1; ``None`` is the pruner's own number.
         schedule: density after each round; ``None`` is the pruner's own.
         scope: all layers in one ranking, or each layer alone.
@@ -74,6 +75,7 @@ class PruneAtInit(Callback):
         pruner: Pruner | None,
         density: float | None = None,
         kept: int | None = None,
+        effective_density: float | None = None,
         rounds: int | None = None,
         schedule: Literal["exponential", "linear", "cubic"] | None = None,
         scope: Literal["global", "local"] = "global",
@@ -91,7 +93,9 @@ class PruneAtInit(Callback):
     ) -> None:
         self._from_file = Masks.load(masks) if masks is not None else None
         if self._from_file is None and pruner is not None:
-            check_options(density=density, kept=kept, rounds=rounds, schedule=schedule, scope=scope)
+            check_options(
+                density=density, kept=kept, effective_density=effective_density, rounds=rounds, schedule=schedule, scope=scope
+            )
         elif self._from_file is None and (density not in (None, 1) or kept is not None or rounds is not None):
             raise ValueError(
                 f"density={density}, kept={kept}, rounds={rounds}, but no pruner; name one, or leave them out for a dense network"
@@ -110,6 +114,10 @@ class PruneAtInit(Callback):
             )
         if trained is not None and sanity in ("shuffle", "reinitialise"):
             raise ValueError(f"sanity: {sanity!r} cannot go with trained, which goes on from masks and rewinds weights; invert can")
+        if spread and effective_density is not None:
+            raise ValueError(f"effective_density: {effective_density} cannot be reached by a gradual pruning; give density")
+        if sanity == "reinitialise" and at_epoch > 0:
+            raise ValueError("sanity: 'reinitialise' draws the weights anew that training starts from; drop at_epoch")
         if sanity is not None and spread:
             raise ValueError(f"sanity: {sanity!r} checks a pruning that happens at once, and {type(pruner).__name__} is gradual")
         self.pruner = SANITY[sanity](pruner) if sanity is not None and pruner is not None else pruner
@@ -121,8 +129,8 @@ class PruneAtInit(Callback):
         self.masks: Masks | None = None
         self.diagnosis: Diagnosis | None = None
         self._options: dict[str, Any] = {
-            "density": density, "kept": kept, "rounds": rounds, "schedule": schedule, "scope": scope,
-            "bias": bias, "norm": norm, "exclude": tuple(exclude), "train_mode": train_mode,
+            "density": density, "kept": kept, "effective_density": effective_density, "rounds": rounds, "schedule": schedule,
+            "scope": scope, "bias": bias, "norm": norm, "exclude": tuple(exclude), "train_mode": train_mode,
         }  # fmt: skip
         self._restored = False
         self._gradual: Gradual | None = None
