@@ -121,7 +121,7 @@ def _exists(path: str) -> bool:
 
 def _some(paths: list[str]) -> str:
     names = [path.rpartition(".")[2] for path in paths]
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def _choices(message: str) -> list[str]:

@@ -36,18 +36,7 @@ def multishot(args: list[str]) -> None:
     Args:
         args: ``--levels L``, ``--rewind K``, and options of ``fit`` that every level gets.
     """
-    parser = argparse.ArgumentParser(
-        "synflow_pl multishot", usage="%(prog)s --levels L [--rewind K] [OPTIONS OF fit]", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("--levels", type=int, required=True, help="cuts, each followed by a training, at least 1")
-    parser.add_argument(
-        "--rewind", type=int, default=0, help="epoch of level 0 that survivors go back to; 0 is initialisation (default)"
-    )
-    own, options = parser.parse_known_args(args)
-    if own.levels < 1:
-        sentence(f"levels: {own.levels} must be at least 1")
-    plan = _Plan.of(options)
-    _check(plan, own.rewind)
+    own, plan = planned(args)
     base = plan.options.get("run") or f"{plan.default_name}-rewind{own.rewind}"
     root = Path(plan.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
     density = plan.options.pruning.density
@@ -55,7 +44,7 @@ def multishot(args: list[str]) -> None:
     with _alone(root, base) as lock:
         for level, run in enumerate(runs):
             its_density = float(level_density(density, level, own.levels))
-            its = [*options, "--run", run.name, "--pruning.density", str(its_density)]
+            its = [*own.options, "--run", run.name, "--pruning.density", str(its_density)]
             if level == 0:
                 its += ["--trainer.callbacks+=synflow_pl.training.RewindPoint", f"--trainer.callbacks.epoch={own.rewind}"]
                 start = []
@@ -65,6 +54,27 @@ def multishot(args: list[str]) -> None:
             _train(run, its, start, lock)
             mark_ended(run, level, own.levels, own.rewind, its_density)
     print(f"\n{_table(runs)}")
+
+
+def planned(args: list[str]) -> tuple[argparse.Namespace, _Plan]:
+    """The command's own options (``levels``, ``rewind``, and ``options``, those of ``fit``), and what those mean.
+
+    What cannot be is a sentence on standard error and exit status 2.
+    """
+    parser = argparse.ArgumentParser(
+        "synflow_pl multishot", usage="%(prog)s --levels L [--rewind K] [OPTIONS OF fit]", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--levels", type=int, required=True, help="cuts, each followed by a training, at least 1")
+    parser.add_argument(
+        "--rewind", type=int, default=0, help="epoch of level 0 that survivors go back to; 0 is initialisation (default)"
+    )
+    own, options = parser.parse_known_args(args)
+    own.options = options
+    if own.levels < 1:
+        sentence(f"levels: {own.levels} must be at least 1")
+    plan = _Plan.of(own.options)
+    _check(plan, own.rewind)
+    return own, plan
 
 
 def _check(plan: _Plan, rewind: int) -> None:

@@ -275,9 +275,11 @@ class PruneAtInit(Callback):
             DeadNetwork: if no path is left, unless a warning is enough.
         """
         assert self.masks is not None
-        kept, total = f"{self.masks.kept:,}", f"{self.masks.total:,}"
-        rank_zero_info(f"Pruning: {how} {kept} of {total} weights (density {self.masks.density:.6g}){took}.")
         self.diagnosis = told = diagnose(network, self.masks, example_input=self._inputs)
+        rank_zero_info(
+            f"Pruning: {how} {told.kept:,} of {told.total:,} weights (density {told.density:.6g},"
+            f" effective {told.effective_density:.6g}){took}."
+        )
         rank_zero_info(told.table())
         for note in (self.pruner.notes if self.pruner is not None and self._from_file is None else ()) or told.notes:
             rank_zero_info(f"Pruning: {note}.")

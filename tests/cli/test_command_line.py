@@ -58,7 +58,22 @@ def test_help_fits_on_a_few_screens_and_names_our_classes_only() -> None:
 
 def test_help_names_every_option_of_pruning() -> None:
     text = printed("fit", "--help")
-    for option in ("pruner", "density", "kept", "rounds", "schedule", "scope", "bias", "norm", "exclude", "masks", "on_collapse"):
+    for option in (
+        "pruner",
+        "density",
+        "kept",
+        "rounds",
+        "schedule",
+        "scope",
+        "bias",
+        "norm",
+        "exclude",
+        "masks",
+        "on_collapse",
+        "at_epoch",
+        "trained",
+        "effective_density",
+    ):
         assert f"--pruning.{option}" in text
     assert "--run" in text
     assert "--data" in text
@@ -379,3 +394,34 @@ def test_two_processes_train_under_the_masks_of_the_first(folder: Path) -> None:
     assert all(not parameter[~mask].any() for parameter, mask in masks.parameters(network))
     assert sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(network)) == KEPT
     assert [path.name for path in (folder / "lightning_logs").iterdir()] == ["two"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pruner", "cuts"), [("Random", 1), ("GradualMagnitude", 7)])
+def test_two_processes_prune_at_the_same_later_step(pruner: str, cuts: int, folder: Path) -> None:
+    # Three steps in the dense epoch; a gradual pruning has the nine after them until three quarters of the training are over.
+    options = [
+        "--pruning.density",
+        "0.05",
+        "--pruning.pruner",
+        pruner,
+        "--pruning.at_epoch",
+        "1",
+        "--pruning.rounds",
+        str(cuts),
+        "--pruning.scope",
+        "local",
+    ]
+    options += ["--pruning.pruner.over", "0.75"] if cuts > 1 else []
+    processes = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "4", "--run", "two"]
+    command = [sys.executable, "-m", "synflow_pl", "fit", *FC_ON_DIGITS, *SHORT, *options, *processes]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(synflow_pl.__file__).parents[1])}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    masks = Masks.load(folder / "lightning_logs/two/masks.safetensors")
+    network = load_weights(FC(), folder / "lightning_logs/two")
+    assert masks.kept == KEPT
+    assert sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(network)) == KEPT
+    densities = [float(row["pruning/density"]) for row in rows(folder / "lightning_logs/two/metrics.csv") if row["pruning/density"]]
+    assert len(densities) == min(cuts, 6)  # six steps, so one of seven cuts falls together with another
+    assert densities == sorted(densities, reverse=True)
