@@ -73,6 +73,17 @@ class Diagnosis:
         """Names of the layers with no weight left."""
         return [layer.name for layer in self.layers if layer.kept == 0]
 
+    @property
+    def collapse(self) -> str | None:
+        """What to be warned of, without a full stop: a dead network, or layers with no weight left; ``None`` if there is nothing."""
+        if not self.alive:
+            where = f" ({self.collapsed[0]!r} has no weight left)" if self.collapsed else ""
+            return (
+                f"the network is dead: no path of living weights leads from input to output at density {self.density:.6g}{where};"
+                " try more rounds, a larger density, scope local"
+            )
+        return f"layers with no weight left, though a path remains: {', '.join(self.collapsed)}" if self.collapsed else None
+
     def table(self) -> str:
         """The layers as a table of plain text, one line each, and the whole below."""
         rows: list[tuple[str, ...]] = [("parameter", "shape", "weights", "kept", "effective", "density", "living units")]

@@ -4,7 +4,6 @@ checkpoints.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from synflow_pl.pruning import check_options, prune
 from synflow_pl.schedules import SCHEDULES, as_density
 from synflow_pl.training.checkpoints import KEY, find_checkpoint, load_masks, load_weights
 from synflow_pl.training.finding import find_batches, find_example, find_loss, find_network
-from synflow_pl.training.gradual import Gradual
+from synflow_pl.training.gradual import Gradual, check_time, last_step
 from synflow_pl.training.panels import show_density, show_diagnosis
 
 __all__ = ["PruneAtInit"]
@@ -104,22 +103,7 @@ class PruneAtInit(Callback):
             raise ValueError(f"on_collapse: {on_collapse!r} is not one of error, warn")
         if sanity is not None and (sanity not in SANITY or pruner is None):
             raise ValueError(f"sanity: {sanity!r} must be one of {', '.join(SANITY)}, and needs a pruner")
-        if isinstance(at_epoch, bool) or not isinstance(at_epoch, int) or at_epoch < 0:
-            raise ValueError(f"at_epoch: {at_epoch!r} must be a whole number of epochs, at least 0")
-        spread = pruner is not None and pruner.over is not None
-        if trained is not None and (pruner is None or masks is not None or at_epoch > 0 or spread):
-            raise ValueError(
-                "trained scores the weights of another run, so it needs a pruner that prunes when the fit starts; drop masks, at_epoch"
-                " and gradual pruning, or drop trained"
-            )
-        if trained is not None and sanity in ("shuffle", "reinitialise"):
-            raise ValueError(f"sanity: {sanity!r} cannot go with trained, which goes on from masks and rewinds weights; invert can")
-        if spread and effective_density is not None:
-            raise ValueError(f"effective_density: {effective_density} cannot be reached by a gradual pruning; give density")
-        if sanity == "reinitialise" and at_epoch > 0:
-            raise ValueError("sanity: 'reinitialise' draws the weights anew that training starts from; drop at_epoch")
-        if sanity is not None and spread:
-            raise ValueError(f"sanity: {sanity!r} checks a pruning that happens at once, and {type(pruner).__name__} is gradual")
+        check_time(pruner, at_epoch, trained, masks, sanity, effective_density)
         self.pruner = SANITY[sanity](pruner) if sanity is not None and pruner is not None else pruner
         self.at_epoch = at_epoch
         self.trained = find_checkpoint(trained) if trained is not None else None
@@ -141,6 +125,16 @@ class PruneAtInit(Callback):
     @property
     def _prunes(self) -> bool:
         return self.pruner is not None or self._from_file is not None
+
+    @property
+    def _over(self) -> float | None:
+        return self.pruner.over if self.pruner is not None and self._from_file is None else None
+
+    @property
+    def _rounds(self) -> int:
+        assert self.pruner is not None
+        rounds: int | None = self._options["rounds"]
+        return self.pruner.rounds if rounds is None else rounds
 
     # -- pruning
 
@@ -178,19 +172,8 @@ class PruneAtInit(Callback):
             epoch, within = trainer.current_epoch, trainer.fit_loop.restarted_mid_epoch
             if epoch > self.at_epoch or (epoch == self.at_epoch and within):
                 raise ValueError(_untimely(trainer))
-        if self.pruner is not None and self.pruner.over is not None:
-            steps = trainer.estimated_stepping_batches
-            if math.isinf(steps):
-                raise ValueError(
-                    f"{type(self.pruner).__name__} prunes over a part of the training; give it an end (max_epochs, max_steps)"
-                )
-            self._last_step = math.ceil(Fraction(str(self.pruner.over)) * int(steps))
-            epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else None
-            if epochs is not None and self.at_epoch * int(steps) >= self._last_step * epochs and self.masks is None:
-                raise ValueError(
-                    f"at_epoch: {self.at_epoch} lies after the end of the gradual pruning, step {self._last_step} of {steps};"
-                    " begin earlier, or let it take more of the training (over)"
-                )
+        if self._over is not None:
+            self._last_step = last_step(trainer, self._over, self.at_epoch)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune, if this is the epoch to do so."""
@@ -201,7 +184,7 @@ class PruneAtInit(Callback):
         """Prune now, or take the first of many small steps in a gradual pruning: nothing removed yet."""
         network, _ = find_network(pl_module, self.network)
         self._inputs = find_example(trainer, pl_module, self.input_shape)
-        if self.pruner is not None and self.pruner.over is not None and self._from_file is None:
+        if self._over is not None:
             self._gradual = Gradual(begun=trainer.global_step)
             weights = prunable(network, self._options["exclude"])
             return self._keep(trainer, pl_module, Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}))
@@ -218,14 +201,13 @@ class PruneAtInit(Callback):
     def _choose(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Masks:
         """The masks that the pruner chooses."""
         assert self.pruner is not None
-        rounds = self._options["rounds"] or self.pruner.rounds
         hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
         rewound, previous = {}, None
         if self.trained is not None:
             rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             load_weights(network, self.trained)
             previous = load_masks(self.trained)
-        with tqdm(total=rounds, desc=f"Pruning, {type(self.pruner).__name__}", unit="round", leave=False, disable=hidden) as bar:
+        with tqdm(total=self._rounds, desc=f"Pruning, {type(self.pruner).__name__}", unit="round", leave=False, disable=hidden) as bar:
 
             def on_round(index: int, density: float) -> None:
                 bar.update()
@@ -284,50 +266,41 @@ class PruneAtInit(Callback):
         for note in (self.pruner.notes if self.pruner is not None and self._from_file is None else ()) or told.notes:
             rank_zero_info(f"Pruning: {note}.")
         show_diagnosis(trainer.loggers, told)
-        if not told.alive:
-            where = f" ({told.collapsed[0]!r} has no weight left)" if told.collapsed else ""
-            message = (
-                f"the network is dead: no path of living weights leads from input to output at density {told.density:.6g}{where};"
-                " try more rounds, a larger density, scope local, or on_collapse warn to train it anyway"
-            )
-            if self.on_collapse == "error":
-                raise DeadNetwork(message)
-            rank_zero_warn(message)
-        elif told.collapsed:
-            rank_zero_warn(f"Pruning: layers with no weight left, though a path remains: {', '.join(told.collapsed)}")
+        if message := told.collapse:
+            if not told.alive and self.on_collapse == "error":
+                raise DeadNetwork(f"{message}, or on_collapse warn to train it anyway")
+            rank_zero_warn(f"Pruning: {message}")
 
     # -- training
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """In a gradual pruning: cut, if a round is due."""
-        if self._gradual is None or self.pruner is None or self.pruner.over is None or self.masks is None:
+        if self._gradual is None or self._over is None or self.pruner is None or self.masks is None:
             return
-        rounds = self._options["rounds"] or self.pruner.rounds
-        due = self._gradual.due(trainer.global_step, self._last_step, rounds)
+        due = self._gradual.due(trainer.global_step, self._last_step, self._rounds)
         if due <= self._gradual.done:
             return
         network = find_network(pl_module, self.network)[0]
         self._inputs = self._inputs or find_example(trainer, pl_module, self.input_shape)
         density, kept = self._options["density"], self._options["kept"]
         target = as_density(density) if density is not None else Fraction(kept, self.masks.total)
-        then = SCHEDULES[self._options["schedule"] or self.pruner.schedule](target, Fraction(due, rounds)) if due < rounds else target
+        schedule = SCHEDULES[self._options["schedule"] or self.pruner.schedule]
+        then = schedule(target, Fraction(due, self._rounds)) if due < self._rounds else target
         options = self._options | {"density": then, "kept": None, "rounds": 1}
         self._keep(trainer, pl_module, _first(trainer, self._prune(trainer, pl_module, network, masks=self.masks, **options)))
         self._gradual.done = due
         show_density(trainer.loggers, due, self.masks.density)
-        if due == rounds:
+        if due == self._rounds:
             self._report(trainer, network, f"{type(self.pruner).__name__} has kept", f" by step {trainer.global_step}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so, if training ended too early for all that was asked."""
         if self._prunes and self.masks is None:
             rank_zero_warn(f"Pruning: training ended before epoch {self.at_epoch}, so nothing was pruned")
-        elif self._gradual is not None and self.pruner is not None and self.masks is not None:
-            rounds = self._options["rounds"] or self.pruner.rounds
-            if self._gradual.done < rounds:
-                rank_zero_warn(
-                    f"Pruning: training ended after round {self._gradual.done} of {rounds}, at density {self.masks.density:.6g}"
-                )
+        elif self._gradual is not None and self._over is not None and self.masks is not None and self._gradual.done < self._rounds:
+            rank_zero_warn(
+                f"Pruning: training ended after round {self._gradual.done} of {self._rounds}, at density {self.masks.density:.6g}"
+            )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Gradients of removed weights are zero before anything is measured across them: a clipped norm counts living weights only."""

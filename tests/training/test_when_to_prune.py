@@ -160,7 +160,7 @@ def test_what_gradual_pruning_cannot_do_is_said(tmp_path: Path) -> None:
         GradualMagnitude(over=0)
     with pytest.raises(ValueError, match="sanity: 'shuffle' checks a pruning that happens at once"):
         PruneAtInit(GradualMagnitude(), density=0.1, sanity="shuffle")
-    with pytest.raises(ValueError, match="GradualMagnitude prunes over a part of the training; give it an end"):
+    with pytest.raises(ValueError, match="gradual pruning takes a part of the training, so that must have an end"):
         fit(tmp_path, PruneAtInit(GradualMagnitude(), density=0.1), max_epochs=-1)
     with pytest.warns(UserWarning, match="training ended after round 2 of 4, at density"):
         fit(tmp_path, PruneAtInit(GradualMagnitude(over=1.0), density=0.1, rounds=4), Stop(), max_epochs=2)
