@@ -19,13 +19,13 @@ from synflow_pl.cli.main import CLI, _class, _prepare
 from synflow_pl.cli.messages import sentence
 from synflow_pl.masks import Masks
 from synflow_pl.runs import CONFIG
-from synflow_pl.training.checkpoints import find_checkpoint
-from synflow_pl.training.multishot import REWIND, ended, level_density, mark_ended
+from synflow_pl.training.multishot import REWIND, ended, level_density, mark_ended, resumable
 
 __all__ = ["multishot"]
 
 # What differs between a run that was begun and the same run gone on with.
 _OF_A_START = ("config", "ckpt_path")
+_OF_A_RUN = {CONFIG, "metrics.csv", "masks.safetensors", "checkpoints", REWIND, "rewind.unfinished"}
 
 
 def multishot(args: list[str]) -> None:
@@ -51,7 +51,7 @@ def multishot(args: list[str]) -> None:
             else:
                 its += ["--pruning.trained", str(runs[level - 1])]
                 start = ["--ckpt_path", str(runs[0] / REWIND)]
-            _train(run, its, start, lock)
+            _train(run, its, start, own.rewind if level == 0 else None, lock)
             mark_ended(run, level, own.levels, own.rewind, its_density)
     print(f"\n{_table(runs)}")
 
@@ -92,22 +92,28 @@ def _check(plan: _Plan, rewind: int) -> None:
         sentence(f"rewind: {rewind} must be an epoch of the training, at least 0 and less than max_epochs={trainer.max_epochs}")
 
 
-def _train(run: Path, options: list[str], start: list[str], lock: IO[str]) -> None:
+def _train(run: Path, options: list[str], start: list[str], rewind: int | None, lock: IO[str]) -> None:
     """Train one level, or what is left of it."""
     if run.exists():
         _compare(run, options)
         if ended(run):
             print(f"{run.name} has ended and is left as it is.")
             return
-        try:
-            find_checkpoint(run)
-        except FileNotFoundError:
-            shutil.rmtree(run)  # it was stopped before its first checkpoint
-        else:
+        if resumable(run, rewind) is not None:
             start = ["--ckpt_path", str(run)]
+        else:
+            _clear(run)
     status = fit(["fit", *options, *start], lock)
     if status != 0:
         raise SystemExit(status)
+
+
+def _clear(run: Path) -> None:
+    """Remove a run that was stopped before there was anything to go on from; nothing else that may bear its name."""
+    strange = [path.name for path in run.iterdir() if path.name not in _OF_A_RUN and not path.name.startswith("events.out.tfevents")]
+    if strange:
+        sentence(f"{run} is no run that was stopped: there is {strange[0]} in it; move it away, or give another --run")
+    shutil.rmtree(run)
 
 
 def fit(args: list[str], lock: IO[str]) -> int:

@@ -35,6 +35,9 @@ class Paths:
 
     def __init__(self, network: nn.Module, inputs: tuple[Tensor, ...], recording: Recording | None = None) -> None:
         self._skeleton: Skeleton = linearise(network, inputs, recording, open_gates=True)
+        # Double precision, since single may be convolved by a transform (Winograd's) that leaves crumbs where nothing is.
+        self._device = inputs[0].device
+        self._dtype = torch.float32 if self._device.type == "mps" else torch.float64
 
     def left(self, masks: Masks) -> bool:
         """Whether a path of living weights is left from input to output: a network without one is dead, whatever its layers hold."""
@@ -44,11 +47,13 @@ class Paths:
         """By name, bool: which weights lie on a path of living weights from input to output, in the shape of their masks."""
         structure = self._structure(masks)
         on = self._skeleton.gradients(structure, gains=False, compute=_connect)
-        return {name: masks[name] & (on[name] > 0) if name in on else torch.zeros_like(masks[name]) for name in masks.weights}
+        return {
+            name: masks[name] & (on[name] > 0).to(masks[name].device) if name in on else torch.zeros_like(masks[name])
+            for name in masks.weights
+        }
 
     def _structure(self, masks: Masks) -> dict[str, Tensor]:
-        # Double precision, since single may be convolved by a transform (Winograd's) that leaves crumbs where nothing is.
-        return {name: masks[name].double() for name in masks.weights if name in self._skeleton.weights}
+        return {name: masks[name].to(self._device, self._dtype) for name in masks.weights if name in self._skeleton.weights}
 
 
 def path_left(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> bool:

@@ -18,9 +18,9 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from synflow_pl.schedules import SCHEDULES, as_density
-from synflow_pl.training.checkpoints import KEY
+from synflow_pl.training.checkpoints import KEY, find_checkpoint
 
-__all__ = ["REWIND", "RewindPoint", "ended", "level_density", "mark_ended"]
+__all__ = ["REWIND", "RewindPoint", "ended", "level_density", "mark_ended", "resumable"]
 
 REWIND = "rewind.ckpt"
 """In the run of level 0: what later levels start from."""
@@ -74,6 +74,23 @@ class RewindPoint(Callback):
             checkpoint.get(KEY, {}).pop("masks", None)
             torch.save(checkpoint, unfinished)
             os.replace(unfinished, path)
+
+
+def resumable(run: Path, rewind: int | None) -> Path | None:
+    """The checkpoint that a stopped level goes on from; ``None`` if it has to start again.
+
+    Args:
+        run: of the level.
+        rewind: epoch that level 0 has to keep for the others, ``None`` for another level. Stopped after that epoch, but before it was
+            written, level 0 starts again.
+    """
+    try:
+        found = find_checkpoint(run)
+    except FileNotFoundError:
+        return None
+    if rewind is None or (run / REWIND).is_file():
+        return found
+    return found if torch.load(found, map_location="cpu", weights_only=True)["epoch"] + 1 < rewind else None
 
 
 def ended(run: Path) -> bool:

@@ -149,6 +149,34 @@ def test_a_level_that_was_stopped_is_gone_on_with_where_it_was(epoch: int, fits:
     assert sorted(path.name for path in Path("lightning_logs").iterdir()) == [level(number).name for number in range(3)]
 
 
+def test_a_dense_level_that_was_stopped_before_its_rewind_point_was_written_starts_again(
+    fits: Fits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(module: Classifier) -> None:
+        if len(fits) == 1 and module.current_epoch == 2:
+            raise RuntimeError("stopped")
+
+    one = [*LOTTERY, "--levels", "1", "--rewind", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_train_epoch_start", stop)
+        with pytest.raises(RuntimeError, match="stopped"):
+            multishot(one)
+    dense = Path("lightning_logs/ticket-level0of1")
+    (dense / "rewind.ckpt").unlink()
+    multishot(one)
+    assert "--ckpt_path" not in fits[1]
+    assert (dense / "rewind.ckpt").is_file()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(fits: Fits, capsys: pytest.CaptureFixture[str]) -> None:
+    level(0).mkdir(parents=True)
+    (level(0) / "thesis.tex").touch()
+    with pytest.raises(SystemExit):
+        multishot(LOTTERY)
+    assert "is no run that was stopped: there is thesis.tex in it" in capsys.readouterr().err
+    assert (level(0) / "thesis.tex").is_file()
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
