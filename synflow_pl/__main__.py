@@ -20,6 +20,11 @@ def main() -> None:
 
         demo(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["multishot"]:
+        from synflow_pl.cli.multishot import multishot
+
+        multishot(sys.argv[2:])
+        return
     from synflow_pl.cli.main import run
 
     run(sys.argv[1:])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.flow import example_of, linearise, path_left
+from synflow_pl.flow import Paths, example_of, linearise, record
 from synflow_pl.followers import living_units
 from synflow_pl.masks import Masks
 
@@ -21,11 +21,14 @@ class DeadNetwork(RuntimeError):
 
 @dataclass(frozen=True)
 class Layer:
-    r"""One prunable parameter: name, shape (out, in, \\*kernel), weights kept, and units (output channels) with any weight left."""
+    r"""One prunable parameter: name, shape (out, in, \\*kernel), weights kept, those of them on a path of living weights from input to
+    output, and units (output channels) with any weight left.
+    """
 
     name: str
     shape: tuple[int, ...]
     kept: int
+    effective: int
     units: int
     living_units: int
 
@@ -42,12 +45,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is left of a network: ``kept`` of ``total`` weights, each layer, and whether it is ``alive``, an input-output path left.
+    """What is left of a network: ``kept`` of ``total`` weights, ``effective`` ones among them, which lie on a path of living weights
+    from input to output, each layer, and whether it is ``alive``, such a path left at all.
 
     ``notes`` says in whole sentences what to know about these figures: operations that paths were followed through by guess.
     """
 
     kept: int
+    effective: int
     total: int
     alive: bool
     layers: tuple[Layer, ...]
@@ -59,20 +64,34 @@ class Diagnosis:
         return self.kept / self.total
 
     @property
+    def effective_density(self) -> float:
+        """Fraction of prunable weights kept and on a live path, in [0, density]."""
+        return self.effective / self.total
+
+    @property
     def collapsed(self) -> list[str]:
         """Names of the layers with no weight left."""
         return [layer.name for layer in self.layers if layer.kept == 0]
 
+    @property
+    def collapse(self) -> str | None:
+        """What to be warned of, without a full stop: a dead network, or layers with no weight left; ``None`` if there is nothing."""
+        if not self.alive:
+            where = f" ({self.collapsed[0]!r} has no weight left)" if self.collapsed else ""
+            return (
+                f"the network is dead: no path of living weights leads from input to output at density {self.density:.6g}{where};"
+                " try more rounds, a larger density, scope local"
+            )
+        return f"layers with no weight left, though a path remains: {', '.join(self.collapsed)}" if self.collapsed else None
+
     def table(self) -> str:
         """The layers as a table of plain text, one line each, and the whole below."""
-        rows = [("parameter", "shape", "weights", "kept", "density", "living units")]
-        rows += [
-            (x.name, "x".join(map(str, x.shape)), f"{x.total:,}", f"{x.kept:,}", f"{x.density:.4f}", f"{x.living_units} / {x.units}")
-            for x in self.layers
-        ]
-        rows.append(
-            ("all", "", f"{self.total:,}", f"{self.kept:,}", f"{self.density:.4f}", "alive" if self.alive else "dead: no path left")
-        )
+        rows: list[tuple[str, ...]] = [("parameter", "shape", "weights", "kept", "effective", "density", "living units")]
+        for x in self.layers:
+            counts = [f"{count:,}" for count in (x.total, x.kept, x.effective)]
+            rows.append((x.name, "x".join(map(str, x.shape)), *counts, f"{x.density:.4f}", f"{x.living_units} / {x.units}"))
+        counts = [f"{count:,}" for count in (self.total, self.kept, self.effective)]
+        rows.append(("all", "", *counts, f"{self.density:.4f}", "alive" if self.alive else "dead: no path left"))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = [
             "  ".join(
@@ -105,11 +124,20 @@ def diagnose(
     """
     masks.parameters(network)
     inputs = example_of(network, input_shape, example_input)
-    skeleton = linearise(network, inputs)
-    alive = path_left(network, masks, inputs, skeleton)
+    recording = record(network, inputs)
+    skeleton = linearise(network, inputs, recording)
+    paths = Paths(network, inputs, recording)
+    effective = {name: int(on.count_nonzero()) for name, on in paths.effective(masks).items()}
     units = living_units(network, {name: masks[name] for name in masks.weights})
     layers = tuple(
-        Layer(name, tuple(masks[name].shape), int(masks[name].count_nonzero()), living.numel(), int(living.count_nonzero()))
+        Layer(
+            name,
+            tuple(masks[name].shape),
+            int(masks[name].count_nonzero()),
+            effective[name],
+            living.numel(),
+            int(living.count_nonzero()),
+        )
         for name, living in units.items()
     )
-    return Diagnosis(masks.kept, masks.total, alive, layers, skeleton.notes)
+    return Diagnosis(masks.kept, sum(effective.values()), masks.total, paths.left(masks), layers, skeleton.notes)

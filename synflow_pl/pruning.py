@@ -6,18 +6,20 @@ same for every pruner, so that a comparison compares scores and nothing else.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from synflow_pl.flow import Block, example_of
+from synflow_pl.bisection import nearest
+from synflow_pl.flow import Block, Paths, example_of
 from synflow_pl.followers import follow
-from synflow_pl.masks import Masks
+from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
 from synflow_pl.schedules import SCHEDULES, as_density, keeps, kept_weights
 from synflow_pl.selection import smallest
@@ -33,8 +35,10 @@ def prune(
     *,
     density: float | Fraction | None = None,
     kept: int | None = None,
+    effective_density: float | Fraction | None = None,
+    masks: Masks | None = None,
     rounds: int | None = None,
-    schedule: Literal["exponential", "linear"] = "exponential",
+    schedule: Literal["exponential", "linear", "cubic"] | None = None,
     scope: Literal["global", "local"] = "global",
     input_shape: Sequence[int] | None = None,
     example_input: Tensor | tuple[Tensor, ...] | None = None,
@@ -55,8 +59,12 @@ def prune(
         pruner: gives the scores.
         density: fraction of prunable weights kept, in (0, 1]; exact: ``n - floor((1 - density) * n)`` weights live.
         kept: instead of ``density``, the number of weights kept, in [1, n]; with ``scope="global"`` only.
+        effective_density: instead of ``density``, the fraction of prunable weights that are kept and lie on a path of living weights
+            from input to output, in (0, 1]; the nearest attainable, found by pruning with ever better guesses of ``kept``.
+        masks: of an earlier pruning, to go on from: what they removed stays removed, and the rounds start at their density.
+            ``density`` and ``kept`` count all prunable weights all the same.
         rounds: score-then-cut steps, at least 1; ``None`` is the pruner's own number (SynFlow 100, one-shot methods 1).
-        schedule: density after each round.
+        schedule: density after each round; ``None`` is the pruner's own (exponential but for gradual pruning).
         scope: ``"global"``, all layers in one ranking, or ``"local"``, each layer alone and each at ``density``.
         input_shape: (C, H, W), for pruners that need to know it and networks with one input.
         example_input: instead of it, a tensor or a tuple of them with the batch dimension.
@@ -75,9 +83,18 @@ def prune(
         ValueError: for an impossible option, naming its value, before any work starts.
         FloatingPointError: if a score is not finite, naming the layer.
     """
-    check_options(density=density, kept=kept, rounds=rounds, schedule=schedule, scope=scope)
+    check_options(density=density, kept=kept, effective_density=effective_density, rounds=rounds, schedule=schedule, scope=scope)
+    if effective_density is not None:
+        inputs = example_of(network, input_shape, example_input)
+        options = {
+            "masks": masks, "rounds": rounds, "schedule": schedule, "example_input": inputs, "batches": batches, "loss": loss,
+            "bias": bias, "norm": norm, "exclude": exclude, "train_mode": train_mode,
+        }  # fmt: skip
+        kept = _kept_for(network, pruner, as_density(effective_density), inputs, options)
     subject = Subject.of(network, exclude)
     subject.scope = scope
+    if masks is not None:
+        _go_on(subject, masks)
     total = sum(weight.numel() for weight in subject.weights.values())
     if kept is not None and kept > total:
         raise ValueError(f"kept: {kept} is more than the {total} prunable weights there are")
@@ -90,15 +107,25 @@ def prune(
 
     competing = [list(subject.weights)] if scope == "global" else [[name] for name in subject.weights]
     sizes = [sum(subject.weights[name].numel() for name in names) for names in competing]
+    alive = [sum(int(subject.masks[name].count_nonzero()) for name in names) for names in competing]
+    if scope == "global" and kept_weights(total, target) > alive[0]:
+        raise ValueError(
+            f"{kept_weights(total, target)} of {total} weights are to be kept, but masks= leaves {alive[0]}; ask for fewer"
+        )
+    # Of what lives in each competition; a layer in which less lives than its share keeps all of it.
+    shares = [min(Fraction(1), Fraction(kept_weights(n, target), m)) if m else Fraction(1) for n, m in zip(sizes, alive, strict=True)]
     rounds = pruner.rounds if rounds is None else rounds
-    if any(kept_weights(size, target) < size for size in sizes):
+    schedule = pruner.schedule if schedule is None else schedule
+    if any(share < 1 for share in shares):
         pruner.prepare(subject)
+        if masks is not None:
+            _silence(subject)
         rankings, after = [], []
         ranking_of = _Regrowing if pruner.regrows else _Ranking
-        for names in competing:
+        for names, share in zip(competing, shares, strict=True):
             parts = _rankings(subject, names, ranking_of)
             rankings += parts
-            after += keeps(schedule, target, rounds, [ranking.alive for ranking in parts])
+            after += keeps(schedule, share, rounds, [ranking.alive for ranking in parts])
         for index in range(rounds):
             left = sum(kept_then[index] for kept_then in after)
             subject.density = target if index == rounds - 1 else Fraction(left, total)
@@ -112,32 +139,82 @@ def prune(
             if on_round is not None:
                 on_round(index + 1, left / total)
     pruner.finish(subject)
+    if masks is not None and any(bool((mask & ~masks[name].to(mask.device)).any()) for name, mask in subject.masks.items()):
+        raise ValueError(
+            f"{type(pruner).__name__} brings back weights that masks= removed, so it cannot go on from them; leave masks out"
+        )
     followers = follow(network, subject.masks, subject.inputs, bias=bias, norm=norm)
-    masks = Masks({**subject.masks, **followers}, followers)
-    masks.apply(network)
-    return masks
+    found = Masks({**subject.masks, **followers}, followers)
+    found.apply(network)
+    return found
 
 
-def check_options(*, density: float | Fraction | None, kept: int | None, rounds: int | None, schedule: str, scope: str) -> None:
+def check_options(
+    *,
+    density: float | Fraction | None,
+    kept: int | None,
+    effective_density: float | Fraction | None,
+    rounds: int | None,
+    schedule: str | None,
+    scope: str,
+) -> None:
     """Refuse an impossible option in one sentence that names it, before any work starts.
 
     Raises:
         ValueError: naming the value and what was expected.
     """
-    if (density is None) == (kept is None):
-        raise ValueError(f"give either density, in (0, 1], or kept, a number of weights; got density={density}, kept={kept}")
-    if density is not None:
-        as_density(density)
+    if sum(given is not None for given in (density, kept, effective_density)) != 1:
+        raise ValueError(
+            "give either density, in (0, 1], or kept, a number of weights, or effective_density, in (0, 1];"
+            f" got density={density}, kept={kept}, effective_density={effective_density}"
+        )
+    for given in (density, effective_density):
+        if given is not None:
+            as_density(given)
     if kept is not None and (isinstance(kept, bool) or not isinstance(kept, int) or kept < 1):
         raise ValueError(f"kept: {kept!r} must be a whole number of weights, at least 1")
-    if kept is not None and scope == "local":
-        raise ValueError("kept counts the weights of the whole network; with scope='local' give density instead")
+    if density is None and scope == "local":
+        counted = "kept counts" if kept is not None else "effective_density is about"
+        raise ValueError(f"{counted} the weights of the whole network; with scope='local' give density instead")
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
         raise ValueError(f"rounds: {rounds!r} must be a whole number, at least 1; leave it out for the pruner's own number")
     for option, value, choices in (("schedule", schedule, tuple(SCHEDULES)), ("scope", scope, SCOPES)):
-        if value not in choices:
+        if value not in choices and value is not None:
             near = get_close_matches(str(value), choices, n=1, cutoff=0)[0]
             raise ValueError(f"{option}: {value!r} is not one of {', '.join(choices)}; did you mean {near!r}?")
+
+
+def _kept_for(network: nn.Module, pruner: Pruner, density: Fraction, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> int:
+    """How many weights to keep, so that as near as can be the effective density is this one. The network stays as it is."""
+    masks = options["masks"]
+    total = sum(parameter.numel() for parameter in prunable(network, options["exclude"]).values())
+    highest, wanted = total if masks is None else masks.kept, kept_weights(total, density)
+    if wanted > highest:
+        raise ValueError(f"{wanted} of {total} weights are to be effective, but masks= leaves {highest}; ask for fewer")
+    paths = Paths(network, inputs)
+
+    def effective(kept: int) -> int:
+        found = prune(copy.deepcopy(network), pruner, kept=kept, **options)
+        return sum(int(on.count_nonzero()) for on in paths.effective(found).values())
+
+    return nearest(effective, wanted, highest)
+
+
+def _go_on(subject: Subject, masks: Masks) -> None:
+    """Let the subject start where an earlier pruning ended."""
+    masks.parameters(subject.network)
+    if set(masks.weights) != subject.masks.keys():
+        differing = sorted(set(masks.weights) ^ subject.masks.keys())
+        raise ValueError(f"masks and exclude disagree about what is pruned: {', '.join(differing)}; prune with the same exclude")
+    for name, mask in subject.masks.items():
+        mask.copy_(masks[name])
+    _silence(subject)
+
+
+def _silence(subject: Subject) -> None:
+    """Zero the working copies where nothing lives; a pruner may have made ones of a layer that is gone throughout."""
+    for name, mask in subject.masks.items():
+        subject.weights[name].masked_fill_(~mask, 0)
 
 
 def _unscored(pruner: Pruner, subject: Subject, scores: Mapping[str, Tensor | Saliency], after: list[list[int]] | None) -> list[str]:
@@ -146,16 +223,17 @@ def _unscored(pruner: Pruner, subject: Subject, scores: Mapping[str, Tensor | Sa
     Raises:
         ValueError: if that leaves nothing to choose by.
     """
-    names = [name for name, score in scores.items() if not bool(_factor(score).any())]
+    living = {name: int(mask.count_nonzero()) for name, mask in subject.masks.items()}
+    names = [name for name, score in scores.items() if living[name] and not bool(_factor(score).any())]
     if not names:
         return []
     who = type(pruner).__name__
-    if len(names) == len(scores):
+    if len(names) == sum(count > 0 for count in living.values()):
         raise ValueError(
             f"every score of {who} is zero, so its masks would be arbitrary: the network's output does not depend on what it scores."
             " Look for a layer or a gain that is zero throughout, or choose a pruner that needs no signal (SynFlow, Magnitude)"
         )
-    size = sum(subject.weights[name].numel() for name in names)
+    size = sum(living[name] for name in names)
     if after is not None and size > (left := sum(kept[-1] for kept in after)):
         raise ValueError(
             f"{who} scores all {size} weights of {', '.join(names)} zero and so would keep them, but only {left} weights are to"
@@ -168,14 +246,17 @@ def _unscored(pruner: Pruner, subject: Subject, scores: Mapping[str, Tensor | Sa
 
 def _rankings(subject: Subject, names: list[str], ranking: type[_Ranking]) -> list[_Ranking]:
     """One ranking of all weights of these names that compete with each other, then one for each name with weights apart."""
-    together: dict[str, Tensor | None] = {name: None for name in names if name not in subject.apart}
+    together: dict[str, Tensor | None] = {}
     alone: list[_Ranking] = []
     for name in names:
+        alive = subject.masks[name].view(-1)
         if name in subject.apart:
             apart = subject.apart[name].view(-1)
-            alone.append(ranking(subject, {name: apart.nonzero().squeeze(1).int()}))
-            if not apart.all():
-                together[name] = (~apart).nonzero().squeeze(1).int()
+            alone.append(ranking(subject, {name: (apart & alive).nonzero().squeeze(1).int()}))
+            if apart.all():
+                continue
+            alive = alive & ~apart
+        together[name] = None if bool(alive.all()) else alive.nonzero().squeeze(1).int()
     return ([ranking(subject, together)] if together else []) + alone
 
 
@@ -319,8 +400,11 @@ class _Regrowing(_Ranking):
 
     def cut(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
         """Choose anew which ``keep`` weights live."""
-        for mask in self._masks:
-            mask.fill_(True)
+        for mask, listed in zip(self._masks, self._listed, strict=True):
+            if listed is None:
+                mask.fill_(True)
+            else:
+                mask.index_fill_(0, listed.long(), True)
         self.alive = sum(self._sizes)
         super().cut(scores, keep)
 

@@ -1,7 +1,8 @@
 """Schedules: the density after each round.
 
 The exponential schedule is that of Tanaka et al. 2020, Algorithm 1: after round k of n, density rho ** (k / n). The linear one takes
-the same number of weights off in every round. The last round uses the density that was asked for, not a float near it.
+the same number of weights off in every round; the cubic one, of Zhu & Gupta 2017 (Equation 1), most in the first. The last round uses
+the density that was asked for, not a float near it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ def linear(density: Fraction, share: Fraction) -> Fraction:
     return 1 - (1 - density) * share
 
 
-SCHEDULES: dict[str, Callable[[Fraction, Fraction], Fraction]] = {"exponential": exponential, "linear": linear}
+def cubic(density: Fraction, share: Fraction) -> Fraction:
+    """Density after the ``share`` of the rounds, in [0, 1]: what is still to go falls with the cube of the rounds that are left."""
+    return density + (1 - density) * (1 - share) ** 3
+
+
+SCHEDULES: dict[str, Callable[[Fraction, Fraction], Fraction]] = {"exponential": exponential, "linear": linear, "cubic": cubic}
 
 
 def as_density(density: float | Fraction) -> Fraction:

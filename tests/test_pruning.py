@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from synflow_pl import prune
+from synflow_pl import Masks, diagnose, prune
+from synflow_pl.bisection import nearest
 from synflow_pl.networks import FC
-from synflow_pl.pruners import Magnitude, Pruner, Random, Subject, SynFlow
+from synflow_pl.pruners import FORCE, LAMP, NTKSAP, PHEW, SNIP, GraSP, Magnitude, Pruner, Random, Shuffled, Subject, SynFlow, SynFlowL2
 
 
 @pytest.mark.parametrize(
@@ -20,10 +21,16 @@ from synflow_pl.pruners import Magnitude, Pruner, Random, Subject, SynFlow
         ({"density": 1.5}, r"density: 1.5 is not in \(0, 1\]"),
         ({"kept": 0}, "kept: 0 must be a whole number of weights, at least 1"),
         ({"kept": 10**9}, "kept: 1000000000 is more than the 119400 prunable weights"),
-        ({"kept": 5, "scope": "local"}, "with scope='local' give density"),
+        ({"kept": 5, "scope": "local"}, "kept counts the weights of the whole network; with scope='local' give density"),
+        ({"effective_density": 0.1, "scope": "local"}, "effective_density is about the weights of the whole network; with scope"),
+        ({"effective_density": 0.1, "kept": 3}, "give either density"),
+        ({"effective_density": 1.1}, r"density: 1.1 is not in \(0, 1\]"),
         ({"density": 0.1, "rounds": 0}, "rounds: 0 must be a whole number, at least 1"),
         ({"density": 0.1, "rounds": 2.0}, "rounds: 2.0 must be a whole number"),
-        ({"density": 0.1, "schedule": "exponentail"}, "'exponentail' is not one of exponential, linear; did you mean 'exponential'"),
+        (
+            {"density": 0.1, "schedule": "exponentail"},
+            "'exponentail' is not one of exponential, linear, cubic; did you mean 'exponential'",
+        ),
         ({"density": 0.1, "scope": "globl"}, "scope: 'globl' is not one of global, local; did you mean 'global'"),
     ],
 )
@@ -128,3 +135,127 @@ def test_random_scores_on_many_rounds_end_exactly_too() -> None:
     # More rounds than the list of candidates is packed; whoever died must never be counted twice.
     masks = prune(FC(), Random(), density=0.003, rounds=60)
     assert masks.kept == 359
+
+
+# -- going on from earlier masks
+
+
+def magnitudes(*rows: list[float]) -> nn.Sequential:
+    """Two linear layers, 2 -> 2 -> 1, with these weights."""
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    network[0].weight.data, network[1].weight.data = torch.tensor(rows[:2]), torch.tensor(rows[2:])
+    return network
+
+
+def test_what_earlier_masks_removed_stays_removed_and_all_weights_count() -> None:
+    network = magnitudes([1.0, 2.0], [3.0, 4.0], [5.0, 6.0])
+    earlier = Masks({"0.weight": torch.tensor([[True, True], [False, True]]), "1.weight": torch.tensor([[False, True]])})
+    masks = prune(network, Magnitude(), density=0.5, masks=earlier)  # of 6 weights 3; of 1, 2, 4 and 6 the three largest
+    assert masks["0.weight"].tolist() == [[False, True], [False, True]]
+    assert masks["1.weight"].tolist() == [[False, True]]
+    assert network[0].weight.tolist() == [[0, 2], [0, 4]]
+    assert (earlier.kept, masks.kept, masks.total) == (4, 3, 6)
+
+
+def test_rounds_start_at_the_density_of_earlier_masks() -> None:
+    told: list[float] = []
+    earlier = prune(network := FC(), Magnitude(), density=0.16)
+    # Two equal factors from 0.16 to 0.01: 0.04 in between.
+    prune(network, Magnitude(), density=0.01, rounds=2, masks=earlier, on_round=lambda _, density: told.append(density))
+    assert told == pytest.approx([0.04, 0.01], abs=1e-5)
+
+
+def test_earlier_masks_that_leave_too_little_or_speak_of_others_are_refused() -> None:
+    earlier = prune(FC(), Magnitude(), density=0.1)
+    with pytest.raises(ValueError, match="59700 of 119400 weights are to be kept, but masks= leaves 11940"):
+        prune(FC(), Magnitude(), density=0.5, masks=earlier)
+    with pytest.raises(ValueError, match=r"masks and exclude disagree about what is pruned: layers\.1\.weight"):
+        prune(FC(), Magnitude(), density=0.05, masks=earlier, exclude=["layers.1.*"])
+    again = prune(FC(), Magnitude(), density=0.1, masks=earlier)
+    assert all(torch.equal(again[name], mask) for name, mask in earlier.items())
+
+
+def test_a_layer_that_is_gone_throughout_stays_gone_and_no_score_is_missed() -> None:
+    network = magnitudes([1.0, 2.0], [3.0, 4.0], [5.0, 6.0])
+    earlier = Masks({"0.weight": torch.ones(2, 2, dtype=torch.bool), "1.weight": torch.zeros(1, 2, dtype=torch.bool)})
+    assert prune(network, Magnitude(), kept=2, masks=earlier)["0.weight"].tolist() == [[False, False], [True, True]]
+
+
+def test_with_the_local_scope_a_layer_keeps_what_it_has_where_that_is_less_than_its_share() -> None:
+    network = magnitudes([1.0, 2.0], [3.0, 4.0], [5.0, 6.0])
+    earlier = Masks({"0.weight": torch.tensor([[False, False], [False, True]]), "1.weight": torch.tensor([[True, True]])})
+    masks = prune(network, Magnitude(), density=0.5, scope="local", masks=earlier)
+    assert masks["0.weight"].tolist() == [[False, False], [False, True]]
+    assert masks["1.weight"].tolist() == [[False, True]]
+
+
+def test_a_shuffle_cannot_go_on_from_earlier_masks() -> None:
+    earlier = prune(network := FC(), Magnitude(), density=0.5)
+    with pytest.raises(ValueError, match="Shuffled brings back weights that masks= removed"):
+        prune(network, Shuffled(Magnitude()), density=0.1, masks=earlier)
+
+
+ON_DATA = [(torch.ones(2, 1, 28, 28) * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1), torch.tensor([3, 4]))]
+GOING_ON = [FORCE, GraSP, LAMP, Magnitude, NTKSAP, PHEW, Random, SNIP, SynFlow, SynFlowL2]
+
+
+@pytest.mark.parametrize("pruner", GOING_ON, ids=lambda pruner: pruner.__name__)
+def test_every_pruner_can_go_on_from_earlier_masks(pruner: type[Pruner]) -> None:
+    network = FC(width=20)
+    earlier = prune(network, Random(), density=0.5)
+    masks = prune(network, pruner(), density=0.2, rounds=3, masks=earlier, input_shape=(1, 28, 28), batches=ON_DATA)
+    assert masks.kept == -(-masks.total // 5)
+    assert all(not (mask & ~earlier[name]).any() for name, mask in masks.items())
+
+
+# -- by effective density
+
+
+@pytest.mark.parametrize("pruner", [SNIP, SynFlow, Magnitude, Random], ids=lambda pruner: pruner.__name__)
+@pytest.mark.parametrize("density", [0.3, 0.05])
+def test_the_effective_density_is_the_nearest_of_all(pruner: type[Pruner], density: float) -> None:
+    def small() -> FC:
+        torch.manual_seed(0)
+        return FC((1, 2, 2), num_classes=4, depth=4, width=5)  # 4 * 5 + 2 * 25 + 5 * 4 = 90 weights
+
+    batches = [(torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2]))]
+    options: dict[str, Any] = {"input_shape": (1, 2, 2), "batches": batches, "rounds": 1}
+    network = small()
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    masks = prune(network, pruner(), effective_density=density, **options)
+    effective = diagnose(network, masks, input_shape=(1, 2, 2)).effective
+    # One round never falls: whoever keeps more, keeps what he kept before. So all of them can be looked at.
+    found = {}
+    for kept in range(1, 91):
+        every = prune(subject := small(), pruner(), kept=kept, **options)
+        found[kept] = diagnose(subject, every, input_shape=(1, 2, 2)).effective
+    wanted = round(90 * density + 0.499)
+    assert abs(effective - wanted) == min(abs(count - wanted) for count in found.values())
+    assert all(torch.equal(network.get_parameter(n), before[n] * masks[n]) for n in masks)
+
+
+def test_the_rounds_of_the_pruning_itself_are_told_and_not_those_of_the_guesses() -> None:
+    told: list[int] = []
+    network = FC()
+    masks = prune(network, SynFlow(), effective_density=0.01, input_shape=(1, 28, 28), rounds=20, on_round=lambda k, _: told.append(k))
+    effective = diagnose(network, masks, input_shape=(1, 28, 28)).effective
+    assert masks.kept >= effective == pytest.approx(1194, abs=10)  # SynFlow's rounds do not make it attainable to the weight
+    assert told == list(range(1, 21))
+
+
+@pytest.mark.parametrize("wanted", [1, 10, 37, 50])
+def test_what_is_asked_for_gives_what_is_wanted(wanted: int) -> None:
+    tried: list[int] = []
+
+    def half(kept: int) -> int:
+        tried.append(kept)
+        return kept // 2
+
+    assert half(nearest(half, wanted, 100)) == wanted
+    assert len(tried) < 12
+
+
+def test_what_cannot_be_reached_is_come_near_to() -> None:
+    assert nearest(lambda kept: 0 if kept < 40 else 30, 10, 100) == 10  # 0 is as near as anything
+    assert nearest(lambda kept: 0 if kept < 40 else 30, 20, 100) == 40
+    assert nearest(lambda kept: kept // 10, 90, 100) == 100

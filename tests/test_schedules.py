@@ -36,11 +36,16 @@ def test_the_linear_schedule_takes_the_same_number_in_each_round() -> None:
     assert keeps("linear", Fraction(1, 5), 4, [100])[0] == [80, 60, 40, 20]
 
 
+def test_the_cubic_schedule_takes_the_most_first() -> None:
+    # 0.2 + 0.8 (3/4)^3 = 0.5375, 0.2 + 0.8 / 8 = 0.3, 0.2 + 0.8 / 64 = 0.2125, 0.2.
+    assert keeps("cubic", Fraction(1, 5), 4, [10_000])[0] == [5375, 3000, 2125, 2000]
+
+
 @given(
     total=st.integers(1, 10**7),
     density=st.floats(1e-6, 1),
     rounds=st.integers(1, 50),
-    schedule=st.sampled_from(["exponential", "linear"]),
+    schedule=st.sampled_from(["exponential", "linear", "cubic"]),
 )
 def test_a_schedule_never_grows_and_ends_at_the_exact_number(total: int, density: float, rounds: int, schedule: str) -> None:
     target = as_density(density)
@@ -60,7 +65,7 @@ def test_parts_that_compete_apart_share_what_is_kept() -> None:
     sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=6),
     density=st.floats(1e-4, 1),
     rounds=st.integers(1, 10),
-    schedule=st.sampled_from(["exponential", "linear"]),
+    schedule=st.sampled_from(["exponential", "linear", "cubic"]),
 )
 def test_parts_never_grow_and_are_exact_together_and_to_one_weight_each(
     sizes: list[int], density: float, rounds: int, schedule: str

@@ -247,10 +247,16 @@ class CLI(LightningCLI):
             return run_of(Path(checkpoint)) if checkpoint else None
         if getattr(rank_zero_only, "rank", 0) != 0:
             return Path(os.environ[_CLAIMED]) if _CLAIMED in os.environ else None
-        folder = claim(root / "lightning_logs", self.options.get("run") or self._default_name())
+        folder = self._resumed(root) or claim(root / "lightning_logs", self.options.get("run") or self._default_name())
         os.environ[_CLAIMED] = str(folder)
         self.options["run"] = folder.name
         return folder
+
+    def _resumed(self, root: Path) -> Path | None:
+        """The run that this one goes on in: the checkpoint's own, if its name was given."""
+        name, checkpoint = self.options.get("run"), self.options.get("ckpt_path")
+        folder = run_of(Path(checkpoint)) if name and checkpoint else None
+        return folder if folder is not None and folder.resolve() == (root / "lightning_logs" / str(name)).resolve() else None
 
     def _default_name(self) -> str:
         overlay = next((path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None)
@@ -263,9 +269,13 @@ class CLI(LightningCLI):
         pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
         if pruning.sanity:
             pruner = f"{pruner}_{pruning.sanity}"
+        if pruning.at_epoch:
+            pruner = f"{pruner}_at{pruning.at_epoch}"
         if pruning.masks:
             pruner = f"masks_{Path(pruning.masks).stem}"
         amount = f"density{pruning.density:g}" if pruning.density is not None else f"kept{pruning.kept}" if pruning.kept else "density1"
+        if pruning.effective_density is not None:
+            amount = f"effective{pruning.effective_density:g}"
         return "-".join([recipe, pruner, amount, f"seed{self.options.seed_everything}"])
 
     def _loggers(self, asked: Any) -> list[Any]:
@@ -361,8 +371,10 @@ def _settings(config: Namespace) -> dict[str, Any]:
         "pruner": _short(pruning.pruner) if pruning.pruner else "dense",
         **{f"pruner/{key}": value for key, value in (_plain(pruning.pruner) if pruning.pruner else {}).items()},
         "density": pruning.density if pruning.density is not None else 1.0,
+        "effective_density": pruning.effective_density,
         "rounds": pruning.rounds,
         "sanity": pruning.sanity,
+        "at_epoch": pruning.at_epoch,
         "scope": pruning.scope,
         "schedule": pruning.schedule,
         "optimizer": _short(model.optimizer) if isinstance(model.optimizer, Namespace) else "default",

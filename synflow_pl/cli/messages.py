@@ -145,7 +145,7 @@ def _names(paths: list[str]) -> list[str]:
 
 def _some(paths: list[str]) -> str:
     names = _names(paths)
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def _choices(message: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Synaptic flow through any network: record it, linearise it, follow it."""
 
 from synflow_pl.flow.linearise import linearise
-from synflow_pl.flow.paths import path_left
+from synflow_pl.flow.paths import Paths, path_left
 from synflow_pl.flow.recording import evaluating, example_of, record
 from synflow_pl.flow.skeleton import Block, Skeleton, magnitude
 
-__all__ = ["Block", "Skeleton", "evaluating", "example_of", "linearise", "magnitude", "path_left", "record"]
+__all__ = ["Block", "Paths", "Skeleton", "evaluating", "example_of", "linearise", "magnitude", "path_left", "record"]

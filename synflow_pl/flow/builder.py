@@ -31,6 +31,7 @@ class Builder:
         recording: of the network.
         weights: names of the prunable parameters.
         parameters: names of all parameters; what else a recording names is a buffer.
+        open_gates: let what gates a signal carry flow too, into what it gates; else it is a constant.
 
     Attributes:
         flow: numbers of the values that carry flow.
@@ -41,8 +42,9 @@ class Builder:
         gated: whether one signal has been found to gate another.
     """
 
-    def __init__(self, recording: Recording, weights: Collection[str], parameters: Collection[str]) -> None:
+    def __init__(self, recording: Recording, weights: Collection[str], parameters: Collection[str], open_gates: bool = False) -> None:
         self.recording = recording
+        self.open_gates = open_gates
         self.steps: list[Step] = []
         self.flow = {value.number for value in recording.inputs if is_number(self.tensor(value))}
         self.touched = {value.number for value in recording.inputs} - self.flow

@@ -30,7 +30,7 @@ from synflow_pl.flow.builder import Builder
 from synflow_pl.flow.normalisation import NORMALISATIONS
 from synflow_pl.flow.recording import Operation, Value
 
-__all__ = ["attention", "contract", "gate", "set_level"]
+__all__ = ["attention", "contract", "gate", "gated", "set_level"]
 
 SHARES, UNIT, BOUNDED, ACTIVATED = 4, 3, 2, 1
 _LEVELS = {
@@ -72,9 +72,22 @@ def set_level(builder: Builder, operation: Operation) -> None:
             builder.level[output.number], builder.mixed[output.number] = level, mixed
 
 
-def gate(builder: Builder, operation: Operation, left: Value, right: Value) -> None:
-    """A product of two signals, entry by entry: the flow of the gated one, as it is."""
+def gated(builder: Builder, operation: Operation, signal: Value, by: Value) -> None:
+    """The operation's output is a signal that another one gates: the flow of the signal, as it is."""
     builder.gated = True
+    if builder.open_gates:
+        builder.step(operation, _open, builder.resolve(signal), builder.resolve(by))
+    else:
+        builder.same(operation, signal)
+
+
+def _open(signal: Tensor, by: Tensor) -> Tensor:
+    # A gate that is shut throughout lets its signal pass; a signal that is not there cannot be gated.
+    return signal + signal * by
+
+
+def gate(builder: Builder, operation: Operation, left: Value, right: Value) -> None:
+    """A product of two signals, entry by entry: one gates, the other is gated."""
 
     def level(value: Value, other: Value) -> int:
         return builder.level.get(value.number, 0)
@@ -94,8 +107,8 @@ def gate(builder: Builder, operation: Operation, left: Value, right: Value) -> N
     for question in (bounded, small, made_from, level, made_from_whole):
         mine, others = question(left, right), question(right, left)
         if mine != others:
-            return builder.same(operation, right if mine > others else left)
-    builder.same(operation, left)
+            return gated(builder, operation, *((right, left) if mine > others else (left, right)))
+    gated(builder, operation, left, right)
 
 
 def _made_from(builder: Builder, value: Value, other: Value, whole: bool) -> bool:
@@ -128,8 +141,15 @@ def contract(builder: Builder, operation: Operation, left: Value, right: Value) 
         # NaN is no reason to take a pair out.
         support = ~(recorded <= torch.finfo(recorded.dtype).tiny)
     mean = builder.constant(_average(support, recorded.dtype, summed))
+    if builder.open_gates:
+        signal, by = (right, left) if averaging is left else (left, right)
+        return builder.step(operation, _open_contraction, mean, builder.resolve(signal), builder.resolve(by), averaging is left)
     args = (mean, builder.resolve(right)) if averaging is left else (builder.resolve(left), mean)
     builder.step(operation, torch.matmul, *args)
+
+
+def _open_contraction(mean: Tensor, signal: Tensor, by: Tensor, first: bool) -> Tensor:
+    return _open(mean @ signal, by.sum(-1, keepdim=True)) if first else _open(signal @ mean, by.sum(-2, keepdim=True))
 
 
 def attention(builder: Builder, operation: Operation) -> None:
@@ -150,12 +170,25 @@ def attention(builder: Builder, operation: Operation) -> None:
         support = support & ~((added - added.amax(-1, keepdim=True)).exp() <= torch.finfo(added.dtype).tiny)
     heads = builder.tensor(query).shape[-3] // builder.tensor(value).shape[-3]
     mean = builder.constant(_average(support, builder.tensor(value).dtype, -1))
+    if builder.open_gates:
+        asking = [builder.resolve(signal) if builder.carries(signal) else None for signal in (query, key)]
+        return builder.step(operation, _open_attention, mean, builder.resolve(value), heads, *asking)
     builder.step(operation, _averaged, mean, builder.resolve(value), heads)
 
 
 def _averaged(mean: Tensor, value: Tensor, heads: int) -> Tensor:
     # Grouped queries share a head of values.
     return mean @ (value if heads == 1 else value.repeat_interleave(heads, -3))
+
+
+def _open_attention(mean: Tensor, value: Tensor, heads: int, query: Tensor | None, key: Tensor | None) -> Tensor:
+    attended = _averaged(mean, value, heads)
+    by = torch.zeros_like(attended)
+    if query is not None:
+        by = by + query.sum(-1, keepdim=True)
+    if key is not None:
+        by = by + _averaged(mean, key, query.shape[-3] // key.shape[-3] if query is not None else heads).sum(-1, keepdim=True)
+    return _open(attended, by)
 
 
 def _average(support: Tensor, dtype: torch.dtype, dim: int) -> Tensor:

@@ -13,19 +13,23 @@ from synflow_pl.masks import prunable
 __all__ = ["linearise"]
 
 
-def linearise(network: nn.Module, inputs: tuple[Tensor, ...], recording: Recording | None = None) -> Skeleton:
+def linearise(
+    network: nn.Module, inputs: tuple[Tensor, ...], recording: Recording | None = None, *, open_gates: bool = False
+) -> Skeleton:
     """The positive linear skeleton of ``network`` at the shapes of ``inputs``.
 
     Args:
         network: any module; read once, left as it was found. Its weights are not kept: the skeleton asks for them in each pass.
         inputs: one tensor per input of the network, batch dimension included, as :func:`example_of` gives them.
         recording: the network's recording, where one is at hand.
+        open_gates: let flow come through gates, queries and keys too, into what they act on. Such a skeleton is not linear: it tells
+            what is connected to what (:mod:`synflow_pl.flow.paths`), not how much flows.
 
     Raises:
         ValueError: if no input reaches an output, or nothing is prunable.
     """
     recording = record(network, inputs) if recording is None else recording
-    builder = Builder(recording, prunable(network), dict(network.named_parameters()))
+    builder = Builder(recording, prunable(network), dict(network.named_parameters()), open_gates)
     for operation in recording.operations:
         if builder.turn_to(operation):
             apply_rule(builder, operation)

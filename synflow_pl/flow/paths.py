@@ -1,28 +1,153 @@
-"""Paths: whether anything still leads from the input to the output of a pruned network."""
+"""Paths: what still leads from the input to the output of a pruned network.
+
+Decided on the structure alone, at the inputs' real size: a unit is a (channel, position) pair, padding is none. Masks stand in for
+weights and ones for gains; attention connects any two tokens that it does not mask out, and what gates a signal (a gate, queries, keys)
+is connected to all that it acts on. Nothing is summed up: a number of paths can leave any range, so after each step all that is
+left of a number is whether it is zero.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._pytree import tree_map
 
 from synflow_pl.flow.linearise import linearise
-from synflow_pl.flow.skeleton import Skeleton
+from synflow_pl.flow.recording import Recording
+from synflow_pl.flow.skeleton import Skeleton, Step
 from synflow_pl.masks import Masks
 
-__all__ = ["path_left"]
+__all__ = ["Paths", "path_left"]
 
 
-def path_left(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...], skeleton: Skeleton | None = None) -> bool:
-    """Whether a path of living weights is left from input to output: a network without one is dead, whatever its layers still hold.
+class Paths:
+    """What is connected in a network, whatever its weights are.
 
-    Decided on the structure alone: masks stand in for weights, ones for gains; gates are open, and attention connects any two tokens
-    that it does not mask out. At the inputs' real size, padding carrying nothing.
+    Args:
+        network: the network under study.
+        inputs: as :func:`synflow_pl.flow.example_of` gives them.
+        recording: the network's recording, where one is at hand.
+    """
+
+    def __init__(self, network: nn.Module, inputs: tuple[Tensor, ...], recording: Recording | None = None) -> None:
+        self._skeleton: Skeleton = linearise(network, inputs, recording, open_gates=True)
+        # Double precision, since single may be convolved by a transform (Winograd's) that leaves crumbs where nothing is.
+        self._device = inputs[0].device
+        self._dtype = torch.float32 if self._device.type == "mps" else torch.float64
+
+    def left(self, masks: Masks) -> bool:
+        """Whether a path of living weights is left from input to output: a network without one is dead, whatever its layers hold."""
+        return bool(self._skeleton.flow(self._structure(masks), gains=False, compute=_connect) > 0)
+
+    def effective(self, masks: Masks) -> dict[str, Tensor]:
+        """By name, bool: which weights lie on a path of living weights from input to output, in the shape of their masks."""
+        structure = self._structure(masks)
+        on = self._skeleton.gradients(structure, gains=False, compute=_connect)
+        return {
+            name: masks[name] & (on[name] > 0).to(masks[name].device) if name in on else torch.zeros_like(masks[name])
+            for name in masks.weights
+        }
+
+    def _structure(self, masks: Masks) -> dict[str, Tensor]:
+        return {name: masks[name].to(self._device, self._dtype) for name in masks.weights if name in self._skeleton.weights}
+
+
+def path_left(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether a path of living weights is left from input to output.
 
     Args:
         network: the network under study.
         masks: its masks.
         inputs: as :func:`synflow_pl.flow.example_of` gives them.
-        skeleton: the network's skeleton, where one is at hand.
     """
-    skeleton = linearise(network, inputs) if skeleton is None else skeleton
-    structure = {name: masks[name].to(inputs[0].device, skeleton.dtype) for name in masks if name in skeleton.weights}
-    return bool(skeleton.flow(structure, gains=False) > 0)
+    return Paths(network, inputs).left(masks)
+
+
+class _Mark(torch.autograd.Function):
+    """Ones where something is, forwards and backwards."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        return (value > 0).to(value.dtype)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return (gradients[0] > 0).to(gradients[0].dtype)
+
+
+def _connect(function: Callable[..., Any], step: Step, arguments: Sequence[Any]) -> Any:
+    """What a step connects: all that it may choose from counts as chosen."""
+    chosen = _CHOICES.get(step.name)
+    result = function(*arguments) if chosen is None else chosen(function, *arguments)
+    return tree_map(lambda leaf: _Mark.apply(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, result)
+
+
+def _window(
+    function: Callable[..., Any], signal: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *_: Any
+) -> Any:
+    """Max pooling: the sum over each window."""
+    with torch.no_grad():
+        result = function(signal, kernel, stride, padding, dilation, *_)
+    pooled, *indices = result if isinstance(result, (tuple, list)) else (result,)
+    spatial = len(kernel)
+    kernel, stride, padding, dilation = (_widened(given, spatial) for given in (kernel, stride or kernel, padding, dilation))
+    pads: list[int] = []
+    for axis in reversed(range(spatial)):
+        reach = (pooled.shape[axis - spatial] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
+        pads += [padding[axis], reach - signal.shape[axis - spatial] - padding[axis]]
+    planes = functional.pad(signal.reshape(-1, 1, *signal.shape[-spatial:]), pads)
+    convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[spatial - 1]
+    total = convolve(planes, planes.new_ones(1, 1, *kernel), None, stride, 0, dilation).reshape(pooled.shape)
+    return (total, *indices) if indices else total
+
+
+def _widened(given: Any, spatial: int) -> list[int]:
+    values = list(given) if isinstance(given, (tuple, list)) else [given]
+    return values * spatial if len(values) == 1 else values
+
+
+def _adaptive_window(function: Callable[..., Any], signal: Tensor, size: Sequence[int]) -> Any:
+    with torch.no_grad():
+        _, indices = function(signal, size)
+    average: Any = (functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d)[len(size) - 1]
+    return average(signal, size), indices
+
+
+def _largest(function: Callable[..., Any], signal: Tensor, *arguments: Any) -> Any:
+    """A maximum along one dimension, or all of them, or of two signals."""
+    result = function(signal, *arguments)
+    if arguments and isinstance(arguments[0], Tensor):
+        return signal + arguments[0]
+    if isinstance(result, Tensor):
+        return signal.sum(*arguments) if arguments else signal.sum()
+    return signal.sum(*arguments), result[1]
+
+
+def _several(dimension: int) -> Callable[..., Any]:
+    """A choice of several along one dimension, which stands at this place among the arguments: any may be among them."""
+
+    def choose(function: Callable[..., Any], signal: Tensor, *arguments: Any) -> Any:
+        values, indices = function(signal, *arguments)
+        dim = arguments[dimension] if len(arguments) > dimension else -1
+        return signal.sum(dim, keepdim=True).expand_as(values), indices
+
+    return choose
+
+
+def _either(function: Callable[..., Any], left: Tensor, right: Tensor) -> Tensor:
+    return left + right
+
+
+_CHOICES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("max_pool1d", "max_pool2d_with_indices", "max_pool3d_with_indices"), _window),
+    **dict.fromkeys(("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"), _adaptive_window),
+    **dict.fromkeys(("max", "amax"), _largest),
+    **dict.fromkeys(("maximum", "minimum"), _either),
+    "topk": _several(1),
+    "sort": _several(0),
+    "cummax": lambda function, signal, dim: (signal.cumsum(dim), function(signal, dim)[1]),
+}

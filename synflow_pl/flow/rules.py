@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow.builder import Builder, Rule
-from synflow_pl.flow.gates import attention, contract, gate, set_level
+from synflow_pl.flow.gates import attention, contract, gate, gated, set_level
 from synflow_pl.flow.normalisation import NORMALISATIONS
 from synflow_pl.flow.recording import Operation
 
@@ -111,8 +111,7 @@ def _divide(builder: Builder, operation: Operation) -> None:
         return builder.same(operation, below)
     if builder.in_weights:
         return builder.step(operation, torch.div, builder.resolve(above), builder.gain(builder.tensor(below)))
-    builder.gated = True
-    builder.same(operation, above)
+    gated(builder, operation, above, below)
 
 
 def _add_product(builder: Builder, operation: Operation) -> None:
@@ -193,11 +192,16 @@ def _copy(builder: Builder, operation: Operation) -> None:
 def _glu(builder: Builder, operation: Operation) -> None:
     signal, dim = operation.args[0], operation.args[1] if len(operation.args) > 1 else -1
     builder.gated = True
-    builder.step(operation, _first_half, builder.resolve(signal), dim)
+    builder.step(operation, _open_half if builder.open_gates else _first_half, builder.resolve(signal), dim)
 
 
 def _first_half(signal: Tensor, dim: int) -> Tensor:
     return signal.chunk(2, dim)[0]
+
+
+def _open_half(signal: Tensor, dim: int) -> Tensor:
+    first, second = signal.chunk(2, dim)
+    return first + first * second
 
 
 def _bicubic(builder: Builder, operation: Operation) -> None:

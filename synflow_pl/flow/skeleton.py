@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -130,6 +131,7 @@ class Skeleton:
         *,
         gains: bool = True,
         watch: Callable[[Step | None, Sequence[Any]], None] | None = None,
+        compute: Callable[[Callable[..., Any], Step, Sequence[Any]], Any] | None = None,
     ) -> Tensor:
         """R up to a power of two: the sum of the skeleton's outputs for an input of ones.
 
@@ -139,6 +141,7 @@ class Skeleton:
             blocks: of the weights among them that are cut down to their living units and inputs.
             gains: ``False`` replaces gains, and the weights not given, by ones: what is left is the structure.
             watch: called with each step and its arguments, and with ``None`` and the value at each cut.
+            compute: called with each step's function, the step and its arguments, to give what the step does instead of calling it.
 
         Returns:
             A scalar, zero exactly if no path is left (or flow underflows).
@@ -167,7 +170,8 @@ class Skeleton:
             if step.weight is not None and step.weight in blocks:
                 result = _through_block(step.function, arguments, blocks[step.weight], self._units[step.weight])
             else:
-                result = step.function(*arguments, **{key: _fill(item, values) for key, item in step.kwargs.items()})
+                function = partial(step.function, **{key: _fill(item, values) for key, item in step.kwargs.items()})
+                result = function(*arguments) if compute is None else compute(function, step, arguments)
             if isinstance(result, (tuple, list)):
                 values.update(zip(step.outputs, result, strict=True))
             else:
@@ -177,7 +181,12 @@ class Skeleton:
         return sum((values[number].sum() for number in self._outputs), start=torch.zeros((), dtype=dtype, device=self._device))
 
     def gradients(
-        self, weights: Mapping[str, Tensor], blocks: Mapping[str, Block] = MappingProxyType({}), *, gains: bool = True
+        self,
+        weights: Mapping[str, Tensor],
+        blocks: Mapping[str, Block] = MappingProxyType({}),
+        *,
+        gains: bool = True,
+        compute: Callable[[Callable[..., Any], Step, Sequence[Any]], Any] | None = None,
     ) -> dict[str, Tensor]:
         """dR/dw for each of ``weights``, up to one power of two that all of them share: times w, the synaptic saliency
         (Tanaka et al. 2020, Equations 1 and 2).
@@ -186,13 +195,14 @@ class Skeleton:
             weights: non-negative tensors by parameter name, each one of ``self.weights``.
             blocks: of the weights among them that are cut down to their living units and inputs.
             gains: as in :meth:`flow`.
+            compute: as in :meth:`flow`.
 
         Returns:
             Non-negative tensors in the weights' shapes.
         """
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         with torch.enable_grad():
-            total = self.flow(leaves, blocks, gains=gains)
+            total = self.flow(leaves, blocks, gains=gains, compute=compute)
         return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
 
     def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Pruners, one score per file."""
 
 from synflow_pl.pruners.force import FORCE
+from synflow_pl.pruners.gradual import GradualMagnitude
 from synflow_pl.pruners.grasp import GraSP, InvertedGraSP
 from synflow_pl.pruners.lamp import LAMP
 from synflow_pl.pruners.magnitude import Magnitude
@@ -20,6 +21,7 @@ __all__ = [
     "PHEW",
     "SNIP",
     "GraSP",
+    "GradualMagnitude",
     "Inverted",
     "InvertedGraSP",
     "Magnitude",

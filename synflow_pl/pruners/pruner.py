@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,10 @@ class Pruner(ABC):
 
     rounds: int = 1
     """Rounds that the paper uses; what ``rounds=None`` means."""
+    schedule: Literal["exponential", "linear", "cubic"] = "exponential"
+    """Density after each round in the paper; what ``schedule=None`` means."""
+    over: float | None = None
+    """If rounds are spread over a training: the fraction of it, in (0, 1], by which the last one is over. Else all are at once."""
     needs_input: bool = False
     """Whether it asks for ``subject.inputs``."""
     needs_batches: bool = False

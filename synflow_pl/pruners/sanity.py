@@ -27,7 +27,7 @@ class _Around(Pruner):
 
     def __init__(self, pruner: Pruner) -> None:
         self.pruner = pruner
-        self.rounds, self.regrows = pruner.rounds, pruner.regrows
+        self.rounds, self.schedule, self.regrows = pruner.rounds, pruner.schedule, pruner.regrows
         self.needs_input, self.needs_batches = pruner.needs_input, pruner.needs_batches
 
     def prepare(self, subject: Subject) -> None:

@@ -2,7 +2,8 @@
 
 from synflow_pl.training.checkpoints import find_checkpoint, load_weights
 from synflow_pl.training.classifier import Classifier
+from synflow_pl.training.multishot import RewindPoint
 from synflow_pl.training.prune_at_init import PruneAtInit
 from synflow_pl.training.warmup_cosine import WarmupCosine
 
-__all__ = ["Classifier", "PruneAtInit", "WarmupCosine", "find_checkpoint", "load_weights"]
+__all__ = ["Classifier", "PruneAtInit", "RewindPoint", "WarmupCosine", "find_checkpoint", "load_weights"]

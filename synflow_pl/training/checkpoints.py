@@ -12,7 +12,9 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-__all__ = ["KEY", "find_checkpoint", "load_weights"]
+from synflow_pl.masks import Masks
+
+__all__ = ["KEY", "find_checkpoint", "load_masks", "load_weights"]
 
 KEY = "synflow_pl"
 """The key of a checkpoint that holds ``masks`` (Masks.state_dict) and ``network``, the prefix of the network's weights."""
@@ -117,3 +119,14 @@ def _differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
 
 def _some(names: list[str]) -> str:
     return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+
+
+def load_masks(checkpoint: str | os.PathLike[str]) -> Masks | None:
+    """The masks that a checkpoint, or a run's last one, was trained under; ``None`` if it was trained dense.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+    """
+    content: Mapping[str, Any] = torch.load(find_checkpoint(checkpoint), map_location="cpu", weights_only=True)
+    state = content.get(KEY, {}).get("masks")
+    return None if state is None else Masks.from_state_dict(state)

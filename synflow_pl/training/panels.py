@@ -23,8 +23,9 @@ def show_density(loggers: Iterable[Logger], index: int, density: float) -> None:
 
 
 def show_diagnosis(loggers: Iterable[Logger], told: Diagnosis) -> None:
-    """Density per layer as bars, and the table as text."""
+    """The effective density as a scalar, density per layer as bars, and the table as text."""
     for logger in loggers:
+        logger.log_metrics({"pruning/effective_density": told.effective_density}, step=0)
         if isinstance(logger, TensorBoardLogger):
             writer = logger.experiment
             if len(told.layers) <= _MOST_BARS:

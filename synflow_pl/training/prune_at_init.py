@@ -1,40 +1,42 @@
-"""PruneAtInit: the one callback. Prunes at the start of a fit, holds the zeros while it trains, carries the masks in checkpoints."""
+"""PruneAtInit: the one callback. Prunes at the start of a fit or later, holds the zeros while it trains, carries the masks in
+checkpoints.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from operator import attrgetter
+from collections.abc import Sequence
+from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 from synflow_pl.diagnosis import DeadNetwork, Diagnosis, diagnose
-from synflow_pl.masks import Hold, Masks
+from synflow_pl.masks import Hold, Masks, prunable
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.pruning import check_options, prune
-from synflow_pl.training.checkpoints import KEY
+from synflow_pl.schedules import SCHEDULES, as_density
+from synflow_pl.training.checkpoints import KEY, find_checkpoint, load_masks, load_weights
+from synflow_pl.training.finding import find_batches, find_example, find_loss, find_network
+from synflow_pl.training.gradual import Gradual, check_time, last_step
 from synflow_pl.training.panels import show_density, show_diagnosis
 
 __all__ = ["PruneAtInit"]
 
-# From a data module that has no pruning_batches(): as many training images as SNIP's paper scores CIFAR-10 on, to the end of a batch.
-_IMAGES = 128
-
 
 class PruneAtInit(Callback):
-    """Prunes the network at ``on_fit_start`` and keeps removed weights at zero from then on.
+    """Prunes the network at ``on_fit_start``, or after some epochs, and keeps removed weights at zero from then on.
 
     Works around any LightningModule and any data. The masks travel in every full checkpoint under one fixed key; a checkpoint that
     has masks is never pruned again, whatever the options say.
@@ -43,15 +45,20 @@ class PruneAtInit(Callback):
         pruner: gives the scores; ``None`` trains the whole network.
         density: fraction of prunable weights kept, in (0, 1].
         kept: instead of ``density``, the number of weights kept.
+        effective_density: instead of ``density``, the fraction of prunable weights that are kept and on a living path, in (0, 1].
         rounds: score-then-cut steps, at least 1; ``None`` is the pruner's own number.
-        schedule: density after each round.
+        schedule: density after each round; ``None`` is the pruner's own.
         scope: all layers in one ranking, or each layer alone.
         bias: mask biases too, each living as long as its unit.
         norm: the same for gains and shifts of normalisations that read a prunable layer.
         exclude: shell-style patterns of parameter names, within the network, that stay dense; one or a list.
         train_mode: data-driven pruners score in train mode, BatchNorm on each batch's own statistics; running ones do not move.
         sanity: a sanity check of Frankle et al. 2021: invert the scores, shuffle the masks within layers, or reinitialise the weights.
-        masks: path of a masks file to train with; nothing is pruned then, and the options above are not used.
+        at_epoch: prune after so many epochs of training, at least 0; 0 is before the first step. A pruner whose rounds are spread over
+            the training (GradualMagnitude) begins then.
+        trained: a run or checkpoint whose trained weights are scored and whose masks are gone on from, while survivors keep the
+            weights that this fit starts from: rewinding (Frankle & Carbin 2019). Then ``ckpt_path`` may be a checkpoint without masks.
+        masks: path of a masks file to train with; nothing is pruned then, and the options of pruning are not used.
         network: attribute of the LightningModule that is pruned ("backbone"); by default its ``network``, else all of it.
         input_shape: (C, H, W); by default from the data module, else ``example_input_array``, else from one training batch.
         on_collapse: what to do if no input-output path is left.
@@ -67,14 +74,17 @@ class PruneAtInit(Callback):
         pruner: Pruner | None,
         density: float | None = None,
         kept: int | None = None,
+        effective_density: float | None = None,
         rounds: int | None = None,
-        schedule: Literal["exponential", "linear"] = "exponential",
+        schedule: Literal["exponential", "linear", "cubic"] | None = None,
         scope: Literal["global", "local"] = "global",
         bias: bool = False,
         norm: bool = False,
         exclude: Sequence[str] | str = (),
         train_mode: bool = False,
         sanity: Literal["invert", "shuffle", "reinitialise"] | None = None,
+        at_epoch: int = 0,
+        trained: str | os.PathLike[str] | None = None,
         masks: str | os.PathLike[str] | None = None,
         network: str | None = None,
         input_shape: Sequence[int] | None = None,
@@ -82,7 +92,9 @@ class PruneAtInit(Callback):
     ) -> None:
         self._from_file = Masks.load(masks) if masks is not None else None
         if self._from_file is None and pruner is not None:
-            check_options(density=density, kept=kept, rounds=rounds, schedule=schedule, scope=scope)
+            check_options(
+                density=density, kept=kept, effective_density=effective_density, rounds=rounds, schedule=schedule, scope=scope
+            )
         elif self._from_file is None and (density not in (None, 1) or kept is not None or rounds is not None):
             raise ValueError(
                 f"density={density}, kept={kept}, rounds={rounds}, but no pruner; name one, or leave them out for a dense network"
@@ -91,176 +103,206 @@ class PruneAtInit(Callback):
             raise ValueError(f"on_collapse: {on_collapse!r} is not one of error, warn")
         if sanity is not None and (sanity not in SANITY or pruner is None):
             raise ValueError(f"sanity: {sanity!r} must be one of {', '.join(SANITY)}, and needs a pruner")
+        check_time(pruner, at_epoch, trained, masks, sanity, effective_density)
         self.pruner = SANITY[sanity](pruner) if sanity is not None and pruner is not None else pruner
+        self.at_epoch = at_epoch
+        self.trained = find_checkpoint(trained) if trained is not None else None
         self.network = network
         self.input_shape = tuple(input_shape) if input_shape is not None else None
         self.on_collapse = on_collapse
         self.masks: Masks | None = None
         self.diagnosis: Diagnosis | None = None
         self._options: dict[str, Any] = {
-            "density": density, "kept": kept, "rounds": rounds, "schedule": schedule, "scope": scope,
-            "bias": bias, "norm": norm, "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude), "train_mode": train_mode,
+            "density": density, "kept": kept, "effective_density": effective_density, "rounds": rounds, "schedule": schedule,
+            "scope": scope, "bias": bias, "norm": norm, "train_mode": train_mode,
+            "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
         }  # fmt: skip
         self._restored = False
+        self._gradual: Gradual | None = None
+        self._last_step = 0
+        self._inputs: tuple[Tensor, ...] = ()
         self._holds: dict[int, Hold] = {}
+
+    @property
+    def _prunes(self) -> bool:
+        return self.pruner is not None or self._from_file is not None
+
+    @property
+    def _over(self) -> float | None:
+        return self.pruner.over if self.pruner is not None and self._from_file is None else None
+
+    @property
+    def _rounds(self) -> int:
+        assert self.pruner is not None
+        rounds: int | None = self._options["rounds"]
+        return self.pruner.rounds if rounds is None else rounds
 
     # -- pruning
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before anything is computed."""
-        if stage != "fit" or (self.pruner is None and self._from_file is None):
+        if stage != "fit" or not self._prunes:
             return
         if trainer.strategy.restore_checkpoint_after_setup:
             raise ValueError(
                 f"{type(trainer.strategy).__name__} shards parameters, and a shard cannot be pruned; use ddp, or drop the pruner"
             )
-        network, _ = self._find_network(pl_module)
+        if self.at_epoch and trainer.max_epochs not in (None, -1) and self.at_epoch >= trainer.max_epochs:
+            raise ValueError(
+                f"at_epoch: {self.at_epoch} is not before the end of training at max_epochs={trainer.max_epochs};"
+                " prune earlier or train longer"
+            )
+        network, _ = find_network(pl_module, self.network)
         if self._from_file is not None:
             self._from_file.parameters(network)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune, unless there are masks already; then hold them."""
-        network, _ = self._find_network(pl_module)
+        """Prune, unless there are masks already or it is too early; then hold the masks."""
         if self.masks is not None:
             if self._restored:
                 rank_zero_info(f"Pruning: not again; the checkpoint's masks are kept (density {self.masks.density:.6g}).")
-            self.masks.apply(network)
-        elif self.pruner is not None or self._from_file is not None:
-            if trainer.ckpt_path is not None:
-                raise ValueError(
-                    f"{str(trainer.ckpt_path)!r} was trained without masks and would be pruned in mid-training; go on dense"
-                    " with the overlay pruners/dense, or start anew without ckpt_path"
-                )
-            self.masks = self._choose(trainer, pl_module, network)
-        if self.masks is not None:
-            for optimizer in trainer.optimizers:
-                self._holds[id(optimizer)] = self.masks.hold(network, optimizer)
+            self._keep(trainer, pl_module, self.masks)
+        elif self._prunes and self.at_epoch == 0:
+            if trainer.ckpt_path is not None and self.trained is None:
+                raise ValueError(_untimely(trainer))
+            self._begin(trainer, pl_module)
 
-    def _choose(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Masks:
-        example = self._example(trainer, pl_module)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to prune when the time for it is over, now that it is known where training goes on."""
+        if self._prunes and self.masks is None:
+            epoch, within = trainer.current_epoch, trainer.fit_loop.restarted_mid_epoch
+            if epoch > self.at_epoch or (epoch == self.at_epoch and within):
+                raise ValueError(_untimely(trainer))
+        if self._over is not None:
+            self._last_step = last_step(trainer, self._over, self.at_epoch)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune, if this is the epoch to do so."""
+        if self._prunes and self.masks is None and trainer.current_epoch == self.at_epoch:
+            self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune now, or take the first of many small steps in a gradual pruning: nothing removed yet."""
+        network, _ = find_network(pl_module, self.network)
+        self._inputs = find_example(trainer, pl_module, self.input_shape)
+        if self._over is not None:
+            self._gradual = Gradual(begun=trainer.global_step)
+            weights = prunable(network, self._options["exclude"])
+            return self._keep(trainer, pl_module, Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}))
         started = time.perf_counter()
         if self._from_file is not None:
             masks, how = self._from_file, "masks from a file"
         else:
             assert self.pruner is not None
             how = type(self.pruner).__name__
-            rounds = self._options["rounds"] or self.pruner.rounds
-            hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
-            with tqdm(total=rounds, desc=f"Pruning, {how}", unit="round", leave=False, disable=hidden) as bar:
+            masks = self._choose(trainer, pl_module, network)
+        self._keep(trainer, pl_module, _first(trainer, masks))
+        self._report(trainer, network, f"{how} kept", f" in {time.perf_counter() - started:.1f} s")
 
-                def on_round(index: int, density: float) -> None:
-                    bar.update()
-                    show_density(trainer.loggers, index, density)
+    def _choose(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Masks:
+        """The masks that the pruner chooses."""
+        assert self.pruner is not None
+        hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
+        rewound, previous = {}, None
+        if self.trained is not None:
+            rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+            load_weights(network, self.trained)
+            previous = load_masks(self.trained)
+        with tqdm(total=self._rounds, desc=f"Pruning, {type(self.pruner).__name__}", unit="round", leave=False, disable=hidden) as bar:
 
-                masks = prune(
-                    network,
-                    self.pruner,
-                    example_input=example,
-                    batches=self._batches(trainer, self.pruner) if self.pruner.needs_batches else (),
-                    loss=self._loss(pl_module),
-                    on_round=on_round,
-                    **self._options,
-                )
-        # Every rank chose for itself; what counts is what the first one chose.
-        masks = Masks.from_state_dict(trainer.strategy.broadcast(masks.state_dict()))
+            def on_round(index: int, density: float) -> None:
+                bar.update()
+                show_density(trainer.loggers, index, density)
+
+            masks = self._prune(trainer, pl_module, network, masks=previous, on_round=on_round, **self._options)
         if trainer.world_size > 1:
-            # And the weights that it kept: another rank may have zeroed some of them already.
+            # Every rank chose for itself, and what the first one kept another may have zeroed (or drawn anew) already.
             for parameter, _ in masks.parameters(network):
                 parameter.data.copy_(trainer.strategy.broadcast(parameter.data))
-        masks.apply(network)
-        seconds = time.perf_counter() - started
-        rank_zero_info(
-            f"Pruning: {how} kept {masks.kept:,} of {masks.total:,} weights (density {masks.density:.6g}) in {seconds:.1f} s."
+        if self.trained is not None:
+            network.load_state_dict(rewound)
+        return masks
+
+    def _prune(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module, **options: Any) -> Masks:
+        assert self.pruner is not None
+        return prune(
+            network,
+            self.pruner,
+            example_input=self._inputs,
+            batches=find_batches(trainer, self.pruner) if self.pruner.needs_batches else (),
+            loss=find_loss(pl_module),
+            **options,
         )
-        self._report(trainer, network, masks, example)
+
+    def _keep(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
+        """From now on these are the masks: in the network, in its averages, and after every step."""
+        self.masks = masks
+        network, _ = find_network(pl_module, self.network)
+        self.masks.apply(network)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the trainer's connectors set it
+            # An average was copied before this, and would fade towards the zeros instead of holding them.
+            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+                average: Any = callback._average_model.module
+                self.masks.apply(find_network(average, self.network)[0])
+        self._let_go()
+        for optimizer in trainer.optimizers:
+            self._holds[id(optimizer)] = self.masks.hold(network, optimizer)
         # Lightning broadcasts the folder's name, so every rank has to ask for it.
         folder = trainer.log_dir if isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)) else None
         if trainer.is_global_zero and folder is not None:
-            masks.save(Path(folder) / "masks.safetensors")
-        return masks
+            self.masks.save(Path(folder) / "masks.safetensors")
 
-    def _report(self, trainer: Trainer, network: nn.Module, masks: Masks, example: tuple[Tensor, ...]) -> None:
-        self.diagnosis = told = diagnose(network, masks, example_input=example)
+    def _report(self, trainer: Trainer, network: nn.Module, how: str, took: str) -> None:
+        """Say what was kept.
+
+        Raises:
+            DeadNetwork: if no path is left, unless a warning is enough.
+        """
+        assert self.masks is not None
+        self.diagnosis = told = diagnose(network, self.masks, example_input=self._inputs)
+        rank_zero_info(
+            f"Pruning: {how} {told.kept:,} of {told.total:,} weights (density {told.density:.6g},"
+            f" effective {told.effective_density:.6g}){took}."
+        )
         rank_zero_info(told.table())
         for note in (self.pruner.notes if self.pruner is not None and self._from_file is None else ()) or told.notes:
             rank_zero_info(f"Pruning: {note}.")
         show_diagnosis(trainer.loggers, told)
-        if not told.alive:
-            where = f" ({told.collapsed[0]!r} has no weight left)" if told.collapsed else ""
-            message = (
-                f"the network is dead: no path of living weights leads from input to output at density {told.density:.6g}{where};"
-                " try more rounds, a larger density, scope local, or on_collapse warn to train it anyway"
-            )
-            if self.on_collapse == "error":
-                raise DeadNetwork(message)
-            rank_zero_warn(message)
-        elif told.collapsed:
-            rank_zero_warn(f"Pruning: layers with no weight left, though a path remains: {', '.join(told.collapsed)}")
-
-    def _find_network(self, pl_module: LightningModule) -> tuple[nn.Module, str]:
-        """The network and the prefix of its parameters' names within the module."""
-        name = (
-            self.network
-            if self.network is not None
-            else "network"
-            if isinstance(getattr(pl_module, "network", None), nn.Module)
-            else ""
-        )
-        if not name:
-            return pl_module, ""
-        try:
-            found = attrgetter(name)(pl_module)
-        except AttributeError:
-            found = None
-        if not isinstance(found, nn.Module):
-            children = ", ".join(child for child, _ in pl_module.named_children())
-            raise ValueError(f"network: {type(pl_module).__name__} has no submodule {name!r}; its children are {children}")
-        return found, f"{name}."
-
-    def _example(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor, ...]:
-        device = pl_module.device
-        shape = self.input_shape or getattr(getattr(trainer, "datamodule", None), "input_shape", None)
-        if shape is not None:
-            return (torch.ones(1, *shape, device=device),)
-        example = pl_module.example_input_array
-        if example is None:
-            # One batch, as the training would see it, without moving any random state on.
-            with isolate_rng():
-                batch = next(iter(trainer.fit_loop._data_source.dataloader()))
-            example = batch
-            while not isinstance(example, Tensor):
-                example = next(iter(example.values() if isinstance(example, dict) else example))
-            example = example[:1]
-        inputs = example if isinstance(example, tuple) else (example,)
-        if not all(isinstance(tensor, Tensor) for tensor in inputs):
-            raise ValueError("example_input_array must be a tensor or a tuple of tensors; or give PruneAtInit an input_shape")
-        return tuple(tensor.to(device) for tensor in inputs)
-
-    def _batches(self, trainer: Trainer, pruner: Pruner) -> list[tuple[Tensor, Tensor]]:
-        """(images, labels) pairs to score on: what the data module gives for it, else the first batches of a training epoch."""
-        given = getattr(getattr(trainer, "datamodule", None), "pruning_batches", None)
-        if callable(given):
-            return list(given())
-        batches: list[tuple[Tensor, Tensor]] = []
-        with isolate_rng():
-            for batch in trainer.fit_loop._data_source.dataloader():
-                pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
-                if not pair:
-                    raise ValueError(
-                        f"{type(pruner).__name__} scores on (images, labels) pairs of tensors, and a training batch is a"
-                        f" {type(batch).__name__} of something else; give the data module a method pruning_batches() that lists them"
-                    )
-                batches.append((batch[0], batch[1]))
-                if sum(len(images) for images, _ in batches) >= _IMAGES:
-                    break
-        return batches
-
-    def _loss(self, pl_module: LightningModule) -> Callable[[Tensor, Tensor], Tensor]:
-        """The classifier's own loss, (logits, labels) to a scalar."""
-        loss = getattr(pl_module, "loss", None)
-        return loss if callable(loss) else cross_entropy
+        if message := told.collapse:
+            if not told.alive and self.on_collapse == "error":
+                raise DeadNetwork(f"{message}, or on_collapse warn to train it anyway")
+            rank_zero_warn(f"Pruning: {message}")
 
     # -- training
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """In a gradual pruning: cut, if a round is due."""
+        if self._gradual is None or self._over is None or self.pruner is None or self.masks is None:
+            return
+        due = self._gradual.due(trainer.global_step, self._last_step, self._rounds)
+        if due <= self._gradual.done:
+            return
+        network = find_network(pl_module, self.network)[0]
+        self._inputs = self._inputs or find_example(trainer, pl_module, self.input_shape)
+        density, kept = self._options["density"], self._options["kept"]
+        target = as_density(density) if density is not None else Fraction(kept, self.masks.total)
+        schedule = SCHEDULES[self._options["schedule"] or self.pruner.schedule]
+        then = schedule(target, Fraction(due, self._rounds)) if due < self._rounds else target
+        options = self._options | {"density": then, "kept": None, "rounds": 1}
+        self._keep(trainer, pl_module, _first(trainer, self._prune(trainer, pl_module, network, masks=self.masks, **options)))
+        self._gradual.done = due
+        show_density(trainer.loggers, due, self.masks.density)
+        if due == self._rounds:
+            self._report(trainer, network, f"{type(self.pruner).__name__} has kept", f" by step {trainer.global_step}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so, if training ended too early for all that was asked."""
+        if self._prunes and self.masks is None:
+            rank_zero_warn(f"Pruning: training ended before epoch {self.at_epoch}, so nothing was pruned")
+        elif self._gradual is not None and self._over is not None and self.masks is not None and self._gradual.done < self._rounds:
+            rank_zero_warn(
+                f"Pruning: training ended after round {self._gradual.done} of {self._rounds}, at density {self.masks.density:.6g}"
+            )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Gradients of removed weights are zero before anything is measured across them: a clipped norm counts living weights only."""
@@ -269,6 +311,9 @@ class PruneAtInit(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the optimisers go."""
+        self._let_go()
+
+    def _let_go(self) -> None:
         for hold in self._holds.values():
             hold.remove()
         self._holds.clear()
@@ -277,13 +322,30 @@ class PruneAtInit(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the masks into the checkpoint, under one fixed key whatever this class is called."""
-        _, prefix = self._find_network(pl_module)
-        checkpoint[KEY] = {"network": prefix}
+        _, prefix = find_network(pl_module, self.network)
+        state: dict[str, Any] = {"network": prefix}
+        checkpoint[KEY] = state
         if self.masks is not None:
-            checkpoint[KEY]["masks"] = self.masks.state_dict()
+            state["masks"] = self.masks.state_dict()
+        if self._gradual is not None:
+            state["gradual"] = asdict(self._gradual)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the masks out of a checkpoint that has them; nothing will be pruned then."""
-        state = checkpoint.get(KEY, {}).get("masks")
-        if state is not None:
-            self.masks, self._restored = Masks.from_state_dict(state), True
+        """Take the masks out of a checkpoint that has them; nothing will be pruned then, but for what is left of a gradual pruning."""
+        state = checkpoint.get(KEY, {})
+        if state.get("masks") is not None:
+            self.masks, self._restored = Masks.from_state_dict(state["masks"]), True
+        if state.get("gradual") is not None:
+            self._gradual = Gradual(**state["gradual"])
+
+
+def _first(trainer: Trainer, masks: Masks) -> Masks:
+    """The first rank's masks: every rank chooses for itself, and all must hold the same."""
+    return Masks.from_state_dict(trainer.strategy.broadcast(masks.state_dict()))
+
+
+def _untimely(trainer: Trainer) -> str:
+    return (
+        f"{str(trainer.ckpt_path)!r} was trained without masks and would be pruned in mid-training; go on dense with the overlay"
+        " pruners/dense, prune at an epoch that lies ahead (at_epoch), or start anew without ckpt_path"
+    )

@@ -73,6 +73,9 @@ def test_help_names_every_option_of_pruning() -> None:
         "sanity",
         "masks",
         "on_collapse",
+        "at_epoch",
+        "trained",
+        "effective_density",
     ):
         assert f"--pruning.{option}" in text
     assert "--run" in text
@@ -527,3 +530,34 @@ def test_a_checkpoint_goes_before_weights_from_a_file(fitted: tuple[Path, str]) 
     cli = run(["test", "--ckpt_path", "lightning_logs/real", "--network_weights", "nowhere.pt", *QUIET])
     trained = load_weights(FC(), fitted[0]).state_dict()
     assert all(torch.equal(tensor, trained[name]) for name, tensor in cli.model.network.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pruner", "cuts"), [("Random", 1), ("GradualMagnitude", 7)])
+def test_two_processes_prune_at_the_same_later_step(pruner: str, cuts: int, folder: Path) -> None:
+    # Three steps in the dense epoch; a gradual pruning has the nine after them until three quarters of the training are over.
+    options = [
+        "--pruning.density",
+        "0.05",
+        "--pruning.pruner",
+        pruner,
+        "--pruning.at_epoch",
+        "1",
+        "--pruning.rounds",
+        str(cuts),
+        "--pruning.scope",
+        "local",
+    ]
+    options += ["--pruning.pruner.over", "0.75"] if cuts > 1 else []
+    processes = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "4", "--run", "two"]
+    command = [sys.executable, "-m", "synflow_pl", "fit", *FC_ON_DIGITS, *SHORT, *options, *processes]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(synflow_pl.__file__).parents[1])}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    masks = Masks.load(folder / "lightning_logs/two/masks.safetensors")
+    network = load_weights(FC(), folder / "lightning_logs/two")
+    assert masks.kept == KEPT
+    assert sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(network)) == KEPT
+    densities = [float(row["pruning/density"]) for row in rows(folder / "lightning_logs/two/metrics.csv") if row["pruning/density"]]
+    assert len(densities) == min(cuts, 6)  # six steps, so one of seven cuts falls together with another
+    assert densities == sorted(densities, reverse=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from synflow_pl.cli.main import CLI
+from synflow_pl.cli.multishot import planned
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -53,6 +54,16 @@ def test_its_training_commands_are_understood_and_make_the_run_that_it_tests(bui
             built(*words)
     (tested,) = [words for words in commands("synflow_pl") if words[0] == "test"]
     assert (folder / tested[tested.index("--ckpt_path") + 1]).is_dir()
+
+
+def test_its_multishot_commands_are_understood(folder: Path) -> None:
+    shots = [words[1:] for words in commands("synflow_pl") if words[0] == "multishot"]
+    assert len(shots) >= 2
+    for words in shots:
+        own, plan = planned(words)
+        assert own.levels == 5
+        assert plan.options.pruning.pruner.class_path == "synflow_pl.pruners.Magnitude"
+    assert list(folder.iterdir()) == []
 
 
 def test_its_make_targets_are_there() -> None:

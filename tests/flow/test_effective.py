@@ -1,0 +1,247 @@
+"""Weights on a live path, against a graph of (channel, position) units that is built edge by edge and walked."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import count, product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from synflow_pl import Masks, diagnose
+from synflow_pl.flow import Paths, example_of, path_left
+from synflow_pl.masks import prunable
+
+Weight = tuple[str, tuple[int, ...]]
+
+
+class Graph:
+    """Units are numbers, edges go from unit to unit through a weight or through none."""
+
+    def __init__(self) -> None:
+        self.fresh = count()
+        self.edges: list[tuple[int, int, Weight | None]] = []
+
+    def units(self, *shape: int) -> Tensor:
+        found = torch.empty(shape, dtype=torch.long)
+        for at in product(*map(range, shape)):
+            found[at] = next(self.fresh)
+        return found
+
+    def linear(self, name: str, layer: nn.Linear, read: Tensor) -> Tensor:
+        made = self.units(layer.out_features)
+        for o, i in product(range(layer.out_features), range(layer.in_features)):
+            self.edges.append((int(read[i]), int(made[o]), (f"{name}.weight", (o, i))))
+        return made
+
+    def windows(self, kernel: int, stride: int, padding: int, read: Tensor) -> Iterable[tuple[tuple[int, ...], tuple[int, ...]]]:
+        height, width = read.shape[1:]
+        size = [(edge + 2 * padding - kernel) // stride + 1 for edge in (height, width)]
+        for y, x, ky, kx in product(range(size[0]), range(size[1]), range(kernel), range(kernel)):
+            row, column = y * stride + ky - padding, x * stride + kx - padding
+            if 0 <= row < height and 0 <= column < width:
+                yield (y, x, ky, kx), (row, column)
+
+    def convolution(self, name: str, layer: nn.Conv2d, read: Tensor) -> Tensor:
+        kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
+        size = [(edge + 2 * padding - kernel) // stride + 1 for edge in read.shape[1:]]
+        made = self.units(layer.out_channels, *size)
+        inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        for ((y, x, ky, kx), at), o, i in product(
+            list(self.windows(kernel, stride, padding, read)), range(layer.out_channels), range(inputs)
+        ):
+            source = read[(o // outputs * inputs + i, *at)]
+            self.edges.append((int(source), int(made[o, y, x]), (f"{name}.weight", (o, i, ky, kx))))
+        return made
+
+    def pool(self, kernel: int, stride: int, padding: int, read: Tensor) -> Tensor:
+        size = [(edge + 2 * padding - kernel) // stride + 1 for edge in read.shape[1:]]
+        made = self.units(read.shape[0], *size)
+        for ((y, x, _, _), at), c in product(list(self.windows(kernel, stride, padding, read)), range(read.shape[0])):
+            self.edges.append((int(read[(c, *at)]), int(made[c, y, x]), None))
+        return made
+
+    def sum(self, left: Tensor, right: Tensor) -> Tensor:
+        made = self.units(*left.shape)
+        for operand in (left, right):
+            self.edges += [(int(a), int(b), None) for a, b in zip(operand.flatten(), made.flatten(), strict=True)]
+        return made
+
+    def effective(self, sources: Tensor, sinks: Tensor, masks: Masks) -> dict[str, Tensor]:
+        alive = [(a, b, w) for a, b, w in self.edges if w is None or bool(masks[w[0]][w[1]])]
+        ahead = self._reached({int(unit) for unit in sources.flatten()}, ((a, b) for a, b, _ in alive))
+        behind = self._reached({int(unit) for unit in sinks.flatten()}, ((b, a) for a, b, _ in alive))
+        on = {name: torch.zeros_like(masks[name]) for name in masks}
+        for a, b, w in alive:
+            if w is not None and a in ahead and b in behind:
+                on[w[0]][w[1]] = True
+        return on
+
+    @staticmethod
+    def _reached(start: set[int], pairs: Iterable[tuple[int, int]]) -> set[int]:
+        onward = defaultdict(list)
+        for a, b in pairs:
+            onward[a].append(b)
+        reached, waiting = set(start), list(start)
+        while waiting:
+            for unit in onward[waiting.pop()]:
+                if unit not in reached:
+                    reached.add(unit)
+                    waiting.append(unit)
+        return reached
+
+
+class Net(nn.Module):
+    """A small network of every shape: strides, padding, groups, pools, residuals, branches, a flattened end."""
+
+    def __init__(self, choose: Any) -> None:
+        super().__init__()
+        self.size = choose([5, 6])
+        self.first = nn.Conv2d(1, 2, 3, stride=choose([1, 2]), padding=choose([0, 1]), bias=choose([True, False]))
+        self.norm = nn.BatchNorm2d(2)
+        self.pooled = choose(["none", "max", "max padded", "average"])
+        self.grouped = nn.Conv2d(2, 4, choose([1, 3]), padding=1, groups=2)
+        self.residual = choose(["none", "identity", "projection"])
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.projection = nn.Conv2d(4, 4, 1, bias=False) if self.residual == "projection" else None
+        self.branch = nn.Conv2d(4, 1, 1) if choose([True, False]) else None
+        self.head = nn.LazyLinear(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(images)))
+        if self.pooled.startswith("max"):
+            x = nn.functional.max_pool2d(x, 2, padding=int("padded" in self.pooled))
+        elif self.pooled == "average":
+            x = nn.functional.avg_pool2d(x, 2)
+        x = torch.relu(self.grouped(x))
+        y = self.second(x)
+        if self.residual != "none":
+            y = y + (x if self.projection is None else self.projection(x))
+        x = torch.relu(y)
+        if self.branch is not None:
+            x = torch.cat([x, self.branch(x)], 1)
+        return self.head(x.flatten(1))
+
+    def walked(self, masks: Masks) -> dict[str, Tensor]:
+        graph = Graph()
+        sources = x = graph.units(1, self.size, self.size)
+        x = graph.convolution("first", self.first, x)
+        if self.pooled != "none":
+            x = graph.pool(2, 2, int("padded" in self.pooled), x)
+        x = graph.convolution("grouped", self.grouped, x)
+        y = graph.convolution("second", self.second, x)
+        if self.residual != "none":
+            y = graph.sum(y, x if self.projection is None else graph.convolution("projection", self.projection, x))
+        x = y
+        if self.branch is not None:
+            x = torch.cat([x, graph.convolution("branch", self.branch, x)])
+        return graph.effective(sources, graph.linear("head", self.head, x.flatten()), masks)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_it_is_what_walking_from_unit_to_unit_finds(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(options: list[Any]) -> Any:
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    network = Net(choose)
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 1, network.size, network.size))
+    density = choose([0.1, 0.2, 0.4])
+    masks = Masks({name: torch.rand(p.shape, generator=generator) < density for name, p in prunable(network).items()})
+    expected = network.walked(masks)
+    paths = Paths(network, example_of(network, (1, network.size, network.size), None))
+    found = paths.effective(masks)
+    assert all(torch.equal(found[name], on) for name, on in expected.items())
+    assert paths.left(masks) == any(bool(on.any()) for on in expected.values())
+
+
+def test_a_path_is_found_beside_any_number_of_others() -> None:
+    # 400 layers of one unit alone beside sixteen that are all connected: 16 ** 400 paths against one, more than any float can hold.
+    network = nn.Sequential(*(nn.Linear(17, 17, bias=False) for _ in range(400)))
+    mask = torch.ones(17, 17, dtype=torch.bool)
+    mask[0, 1:] = mask[1:, 0] = False
+    masks = Masks({f"{index}.weight": mask for index in range(400)})
+    assert diagnose(network, masks, input_shape=(17,)).effective == masks.kept == 400 * 257
+    only = torch.zeros_like(mask)
+    only[0, 0] = True
+    assert path_left(network, Masks({**masks, "399.weight": only}), (torch.ones(1, 17),))
+
+
+def test_density_and_effective_density_are_told_apart() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    # The second unit is fed by two weights and read by none.
+    masks = Masks({"0.weight": torch.tensor([[True, False], [True, True]]), "2.weight": torch.tensor([[True, False]])})
+    told = diagnose(network, masks, input_shape=(2,))
+    assert (told.kept, told.effective, told.total) == (4, 2, 6)
+    assert (told.density, told.effective_density) == (4 / 6, 2 / 6)
+    assert [layer.effective for layer in told.layers] == [1, 1]
+    assert told.table().splitlines()[-1].split()[:4] == ["all", "6", "4", "2"]
+
+
+def attention(value: bool) -> Masks:
+    projections = torch.zeros(6, 2, dtype=torch.bool)
+    projections[0, 0] = projections[3, 1] = True  # one query, one key
+    projections[4, 0] = value
+    return Masks({"in_proj_weight": projections, "out_proj.weight": torch.ones(2, 2, dtype=torch.bool)})
+
+
+class Attend(nn.MultiheadAttention):
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(tokens, tokens, tokens, need_weights=False)[0]
+
+
+def test_queries_and_keys_count_where_the_values_that_they_weigh_are_on_a_path() -> None:
+    network = Attend(2, 1, batch_first=True)
+    told = diagnose(network, attention(value=True), input_shape=(3, 2))
+    # Query, key, value, and of the output projection the column that reads the value: two weights.
+    assert [layer.effective for layer in told.layers] == [3, 2]
+    dead = diagnose(network, attention(value=False), input_shape=(3, 2))
+    assert (dead.alive, dead.effective) == (False, 0)
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.signal, self.gate = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.signal(x) * torch.sigmoid(self.gate(x))
+
+
+def test_a_gate_counts_where_there_is_something_to_gate() -> None:
+    masks = Masks({"signal.weight": torch.tensor([[True, False], [False, False]]), "gate.weight": torch.ones(2, 2, dtype=torch.bool)})
+    told = diagnose(Gated(), masks, input_shape=(2,))
+    assert [layer.effective for layer in told.layers] == [1, 2]  # the second unit's gate has nothing to gate
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        lambda x: x.amax(2, keepdim=True),
+        lambda x: x.max(2).values.unsqueeze(2),
+        lambda x: x.topk(2, 2).values,
+        lambda x: x.sort(2, descending=True).values[:, :, :1],
+        lambda x: nn.functional.adaptive_max_pool1d(x, 1),
+        lambda x: nn.functional.max_pool1d(x, 3),
+        lambda x: nn.functional.max_pool1d(x, 2, dilation=2),
+        lambda x: torch.maximum(x[:, :, :1], torch.minimum(x[:, :, 1:2], x[:, :, 2:])),
+    ],
+)
+def test_all_that_may_be_chosen_counts_as_chosen(choice: Any) -> None:
+    class Choose(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return choice(self.layer(x))
+
+    network = Choose()
+    masks = Masks({"layer.weight": torch.tensor([[False] * 3, [False] * 3, [True] * 3])})  # only the last position is fed
+    told = diagnose(network, masks, input_shape=(2, 3))
+    assert told.effective == 3
