@@ -17,6 +17,7 @@ LEVELS = [
     {"runs"},
     {"training"},
     {"pruning", "diagnosis"},
+    {"ranking"},
     {"pruners"},
     {"followers"},
     {"flow"},

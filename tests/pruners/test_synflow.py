@@ -158,7 +158,7 @@ def test_working_on_living_blocks_changes_no_mask(name: str, monkeypatch: pytest
     fast = prune(network, Watched(), density=0.01, input_shape=shape)
     assert blocks[-1] < blocks[0] / 4  # dead units were left out
     network.load_state_dict(state)
-    monkeypatch.setattr("synflow_pl.pruning._Ranking._BLOCK_AT", 0.0)
+    monkeypatch.setattr("synflow_pl.ranking.Ranking._BLOCK_AT", 0.0)
     blocks.clear()
     plain = prune(network, Watched(), density=0.01, input_shape=shape)
     assert blocks[-1] == blocks[0]
