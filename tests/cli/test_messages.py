@@ -34,7 +34,7 @@ MISTAKES = {
     f"{FIT} --pruning.kept 5": "got density=0.1, kept=5",
     f"{FIT} --pruning.rounds 0": "rounds: 0 must be a whole number, at least 1",
     f"{FIT} --pruning.scope globl": "'globl' is not one of global, local; did you mean global?",
-    f"{FIT} --pruning.schedule exponental": "'exponental' is not one of exponential, linear, cubic; did you mean exponential?",
+    f"{FIT} --pruning.schedule exponental": "'exponental' is not one of exponential, linear, cubic or null; did you mean exponential?",
     f"{FIT} --pruning.on_collapse eror": "'eror' is not one of error, warn; did you mean error?",
     f"{FIT} --trainer.max_epochs abc": "trainer.max_epochs: 'abc' is not a whole number",
     f"{FIT} --data.batch_size 0": "batch_size: 0 must be at least 1",
