@@ -1,11 +1,11 @@
 """Images per second of both pipelines, with crops and flips, in batches of 128: ours in memory, and torchvision's image by image.
 
-    python benchmarks/data.py [--threads 1] [--workers 2] [--seconds 3] [--pairs 3]
+    python benchmarks/data.py [--threads N] [--workers 2] [--seconds 3] [--pairs 3]
 
 The images are random bytes of CIFAR-10's shape and of Tiny ImageNet's; nothing is downloaded. Both pipelines are timed in turn, so
-that a busy machine slows them alike; what counts is the median of the ratios. One thread is enough for ours, and where other programs
-run beside, several wait for each other longer than they work. Then, in a process of its own for each, how long the
-first batch of an epoch takes, and by how much memory grows beyond the one copy of the images.
+that a busy machine slows them alike; what counts is the median of the ratios. Ours has torch's own number of threads, as in training;
+on a machine that is busy otherwise they wait for each other longer than they work, and `--threads 1` is faster. Then, in a process of
+its own for each, how long the first batch of an epoch takes, and by how much memory grows beyond the one copy of the images.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def start_and_memory(kind: type[Images], count: int, threads: int, told: multipr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--pairs", type=int, default=3)
