@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_only
 
-from synflow_pl.cli.messages import OURS, Parser, clarify, refuse_function, sentence
+from synflow_pl.cli.messages import OURS, Parser, clarify, named, refuse_function, sentence
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.data import Images
 from synflow_pl.diagnosis import DeadNetwork
@@ -204,7 +204,7 @@ class CLI(LightningCLI):
         """
         model = self.options.model
         refuse_function(model.network.class_path)
-        data = _class(self.options.data.class_path)
+        data = named(self.options.data.class_path)
         for name in ("input_shape", "num_classes"):
             value = getattr(data, name, None)
             if isinstance(value, (int, tuple)):
@@ -223,9 +223,7 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, without loggers: they come with the run, which is opened when nothing can be refused any more."""
-        trainer: Any = super().instantiate_trainer(**{"logger": False, **kwargs})
-        if self.subcommand == "fit":
-            trainer.callbacks.insert(0, LearningRateMonitor())
+        trainer: Trainer = super().instantiate_trainer(**{"logger": False, **kwargs})
         return trainer
 
     def _open_run(self) -> None:
@@ -234,8 +232,8 @@ class CLI(LightningCLI):
         if not config.get("fast_dev_run"):
             self.run_folder = self._find_run(Path(config.get("default_root_dir") or "."))
             self.trainer.loggers = self._loggers(config.get("logger"))
-        if not self.trainer.loggers:
-            self.trainer.callbacks = [x for x in self.callbacks if not isinstance(x, LearningRateMonitor)]  # type: ignore[attr-defined]
+        if self.trainer.loggers and self.subcommand == "fit":
+            self.callbacks.insert(0, LearningRateMonitor())
         if self.run_folder is not None and self.subcommand == "fit":
             for callback in self.callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -333,15 +331,9 @@ class CLI(LightningCLI):
         print(f"\n{len(classes)} predictions lie in {os.path.relpath(path)}")
 
 
-def _class(path: str) -> type:
-    module, _, name = path.rpartition(".")
-    found: type = getattr(import_module(module), name)
-    return found
-
-
 def _set_default(config: Namespace, name: str, value: Any) -> None:
     """Set an argument of a class to ``value``, if the class has it and the options leave it at its default."""
-    argument = inspect.signature(_class(config.class_path)).parameters.get(name)
+    argument = inspect.signature(named(config.class_path)).parameters.get(name)
     if argument is None:
         return
     default = list(argument.default) if isinstance(argument.default, tuple) else argument.default

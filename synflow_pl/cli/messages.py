@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 
-__all__ = ["OURS", "Parser", "clarify", "refuse_function", "sentence"]
+__all__ = ["OURS", "Parser", "clarify", "named", "refuse_function", "sentence"]
 
 OURS = {"model.network": "synflow_pl.networks", "data": "synflow_pl.data", "pruning.pruner": "synflow_pl.pruners"}
 """Options that take a class, and the room that ours come from."""
@@ -123,17 +123,18 @@ def _no_class(key: str, wrong: str) -> str:
 def _arguments() -> list[str]:
     """Arguments of every class that an option is usually given."""
     paths = [path for option in (*OURS, "model.optimizer", "model.scheduler") for path in classes(option)]
-    return [name for path in paths for name in inspect.signature(_import(path)).parameters]
+    return [name for path in paths for name in inspect.signature(named(path)).parameters]
 
 
-def _import(path: str) -> Any:
+def named(path: str) -> Any:
+    """What a dotted path names."""
     module, _, name = path.rpartition(".")
     return getattr(import_module(module), name)
 
 
 def _exists(path: str) -> bool:
     try:
-        _import(path)
+        named(path)
     except (ImportError, AttributeError, ValueError):
         return False
     return True

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from synflow_pl.cli.main import CLI, _class, _prepare
-from synflow_pl.cli.messages import sentence
+from synflow_pl.cli.main import CLI, _prepare
+from synflow_pl.cli.messages import named, sentence
 from synflow_pl.masks import Masks
 from synflow_pl.runs import CONFIG
 from synflow_pl.training.multishot import REWIND, ended, level_density, mark_ended, resumable
@@ -82,7 +82,7 @@ def _check(plan: _Plan, rewind: int) -> None:
     pruning, trainer = plan.options.pruning, plan.options.trainer
     if pruning.pruner is None or pruning.density is None:
         sentence("multishot needs a pruner and --pruning.density, which the last level will have; kept cannot be used here")
-    if _class(pruning.pruner.class_path).over is not None:  # type: ignore[attr-defined]
+    if named(pruning.pruner.class_path).over is not None:
         sentence(f"pruning.pruner: {pruning.pruner.class_path} prunes while it trains, and multishot between trainings; choose another")
     given = [name for name in ("at_epoch", "masks", "trained") if pruning.get(name)]
     given += ["sanity"] if pruning.sanity in ("shuffle", "reinitialise") else []
