@@ -13,6 +13,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -243,37 +244,40 @@ def test_mnist_downloads_and_decompresses_by_itself(tmp_path: Path, monkeypatch:
 # -- a disk that is full or may not be written to
 
 
-@pytest.fixture
-def full() -> Iterator[None]:
-    """No file may grow beyond 10 kB: a write beyond fails as on a full disk, for root as well."""
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 10 kB: a write beyond fails as on a full disk, for root as well.
+
+    No fixture, since the limit must be gone when pytest itself writes: its output may be a file that is larger already.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 CANNOT = r"cannot be written \(.+\); make room or choose another folder with --data.data_dir"
 
 
-def test_a_full_disk_is_one_sentence_for_a_download(source: Path, target: Path, full: None) -> None:
-    with pytest.raises(OSError, match=CANNOT):
+def test_a_full_disk_is_one_sentence_for_a_download(source: Path, target: Path) -> None:
+    with full_disk(), pytest.raises(OSError, match=CANNOT):
         fetch([source.as_uri()], target, md5_of(source))
     assert left(target.parent) == []
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
-def test_a_full_disk_is_one_sentence_for_an_archive(pack: object, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_full_disk_is_one_sentence_for_an_archive(pack: object, tmp_path: Path) -> None:
     archive = pack(tmp_path, {"set/a.txt": b"1", "set/b.txt": bytes(100_000)})  # type: ignore[operator]
-    request.getfixturevalue("full")
-    with pytest.raises(OSError, match=CANNOT):
+    with full_disk(), pytest.raises(OSError, match=CANNOT):
         unpack(archive, tmp_path / "set")
     assert left(tmp_path) == [archive.name]
 
 
-def test_a_full_disk_is_one_sentence_for_the_decoded_images(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_full_disk_is_one_sentence_for_the_decoded_images(tmp_path: Path) -> None:
     tiny_imagenet(TwoClasses, tmp_path, 4)
-    request.getfixturevalue("full")
-    with pytest.raises(OSError, match=CANNOT):
+    with full_disk(), pytest.raises(OSError, match=CANNOT):
         TwoClasses(data_dir=str(tmp_path)).prepare_data()
     assert left(tmp_path)[0] != "tiny-imagenet-200-train"
     assert not list(tmp_path.glob("*.npy")) + list(tmp_path.glob("*.part")) + list(tmp_path.glob(".*"))
