@@ -4,9 +4,10 @@
 
 The maximal compression of a network (Tanaka et al. 2020, Section 3) keeps one path and nothing else: on a chain one weight per layer,
 with identity shortcuts the fewest weights on a shortest path. SynFlow's axiom says that it gets there, given enough rounds; the figures
-of the others are what they are. For each pruner the number of weights kept is halved as long as a path is left, then narrowed down
-between the last number that left one and the first that did not. (That need not be the smallest number there is: for iterated pruners
-paths may come and go.) ``--rounds`` bounds the rounds of pruners that want many on data; ``--steps`` how closely it is narrowed down.
+of the others are what they are. For each pruner the number of weights kept is doubled from that least on until a path is left, then
+narrowed down between the last number that left none and the first that did. (That need not be the smallest number there is: for
+iterated pruners paths may come and go.) ``--rounds`` bounds the rounds of pruners that want many on data; ``--steps`` how closely it is
+narrowed down.
 """
 
 from __future__ import annotations
@@ -66,14 +67,12 @@ def fewest_weights(network: nn.Module) -> int:
 
 
 def smallest_alive(alive: Callable[[int], bool], total: int, least: int, steps: int) -> int:
-    """The number of weights at which a path is left: halved until none is, then narrowed down."""
-    if alive(least):
-        return least
-    high = total
-    while (low := max(high // 2, least)) > least and alive(low):
-        high = low
+    """The number of weights at which a path is left: doubled until one is, then narrowed down."""
+    low, high = least - 1, least
+    while high < total and not alive(high):
+        low, high = high, min(2 * high, total)
     for _ in range(steps):
-        if (middle := (low + high) // 2) in (low, high):
+        if (middle := (low + high) // 2) == low:
             break
         low, high = (low, middle) if alive(middle) else (middle, high)
     return high
@@ -91,7 +90,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["VGG-16", "ResNet-20"], choices=NETWORKS)
     parser.add_argument("--pruners", nargs="+", default=list(PRUNERS), choices=PRUNERS)
     parser.add_argument("--rounds", type=int, default=100, help="at most, for iterated pruners that need passes of many images")
-    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--images", type=int, default=20, help="of noise, for pruners that score on labelled images")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
