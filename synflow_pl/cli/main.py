@@ -102,11 +102,15 @@ def _full_path(room: str, name: str) -> str:
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Saves config.yaml into a run when its training begins, and its settings into the HPARAMS tab."""
+    """Saves config.yaml into a run when its training begins, whole or not at all, and its settings into the HPARAMS tab."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        if stage == "fit":
+        if stage == "fit" and not self.already_saved:
+            self.config_filename = f"{CONFIG}.part"
             super().setup(trainer, pl_module, stage)
+            folder = Path(trainer.log_dir)  # type: ignore[arg-type]  # which every rank has to ask for
+            if trainer.is_global_zero:
+                os.replace(folder / self.config_filename, folder / CONFIG)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         # In the order of the columns: what runs are compared by comes first.

@@ -242,7 +242,7 @@ def test_killed_and_started_again_with_the_same_command_it_ends_as_asked(how: si
         done = subprocess.run(started, env=environment, capture_output=True, text=True, timeout=300)
         if done.returncode:
             # A run that outlives its command still holds the levels.
-            assert how == signal.SIGKILL
+            assert how == signal.SIGKILL, done.stderr
             assert "another process works on lightning_logs/ticket" in done.stderr, done.stderr
         return done.returncode == 0
 
