@@ -2,5 +2,6 @@
 
 from synflow_pl.diagnosis.examine import diagnose
 from synflow_pl.diagnosis.findings import DeadNetwork, Diagnosis, Layer
+from synflow_pl.diagnosis.survival import Survival
 
-__all__ = ["DeadNetwork", "Diagnosis", "Layer", "diagnose"]
+__all__ = ["DeadNetwork", "Diagnosis", "Layer", "Survival", "diagnose"]

@@ -93,9 +93,10 @@ class Diagnosis:
         flops: of one pass over the example (of one image, if an input's shape was given), dense: products with weights, prunable or
             not, and attention; two for each multiplication and addition.
         sparse_flops: the same, of the weights kept alone; attention counts as dense.
-        conservation_error: how far the scores are from conserving flow, in [0, inf): the coefficient of variation of the layers' sums
-            of scores, over those layers that every path from input to output passes once. By Theorem 2 of Tanaka et al. 2020 it is zero,
-            but for rounding, for the synaptic saliency of a network (SynFlow's is, in its skeleton); for other scores it is not.
+        conservation_error: how far scores are from conserving flow, in [0, inf): the coefficient of variation of the layers' sums of
+            scores, over those layers that every path from input to output passes once. By Theorem 2 of Tanaka et al. 2020 (network-wise
+            conservation) it is zero, but for rounding, for the synaptic saliency of a network that has homogeneous functions only;
+            SynFlow's is that of the skeleton. For other scores it is not.
         inhomogeneous: by module name, what in it breaks the homogeneity that this theorem rests on, and is replaced by something linear
             in the skeleton: a normalisation, a nonlinearity, a gate, attention.
         notes: in whole sentences, what to know about these figures.
