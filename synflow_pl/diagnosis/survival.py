@@ -18,7 +18,7 @@ _MOST = 255  # of a byte
 
 class Survival:
     """Watches a pruning: ``prune(..., on_round=survival)``. A weight that was removed in a round stays removed, so the number of rounds
-    that it survived tells the masks after every one of them. (Not those of a pruner that regrows.)
+    that it survived tells the masks after every one of them. It does not for a pruner that regrows.
 
     Attributes:
         densities: after each round so far.
