@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import Box
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
+from rich.console import Group
 
-__all__ = ["DeadNetwork", "Diagnosis", "Layer", "short"]
+from synflow_pl.diagnosis.files import write_csv, write_json
+from synflow_pl.diagnosis.table import drawn, plain
+
+__all__ = ["DeadNetwork", "Diagnosis", "Layer"]
 
 
 class DeadNetwork(RuntimeError):
@@ -156,150 +151,33 @@ class Diagnosis:
 
     def __rich__(self) -> Group:
         """The table as rich draws it: ``rich.print(diagnosis)``."""
-        return _drawn(self)
+        return drawn(self)
 
     def table(self) -> str:
-        """The layers as a table of plain text, one line each, and the whole below: as wide as it has to be, wherever it is printed."""
-        console = Console(file=io.StringIO(), width=10_000, color_system=None, force_terminal=False, legacy_windows=False)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
+        """The layers as a table of plain text, one line each, the whole and what is to be said of it below: as wide as it has to be,
+        wherever it is printed.
+        """
+        return plain(self)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write one line for each layer, and one named "all" for the whole. The file appears whole or not at all.
+        """Write one line for each layer, with every field. The file appears whole or not at all.
 
         Raises:
             OSError: if the folder cannot be written.
         """
-        rows = [_row(layer) for layer in self.layers]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        _write(path, text.getvalue())
+        write_csv(path, [_row(layer) for layer in self.layers])
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write all there is, layers and the whole. The file appears whole or not at all.
+        """Write all there is, of the whole and of the layers. The file appears whole or not at all.
 
         Raises:
             OSError: if the folder cannot be written.
         """
         whole = {key: value for key, value in asdict(self).items() if key != "layers"}
         whole |= {name: getattr(self, name) for name in ("density", "effective_density", "compression", "collapsed")}
-        content = {**whole, "layers": [_row(layer) | {"shape": list(layer.shape)} for layer in self.layers]}
-        _write(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
-
-    @property
-    def _summary(self) -> list[str]:
-        """What is to be said of the whole beside its line in the table."""
-        error = f"{self.conservation_error:.2g}" if self.conservation_error > 1e-9 else "0 (but for rounding)"
-        lines = [
-            f"compression {self.compression:.4g}; FLOPs {short(self.flops)} dense, {short(self.sparse_flops)} sparse;"
-            f" conservation error {error}"
-        ]
-        if self.collapsed:
-            lines.append(f"no weight left: {', '.join(self.collapsed)}")
-        if self.broken is not None:
-            lines.append(f"no path leads past {self.broken}")
-        kinds: dict[str, list[str]] = {}
-        for module, kind in self.inhomogeneous.items():
-            kinds.setdefault(kind, []).append(module)
-        lines += [f"not homogeneous, linear in the skeleton: {kind} ({_some(names)})" for kind, names in kinds.items()]
-        return [*lines, *self.notes]
-
-
-# Rules of hyphens, so that a table reads the same in a log, a file and a terminal.
-_PLAIN = Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)
-
-
-def _drawn(told: Diagnosis) -> Group:
-    table = Table(box=_PLAIN, show_edge=False, pad_edge=False, collapse_padding=True)
-    for heading in ("parameter", "shape"):
-        table.add_column(heading, no_wrap=True)
-    for heading in (
-        "weights",
-        "kept",
-        "effective",
-        "density",
-        "eff. density",
-        "live in",
-        "live out",
-        "FLOPs",
-        "sparse",
-        "score",
-        "flow",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for layer in told.layers:
-        table.add_row(
-            layer.name,
-            "x".join(map(str, layer.shape)),
-            *(f"{count:,}" for count in (layer.total, layer.kept, layer.effective)),
-            f"{layer.density:.4f}",
-            f"{layer.effective_density:.4f}",
-            f"{layer.living_inputs}/{layer.inputs}",
-            f"{layer.living_units}/{layer.units}",
-            short(layer.flops),
-            short(layer.sparse_flops),
-            f"{layer.score_mean:.3g}",
-            f"{layer.flow:.4f}",
-            style=None if layer.effective else "red",
-        )
-    table.add_section()
-    table.add_row(
-        "all",
-        "",
-        *(f"{count:,}" for count in (told.total, told.kept, told.effective)),
-        f"{told.density:.4f}",
-        f"{told.effective_density:.4f}",
-        "",
-        "alive" if told.alive else "dead",
-        short(told.flops),
-        short(told.sparse_flops),
-        style="bold" if told.alive else "bold red",
-    )
-    return Group(table, "", *(Text(line) for line in told._summary))
-
-
-def short(count: int) -> str:
-    """A count in four digits: 313.2M."""
-    size = float(count)
-    for unit in ("", "k", "M", "G"):
-        if size < 999.95:
-            return f"{size:.1f}{unit}" if unit else f"{count}"
-        size /= 1000
-    return f"{size:.1f}T"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)}: {', '.join(names[:3])}{more}"
+        write_json(path, {**whole, "layers": [_row(layer) | {"shape": layer.shape} for layer in self.layers]})
 
 
 def _row(layer: Layer) -> dict[str, Any]:
     counted = {"name": layer.name, "shape": "x".join(map(str, layer.shape)), "total": layer.total, "density": layer.density}
     return counted | {"effective_density": layer.effective_density} | {k: v for k, v in asdict(layer).items() if k not in counted}
-
-
-def _finite(tree: Any) -> Any:
-    """JSON has no infinity: null stands for it."""
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
-
-
-def _write(path: str | os.PathLike[str], text: str) -> None:
-    """Write beside the target, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -77,6 +77,7 @@ def test_a_dead_network_names_the_layer_past_which_no_path_leads(rows: list[list
     )
     assert {layer.flow for layer in told.layers} == {0}
     assert told.conservation_error == 0
+    assert "conservation error unknown, since nothing flows" in told.table()
     assert f"no path leads past {where}" in told.table()
 
 
