@@ -26,8 +26,8 @@ class Comparison:
     def __rich__(self) -> Table:
         """The table as rich draws it."""
         table = empty("", numbers=tuple(self.told))
-        for name, densities in self._densities().items():
-            table.add_row(name, *(f"{density:.4f}" for density in densities.values()))
+        for name, *densities in zip(self.layers, *self.densities.values(), strict=True):
+            table.add_row(name, *(f"{density:.4f}" for density in densities))
         table.add_section()
         for name, facts in self._whole().items():
             table.add_row(name, *(_shown(name, fact) for fact in facts.values()))
@@ -45,13 +45,19 @@ class Comparison:
         Raises:
             OSError: if the folder cannot be written.
         """
-        write_csv(path, [{"": name, **facts} for name, facts in {**self._densities(), **self._whole()}.items()])
+        layers = zip(self.layers, *self.densities.values(), strict=True)
+        rows = {name: dict(zip(self.densities, densities, strict=True)) for name, *densities in layers} | self._whole()
+        write_csv(path, [{"": name, **facts} for name, facts in rows.items()])
 
-    def _densities(self) -> dict[str, dict[str, float]]:
-        """By layer and pruner; a layer that one of them was told to leave dense counts as dense."""
-        names = dict.fromkeys(layer.name for told in self.told.values() for layer in told.layers)
-        found = {pruner: {layer.name: layer.density for layer in told.layers} for pruner, told in self.told.items()}
-        return {name: {pruner: densities.get(name, 1.0) for pruner, densities in found.items()} for name in names}
+    @property
+    def layers(self) -> list[str]:
+        """Names of the parameters, in the network's order."""
+        return [layer.name for layer in next(iter(self.told.values())).layers]
+
+    @property
+    def densities(self) -> dict[str, list[float]]:
+        """By pruner, the density of each layer."""
+        return {pruner: [layer.density for layer in told.layers] for pruner, told in self.told.items()}
 
     def _whole(self) -> dict[str, dict[str, Any]]:
         facts = {name: {pruner: getattr(told, name) for pruner, told in self.told.items()} for name in _FACTS}

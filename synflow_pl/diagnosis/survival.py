@@ -42,6 +42,12 @@ class Survival:
         """The masks after a round, counted from 1."""
         return Masks({name: survived >= index for name, survived in self._rounds.items()})
 
+    def kept(self) -> dict[str, list[int]]:
+        """By name, how many weights were left after each round."""
+        rounds = len(self.densities)
+        ended = {name: torch.bincount(survived.flatten(), minlength=rounds + 1) for name, survived in self._rounds.items()}
+        return {name: (counts.sum() - counts.cumsum(0))[:rounds].tolist() for name, counts in ended.items()}
+
     def died(self, paths: Paths) -> tuple[int, float] | None:
         """The first round after which no path from input to output was left, and the density then; ``None`` if one is left after the
         last.

@@ -64,6 +64,12 @@ class PruneAtInit(Callback):
         input_shape: (C, H, W); by default from the data module, else ``example_input_array``, else from one training batch.
         on_collapse: what to do if no input-output path is left.
 
+    Attributes:
+        masks: those that the network is held to, once there are any.
+        diagnosis: what was really kept, once it has been pruned.
+        survival: which rounds each weight survived, where there were several and none could come back.
+        seconds: that pruning took.
+
     Raises:
         ValueError: for an impossible option, naming its value.
         FileNotFoundError: if there is no file at ``masks``.
@@ -113,7 +119,8 @@ class PruneAtInit(Callback):
         self.on_collapse = on_collapse
         self.masks: Masks | None = None
         self.diagnosis: Diagnosis | None = None
-        self._survival: Survival | None = None
+        self.survival: Survival | None = None
+        self.seconds = 0.0
         self._options: dict[str, Any] = {
             "density": density, "kept": kept, "effective_density": effective_density, "rounds": rounds, "schedule": schedule,
             "scope": scope, "bias": bias, "norm": norm, "train_mode": train_mode,
@@ -140,6 +147,20 @@ class PruneAtInit(Callback):
         return self.pruner.rounds if rounds is None else rounds
 
     # -- pruning
+
+    def prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune now, without a fit.
+
+        Raises:
+            ValueError: if there is nothing to prune by, or it is to be done during a training.
+            DeadNetwork: if no path is left, unless a warning is enough.
+        """
+        if self.pruner is None or self._from_file is not None:
+            raise ValueError("there is no pruner to prune by; name one (pruning.pruner), and leave out pruning.masks")
+        if self._over is not None or self.at_epoch:
+            during = f"{type(self.pruner).__name__} prunes" if self._over is not None else f"at_epoch: {self.at_epoch} is"
+            raise ValueError(f"{during} during a training, and nothing is trained here; choose another pruner or time, or use fit")
+        self._begin(trainer, pl_module)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before anything is computed."""
@@ -198,15 +219,16 @@ class PruneAtInit(Callback):
             assert self.pruner is not None
             how = type(self.pruner).__name__
             masks = self._choose(trainer, pl_module, network)
+        self.seconds = time.perf_counter() - started
         self._keep(trainer, pl_module, _first(trainer, masks))
-        self._report(trainer, network, f"{how} kept", f" in {time.perf_counter() - started:.1f} s")
+        self._report(trainer, network, f"{how} kept", f" in {self.seconds:.1f} s")
 
     def _choose(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Masks:
         """The masks that the pruner chooses."""
         assert self.pruner is not None
         hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
         rewound, previous = {}, None
-        self._survival = Survival() if self._rounds > 1 and not self.pruner.regrows else None
+        self.survival = Survival() if self._rounds > 1 and not self.pruner.regrows else None
         if self.trained is not None:
             rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             load_weights(network, self.trained)
@@ -216,8 +238,8 @@ class PruneAtInit(Callback):
             def on_round(index: int, density: float, masks: Mapping[str, Tensor]) -> None:
                 bar.update()
                 show_density(trainer.loggers, index, density)
-                if self._survival is not None:
-                    self._survival(index, density, masks)
+                if self.survival is not None:
+                    self.survival(index, density, masks)
 
             masks = self._prune(trainer, pl_module, network, masks=previous, on_round=on_round, **self._options)
         if trainer.world_size > 1:
@@ -265,9 +287,9 @@ class PruneAtInit(Callback):
         """
         assert self.masks is not None
         told = diagnose(network, self.masks, example_input=self._inputs)
-        if not told.alive and self._survival is not None:
-            told = replace(told, died=self._survival.died(Paths(network, self._inputs)))
-        self.diagnosis, self._survival = told, None
+        if not told.alive and self.survival is not None:
+            told = replace(told, died=self.survival.died(Paths(network, self._inputs)))
+        self.diagnosis = told
         rank_zero_info(
             f"Pruning: {how} {told.kept:,} of {told.total:,} weights (density {told.density:.6g},"
             f" effective {told.effective_density:.6g}){took}."
