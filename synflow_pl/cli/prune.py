@@ -50,9 +50,7 @@ class _Trainer(Trainer):
     """A trainer that can also prune without training."""
 
     def prune(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
-        """Prune the network without training it, and say what was kept. Data are touched only by pruners that score on data. With
-        --compare NAME NAME ... several overlays of configs/pruners do so from the same weights, side by side.
-        """
+        """Prune without training; with --compare NAME NAME ... by several overlays of configs/pruners, side by side."""
         if self.world_size > 1:
             raise ValueError(f"prune runs on one device, not {self.world_size}; add --trainer.devices 1")
         callback = pruning(self)
@@ -99,12 +97,16 @@ class _Prune(CLI):
     def _find_run(self, root: Path) -> Path | None:
         return super()._find_run(root) if self._folder is None else claim(self._folder.parent, self._folder.name)
 
+    def _open_run(self) -> None:
+        pruning(self.trainer).check_now()
+        super()._open_run()
+
     def prune(self, **kwargs: Any) -> None:
         """Prune, and leave in the run's folder what came of it, of a dead network too."""
         if self.run_folder is not None:
             # A training that goes on from here has a name of its own.
             self.options["run"] = None
-            self._parser("prune").save(self.options, self.run_folder / CONFIG, skip_none=False, overwrite=True, multifile=False)
+            self._parser("prune").save(self.options, self.run_folder / CONFIG, skip_unset=False, overwrite=True, multifile=False)
         try:
             self.trainer.prune(**kwargs)  # type: ignore[attr-defined]  # it is a _Trainer
         finally:

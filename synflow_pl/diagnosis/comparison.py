@@ -11,7 +11,7 @@ from rich.table import Table
 
 from synflow_pl.diagnosis.files import write_csv
 from synflow_pl.diagnosis.findings import Diagnosis
-from synflow_pl.diagnosis.table import empty, plain, short
+from synflow_pl.diagnosis.table import empty, fraction, plain, short
 
 __all__ = ["Comparison"]
 
@@ -27,7 +27,7 @@ class Comparison:
         """The table as rich draws it."""
         table = empty("", numbers=tuple(self.told))
         for name, *densities in zip(self.layers, *self.densities.values(), strict=True):
-            table.add_row(name, *(f"{density:.4f}" for density in densities))
+            table.add_row(name, *map(fraction, densities))
         table.add_section()
         for name, facts in self._whole().items():
             table.add_row(name, *(_shown(name, fact) for fact in facts.values()))
@@ -79,4 +79,6 @@ def _shown(name: str, fact: Any) -> str:
         return "yes" if fact else "no"
     if name.startswith("FLOPs"):
         return short(fact)
-    return {"density": f"{fact:.4f}", "effective density": f"{fact:.4f}", "seconds": f"{fact:.1f}"}.get(name, f"{fact:.4g}")
+    if name.endswith("density"):
+        return fraction(fact)
+    return f"{fact:.1f}" if name == "seconds" else f"{fact:.4g}"

@@ -13,7 +13,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from synflow_pl.diagnosis.findings import Diagnosis
 
-__all__ = ["drawn", "empty", "plain", "short"]
+__all__ = ["drawn", "empty", "fraction", "plain", "short"]
 
 # Rules of hyphens, so that a table reads the same in a log, a file and a terminal.
 _PLAIN = Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)
@@ -47,6 +47,11 @@ def short(count: int) -> str:
     return f"{size:.1f}T"
 
 
+def fraction(value: float) -> str:
+    """A fraction in four decimals, or two digits where those would tell nothing: 8.4e-05."""
+    return f"{value:.4f}" if value == 0 or value >= 0.001 else f"{value:.2g}"
+
+
 def drawn(told: Diagnosis) -> Group:
     """A diagnosis: its layers, the whole, and what is to be said of it."""
     headings = ("weights", "kept", "effective", "density", "eff. density", "live in", "live out", "FLOPs", "sparse", "score", "flow")
@@ -56,8 +61,8 @@ def drawn(told: Diagnosis) -> Group:
             layer.name,
             "x".join(map(str, layer.shape)),
             *(f"{count:,}" for count in (layer.total, layer.kept, layer.effective)),
-            f"{layer.density:.4f}",
-            f"{layer.effective_density:.4f}",
+            fraction(layer.density),
+            fraction(layer.effective_density),
             f"{layer.living_inputs}/{layer.inputs}",
             f"{layer.living_units}/{layer.units}",
             short(layer.flops),
@@ -71,8 +76,8 @@ def drawn(told: Diagnosis) -> Group:
         "all",
         "",
         *(f"{count:,}" for count in (told.total, told.kept, told.effective)),
-        f"{told.density:.4f}",
-        f"{told.effective_density:.4f}",
+        fraction(told.density),
+        fraction(told.effective_density),
         "",
         "alive" if told.alive else "dead",
         short(told.flops),

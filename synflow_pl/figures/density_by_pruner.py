@@ -23,7 +23,7 @@ def density_by_pruner(names: Sequence[str], densities: Mapping[str, Sequence[flo
         densities: by the pruner's name, one per layer, in [0, 1].
     """
     figure = blank(width=max(WIDTH, 1.5 + 0.2 * len(names)), height=4.2)
-    drawn = axes(figure, "", "density: fraction of the layer's weights", log="y")
+    drawn = axes(figure, "layer, input first", "density: fraction of the layer's weights", log="y")
     foot = min((d for row in densities.values() for d in row if d > 0), default=1.0) / 3
     for index, (pruner, row) in enumerate(densities.items()):
         style = curve(index)

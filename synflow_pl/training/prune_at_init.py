@@ -152,15 +152,23 @@ class PruneAtInit(Callback):
         """Prune now, without a fit.
 
         Raises:
-            ValueError: if there is nothing to prune by, or it is to be done during a training.
+            ValueError: as :meth:`check_now`.
             DeadNetwork: if no path is left, unless a warning is enough.
+        """
+        self.check_now()
+        self._begin(trainer, pl_module)
+
+    def check_now(self) -> None:
+        """Refuse to prune without a fit where there is nothing to prune by, or it is to be done during a training.
+
+        Raises:
+            ValueError: naming the reason.
         """
         if self.pruner is None or self._from_file is not None:
             raise ValueError("there is no pruner to prune by; name one (pruning.pruner), and leave out pruning.masks")
         if self._over is not None or self.at_epoch:
             during = f"{type(self.pruner).__name__} prunes" if self._over is not None else f"at_epoch: {self.at_epoch} is"
             raise ValueError(f"{during} during a training, and nothing is trained here; choose another pruner or time, or use fit")
-        self._begin(trainer, pl_module)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before anything is computed."""
