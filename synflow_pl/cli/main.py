@@ -272,8 +272,8 @@ class CLI(LightningCLI):
             network = self.options.model.network
             # Of torchvision's and timm's networks the class says too little.
             recipe = f"{_short(self.options.data)}_{network.get('init_args', {}).get('name') or _short(network)}"
-        if pruning.masks and (source := run_of(Path(pruning.masks))) is not None:
-            return source.name.removesuffix(PRUNED)
+        if pruning.masks and (source := Path(pruning.masks).resolve().parent.name).endswith(PRUNED):
+            return source.removesuffix(PRUNED)
         amount = f"density{pruning.density:g}" if pruning.density is not None else f"kept{pruning.kept}" if pruning.kept else "density1"
         if pruning.effective_density is not None:
             amount = f"effective{pruning.effective_density:g}"
@@ -283,7 +283,8 @@ class CLI(LightningCLI):
         """What a run's name calls the pruner: its overlay, else its class, and what is done about it."""
         pruning = self.options.pruning
         if pruning.masks:
-            return f"masks_{Path(pruning.masks).stem}"
+            path = Path(pruning.masks).resolve()
+            return f"masks_{path.parent.name if run_of(path) is not None else path.stem}"
         overlay = next((path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None)
         pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
         sanity = f"_{pruning.sanity}" if pruning.sanity else ""

@@ -51,8 +51,6 @@ class _Trainer(Trainer):
 
     def prune(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
         """Prune without training; with --compare NAME NAME ... by several overlays of configs/pruners, side by side."""
-        if self.world_size > 1:
-            raise ValueError(f"prune runs on one device, not {self.world_size}; add --trainer.devices 1")
         callback = pruning(self)
         model.to(self.strategy.root_device)
         if datamodule is not None:
@@ -98,6 +96,8 @@ class _Prune(CLI):
         return super()._find_run(root) if self._folder is None else claim(self._folder.parent, self._folder.name)
 
     def _open_run(self) -> None:
+        if self.trainer.world_size > 1:
+            raise ValueError(f"prune runs on one device, not {self.trainer.world_size}; add --trainer.devices 1")
         pruning(self.trainer).check_now()
         super()._open_run()
 
@@ -106,7 +106,9 @@ class _Prune(CLI):
         if self.run_folder is not None:
             # A training that goes on from here has a name of its own.
             self.options["run"] = None
-            self._parser("prune").save(self.options, self.run_folder / CONFIG, skip_unset=False, overwrite=True, multifile=False)
+            unfinished = self.run_folder / f"{CONFIG}.part"
+            self._parser("prune").save(self.options, unfinished, skip_unset=False, overwrite=True, multifile=False)
+            os.replace(unfinished, self.run_folder / CONFIG)
         try:
             self.trainer.prune(**kwargs)  # type: ignore[attr-defined]  # it is a _Trainer
         finally:

@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from conftest import QUIET
 from synflow_pl import Masks, prune
 from synflow_pl.__main__ import main
 from synflow_pl.cli import prune as command
-from synflow_pl.cli.main import resolved, run
+from synflow_pl.cli.main import CLI, resolved, run
 from synflow_pl.pruners import SynFlow
 from synflow_pl.training import PruneAtInit
 
@@ -147,6 +148,7 @@ def test_of_many_rounds_the_one_is_named_in_which_the_network_died(folder: Path,
     ("typed", "said"),
     [
         ("-c pruners/dense", "there is no pruner to prune by"),
+        ("--trainer.accelerator cpu --trainer.devices 2", "prune runs on one device, not 2; add --trainer.devices 1"),
         ("-c pruners/gradual", "GradualMagnitude prunes during a training, and nothing is trained here"),
         ("--pruning.at_epoch 2", "at_epoch: 2 is during a training"),
         ("--pruning.densty 0.1", "there is no option pruning.densty; did you mean pruning.density?"),
@@ -203,6 +205,19 @@ def test_those_compared_begin_with_the_same_weights(seed: str, folder: Path, tou
             assert both.any()
             assert torch.equal(network.get_parameter(name)[both], networks[0].get_parameter(name)[both])
     assert touched == []
+
+
+def test_a_training_from_masks_bears_the_name_of_the_run_that_has_them(built: Callable[..., CLI], folder: Path) -> None:
+    masks = Masks({"layers.1.weight": torch.ones(100, 784, dtype=torch.bool)})
+    for place in ("some-pruned", "compared/snip", "elsewhere"):
+        masks.save(folder / place / "masks.safetensors")
+        if place != "elsewhere":
+            (folder / place / "config.yaml").touch()
+    names = [
+        built("fit", "-c", "mnist_fc", "--pruning.masks", f"{place}/masks.safetensors").run_folder.name  # type: ignore[union-attr]
+        for place in ("some-pruned", "compared/snip", "elsewhere")
+    ]
+    assert names == ["some", "mnist_fc-masks_snip-density0.1-seed0", "mnist_fc-masks_masks-density0.1-seed0"]
 
 
 def test_a_comparison_is_one_table_one_picture_and_a_run_for_each(
