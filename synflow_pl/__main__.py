@@ -20,6 +20,11 @@ def main() -> None:
 
         demo(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["prune"]:
+        from synflow_pl.cli.prune import prune
+
+        prune(sys.argv[2:])
+        return
     if sys.argv[1:2] == ["multishot"]:
         from synflow_pl.cli.multishot import multishot
 

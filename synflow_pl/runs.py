@@ -17,6 +17,8 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 __all__ = ["RunCSV", "RunTensorBoard", "claim", "run_of"]
 
 CONFIG = "config.yaml"
+PRUNED = "-pruned"
+"""How the name of a run ends in which a network was pruned and not trained."""
 
 
 def claim(root: Path, name: str) -> Path:

@@ -24,11 +24,11 @@ from synflow_pl.cli.messages import OURS, Parser, clarify, named, refuse_functio
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.data import Images
 from synflow_pl.diagnosis import DeadNetwork
-from synflow_pl.runs import CONFIG, RunCSV, RunTensorBoard, claim, run_of
+from synflow_pl.runs import CONFIG, PRUNED, RunCSV, RunTensorBoard, claim, run_of
 from synflow_pl.training import Classifier, PruneAtInit, find_checkpoint, load_weights
 from synflow_pl.training.panels import show_hyperparameters
 
-__all__ = ["CLI", "run"]
+__all__ = ["CLI", "resolved", "run"]
 
 _EVALUATIONS = ("validate", "test", "predict")
 # The run that the first process of several claimed; the others are started by it.
@@ -41,12 +41,17 @@ def run(args: list[str]) -> CLI:
     Args:
         args: what stands after ``synflow_pl`` on the command line.
     """
-    try:
-        args = _prepare(args)
-    except (FileNotFoundError, ValueError) as error:
-        sentence(str(error))
+    args = resolved(args)
     _quieten()
     return CLI(args)
+
+
+def resolved(args: list[str]) -> list[str]:
+    """The command line with every recipe and class of ours by its full path; a mistake is a sentence and exit status 2."""
+    try:
+        return _prepare(args)
+    except (FileNotFoundError, ValueError) as error:
+        sentence(str(error))
 
 
 def _quieten() -> None:
@@ -121,6 +126,9 @@ class _SaveConfig(SaveConfigCallback):
 class CLI(LightningCLI):
     """``fit``, ``validate``, ``test``, ``predict``: LightningCLI with our data, classifier and callback."""
 
+    trainer_kind: type[Trainer] = Trainer
+    """Its methods are the subcommands."""
+
     def __init__(self, args: list[str]) -> None:
         self.recipes = [Path(args[i + 1]) for i, arg in enumerate(args) if arg == "--config" and i + 1 < len(args)]
         self.run_folder: Path | None = None
@@ -128,6 +136,7 @@ class CLI(LightningCLI):
         super().__init__(
             Classifier,
             Images,
+            trainer_class=self.trainer_kind,
             subclass_mode_data=True,
             seed_everything_default=0,
             save_config_callback=_SaveConfig,
@@ -137,7 +146,7 @@ class CLI(LightningCLI):
             parser_kwargs={
                 "allow_abbrev": False,
                 "prog": "synflow_pl",
-                "description": "Prune networks at initialisation, train them sparse.",
+                "description": "Prune networks at initialisation, train them sparse. Further commands: prune, multishot, demo.",
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -244,7 +253,7 @@ class CLI(LightningCLI):
                     callback.dirpath = str(self.run_folder / "checkpoints")
 
     def _find_run(self, root: Path) -> Path | None:
-        if self.subcommand != "fit":
+        if self.subcommand in _EVALUATIONS:
             checkpoint = self.options.get("ckpt_path")
             return run_of(Path(checkpoint)) if checkpoint else None
         if getattr(rank_zero_only, "rank", 0) != 0:
@@ -261,24 +270,29 @@ class CLI(LightningCLI):
         return folder if folder is not None and folder.resolve() == (root / "lightning_logs" / str(name)).resolve() else None
 
     def _default_name(self) -> str:
-        overlay = next((path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None)
         recipe = next((path.stem for path in self.recipes if path.parent.name != "pruners"), None)
         pruning = self.options.pruning
         if recipe is None:
             network = self.options.model.network
             # Of torchvision's and timm's networks the class says too little.
             recipe = f"{_short(self.options.data)}_{network.get('init_args', {}).get('name') or _short(network)}"
-        pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
-        if pruning.sanity:
-            pruner = f"{pruner}_{pruning.sanity}"
-        if pruning.at_epoch:
-            pruner = f"{pruner}_at{pruning.at_epoch}"
-        if pruning.masks:
-            pruner = f"masks_{Path(pruning.masks).stem}"
+        if pruning.masks and (source := Path(pruning.masks).resolve().parent.name).endswith(PRUNED):
+            return source.removesuffix(PRUNED)
         amount = f"density{pruning.density:g}" if pruning.density is not None else f"kept{pruning.kept}" if pruning.kept else "density1"
         if pruning.effective_density is not None:
             amount = f"effective{pruning.effective_density:g}"
-        return "-".join([recipe, pruner, amount, f"seed{self.options.seed_everything}"])
+        return "-".join([recipe, self._pruner_name(), amount, f"seed{self.options.seed_everything}"])
+
+    def _pruner_name(self) -> str:
+        """What a run's name calls the pruner: its overlay, else its class, and what is done about it."""
+        pruning = self.options.pruning
+        if pruning.masks:
+            path = Path(pruning.masks).resolve()
+            return f"masks_{path.parent.name if run_of(path) is not None else path.stem}"
+        overlay = next((path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None)
+        pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
+        sanity = f"_{pruning.sanity}" if pruning.sanity else ""
+        return f"{pruner}{sanity}_at{pruning.at_epoch}" if pruning.at_epoch else f"{pruner}{sanity}"
 
     def _loggers(self, asked: Any) -> list[Any]:
         """In a run metrics.csv always, and TensorBoard unless another logger, or none, was asked for; elsewhere what was asked for."""

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from synflow_pl.diagnosis import DeadNetwork, Diagnosis, diagnose
+from synflow_pl.diagnosis import DeadNetwork, Diagnosis, Survival, diagnose
+from synflow_pl.flow import Paths
 from synflow_pl.masks import Hold, Masks, prunable
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.sanity import SANITY
@@ -62,6 +63,12 @@ class PruneAtInit(Callback):
         network: attribute of the LightningModule that is pruned ("backbone"); by default its ``network``, else all of it.
         input_shape: (C, H, W); by default from the data module, else ``example_input_array``, else from one training batch.
         on_collapse: what to do if no input-output path is left.
+
+    Attributes:
+        masks: those that the network is held to, once there are any.
+        diagnosis: what was really kept, once it has been pruned.
+        survival: which rounds each weight survived, where there were several and none could come back.
+        seconds: that pruning took.
 
     Raises:
         ValueError: for an impossible option, naming its value.
@@ -112,6 +119,8 @@ class PruneAtInit(Callback):
         self.on_collapse = on_collapse
         self.masks: Masks | None = None
         self.diagnosis: Diagnosis | None = None
+        self.survival: Survival | None = None
+        self.seconds = 0.0
         self._options: dict[str, Any] = {
             "density": density, "kept": kept, "effective_density": effective_density, "rounds": rounds, "schedule": schedule,
             "scope": scope, "bias": bias, "norm": norm, "train_mode": train_mode,
@@ -138,6 +147,28 @@ class PruneAtInit(Callback):
         return self.pruner.rounds if rounds is None else rounds
 
     # -- pruning
+
+    def prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune now, without a fit.
+
+        Raises:
+            ValueError: as :meth:`check_now`.
+            DeadNetwork: if no path is left, unless a warning is enough.
+        """
+        self.check_now()
+        self._begin(trainer, pl_module)
+
+    def check_now(self) -> None:
+        """Refuse to prune without a fit where there is nothing to prune by, or it is to be done during a training.
+
+        Raises:
+            ValueError: naming the reason.
+        """
+        if self.pruner is None or self._from_file is not None:
+            raise ValueError("there is no pruner to prune by; name one (pruning.pruner), and leave out pruning.masks")
+        if self._over is not None or self.at_epoch:
+            during = f"{type(self.pruner).__name__} prunes" if self._over is not None else f"at_epoch: {self.at_epoch} is"
+            raise ValueError(f"{during} during a training, and nothing is trained here; choose another pruner or time, or use fit")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before anything is computed."""
@@ -196,23 +227,27 @@ class PruneAtInit(Callback):
             assert self.pruner is not None
             how = type(self.pruner).__name__
             masks = self._choose(trainer, pl_module, network)
+        self.seconds = time.perf_counter() - started
         self._keep(trainer, pl_module, _first(trainer, masks))
-        self._report(trainer, network, f"{how} kept", f" in {time.perf_counter() - started:.1f} s")
+        self._report(trainer, network, f"{how} kept", f" in {self.seconds:.1f} s")
 
     def _choose(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Masks:
         """The masks that the pruner chooses."""
         assert self.pruner is not None
         hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
         rewound, previous = {}, None
+        self.survival = Survival() if self._rounds > 1 and not self.pruner.regrows else None
         if self.trained is not None:
             rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             load_weights(network, self.trained)
             previous = load_masks(self.trained)
         with tqdm(total=self._rounds, desc=f"Pruning, {type(self.pruner).__name__}", unit="round", leave=False, disable=hidden) as bar:
 
-            def on_round(index: int, density: float) -> None:
+            def on_round(index: int, density: float, masks: Mapping[str, Tensor]) -> None:
                 bar.update()
                 show_density(trainer.loggers, index, density)
+                if self.survival is not None:
+                    self.survival(index, density, masks)
 
             masks = self._prune(trainer, pl_module, network, masks=previous, on_round=on_round, **self._options)
         if trainer.world_size > 1:
@@ -259,13 +294,16 @@ class PruneAtInit(Callback):
             DeadNetwork: if no path is left, unless a warning is enough.
         """
         assert self.masks is not None
-        self.diagnosis = told = diagnose(network, self.masks, example_input=self._inputs)
+        told = diagnose(network, self.masks, example_input=self._inputs)
+        if not told.alive and self.survival is not None:
+            told = replace(told, died=self.survival.died(Paths(network, self._inputs)))
+        self.diagnosis = told
         rank_zero_info(
             f"Pruning: {how} {told.kept:,} of {told.total:,} weights (density {told.density:.6g},"
             f" effective {told.effective_density:.6g}){took}."
         )
         rank_zero_info(told.table())
-        for note in (self.pruner.notes if self.pruner is not None and self._from_file is None else ()) or told.notes:
+        for note in self.pruner.notes if self.pruner is not None and self._from_file is None else ():
             rank_zero_info(f"Pruning: {note}.")
         show_diagnosis(trainer.loggers, told)
         if message := told.collapse:

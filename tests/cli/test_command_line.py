@@ -494,7 +494,7 @@ def test_masks_of_one_run_train_another(fitted: tuple[Path, str]) -> None:
     asked = ["--pruning.masks", "lightning_logs/real/masks.safetensors", "--trainer.default_root_dir", "elsewhere"]
     cli = run(["fit", *FC_ON_DIGITS, "--seed_everything", "1", *asked, *SHORT])
     assert cli.run_folder is not None
-    assert cli.run_folder.parts == ("elsewhere", "lightning_logs", "digits_fc-masks_masks-density1-seed1")
+    assert cli.run_folder.parts == ("elsewhere", "lightning_logs", "digits_fc-masks_real-density1-seed1")
     before, after = Masks.load(folder / "masks.safetensors"), Masks.load(cli.run_folder / "masks.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
 

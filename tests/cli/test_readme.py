@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import QUIET
 
-from synflow_pl.cli.main import CLI
+from synflow_pl.cli import prune as command
+from synflow_pl.cli.main import CLI, resolved, run
 from synflow_pl.cli.multishot import planned
+from synflow_pl.cli.recipes import find_recipe
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -50,10 +53,31 @@ def test_its_training_commands_are_understood_and_make_the_run_that_it_tests(bui
     fits = [words for words in commands("synflow_pl") if words[0] == "fit"]
     assert len(fits) >= 2
     for words in fits:
-        if "--help" not in words:
+        if "--help" not in words and "--pruning.masks" not in words:
             built(*words)
     (tested,) = [words for words in commands("synflow_pl") if words[0] == "test"]
     assert (folder / tested[tested.index("--ckpt_path") + 1]).is_dir()
+
+
+def test_its_prune_commands_are_understood_and_make_the_masks_that_it_trains_with(folder: Path, generated: None) -> None:
+    prunings = [words for words in commands("synflow_pl") if words[0] == "prune"]
+    plans = [command._Plan(resolved(compared(words))) for words in prunings]
+    assert [plan.subcommand for plan in plans] == ["prune"] * len(prunings)
+    assert any("--compare" in words for words in prunings)
+    command.prune([*prunings[0][1:], *QUIET])
+    (training,) = [words for words in commands("synflow_pl") if "--pruning.masks" in words]
+    cli = run([*training, *QUIET, "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"])
+    assert sum(int(p.count_nonzero()) for p in cli.model.network.parameters() if p.dim() > 1) == 1194
+
+
+def compared(words: list[str]) -> list[str]:
+    """A command with the first of the overlays that it compares."""
+    if "--compare" not in words:
+        return words
+    at = words.index("--compare")
+    overlays = words[at + 1 :]
+    assert all(find_recipe(f"pruners/{overlay}") for overlay in overlays)
+    return [*words[:at], "-c", f"pruners/{overlays[0]}"]
 
 
 def test_its_multishot_commands_are_understood(folder: Path) -> None:

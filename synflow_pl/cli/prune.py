@@ -1,0 +1,198 @@
+"""The prune command: what a pruner makes of a network, without training it; with ``--compare``, what several make of the same one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+
+from synflow_pl.cli import multishot
+from synflow_pl.cli.main import CLI, _quieten, resolved
+from synflow_pl.cli.messages import named, sentence
+from synflow_pl.diagnosis import Comparison, Diagnosis
+from synflow_pl.figures import density_by_pruner, density_per_layer, layers_over_rounds
+from synflow_pl.figures.style import save
+from synflow_pl.runs import CONFIG, PRUNED, claim
+from synflow_pl.training import PruneAtInit
+
+__all__ = ["prune"]
+
+# Of more layers than this no picture can be read.
+_MOST_LAYERS = 150
+
+
+def prune(args: list[str]) -> None:
+    """Prune a network and say what was kept, without training it; touch data only for a pruner that scores on data.
+
+    Args:
+        args: options of ``fit``; ``--compare NAME NAME ...`` puts overlays of ``configs/pruners`` side by side.
+    """
+    own = _Own("synflow_pl prune", add_help=False, allow_abbrev=False)
+    own.add_argument("--compare", nargs="*")
+    own.add_argument("--run")
+    given, options = own.parse_known_args(args)
+    _quieten()
+    if given.compare is None:
+        _Prune(resolved(["prune", *options, *(["--run", given.run] if given.run else [])]))
+    else:
+        _compare(given.compare, given.run, options)
+
+
+class _Own(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        sentence(message)
+
+
+class _Trainer(Trainer):
+    """A trainer that can also prune without training."""
+
+    def prune(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
+        """Prune without training; with --compare NAME NAME ... by several overlays of configs/pruners, side by side."""
+        callback = pruning(self)
+        model.to(self.strategy.root_device)
+        if datamodule is not None:
+            datamodule.trainer = self
+            self.datamodule = datamodule
+            if callback.pruner is not None and callback.pruner.needs_batches:
+                datamodule.prepare_data()
+        try:
+            callback.prune(self, model)
+        finally:
+            for logger in self.loggers:
+                logger.finalize("success")
+
+
+def pruning(trainer: Trainer) -> PruneAtInit:
+    """The callback that prunes."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, PruneAtInit))  # type: ignore[attr-defined]
+
+
+class _Prune(CLI):
+    """``prune``, with every option of ``fit``.
+
+    Args:
+        args: as they are typed, resolved.
+        folder: of the run; by default one of its own, named by recipe, pruner, density and seed.
+    """
+
+    trainer_kind = _Trainer
+
+    def __init__(self, args: list[str], folder: Path | None = None) -> None:
+        self._folder = folder
+        super().__init__(args)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The one there is."""
+        return {"prune": {"model", "datamodule"}}
+
+    def _default_name(self) -> str:
+        return super()._default_name() + PRUNED
+
+    def _find_run(self, root: Path) -> Path | None:
+        return super()._find_run(root) if self._folder is None else claim(self._folder.parent, self._folder.name)
+
+    def _open_run(self) -> None:
+        if self.trainer.world_size > 1:
+            raise ValueError(f"prune runs on one device, not {self.trainer.world_size}; add --trainer.devices 1")
+        pruning(self.trainer).check_now()
+        super()._open_run()
+
+    def prune(self, **kwargs: Any) -> None:
+        """Prune, and leave in the run's folder what came of it, of a dead network too."""
+        if self.run_folder is not None:
+            # A training that goes on from here has a name of its own.
+            self.options["run"] = None
+            unfinished = self.run_folder / f"{CONFIG}.part"
+            self._parser("prune").save(self.options, unfinished, skip_unset=False, overwrite=True, multifile=False)
+            os.replace(unfinished, self.run_folder / CONFIG)
+        try:
+            self.trainer.prune(**kwargs)  # type: ignore[attr-defined]  # it is a _Trainer
+        finally:
+            callback = pruning(self.trainer)
+            if callback.diagnosis is not None and self.run_folder is not None:
+                _leave(self.run_folder, callback.diagnosis, callback)
+
+    def after_prune(self) -> None:
+        """Say where the files lie, and how to go on from them."""
+        if self.run_folder is None or self._folder is not None:
+            return
+        folder = os.path.relpath(self.run_folder)
+        print(
+            f"\nThe run lies in  {folder}\n"
+            f"Train it with    python -m synflow_pl fit -c {folder}/{CONFIG} --pruning.masks {folder}/masks.safetensors"
+        )
+
+
+def _leave(folder: Path, told: Diagnosis, callback: PruneAtInit) -> None:
+    """Write the table as CSV and JSON, and the pictures as PNG and PDF."""
+    told.to_csv(folder / "diagnosis.csv")
+    told.to_json(folder / "diagnosis.json")
+    if len(told.layers) > _MOST_LAYERS:
+        print(f"No pictures: of {len(told.layers)} layers, more than {_MOST_LAYERS}, none could be read.")
+        return
+    names, effective = [layer.name for layer in told.layers], [layer.effective_density for layer in told.layers]
+    save(density_per_layer(names, [layer.density for layer in told.layers], told.density, effective), folder / "density_per_layer")
+    if callback.survival is not None:
+        compression = [1 / density for density in callback.survival.densities]
+        save(layers_over_rounds(compression, callback.survival.kept()), folder / "layers_over_rounds")
+
+
+# -- side by side
+
+
+class _Plan(multishot._Plan, _Prune):
+    """What one of those compared would do; nothing is built or run."""
+
+    def _pruner_name(self) -> str:
+        return "compare"
+
+
+def _compare(overlays: list[str], name: str | None, options: list[str]) -> None:
+    """Prune once with each overlay, from the same weights, and put what came of it side by side."""
+    if len(set(overlays)) < max(2, len(overlays)):
+        sentence(f"compare: {' '.join(overlays) or 'no name'} is not at least two different names of pruners, such as snip grasp")
+    commands = {overlay: _over(options, overlay) for overlay in overlays}
+    plans = {overlay: _Plan(resolved(["prune", *command])) for overlay, command in commands.items()}
+    for overlay, plan in plans.items():
+        _check(overlay, plan)
+    first = plans[overlays[0]]
+    root = Path(first.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
+    group = claim(root, name or first.default_name)
+    told, seconds = {}, {}
+    for overlay, command in commands.items():
+        # The seed that was drawn, if it was to be drawn: all begin with the same weights.
+        same = ["--seed_everything", str(first.options.seed_everything), "--pruning.on_collapse", "warn"]
+        callback = pruning(_Prune(resolved(["prune", *command, *same]), group / overlay).trainer)
+        assert callback.diagnosis is not None
+        told[overlay], seconds[overlay] = callback.diagnosis, callback.seconds
+    comparison = Comparison(told, seconds)
+    comparison.to_csv(group / "comparison.csv")
+    if len(comparison.layers) <= _MOST_LAYERS:
+        save(density_by_pruner(comparison.layers, comparison.densities), group / "comparison")
+    print(f"\n{comparison.table()}\n\nThe runs lie in  {os.path.relpath(group)}")
+
+
+def _over(options: list[str], overlay: str) -> list[str]:
+    """The options with one more overlay, which goes over all files named and under all values given after them."""
+    after = 0
+    for index, option in enumerate(options):
+        if option in ("-c", "--config"):
+            after = index + 2
+        elif option.startswith(("-c=", "--config=")):
+            after = index + 1
+    return [*options[:after], "-c", f"pruners/{overlay}", *options[after:]]
+
+
+def _check(overlay: str, plan: _Plan) -> None:
+    """Refuse what cannot be compared, before anything is pruned."""
+    options = plan.options.pruning
+    if options.pruner is None:
+        sentence(f"compare: {overlay!r} prunes nothing; leave it out")
+    if named(options.pruner.class_path).over is not None:
+        sentence(f"compare: {overlay!r} prunes during a training, and nothing is trained here; leave it out")
+    if given := [option for option in ("masks", "at_epoch") if options.get(option)]:
+        sentence(f"pruning.{given[0]} cannot go with compare, which prunes at initialisation")

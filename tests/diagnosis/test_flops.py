@@ -1,0 +1,105 @@
+"""FLOPs against sums on paper: two for each weight kept and each position that it is used at."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from synflow_pl import Masks, diagnose
+from synflow_pl.masks import prunable
+from synflow_pl.networks import VGG, TorchVision
+
+
+def keeping(network: nn.Module, kept: int) -> Masks:
+    """Masks that keep the first so many weights of each layer."""
+    return Masks({name: (torch.arange(w.numel()) < kept).view(w.shape) for name, w in prunable(network).items()})
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "weights", "positions"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1), (3, 5, 5), 108, 25),
+        (nn.Conv2d(3, 4, 3, padding=1, stride=2), (3, 5, 5), 108, 9),
+        (nn.Conv2d(4, 6, 3, groups=2), (4, 5, 5), 108, 9),  # each unit reads two of the four channels
+        (nn.Conv2d(4, 4, 3, groups=4), (4, 5, 5), 36, 9),
+        (nn.Conv2d(2, 2, 3, dilation=2), (2, 5, 5), 36, 1),
+        (nn.Conv1d(2, 3, 3), (2, 6), 18, 4),
+        (nn.Conv3d(1, 2, 2), (1, 3, 3, 3), 16, 8),
+        (nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), (4, 3, 3), 48, 9),  # of the input, each spread out over a window
+        (nn.Linear(2, 3), (2,), 6, 1),
+        (nn.Linear(2, 3, bias=False), (5, 2), 6, 5),
+    ],
+)
+def test_a_layer_does_two_flops_for_each_weight_and_position(
+    layer: nn.Module, shape: tuple[int, ...], weights: int, positions: int
+) -> None:
+    network = nn.Sequential(layer)
+    told = diagnose(network, keeping(network, 5), input_shape=shape)
+    (found,) = told.layers
+    assert found.total == weights
+    assert (found.flops, found.sparse_flops) == (2 * weights * positions, 2 * 5 * positions)
+    assert (told.flops, told.sparse_flops) == (found.flops, found.sparse_flops)
+
+
+class Attend(nn.MultiheadAttention):
+    """Two tokens attend to three, or three to themselves; width two, one head."""
+
+    def __init__(self, across: bool) -> None:
+        super().__init__(2, 1, batch_first=True)
+        self.across = across
+
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(tokens[:, :2] if self.across else tokens, tokens, tokens, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_a_fused_projection_counts_by_the_rows_that_each_token_uses(across: bool) -> None:
+    kept = torch.zeros(6, 2, dtype=torch.bool)
+    kept[0] = kept[2, 0] = kept[4, 0] = True  # two weights of queries, one each of keys and values
+    masks = Masks({"in_proj_weight": kept, "out_proj.weight": torch.tensor([[True, False], [False, False]])})
+    told = diagnose(Attend(across), masks, input_shape=(3, 2))
+    projections, out = told.layers
+    asking = 2 if across else 3
+    assert projections.flops == 2 * (4 * asking + 8 * 3)
+    assert projections.sparse_flops == 2 * (2 * asking + 2 * 3)
+    assert (out.flops, out.sparse_flops) == (2 * 4 * asking, 2 * asking)
+    # Query times key, and weights times value: dense connections, asking x 3 x 2 multiplications each.
+    assert told.flops - projections.flops - out.flops == 2 * (asking * 3 * 2) * 2
+    assert told.sparse_flops == told.flops - (projections.flops - projections.sparse_flops) - (out.flops - out.sparse_flops)
+    assert any("attention count as dense connections" in note for note in told.notes)
+
+
+def test_layers_that_were_not_pruned_count_too() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    masks = Masks({"0.weight": torch.zeros(4, 3, dtype=torch.bool)})
+    told = diagnose(network, masks, input_shape=(3,))
+    assert (told.flops, told.sparse_flops) == (2 * (12 + 8), 2 * 8)
+
+
+def test_a_layer_that_is_used_twice_counts_twice() -> None:
+    layer = nn.Linear(2, 2)
+    network = nn.Sequential(layer, nn.ReLU(), layer)
+    (found,) = diagnose(network, keeping(network, 3), input_shape=(2,)).layers
+    assert (found.flops, found.sparse_flops) == (16, 12)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        VGG(11),
+        TorchVision("resnet18", input_shape=(3, 32, 32)),
+        TorchVision("mobilenet_v3_small", input_shape=(3, 32, 32)),
+        TorchVision("regnet_y_400mf", input_shape=(3, 32, 32)),
+    ],
+    ids=["vgg11", "resnet18", "mobilenet", "regnet"],
+)
+def test_all_of_a_network_is_what_torch_counts(network: nn.Module) -> None:
+    masks = Masks({name: torch.rand(w.shape) < 0.1 for name, w in prunable(network).items()})
+    told = diagnose(network, masks, input_shape=(3, 32, 32))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, 3, 32, 32))
+    assert told.flops == counter.get_total_flops() == sum(layer.flops for layer in told.layers)
+    for layer in told.layers:
+        assert layer.sparse_flops * layer.total == layer.flops * layer.kept
