@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -151,11 +152,7 @@ class PruneAtInit(Callback):
         self._ranks = Ranks(trainer)
         if not self._prunes:
             return
-        if trainer.strategy.restore_checkpoint_after_setup:
-            raise ValueError(
-                f"{type(trainer.strategy).__name__} shards parameters or the optimiser's state, and a shard cannot be pruned; use ddp,"
-                " or drop the pruner"
-            )
+        _refuse_shards(trainer)
         if self.at_epoch and trainer.max_epochs not in (None, -1) and self.at_epoch >= trainer.max_epochs:
             raise ValueError(
                 f"at_epoch: {self.at_epoch} is not before the end of training at max_epochs={trainer.max_epochs};"
@@ -348,9 +345,20 @@ class PruneAtInit(Callback):
         """Take the masks out of a checkpoint that has them; nothing will be pruned then, but for what is left of a gradual pruning."""
         state = checkpoint.get(KEY, {})
         if state.get("masks") is not None:
+            if trainer.state.fn == TrainerFn.FITTING:
+                _refuse_shards(trainer)
             self.masks, self._restored = Masks.from_state_dict(state["masks"]), True
         if state.get("gradual") is not None:
             self._gradual = Gradual(**state["gradual"])
+
+
+def _refuse_shards(trainer: Trainer) -> None:
+    """Lightning restores a checkpoint after the strategy's setup where, and only where, that takes the module apart."""
+    if trainer.strategy.restore_checkpoint_after_setup:
+        raise ValueError(
+            f"{type(trainer.strategy).__name__} shards parameters or the optimiser's state, and a shard cannot be pruned; use ddp,"
+            " or drop the pruner"
+        )
 
 
 def _untimely(trainer: Trainer) -> str:
