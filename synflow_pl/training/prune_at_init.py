@@ -257,8 +257,13 @@ class PruneAtInit(Callback):
             self._holds[id(optimizer)] = self.masks.hold(network, optimizer)
         self._ranks.agree(masks=self.masks.items(), weights=network.named_parameters())
         folder = trainer.log_dir  # Lightning broadcasts it, so every rank has to ask
-        if folder is not None and isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)):
-            self._ranks.once(lambda: masks.save(Path(folder) / "masks.safetensors"))
+
+        def save() -> None:
+            # Only the first rank need have a logger: others that torchrun or SLURM started do not know the run.
+            if folder is not None and isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)):
+                masks.save(Path(folder) / "masks.safetensors")
+
+        self._ranks.once(save)
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, how: str, took: str) -> None:
         """Say what was kept.
