@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, distributed
 
 __all__ = ["Disagreement", "Ranks"]
@@ -31,7 +32,7 @@ class Disagreement(RuntimeError):
 
 
 class Ranks:
-    """The ranks of one training; with one there is nothing to agree on, and nothing is sent.
+    """The ranks of one training; without a process group there is nothing to agree on, and nothing is sent.
 
     Every method but the constructor is collective: each rank has to call it, in the same order.
 
@@ -41,6 +42,8 @@ class Ranks:
 
     def __init__(self, trainer: Trainer) -> None:
         self._rank, self._world = trainer.global_rank, trainer.world_size
+        # DDP on one device has a process group as well, and on one GPU shows that what is sent can be sent.
+        self._alone = self._world == 1 and not isinstance(trainer.strategy, DDPStrategy)
         self._group: Any = None
 
     def once(self, decide: Callable[[], T]) -> T:
@@ -52,7 +55,7 @@ class Ranks:
         Raises:
             Exception: on every rank, what ``decide`` raised on the first.
         """
-        if self._world == 1:
+        if self._alone:
             return decide()
         if self._group is None:
             self._group = distributed.new_group(timeout=_PATIENCE)
@@ -71,7 +74,7 @@ class Ranks:
     @torch.no_grad()
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Give every rank the first one's values, in place."""
-        if self._world == 1:
+        if self._alone:
             return
         for tensor in tensors:
             values = tensor.detach().contiguous()  # another memory format is not sent
@@ -87,7 +90,7 @@ class Ranks:
         Raises:
             Disagreement: on every rank, naming those that differ from the first.
         """
-        if self._world == 1:
+        if self._alone:
             return
         mine = {what: _checksum(tensors) for what, tensors in held.items()}
         everyone: list[Any] = [None] * self._world
