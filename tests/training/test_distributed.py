@@ -10,13 +10,14 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from test_data import Few, fit
-from test_prune_at_init import Classes, classifier
+from test_precision import Small
+from test_prune_at_init import OPTIMIZERS, Classes, classifier
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from synflow_pl import Classifier, Masks, PruneAtInit
-from synflow_pl.networks import FC
-from synflow_pl.pruners import GradualMagnitude, Pruner, Random, Reinitialised, Subject, SynFlow
+from synflow_pl.networks import FC, Conv
+from synflow_pl.pruners import SNIP, GradualMagnitude, Pruner, Random, Reinitialised, Subject, SynFlow
 from synflow_pl.pruners.sanity import Shuffled
 
 QUIET: dict[str, Any] = {
@@ -171,6 +172,21 @@ def test_masks_of_a_file_that_differs_from_node_to_node_are_those_of_the_first(t
     first, second = two(tmp_path, Elsewhere(), pruning).read()
     assert same(first["masks"], second["masks"])
     assert same(first["masks"], dict(one))
+
+
+def test_two_ranks_choose_the_masks_of_one_in_half_precision_and_another_memory_format(tmp_path: Path) -> None:
+    found = []
+    for name, options in (("two", {"devices": 2, "strategy": "ddp_fork", "precision": "bf16-true"}), ("one", {"devices": 1})):
+        torch.manual_seed(0)
+        folder = tmp_path / name
+        folder.mkdir()
+        module = Classifier(Conv((1, 12, 12), width=8), optimizer=OPTIMIZERS["SGD"], channels_last=name == "two")
+        run = Trainer(max_epochs=1, callbacks=[told := Told(folder), PruneAtInit(SNIP(), density=0.3)], **QUIET, **options)  # type: ignore[arg-type]
+        run.fit(module, Small(1, 12, 12))
+        found.append([torch.load(path, weights_only=True) for path in sorted(told.folder.iterdir())])
+    (first, second), (alone,) = found
+    assert same(first["weights"], second["weights"])
+    assert same(first["masks"], alone["masks"])
 
 
 class Losses(Callback):
