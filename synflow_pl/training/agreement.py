@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 __all__ = ["Disagreement", "Ranks"]
 
 _PATIENCE = timedelta(days=7)
-"""How long the others wait for the first; a rank that dies ends the wait at once."""
+"""How long the others wait for the first."""
 
 T = TypeVar("T")
 
@@ -44,21 +44,20 @@ class Ranks:
         self._rank, self._world = trainer.global_rank, trainer.world_size
         # DDP on one device has a process group as well, and on one GPU shows that what is sent can be sent.
         self._alone = self._world == 1 and not isinstance(trainer.strategy, DDPStrategy)
-        self._group: Any = None
 
-    def once(self, decide: Callable[[], T]) -> T:
+    def once(self, decide: Callable[[], T], *, patient: bool = False) -> T:
         """What ``decide()`` returns on the first rank, on all of them.
 
         Args:
-            decide: called on the first rank alone. What it returns must be picklable, and is on the CPU where that matters.
+            decide: called on the first rank alone. What it returns is pickled; tensors should be on the CPU.
+            patient: let the others wait for as long as it takes, not only until the training's own process group gives up.
 
         Raises:
             Exception: on every rank, what ``decide`` raised on the first.
         """
         if self._alone:
             return decide()
-        if self._group is None:
-            self._group = distributed.new_group(timeout=_PATIENCE)
+        group: Any = distributed.new_group(timeout=_PATIENCE) if patient else None
         decided, failure = None, None
         if self._rank == 0:
             try:
@@ -66,7 +65,9 @@ class Ranks:
             except Exception as error:  # the others must hear of it, or they would wait for what never comes
                 failure = error
         told: list[Any] = [decided, failure and _sendable(failure)]
-        distributed.broadcast_object_list(told, src=0, group=self._group)
+        distributed.broadcast_object_list(told, src=0, group=group)
+        if group is not None:
+            distributed.destroy_process_group(group)  # with NCCL it holds memory of the GPU
         if (failure := failure or told[1]) is not None:
             raise failure
         return told[0]

@@ -163,7 +163,7 @@ class PruneAtInit(Callback):
             self._from_file.parameters(network)
         at_start = self.at_epoch == 0 and self._over is None
         let_finders_wait(trainer, self, sparse=at_start)
-        if at_start and self.trained is None and self.masks is None and trainer.is_global_zero:
+        if at_start and self.trained is None and self._from_file is None and trainer.is_global_zero:
             self._unrounded = unrounded(trainer, network)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -178,6 +178,7 @@ class PruneAtInit(Callback):
             if trainer.ckpt_path is not None and self.trained is None:
                 raise ValueError(_untimely(trainer))
             self._begin(trainer, pl_module)
+        self._unrounded = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to prune when the time for it is over, now that it is known where training goes on."""
@@ -202,7 +203,7 @@ class PruneAtInit(Callback):
             return self._keep(trainer, pl_module, Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}))
         started = time.perf_counter()
         how = "masks from a file" if self._from_file is not None else type(self.pruner).__name__
-        masks = self._ranks.once(lambda: self._choose(trainer, pl_module, network).state_dict())
+        masks = self._ranks.once(lambda: self._choose(trainer, pl_module, network).state_dict(), patient=True)
         self._ranks.share(network.parameters())  # a sanity check may have drawn them anew
         self._keep(trainer, pl_module, Masks.from_state_dict(masks))
         self._report(trainer, pl_module, f"{how} kept", f" in {time.perf_counter() - started:.1f} s")
@@ -213,7 +214,7 @@ class PruneAtInit(Callback):
             return self._from_file
         assert self.pruner is not None
         hidden = trainer.progress_bar_callback is None
-        scored, self._unrounded = scorable(network, self._unrounded), {}
+        scored = scorable(network, self._unrounded)
         rewound, previous = {}, None
         if self.trained is not None:
             rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
