@@ -202,13 +202,17 @@ def as_masked_forward(options: Options) -> Facts:
 
 
 def masks_by_precision(options: Options) -> Facts:
-    """The masks of every precision are those of 32-true, bit for bit."""
-    facts = {}
+    """The masks of every precision are those of 32-true, bit for bit (SNIP's under 64-true to 0.999)."""
+    facts: dict[str, dict[str, float]] = {}
     for name, build, shape in (("Conv", Conv, DIGITS), ("ResNet-20", partial(ResNet, 20), CIFAR)):
         for pruner in (SynFlow(), SNIP()):
             found = {precision: fitted_masks(options, build, shape, pruner, precision=precision) for precision in PRECISIONS}
-            facts[f"{name} {type(pruner).__name__}"] = {precision: same(found["32-true"], found[precision]) for precision in PRECISIONS}
-    return held(all(value for row in facts.values() for value in row.values()), {"same masks as 32-true": facts})
+            facts[f"{name} {type(pruner).__name__}"] = {
+                precision: overlap(found["32-true"], found[precision]) for precision in PRECISIONS
+            }
+    least = {(pruned, "64-true"): 0.999 for pruned in facts if pruned.endswith("SNIP")}
+    holds = all(value >= least.get((pruned, name), 1) for pruned, row in facts.items() for name, value in row.items())
+    return held(holds, {"intersection over union with 32-true": facts})
 
 
 def compiled(options: Options) -> Facts:
@@ -216,9 +220,10 @@ def compiled(options: Options) -> Facts:
     facts: Facts = {}
     for name, build, shape in (("Conv", Conv, DIGITS), ("ResNet-20", partial(ResNet, 20), CIFAR)):
         torch.manual_seed(0)
-        network: nn.Module = build().to(options.device).eval()
+        # In float64, or the TF32 that cuDNN uses would be what differs.
+        network: nn.Module = build().to(options.device, torch.float64).eval()
         prune(network, SynFlow(), density=0.1, rounds=options.rounds, input_shape=shape)
-        images = torch.randn(16, *shape, device=options.device)
+        images = torch.randn(16, *shape, device=options.device, dtype=torch.float64)
         breaks = torch._dynamo.explain(network)(images).graph_break_count
         with torch.no_grad():
             expected = network(images)
@@ -236,7 +241,7 @@ def compiled(options: Options) -> Facts:
         plain = load_weights(Conv(), run.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
         revived = sum(int(p[~mask].count_nonzero()) for p, mask in pruning.masks.parameters(plain))
     facts["checkpoint in the plain network"] = {"revived": revived}
-    fine = all(row["graph breaks"] == 0 and row["largest difference, relative"] < 1e-3 for row in list(facts.values())[:2])
+    fine = all(row["graph breaks"] == 0 and row["largest difference, relative"] < 1e-9 for row in list(facts.values())[:2])
     return held(fine and revived == 0, facts)
 
 

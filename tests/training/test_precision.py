@@ -182,7 +182,9 @@ def test_scoring_is_left_alone_by_switches_that_make_products_coarser() -> None:
             assert not {"tf32", "bf16"} & set(state()[1:])
             assert not torch.backends.cuda.matmul.allow_tf32
             assert not torch.backends.cudnn.allow_tf32
+            assert torch.backends.cudnn.deterministic
         assert state() == coarse
+        assert not torch.backends.cudnn.deterministic
     finally:
         torch.set_float32_matmul_precision("highest")
         for place, precision in zip(places, usual[1:], strict=True):
