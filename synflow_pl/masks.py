@@ -221,7 +221,8 @@ class Hold:
     def __init__(self, pairs: list[tuple[nn.Parameter, Tensor]], optimizer: Optimizer) -> None:
         self._parameters = [parameter for parameter, _ in pairs]
         # Filling says +0.0 and survives an infinite update; multiplying by the mask would leave -0.0 or NaN behind.
-        self._removed = [~mask.to(parameter.device) for parameter, mask in pairs]
+        # In the parameter's own memory format, or each step would go through memory in two orders.
+        self._removed = [torch.empty_like(parameter, dtype=torch.bool).copy_(~mask) for parameter, mask in pairs]
         self._handle = optimizer.register_step_post_hook(lambda *_: self.zero())
 
     def zero(self) -> None:

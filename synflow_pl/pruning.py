@@ -20,6 +20,7 @@ from synflow_pl.bisection import nearest
 from synflow_pl.flow import Paths, example_of
 from synflow_pl.followers import follow
 from synflow_pl.masks import Masks, prunable
+from synflow_pl.plainly import plainly
 from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
 from synflow_pl.ranking import Ranking, Regrowing, compete, factor
 from synflow_pl.schedules import SCHEDULES, as_density, keeps, kept_weights
@@ -29,6 +30,7 @@ __all__ = ["check_options", "prune"]
 SCOPES = ("global", "local")
 
 
+@plainly()
 def prune(
     network: nn.Module,
     pruner: Pruner,

@@ -21,7 +21,7 @@ LEVELS = [
     {"pruners"},
     {"followers"},
     {"flow"},
-    {"masks", "schedules", "selection", "bisection"},
+    {"masks", "schedules", "selection", "bisection", "plainly"},
 ]
 ALONE = {"networks", "data", "figures"}  # know nothing of ours outside their own room; anyone above the pruners may know them
 LEVEL = {room: index for index, level in enumerate(LEVELS) for room in level}

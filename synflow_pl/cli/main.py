@@ -26,6 +26,7 @@ from synflow_pl.data import Images
 from synflow_pl.diagnosis import DeadNetwork
 from synflow_pl.runs import CONFIG, PRUNED, RunCSV, RunTensorBoard, claim, run_of
 from synflow_pl.training import Classifier, PruneAtInit, find_checkpoint, load_weights
+from synflow_pl.training.agreement import Disagreement
 from synflow_pl.training.panels import show_hyperparameters
 
 __all__ = ["CLI", "resolved", "run"]
@@ -312,7 +313,7 @@ class CLI(LightningCLI):
         """Run it. What our own code refuses is a sentence; any other error keeps its traceback."""
         try:
             super()._run_subcommand(subcommand)
-        except (DeadNetwork, ValueError, OSError, FloatingPointError, MisconfigurationException) as error:
+        except (DeadNetwork, Disagreement, ValueError, OSError, FloatingPointError, MisconfigurationException) as error:
             raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
             if not (isinstance(error, MisconfigurationException) or Path(raised_in).is_relative_to(Path(__file__).parents[1])):
                 raise

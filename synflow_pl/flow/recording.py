@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.module_tracker import ModuleTracker
 
+from synflow_pl.plainly import plainly
+
 __all__ = ["Operation", "Recording", "Value", "evaluating", "example_of", "is_number", "record"]
 
 
@@ -162,6 +164,7 @@ def _attention_in_parts() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
+@plainly()
 def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     """Run ``network`` once on ``inputs`` and write down what it computed.
 

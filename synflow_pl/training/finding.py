@@ -35,6 +35,8 @@ def find_network(pl_module: LightningModule, name: str | None) -> tuple[nn.Modul
         return pl_module, ""
     try:
         found = attrgetter(name)(pl_module)
+        if isinstance(getattr(found, "_orig_mod", None), nn.Module):  # what torch.compile(network) returns is a module around it
+            name, found = f"{name}._orig_mod", found._orig_mod
     except AttributeError:
         found = None
     if not isinstance(found, nn.Module):

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -28,10 +28,14 @@ from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.pruning import check_options, prune
 from synflow_pl.schedules import SCHEDULES, as_density
+from synflow_pl.training.agreement import Ranks
+from synflow_pl.training.averages import averages
 from synflow_pl.training.checkpoints import KEY, find_checkpoint, load_masks, load_weights
+from synflow_pl.training.finders import let_finders_wait
 from synflow_pl.training.finding import find_batches, find_example, find_loss, find_network
 from synflow_pl.training.gradual import Gradual, check_time, last_step
 from synflow_pl.training.panels import show_density, show_diagnosis
+from synflow_pl.training.precision import scorable, unrounded
 
 __all__ = ["PruneAtInit"]
 
@@ -130,6 +134,8 @@ class PruneAtInit(Callback):
         self._gradual: Gradual | None = None
         self._last_step = 0
         self._inputs: tuple[Tensor, ...] = ()
+        self._ranks: Ranks
+        self._unrounded: dict[str, Tensor] = {}
         self._holds: dict[int, Hold] = {}
 
     @property
@@ -156,6 +162,7 @@ class PruneAtInit(Callback):
             DeadNetwork: if no path is left, unless a warning is enough.
         """
         self.check_now()
+        self._ranks = Ranks(trainer)
         self._begin(trainer, pl_module)
 
     def check_now(self) -> None:
@@ -172,12 +179,12 @@ class PruneAtInit(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before anything is computed."""
-        if stage != "fit" or not self._prunes:
+        if stage != "fit":
             return
-        if trainer.strategy.restore_checkpoint_after_setup:
-            raise ValueError(
-                f"{type(trainer.strategy).__name__} shards parameters, and a shard cannot be pruned; use ddp, or drop the pruner"
-            )
+        self._ranks = Ranks(trainer)
+        if not self._prunes:
+            return
+        _refuse_shards(trainer)
         if self.at_epoch and trainer.max_epochs not in (None, -1) and self.at_epoch >= trainer.max_epochs:
             raise ValueError(
                 f"at_epoch: {self.at_epoch} is not before the end of training at max_epochs={trainer.max_epochs};"
@@ -186,9 +193,15 @@ class PruneAtInit(Callback):
         network, _ = find_network(pl_module, self.network)
         if self._from_file is not None:
             self._from_file.parameters(network)
+        at_start = self.at_epoch == 0 and self._over is None
+        let_finders_wait(trainer, self, sparse=at_start)
+        if at_start and self.trained is None and self._from_file is None and trainer.is_global_zero:
+            self._unrounded = unrounded(trainer, network)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune, unless there are masks already or it is too early; then hold the masks."""
+        # Before anything else: a rank that has masks and one that has none would go different ways, and wait for each other.
+        self._ranks.agree(masks=self.masks.items() if self.masks is not None else ())
         if self.masks is not None:
             if self._restored:
                 rank_zero_info(f"Pruning: not again; the checkpoint's masks are kept (density {self.masks.density:.6g}).")
@@ -197,6 +210,7 @@ class PruneAtInit(Callback):
             if trainer.ckpt_path is not None and self.trained is None:
                 raise ValueError(_untimely(trainer))
             self._begin(trainer, pl_module)
+        self._unrounded = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to prune when the time for it is over, now that it is known where training goes on."""
@@ -215,31 +229,30 @@ class PruneAtInit(Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune now, or take the first of many small steps in a gradual pruning: nothing removed yet."""
         network, _ = find_network(pl_module, self.network)
-        self._inputs = find_example(trainer, pl_module, self.input_shape)
         if self._over is not None:
             self._gradual = Gradual(begun=trainer.global_step)
             weights = prunable(network, self._options["exclude"])
             return self._keep(trainer, pl_module, Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}))
         started = time.perf_counter()
-        if self._from_file is not None:
-            masks, how = self._from_file, "masks from a file"
-        else:
-            assert self.pruner is not None
-            how = type(self.pruner).__name__
-            masks = self._choose(trainer, pl_module, network)
+        how = "masks from a file" if self._from_file is not None else type(self.pruner).__name__
+        masks = self._ranks.once(lambda: self._choose(trainer, pl_module, network).state_dict(), patient=True)
         self.seconds = time.perf_counter() - started
-        self._keep(trainer, pl_module, _first(trainer, masks))
-        self._report(trainer, network, f"{how} kept", f" in {self.seconds:.1f} s")
+        self._ranks.share(network.parameters())  # a sanity check may have drawn them anew
+        self._keep(trainer, pl_module, Masks.from_state_dict(masks))
+        self._report(trainer, pl_module, f"{how} kept", f" in {self.seconds:.1f} s")
 
     def _choose(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Masks:
-        """The masks that the pruner chooses."""
+        """The masks that the pruner chooses, or those of the file."""
+        if self._from_file is not None:
+            return self._from_file
         assert self.pruner is not None
-        hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
+        hidden = trainer.progress_bar_callback is None
+        scored = scorable(network, self._unrounded)
         rewound, previous = {}, None
         self.survival = Survival() if self._rounds > 1 and not self.pruner.regrows else None
         if self.trained is not None:
             rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-            load_weights(network, self.trained)
+            load_weights(scored, self.trained)
             previous = load_masks(self.trained)
         with tqdm(total=self._rounds, desc=f"Pruning, {type(self.pruner).__name__}", unit="round", leave=False, disable=hidden) as bar:
 
@@ -249,13 +262,9 @@ class PruneAtInit(Callback):
                 if self.survival is not None:
                     self.survival(index, density, masks)
 
-            masks = self._prune(trainer, pl_module, network, masks=previous, on_round=on_round, **self._options)
-        if trainer.world_size > 1:
-            # Every rank chose for itself, and what the first one kept another may have zeroed (or drawn anew) already.
-            for parameter, _ in masks.parameters(network):
-                parameter.data.copy_(trainer.strategy.broadcast(parameter.data))
-        if self.trained is not None:
-            network.load_state_dict(rewound)
+            masks = self._prune(trainer, pl_module, scored, masks=previous, on_round=on_round, **self._options)
+        if self.trained is not None or scored is not network:
+            network.load_state_dict(rewound or scored.state_dict())
         return masks
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module, **options: Any) -> Masks:
@@ -263,41 +272,53 @@ class PruneAtInit(Callback):
         return prune(
             network,
             self.pruner,
-            example_input=self._inputs,
+            example_input=self._example(trainer, pl_module),
             batches=find_batches(trainer, self.pruner) if self.pruner.needs_batches else (),
             loss=find_loss(pl_module),
             **options,
         )
+
+    def _example(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor, ...]:
+        self._inputs = self._inputs or find_example(trainer, pl_module, self.input_shape)
+        return self._inputs
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
         """From now on these are the masks: in the network, in its averages, and after every step."""
         self.masks = masks
         network, _ = find_network(pl_module, self.network)
         self.masks.apply(network)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the trainer's connectors set it
-            # An average was copied before this, and would fade towards the zeros instead of holding them.
-            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-                average: Any = callback._average_model.module
-                self.masks.apply(find_network(average, self.network)[0])
+        for average in averages(trainer):
+            self.masks.apply(find_network(average, self.network)[0])
         self._let_go()
         for optimizer in trainer.optimizers:
             self._holds[id(optimizer)] = self.masks.hold(network, optimizer)
-        # Lightning broadcasts the folder's name, so every rank has to ask for it.
-        folder = trainer.log_dir if isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)) else None
-        if trainer.is_global_zero and folder is not None:
-            self.masks.save(Path(folder) / "masks.safetensors")
+        self._ranks.agree(masks=self.masks.items(), weights=network.named_parameters())
+        folder = trainer.log_dir  # Lightning broadcasts it, so every rank has to ask
 
-    def _report(self, trainer: Trainer, network: nn.Module, how: str, took: str) -> None:
+        def save() -> None:
+            # Only the first rank need have a logger: others that torchrun or SLURM started do not know the run.
+            if folder is not None and isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)):
+                masks.save(Path(folder) / "masks.safetensors")
+
+        self._ranks.once(save)
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule, how: str, took: str) -> None:
         """Say what was kept.
 
         Raises:
             DeadNetwork: if no path is left, unless a warning is enough.
         """
         assert self.masks is not None
-        told = diagnose(network, self.masks, example_input=self._inputs)
-        if not told.alive and self.survival is not None:
-            told = replace(told, died=self.survival.died(Paths(network, self._inputs)))
-        self.diagnosis = told
+        masks, (network, _) = self.masks, find_network(pl_module, self.network)
+
+        def told_once() -> Diagnosis:
+            inputs = self._example(trainer, pl_module)
+            told = diagnose(network, masks, example_input=inputs)
+            if told.alive or self.survival is None:
+                return told
+            return replace(told, died=self.survival.died(Paths(network, inputs)))
+
+        self.diagnosis = told = self._ranks.once(told_once)
         rank_zero_info(
             f"Pruning: {how} {told.kept:,} of {told.total:,} weights (density {told.density:.6g},"
             f" effective {told.effective_density:.6g}){took}."
@@ -321,17 +342,18 @@ class PruneAtInit(Callback):
         if due <= self._gradual.done:
             return
         network = find_network(pl_module, self.network)[0]
-        self._inputs = self._inputs or find_example(trainer, pl_module, self.input_shape)
         density, kept = self._options["density"], self._options["kept"]
         target = as_density(density) if density is not None else Fraction(kept, self.masks.total)
         schedule = SCHEDULES[self._options["schedule"] or self.pruner.schedule]
         then = schedule(target, Fraction(due, self._rounds)) if due < self._rounds else target
         options = self._options | {"density": then, "kept": None, "rounds": 1}
-        self._keep(trainer, pl_module, _first(trainer, self._prune(trainer, pl_module, network, masks=self.masks, **options)))
+        before = self.masks
+        masks = self._ranks.once(lambda: self._prune(trainer, pl_module, scorable(network, {}), masks=before, **options).state_dict())
+        self._keep(trainer, pl_module, Masks.from_state_dict(masks))
         self._gradual.done = due
         show_density(trainer.loggers, due, self.masks.density)
         if due == self._rounds:
-            self._report(trainer, network, f"{type(self.pruner).__name__} has kept", f" by step {trainer.global_step}")
+            self._report(trainer, pl_module, f"{type(self.pruner).__name__} has kept", f" by step {trainer.global_step}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so, if training ended too early for all that was asked."""
@@ -372,14 +394,20 @@ class PruneAtInit(Callback):
         """Take the masks out of a checkpoint that has them; nothing will be pruned then, but for what is left of a gradual pruning."""
         state = checkpoint.get(KEY, {})
         if state.get("masks") is not None:
+            if trainer.state.fn == TrainerFn.FITTING:
+                _refuse_shards(trainer)
             self.masks, self._restored = Masks.from_state_dict(state["masks"]), True
         if state.get("gradual") is not None:
             self._gradual = Gradual(**state["gradual"])
 
 
-def _first(trainer: Trainer, masks: Masks) -> Masks:
-    """The first rank's masks: every rank chooses for itself, and all must hold the same."""
-    return Masks.from_state_dict(trainer.strategy.broadcast(masks.state_dict()))
+def _refuse_shards(trainer: Trainer) -> None:
+    """Lightning restores a checkpoint after the strategy's setup where, and only where, that takes the module apart."""
+    if trainer.strategy.restore_checkpoint_after_setup:
+        raise ValueError(
+            f"{type(trainer.strategy).__name__} shards parameters or the optimiser's state, and a shard cannot be pruned; use ddp,"
+            " or drop the pruner"
+        )
 
 
 def _untimely(trainer: Trainer) -> str:

@@ -80,6 +80,15 @@ def compared(words: list[str]) -> list[str]:
     return [*words[:at], "-c", f"pruners/{overlays[0]}"]
 
 
+def test_its_torchrun_commands_start_a_training_that_is_understood(built: Callable[..., CLI], folder: Path) -> None:
+    (words,) = commands("torchrun")
+    at = words.index("-m")
+    assert words[at + 1] == "synflow_pl"
+    assert words[words.index("--nnodes") + 1] == words[words.index("--trainer.num_nodes") + 1]
+    assert words[words.index("--nproc_per_node") + 1] == words[words.index("--trainer.devices") + 1]
+    built(*words[at + 2 :])
+
+
 def test_its_multishot_commands_are_understood(folder: Path) -> None:
     shots = [words[1:] for words in commands("synflow_pl") if words[0] == "multishot"]
     assert len(shots) >= 2

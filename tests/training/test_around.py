@@ -1,0 +1,256 @@
+"""What else happens in a training: accumulation, averages, finders, short runs, several optimisers, strategies that cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from pytorch_lightning.tuner import Tuner
+from test_prune_at_init import OPTIMIZERS, Classes, Numbers, Regression, classifier, trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from synflow_pl import Classifier, PruneAtInit
+from synflow_pl.pruners import GradualMagnitude, Magnitude, Pruner, SynFlow
+from synflow_pl.training.checkpoints import KEY
+
+TOTAL = 544  # weights of classifier(); eight batches make an epoch
+TENTH = 55
+
+
+def living(module: Any) -> int:
+    return sum(int(p.count_nonzero()) for p in module.network.parameters() if p.dim() > 1)
+
+
+class Watched(Classifier):
+    """Living weights in each forward pass, those of finders and sanity checks too."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(classifier().network, optimizer=OPTIMIZERS["SGD"], **options)
+        self.seen: list[tuple[str, int]] = []
+        self.lr = 0.05
+        self.batch_size = 8
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=1e-2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append((self.trainer.state.stage.value, living(self)))  # type: ignore[union-attr]
+        return super().forward(images)
+
+
+class Both(Classes):
+    """The same images to validate on."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        size = getattr(self.trainer.lightning_module, "batch_size", 8) if self.trainer is not None else 8
+        return DataLoader(super().train_dataloader().dataset, batch_size=size)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(super().train_dataloader().dataset, batch_size=8)
+
+
+def fit(folder: Path, *callbacks: Callback, module: Watched | None = None, **options: Any) -> Watched:
+    module = module or Watched()
+    trainer(folder, *callbacks, **options).fit(module, Both())
+    return module
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accumulate_grad_batches": 3},
+        {"gradient_clip_val": 0.05},
+        {"gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"},
+        {"overfit_batches": 2},
+        {"fast_dev_run": True},
+        {"limit_train_batches": 3, "val_check_interval": 2},
+        {"detect_anomaly": True},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_every_forward_pass_sees_the_pruned_network(tmp_path: Path, options: dict[str, Any]) -> None:
+    module = fit(tmp_path, PruneAtInit(SynFlow(), density=0.1), **options)
+    # The sanity check comes first, and is no exception; a step that is not one is left out by fast_dev_run.
+    assert {stage for stage, _ in module.seen} >= {"train", "validate"} - ({"validate"} if options.get("fast_dev_run") else set())
+    assert {count for _, count in module.seen} == {TENTH}
+    assert living(module) == TENTH
+
+
+def test_the_sanity_check_is_made_on_the_pruned_network(tmp_path: Path) -> None:
+    module = fit(tmp_path, PruneAtInit(SynFlow(), density=0.1), num_sanity_val_steps=2)
+    assert module.seen[:3] == [("sanity_check", TENTH)] * 2 + [("train", TENTH)]
+
+
+def test_a_training_that_stops_early_is_as_sparse(tmp_path: Path) -> None:
+    module = Watched()
+    module.lr = 0.0  # nothing gets better, so it stops after its patience of two epochs
+    stop = EarlyStopping("val/loss", patience=2)
+    saving = ModelCheckpoint(dirpath=tmp_path, filename="last")
+    module = fit(tmp_path, PruneAtInit(SynFlow(), density=0.1), stop, saving, module=module, max_epochs=50)
+    assert stop.stopped_epoch == 2
+    assert living(module) == TENTH
+    assert "masks" in torch.load(tmp_path / "last.ckpt", weights_only=True)[KEY]
+
+
+# -- averages
+
+LATER: list[Any] = [
+    (Magnitude(), {}),
+    (Magnitude(), {"at_epoch": 1}),
+    (Magnitude(), {"at_epoch": 3}),
+    (GradualMagnitude(over=0.75), {"rounds": 6}),
+]
+
+
+@pytest.mark.parametrize(("pruner", "options"), LATER, ids=["at once", "after 1", "after 3", "gradually"])
+@pytest.mark.parametrize("kind", ["exponential", "stochastic"])
+def test_an_average_holds_the_zeros_of_each_moment(tmp_path: Path, kind: str, pruner: Pruner, options: dict[str, Any]) -> None:
+    pruning = PruneAtInit(pruner, density=0.25, **options)
+    averaging = EMAWeightAveraging(decay=0.9) if kind == "exponential" else StochasticWeightAveraging(0.01, swa_epoch_start=1)
+    revived: list[int] = []
+
+    class Look(Callback):
+        """At the average, after each batch and while it is validated on."""
+
+        def _look(self, network: nn.Module) -> None:
+            if pruning.masks is not None:
+                revived.append(sum(int(p[~mask].count_nonzero()) for p, mask in pruning.masks.parameters(network)))
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            average: Any = averaging._average_model
+            self._look(average.module.network if kind == "exponential" else average.network)
+
+        def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+            self._look(pl_module.network)  # type: ignore[arg-type]
+
+    # Lightning's average is not asked for in the first steps where the network does not have it yet: only from epoch 1 on.
+    module = fit(tmp_path, averaging, pruning, Look(), max_epochs=5)
+    assert pruning.masks is not None
+    assert pruning.masks.kept == TOTAL // 4
+    assert len(revived) > 20
+    assert not any(revived)
+    assert living(module) == TOTAL // 4
+
+
+# -- finders
+
+
+def test_the_learning_rate_finder_sees_the_pruned_network(tmp_path: Path) -> None:
+    pruning = PruneAtInit(SynFlow(), density=0.1)
+    finder = LearningRateFinder(num_training_steps=20, attr_name="lr")
+    module = fit(tmp_path, finder, pruning, max_epochs=3)
+    assert finder.optimal_lr is not None
+    assert len(module.seen) > 20 + 3 * 8  # its twenty steps, and those of the training
+    assert {count for _, count in module.seen} == {TENTH}
+    assert pruning.masks is not None
+    assert pruning.masks.kept == living(module) == TENTH
+
+
+def test_the_batch_size_finder_sees_the_pruned_network(tmp_path: Path) -> None:
+    pruning = PruneAtInit(SynFlow(), density=0.1)
+    finder = BatchSizeFinder(steps_per_trial=1, max_trials=3, init_val=8)
+    module = fit(tmp_path, finder, pruning)
+    assert finder.optimal_batch_size == module.batch_size == 32  # 8, and twice doubled
+    assert {count for _, count in module.seen} == {TENTH}
+
+
+def test_a_finder_that_is_called_from_outside_prunes_what_is_trained_then(tmp_path: Path) -> None:
+    pruning, module, data = PruneAtInit(SynFlow(), density=0.1), Watched(), Both()
+    run = trainer(tmp_path, pruning)
+    found = Tuner(run).lr_find(module, datamodule=data, num_training=20, attr_name="lr")
+    assert found is not None
+    masks = pruning.masks
+    run.fit(module, data)
+    assert {count for _, count in module.seen} == {TENTH}
+    assert masks is not None
+    assert pruning.masks is not None
+    assert all(torch.equal(masks[name], pruning.masks[name]) for name in masks)
+
+
+@pytest.mark.parametrize("pruning", [{"at_epoch": 1}, {"pruner": GradualMagnitude(over=1.0)}], ids=["later", "gradual"])
+def test_a_finder_that_comes_before_the_pruning_tunes_a_dense_network_and_that_is_said(tmp_path: Path, pruning: Any) -> None:
+    callback = PruneAtInit(**{"pruner": Magnitude(), "density": 0.25, **pruning})
+    finder = LearningRateFinder(num_training_steps=20, attr_name="lr")
+    with pytest.warns(UserWarning, match="LearningRateFinder will tune the dense network, which is pruned only later"):
+        module = fit(tmp_path, finder, callback)
+    assert living(module) == TOTAL // 4
+
+
+# -- several optimisers
+
+
+class Alternating(Regression):
+    """Two optimisers, one for each half, which Lightning lets step by hand only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:  # type: ignore[override]
+        features, target = batch
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers:
+            loss = nn.functional.mse_loss(self(features).squeeze(1), target)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            self.clip_gradients(optimizer, 0.1, "norm")
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [OPTIMIZERS["SGD"](self.body.parameters()), OPTIMIZERS["AdamW"](self.head.parameters())]
+
+
+def test_every_one_of_several_optimisers_keeps_the_zeros(tmp_path: Path) -> None:
+    module, pruning = Alternating(), PruneAtInit(SynFlow(), density=0.1)
+    trainer(tmp_path, pruning, enable_checkpointing=False).fit(module, Numbers())
+    assert module.after_step == [0.1] * 16
+    assert module.head.weight.any()
+
+
+# -- strategies that shard
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+def test_strategies_that_shard_are_refused_by_name_before_the_first_step(tmp_path: Path, strategy: Any) -> None:
+    run = trainer(tmp_path, PruneAtInit(SynFlow(), density=0.1))
+    sharded = strategy()
+    run._accelerator_connector.strategy = sharded
+    with pytest.raises(ValueError, match=f"{strategy.__name__} shards parameters or the optimiser's state"):
+        PruneAtInit(SynFlow(), density=0.1).setup(run, classifier(), "fit")
+    PruneAtInit(None).setup(run, classifier(), "fit")  # the dense network may be sharded
+
+
+def test_deepspeed_is_refused_with_and_without_its_package() -> None:
+    assert object.__new__(DeepSpeedStrategy).restore_checkpoint_after_setup  # which is what the others are refused for
+    if not _has_deepspeed():
+        with pytest.raises(MisconfigurationException, match="DeepSpeed"):
+            Trainer(strategy="deepspeed_stage_3", accelerator="cpu", devices=1)
+
+
+def _has_deepspeed() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("deepspeed") is not None
+
+
+def test_a_checkpoint_with_masks_cannot_be_gone_on_with_in_shards(tmp_path: Path) -> None:
+    fit(tmp_path, PruneAtInit(SynFlow(), density=0.1), ModelCheckpoint(dirpath=tmp_path, filename="last"))
+    run = trainer(tmp_path)
+    run._accelerator_connector.strategy = FSDPStrategy()
+    run.state.fn = "fit"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="FSDPStrategy shards parameters"):
+        PruneAtInit(None).on_load_checkpoint(run, classifier(), torch.load(tmp_path / "last.ckpt", weights_only=True))
