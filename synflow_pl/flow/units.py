@@ -83,7 +83,7 @@ def _pass(
         convolution = step.function is torch.ops.aten.convolution
         if not step.contraction or (convolution and arguments[6]):
             return function(*arguments)
-        name = step.weight or next((name for name, weight in weights.items() if arguments[1] is weight), None)
+        name = step.weight or next((name for name, weight in weights.items() if arguments[1] is weight), "")
         if name not in weights:
             return function(*arguments)
         signal, *rest = arguments
