@@ -78,8 +78,8 @@ def shades(number: int) -> list[tuple[float, ...]]:
     """As many colours, dark to light, for things that have an order, such as layers by depth: even steps of lightness, in grey too."""
     from matplotlib import colormaps
 
-    # The lightest tenth is lost on white.
-    return [tuple(colormaps["viridis"](0.9 * index / max(number - 1, 1))) for index in range(number)]
+    # The lightest fifth is lost on white.
+    return [tuple(colormaps["viridis"](0.8 * index / max(number - 1, 1))) for index in range(number)]
 
 
 def legend(axes: Axes, **options: Any) -> None:
