@@ -18,6 +18,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from synflow_pl.cli.messages import OURS, Parser, clarify, named, refuse_function, sentence
@@ -315,11 +316,9 @@ class CLI(LightningCLI):
         """Say where the run lies, how to test it and how to look at it."""
         if self.run_folder is not None and self.trainer.is_global_zero:
             folder = os.path.relpath(self.run_folder)
-            print(
-                f"\nThe run lies in       {folder}\n"
-                f"Test it with          python -m synflow_pl test --ckpt_path {folder}\n"
-                f"Look at all runs with tensorboard --logdir {os.path.relpath(self.run_folder.parent)}"
-            )
+            print(f"\nThe run lies in       {folder}\nTest it with          python -m synflow_pl test --ckpt_path {folder}")
+            if any(isinstance(logger, TensorBoardLogger) for logger in self.trainer.loggers):
+                print(f"Look at all runs with tensorboard --logdir {os.path.relpath(self.run_folder.parent)}")
 
     def test(self, **kwargs: Any) -> None:
         """Run the test and keep its metrics."""
