@@ -42,19 +42,13 @@ def show_density(loggers: Iterable[Logger], index: int, density: float) -> None:
 
 
 def show_diagnosis(loggers: Iterable[Logger], told: Diagnosis) -> None:
-    """What was kept, in numbers; as a table; and in TensorBoard the density of each layer as bars, direct and effective.
+    """The effective density; all that was found as a table; and in TensorBoard the density of each layer as bars, direct and effective.
 
     The table is a text in TensorBoard, a file ``diagnosis.csv`` beside a CSVLogger's metrics, a table in W&B, a file of the run in
     MLflow. A network of more than 150 layers gets no bars.
     """
-    numbers = {
-        "pruning/effective_density": told.effective_density,
-        "pruning/compression": told.compression,
-        "pruning/sparse_flops": told.sparse_flops,
-        "pruning/conservation_error": told.conservation_error,
-    }
     for logger in loggers:
-        logger.log_metrics(numbers, step=0)
+        logger.log_metrics({"pruning/effective_density": told.effective_density}, step=0)
         if isinstance(logger, TensorBoardLogger):
             # Four blanks make it a block of code, in which Markdown leaves every character alone.
             logger.experiment.add_text("pruning/table", "\n".join(f"    {line}" for line in told.table().splitlines()))
@@ -120,8 +114,8 @@ def _histogram(boards: list[Any], name: str, scores: Tensor) -> None:
 
 
 def _add(boards: list[Any], name: str, figure: Any) -> None:
-    # TensorBoard shows pictures a third of a page wide: with less room around them, letters are larger.
-    figure.set_size_inches(*(0.7 * figure.get_size_inches()))
+    # TensorBoard shows pictures a third of a page wide: in a narrower one, letters are larger.
+    figure.set_figwidth(0.7 * figure.get_figwidth())
     for board in boards:
         board.add_figure(f"pruning/{name}", figure, close=False)
 

@@ -10,16 +10,19 @@ from typing import Any
 import pytest
 import torch
 from matplotlib import image
-from pytorch_lightning.loggers import CSVLogger, MLFlowLogger
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from synflow_pl import diagnose, prune
 from synflow_pl.cli.main import run
-from synflow_pl.diagnosis import Diagnosis
+from synflow_pl.data import Digits
+from synflow_pl.diagnosis import DeadNetwork, Diagnosis
 from synflow_pl.masks import Masks
-from synflow_pl.networks import Conv
+from synflow_pl.networks import FC, Conv
 from synflow_pl.pruners import Magnitude
+from synflow_pl.training import Classifier, PruneAtInit
 from synflow_pl.training.panels import show_diagnosis, wants_pictures
 
 
@@ -70,11 +73,9 @@ def test_gradient_norm_and_images_a_second_are_there_for_every_step_that_is_logg
         assert all(event.value > 0 for event in events.Scalars(tag))
 
 
-def test_what_was_kept_is_there_in_numbers(events: Any) -> None:
-    told = {name: events.Scalars(f"pruning/{name}")[0].value for name in ("effective_density", "compression", "conservation_error")}
-    assert 0.045 < told["effective_density"] <= 0.0501
-    assert told["compression"] == pytest.approx(20, rel=1e-3)
-    assert told["conservation_error"] < 1e-4
+def test_the_effective_density_is_there(events: Any) -> None:
+    (told,) = events.Scalars("pruning/effective_density")
+    assert 0.045 < told.value <= 0.0501
 
 
 @pytest.mark.parametrize("name", ["density_per_layer", "layers_over_rounds", "unit_scores"])
@@ -168,7 +169,7 @@ def test_a_logger_that_takes_tables_is_given_one(told: Diagnosis) -> None:
     key, columns, rows = logger.table
     assert (key, columns[0], len(rows)) == ("pruning/table", "parameter", 3)
     assert rows[0][:2] == ["layers.0.weight", 288]
-    assert logger.numbers["pruning/compression"] == 2
+    assert logger.numbers == {"pruning/effective_density": told.effective_density}
 
 
 def test_mlflow_is_given_the_table_as_a_file_of_the_run(told: Diagnosis) -> None:
@@ -203,3 +204,21 @@ def test_a_logger_of_numbers_alone_is_given_numbers_and_none_draws_nothing(told:
     assert logger.numbers["pruning/effective_density"] == told.effective_density
     assert not wants_pictures([logger, CSVLogger(tmp_path)])
     assert not wants_pictures([])
+
+
+def test_a_dead_network_is_drawn_before_it_is_refused(tmp_path: Path) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=TensorBoardLogger(tmp_path, name="", version=""),
+        callbacks=[PruneAtInit(Magnitude(), density=0.01)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    with pytest.raises(DeadNetwork):
+        trainer.fit(Classifier(FC()), datamodule=Digits())
+    trainer.logger.finalize("failed")
+    accumulator = EventAccumulator(str(tmp_path))
+    accumulator.Reload()
+    # FC has no convolution whose masks could be shown.
+    assert sorted(accumulator.Tags()["images"]) == [f"pruning/{x}" for x in ("density_per_layer", "layers_over_rounds", "unit_scores")]
+    assert len(accumulator.Tags()["histograms"]) == 5  # of the first of six layers nothing is left
