@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from synflow_pl.figures.style import MUTED, axes, blank, legend, shades, short
 
@@ -32,7 +32,13 @@ def unit_scores(units: Mapping[str, tuple[Sequence[float], Sequence[float]]]) ->
             dots = [(abs(into), abs(out)) for into, out in zip(*sums, strict=True) if into * out != 0 and (into * out > 0) == alike]
             if dots:
                 face = shade if alike else "none"
-                marks = {"marker": "o", "markersize": 3.5, "alpha": 0.7, "markerfacecolor": face, "markeredgecolor": shade}
+                marks: dict[str, Any] = {
+                    "marker": "o",
+                    "markersize": 3.5,
+                    "alpha": 0.7,
+                    "markerfacecolor": face,
+                    "markeredgecolor": shade,
+                }
                 drawn.plot(*zip(*dots, strict=True), linestyle="", label=label, **marks)
                 label = None
                 ends += [value for dot in dots for value in dot]

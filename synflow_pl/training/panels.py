@@ -62,7 +62,7 @@ def show_diagnosis(loggers: Iterable[Logger], told: Diagnosis) -> None:
     if (boards := _boards(loggers)) and len(told.layers) <= _MOST_LAYERS:
         names, layers = [layer.name for layer in told.layers], told.layers
         figure = density_per_layer(names, [x.density for x in layers], told.density, [x.effective_density for x in layers])
-        _add(boards, "density_per_layer", figure)
+        _add(boards, "density_per_layer", figure, height=1)
 
 
 def show_masks(loggers: Iterable[Logger], network: nn.Module, masks: Masks) -> None:
@@ -113,9 +113,9 @@ def _histogram(boards: list[Any], name: str, scores: Tensor) -> None:
             board.add_histogram(f"log10_scores/{name.removesuffix('.weight')}", exponents.cpu(), bins=60)
 
 
-def _add(boards: list[Any], name: str, figure: Any) -> None:
-    # TensorBoard shows pictures a third of a page wide: in a narrower one, letters are larger.
-    figure.set_figwidth(0.7 * figure.get_figwidth())
+def _add(boards: list[Any], name: str, figure: Any, height: float = 0.7) -> None:
+    # TensorBoard shows pictures a third of a page wide: in a smaller one, letters are larger.
+    figure.set_size_inches(0.7 * figure.get_figwidth(), height * figure.get_figheight())
     for board in boards:
         board.add_figure(f"pruning/{name}", figure, close=False)
 
