@@ -1,6 +1,6 @@
 """Runs: one folder each under ``lightning_logs``, and the loggers that write into it.
 
-A run holds ``config.yaml``, ``metrics.csv``, TensorBoard's events, ``masks.safetensors`` and ``checkpoints/``.
+A run holds ``config.yaml``, ``metrics.csv``, ``diagnosis.csv``, TensorBoard's events, ``masks.safetensors`` and ``checkpoints/``.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ __all__ = ["multishot"]
 
 # What differs between a run that was begun and the same run gone on with.
 _OF_A_START = ("config", "ckpt_path")
-_OF_A_RUN = {CONFIG, f"{CONFIG}.part", "metrics.csv", "masks.safetensors", "checkpoints", REWIND, "rewind.unfinished"}
+_OF_A_RUN = {CONFIG, f"{CONFIG}.part", "metrics.csv", "diagnosis.csv", "masks.safetensors", "checkpoints", REWIND, "rewind.unfinished"}
 
 
 def multishot(args: list[str]) -> None:

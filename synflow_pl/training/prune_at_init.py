@@ -26,6 +26,7 @@ from synflow_pl.flow import Paths
 from synflow_pl.masks import Hold, Masks, prunable
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.sanity import SANITY
+from synflow_pl.pruners.watched import Watched
 from synflow_pl.pruning import check_options, prune
 from synflow_pl.schedules import SCHEDULES, as_density
 from synflow_pl.training.agreement import Ranks
@@ -34,7 +35,7 @@ from synflow_pl.training.checkpoints import KEY, find_checkpoint, load_masks, lo
 from synflow_pl.training.finders import let_finders_wait
 from synflow_pl.training.finding import find_batches, find_example, find_loss, find_network
 from synflow_pl.training.gradual import Gradual, check_time, last_step
-from synflow_pl.training.panels import show_density, show_diagnosis
+from synflow_pl.training.panels import show_density, show_diagnosis, show_masks, show_rounds, wants_pictures
 from synflow_pl.training.precision import scorable, unrounded
 
 __all__ = ["PruneAtInit"]
@@ -125,6 +126,7 @@ class PruneAtInit(Callback):
         self.diagnosis: Diagnosis | None = None
         self.survival: Survival | None = None
         self.seconds = 0.0
+        self._watched: Watched | None = None
         self._options: dict[str, Any] = {
             "density": density, "kept": kept, "effective_density": effective_density, "rounds": rounds, "schedule": schedule,
             "scope": scope, "bias": bias, "norm": norm, "train_mode": train_mode,
@@ -269,14 +271,18 @@ class PruneAtInit(Callback):
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module, **options: Any) -> Masks:
         assert self.pruner is not None
-        return prune(
+        pruner = Watched(self.pruner, options["rounds"]) if wants_pictures(trainer.loggers) else self.pruner
+        masks = prune(
             network,
-            self.pruner,
+            pruner,
             example_input=self._example(trainer, pl_module),
             batches=find_batches(trainer, self.pruner) if self.pruner.needs_batches else (),
             loss=find_loss(pl_module),
             **options,
         )
+        if isinstance(pruner, Watched):
+            self._watched = pruner.after(self._watched)
+        return masks
 
     def _example(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor, ...]:
         self._inputs = self._inputs or find_example(trainer, pl_module, self.input_shape)
@@ -326,7 +332,12 @@ class PruneAtInit(Callback):
         rank_zero_info(told.table())
         for note in self.pruner.notes if self.pruner is not None and self._from_file is None else ():
             rank_zero_info(f"Pruning: {note}.")
-        show_diagnosis(trainer.loggers, told)
+        if trainer.is_global_zero:
+            show_diagnosis(trainer.loggers, told)
+            show_masks(trainer.loggers, network, self.masks)
+            if self._watched is not None:
+                show_rounds(trainer.loggers, network, self._inputs, self.masks, self._watched)
+        self._watched = None
         if message := told.collapse:
             if not told.alive and self.on_collapse == "error":
                 raise DeadNetwork(f"{message}, or on_collapse warn to train it anyway")

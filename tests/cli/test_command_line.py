@@ -354,9 +354,12 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
 def test_a_run_holds_its_configuration_metrics_events_masks_and_checkpoints(fitted: tuple[Path, str]) -> None:
     folder, _ = fitted
     assert folder.parts[-2:] == ("lightning_logs", "real")
-    for pattern in ("config.yaml", "metrics.csv", "events.out.tfevents.*", "masks.safetensors", "checkpoints/*.ckpt"):
+    patterns = ("config.yaml", "metrics.csv", "diagnosis.csv", "events.out.tfevents.*", "masks.safetensors", "checkpoints/*.ckpt")
+    for pattern in patterns:
         assert len(list(folder.glob(pattern))) == 1, pattern
-    assert {path.name.partition(".")[0] for path in folder.iterdir()} == {"config", "metrics", "events", "masks", "checkpoints"}
+    assert {path.name.partition(".")[0] for path in folder.iterdir()} == {
+        pattern.partition(".")[0].partition("/")[0] for pattern in patterns
+    }
 
 
 def test_the_masks_of_a_run_have_exactly_the_density_asked_for(fitted: tuple[Path, str]) -> None:
