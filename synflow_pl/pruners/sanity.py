@@ -13,35 +13,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from synflow_pl.pruners.around import Around
 from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
 
 __all__ = ["SANITY", "Inverted", "Reinitialised", "Shuffled"]
 
 
-class _Around(Pruner):
-    """A pruner that does what another does, but for one thing.
-
-    Args:
-        pruner: the other.
-    """
-
-    def __init__(self, pruner: Pruner) -> None:
-        self.pruner = pruner
-        self.rounds, self.schedule, self.regrows = pruner.rounds, pruner.schedule, pruner.regrows
-        self.needs_input, self.needs_batches = pruner.needs_input, pruner.needs_batches
-
-    def prepare(self, subject: Subject) -> None:
-        self.pruner.prepare(subject)
-        self.notes = self.pruner.notes
-
-    def score(self, subject: Subject) -> Mapping[str, Tensor | Saliency]:
-        return self.pruner.score(subject)
-
-    def finish(self, subject: Subject) -> None:
-        self.pruner.finish(subject)
-
-
-class Inverted(_Around):
+class Inverted(Around):
     """Keeps in each round what the other pruner would have removed first.
 
     Args:
@@ -55,7 +33,7 @@ class Inverted(_Around):
         }
 
 
-class _Drawing(_Around):
+class _Drawing(Around):
     """One that draws at random.
 
     Args:
@@ -108,5 +86,5 @@ class Reinitialised(_Drawing):
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
-SANITY: dict[str, type[_Around]] = {"invert": Inverted, "shuffle": Shuffled, "reinitialise": Reinitialised}
+SANITY: dict[str, type[Around]] = {"invert": Inverted, "shuffle": Shuffled, "reinitialise": Reinitialised}
 """The checks by what they do."""
