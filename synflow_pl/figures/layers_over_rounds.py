@@ -1,0 +1,39 @@
+"""What was left of each layer as the network got sparser: Figure 2 of Tanaka et al. 2020, for one pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from synflow_pl.figures.style import WIDTH, axes, blank, legend, shades, short
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["layers_over_rounds"]
+
+_LEGEND_ROWS = 26
+_DASHES = ("-", "--", ":")
+
+
+def layers_over_rounds(compression: Sequence[float], kept: Mapping[str, Sequence[int]]) -> Figure:
+    """One line per layer, darkest at the input: how many of its weights were left after each round, on logarithmic axes.
+
+    A line that ends on the way was cut to nothing there: layer collapse, marked with a cross at the last round that left something.
+
+    Args:
+        compression: of the whole network after each round, weights over weights kept, at least 1.
+        kept: how many weights of each layer were left after each round, by name, input first.
+    """
+    columns = -(-len(kept) // _LEGEND_ROWS)
+    small = 8 if columns == 1 else 6
+    figure = blank(width=WIDTH + 1.3 * (columns - 1), height=4.4)
+    drawn = axes(figure, "compression: weights / weights kept", "weights left in the layer", log="xy")
+    for index, ((name, counts), shade) in enumerate(zip(kept.items(), shades(len(kept)), strict=True)):
+        left = [(at, count) for at, count in zip(compression, counts, strict=True) if count > 0]
+        dashes = _DASHES[index % len(_DASHES)]
+        drawn.plot(*zip(*left, strict=True), color=shade, linestyle=dashes, linewidth=1.4, label=short(name))
+        if 0 < len(left) < len(counts):
+            drawn.plot(*left[-1], color=shade, marker="x", markersize=6, linestyle="")
+    legend(drawn, loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns, fontsize=small, columnspacing=1.0, labelspacing=0.35)
+    return figure
