@@ -1,0 +1,350 @@
+"""The experiment command: what the theory says about scores, looked at in any network; each writes a table and a figure.
+
+units      for every hidden unit, the sum of the scores into it against the sum of those out of it
+layers     the average score of each layer against its size
+magnitude  the average squared weight of each layer against its size, before, while and after the recipe trains it
+schedule   the most that a round takes of the scores, against what a whole layer has, by schedule, rounds and compression
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from synflow_pl import figures
+from synflow_pl.cli.main import CLI, _prepare, _quieten
+from synflow_pl.cli.messages import named, sentence
+from synflow_pl.cli.recipes import find_recipe
+from synflow_pl.experiments import (
+    SquaredMagnitudes,
+    first_scores,
+    largest_difference,
+    largest_ratio,
+    layer_scores,
+    unit_sums,
+    variation,
+    wire,
+)
+from synflow_pl.figures.style import save
+from synflow_pl.flow import example_of
+from synflow_pl.pruners import Pruner
+from synflow_pl.runs import claim
+from synflow_pl.schedules import SCHEDULES
+from synflow_pl.training.finding import find_loss
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["experiment", "planned"]
+
+# What Tanaka et al. 2020 compare in Figures 3 and 4, and what Figure 7 goes through.
+_PRUNERS = ["random", "magnitude", "snip", "grasp", "synflow"]
+_ROUNDS = [1, 10, 20, 30, 40, 50, 100]
+_EXPONENTS = [0.5, 1, 1.5, 2, 2.5, 3]
+
+
+def experiment(args: list[str]) -> None:
+    """Run one experiment. What cannot be is a sentence on standard error and exit status 2, or 1 once work has begun.
+
+    Args:
+        args: the experiment's name, its own options, and options of ``fit``.
+    """
+    if args[:1] in ([], ["-h"], ["--help"]):
+        print(f"usage: synflow_pl experiment {{{','.join(_EXPERIMENTS)}}} [OPTIONS] [OPTIONS OF fit]\n\n{__doc__}")
+        print("Options of one experiment: synflow_pl experiment NAME --help. The network and the data are those of fit.")
+        return
+    own, plan = planned(args)
+    try:
+        _EXPERIMENTS[args[0]](own, plan, shlex.join(["synflow_pl", "experiment", *args]))
+    except (ValueError, OSError, FloatingPointError) as error:
+        sentence(" ".join(str(error).split()), status=1)
+
+
+def planned(args: list[str]) -> tuple[argparse.Namespace, _Plan]:
+    """The experiment's own options, and the network and data that are built of the others."""
+    name = args[0]
+    if name not in _EXPERIMENTS:
+        sentence(f"there is no experiment {name!r}; there are {', '.join(_EXPERIMENTS)}")
+    parser = argparse.ArgumentParser(
+        f"synflow_pl experiment {name}", usage="%(prog)s [OPTIONS] [OPTIONS OF fit]", description=_EXPERIMENTS[name].__doc__,
+        allow_abbrev=False,
+    )  # fmt: skip
+    if name != "magnitude":
+        default = ["synflow"] if name == "schedule" else _PRUNERS
+        parser.add_argument(
+            "--pruners", nargs="+", default=default, metavar="OVERLAY", help=f"overlays in pruners/ (default: {default})"
+        )
+        parser.add_argument(
+            "--noise",
+            type=int,
+            metavar="IMAGES",
+            help="score on so many images of Gaussian noise with random labels instead of the data",
+        )
+    if name == "schedule":
+        parser.add_argument("--schedules", nargs="+", default=["linear", "exponential"], choices=SCHEDULES)
+        parser.add_argument("--rounds", nargs="+", type=int, default=_ROUNDS, help=f"numbers of rounds (default: {_ROUNDS})")
+        parser.add_argument(
+            "--exponents",
+            nargs="+",
+            type=float,
+            default=_EXPONENTS,
+            help=f"x of the compressions 10^x, positive (default: {_EXPONENTS})",
+        )
+    own, options = parser.parse_known_args(args[1:])
+    if getattr(own, "noise", None) is not None and own.noise < 1:
+        sentence(f"noise: {own.noise} must be a number of images, at least 1")
+    if name == "schedule" and (min(own.rounds) < 1 or min(own.exponents) <= 0):
+        sentence(f"rounds {own.rounds} must be at least 1 each, and exponents {own.exponents} positive: density is 10^-exponent")
+    try:
+        own.made = {overlay: pruner_of(overlay) for overlay in getattr(own, "pruners", ())}
+        prepared = _prepare(["fit", *options])
+    except (FileNotFoundError, ValueError) as error:
+        sentence(str(error))
+    _quieten()
+    return own, (_Training if name == "magnitude" else _Plan)(prepared, name)
+
+
+def pruner_of(overlay: str) -> Pruner:
+    """The pruner that ``configs/pruners/OVERLAY.yaml`` names.
+
+    Raises:
+        FileNotFoundError: if there is no such overlay.
+        ValueError: if it names none.
+    """
+    said = yaml.safe_load(find_recipe(f"pruners/{overlay}").read_text())["pruning"]["pruner"]
+    if said is None:
+        raise ValueError(f"pruners: {overlay!r} prunes nothing, so it has no scores")
+    pruner: Pruner = named(said["class_path"])(**said.get("init_args", {}))
+    return pruner
+
+
+class _Plan(CLI):
+    """The network and the data that a command line means; nothing is trained."""
+
+    def __init__(self, args: list[str], name: str) -> None:
+        self.experiment = name
+        super().__init__(args)
+
+    def _open_run(self) -> None:
+        """Nothing: the folder is made when there is something to write into it."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of this experiment, under ``lightning_logs`` like a run's; made when it is first asked for."""
+        root = Path(self.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
+        return claim(root, self.options.get("run") or self._default_name())
+
+    def _default_name(self) -> str:
+        recipe, *_, seed = super()._default_name().split("-")
+        return f"{self.experiment}-{recipe}-{seed}"
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """On the device that it would be trained on."""
+        network: torch.nn.Module = self.model.network
+        return network.to(self.trainer.strategy.root_device)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """An example of its inputs."""
+        return example_of(self.network, self.datamodule.input_shape, None)
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """The options of ``pruning`` that say what is scored, and how."""
+        pruning = self.options.pruning
+        exclude = pruning.exclude
+        return {"exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude), "train_mode": pruning.train_mode}
+
+    def batches(self, own: argparse.Namespace) -> list[tuple[Tensor, Tensor]]:
+        """What pruners that need it score on: noise, or what the data set gives for it."""
+        if not any(pruner.needs_batches for pruner in own.made.values()):
+            return []
+        if own.noise is None:
+            self.datamodule.prepare_data()
+            return list(self.datamodule.pruning_batches())
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        images = torch.randn(own.noise, *self.datamodule.input_shape, generator=generator)
+        labels = torch.randint(self.datamodule.num_classes, (own.noise,), generator=generator)
+        size = self.datamodule.batch_size
+        return list(zip(images.split(size), labels.split(size), strict=True))
+
+    def scores(self, own: argparse.Namespace) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """By overlay, its first scores of the network."""
+        inputs, batches = self.inputs, self.batches(own)
+        density = self.options.pruning.density or 1.0
+        with tqdm(own.made.items(), unit="pruner", leave=False) as bar:
+            for overlay, pruner in bar:
+                bar.set_description(f"Scoring, {overlay}")
+                loss = find_loss(self.model)
+                yield (
+                    overlay,
+                    first_scores(self.network, pruner, inputs, batches=batches, loss=loss, density=density, **self.scoring),
+                )
+
+
+class _Training(CLI):
+    """A dense training that is looked at."""
+
+    def __init__(self, args: list[str], name: str) -> None:
+        self.experiment = name
+        self.watch = SquaredMagnitudes()
+        self.begin: Callable[[], None] = lambda: None
+        super().__init__([args[0], *args[1:], "--config", str(find_recipe("pruners/dense"))])
+
+    def _open_run(self) -> None:
+        super()._open_run()
+        self.callbacks.append(self.watch)
+
+    def _default_name(self) -> str:
+        recipe, *_, seed = super()._default_name().split("-")
+        return f"{self.experiment}-{recipe}-{seed}"
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.begin = lambda: super(_Training, self)._run_subcommand(subcommand)
+
+
+def _units(own: argparse.Namespace, plan: _Plan, command: str) -> None:
+    """For every hidden unit, the sum of the scores of the weights into it and of those out of it (Figure 3)."""
+    wires = wire(plan.network, plan.inputs)
+    rows, panels, told = [], {}, []
+    for overlay, scores in plan.scores(own):
+        if missing := sorted(wires.groups.keys() - scores.keys()):
+            raise ValueError(f"units: {', '.join(missing)} must have scores too, or units have no sums; leave exclude out")
+        units = unit_sums(scores, wires)
+        if not units:
+            raise ValueError("units: the network has no hidden unit between two layers")
+        panels[overlay] = [(layer.into.tolist(), layer.out.tolist()) for layer in units]
+        rows += [
+            {"pruner": overlay, "layer": layer.layer, "unit": unit, "into": into, "out": out}
+            for layer in units
+            for unit, into, out in zip(layer.number.tolist(), layer.into.tolist(), layer.out.tolist(), strict=True)
+        ]
+        into, out = (torch.cat([getattr(layer, side) for layer in units]) for side in ("into", "out"))
+        off = (into - out).abs() / torch.maximum(into.abs(), out.abs()).clamp_min(torch.finfo(torch.float64).tiny)
+        told.append((overlay, f"{off.median():.2e}", f"{off.max():.2e}"))
+    _print(("pruner", "difference between in and out: median", "largest"), told)
+    _write(plan.folder, "units", rows, figures.unit_conservation(panels), command)
+
+
+def _layers(own: argparse.Namespace, plan: _Plan, command: str) -> None:
+    """The average score of each layer against its size (Figure 4), and how far the layers' totals are from all being the same."""
+    rows, sizes, averages, told = [], {}, {}, []
+    for overlay, scores in plan.scores(own):
+        layers = layer_scores(scores)
+        totals = [layer.total for layer in layers]
+        told.append((overlay, f"{variation(totals):.4f}", f"{largest_difference(totals):.2e}"))
+        sizes[overlay] = [layer.size for layer in layers]
+        averages[overlay] = [layer.average for layer in layers]
+        rows += [
+            {"pruner": overlay, "layer": layer.layer, "weights": layer.size, "total": layer.total, "average": layer.average}
+            for layer in layers
+        ]
+    _print(("pruner", "layers' totals: coefficient of variation", "largest difference from the mean"), told)
+    _write(plan.folder, "layers", rows, figures.layer_averages(sizes, averages), command)
+
+
+def _magnitude(own: argparse.Namespace, plan: _Training, command: str) -> None:
+    """The average squared weight of each layer against its size, before and after each epoch of a dense training (Figure 5b)."""
+    plan.begin()
+    snapshots = plan.watch.snapshots
+    if plan.run_folder is None or len(snapshots) < 2:
+        raise ValueError("magnitude: there was no training to look at; leave out fast_dev_run, and train for an epoch at least")
+    if not plan.trainer.is_global_zero:
+        return
+    rows = [
+        {"epoch": x.epoch, "layer": y.layer, "weights": y.size, "total": y.total, "average": y.average}
+        for x in snapshots
+        for y in x.layers
+    ]
+    told = [(str(x.epoch), f"{variation([layer.total for layer in x.layers]):.4f}") for x in snapshots]
+    _print(("epoch", "layers' totals: coefficient of variation"), told)
+    averages = {x.epoch: [layer.average for layer in x.layers] for x in snapshots}
+    sizes = [layer.size for layer in snapshots[0].layers]
+    _write(plan.run_folder, "magnitude", rows, figures.magnitude_growth(sizes, averages), command)
+
+
+def _schedule(own: argparse.Namespace, plan: _Plan, command: str) -> None:
+    """For each schedule, number of rounds and compression 10^x: the largest over the rounds of prune size (the scores that the round
+    removes) over cut size (the smallest total of a layer); below 1 no layer can be emptied before it must (Theorem 3, Figure 7).
+    """
+    batches, loss = plan.batches(own), find_loss(plan.model)
+    cases = [(o, s, x, n) for o in own.made for s in own.schedules for x in own.exponents for n in own.rounds]
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=sum(case[-1] for case in cases), unit="round", leave=False) as bar:
+        for overlay, schedule, exponent, rounds in cases:
+            bar.set_description(f"{overlay}, {schedule}, 10^{exponent:g} in {rounds}")
+            found = largest_ratio(
+                plan.network, own.made[overlay], 10**-exponent, rounds, schedule, example_input=plan.inputs, batches=batches, loss=loss,
+                scope=plan.options.pruning.scope, on_round=lambda *_: bar.update(), **plan.scoring,
+            )  # fmt: skip
+            rows.append(
+                {
+                    "pruner": overlay,
+                    "schedule": schedule,
+                    "exponent": exponent,
+                    "rounds": rounds,
+                    "ratio": found.ratio,
+                    "at": found.round,
+                }
+            )
+            _rows(plan.folder / "schedule.csv", rows)  # hours may lie between the first and the last
+    keys = ("pruner", "schedule", "exponent", "rounds", "ratio", "at")
+    _print(keys, [tuple(f"{row[key]:.4g}" if key == "ratio" else str(row[key]) for key in keys) for row in rows])
+    panels: dict[str, dict[float, dict[int, float]]] = {}
+    for row in rows:
+        panel = panels.setdefault(f"{row['pruner']}, {row['schedule']}", {})
+        panel.setdefault(row["exponent"], {})[row["rounds"]] = row["ratio"]
+    _write(plan.folder, "schedule", rows, figures.round_ratios(panels), command)
+
+
+_EXPERIMENTS: dict[str, Callable[[argparse.Namespace, Any, str], None]] = {
+    "units": _units,
+    "layers": _layers,
+    "magnitude": _magnitude,
+    "schedule": _schedule,
+}
+
+
+def _write(folder: Path, name: str, rows: list[dict[str, Any]], figure: Figure, command: str) -> None:
+    """Write table, figure and the command that made them, and say where they lie."""
+    (folder / "command.txt").write_text(f"{command}\n")
+    paths = [folder / f"{name}.csv", *save(figure, folder / name)]
+    _rows(paths[0], rows)
+    print(f"\nWritten: {', '.join(os.path.relpath(path) for path in paths)}")
+
+
+def _rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(unfinished, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(unfinished, path)
+
+
+def _print(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    sys.stdout.write("\n")
+    for row in (head, *rows):
+        print(
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+        )
