@@ -103,7 +103,7 @@ def prune(
         subject.inputs = example_of(network, input_shape, example_input)
     subject.batches, subject.loss, subject.train_mode = batches, loss, train_mode
     if pruner.needs_batches and not (isinstance(batches, Sequence) and len(batches) > 0):
-        raise ValueError(f"{type(pruner).__name__} scores on data: give batches=, a list of (images, labels) pairs")
+        raise ValueError(f"{pruner.name} scores on data: give batches=, a list of (images, labels) pairs")
 
     competing = [list(subject.weights)] if scope == "global" else [[name] for name in subject.weights]
     sizes = [sum(subject.weights[name].numel() for name in names) for names in competing]
@@ -141,9 +141,7 @@ def prune(
                 on_round(index + 1, left / total)
     pruner.finish(subject)
     if masks is not None and any(bool((mask & ~masks[name].to(mask.device)).any()) for name, mask in subject.masks.items()):
-        raise ValueError(
-            f"{type(pruner).__name__} brings back weights that masks= removed, so it cannot go on from them; leave masks out"
-        )
+        raise ValueError(f"{pruner.name} brings back weights that masks= removed, so it cannot go on from them; leave masks out")
     followers = follow(network, subject.masks, subject.inputs, bias=bias, norm=norm)
     found = Masks({**subject.masks, **followers}, followers)
     found.apply(network)
@@ -233,7 +231,7 @@ def _unscored(pruner: Pruner, subject: Subject, scores: Mapping[str, Tensor | Sa
     names = [name for name, score in scores.items() if living[name] and not bool(factor(score).any())]
     if not names:
         return []
-    who = type(pruner).__name__
+    who = pruner.name
     if len(names) == sum(count > 0 for count in living.values()):
         raise ValueError(
             f"every score of {who} is zero, so its masks would be arbitrary: the network's output does not depend on what it scores."

@@ -107,6 +107,11 @@ class Pruner(ABC):
     notes: tuple[str, ...] = ()
     """What a report should say about how the network was scored, one sentence each; known once it has been pruned."""
 
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
+
     def prepare(self, subject: Subject) -> None:
         """Called once, before the first round; what is worked out here serves all rounds."""
         self.notes = ()
