@@ -13,34 +13,25 @@ import csv
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import yaml
-from torch import Tensor
 from tqdm import tqdm
 
 from synflow_pl import figures
-from synflow_pl.cli.main import CLI, _prepare, _quieten
-from synflow_pl.cli.messages import named, sentence
-from synflow_pl.cli.recipes import find_recipe
+from synflow_pl.cli.experiment_plan import Plan, Training, pruner_of
+from synflow_pl.cli.main import _prepare, _quieten
+from synflow_pl.cli.messages import sentence
 from synflow_pl.experiments import (
-    SquaredMagnitudes,
-    first_scores,
     largest_difference,
     largest_ratio,
     layer_scores,
-    unit_sums,
+    unit_differences,
     variation,
-    wire,
 )
 from synflow_pl.figures.style import save
-from synflow_pl.flow import example_of
-from synflow_pl.pruners import Pruner
-from synflow_pl.runs import claim
+from synflow_pl.flow import linearise, unit_sums
 from synflow_pl.schedules import SCHEDULES
 from synflow_pl.training.finding import find_loss
 
@@ -72,7 +63,7 @@ def experiment(args: list[str]) -> None:
         sentence(" ".join(str(error).split()), status=1)
 
 
-def planned(args: list[str]) -> tuple[argparse.Namespace, _Plan]:
+def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
     """The experiment's own options, and the network and data that are built of the others."""
     name = args[0]
     if name not in _EXPERIMENTS:
@@ -113,139 +104,33 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, _Plan]:
     except (FileNotFoundError, ValueError) as error:
         sentence(str(error))
     _quieten()
-    return own, (_Training if name == "magnitude" else _Plan)(prepared, name)
+    return own, (Training if name == "magnitude" else Plan)(prepared, name)
 
 
-def pruner_of(overlay: str) -> Pruner:
-    """The pruner that ``configs/pruners/OVERLAY.yaml`` names.
-
-    Raises:
-        FileNotFoundError: if there is no such overlay.
-        ValueError: if it names none.
-    """
-    said = yaml.safe_load(find_recipe(f"pruners/{overlay}").read_text())["pruning"]["pruner"]
-    if said is None:
-        raise ValueError(f"pruners: {overlay!r} prunes nothing, so it has no scores")
-    pruner: Pruner = named(said["class_path"])(**said.get("init_args", {}))
-    return pruner
-
-
-class _Plan(CLI):
-    """The network and the data that a command line means; nothing is trained."""
-
-    def __init__(self, args: list[str], name: str) -> None:
-        self.experiment = name
-        super().__init__(args)
-
-    def _open_run(self) -> None:
-        """Nothing: the folder is made when there is something to write into it."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-    @cached_property
-    def folder(self) -> Path:
-        """The folder of this experiment, under ``lightning_logs`` like a run's; made when it is first asked for."""
-        root = Path(self.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
-        return claim(root, self.options.get("run") or self._default_name())
-
-    def _default_name(self) -> str:
-        recipe, *_, seed = super()._default_name().split("-")
-        return f"{self.experiment}-{recipe}-{seed}"
-
-    @property
-    def network(self) -> torch.nn.Module:
-        """On the device that it would be trained on."""
-        network: torch.nn.Module = self.model.network
-        return network.to(self.trainer.strategy.root_device)
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """An example of its inputs."""
-        return example_of(self.network, self.datamodule.input_shape, None)
-
-    @property
-    def scoring(self) -> dict[str, Any]:
-        """The options of ``pruning`` that say what is scored, and how."""
-        pruning = self.options.pruning
-        exclude = pruning.exclude
-        return {"exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude), "train_mode": pruning.train_mode}
-
-    def batches(self, own: argparse.Namespace) -> list[tuple[Tensor, Tensor]]:
-        """What pruners that need it score on: noise, or what the data set gives for it."""
-        if not any(pruner.needs_batches for pruner in own.made.values()):
-            return []
-        if own.noise is None:
-            self.datamodule.prepare_data()
-            return list(self.datamodule.pruning_batches())
-        generator = torch.Generator().manual_seed(torch.initial_seed())
-        images = torch.randn(own.noise, *self.datamodule.input_shape, generator=generator)
-        labels = torch.randint(self.datamodule.num_classes, (own.noise,), generator=generator)
-        size = self.datamodule.batch_size
-        return list(zip(images.split(size), labels.split(size), strict=True))
-
-    def scores(self, own: argparse.Namespace) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """By overlay, its first scores of the network."""
-        inputs, batches = self.inputs, self.batches(own)
-        density = self.options.pruning.density or 1.0
-        with tqdm(own.made.items(), unit="pruner", leave=False) as bar:
-            for overlay, pruner in bar:
-                bar.set_description(f"Scoring, {overlay}")
-                loss = find_loss(self.model)
-                yield (
-                    overlay,
-                    first_scores(self.network, pruner, inputs, batches=batches, loss=loss, density=density, **self.scoring),
-                )
-
-
-class _Training(CLI):
-    """A dense training that is looked at."""
-
-    def __init__(self, args: list[str], name: str) -> None:
-        self.experiment = name
-        self.watch = SquaredMagnitudes()
-        self.begin: Callable[[], None] = lambda: None
-        super().__init__([args[0], *args[1:], "--config", str(find_recipe("pruners/dense"))])
-
-    def _open_run(self) -> None:
-        super()._open_run()
-        self.callbacks.append(self.watch)
-
-    def _default_name(self) -> str:
-        recipe, *_, seed = super()._default_name().split("-")
-        return f"{self.experiment}-{recipe}-{seed}"
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        self.begin = lambda: super(_Training, self)._run_subcommand(subcommand)
-
-
-def _units(own: argparse.Namespace, plan: _Plan, command: str) -> None:
+def _units(own: argparse.Namespace, plan: Plan, command: str) -> None:
     """For every hidden unit, the sum of the scores of the weights into it and of those out of it (Figure 3)."""
-    wires = wire(plan.network, plan.inputs)
+    skeleton = linearise(plan.network, plan.inputs)
     rows, panels, told = [], {}, []
-    for overlay, scores in plan.scores(own):
-        if missing := sorted(wires.groups.keys() - scores.keys()):
-            raise ValueError(f"units: {', '.join(missing)} must have scores too, or units have no sums; leave exclude out")
-        units = unit_sums(scores, wires)
-        if not units:
-            raise ValueError("units: the network has no hidden unit between two layers")
-        panels[overlay] = [(layer.into.tolist(), layer.out.tolist()) for layer in units]
+    for overlay, scores in plan.scores(own.made, own.noise):
+        sums = unit_sums(skeleton, scores)
+        if not sums:
+            raise ValueError("units: no unit of this network is left by weights alone, so there are no sums to compare")
+        panels[overlay] = [(into.tolist(), out.tolist()) for into, out in sums.values()]
         rows += [
-            {"pruner": overlay, "layer": layer.layer, "unit": unit, "into": into, "out": out}
-            for layer in units
-            for unit, into, out in zip(layer.number.tolist(), layer.into.tolist(), layer.out.tolist(), strict=True)
+            {"pruner": overlay, "layer": layer, "unit": unit, "into": float(into), "out": float(out)}
+            for layer, both in sums.items()
+            for unit, (into, out) in enumerate(zip(*both, strict=True))
         ]
-        into, out = (torch.cat([getattr(layer, side) for layer in units]) for side in ("into", "out"))
-        off = (into - out).abs() / torch.maximum(into.abs(), out.abs()).clamp_min(torch.finfo(torch.float64).tiny)
-        told.append((overlay, f"{off.median():.2e}", f"{off.max():.2e}"))
-    _print(("pruner", "difference between in and out: median", "largest"), told)
+        off = unit_differences(sums.values())
+        told.append((overlay, f"{len(off):,}", f"{off.median():.2e}", f"{off.max():.2e}"))
+    _print(("pruner", "units", "difference between in and out: median", "largest"), told)
     _write(plan.folder, "units", rows, figures.unit_conservation(panels), command)
 
 
-def _layers(own: argparse.Namespace, plan: _Plan, command: str) -> None:
+def _layers(own: argparse.Namespace, plan: Plan, command: str) -> None:
     """The average score of each layer against its size (Figure 4), and how far the layers' totals are from all being the same."""
     rows, sizes, averages, told = [], {}, {}, []
-    for overlay, scores in plan.scores(own):
+    for overlay, scores in plan.scores(own.made, own.noise):
         layers = layer_scores(scores)
         totals = [layer.total for layer in layers]
         told.append((overlay, f"{variation(totals):.4f}", f"{largest_difference(totals):.2e}"))
@@ -259,9 +144,8 @@ def _layers(own: argparse.Namespace, plan: _Plan, command: str) -> None:
     _write(plan.folder, "layers", rows, figures.layer_averages(sizes, averages), command)
 
 
-def _magnitude(own: argparse.Namespace, plan: _Training, command: str) -> None:
+def _magnitude(own: argparse.Namespace, plan: Training, command: str) -> None:
     """The average squared weight of each layer against its size, before and after each epoch of a dense training (Figure 5b)."""
-    plan.begin()
     snapshots = plan.watch.snapshots
     if plan.run_folder is None or len(snapshots) < 2:
         raise ValueError("magnitude: there was no training to look at; leave out fast_dev_run, and train for an epoch at least")
@@ -279,11 +163,11 @@ def _magnitude(own: argparse.Namespace, plan: _Training, command: str) -> None:
     _write(plan.run_folder, "magnitude", rows, figures.magnitude_growth(sizes, averages), command)
 
 
-def _schedule(own: argparse.Namespace, plan: _Plan, command: str) -> None:
+def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:
     """For each schedule, number of rounds and compression 10^x: the largest over the rounds of prune size (the scores that the round
     removes) over cut size (the smallest total of a layer); below 1 no layer can be emptied before it must (Theorem 3, Figure 7).
     """
-    batches, loss = plan.batches(own), find_loss(plan.model)
+    batches, loss = plan.batches(own.made.values(), own.noise), find_loss(plan.model)
     cases = [(o, s, x, n) for o in own.made for s in own.schedules for x in own.exponents for n in own.rounds]
     rows: list[dict[str, Any]] = []
     with tqdm(total=sum(case[-1] for case in cases), unit="round", leave=False) as bar:
@@ -338,7 +222,7 @@ def _rows(path: Path, rows: list[dict[str, Any]]) -> None:
     os.replace(unfinished, path)
 
 
-def _print(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     sys.stdout.write("\n")
     for row in (head, *rows):

@@ -256,14 +256,17 @@ class CLI(LightningCLI):
         folder = run_of(Path(checkpoint)) if name and checkpoint else None
         return folder if folder is not None and folder.resolve() == (root / "lightning_logs" / str(name)).resolve() else None
 
+    @property
+    def recipe_name(self) -> str:
+        """The recipe's name, or what the data and the network are called."""
+        recipe = next((path.stem for path in self.recipes if path.parent.name != "pruners"), None)
+        network = self.options.model.network
+        # Of torchvision's and timm's networks the class says too little.
+        return recipe or f"{_short(self.options.data)}_{network.get('init_args', {}).get('name') or _short(network)}"
+
     def _default_name(self) -> str:
         overlay = next((path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None)
-        recipe = next((path.stem for path in self.recipes if path.parent.name != "pruners"), None)
         pruning = self.options.pruning
-        if recipe is None:
-            network = self.options.model.network
-            # Of torchvision's and timm's networks the class says too little.
-            recipe = f"{_short(self.options.data)}_{network.get('init_args', {}).get('name') or _short(network)}"
         pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
         if pruning.sanity:
             pruner = f"{pruner}_{pruning.sanity}"
@@ -274,7 +277,7 @@ class CLI(LightningCLI):
         amount = f"density{pruning.density:g}" if pruning.density is not None else f"kept{pruning.kept}" if pruning.kept else "density1"
         if pruning.effective_density is not None:
             amount = f"effective{pruning.effective_density:g}"
-        return "-".join([recipe, pruner, amount, f"seed{self.options.seed_everything}"])
+        return "-".join([self.recipe_name, pruner, amount, f"seed{self.options.seed_everything}"])
 
     def _loggers(self, asked: Any) -> list[Any]:
         """In a run metrics.csv always, and TensorBoard unless another logger, or none, was asked for; elsewhere what was asked for."""

@@ -4,19 +4,17 @@ from synflow_pl.experiments.layers import LayerScore, largest_difference, layer_
 from synflow_pl.experiments.magnitude import Snapshot, SquaredMagnitudes
 from synflow_pl.experiments.schedule import RoundRatio, largest_ratio
 from synflow_pl.experiments.scores import first_scores
-from synflow_pl.experiments.units import Units, unit_sums, wire
+from synflow_pl.experiments.units import unit_differences
 
 __all__ = [
     "LayerScore",
     "RoundRatio",
     "Snapshot",
     "SquaredMagnitudes",
-    "Units",
     "first_scores",
     "largest_difference",
     "largest_ratio",
     "layer_scores",
-    "unit_sums",
+    "unit_differences",
     "variation",
-    "wire",
 ]

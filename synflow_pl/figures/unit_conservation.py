@@ -23,15 +23,17 @@ def unit_conservation(pruners: Mapping[str, Sequence[tuple[Sequence[float], Sequ
     rows, columns = grid(len(pruners))
     figure = blank(width=WIDTH * columns / 3, height=2.3 * rows)
     for number, (name, layers) in enumerate(pruners.items(), start=1):
-        drawn = axes(figure, "|sum of scores into the unit|", "|… out of the unit|", log="xy", place=(rows, columns, number))
+        drawn = axes(figure, "|sum of scores into the unit|", "|sum of scores out of it|", log="xy", place=(rows, columns, number))
         title(drawn, name)
         ends: list[float] = []
         for (into, out), shade in zip(layers, shades(len(layers)), strict=True):
             for alike in (True, False):
                 dots = [(abs(a), abs(b)) for a, b in zip(into, out, strict=True) if a * b != 0 and (a * b > 0) == alike]
                 if dots:
-                    face = shade if alike else "none"
-                    drawn.scatter(*zip(*dots, strict=True), s=5, facecolors=[face], edgecolors=[shade], linewidths=0.4, rasterized=True)
+                    drawn.plot(
+                        *zip(*dots, strict=True), linestyle="", marker="o", markersize=2.4, rasterized=True,
+                        color=shade, markerfacecolor=shade if alike else "none", markeredgewidth=0.4,
+                    )  # fmt: skip
                     ends += [value for dot in dots for value in dot]
         if ends:
             drawn.axline((min(ends), min(ends)), (2 * max(ends), 2 * max(ends)), color="black", linestyle="--", linewidth=1)
