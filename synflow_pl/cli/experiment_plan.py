@@ -94,7 +94,7 @@ class Plan(CLI):
     def scores(self, pruners: Mapping[str, Pruner], noise: int | None) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """By overlay, its first scores of the network."""
         inputs, batches = self.inputs, self.batches(pruners.values(), noise)
-        density = self.options.pruning.density or 1.0
+        density = self.options.pruning.density
         with tqdm(pruners.items(), unit="pruner", leave=False) as bar:
             for overlay, pruner in bar:
                 bar.set_description(f"Scoring, {overlay}")

@@ -65,8 +65,7 @@ def largest_ratio(
     """
     weighing = _Weighing(pruner)
     prune(copy.deepcopy(network), weighing, density=density, rounds=rounds, schedule=schedule, on_round=on_round, **options)
-    ratio, index = max((ratio, -index) for index, ratio in enumerate(weighing.ratios, start=1))
-    return RoundRatio(ratio, -index)
+    return RoundRatio(*max(((ratio, index) for index, ratio in weighing.ratios.items()), key=lambda found: found[0]))
 
 
 class _Weighing(Around):
@@ -78,16 +77,18 @@ class _Weighing(Around):
 
     def __init__(self, pruner: Pruner) -> None:
         super().__init__(pruner)
-        self.ratios: list[float] = []
+        self.ratios: dict[int, float] = {}
+        self._round = 0
         self._scores: Mapping[str, Tensor | Saliency] = {}
         self._blocks: Mapping[str, Block] = {}
         self._totals: dict[str, float] = {}
 
     def score(self, subject: Subject) -> Mapping[str, Tensor | Saliency]:
         self._weigh(subject)
+        self._round += 1
         # Kept until the cut is made: it reads scores, and of their weights it zeroes those alone that it removes.
         self._scores, self._blocks = super().score(subject), dict(subject.blocks)
-        # Where removed weights may come back they all compete.
+        # Where removed weights may come back, they all compete.
         self._totals = self._sums(subject, all_compete=self.regrows)
         return self._scores
 
@@ -100,7 +101,9 @@ class _Weighing(Around):
         if not self._scores:
             return
         taken = sum(self._totals.values()) - sum(self._sums(subject).values())
-        self.ratios.append(taken / min(total for total in self._totals.values() if total > 0))
+        left = [total for total in self._totals.values() if total > 0]
+        if left:  # else no path is left, and there is nothing to take
+            self.ratios[self._round] = taken / min(left)
         self._scores = {}
 
     def _sums(self, subject: Subject, all_compete: bool = False) -> dict[str, float]:
