@@ -38,7 +38,7 @@ from synflow_pl.training.finding import find_loss
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["experiment", "planned"]
+__all__ = ["EXPERIMENTS", "experiment", "planned"]
 
 # What Tanaka et al. 2020 compare in Figures 3 and 4, and what Figure 7 goes through.
 _PRUNERS = ["random", "magnitude", "snip", "grasp", "synflow"]
@@ -53,12 +53,12 @@ def experiment(args: list[str]) -> None:
         args: the experiment's name, its own options, and options of ``fit``.
     """
     if args[:1] in ([], ["-h"], ["--help"]):
-        print(f"usage: synflow_pl experiment {{{','.join(_EXPERIMENTS)}}} [OPTIONS] [OPTIONS OF fit]\n\n{__doc__}")
+        print(f"usage: synflow_pl experiment {{{','.join(EXPERIMENTS)}}} [OPTIONS] [OPTIONS OF fit]\n\n{__doc__}")
         print("Options of one experiment: synflow_pl experiment NAME --help. The network and the data are those of fit.")
         return
     own, plan = planned(args)
     try:
-        _EXPERIMENTS[args[0]](own, plan, shlex.join(["synflow_pl", "experiment", *args]))
+        EXPERIMENTS[args[0]](own, plan, shlex.join(["synflow_pl", "experiment", *args]))
     except (ValueError, OSError, FloatingPointError) as error:
         sentence(" ".join(str(error).split()), status=1)
 
@@ -66,10 +66,10 @@ def experiment(args: list[str]) -> None:
 def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
     """The experiment's own options, and the network and data that are built of the others."""
     name = args[0]
-    if name not in _EXPERIMENTS:
-        sentence(f"there is no experiment {name!r}; there are {', '.join(_EXPERIMENTS)}")
+    if name not in EXPERIMENTS:
+        sentence(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
     parser = argparse.ArgumentParser(
-        f"synflow_pl experiment {name}", usage="%(prog)s [OPTIONS] [OPTIONS OF fit]", description=_EXPERIMENTS[name].__doc__,
+        f"synflow_pl experiment {name}", usage="%(prog)s [OPTIONS] [OPTIONS OF fit]", description=EXPERIMENTS[name].__doc__,
         allow_abbrev=False,
     )  # fmt: skip
     if name != "magnitude":
@@ -198,7 +198,7 @@ def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:
     _write(plan.folder, "schedule", rows, figures.round_ratios(panels), command)
 
 
-_EXPERIMENTS: dict[str, Callable[[argparse.Namespace, Any, str], None]] = {
+EXPERIMENTS: dict[str, Callable[[argparse.Namespace, Any, str], None]] = {
     "units": _units,
     "layers": _layers,
     "magnitude": _magnitude,
