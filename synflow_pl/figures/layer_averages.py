@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from synflow_pl.figures.style import FIRST, axes, blank, grid, title
+from synflow_pl.figures.style import FIRST, WIDTH, axes, blank, grid, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ def layer_averages(sizes: Mapping[str, Sequence[int]], averages: Mapping[str, Se
         averages: by pruner, the average score of each layer's weights. Of a negative one the magnitude is drawn; zero is left out.
     """
     rows, columns = grid(len(averages))
-    figure = blank(width=6.75 * columns / 3, height=2.3 * rows)
+    figure = blank(width=WIDTH * columns / 3, height=2.3 * rows)
     for number, (name, scores) in enumerate(averages.items(), start=1):
         drawn = axes(figure, "1 / weights in the layer", "|average score|", log="xy", place=(rows, columns, number))
         title(drawn, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from synflow_pl.figures.style import WIDTH, axes, blank, grid, legend, marker, shades, title
+from synflow_pl.figures.style import axes, blank, grid, legend, marker, shades, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,9 +21,8 @@ def round_ratios(panels: Mapping[str, Mapping[float, Mapping[int, float]]]) -> F
         panels: by title, by exponent x of the compression 10^x, by number of rounds: the largest prune size over cut size.
     """
     rows, columns = grid(len(panels))
-    figure = blank(width=WIDTH * max(columns, 2) / 2 if columns < 3 else WIDTH, height=3.1 * rows)
-    most = max(ratio for lines in panels.values() for line in lines.values() for ratio in line.values())
-    least = min(ratio for lines in panels.values() for line in lines.values() for ratio in line.values())
+    figure = blank(height=3.1 * rows)
+    ratios = [1.0, *(ratio for lines in panels.values() for line in lines.values() for ratio in line.values())]
     for number, (name, lines) in enumerate(panels.items(), start=1):
         drawn = axes(figure, "rounds", "largest prune size / cut size", log="y", place=(rows, columns, number))
         title(drawn, name)
@@ -32,7 +31,7 @@ def round_ratios(panels: Mapping[str, Mapping[float, Mapping[int, float]]]) -> F
             label = f"compression $10^{{{exponent:g}}}$"
             drawn.plot(*zip(*line, strict=True), color=shade, marker=marker(index), markersize=4, linewidth=1.4, label=label)
         drawn.axhline(1, color="black", linestyle="--", linewidth=1)
-        drawn.set_ylim(min(least, 1) / 1.4, max(most, 1) * 1.4)
+        drawn.set_ylim(min(ratios) / 1.4, max(ratios) * 1.4)
         drawn.yaxis.set_major_formatter("{x:g}")
     legend(figure.axes[0])
     return figure
