@@ -109,7 +109,9 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
 
 
 def _units(own: argparse.Namespace, plan: Plan, command: str) -> None:
-    """For every hidden unit, the sum of the scores of the weights into it and of those out of it (Figure 3)."""
+    """For every hidden unit, the sum of the scores of the weights into it and of those out of it (Figure 3). A unit that more leads out
+    of than weights (a shortcut) has no such sum; a layer's others are numbered in turn.
+    """
     skeleton = linearise(plan.network, plan.inputs)
     rows, panels, told = [], {}, []
     for overlay, scores in plan.scores(own.made, own.noise):
