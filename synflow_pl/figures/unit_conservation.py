@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ def unit_conservation(pruners: Mapping[str, Sequence[tuple[Sequence[float], Sequ
     rows, columns = grid(len(pruners))
     figure = blank(width=WIDTH * columns / 3, height=2.3 * rows)
     for number, (name, layers) in enumerate(pruners.items(), start=1):
-        drawn = axes(figure, "|sum of scores into the unit|", "|sum of scores out of it|", log="xy", place=(rows, columns, number))
+        drawn = axes(figure, "|sum| into the unit", "|sum| out of the unit", log="xy", place=(rows, columns, number))
         title(drawn, name)
         ends: list[float] = []
         for (into, out), shade in zip(layers, shades(len(layers)), strict=True):
@@ -37,9 +38,11 @@ def unit_conservation(pruners: Mapping[str, Sequence[tuple[Sequence[float], Sequ
                     ends += [value for dot in dots for value in dot]
         if ends:
             drawn.axline((min(ends), min(ends)), (2 * max(ends), 2 * max(ends)), color="black", linestyle="--", linewidth=1)
-            limits = (min(ends) / 2, max(ends) * 2)
-            drawn.set_xlim(limits)
-            drawn.set_ylim(limits)
+            # Whole decades, so that there are ticks to read and none between them to collide.
+            limits = (10 ** math.floor(math.log10(min(ends) * 0.9)), 10 ** math.ceil(math.log10(max(ends) * 1.1)))
+            for axis, limit in ((drawn.xaxis, drawn.set_xlim), (drawn.yaxis, drawn.set_ylim)):
+                limit(limits)
+                axis.set_minor_formatter(lambda value, position: "")
         drawn.set_aspect("equal")
-    figure.supxlabel("dashed: conserved; dark: near the input, light: near the output", fontsize=8, color=MUTED)
+    figure.supxlabel("sums of scores; dashed: conserved; dark: near the input, light: near the output", fontsize=8, color=MUTED)
     return figure

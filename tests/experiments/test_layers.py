@@ -66,7 +66,8 @@ def test_on_imagenets_vgg19_data_free_scores_vary_as_published(vgg19: nn.Module,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("pruner", "least", "most"), [(SNIP, 0.5, 2.5), (GraSP, 1e-3, 0.5)])
-def test_on_imagenets_vgg19_scores_on_noise_vary_too(vgg19: nn.Module, pruner: type[Pruner], least: float, most: float) -> None:
-    # Published on ImageNet's own images: 1.30 and 0.071.
-    assert least < variation(totals(vgg19, (3, 224, 224), pruner(), images=2)) < most
+@pytest.mark.parametrize(("pruner", "published"), [(SNIP, 1.30), (GraSP, 0.071)])
+def test_on_imagenets_vgg19_scores_on_noise_vary_nearly_as_published_on_images(
+    vgg19: nn.Module, pruner: type[Pruner], published: float
+) -> None:
+    assert variation(totals(vgg19, (3, 224, 224), pruner(), images=2)) == pytest.approx(published, rel=0.25)
