@@ -11,8 +11,8 @@ size.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ def largest_ratio(
     on_round: Callable[[int, float], None] | None = None,
     **options: Any,
 ) -> RoundRatio:
-    """Prune a copy of ``network`` and look at what each round takes.
+    """Prune ``network``, but for the end, and look at what each round takes.
 
     Args:
         network: left as it is.
@@ -64,8 +64,14 @@ def largest_ratio(
         ValueError: as :func:`synflow_pl.prune`, or if a score is negative, which the theorem does not speak of.
     """
     weighing = _Weighing(pruner)
-    prune(copy.deepcopy(network), weighing, density=density, rounds=rounds, schedule=schedule, on_round=on_round, **options)
+    # A pruning that is interrupted before its end leaves the network dense: that saves a copy of it.
+    with suppress(_Weighed):
+        prune(network, weighing, density=density, rounds=rounds, schedule=schedule, on_round=on_round, **options)
     return RoundRatio(*max(((ratio, index) for index, ratio in weighing.ratios.items()), key=lambda found: found[0]))
+
+
+class _Weighed(Exception):
+    """The last cut has been weighed."""
 
 
 class _Weighing(Around):
@@ -94,7 +100,7 @@ class _Weighing(Around):
 
     def finish(self, subject: Subject) -> None:
         self._weigh(subject)
-        super().finish(subject)
+        raise _Weighed
 
     def _weigh(self, subject: Subject) -> None:
         """Weigh the cut that has been made since the last scores."""
