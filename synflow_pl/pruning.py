@@ -48,7 +48,7 @@ def prune(
     norm: bool = False,
     exclude: Iterable[str] = (),
     train_mode: bool = False,
-    on_round: Callable[[int, float], None] | None = None,
+    on_round: Callable[[int, float, Mapping[str, Tensor]], None] | None = None,
 ) -> Masks:
     """Prune ``network`` in place: choose its masks, then zero what they remove. Runs where the network is, on CPU or GPU.
 
@@ -74,7 +74,8 @@ def prune(
         norm: the same for the gain and shift of a normalisation that reads a prunable layer.
         exclude: shell-style patterns of parameter names that stay dense (a dense classifier is ``["fc.*"]``).
         train_mode: score in train mode, for data-driven pruners.
-        on_round: called with (round, density) after each round, rounds counted from 1.
+        on_round: called with (round, density, masks) after each round, rounds counted from 1; the masks by name, to look at and not to
+            keep, since the next round changes them.
 
     Returns:
         The masks, on the network's device.
@@ -138,7 +139,7 @@ def prune(
                 ranking.cut(scores, kept_then[index])
             del scores
             if on_round is not None:
-                on_round(index + 1, left / total)
+                on_round(index + 1, left / total, subject.masks)
     pruner.finish(subject)
     if masks is not None and any(bool((mask & ~masks[name].to(mask.device)).any()) for name, mask in subject.masks.items()):
         raise ValueError(f"{pruner.name} brings back weights that masks= removed, so it cannot go on from them; leave masks out")

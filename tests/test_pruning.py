@@ -58,12 +58,12 @@ def test_a_pruner_that_scores_on_data_asks_for_batches() -> None:
 
 def test_rounds_are_the_pruners_own_unless_given_and_each_is_told() -> None:
     told: list[tuple[int, float]] = []
-    prune(FC(), SynFlow(), density=0.01, input_shape=(1, 28, 28), on_round=lambda index, density: told.append((index, density)))
+    prune(FC(), SynFlow(), density=0.01, input_shape=(1, 28, 28), on_round=lambda index, density, _: told.append((index, density)))
     assert [index for index, _ in told] == list(range(1, 101))
     assert told[49][1] == pytest.approx(0.1, abs=1e-5)
     assert told[-1][1] == 1194 / 119400
     told.clear()
-    prune(FC(), Magnitude(), density=0.01, on_round=lambda index, density: told.append((index, density)))
+    prune(FC(), Magnitude(), density=0.01, on_round=lambda index, density, _: told.append((index, density)))
     assert len(told) == 1
 
 
@@ -83,7 +83,7 @@ def test_an_interruption_leaves_the_network_dense() -> None:
     network = FC()
     before = [parameter.clone() for parameter in network.parameters()]
 
-    def interrupt(index: int, _: float) -> None:
+    def interrupt(index: int, *_: object) -> None:
         if index == 3:
             raise KeyboardInterrupt
 
@@ -161,7 +161,7 @@ def test_rounds_start_at_the_density_of_earlier_masks() -> None:
     told: list[float] = []
     earlier = prune(network := FC(), Magnitude(), density=0.16)
     # Two equal factors from 0.16 to 0.01: 0.04 in between.
-    prune(network, Magnitude(), density=0.01, rounds=2, masks=earlier, on_round=lambda _, density: told.append(density))
+    prune(network, Magnitude(), density=0.01, rounds=2, masks=earlier, on_round=lambda _, density, __: told.append(density))
     assert told == pytest.approx([0.04, 0.01], abs=1e-5)
 
 
@@ -237,7 +237,7 @@ def test_the_effective_density_is_the_nearest_of_all(pruner: type[Pruner], densi
 def test_the_rounds_of_the_pruning_itself_are_told_and_not_those_of_the_guesses() -> None:
     told: list[int] = []
     network = FC()
-    masks = prune(network, SynFlow(), effective_density=0.01, input_shape=(1, 28, 28), rounds=20, on_round=lambda k, _: told.append(k))
+    masks = prune(network, SynFlow(), effective_density=0.01, input_shape=(1, 28, 28), rounds=20, on_round=lambda k, *_: told.append(k))
     effective = diagnose(network, masks, input_shape=(1, 28, 28)).effective
     assert masks.kept >= effective == pytest.approx(1194, abs=10)  # SynFlow's rounds do not make it attainable to the weight
     assert told == list(range(1, 21))

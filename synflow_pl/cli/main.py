@@ -18,6 +18,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from synflow_pl.cli.messages import OURS, Parser, clarify, named, refuse_function, sentence
@@ -26,6 +27,7 @@ from synflow_pl.data import Images
 from synflow_pl.diagnosis import DeadNetwork
 from synflow_pl.runs import CONFIG, RunCSV, RunTensorBoard, claim, run_of
 from synflow_pl.training import Classifier, PruneAtInit, find_checkpoint, load_weights
+from synflow_pl.training.pace import Pace
 from synflow_pl.training.panels import show_hyperparameters
 
 __all__ = ["CLI", "run"]
@@ -200,7 +202,8 @@ class CLI(LightningCLI):
 
     def _fill_in(self) -> None:
         """Give the network the data's ``input_shape`` and ``num_classes``, the classifier its ``num_classes``, and the schedule the
-        number of epochs: in so far as a class has such an argument and the options leave it at its default.
+        number of epochs: in so far as a class has such an argument and the options leave it at its default. A logger that names its
+        runs otherwise by chance is given the run's name.
         """
         model = self.options.model
         refuse_function(model.network.class_path)
@@ -213,6 +216,12 @@ class CLI(LightningCLI):
                 model.num_classes = value
         if isinstance(model.scheduler, Namespace):
             _set_default(model.scheduler, "epochs", self.options.trainer.max_epochs)
+        asked = self.options.trainer.get("logger")
+        for logger in asked if isinstance(asked, list) else [asked]:
+            if isinstance(logger, Namespace):
+                for name in ("name", "run_name"):  # as W&B and MLflow call it
+                    if logger.get("init_args", {}).get(name, "") is None:
+                        logger.init_args[name] = self.options.get("run") or self._default_name()
 
     def _load_network_weights(self) -> None:
         """Start from the weights of a file, unless a checkpoint is to be loaded, which has them all."""
@@ -234,6 +243,7 @@ class CLI(LightningCLI):
             self.trainer.loggers = self._loggers(config.get("logger"))
         if self.trainer.loggers and self.subcommand == "fit":
             self.callbacks.insert(0, LearningRateMonitor())
+            self.callbacks.append(Pace())  # after PruneAtInit
         if self.run_folder is not None and self.subcommand == "fit":
             for callback in self.callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -309,11 +319,9 @@ class CLI(LightningCLI):
         """Say where the run lies, how to test it and how to look at it."""
         if self.run_folder is not None and self.trainer.is_global_zero:
             folder = os.path.relpath(self.run_folder)
-            print(
-                f"\nThe run lies in       {folder}\n"
-                f"Test it with          python -m synflow_pl test --ckpt_path {folder}\n"
-                f"Look at all runs with tensorboard --logdir {os.path.relpath(self.run_folder.parent)}"
-            )
+            print(f"\nThe run lies in       {folder}\nTest it with          python -m synflow_pl test --ckpt_path {folder}")
+            if any(isinstance(logger, TensorBoardLogger) for logger in self.trainer.loggers):
+                print(f"Look at all runs with tensorboard --logdir {os.path.relpath(self.run_folder.parent)}")
 
     def test(self, **kwargs: Any) -> None:
         """Run the test and keep its metrics."""
@@ -349,34 +357,38 @@ def _short(config: Namespace) -> str:
     return str(config.class_path).rpartition(".")[2].lower()
 
 
-def _plain(config: Namespace) -> dict[str, Any]:
-    """Those arguments of a class that are numbers or words."""
-    return {key: value for key, value in config.get("init_args", {}).items() if isinstance(value, (int, float, str, bool))}
+def _plain(name: str, config: Any) -> dict[str, Any]:
+    """Those arguments of a class that are numbers or words, by ``settings/name/argument``."""
+    arguments = config.get("init_args", {}) if isinstance(config, Namespace) else {}
+    return {f"settings/{name}/{key}": value for key, value in arguments.items() if isinstance(value, (int, float, str, bool))}
 
 
 def _settings(config: Namespace) -> dict[str, Any]:
-    """The few options by which runs are compared."""
-    model, pruning, data = config.model, config.pruning, config.data
-    network = _plain(model.network)
-    optimizer = model.optimizer.get("init_args", {}) if isinstance(model.optimizer, Namespace) else {}
-    return {
-        "data": _short(data),
-        "network": _short(model.network),
-        **{f"network/{key}": value for key, value in network.items()},
-        "pruner": _short(pruning.pruner) if pruning.pruner else "dense",
-        **{f"pruner/{key}": value for key, value in (_plain(pruning.pruner) if pruning.pruner else {}).items()},
-        "density": pruning.density if pruning.density is not None else 1.0,
-        "effective_density": pruning.effective_density,
+    """The options by which runs are compared: five that TensorBoard's table shows by itself, and others below "settings/", in whose
+    order it comes after them.
+    """
+    model, pruning, data, optimizer = config.model, config.pruning, config.data, config.model.optimizer
+    others = {
         "rounds": pruning.rounds,
+        "effective_density": pruning.effective_density,
         "sanity": pruning.sanity,
         "at_epoch": pruning.at_epoch,
         "scope": pruning.scope,
         "schedule": pruning.schedule,
-        "optimizer": _short(model.optimizer) if isinstance(model.optimizer, Namespace) else "default",
-        "lr": optimizer.get("lr"),
-        "weight_decay": optimizer.get("weight_decay"),
+        "optimizer": _short(optimizer) if isinstance(optimizer, Namespace) else "default",
+        "lr": optimizer.get("init_args", {}).get("lr") if isinstance(optimizer, Namespace) else None,
+        "weight_decay": optimizer.get("init_args", {}).get("weight_decay") if isinstance(optimizer, Namespace) else None,
         "batch_size": data.init_args.get("batch_size"),
         "epochs": config.trainer.max_epochs,
         "precision": config.trainer.precision,
+    }
+    return {
+        "data": _short(data),
+        "density": pruning.density if pruning.density is not None else 1.0,
+        "network": _short(model.network),
+        "pruner": _short(pruning.pruner) if pruning.pruner else "dense",
         "seed": config.seed_everything,
+        **{f"settings/{name}": value for name, value in others.items()},
+        **_plain("network", model.network),
+        **_plain("pruner", pruning.pruner),
     }

@@ -87,6 +87,8 @@ def clarify(message: str, options: list[str]) -> str:
             return f"{missing[1]} is missing, which the class that was named cannot do without"
         key = missing[1].partition(".")[2]
         return f"{key} is missing; name a recipe with -c (mnist_fc), or give --{key} ({_some(classes(key))})"
+    if absent := re.search(r"given class_path '[\w.]*?(\w+)':\s+.*?(?:Requirement|Module) '([\w-]+)[^']*' not (?:met|found)", message):
+        return f"{absent[1]} needs the package {absent[2]}, which is not installed: pip install {absent[2]}"
     found = re.search(r"Parser key [\"']([^\"']+)[\"']", message)
     key = found[1].removeprefix("fit.").removeprefix("test.") if found else ""
     wrong = re.search(r"(?:Expected a path but|given class_path) '?(\S+?)'?(?::| either)", message)

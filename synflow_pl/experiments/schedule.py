@@ -43,7 +43,7 @@ def largest_ratio(
     rounds: int,
     schedule: Literal["exponential", "linear", "cubic"],
     *,
-    on_round: Callable[[int, float], None] | None = None,
+    on_round: Callable[[int, float, Mapping[str, Tensor]], None] | None = None,
     **options: Any,
 ) -> RoundRatio:
     """Prune ``network``, but for the end, and look at what each round takes.
@@ -54,7 +54,7 @@ def largest_ratio(
         density: fraction of prunable weights kept, in (0, 1).
         rounds: at least 1.
         schedule: density after each round.
-        on_round: called with (round, density) after each round.
+        on_round: as that of :func:`synflow_pl.prune`.
         options: the others of :func:`synflow_pl.prune`.
 
     Returns:

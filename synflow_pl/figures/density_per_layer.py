@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from synflow_pl.figures.style import FIRST, MUTED, SECOND, axes, blank, legend, short
+from synflow_pl.figures.style import FIRST, MUTED, SECOND, axes, blank, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def density_per_layer(
     floor = min(density for density in [overall, *densities, *(effective or ())] if density > 0) / 3
     series = [("kept", densities, FIRST, "")]
     if effective is not None:
-        series.append(("on a living path (effective)", effective, SECOND, "////"))
+        series.append(("effective: on a living path", effective, SECOND, "////"))
     height = 0.8 / len(series)
     for index, (label, values, colour, hatch) in enumerate(series):
         places = [layer + (index - (len(series) - 1) / 2) * height for layer in range(len(names))]
@@ -39,11 +39,11 @@ def density_per_layer(
         )
         for place, value in zip(places, values, strict=True):
             told = f"{100 * value:.3g} %" if value > 0 else "none"
-            drawn.annotate(told, (max(value, floor), place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
-    drawn.axvline(overall, color=MUTED, linestyle="--", linewidth=1.2, label=f"whole network, {100 * overall:.3g} %")
+            drawn.annotate(told, (max(value, floor), place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=6.5)
+    drawn.axvline(overall, color=MUTED, linestyle="--", linewidth=1.2, label=f"all layers, {100 * overall:.3g} %")
     drawn.set_xlim(floor, 2.5)
     drawn.set_yticks(range(len(names)), [short(name) for name in names])
     drawn.set_ylim(len(names) - 0.4, -0.6)
     drawn.grid(visible=False, axis="y")
-    legend(drawn, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series) + 1)
+    figure.legend(loc="outside upper left", ncols=len(series) + 1, fontsize=8, frameon=False, columnspacing=1)
     return figure

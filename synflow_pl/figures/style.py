@@ -61,6 +61,8 @@ def axes(figure: Figure, x: str, y: str, *, log: str = "", place: tuple[int, int
         log: which axes are logarithmic: "", "x", "y" or "xy".
         place: (rows, columns, number from 1) within the figure.
     """
+    from matplotlib.ticker import LogFormatterSciNotation
+
     made = figure.add_subplot(*place)
     made.set_xlabel(x, fontsize=_TEXT)
     made.set_ylabel(y, fontsize=_TEXT)
@@ -68,10 +70,11 @@ def axes(figure: Figure, x: str, y: str, *, log: str = "", place: tuple[int, int
     made.spines[["top", "right"]].set_visible(False)
     made.grid(visible=True, color="#E5E5E5", linewidth=0.6)
     made.set_axisbelow(True)
-    if "x" in log:
-        made.set_xscale("log")
-    if "y" in log:
-        made.set_yscale("log")
+    for name, axis in (("x", made.xaxis), ("y", made.yaxis)):
+        if name in log:
+            made.set(**{f"{name}scale": "log"})
+            # By default numbers stand between powers of ten on an axis of one decade, where they overlap.
+            axis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(0.6, 0.3)))
     return made
 
 
@@ -109,8 +112,8 @@ def shades(number: int) -> list[tuple[float, ...]]:
     """As many colours, dark to light, for things that have an order, such as layers by depth: even steps of lightness, in grey too."""
     from matplotlib import colormaps
 
-    # The lightest tenth is lost on white.
-    return [tuple(colormaps["viridis"](0.9 * index / max(number - 1, 1))) for index in range(number)]
+    # The lightest fifth is lost on white.
+    return [tuple(colormaps["viridis"](0.8 * index / max(number - 1, 1))) for index in range(number)]
 
 
 def legend(axes: Axes, **options: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from synflow_pl.figures.style import MUTED, axes, blank, legend, shades, short
 
@@ -20,20 +20,31 @@ def unit_scores(units: Mapping[str, tuple[Sequence[float], Sequence[float]]]) ->
     """One dot per unit on logarithmic axes, with the diagonal on which it lies if its scores are conserved.
 
     Args:
-        units: by layer, input first: the sums of the scores of the weights into each of its units, and out of each. A unit with a sum
-            that is not positive has no place on these axes and is left out.
+        units: by layer, input first: the sums of the scores of the weights into each of its units, and out of each. Of a negative sum
+            the magnitude is drawn, and the dot is hollow if the two signs differ; a unit with a sum of zero is left out.
     """
     figure = blank(width=5.4, height=4.4)
-    drawn = axes(figure, "sum of scores into the unit", "sum of scores out of the unit", log="xy")
+    drawn = axes(figure, "|sum of scores into the unit|", "|sum of scores out of the unit|", log="xy")
     ends: list[float] = []
-    for (name, (into, out)), shade in zip(units.items(), shades(len(units)), strict=True):
-        dots = [(a, b) for a, b in zip(into, out, strict=True) if a > 0 and b > 0]
-        if dots:
-            drawn.plot(*zip(*dots, strict=True), linestyle="", marker="o", markersize=3.5, color=shade, alpha=0.7, label=short(name))
-            ends += [value for dot in dots for value in dot]
+    for (name, sums), shade in zip(units.items(), shades(len(units)), strict=True):
+        label: str | None = short(name)
+        for alike in (True, False):
+            dots = [(abs(into), abs(out)) for into, out in zip(*sums, strict=True) if into * out != 0 and (into * out > 0) == alike]
+            if dots:
+                face = shade if alike else "none"
+                marks: dict[str, Any] = {
+                    "marker": "o",
+                    "markersize": 3.5,
+                    "alpha": 0.7,
+                    "markerfacecolor": face,
+                    "markeredgecolor": shade,
+                }
+                drawn.plot(*zip(*dots, strict=True), linestyle="", label=label, **marks)
+                label = None
+                ends += [value for dot in dots for value in dot]
     if ends:
         drawn.axline((min(ends), min(ends)), (2 * max(ends), 2 * max(ends)), color=MUTED, linestyle="--", linewidth=1, zorder=1)
+        if len(units) <= _MOST_ENTRIES:
+            legend(drawn, loc="center left", bbox_to_anchor=(1, 0.5))
     drawn.set_aspect("equal", adjustable="datalim")
-    if 0 < len(units) <= _MOST_ENTRIES:
-        legend(drawn, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

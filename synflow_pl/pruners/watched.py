@@ -52,6 +52,15 @@ class Watched(Around):
         self._count(subject)
         self.pruner.notes = self.notes
 
+    def after(self, earlier: Watched | None) -> Watched:
+        """The whole of a pruning of which ``earlier`` saw the rounds before. One that saw none does not count."""
+        if earlier is None or not earlier.kept:
+            return self
+        if not self.kept:
+            return earlier
+        self.kept = {name: earlier.kept[name] + counts[1:] for name, counts in self.kept.items()}
+        return self
+
     def _count(self, subject: Subject) -> None:
         if self.kept:
             left = torch.stack([subject.masks[name].count_nonzero() for name in self.kept]).tolist()

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +21,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from synflow_pl.diagnosis import DeadNetwork, Diagnosis, diagnose
+from synflow_pl.diagnosis import DeadNetwork, Diagnosis, Survival, diagnose
+from synflow_pl.flow import Paths
 from synflow_pl.masks import Hold, Masks, prunable
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.sanity import SANITY
+from synflow_pl.pruners.watched import Watched
 from synflow_pl.pruning import check_options, prune
 from synflow_pl.schedules import SCHEDULES, as_density
 from synflow_pl.training.checkpoints import KEY, find_checkpoint, load_masks, load_weights
 from synflow_pl.training.finding import find_batches, find_example, find_loss, find_network
 from synflow_pl.training.gradual import Gradual, check_time, last_step
-from synflow_pl.training.panels import show_density, show_diagnosis
+from synflow_pl.training.panels import show_density, show_diagnosis, show_masks, show_rounds, wants_pictures
 
 __all__ = ["PruneAtInit"]
 
@@ -112,6 +114,8 @@ class PruneAtInit(Callback):
         self.on_collapse = on_collapse
         self.masks: Masks | None = None
         self.diagnosis: Diagnosis | None = None
+        self._survival: Survival | None = None
+        self._watched: Watched | None = None
         self._options: dict[str, Any] = {
             "density": density, "kept": kept, "effective_density": effective_density, "rounds": rounds, "schedule": schedule,
             "scope": scope, "bias": bias, "norm": norm, "train_mode": train_mode,
@@ -204,15 +208,18 @@ class PruneAtInit(Callback):
         assert self.pruner is not None
         hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
         rewound, previous = {}, None
+        self._survival = Survival() if self._rounds > 1 and not self.pruner.regrows else None
         if self.trained is not None:
             rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             load_weights(network, self.trained)
             previous = load_masks(self.trained)
         with tqdm(total=self._rounds, desc=f"Pruning, {type(self.pruner).__name__}", unit="round", leave=False, disable=hidden) as bar:
 
-            def on_round(index: int, density: float) -> None:
+            def on_round(index: int, density: float, masks: Mapping[str, Tensor]) -> None:
                 bar.update()
                 show_density(trainer.loggers, index, density)
+                if self._survival is not None:
+                    self._survival(index, density, masks)
 
             masks = self._prune(trainer, pl_module, network, masks=previous, on_round=on_round, **self._options)
         if trainer.world_size > 1:
@@ -225,14 +232,18 @@ class PruneAtInit(Callback):
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module, **options: Any) -> Masks:
         assert self.pruner is not None
-        return prune(
+        pruner = Watched(self.pruner, options["rounds"]) if wants_pictures(trainer.loggers) else self.pruner
+        masks = prune(
             network,
-            self.pruner,
+            pruner,
             example_input=self._inputs,
             batches=find_batches(trainer, self.pruner) if self.pruner.needs_batches else (),
             loss=find_loss(pl_module),
             **options,
         )
+        if isinstance(pruner, Watched):
+            self._watched = pruner.after(self._watched)
+        return masks
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
         """From now on these are the masks: in the network, in its averages, and after every step."""
@@ -259,15 +270,23 @@ class PruneAtInit(Callback):
             DeadNetwork: if no path is left, unless a warning is enough.
         """
         assert self.masks is not None
-        self.diagnosis = told = diagnose(network, self.masks, example_input=self._inputs)
+        told = diagnose(network, self.masks, example_input=self._inputs)
+        if not told.alive and self._survival is not None:
+            told = replace(told, died=self._survival.died(Paths(network, self._inputs)))
+        self.diagnosis, self._survival = told, None
         rank_zero_info(
             f"Pruning: {how} {told.kept:,} of {told.total:,} weights (density {told.density:.6g},"
             f" effective {told.effective_density:.6g}){took}."
         )
         rank_zero_info(told.table())
-        for note in (self.pruner.notes if self.pruner is not None and self._from_file is None else ()) or told.notes:
+        for note in self.pruner.notes if self.pruner is not None and self._from_file is None else ():
             rank_zero_info(f"Pruning: {note}.")
-        show_diagnosis(trainer.loggers, told)
+        if trainer.is_global_zero:
+            show_diagnosis(trainer.loggers, told)
+            show_masks(trainer.loggers, network, self.masks)
+            if self._watched is not None:
+                show_rounds(trainer.loggers, network, self._inputs, self.masks, self._watched)
+        self._watched = None
         if message := told.collapse:
             if not told.alive and self.on_collapse == "error":
                 raise DeadNetwork(f"{message}, or on_collapse warn to train it anyway")

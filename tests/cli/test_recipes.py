@@ -3,6 +3,7 @@
 import math
 import os
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ FOLDERS = {
     **{"CIFAR100": "cifar-100-python", "TinyImageNet": "tiny-imagenet-200"},
 }
 SANITY = sorted(f"sanity/{path.stem}" for path in CONFIGS.glob("sanity/*.yaml"))
+LOGGERS = sorted(f"loggers/{path.stem}" for path in CONFIGS.glob("loggers/*.yaml"))
+# What has to be installed for those that do not come with the package.
+PACKAGES = {"loggers/wandb": "wandb", "loggers/mlflow": "mlflow"}
 OPTIMS = sorted(f"optim/{path.stem}" for path in CONFIGS.glob("optim/*.yaml"))
 
 
@@ -74,6 +78,7 @@ def test_there_are_recipes_and_overlays() -> None:
     assert {"demo", "mnist_fc", "mnist_conv", "cifar10_vgg16", "cifar10_vgg19", "cifar10_resnet20", "cifar10_wrn18"} <= set(RECIPES)
     assert {"pruners/dense", "pruners/magnitude", "pruners/random", "pruners/synflow"} <= set(PRUNERS)
     assert {"optim/warmup_cosine", "optim/no_decay_on_norms"} <= set(OPTIMS)
+    assert {"loggers/tensorboard", "loggers/csv"} | PACKAGES.keys() == set(LOGGERS)
 
 
 @pytest.mark.parametrize("recipe", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in RECIPES])
@@ -100,6 +105,27 @@ def test_every_recipe_trains_on_the_real_images(recipe: str, folder: Path) -> No
 @pytest.mark.parametrize("overlay", PRUNERS + OPTIMS)
 def test_every_overlay_trains(overlay: str, folder: Path, generated: None) -> None:
     check(one_step("mnist_fc", overlay))
+
+
+@pytest.mark.parametrize("overlay", LOGGERS)
+def test_every_logger_s_overlay_trains_or_names_the_package_that_is_not_installed(
+    overlay: str, folder: Path, generated: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = PACKAGES.get(overlay)
+    few = ["--pruning.rounds", "2", "--data.batch_size", "4", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+    args = ["fit", "-c", "mnist_fc", "-c", overlay, *few, "--trainer.max_epochs", "1", *QUIET]
+    if package is not None and find_spec(package) is None:
+        with pytest.raises(SystemExit, match="2"):
+            run(args)
+        *_, said = capsys.readouterr().err.strip().splitlines()
+        assert said.endswith(f"needs the package {package}, which is not installed: pip install {package}")
+        assert list(folder.iterdir()) == []
+        return
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    kept = run(args).run_folder
+    assert kept is not None
+    assert {"metrics.csv", "diagnosis.csv", "masks.safetensors"} <= {path.name for path in kept.iterdir()}
+    assert any("tfevents" in path.name for path in kept.iterdir()) == (overlay == "loggers/tensorboard")
 
 
 @pytest.mark.parametrize("overlay", SANITY)
@@ -133,7 +159,7 @@ def test_a_pruner_s_overlay_sets_the_pruner_and_its_rounds(overlay: str) -> None
     assert {"pruner", "rounds"} <= content["pruning"].keys()
 
 
-@pytest.mark.parametrize("name", RECIPES + PRUNERS + SANITY + OPTIMS)
+@pytest.mark.parametrize("name", RECIPES + PRUNERS + SANITY + OPTIMS + LOGGERS)
 def test_every_file_begins_with_a_sentence_that_says_what_it_is(name: str) -> None:
     first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# ")

@@ -68,3 +68,13 @@ def test_nothing_is_told_of_a_pruning_that_removes_nothing() -> None:
     masks = prune(two_layers(), watched, density=1)
     assert (watched.kept, watched.scores) == ({}, {})
     assert isinstance(masks, Masks)
+
+
+def test_a_pruning_in_parts_is_told_as_a_whole() -> None:
+    network, first, second, third = two_layers(), *(Watched(Magnitude()) for _ in range(3))
+    masks = prune(network, first, kept=5)
+    masks = prune(network, second, kept=5, masks=masks)  # removes nothing
+    prune(network, third, kept=3, masks=masks)
+    whole = third.after(second.after(first.after(None)))
+    assert whole.kept == {"0.weight": [4, 3, 1], "2.weight": [2, 2, 2]}
+    assert whole.scores["0.weight"].tolist() == [[0, 2], [3, 4]]

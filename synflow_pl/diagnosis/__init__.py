@@ -1,0 +1,7 @@
+"""Diagnosis: what pruning did to one network."""
+
+from synflow_pl.diagnosis.examine import diagnose
+from synflow_pl.diagnosis.findings import DeadNetwork, Diagnosis, Layer
+from synflow_pl.diagnosis.survival import Survival
+
+__all__ = ["DeadNetwork", "Diagnosis", "Layer", "Survival", "diagnose"]

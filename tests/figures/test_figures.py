@@ -1,0 +1,136 @@
+"""Figures are looked at by people; what can be counted in them is counted here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from synflow_pl.figures import density_per_layer, layers_over_rounds, unit_scores
+from synflow_pl.figures.style import axes, blank, curve, legend, save, shades
+
+NAMES = ["first.weight", "second.weight", "third.weight"]
+
+
+def bars() -> Figure:
+    return density_per_layer(NAMES, [0.5, 0.1, 0], 0.2, [0.5, 0.05, 0])
+
+
+def lines() -> Figure:
+    return layers_over_rounds([1, 2, 4], {"first.weight": [8, 8, 7], "second.weight": [92, 42, 18], "third.weight": [100, 50, 0]})
+
+
+def dots() -> Figure:
+    return unit_scores({"first.weight": ([1, 2, 0], [1, 20, 5]), "second.weight": ([3], [-3])})
+
+
+def only(figure: Figure) -> Axes:
+    (drawn,) = figure.axes
+    return drawn
+
+
+@pytest.mark.parametrize("draw", [bars, lines, dots])
+def test_axes_are_labelled_with_what_they_count(draw: Callable[[], Figure]) -> None:
+    drawn = only(draw())
+    assert drawn.get_xlabel().split()[0].strip(":|") in ("density", "compression", "sum")
+    assert drawn.get_ylabel() or [label.get_text() for label in drawn.get_yticklabels()] == ["first", "second", "third"]
+
+
+def test_each_layer_has_a_bar_for_what_is_kept_and_one_for_what_is_effective() -> None:
+    drawn = only(bars())
+    ends = [bar.get_x() + bar.get_width() for bar in drawn.patches]
+    floor = 0.05 / 3
+    assert ends == pytest.approx([0.5, 0.1, floor, 0.5, 0.05, floor])
+    assert [text.get_text() for text in drawn.texts] == ["50 %", "10 %", "none", "50 %", "5 %", "none"]
+
+
+def test_the_line_of_a_layer_that_was_emptied_ends_in_a_cross_where_something_was_left() -> None:
+    first, second, third, cross = only(lines()).lines
+    assert first.get_xydata().tolist() == [[1, 8], [2, 8], [4, 7]]
+    assert second.get_xydata().tolist() == [[1, 92], [2, 42], [4, 18]]
+    assert third.get_xydata().tolist() == [[1, 100], [2, 50]]
+    assert (cross.get_xydata().tolist(), cross.get_marker()) == ([[2, 50]], "x")
+
+
+def test_dots_are_in_and_out_and_hollow_where_signs_differ_and_there_is_the_diagonal() -> None:
+    first, second, diagonal = only(dots()).lines
+    assert first.get_xydata().tolist() == [[1, 1], [2, 20]]
+    assert second.get_xydata().tolist() == [[3, 3]]
+    assert (first.get_markerfacecolor() != "none", second.get_markerfacecolor()) == (True, "none")
+    assert diagonal.get_linestyle() == "--"
+
+
+@pytest.mark.parametrize("layers", [3, 14, 75])
+def test_every_line_stands_in_the_legend_and_the_legend_in_the_figure(layers: int) -> None:
+    figure = layers_over_rounds([1, 10, 100], {f"stage{i // 20}.block{i}.conv1.weight": [1000, 100, 10 + i] for i in range(layers)})
+    figure.draw_without_rendering()
+    told = only(figure).get_legend()
+    assert told is not None
+    assert len(told.get_texts()) == layers
+    inside, whole = told.get_window_extent(), figure.bbox
+    assert inside.x1 <= whole.x1
+    assert inside.y0 >= whole.y0
+    assert inside.y1 <= whole.y1
+
+
+def test_things_compared_differ_in_colour_and_dash_or_marker() -> None:
+    looks = [curve(index) for index in range(28)]
+    assert len({(look["color"], look["linestyle"]) for look in looks}) == 28
+    assert len({(look["linestyle"], look["marker"]) for look in looks[:8]}) == 8
+
+
+def test_layers_by_depth_get_lighter_in_grey_too() -> None:
+    grey = [0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue, _ in shades(20)]
+    assert grey == sorted(grey)
+    assert grey[-1] < 0.75
+
+
+def test_a_figure_is_saved_twice_and_nothing_else_is_left(tmp_path: Path) -> None:
+    written = save(lines(), tmp_path / "run-density0.05" / "lines")
+    assert [path.name for path in written] == ["lines.png", "lines.pdf"]
+    assert sorted(path.name for path in written[0].parent.iterdir()) == ["lines.pdf", "lines.png"]
+    assert imread(written[0]).shape[1] > 900
+    assert written[1].read_bytes().startswith(b"%PDF")
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = save(bars(), tmp_path / "first"), save(bars(), tmp_path / "second")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(lines(), tmp_path / "lines")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(self: Figure, path: Path, **_: object) -> None:
+        path.write_bytes(b"half a pict")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match="no space"):
+        save(bars(), tmp_path / "lines")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_legend_takes_the_options_of_matplotlib_s() -> None:
+    drawn = axes(blank(), "time / s", "loss", log="y")
+    drawn.plot([1, 2], [1, 0.5], label="one", **curve(0))
+    legend(drawn, ncols=2)
+    assert drawn.get_yscale() == "log"
+    assert [text.get_text() for text in drawn.get_legend().get_texts()] == ["one"]  # type: ignore[union-attr]
+
+
+def test_the_package_is_imported_without_matplotlib_and_drawn_without_pyplot() -> None:
+    code = (
+        "import sys, synflow_pl, synflow_pl.figures, synflow_pl.pruning\n"
+        "assert 'matplotlib' not in sys.modules, 'matplotlib'\n"
+        "synflow_pl.figures.density_per_layer(['a'], [0.5], 0.5)\n"
+        "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
