@@ -30,6 +30,11 @@ def main() -> None:
 
         multishot(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["experiment"]:
+        from synflow_pl.cli.experiment import experiment
+
+        experiment(sys.argv[2:])
+        return
     from synflow_pl.cli.main import run
 
     run(sys.argv[1:])

@@ -280,19 +280,22 @@ class CLI(LightningCLI):
         folder = run_of(Path(checkpoint)) if name and checkpoint else None
         return folder if folder is not None and folder.resolve() == (root / "lightning_logs" / str(name)).resolve() else None
 
-    def _default_name(self) -> str:
+    @property
+    def recipe_name(self) -> str:
+        """The recipe's name, or what the data and the network are called."""
         recipe = next((path.stem for path in self.recipes if path.parent.name != "pruners"), None)
+        network = self.options.model.network
+        # Of torchvision's and timm's networks the class says too little.
+        return recipe or f"{_short(self.options.data)}_{network.get('init_args', {}).get('name') or _short(network)}"
+
+    def _default_name(self) -> str:
         pruning = self.options.pruning
-        if recipe is None:
-            network = self.options.model.network
-            # Of torchvision's and timm's networks the class says too little.
-            recipe = f"{_short(self.options.data)}_{network.get('init_args', {}).get('name') or _short(network)}"
         if pruning.masks and (source := Path(pruning.masks).resolve().parent.name).endswith(PRUNED):
             return source.removesuffix(PRUNED)
         amount = f"density{pruning.density:g}" if pruning.density is not None else f"kept{pruning.kept}" if pruning.kept else "density1"
         if pruning.effective_density is not None:
             amount = f"effective{pruning.effective_density:g}"
-        return "-".join([recipe, self._pruner_name(), amount, f"seed{self.options.seed_everything}"])
+        return "-".join([self.recipe_name, self._pruner_name(), amount, f"seed{self.options.seed_everything}"])
 
     def _pruner_name(self) -> str:
         """What a run's name calls the pruner: its overlay, else its class, and what is done about it."""

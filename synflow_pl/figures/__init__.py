@@ -2,7 +2,20 @@
 
 from synflow_pl.figures.density_by_pruner import density_by_pruner
 from synflow_pl.figures.density_per_layer import density_per_layer
+from synflow_pl.figures.layer_averages import layer_averages
 from synflow_pl.figures.layers_over_rounds import layers_over_rounds
+from synflow_pl.figures.magnitude_growth import magnitude_growth
+from synflow_pl.figures.round_ratios import round_ratios
+from synflow_pl.figures.unit_conservation import unit_conservation
 from synflow_pl.figures.unit_scores import unit_scores
 
-__all__ = ["density_by_pruner", "density_per_layer", "layers_over_rounds", "unit_scores"]
+__all__ = [
+    "density_by_pruner",
+    "density_per_layer",
+    "layer_averages",
+    "layers_over_rounds",
+    "magnitude_growth",
+    "round_ratios",
+    "unit_conservation",
+    "unit_scores",
+]

@@ -14,7 +14,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FIRST", "MUTED", "SECOND", "WIDTH", "axes", "blank", "curve", "legend", "save", "shades", "short"]
+__all__ = [
+    "FIRST",
+    "MUTED",
+    "SECOND",
+    "WIDTH",
+    "axes",
+    "blank",
+    "curve",
+    "grid",
+    "legend",
+    "marker",
+    "save",
+    "shades",
+    "short",
+    "title",
+]
 
 # Okabe & Ito 2008, which differ for every kind of colour vision, without their yellow, which is lost on white. The first four differ in
 # grey too (lightness 46, 71, 0, 58 of 100); after that lines differ by dash and marker.
@@ -71,10 +86,26 @@ def curve(index: int) -> dict[str, Any]:
     return {
         "color": _COLOURS[index % len(_COLOURS)],
         "linestyle": _DASHES[index % len(_DASHES)],
-        "marker": _MARKERS[index % len(_MARKERS)],
+        "marker": marker(index),
         "markersize": 4,
         "linewidth": 1.4,
     }
+
+
+def marker(index: int) -> str:
+    """The marker of the ``index``-th of a few things."""
+    return _MARKERS[index % len(_MARKERS)]
+
+
+def grid(panels: int) -> tuple[int, int]:
+    """(rows, columns) for as many panels in one figure, three in a row at most."""
+    columns = min(panels, 3) if panels != 4 else 2
+    return -(-panels // columns), columns
+
+
+def title(axes: Axes, text: str) -> None:
+    """What a panel among others shows."""
+    axes.set_title(text, fontsize=_TEXT)
 
 
 def shades(number: int) -> list[tuple[float, ...]]:

@@ -7,7 +7,7 @@ another: what then arrives at an input is linear in the outputs of exactly those
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow import Skeleton
+from synflow_pl.flow.skeleton import Step
 
 __all__ = ["Wiring", "wiring"]
 
@@ -50,26 +51,26 @@ def wiring(skeleton: Skeleton, weights: dict[str, Tensor]) -> Wiring:
     scales = {
         name: torch.ones(len(weight), dtype=torch.float64, device=weight.device, requires_grad=True) for name, weight in weights.items()
     }
-    ones = {name: torch.ones_like(weight, dtype=torch.float64) for name, weight in weights.items()}
-    scaled = {name: one * scales[name].view(-1, *[1] * (one.dim() - 1)) for name, one in ones.items()}
+    # Never multiplied with anything, so one number in memory for all weights of a unit.
+    scaled = {name: scales[name].view(-1, *[1] * (weight.dim() - 1)).expand(weight.shape) for name, weight in weights.items()}
     arriving: dict[str, Tensor] = {}
     found = Wiring()
 
-    def watch(step: Any, arguments: Sequence[Any]) -> None:
-        if step is None or not step.contraction:
-            return
+    def compute(function: Callable[..., Any], step: Step, arguments: Sequence[Any]) -> Any:
         convolution = step.function is torch.ops.aten.convolution
-        name = step.weight or next((name for name, weight in scaled.items() if arguments[1] is weight), None)
+        name = step.contraction and (step.weight or next((name for name, weight in scaled.items() if arguments[1] is weight), None))
         if name not in weights or (convolution and arguments[6]):
-            return
+            return function(*arguments)
         signal = arguments[0]
         channel = 1 if convolution else -1
         arriving[name] = signal.movedim(channel, 0).flatten(1).sum(1)
         found.groups[name] = arguments[8] if convolution else 1
-        arguments[0] = torch.ones_like(signal)  # type: ignore[index]  # the step reads ones instead
+        # The layer reads ones instead; of what it would make of them, only which unit it comes from matters, and the shape.
+        shape = function(*(argument.to("meta") if isinstance(argument, Tensor) else argument for argument in arguments)).shape
+        return scales[name].view(-1, *[1] * (len(shape) - 2 if convolution else 0)).expand(shape)
 
     with torch.enable_grad():
-        leaving = skeleton.flow(scaled, gains=False, watch=watch)
+        leaving = skeleton.flow(scaled, gains=False, compute=compute)
     if strange := sorted(weights.keys() - arriving.keys()):
         raise ValueError(
             f"PHEW walks through linear and convolution layers that are read once; it cannot walk through {', '.join(strange)};"

@@ -11,6 +11,8 @@ import pytest
 from conftest import QUIET
 
 from synflow_pl.cli import prune as command
+from synflow_pl.cli.experiment import EXPERIMENTS
+from synflow_pl.cli.experiment import planned as experiment_planned
 from synflow_pl.cli.main import CLI, resolved, run
 from synflow_pl.cli.multishot import planned
 from synflow_pl.cli.recipes import find_recipe
@@ -97,6 +99,13 @@ def test_its_multishot_commands_are_understood(folder: Path) -> None:
         assert own.levels == 5
         assert plan.options.pruning.pruner.class_path == "synflow_pl.pruners.Magnitude"
     assert list(folder.iterdir()) == []
+
+
+def test_its_experiments_are_understood(built: Callable[..., CLI], folder: Path) -> None:
+    named = [words[1:] for words in commands("synflow_pl") if words[0] == "experiment"]
+    assert {words[0] for words in named} == set(EXPERIMENTS)
+    for words in named:
+        experiment_planned([*words, "--trainer.accelerator", "cpu"])
 
 
 def test_its_make_targets_are_there() -> None:

@@ -1,0 +1,237 @@
+"""The experiment command: what the theory says about scores, looked at in any network; each writes a table and a figure.
+
+units      for every hidden unit, the sum of the scores into it against the sum of those out of it
+layers     the average score of each layer against its size
+magnitude  the average squared weight of each layer against its size, before, while and after the recipe trains it
+schedule   the most that a round takes of the scores, against what a whole layer has, by schedule, rounds and compression
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from synflow_pl import figures
+from synflow_pl.cli.experiment_plan import Plan, Training, pruner_of
+from synflow_pl.cli.main import _prepare, _quieten
+from synflow_pl.cli.messages import sentence
+from synflow_pl.experiments import (
+    largest_difference,
+    largest_ratio,
+    layer_scores,
+    unit_differences,
+    variation,
+)
+from synflow_pl.figures.style import save
+from synflow_pl.flow import linearise, unit_sums
+from synflow_pl.schedules import SCHEDULES
+from synflow_pl.training.finding import find_loss
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["EXPERIMENTS", "experiment", "planned"]
+
+# What Tanaka et al. 2020 compare in Figures 3 and 4, and what Figure 7 goes through.
+_PRUNERS = ["random", "magnitude", "snip", "grasp", "synflow"]
+_ROUNDS = [1, 10, 20, 30, 40, 50, 100]
+_EXPONENTS = [0.5, 1, 1.5, 2, 2.5, 3]
+
+
+def experiment(args: list[str]) -> None:
+    """Run one experiment. What cannot be is a sentence on standard error and exit status 2, or 1 once work has begun.
+
+    Args:
+        args: the experiment's name, its own options, and options of ``fit``.
+    """
+    if args[:1] in ([], ["-h"], ["--help"]):
+        print(f"usage: synflow_pl experiment {{{','.join(EXPERIMENTS)}}} [OPTIONS] [OPTIONS OF fit]\n\n{__doc__}")
+        print("Options of one experiment: synflow_pl experiment NAME --help. The network and the data are those of fit.")
+        return
+    own, plan = planned(args)
+    try:
+        EXPERIMENTS[args[0]](own, plan, shlex.join(["synflow_pl", "experiment", *args]))
+    except (ValueError, OSError, FloatingPointError) as error:
+        sentence(" ".join(str(error).split()), status=1)
+
+
+def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
+    """The experiment's own options, and the network and data that are built of the others."""
+    name = args[0]
+    if name not in EXPERIMENTS:
+        sentence(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    parser = argparse.ArgumentParser(
+        f"synflow_pl experiment {name}", usage="%(prog)s [OPTIONS] [OPTIONS OF fit]", description=EXPERIMENTS[name].__doc__,
+        allow_abbrev=False,
+    )  # fmt: skip
+    if name != "magnitude":
+        default = ["synflow"] if name == "schedule" else _PRUNERS
+        parser.add_argument(
+            "--pruners", nargs="+", default=default, metavar="OVERLAY", help=f"overlays in pruners/ (default: {default})"
+        )
+        parser.add_argument(
+            "--noise",
+            type=int,
+            metavar="IMAGES",
+            help="score on so many images of Gaussian noise with random labels instead of the data",
+        )
+    if name == "schedule":
+        parser.add_argument("--schedules", nargs="+", default=["linear", "exponential"], choices=SCHEDULES)
+        parser.add_argument("--rounds", nargs="+", type=int, default=_ROUNDS, help=f"numbers of rounds (default: {_ROUNDS})")
+        parser.add_argument(
+            "--exponents",
+            nargs="+",
+            type=float,
+            default=_EXPONENTS,
+            help=f"x of the compressions 10^x, positive (default: {_EXPONENTS})",
+        )
+    own, options = parser.parse_known_args(args[1:])
+    if getattr(own, "noise", None) is not None and own.noise < 1:
+        sentence(f"noise: {own.noise} must be a number of images, at least 1")
+    if name == "schedule" and (min(own.rounds) < 1 or min(own.exponents) <= 0):
+        sentence(f"rounds {own.rounds} must be at least 1 each, and exponents {own.exponents} positive: density is 10^-exponent")
+    try:
+        own.made = {overlay: pruner_of(overlay) for overlay in getattr(own, "pruners", ())}
+        # Where neither a recipe nor an option says a density there is none to come.
+        prepared = _prepare(["fit", "--pruning.density", "1.0", *options])
+    except (FileNotFoundError, ValueError) as error:
+        sentence(str(error))
+    _quieten()
+    return own, (Training if name == "magnitude" else Plan)(prepared, name)
+
+
+def _units(own: argparse.Namespace, plan: Plan, command: str) -> None:
+    """For every hidden unit, the sum of the scores of the weights into it and of those out of it (Figure 3). A unit that more leads out
+    of than weights (a shortcut) has no such sum; a layer's others are numbered in turn.
+    """
+    skeleton = linearise(plan.network, plan.inputs)
+    rows, panels, told = [], {}, []
+    for overlay, scores in plan.scores(own.made, own.noise):
+        sums = unit_sums(skeleton, scores)
+        if not sums:
+            raise ValueError("units: no unit of this network is left by weights alone, so there are no sums to compare")
+        panels[overlay] = [(into.tolist(), out.tolist()) for into, out in sums.values()]
+        rows += [
+            {"pruner": overlay, "layer": layer, "unit": unit, "into": float(into), "out": float(out)}
+            for layer, both in sums.items()
+            for unit, (into, out) in enumerate(zip(*both, strict=True))
+        ]
+        off = unit_differences(sums.values())
+        told.append((overlay, f"{len(off):,}", f"{off.median():.2e}", f"{off.max():.2e}"))
+    _print(("pruner", "units", "difference between in and out: median", "largest"), told)
+    _write(plan.folder, "units", rows, figures.unit_conservation(panels), command)
+
+
+def _layers(own: argparse.Namespace, plan: Plan, command: str) -> None:
+    """The average score of each layer against its size (Figure 4), and how far the layers' totals are from all being the same."""
+    rows, sizes, averages, told = [], {}, {}, []
+    for overlay, scores in plan.scores(own.made, own.noise):
+        layers = layer_scores(scores)
+        totals = [layer.total for layer in layers]
+        told.append((overlay, f"{variation(totals):.4f}", f"{largest_difference(totals):.2e}"))
+        sizes[overlay] = [layer.size for layer in layers]
+        averages[overlay] = [layer.average for layer in layers]
+        rows += [
+            {"pruner": overlay, "layer": layer.layer, "weights": layer.size, "total": layer.total, "average": layer.average}
+            for layer in layers
+        ]
+    _print(("pruner", "layers' totals: coefficient of variation", "largest difference from the mean"), told)
+    _write(plan.folder, "layers", rows, figures.layer_averages(sizes, averages), command)
+
+
+def _magnitude(own: argparse.Namespace, plan: Training, command: str) -> None:
+    """The average squared weight of each layer against its size, before and after each epoch of a dense training (Figure 5b)."""
+    snapshots = plan.watch.snapshots
+    if plan.run_folder is None or len(snapshots) < 2:
+        raise ValueError("magnitude: there was no training to look at; leave out fast_dev_run, and train for an epoch at least")
+    if not plan.trainer.is_global_zero:
+        return
+    rows = [
+        {"epoch": x.epoch, "layer": y.layer, "weights": y.size, "total": y.total, "average": y.average}
+        for x in snapshots
+        for y in x.layers
+    ]
+    told = [(str(x.epoch), f"{variation([layer.total for layer in x.layers]):.4f}") for x in snapshots]
+    _print(("epoch", "layers' totals: coefficient of variation"), told)
+    averages = {x.epoch: [layer.average for layer in x.layers] for x in snapshots}
+    sizes = [layer.size for layer in snapshots[0].layers]
+    _write(plan.run_folder, "magnitude", rows, figures.magnitude_growth(sizes, averages), command)
+
+
+def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:
+    """For each schedule, number of rounds and compression 10^x: the largest over the rounds of prune size (the scores that the round
+    removes) over cut size (the smallest total of a layer); below 1 no layer can be emptied before it must (Theorem 3, Figure 7).
+    """
+    batches, loss = plan.batches(own.made.values(), own.noise), find_loss(plan.model)
+    cases = [(o, s, x, n) for o in own.made for s in own.schedules for x in own.exponents for n in own.rounds]
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=sum(case[-1] for case in cases), unit="round", leave=False) as bar:
+        for overlay, schedule, exponent, rounds in cases:
+            bar.set_description(f"{overlay}, {schedule}, 10^{exponent:g} in {rounds}")
+            found = largest_ratio(
+                plan.network, own.made[overlay], 10**-exponent, rounds, schedule, example_input=plan.inputs, batches=batches, loss=loss,
+                scope=plan.options.pruning.scope, on_round=lambda *_: bar.update(), **plan.scoring,
+            )  # fmt: skip
+            rows.append(
+                {
+                    "pruner": overlay,
+                    "schedule": schedule,
+                    "exponent": exponent,
+                    "rounds": rounds,
+                    "ratio": found.ratio,
+                    "at": found.round,
+                }
+            )
+            _rows(plan.folder / "schedule.csv", rows)  # hours may lie between the first and the last
+    keys = ("pruner", "schedule", "exponent", "rounds", "ratio", "at")
+    _print(keys, [tuple(f"{row[key]:.4g}" if key == "ratio" else str(row[key]) for key in keys) for row in rows])
+    panels: dict[str, dict[float, dict[int, float]]] = {}
+    for row in rows:
+        panel = panels.setdefault(f"{row['pruner']}, {row['schedule']}", {})
+        panel.setdefault(row["exponent"], {})[row["rounds"]] = row["ratio"]
+    _write(plan.folder, "schedule", rows, figures.round_ratios(panels), command)
+
+
+EXPERIMENTS: dict[str, Callable[[argparse.Namespace, Any, str], None]] = {
+    "units": _units,
+    "layers": _layers,
+    "magnitude": _magnitude,
+    "schedule": _schedule,
+}
+
+
+def _write(folder: Path, name: str, rows: list[dict[str, Any]], figure: Figure, command: str) -> None:
+    """Write table, figure and the command that made them, and say where they lie."""
+    (folder / "command.txt").write_text(f"{command}\n")
+    paths = [folder / f"{name}.csv", *save(figure, folder / name)]
+    _rows(paths[0], rows)
+    print(f"\nWritten: {', '.join(os.path.relpath(path) for path in paths)}")
+
+
+def _rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(unfinished, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(unfinished, path)
+
+
+def _print(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    sys.stdout.write("\n")
+    for row in (head, *rows):
+        print(
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+        )
