@@ -61,7 +61,7 @@ def test_a_compiled_run_is_pruned_trained_and_saved_as_a_plain_one(
 NETWORKS: dict[str, Any] = {
     "fc": (lambda: FC(SHAPE, depth=3, width=16), SHAPE),
     "conv": (conv, SHAPE),
-    "vgg11": (lambda: VGG(11, width=8), (3, 32, 32)),
+    "vgg11": (lambda: VGG(11), (3, 32, 32)),
     "resnet20": (lambda: ResNet(20), (3, 32, 32)),
 }
 
