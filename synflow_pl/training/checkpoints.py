@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from synflow_pl.masks import Masks
 
-__all__ = ["KEY", "find_checkpoint", "load_masks", "load_weights"]
+__all__ = ["KEY", "find_checkpoint", "load_masks", "load_weights", "read"]
 
 KEY = "synflow_pl"
 """The key of a checkpoint that holds ``masks`` (Masks.state_dict) and ``network``, the prefix of the network's weights."""
@@ -72,6 +72,21 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str], *, strict: bo
     return network
 
 
+def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
+    """What is in a file of torch, which cannot run code: read with ``weights_only``, whatever anyone asks for.
+
+    Raises:
+        ValueError: if it cannot be read so.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        first = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{str(path)!r} cannot be read with weights_only; it is damaged, holds code, or is no file of torch: {first}"
+        ) from error
+
+
 def _read(path: Path) -> Mapping[str, Tensor]:
     """The network's part of a file of weights, by the network's own names."""
     if path.suffix == ".safetensors":
@@ -82,13 +97,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{str(path)!r} cannot be read as safetensors; it is damaged or something else: {error}") from error
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        first = str(error).partition("\n")[0]
-        raise ValueError(
-            f"{str(path)!r} cannot be read with weights_only; it is damaged, holds code, or is no file of torch: {first}"
-        ) from error
+    content = read(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         prefix = content.get(KEY, {}).get("network", "network.")
         state = {name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)}
@@ -127,6 +136,6 @@ def load_masks(checkpoint: str | os.PathLike[str]) -> Masks | None:
     Raises:
         FileNotFoundError: if there is no checkpoint.
     """
-    content: Mapping[str, Any] = torch.load(find_checkpoint(checkpoint), map_location="cpu", weights_only=True)
+    content: Mapping[str, Any] = read(find_checkpoint(checkpoint))
     state = content.get(KEY, {}).get("masks")
     return None if state is None else Masks.from_state_dict(state)
