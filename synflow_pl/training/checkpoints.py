@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from synflow_pl.masks import Masks
 
-__all__ = ["KEY", "find_checkpoint", "load_masks", "load_weights", "read"]
+__all__ = ["KEY", "differences", "find_checkpoint", "load_masks", "load_weights", "read"]
 
 KEY = "synflow_pl"
 """The key of a checkpoint that holds ``masks`` (Masks.state_dict) and ``network``, the prefix of the network's weights."""
@@ -63,11 +63,11 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str], *, strict: bo
     state, own = _read(path), network.state_dict()
     fitting = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
     if len(fitting) < max(len(own), len(state)):
-        differences = _differences(state, own)
+        told = differences(state, own)
         if strict or not fitting:
             also = "" if not fitting else "; with strict false, what fits is loaded"
-            raise ValueError(f"{str(path)!r} does not fit {type(network).__name__}: {differences}{also}")
-        rank_zero_warn(f"{str(path)!r} fills {len(fitting)} of {len(own)} tensors of {type(network).__name__}: {differences}")
+            raise ValueError(f"{str(path)!r} does not fit {type(network).__name__}: {told}{also}")
+        rank_zero_warn(f"{str(path)!r} fills {len(fitting)} of {len(own)} tensors of {type(network).__name__}: {told}")
     network.load_state_dict(fitting, strict=False)
     return network
 
@@ -110,7 +110,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     raise ValueError(f"{str(path)!r} holds {holds}; expected a checkpoint, or a state_dict of tensors by name")
 
 
-def _differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+def differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     """In what a file and a network differ, the first of each kind by name."""
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]

@@ -52,7 +52,9 @@ def fit(
 
 def copies(folder: Path) -> dict[int, Path]:
     """The checkpoints that were kept, by step."""
-    return {int(path.stem.partition("-")[2]): path for path in sorted(folder.glob("*.copy"), key=lambda path: int(path.stem.split("-")[0]))}
+    return {
+        int(path.stem.partition("-")[2]): path for path in sorted(folder.glob("*.copy"), key=lambda path: int(path.stem.split("-")[0]))
+    }
 
 
 CASES: dict[str, tuple[dict[str, Any], list[int]]] = {
