@@ -40,7 +40,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            told = f"{str(path)!r} could not be written ({error.strerror or error}); what was there before is whole, make room and start again"
+            why = error.strerror or error
+            told = f"{str(path)!r} could not be written ({why}); what was there before is whole, make room and start again"
             raise OSError(told) from error
         raise
 

@@ -263,8 +263,8 @@ class CLI(LightningCLI):
 
     @property
     def _config_text(self) -> str:
-        """This command as config.yaml holds it."""
-        text: str = self._parser(self.subcommand).dump(self.options, skip_none=False)
+        """The command as config.yaml holds it."""
+        text: str = self._parser(self.subcommand).dump(self.options, skip_unset=False)
         return text
 
     def _go_on(self) -> None:
@@ -302,13 +302,9 @@ class CLI(LightningCLI):
         if path is None:
             return
         content = read(path)
-        optimizers = (
-            None
-            if built is None
-            else built[0]
-            if isinstance(built, (tuple, list))
-            else [built["optimizer"] if isinstance(built, dict) else built]
-        )
+        optimizers = None
+        if built is not None:
+            optimizers = built[0] if isinstance(built, (tuple, list)) else [built["optimizer"] if isinstance(built, dict) else built]
         refuse(path, content, self.model, optimizers)
         run = run_of(Path(path))
         if run is not None:
@@ -417,11 +413,8 @@ class CLI(LightningCLI):
                 slurm.queue_again()
                 print(f"\nSLURM's time is nearly up{where}. The job is queued again and then {what} by itself.")
                 raise SystemExit(0)
-            again = (
-                f"; the same command with --ckpt_path last {what} there"
-                if self.run_folder is not None and self.subcommand == "fit"
-                else ""
-            )
+            resumable = self.run_folder is not None and self.subcommand == "fit"
+            again = f"; the same command with --ckpt_path last {what} there" if resumable else ""
             sentence(f"{stopped}{where}{again}", status=128 + stopped.number)
         raise SystemExit(0)
 

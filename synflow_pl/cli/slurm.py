@@ -7,7 +7,7 @@ import signal
 import subprocess
 from typing import NoReturn
 
-from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Trainer
 
 from synflow_pl.training.interruption import Stopped

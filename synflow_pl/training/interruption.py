@@ -52,7 +52,7 @@ class Interruption:
             os.kill(os.getpid(), number)
         self._wish = self._wish or number
         rank_zero_info(
-            f"\n{signal.Signals(number).name}: training stops after this batch, or after a validation that runs; Ctrl-C stops it at once."
+            f"\n{signal.Signals(number).name}: training stops after this batch, or after a validation that runs; Ctrl-C stops at once."
         )
 
     def wished(self, trainer: Trainer) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -15,7 +15,7 @@ from synflow_pl.training.checkpoints import differences
 
 __all__ = ["Resuming", "refuse"]
 
-_Path = str | os.PathLike[str]
+_Path = str | Path
 
 
 class Resuming(_CheckpointConnector):
@@ -27,7 +27,7 @@ class Resuming(_CheckpointConnector):
     """
 
     # Lightning would take up any hpc_ckpt_* that lies about, a stranger's too.
-    _hpc_resume_path = None  # type: ignore[assignment]
+    _hpc_resume_path = None
 
     def __init__(self, trainer: Trainer, told: Callable[[Mapping[str, Any]], None] = lambda _: None) -> None:
         super().__init__(trainer)
