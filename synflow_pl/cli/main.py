@@ -24,6 +24,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.utilities import rank_zero_only
 
 from synflow_pl.cli import resume, slurm
+from synflow_pl.cli.inside import check_inside
 from synflow_pl.cli.messages import OURS, Parser, clarify, named, refuse_function, sentence
 from synflow_pl.cli.overruled import overruled
 from synflow_pl.cli.recipes import find_recipe
@@ -126,6 +127,7 @@ class CLI(LightningCLI):
     """``fit``, ``validate``, ``test``, ``predict``: LightningCLI with our data, classifier and callback."""
 
     def __init__(self, args: list[str]) -> None:
+        self.typed = args
         self.recipes = [Path(args[i + 1]) for i, arg in enumerate(args) if arg == "--config" and i + 1 < len(args)]
         self.run_folder: Path | None = None
         self.metrics: list[Any] | None = None
@@ -206,6 +208,7 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is one sentence, and no data has been touched by then."""
         try:
+            check_inside(self.options.trainer, self.typed)
             self._fill_in()
             self._go_on()
             super().instantiate_classes()
@@ -350,7 +353,8 @@ class CLI(LightningCLI):
         """The run that this one goes on in: the checkpoint's own, if its name was given."""
         name, checkpoint = self.options.get("run"), self.options.get("ckpt_path")
         folder = run_of(Path(checkpoint)) if name and checkpoint else None
-        return folder if folder is not None and folder.resolve() == (root / "lightning_logs" / str(name)).resolve() else None
+        own = folder is not None and (folder.resolve().parent, folder.name) == ((root / "lightning_logs").resolve(), name)
+        return folder if own else None
 
     def _default_name(self) -> str:
         overlay = next((path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None)

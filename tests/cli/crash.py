@@ -62,7 +62,15 @@ def command(epochs: int, *more: str) -> list[str]:
     options += ["--data.val_size", str(5000 - 16 * EPOCH), "--trainer.limit_val_batches", "20", "--pruning.rounds", str(ROUNDS)]
     options += ["--model.optimizer", "SGD", "--model.optimizer.lr", "0.05", "--model.optimizer.momentum", "0.9"]
     options += ["--model.scheduler", "MultiStepLR", "--model.scheduler.milestones", f"[{epochs // 2}]"]
-    options += ["--trainer.callbacks+=crash.Steps", "--trainer.max_epochs", str(epochs), "--trainer.accelerator", "cpu", "--run", "crash"]
+    options += [
+        "--trainer.callbacks+=crash.Steps",
+        "--trainer.max_epochs",
+        str(epochs),
+        "--trainer.accelerator",
+        "cpu",
+        "--run",
+        "crash",
+    ]
     return ["fit", *options, "--checkpoint_every", str(EVERY), "--trainer.enable_progress_bar", "false", *more]
 
 
