@@ -100,7 +100,11 @@ def _train(run: Path, options: list[str], start: list[str], rewind: int | None, 
         if ended(run):
             print(f"{run.name} has ended and is left as it is.")
             return
-        if resumable(run, rewind) is not None:
+        try:
+            found = resumable(run, rewind)
+        except ValueError as error:
+            sentence(str(error))
+        if found is not None:
             start = ["--ckpt_path", str(run)]
         else:
             _clear(run)

@@ -9,7 +9,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -294,14 +293,14 @@ def test_weights_alone_cannot_be_gone_on_from_and_the_choice_is_named(ended: Pat
 def test_a_dense_checkpoint_is_not_pruned_in_mid_training_unless_that_lies_ahead(
     ended: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dense = [*FIT[:3], "-c", "pruners/dense", *[option for option in SHORT if option not in ("--pruning.rounds", "2")]]
     dense = [*FIT[:3], "-c", "pruners/dense", "--trainer.max_epochs", "1", "--model.network.width", "2", *SHORT[8:]]
     run([*dense, "--run", "dense"])
     with pytest.raises(SystemExit):
         run([*FIT, "--ckpt_path", "lightning_logs/dense", "--run", "pruned"])
     assert "was trained without masks and would be pruned in mid-training; go on dense" in capsys.readouterr().err
     cli = run([*FIT, "--ckpt_path", "lightning_logs/dense", "--run", "ahead", "--pruning.at_epoch", "1"])
-    assert (cli.trainer.global_step, next(c for c in cli.callbacks if isinstance(c, PruneAtInit)).masks.density) == (8, 0.05)
+    masks = next(callback for callback in cli.callbacks if isinstance(callback, PruneAtInit)).masks
+    assert (cli.trainer.global_step, masks.kept) == (8, -(-masks.total // 20))
 
 
 # -- a full disk, a signal
@@ -377,14 +376,12 @@ def test_ctrl_c_in_pruning_says_that_it_starts_again(
 
 def test_a_second_ctrl_c_ends_it_at_once(folder: Path) -> None:
     patience = "import os, signal, sys, time\nfrom synflow_pl import Classifier\nfrom synflow_pl.cli.main import run\n"
-    patience += "def wait(module, *_):\n    for _ in range(2):\n        os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
+    patience += "def wait(module, *_):\n    for _ in range(2):\n        os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(3000)\n"
     patience += "Classifier.on_train_batch_start = wait\nrun(sys.argv[1:])\n"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    begun = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", patience, *FIT], env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", patience, *FIT], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGINT
     assert "SIGINT: training stops after this batch" in done.stderr
-    assert time.monotonic() - begun < 60
 
 
 # -- strangers' files
@@ -438,10 +435,8 @@ def test_a_stranger_s_file_runs_no_code_through_any_door(
         command(["-c", "demo", *SHORT, *door[1:]])
     assert left.value.code not in (0, None)
     assert not (folder / "ran").exists()
-    assert (
-        any(word in capsys.readouterr().err for word in ("weights_only", "safetensors", "not a file of masks"))
-        or door[0] == "multishot"
-    )
+    said = capsys.readouterr().err
+    assert any(word in said for word in ("weights_only", "cannot be read as safetensors", "not a file of masks"))
 
 
 @pytest.mark.parametrize(
