@@ -30,6 +30,7 @@ FOLDERS = {
 }
 SANITY = sorted(f"sanity/{path.stem}" for path in CONFIGS.glob("sanity/*.yaml"))
 OPTIMS = sorted(f"optim/{path.stem}" for path in CONFIGS.glob("optim/*.yaml"))
+TRAINERS = sorted(f"trainer/{path.stem}" for path in CONFIGS.glob("trainer/*.yaml"))
 
 
 def read(name: str) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def test_there_are_recipes_and_overlays() -> None:
     assert {"demo", "mnist_fc", "mnist_conv", "cifar10_vgg16", "cifar10_vgg19", "cifar10_resnet20", "cifar10_wrn18"} <= set(RECIPES)
     assert {"pruners/dense", "pruners/magnitude", "pruners/random", "pruners/synflow"} <= set(PRUNERS)
     assert {"optim/warmup_cosine", "optim/no_decay_on_norms"} <= set(OPTIMS)
+    assert "trainer/ddp" in TRAINERS
 
 
 @pytest.mark.parametrize("recipe", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in RECIPES])
@@ -97,7 +99,7 @@ def test_every_recipe_trains_on_the_real_images(recipe: str, folder: Path) -> No
     assert float(cli.trainer.callback_metrics["val/loss"]) > 0
 
 
-@pytest.mark.parametrize("overlay", PRUNERS + OPTIMS)
+@pytest.mark.parametrize("overlay", PRUNERS + OPTIMS + TRAINERS)
 def test_every_overlay_trains(overlay: str, folder: Path, generated: None) -> None:
     check(one_step("mnist_fc", overlay))
 
@@ -133,7 +135,7 @@ def test_a_pruner_s_overlay_sets_the_pruner_and_its_rounds(overlay: str) -> None
     assert {"pruner", "rounds"} <= content["pruning"].keys()
 
 
-@pytest.mark.parametrize("name", RECIPES + PRUNERS + SANITY + OPTIMS)
+@pytest.mark.parametrize("name", RECIPES + PRUNERS + SANITY + OPTIMS + TRAINERS)
 def test_every_file_begins_with_a_sentence_that_says_what_it_is(name: str) -> None:
     first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# ")

@@ -30,7 +30,7 @@ def trained(folder: Path, **data: Any) -> Classifier:
         "enable_checkpointing": False,
     }
     trainer = Trainer(max_epochs=2, limit_val_batches=1, accelerator="cpu", default_root_dir=folder, callbacks=callbacks, **quiet)
-    trainer.fit(module, datamodule=Few(val_size=5000 - 83, **data))
+    trainer.fit(module, datamodule=Few(val_size=5000 - 203, **data))
     return module
 
 
