@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -17,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from synflow_pl.durable import replacing
 
 __all__ = ["Masks", "prunable"]
 
@@ -168,22 +169,12 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             OSError: if the folder cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            tensors = {name: mask.cpu().contiguous() for name, mask in self._masks.items()}
-            save_file(
-                tensors, temporary, metadata={"order": json.dumps(list(tensors)), "followers": json.dumps(sorted(self.followers))}
-            )
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        tensors = {name: mask.cpu().contiguous() for name, mask in self._masks.items()}
+        about = {"order": json.dumps(list(tensors)), "followers": json.dumps(sorted(self.followers))}
+        with replacing(path) as file:
+            file.write(save(tensors, about))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:

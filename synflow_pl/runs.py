@@ -6,13 +6,17 @@ A run holds ``config.yaml``, ``metrics.csv``, ``diagnosis.csv``, TensorBoard's e
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from synflow_pl.durable import replacing
 
 __all__ = ["RunCSV", "RunTensorBoard", "claim", "run_of"]
 
@@ -60,6 +64,20 @@ class _AppendingWriter(_ExperimentWriter):
     def log_hparams(self, params: dict[str, Any]) -> None:
         """Nothing: config.yaml has them."""
 
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self.rewrite(lambda row: True)
+
+    def rewrite(self, keep: Callable[[dict[str, str]], bool]) -> None:
+        """Write the rows that are kept anew, under the present columns; a kill leaves the old file or the new one."""
+        with open(self.metrics_file_path, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if keep(row)]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=self.metrics_keys, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        with replacing(self.metrics_file_path) as file:
+            file.write(text.getvalue().encode())
+
 
 class RunCSV(CSVLogger):
     """``metrics.csv`` of a run, appended to.
@@ -69,8 +87,18 @@ class RunCSV(CSVLogger):
     """
 
     def __init__(self, run: Path) -> None:
-        super().__init__(save_dir=run.parent, name=run.name, version="", flush_logs_every_n_steps=50)
+        super().__init__(save_dir=run.parent, name=run.name, version="", flush_logs_every_n_steps=1)  # nothing waits to be lost
         self._run = str(run)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged from a step on, before it is trained again; rounds of pruning are no steps."""
+        if (Path(self._run) / "metrics.csv").is_file():
+
+            def keep(row: dict[str, str]) -> bool:
+                of_pruning = any(value for key, value in row.items() if key and key.startswith("pruning/"))
+                return of_pruning or ((row["step"] or "").isdigit() and int(row["step"]) < step)
+
+            self.experiment.rewrite(keep)
 
     @property
     def log_dir(self) -> str:

@@ -121,7 +121,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_half_written(tmp_path
     def full_disk(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="no space left"):
         Masks({"w": torch.tensor([False])}).save(path)
     assert path.read_bytes() == before

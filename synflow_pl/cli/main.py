@@ -6,30 +6,39 @@ import csv
 import inspect
 import logging
 import os
+import signal
 import traceback
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from synflow_pl.cli import resume, slurm
+from synflow_pl.cli.inside import check_inside
 from synflow_pl.cli.messages import OURS, Parser, clarify, named, refuse_function, sentence
+from synflow_pl.cli.overruled import overruled
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.data import Images
 from synflow_pl.diagnosis import DeadNetwork
 from synflow_pl.runs import CONFIG, PRUNED, RunCSV, RunTensorBoard, claim, run_of
-from synflow_pl.training import Classifier, PruneAtInit, find_checkpoint, load_weights
+from synflow_pl.training import Classifier, DurableCheckpointIO, KeepProgress, PruneAtInit, Reseed, find_checkpoint, load_weights
 from synflow_pl.training.agreement import Disagreement
+from synflow_pl.training.checkpoints import read
+from synflow_pl.training.interruption import Stopped
 from synflow_pl.training.pace import Pace
 from synflow_pl.training.panels import show_hyperparameters
+from synflow_pl.training.resuming import Resuming, refuse
 
 __all__ = ["CLI", "resolved", "run"]
 
@@ -67,7 +76,7 @@ def _quieten() -> None:
 
 def _worth_saying(record: logging.LogRecord) -> bool:
     message = record.getMessage()
-    return "Tip:" not in message and "Seed set to" not in message
+    return not any(text in message for text in ("Tip:", "Seed set to", "Restoring states from", "Restored all states from"))
 
 
 def _prepare(args: list[str]) -> list[str]:
@@ -109,16 +118,12 @@ def _full_path(room: str, name: str) -> str:
     return f"{room}.{name}" if name in import_module(room).__all__ else name
 
 
-class _SaveConfig(SaveConfigCallback):
-    """Saves config.yaml into a run when its training begins, whole or not at all, and its settings into the HPARAMS tab."""
+class _ShowConfig(SaveConfigCallback):
+    """Shows the settings of a run in the HPARAMS tab; config.yaml is there since the run was opened."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        if stage == "fit" and not self.already_saved:
-            self.config_filename = f"{CONFIG}.part"
+        if stage == "fit":
             super().setup(trainer, pl_module, stage)
-            folder = Path(trainer.log_dir)  # type: ignore[arg-type]  # which every rank has to ask for
-            if trainer.is_global_zero:
-                os.replace(folder / self.config_filename, folder / CONFIG)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         # In the order of the columns: what runs are compared by comes first.
@@ -133,17 +138,19 @@ class CLI(LightningCLI):
     """Its methods are the subcommands."""
 
     def __init__(self, args: list[str]) -> None:
+        self.typed = args
         self.recipes = [Path(args[i + 1]) for i, arg in enumerate(args) if arg == "--config" and i + 1 < len(args)]
         self.run_folder: Path | None = None
         self.metrics: list[Any] | None = None
+        self._going_on: Path | None = None
         super().__init__(
             Classifier,
             Images,
             trainer_class=self.trainer_kind,
             subclass_mode_data=True,
             seed_everything_default=0,
-            save_config_callback=_SaveConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=_ShowConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults={"max_epochs": 1},
             parser_class=Parser,
             parser_kwargs={
@@ -179,6 +186,12 @@ class CLI(LightningCLI):
             default=True,
             help="Whether network_weights must be this network's to the last tensor; false loads what fits.",
         )
+        parser.add_argument(
+            "--checkpoint_every",
+            type=int,
+            default=500,
+            help="Optimiser steps after which a checkpoint is written, as at the end of each epoch.",
+        )
         parser.add_lightning_class_args(PruneAtInit, "pruning")
         parser.set_defaults({"pruning.pruner": {"class_path": "synflow_pl.pruners.SynFlow"}})
 
@@ -191,9 +204,14 @@ class CLI(LightningCLI):
         options: Namespace = self.config[self.subcommand]
         return options
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: what a checkpoint says of itself shall not change what the command says."""
+
     def before_instantiate_classes(self) -> None:
         path = self.options.get("ckpt_path")
-        if path and path not in ("best", "last", "hpc", "registry"):
+        if self.options.get("weights_only") is False:
+            sentence("weights_only: false would let a checkpoint run code; leave it out")
+        if path and not (path == "last" and self.subcommand == "fit"):
             try:
                 self.options["ckpt_path"] = str(find_checkpoint(path))
             except FileNotFoundError as error:
@@ -202,13 +220,17 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is one sentence, and no data has been touched by then."""
         try:
+            check_inside(self.options.trainer, self.typed)
             self._fill_in()
+            self._go_on()
             super().instantiate_classes()
             shape = getattr(self.datamodule, "input_shape", None)
             if shape is not None:
                 self.model.example_input_array = torch.ones(1, *shape)  # lets Lightning's summary state shapes and FLOPs
+            built = None
             if self.subcommand == "fit":
-                self.model.configure_optimizers()  # what an optimiser or a schedule refuses shows now, not after data and pruning
+                built = self.model.configure_optimizers()  # what an optimiser or a schedule refuses shows now, not after pruning
+            self._check_checkpoint(built)
             self._load_network_weights()
             self._open_run()
         except (ValueError, TypeError, FileNotFoundError, ImportError, MisconfigurationException) as error:
@@ -247,7 +269,74 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, without loggers: they come with the run, which is opened when nothing can be refused any more."""
         trainer: Trainer = super().instantiate_trainer(**{"logger": False, **kwargs})
+        trainer._checkpoint_connector = Resuming(trainer, self._rewind_metrics)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = DurableCheckpointIO()
+        slurm.listen(trainer)
         return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if self.subcommand == "fit":
+            callbacks = [Reseed(), *callbacks]
+            if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run") and not config.get("barebones"):
+                callbacks.append(KeepProgress(self.options.checkpoint_every))
+        trainer: Trainer = super()._instantiate_trainer(config, callbacks)
+        return trainer
+
+    @property
+    def _config_text(self) -> str:
+        """The command as config.yaml holds it."""
+        text: str = self._parser(self.subcommand).dump(self.options, skip_unset=False)
+        return text
+
+    def _go_on(self) -> None:
+        """Find the run that ``--ckpt_path last`` means, or that this SLURM job began before it was queued again."""
+        asked = self.subcommand == "fit" and self.options.get("ckpt_path") == "last"
+        if asked:
+            self.options["ckpt_path"] = None
+        if self.subcommand != "fit" or self.options.trainer.get("fast_dev_run") or not (asked or slurm.restarted()):
+            return
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            return  # the first process says where to go on
+        name = self.options.get("run")
+        root = Path(self.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
+        run, remarks = resume.go_on(root, resume.settings(self._config_text), name, asked=asked)
+        if run is not None:
+            self._going_on = run
+            self.options["run"] = run.name
+            try:
+                self.options["ckpt_path"] = str(find_checkpoint(run))
+            except FileNotFoundError:
+                resume.begin_again(run)
+                print(f"{run} was stopped before its first checkpoint; it starts again there, with pruning.")
+            return
+        same = root / (name or self._default_name())
+        if asked and (same / CONFIG).is_file() and not remarks:
+            was, now = resume.settings_of(same), resume.settings(self._config_text)
+            if keys := resume.differing(was, now):
+                remarks = [f"{same} has {keys[0]}={was.get(keys[0])}, not {now.get(keys[0])}"]
+        if asked:
+            print(f"No run with these settings to go on in, so a new one is begun{''.join(f'; {remark}' for remark in remarks)}.")
+
+    def _check_checkpoint(self, built: Any) -> None:
+        """Refuse a checkpoint that cannot be taken up, before a run is opened, and say what of this command it overrules."""
+        path = self.options.get("ckpt_path")
+        if path is None:
+            return
+        content = read(path)
+        optimizers = None
+        if built is not None:
+            optimizers = built[0] if isinstance(built, (tuple, list)) else [built["optimizer"] if isinstance(built, dict) else built]
+        refuse(path, content, self.model, optimizers)
+        run = run_of(Path(path))
+        if run is not None:
+            overruled(resume.settings_of(run), resume.settings(self._config_text), content, trains=self.subcommand == "fit")
+
+    def _rewind_metrics(self, content: Mapping[str, Any]) -> None:
+        """Forget what was logged after the checkpoint, since it is trained again."""
+        for logger in self.trainer.loggers:
+            if isinstance(logger, RunCSV) and self.subcommand == "fit":
+                logger.rewind(content["global_step"])
 
     def _open_run(self) -> None:
         """Find or make the folder that this command writes into, and let loggers and checkpoints do so."""
@@ -269,16 +358,23 @@ class CLI(LightningCLI):
             return run_of(Path(checkpoint)) if checkpoint else None
         if getattr(rank_zero_only, "rank", 0) != 0:
             return Path(os.environ[_CLAIMED]) if _CLAIMED in os.environ else None
-        folder = self._resumed(root) or claim(root / "lightning_logs", self.options.get("run") or self._default_name())
+        folder = self._going_on or self._resumed(root)
+        if folder is None:
+            folder = claim(root / "lightning_logs", self.options.get("run") or self._default_name())
         os.environ[_CLAIMED] = str(folder)
         self.options["run"] = folder.name
+        if self._going_on is None:
+            if not resume.own(folder):
+                raise ValueError(f"run: another process works in {folder}; wait for it or end it, or give another --run")
+            resume.write_config(folder, self._config_text)
         return folder
 
     def _resumed(self, root: Path) -> Path | None:
         """The run that this one goes on in: the checkpoint's own, if its name was given."""
         name, checkpoint = self.options.get("run"), self.options.get("ckpt_path")
         folder = run_of(Path(checkpoint)) if name and checkpoint else None
-        return folder if folder is not None and folder.resolve() == (root / "lightning_logs" / str(name)).resolve() else None
+        own = folder is not None and (folder.resolve().parent, folder.name) == ((root / "lightning_logs").resolve(), name)
+        return folder if own else None
 
     @property
     def recipe_name(self) -> str:
@@ -326,11 +422,33 @@ class CLI(LightningCLI):
         """Run it. What our own code refuses is a sentence; any other error keeps its traceback."""
         try:
             super()._run_subcommand(subcommand)
-        except (DeadNetwork, Disagreement, ValueError, OSError, FloatingPointError, MisconfigurationException) as error:
-            raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-            if not (isinstance(error, MisconfigurationException) or Path(raised_in).is_relative_to(Path(__file__).parents[1])):
+        except Stopped as stopped:
+            self._stopped(stopped)
+        except SystemExit as left:
+            if not isinstance(left.__context__, KeyboardInterrupt):
                 raise
-            sentence(" ".join(str(error).split()), status=1)
+            self._stopped(Stopped(signal.SIGINT))
+        except (DeadNetwork, Disagreement, ValueError, OSError, FloatingPointError, MisconfigurationException) as error:
+            cause: BaseException | None = error
+            while cause is not None and not _is_ours(cause):
+                cause = cause.__context__  # a full disk fails the logger too, while it is being closed
+            if cause is None:
+                raise
+            sentence(" ".join(str(cause).split()), status=1)
+
+    def _stopped(self, stopped: Stopped) -> NoReturn:
+        """Say where training can go on, and leave with the signal's exit status."""
+        if self.trainer.is_global_zero:
+            where = f"; {os.path.relpath(stopped.checkpoint)} is whole" if stopped.checkpoint else ""
+            what = "goes on" if stopped.checkpoint else "starts again"
+            if stopped.number == signal.SIGUSR1:
+                slurm.queue_again()
+                print(f"\nSLURM's time is nearly up{where}. The job is queued again and then {what} by itself.")
+                raise SystemExit(0)
+            resumable = self.run_folder is not None and self.subcommand == "fit"
+            again = f"; the same command with --ckpt_path last {what} there" if resumable else ""
+            sentence(f"{stopped}{where}{again}", status=128 + stopped.number)
+        raise SystemExit(0)
 
     # -- what is said at the end
 
@@ -359,6 +477,12 @@ class CLI(LightningCLI):
             images = self.datamodule.predict_files if self.datamodule.predict_on is not None else range(len(classes))
             writer.writerows((image, int(c), f"{float(p):.6f}") for image, c, p in zip(images, classes, probabilities, strict=False))
         print(f"\n{len(classes)} predictions lie in {os.path.relpath(path)}")
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an error is one that our own code raised, or one of Lightning's about its options."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return isinstance(error, MisconfigurationException) or Path(raised_in).is_relative_to(Path(__file__).parents[1])
 
 
 def _set_default(config: Namespace, name: str, value: Any) -> None:

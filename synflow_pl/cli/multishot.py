@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from synflow_pl.cli.main import CLI, _prepare
 from synflow_pl.cli.messages import named, sentence
+from synflow_pl.cli.resume import OWNER
 from synflow_pl.masks import Masks
 from synflow_pl.runs import CONFIG
 from synflow_pl.training.multishot import REWIND, ended, level_density, mark_ended, resumable
@@ -25,7 +26,7 @@ __all__ = ["multishot"]
 
 # What differs between a run that was begun and the same run gone on with.
 _OF_A_START = ("config", "ckpt_path")
-_OF_A_RUN = {CONFIG, f"{CONFIG}.part", "metrics.csv", "diagnosis.csv", "masks.safetensors", "checkpoints", REWIND, "rewind.unfinished"}
+_OF_A_RUN = {CONFIG, OWNER, "metrics.csv", "diagnosis.csv", "masks.safetensors", "checkpoints", REWIND, "rewind.unfinished"}
 
 
 def multishot(args: list[str]) -> None:
@@ -99,7 +100,11 @@ def _train(run: Path, options: list[str], start: list[str], rewind: int | None, 
         if ended(run):
             print(f"{run.name} has ended and is left as it is.")
             return
-        if resumable(run, rewind) is not None:
+        try:
+            found = resumable(run, rewind)
+        except ValueError as error:
+            sentence(str(error))
+        if found is not None:
             start = ["--ckpt_path", str(run)]
         else:
             _clear(run)

@@ -12,6 +12,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from synflow_pl.cli import multishot
 from synflow_pl.cli.main import CLI, _quieten, resolved
 from synflow_pl.cli.messages import named, sentence
+from synflow_pl.cli.resume import write_config
 from synflow_pl.diagnosis import Comparison, Diagnosis
 from synflow_pl.figures import density_by_pruner, density_per_layer, layers_over_rounds
 from synflow_pl.figures.style import save
@@ -106,9 +107,7 @@ class _Prune(CLI):
         if self.run_folder is not None:
             # A training that goes on from here has a name of its own.
             self.options["run"] = None
-            unfinished = self.run_folder / f"{CONFIG}.part"
-            self._parser("prune").save(self.options, unfinished, skip_unset=False, overwrite=True, multifile=False)
-            os.replace(unfinished, self.run_folder / CONFIG)
+            write_config(self.run_folder, self._config_text)
         try:
             self.trainer.prune(**kwargs)  # type: ignore[attr-defined]  # it is a _Trainer
         finally:

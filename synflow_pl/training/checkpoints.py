@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from synflow_pl.masks import Masks
 
-__all__ = ["KEY", "find_checkpoint", "load_masks", "load_weights"]
+__all__ = ["KEY", "differences", "find_checkpoint", "load_masks", "load_weights", "read"]
 
 KEY = "synflow_pl"
 """The key of a checkpoint that holds ``masks`` (Masks.state_dict) and ``network``, the prefix of the network's weights."""
@@ -63,13 +63,28 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str], *, strict: bo
     state, own = _read(path), network.state_dict()
     fitting = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
     if len(fitting) < max(len(own), len(state)):
-        differences = _differences(state, own)
+        told = differences(state, own)
         if strict or not fitting:
             also = "" if not fitting else "; with strict false, what fits is loaded"
-            raise ValueError(f"{str(path)!r} does not fit {type(network).__name__}: {differences}{also}")
-        rank_zero_warn(f"{str(path)!r} fills {len(fitting)} of {len(own)} tensors of {type(network).__name__}: {differences}")
+            raise ValueError(f"{str(path)!r} does not fit {type(network).__name__}: {told}{also}")
+        rank_zero_warn(f"{str(path)!r} fills {len(fitting)} of {len(own)} tensors of {type(network).__name__}: {told}")
     network.load_state_dict(fitting, strict=False)
     return network
+
+
+def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
+    """What is in a file of torch, which cannot run code: read with ``weights_only``, whatever anyone asks for.
+
+    Raises:
+        ValueError: if it cannot be read so.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        first = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{str(path)!r} cannot be read with weights_only; it is damaged, holds code, or is no file of torch: {first}"
+        ) from error
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
@@ -82,13 +97,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{str(path)!r} cannot be read as safetensors; it is damaged or something else: {error}") from error
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        first = str(error).partition("\n")[0]
-        raise ValueError(
-            f"{str(path)!r} cannot be read with weights_only; it is damaged, holds code, or is no file of torch: {first}"
-        ) from error
+    content = read(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         prefix = content.get(KEY, {}).get("network", "network.")
         state = {name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)}
@@ -101,7 +110,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     raise ValueError(f"{str(path)!r} holds {holds}; expected a checkpoint, or a state_dict of tensors by name")
 
 
-def _differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+def differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     """In what a file and a network differ, the first of each kind by name."""
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
@@ -127,6 +136,6 @@ def load_masks(checkpoint: str | os.PathLike[str]) -> Masks | None:
     Raises:
         FileNotFoundError: if there is no checkpoint.
     """
-    content: Mapping[str, Any] = torch.load(find_checkpoint(checkpoint), map_location="cpu", weights_only=True)
+    content: Mapping[str, Any] = read(find_checkpoint(checkpoint))
     state = content.get(KEY, {}).get("masks")
     return None if state is None else Masks.from_state_dict(state)

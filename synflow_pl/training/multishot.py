@@ -9,7 +9,6 @@ anew.
 from __future__ import annotations
 
 import json
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from synflow_pl.durable import replacing
 from synflow_pl.schedules import SCHEDULES, as_density
-from synflow_pl.training.checkpoints import KEY, find_checkpoint
+from synflow_pl.training.checkpoints import KEY, find_checkpoint, read
 
 __all__ = ["REWIND", "RewindPoint", "ended", "level_density", "mark_ended", "resumable"]
 
@@ -67,13 +67,14 @@ class RewindPoint(Callback):
         unfinished = path.with_suffix(".unfinished")
         trainer.save_checkpoint(unfinished, weights_only=False)
         if trainer.is_global_zero:
-            checkpoint: dict[str, Any] = torch.load(unfinished, weights_only=True)
+            checkpoint: dict[str, Any] = read(unfinished)
             for state in checkpoint["optimizer_states"]:
                 state["state"] = {}
             checkpoint["callbacks"] = {}  # they speak of the run that they were saved in
             checkpoint.get(KEY, {}).pop("masks", None)
-            torch.save(checkpoint, unfinished)
-            os.replace(unfinished, path)
+            with replacing(path) as file:
+                torch.save(checkpoint, file)
+            unfinished.unlink()
 
 
 def resumable(run: Path, rewind: int | None) -> Path | None:
@@ -90,7 +91,7 @@ def resumable(run: Path, rewind: int | None) -> Path | None:
         return None
     if rewind is None or (run / REWIND).is_file():
         return found
-    return found if torch.load(found, map_location="cpu", weights_only=True)["epoch"] + 1 < rewind else None
+    return found if read(found)["epoch"] + 1 < rewind else None
 
 
 def ended(run: Path) -> bool:
@@ -100,6 +101,5 @@ def ended(run: Path) -> bool:
 
 def mark_ended(run: Path, level: int, levels: int, rewind: int, density: float) -> None:
     """Note that it has, and which level it was."""
-    unfinished = run / f".{_ENDED}"
-    unfinished.write_text(json.dumps({"level": level, "levels": levels, "rewind": rewind, "density": density}) + "\n")
-    os.replace(unfinished, run / _ENDED)
+    with replacing(run / _ENDED) as file:
+        file.write(json.dumps({"level": level, "levels": levels, "rewind": rewind, "density": density}).encode() + b"\n")

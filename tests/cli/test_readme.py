@@ -3,6 +3,8 @@
 import itertools
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,24 @@ def test_its_torchrun_commands_start_a_training_that_is_understood(built: Callab
     assert words[words.index("--nnodes") + 1] == words[words.index("--trainer.num_nodes") + 1]
     assert words[words.index("--nproc_per_node") + 1] == words[words.index("--trainer.devices") + 1]
     built(*words[at + 2 :])
+
+
+def test_its_sbatch_script_has_ten_lines_and_its_training_is_understood(built: Callable[..., CLI], folder: Path) -> None:
+    (script,) = blocks("sh")
+    lines = script.splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "#!/bin/bash"
+    options = dict(line.removeprefix("#SBATCH --").split("=") if "=" in line else (line, "") for line in lines[1:-1])
+    words = shlex.split(lines[-1])
+    assert words[:3] == ["srun", "synflow_pl", "fit"]
+    trainer = built(*words[2:], "--trainer.accelerator", "cpu").config.fit.trainer
+    # SLURM starts a task for each device, and Lightning insists on it.
+    assert str(trainer.devices) == options["ntasks-per-node"] == options["gpus-per-node"]
+    assert trainer.strategy == "ddp"
+    if shutil.which("sbatch") and subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0:
+        here = [line for line in lines if not re.search("gpus|ntasks", line)]  # which this machine does not have
+        Path("job.sh").write_text("\n".join(here) + "\n")
+        subprocess.run(["sbatch", "--test-only", "job.sh"], check=True, timeout=60)
 
 
 def test_its_multishot_commands_are_understood(folder: Path) -> None:

@@ -34,6 +34,7 @@ LOGGERS = sorted(f"loggers/{path.stem}" for path in CONFIGS.glob("loggers/*.yaml
 # What has to be installed for those that do not come with the package.
 PACKAGES = {"loggers/wandb": "wandb", "loggers/mlflow": "mlflow"}
 OPTIMS = sorted(f"optim/{path.stem}" for path in CONFIGS.glob("optim/*.yaml"))
+TRAINERS = sorted(f"trainer/{path.stem}" for path in CONFIGS.glob("trainer/*.yaml"))
 
 
 def read(name: str) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def test_there_are_recipes_and_overlays() -> None:
     assert {"pruners/dense", "pruners/magnitude", "pruners/random", "pruners/synflow"} <= set(PRUNERS)
     assert {"optim/warmup_cosine", "optim/no_decay_on_norms"} <= set(OPTIMS)
     assert {"loggers/tensorboard", "loggers/csv"} | PACKAGES.keys() == set(LOGGERS)
+    assert "trainer/ddp" in TRAINERS
 
 
 @pytest.mark.parametrize("recipe", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in RECIPES])
@@ -102,7 +104,7 @@ def test_every_recipe_trains_on_the_real_images(recipe: str, folder: Path) -> No
     assert float(cli.trainer.callback_metrics["val/loss"]) > 0
 
 
-@pytest.mark.parametrize("overlay", PRUNERS + OPTIMS)
+@pytest.mark.parametrize("overlay", PRUNERS + OPTIMS + TRAINERS)
 def test_every_overlay_trains(overlay: str, folder: Path, generated: None) -> None:
     check(one_step("mnist_fc", overlay))
 
@@ -159,7 +161,7 @@ def test_a_pruner_s_overlay_sets_the_pruner_and_its_rounds(overlay: str) -> None
     assert {"pruner", "rounds"} <= content["pruning"].keys()
 
 
-@pytest.mark.parametrize("name", RECIPES + PRUNERS + SANITY + OPTIMS + LOGGERS)
+@pytest.mark.parametrize("name", RECIPES + PRUNERS + SANITY + OPTIMS + LOGGERS + TRAINERS)
 def test_every_file_begins_with_a_sentence_that_says_what_it_is(name: str) -> None:
     first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# ")

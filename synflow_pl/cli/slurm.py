@@ -1,0 +1,46 @@
+"""SLURM: a job that is about to be stopped saves at the end of a step, and queues again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from typing import NoReturn
+
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from pytorch_lightning import Trainer
+
+from synflow_pl.training.interruption import Stopped
+
+__all__ = ["listen", "queue_again", "restarted"]
+
+
+def restarted() -> bool:
+    """Whether this is a job that ran before, was stopped and has been queued again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+
+
+def listen(trainer: Trainer) -> None:
+    """Leave the signals to us: Lightning would save in the middle of a step, and where other jobs find it."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False
+    if "SLURM_JOB_ID" in os.environ:
+        signal.signal(signal.SIGUSR1, _stop)
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    """Before training there is nothing to save."""
+    raise Stopped(number)
+
+
+def queue_again() -> None:
+    """Put this job back into the queue.
+
+    Raises:
+        ValueError: if SLURM refuses.
+    """
+    job = os.environ["SLURM_JOB_ID"]
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"SLURM does not queue job {job} again ({done.stderr.strip()}); submit it with --requeue")

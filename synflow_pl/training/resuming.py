@@ -1,0 +1,69 @@
+"""Resuming: how the Trainer takes up a checkpoint, and which ones it cannot take up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from pytorch_lightning.utilities import rank_zero_info
+from torch.optim import Optimizer
+
+from synflow_pl.training.checkpoints import differences
+
+__all__ = ["Resuming", "refuse"]
+
+_Path = str | Path
+
+
+class Resuming(_CheckpointConnector):
+    """In place of Lightning's own: ``trainer._checkpoint_connector = Resuming(trainer)``.
+
+    Args:
+        trainer: whose checkpoints it takes up.
+        told: called with the content of a checkpoint before it is restored.
+    """
+
+    # Lightning would take up any hpc_ckpt_* that lies about, a stranger's too.
+    _hpc_resume_path = None
+
+    def __init__(self, trainer: Trainer, told: Callable[[Mapping[str, Any]], None] = lambda _: None) -> None:
+        super().__init__(trainer)
+        self._told = told
+
+    def resume_start(self, checkpoint_path: _Path | None = None, weights_only: bool | None = None) -> None:
+        """Read the checkpoint that the first rank names."""
+        path = self.trainer.strategy.broadcast(checkpoint_path)
+        super().resume_start(path, weights_only=weights_only)
+        if path is not None:
+            rank_zero_info(f"Going on from step {self._loaded_checkpoint['global_step']}: {path}")
+            self._told(self._loaded_checkpoint)
+
+
+def refuse(path: _Path, content: Mapping[str, Any], module: LightningModule, optimizers: Iterable[Optimizer] | None) -> None:
+    """Refuse a checkpoint that cannot be taken up.
+
+    Args:
+        path: of the checkpoint.
+        content: of the checkpoint.
+        module: that its weights are loaded into.
+        optimizers: that its states are loaded into, to train; ``None`` to evaluate.
+
+    Raises:
+        ValueError: if it holds too little, or is another network's or another optimiser's.
+    """
+    instead = f"start from its weights with --network_weights {path} in place of --ckpt_path"
+    needed = {"state_dict"} if optimizers is None else {"state_dict", "optimizer_states", "lr_schedulers", "loops"}
+    if not isinstance(content, Mapping) or not needed <= content.keys():
+        raise ValueError(f"{str(path)!r} holds weights only, and a whole checkpoint is needed; {instead}, or give another checkpoint")
+    if told := differences(content["state_dict"], module.state_dict()):
+        raise ValueError(f"the checkpoint {str(path)!r} does not fit this network: {told}")
+    for optimizer, state in zip(optimizers or (), content["optimizer_states"] if optimizers is not None else (), strict=False):
+        own, its = ({key for group in groups for key in group} for groups in (optimizer.param_groups, state["param_groups"]))
+        if lacking := sorted(own - its - {"initial_lr"}):
+            raise ValueError(
+                f"model.optimizer: the checkpoint {str(path)!r} was not trained with {type(optimizer).__name__} (it has no"
+                f" {', '.join(lacking)}); go on with the optimiser that it was trained with, or {instead}"
+            )

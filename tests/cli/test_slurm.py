@@ -1,0 +1,97 @@
+"""Jobs of a real SLURM on this machine; skipped where none can be had."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from synflow_pl.training.checkpoints import read
+
+START = Path(__file__).resolve().parents[3] / "shared/slurm/start.sh"
+SHORT = ["--model.network.width", "2", "--trainer.max_epochs", "12", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "1"]
+SHORT += ["--trainer.enable_progress_bar", "false", "--pruning.rounds", "3", "--checkpoint_every", "20"]
+
+
+def slurm(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def is_up() -> bool:
+    return shutil.which("sinfo") is not None and subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def _slurm() -> Iterator[None]:
+    """SLURM: the one that runs, else one that is started for these tests and ended after them."""
+    if is_up():
+        yield
+        return
+    if not START.is_file() or os.geteuid() != 0 or shutil.which("slurmctld") is None:
+        pytest.skip("no SLURM runs here, and none can be started (root, Debian's slurm-wlm and ../shared/slurm/start.sh are needed)")
+    subprocess.run(["bash", str(START)], timeout=200, check=True, stdout=subprocess.DEVNULL)
+    yield
+    subprocess.run(["bash", str(START), "stop"], timeout=60, check=True)
+
+
+def wait(what: Callable[[], object], folder: Path, seconds: float = 500) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        told = "\n".join(path.read_text() for path in folder.glob("*.out"))
+        assert time.monotonic() < end, told
+        time.sleep(0.2)
+
+
+def queued(job: str) -> str:
+    """R for a job that runs, PD for one that waits, nothing for one that is over."""
+    done = subprocess.run(["squeue", "-h", "-j", job, "-o", "%t"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_slurm")
+def test_two_jobs_in_one_folder_that_are_stopped_and_requeued_each_go_on_in_their_own_run(tmp_path: Path) -> None:
+    # The same command twice, one job stopped by SLURM's warning and one without; a stranger's checkpoint lies about.
+    (tmp_path / "hpc_ckpt_1.ckpt").write_text("a stranger's")
+    script = tmp_path / "job.sh"
+    command = " ".join(["srun", sys.executable, "-m", "synflow_pl", "fit", "-c", "demo", *SHORT])
+    head = "#!/bin/bash\n#SBATCH --ntasks=1\n#SBATCH --requeue\n#SBATCH --open-mode=append\n#SBATCH --output=%j.out\n"
+    script.write_text(f"{head}export OMP_NUM_THREADS=1 PYTHONPATH={Path(__file__).parents[2]}\n{command}\n")
+    jobs = [re.findall(r"\d+", slurm("sbatch", f"--chdir={tmp_path}", str(script)))[0] for _ in range(2)]
+    try:
+        runs: dict[str, Path] = {}
+
+        def begun() -> bool:
+            owners = {path.read_text(): path.parent for path in tmp_path.glob("lightning_logs/*/.owner")}
+            runs.update({job: run for job, run in owners.items() if (run / "checkpoints/last.ckpt").is_file()})
+            return runs.keys() == set(jobs)
+
+        wait(begun, tmp_path)
+        slurm("scancel", "--signal=USR1", jobs[0])
+        slurm("scontrol", "requeue", jobs[1])
+        for job in jobs:
+            wait(lambda job=job: queued(job) == "PD", tmp_path)
+            slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+        for job in jobs:
+            wait(lambda job=job: not queued(job), tmp_path)
+    finally:
+        for job in jobs:
+            subprocess.run(["scancel", job], check=False)
+    said = {job: (tmp_path / f"{job}.out").read_text() for job in jobs}
+    assert "SLURM's time is nearly up" in said[jobs[0]]
+    for job in jobs:
+        went_on = re.findall(r"Going on from step (\d+): (\S+)", said[job])
+        assert [path for _, path in went_on] == [str(runs[job].relative_to(tmp_path) / "checkpoints/last.ckpt")], said[job]
+        assert int(went_on[0][0]) > 0
+        assert "`max_epochs=12` reached" in said[job]
+    assert len(list((tmp_path / "lightning_logs").iterdir())) == 2
+    one, other = (read(runs[job] / "checkpoints/last.ckpt")["state_dict"] for job in jobs)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
