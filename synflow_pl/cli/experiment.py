@@ -9,7 +9,6 @@ schedule   the most that a round takes of the scores, against what a whole layer
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import shlex
 import sys
@@ -23,6 +22,7 @@ from synflow_pl import figures
 from synflow_pl.cli.experiment_plan import Plan, Training, pruner_of
 from synflow_pl.cli.main import _prepare, _quieten
 from synflow_pl.cli.messages import sentence
+from synflow_pl.diagnosis.files import write_csv
 from synflow_pl.experiments import (
     largest_difference,
     largest_ratio,
@@ -190,7 +190,7 @@ def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:
                     "at": found.round,
                 }
             )
-            _rows(plan.folder / "schedule.csv", rows)  # hours may lie between the first and the last
+            write_csv(plan.folder / "schedule.csv", rows)  # hours may lie between the first and the last
     keys = ("pruner", "schedule", "exponent", "rounds", "ratio", "at")
     _print(keys, [tuple(f"{row[key]:.4g}" if key == "ratio" else str(row[key]) for key in keys) for row in rows])
     panels: dict[str, dict[float, dict[int, float]]] = {}
@@ -212,17 +212,8 @@ def _write(folder: Path, name: str, rows: list[dict[str, Any]], figure: Figure, 
     """Write table, figure and the command that made them, and say where they lie."""
     (folder / "command.txt").write_text(f"{command}\n")
     paths = [folder / f"{name}.csv", *save(figure, folder / name)]
-    _rows(paths[0], rows)
+    write_csv(paths[0], rows)
     print(f"\nWritten: {', '.join(os.path.relpath(path) for path in paths)}")
-
-
-def _rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(unfinished, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(unfinished, path)
 
 
 def _print(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -7,10 +7,10 @@ import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from synflow_pl.durable import replacing
 
 __all__ = ["write_csv", "write_json"]
 
@@ -21,12 +21,15 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write(path, text.getvalue())
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write numbers, text, lists and mappings; what is not finite becomes null, since JSON has no infinity."""
-    _write(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _finite(tree: Any) -> Any:
@@ -35,18 +38,3 @@ def _finite(tree: Any) -> Any:
     if isinstance(tree, (list, tuple)):
         return [_finite(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
-
-
-def _write(path: str | os.PathLike[str], text: str) -> None:
-    """Write beside the target, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
