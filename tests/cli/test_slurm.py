@@ -56,16 +56,25 @@ def queued(job: str) -> str:
     return done.stdout.strip()
 
 
+def script(folder: Path, tasks: int, *options: str) -> Path:
+    """A job that trains the demo's recipe, shortened."""
+    path = folder / "job.sh"
+    command = " ".join(["srun", sys.executable, "-m", "synflow_pl", "fit", "-c", "demo", *SHORT, *options])
+    head = f"#!/bin/bash\n#SBATCH --ntasks={tasks}\n#SBATCH --requeue\n#SBATCH --open-mode=append\n#SBATCH --output=%j.out\n"
+    path.write_text(f"{head}export OMP_NUM_THREADS=1 PYTHONPATH={Path(__file__).parents[2]}\n{command}\n")
+    return path
+
+
+def submit(path: Path) -> str:
+    return re.findall(r"\d+", slurm("sbatch", f"--chdir={path.parent}", str(path)))[0]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_slurm")
 def test_two_jobs_in_one_folder_that_are_stopped_and_requeued_each_go_on_in_their_own_run(tmp_path: Path) -> None:
     # The same command twice, one job stopped by SLURM's warning and one without; a stranger's checkpoint lies about.
     (tmp_path / "hpc_ckpt_1.ckpt").write_text("a stranger's")
-    script = tmp_path / "job.sh"
-    command = " ".join(["srun", sys.executable, "-m", "synflow_pl", "fit", "-c", "demo", *SHORT])
-    head = "#!/bin/bash\n#SBATCH --ntasks=1\n#SBATCH --requeue\n#SBATCH --open-mode=append\n#SBATCH --output=%j.out\n"
-    script.write_text(f"{head}export OMP_NUM_THREADS=1 PYTHONPATH={Path(__file__).parents[2]}\n{command}\n")
-    jobs = [re.findall(r"\d+", slurm("sbatch", f"--chdir={tmp_path}", str(script)))[0] for _ in range(2)]
+    jobs = [submit(script(tmp_path, 1)) for _ in range(2)]
     try:
         runs: dict[str, Path] = {}
 
@@ -95,3 +104,30 @@ def test_two_jobs_in_one_folder_that_are_stopped_and_requeued_each_go_on_in_thei
     assert len(list((tmp_path / "lightning_logs").iterdir())) == 2
     one, other = (read(runs[job] / "checkpoints/last.ckpt")["state_dict"] for job in jobs)
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_slurm")
+def test_a_job_of_two_tasks_is_one_training_that_is_warned_on_both_and_goes_on_on_both(tmp_path: Path) -> None:
+    two = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    job = submit(script(tmp_path, 2, *two))
+    try:
+        wait(lambda: list(tmp_path.glob("lightning_logs/*/checkpoints/last.ckpt")), tmp_path)
+        slurm("scancel", "--signal=USR1", job)
+        wait(lambda: queued(job) == "PD", tmp_path)
+        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+        wait(lambda: not queued(job), tmp_path)
+    finally:
+        subprocess.run(["scancel", job], check=False)
+    said = (tmp_path / f"{job}.out").read_text()
+    assert said.count("SLURM's time is nearly up") == 1, said
+    assert len(re.findall(r"Going on from step [1-9]", said)) == 1, said
+    assert said.count("`max_epochs=12` reached") == 1, said
+    (run,) = (tmp_path / "lightning_logs").iterdir()
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    job = submit(script(undisturbed, 2, *two))
+    wait(lambda: not queued(job), undisturbed)
+    (other,) = (undisturbed / "lightning_logs").iterdir()
+    one, same = (read(folder / "checkpoints/last.ckpt")["state_dict"] for folder in (run, other))
+    assert all(torch.equal(tensor, same[name]) for name, tensor in one.items())
