@@ -16,7 +16,7 @@ LEVELS = [
     {"cli"},
     {"runs"},
     {"training"},
-    {"pruning", "diagnosis"},
+    {"pruning", "diagnosis", "compaction"},
     {"ranking"},
     {"pruners"},
     {"followers"},
