@@ -238,14 +238,13 @@ class Compaction:
                 if reason == why:
                     pinned[self._roots[numbers]] = True
             if count := int((pinned & ~needed)[everything].sum()):
-                notes.append(f"{count:,} units that the output does not need ({why})")
+                notes.append(f"{count:,} units whether they are needed or not ({why})")
         unfolded = torch.zeros_like(needed)
         for reading in self._readings:
             rows, columns = (self._roots[numbers] for numbers in (reading.contraction.rows, reading.contraction.columns))
             unfolded[columns[reading.constant & reading.matters[self._alive[rows]].any(0)]] = True
         if count := int(unfolded[everything].sum()):
-            why = "in training it may change" if self._training else "padding makes it differ from place to place"
-            notes.append(f"{count:,} units that hold a constant which cannot be folded ({why})")
+            notes.append(f"{count:,} units that hold a constant which cannot be folded (padding makes it differ from place to place)")
         return (*notes, *sorted(self._units.notes))
 
     def _of_units(self, network: nn.Module, masks: Masks) -> list[Tensor]:
