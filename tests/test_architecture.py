@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "synflow_pl"
 LEVELS = [
     {"__main__"},
     {"cli"},
-    {"runs"},
+    {"runs", "export"},
     {"training"},
     {"pruning", "diagnosis", "compaction"},
     {"ranking"},
