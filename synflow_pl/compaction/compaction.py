@@ -100,12 +100,6 @@ class Compaction:
             tensor = tensor.index_select(dim, indices.to(tensor.device))
         return tensor
 
-    def expand(self, name: str, tensor: Tensor) -> Tensor:
-        """The tensor of the smaller network in the full shape; what was taken out is as it was found."""
-        full = self._full[name].to(tensor.device, tensor.dtype, copy=True)
-        full[torch.meshgrid(*(indices.to(tensor.device) for indices in self.kept[name]), indexing="ij")] = tensor
-        return full
-
     def table(self) -> str:
         """Each layer's weight before and after, as plain text, and below what was not taken out and why."""
         small = dict(self.network.named_parameters())

@@ -28,13 +28,16 @@ Watch = Callable[[int, Operation, Callable[[Value], Tensor]], None]
 
 
 @torch.no_grad()
-def replay(recording: Recording, given: Mapping[int, Tensor], watch: Watch) -> None:
+def replay(
+    recording: Recording, given: Mapping[int, Tensor], watch: Watch, after: Callable[[Operation, Tensor], None] | None = None
+) -> None:
     """Run a recording on other numbers.
 
     Args:
         recording: of the network.
         given: by value number, tensors in place of the recorded ones: NaN is what varies.
         watch: called before each operation with its place, itself, and what gives the tensor of a value.
+        after: called after each operation with itself and what it gave first.
     """
     values: dict[int, Tensor] = dict(given)
     varying: set[int] = set()  # indices and comparisons that were made from a NaN
@@ -61,6 +64,8 @@ def replay(recording: Recording, given: Mapping[int, Tensor], watch: Watch) -> N
             if some and not result.is_floating_point():
                 varying.add(value.number)
             values[value.number] = result
+        if after is not None and made[0] is not None:
+            after(operation, made[0])
         for value in reads:
             if last[value.number] == index and value.number not in given:
                 values.pop(value.number, None)

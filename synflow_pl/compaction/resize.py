@@ -31,11 +31,11 @@ def resize(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
             layer = dict(network.named_modules()).get(name.removesuffix(".bias"))
             if not isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)) or not name.endswith(".bias"):
                 raise ValueError(f"{type(network).__name__} has no {name!r}")
-            layer.bias = nn.Parameter(tensor.to(layer.weight), requires_grad=layer.weight.requires_grad)
+            layer.bias = nn.Parameter(tensor.detach().to(layer.weight, copy=True), requires_grad=layer.weight.requires_grad)
             continue
         if tensor.dim() != old.dim():
             raise ValueError(f"{name!r} is {tuple(tensor.shape)}, which cannot take the place of {tuple(old.shape)}")
-        new = tensor.detach().to(old.device, old.dtype)
+        new = tensor.detach().to(old.device, old.dtype, copy=True)
         replaced[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
     for module in network.modules():
         for held in (module._parameters, module._buffers):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.zoo import ZOO
 from synflow_pl import Compaction, Masks, compact, prune
+from synflow_pl.compaction import freeze
 from synflow_pl.flow import example_of
 from synflow_pl.masks import prunable
 from synflow_pl.pruners import SynFlow
@@ -118,15 +119,31 @@ def test_in_training_only_what_is_held_at_zero_is_constant() -> None:
     assert Compaction(network, held, inputs, training=True).network[0].out_features == 2
 
 
-def test_masks_of_what_is_left_come_with_it_and_tensors_go_there_and_back() -> None:
+def test_masks_of_what_is_left_come_with_it() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
     masks = masks_of(network, **{"0__weight": [1, 0, 1, 1, 0, 1], "2__weight": [1, 0, 1]})
     told = Compaction(network, masks, example_of(network, (2,), None), training=True)
     assert told.masks["0.weight"].tolist() == [[True, False], [False, True]]
     assert told.masks["2.weight"].tolist() == [[True, True]]
-    expanded = told.expand("2.weight", torch.tensor([[7.0, 8.0]], dtype=torch.float64))
-    assert expanded.tolist() == [[7, 0, 8]]
-    assert told.cut("2.weight", expanded).tolist() == [[7, 8]]
+    assert told.cut("2.weight", torch.tensor([[7, 9, 8]])).tolist() == [[7, 8]]
+
+
+def test_a_unit_that_the_input_cannot_reach_is_frozen_and_then_goes() -> None:
+    # Unit 1 reads nothing. Unit 2 of the second layer reads it alone, so the input cannot reach it either.
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(),
+        nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 3, padding=1),
+    )  # fmt: skip
+    masks = masks_of(network, **{"0__weight": [1] * 9 + [0] * 9, "3__weight": [1] * 9 + [0] * 9 + [0] * 9 + [1] * 9})
+    inputs = example_of(network, (1, 4, 4), None)
+    held = freeze(network, masks, inputs)
+    assert {name: held[name].tolist() for name in held.followers} == {
+        "0.bias": [True, False], "1.weight": [True, False], "1.bias": [True, False], "3.bias": [True, False]
+    }  # fmt: skip
+    assert held.density == masks.density
+    assert Compaction(network, masks, inputs, training=True).network[0].out_channels == 2
+    small = Compaction(network, held, inputs, training=True).network
+    assert [small[index].out_channels for index in (0, 3, 5)] == [1, 1, 1]
 
 
 def test_the_network_is_left_as_it_was() -> None:
