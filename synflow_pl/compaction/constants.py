@@ -124,7 +124,12 @@ def _varies(tensor: Tensor) -> Tensor:
 
 def _contract(function: Callable[[Tensor, Tensor], Tensor], signal: Tensor, weight: Tensor) -> Tensor:
     """A sum of products, NaN where any product of it varies."""
-    varies = function(_varies(signal), _there(weight)) + function(_there(signal), _varies(weight)) > 0.5
+    counts = function(_varies(signal), _there(weight))
+    if weight.isnan().any():
+        counts = counts + function(_there(signal), _varies(weight))
+    varies = counts > 0.5
+    if varies.all():
+        return torch.full_like(counts, NAN)
     return function(signal.nan_to_num(0), weight.nan_to_num(0)).masked_fill(varies, NAN)
 
 
