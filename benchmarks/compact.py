@@ -4,8 +4,8 @@
     python benchmarks/compact.py --step [--density 0.01]     # one training step of VGG-16, and where its time goes
 
 ResNet-18 is the one for 64x64 images (``tiny_resnet18``). Latencies are medians, the engines taking turns, so that a busy machine slows
-them alike. ONNX Runtime and OpenVINO are measured where they are installed. Each network runs in a process of its own; its peak memory
-is what Linux counts for one that loads the network alone and classifies a batch of 64.
+them alike. ONNX Runtime and OpenVINO are measured where they are installed. Peak memory is that of a process of its own, Python and
+torch included, that loads the network and classifies a batch of 64.
 """
 
 from __future__ import annotations
@@ -89,14 +89,12 @@ def engines(network: nn.Module, images: Tensor, folder: Path) -> dict[str, Calla
 
 
 def _peak(path: str, shape: tuple[int, ...]) -> float:
-    """Peak megabytes over those of Python and torch, of a process that loads a whole pickled network and classifies 64 images."""
-    unit = 1e6 if platform.system() == "Darwin" else 1e3
+    """Peak megabytes, Python and torch included, of a process that loads a whole pickled network and classifies 64 images."""
+    network = torch.load(path, weights_only=False)
     with torch.inference_mode():
-        torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        network = torch.load(path, weights_only=False)
         network(torch.randn(64, *shape))
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024) / 1e6
 
 
 def peak(network: nn.Module, shape: tuple[int, ...], folder: Path) -> float:
@@ -106,13 +104,13 @@ def peak(network: nn.Module, shape: tuple[int, ...], folder: Path) -> float:
         return alone.apply(_peak, (str(path), shape))
 
 
-def pruned(name: str, pruner: str, density: float) -> tuple[nn.Module, Masks, tuple[int, ...]]:
+def pruned(name: str, pruner: str, density: float, rounds: int | None = None) -> tuple[nn.Module, Masks, tuple[int, ...]]:
     torch.manual_seed(0)
     build, shape = ZOO[name]
     network = build().eval()
     classes = network(torch.zeros(1, *shape)).shape[1]
     batches = [(torch.randn(100, *shape), torch.arange(100) % classes)] if pruner == "snip" else ()
-    return network, prune(network, PRUNERS[pruner](), density=density, input_shape=shape, batches=batches), shape
+    return network, prune(network, PRUNERS[pruner](), density=density, rounds=rounds, input_shape=shape, batches=batches), shape
 
 
 def row(label: str, network: nn.Module, shape: tuple[int, ...], seconds: float) -> str:
@@ -130,9 +128,9 @@ def row(label: str, network: nn.Module, shape: tuple[int, ...], seconds: float) 
     return f"| {label} | {size(network):,} | {counted:.1f} | {file:.2f} | {memory:.0f} | {cells[0]} | {cells[1]} |"
 
 
-def step(density: float, batch: int, seconds: float, threads: int) -> None:
+def step(density: float, batch: int, seconds: float, threads: int, rounds: int | None) -> None:
     """One training step of VGG-16, whole and compacted in both ways."""
-    network, masks, shape = pruned("vgg16_bn", "synflow", density)
+    network, masks, shape = pruned("vgg16_bn", "synflow", density, rounds)
     inputs = example_of(network, shape, None)
     networks = {
         "whole": network,
@@ -170,6 +168,7 @@ def main() -> None:
     parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.01, 0.001])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seconds", type=float, default=2.0, help="for each network and batch")
+    parser.add_argument("--rounds", type=int, default=None, help="of SynFlow; by default its own 100")
     parser.add_argument("--step", action="store_true", help="measure a training step instead")
     parser.add_argument("--density", type=float, default=0.01, help="of the training step")
     parser.add_argument("--batch", type=int, default=128, help="of the training step")
@@ -177,7 +176,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}")
     if options.step:
-        return step(options.density, options.batch, options.seconds, options.threads)
+        return step(options.density, options.batch, options.seconds, options.threads, options.rounds)
     print("| network | parameters | MFLOPs | file, MB | peak, MB | ms, batch 1 | ms, batch 64 |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in options.networks:
@@ -185,7 +184,7 @@ def main() -> None:
         print(row(f"{name}, dense", build(), shape, options.seconds), flush=True)
         for pruner in options.pruners:
             for density in options.densities:
-                network, masks, _ = pruned(name, pruner, density)
+                network, masks, _ = pruned(name, pruner, density, options.rounds if pruner == "synflow" else None)
                 if pruner == options.pruners[0]:
                     print(row(f"{name}, {pruner} {density}, zeros alone", network, shape, options.seconds), flush=True)
                 small = Compaction(network, masks, example_of(network, shape, None)).network
