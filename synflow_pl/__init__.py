@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from synflow_pl.compaction import Compaction, compact
     from synflow_pl.diagnosis import Diagnosis, diagnose
     from synflow_pl.masks import Masks
     from synflow_pl.pruning import prune
@@ -16,13 +17,26 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Classifier", "Diagnosis", "Masks", "PruneAtInit", "__version__", "diagnose", "load_weights", "prune"]
+__all__ = [
+    "Classifier",
+    "Compaction",
+    "Diagnosis",
+    "Masks",
+    "PruneAtInit",
+    "__version__",
+    "compact",
+    "diagnose",
+    "load_weights",
+    "prune",
+]
 
 _ROOMS = {
     "Classifier": "training",
+    "Compaction": "compaction",
     "Diagnosis": "diagnosis",
     "Masks": "masks",
     "PruneAtInit": "training",
+    "compact": "compaction",
     "diagnose": "diagnosis",
     "load_weights": "training",
     "prune": "pruning",

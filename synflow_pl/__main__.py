@@ -35,6 +35,16 @@ def main() -> None:
 
         experiment(sys.argv[2:])
         return
+    if sys.argv[1:2] in (["compact"], ["export"]):
+        from synflow_pl.cli.export import compact_command, export_command
+
+        (compact_command if sys.argv[1] == "compact" else export_command)(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["predict"] and any(arg.endswith((".safetensors", ".onnx", ".pt2")) for arg in sys.argv[2:]):
+        from synflow_pl.cli.predictions import predict_exported
+
+        predict_exported(sys.argv[2:])
+        return
     from synflow_pl.cli.main import run
 
     run(sys.argv[1:])

@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "synflow_pl"
 LEVELS = [
     {"__main__"},
     {"cli"},
-    {"runs", "experiments"},
+    {"runs", "experiments", "export"},
     {"training"},
-    {"pruning", "diagnosis"},
+    {"pruning", "diagnosis", "compaction"},
     {"ranking"},
     {"pruners"},
     {"followers"},

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
+import itertools
 import logging
 import os
 import signal
@@ -28,6 +28,7 @@ from synflow_pl.cli import resume, slurm
 from synflow_pl.cli.inside import check_inside
 from synflow_pl.cli.messages import OURS, Parser, clarify, named, refuse_function, sentence
 from synflow_pl.cli.overruled import overruled
+from synflow_pl.cli.predictions import write_predictions
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.data import Images
 from synflow_pl.diagnosis import DeadNetwork
@@ -469,14 +470,8 @@ class CLI(LightningCLI):
         if self.trainer.world_size > 1:
             raise ValueError(f"predict runs on one device, not {self.trainer.world_size}; add --trainer.devices 1")
         batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
-        probabilities, classes = torch.cat(batches).max(1)  # type: ignore[arg-type]
-        path = (self.run_folder or Path(".")) / "predictions.csv"
-        with open(path, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["image", "class", "probability"])
-            images = self.datamodule.predict_files if self.datamodule.predict_on is not None else range(len(classes))
-            writer.writerows((image, int(c), f"{float(p):.6f}") for image, c, p in zip(images, classes, probabilities, strict=False))
-        print(f"\n{len(classes)} predictions lie in {os.path.relpath(path)}")
+        images = self.datamodule.predict_files if self.datamodule.predict_on is not None else itertools.count()
+        write_predictions((self.run_folder or Path(".")) / "predictions.csv", images, torch.cat(batches))  # type: ignore[arg-type]
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -13,9 +13,9 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from synflow_pl.data.draws import draws, permutation
+from synflow_pl.data.folder import fitting, image_files
 from synflow_pl.data.loader import Batch, Loader, Source
 from synflow_pl.data.memory import Memory
 from synflow_pl.data.stream import Files, Pictures, Stream
@@ -180,8 +180,7 @@ class Images(LightningDataModule, ABC):
         if self.predict_on is None:
             return self.test_dataloader()
         files = self.predict_files
-        shrink = [transforms.Resize(min(self.input_shape[1:])), transforms.CenterCrop(self.input_shape[1:])]
-        transform = transforms.Compose([*shrink, *self.evaluation_transform.transforms])
+        transform = fitting(self.input_shape[1:], self.mean, self.std)
         unknown = torch.full((len(files),), -1)
         stream = self._stream(Files(files, unknown, transform, channels=self.input_shape[0]))
         return self._loader(stream, torch.arange(len(files)))
@@ -194,12 +193,7 @@ class Images(LightningDataModule, ABC):
             FileNotFoundError: if there is no such folder, or no image in it.
         """
         assert self.predict_on is not None
-        if not self.predict_on.is_dir():
-            raise FileNotFoundError(f"predict_on: there is no folder {str(self.predict_on)!r}; give one that holds images")
-        found = sorted(path for path in self.predict_on.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-        if not found:
-            raise FileNotFoundError(f"predict_on: the folder {str(self.predict_on)!r} holds no image ({', '.join(IMG_EXTENSIONS)})")
-        return found
+        return image_files(self.predict_on)
 
     def pruning_batches(self, images_per_class: int = 10, augment: bool = False) -> list[Batch]:
         """Training images to score on, equally many of each class, drawn by seed: the same on every rank.

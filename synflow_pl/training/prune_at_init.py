@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from synflow_pl.compaction import freeze
 from synflow_pl.diagnosis import DeadNetwork, Diagnosis, Survival, diagnose
-from synflow_pl.flow import Paths
+from synflow_pl.flow import Paths, example_of
 from synflow_pl.masks import Hold, Masks, prunable
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.sanity import SANITY
@@ -32,6 +33,7 @@ from synflow_pl.schedules import SCHEDULES, as_density
 from synflow_pl.training.agreement import Ranks
 from synflow_pl.training.averages import averages
 from synflow_pl.training.checkpoints import KEY, find_checkpoint, load_masks, load_weights
+from synflow_pl.training.compacted import Compacted, check_compactable, rebuild
 from synflow_pl.training.finders import let_finders_wait
 from synflow_pl.training.finding import find_batches, find_example, find_loss, find_network
 from synflow_pl.training.gradual import Gradual, check_time, last_step
@@ -68,6 +70,10 @@ class PruneAtInit(Callback):
         network: attribute of the LightningModule that is pruned ("backbone"); by default its ``network``, else all of it.
         input_shape: (C, H, W); by default from the data module, else ``example_input_array``, else from one training batch.
         on_collapse: what to do if no input-output path is left.
+        compact: train a smaller network without the units that cannot change the output; checkpoints stay full-size. Only for what is
+            pruned before the first step.
+        freeze_dead: hold biases, gains and shifts of units without a living path from the input at zero, so that they can be left out;
+            changes the training.
 
     Attributes:
         masks: those that the network is held to, once there are any.
@@ -101,6 +107,8 @@ class PruneAtInit(Callback):
         network: str | None = None,
         input_shape: Sequence[int] | None = None,
         on_collapse: Literal["error", "warn"] = "error",
+        compact: bool = False,
+        freeze_dead: bool = False,
     ) -> None:
         self._from_file = Masks.load(masks) if masks is not None else None
         if self._from_file is None and pruner is not None:
@@ -116,6 +124,11 @@ class PruneAtInit(Callback):
         if sanity is not None and (sanity not in SANITY or pruner is None):
             raise ValueError(f"sanity: {sanity!r} must be one of {', '.join(SANITY)}, and needs a pruner")
         check_time(pruner, at_epoch, trained, masks, sanity, effective_density)
+        if compact and (at_epoch or (pruner is not None and masks is None and pruner.over is not None)):
+            raise ValueError("compact: true needs masks that are final before the first step; leave out at_epoch and gradual pruning")
+        self.compact = compact
+        self.freeze_dead = freeze_dead
+        self._compacted: Compacted | None = None
         self.pruner = SANITY[sanity](pruner) if sanity is not None and pruner is not None else pruner
         self.at_epoch = at_epoch
         self.trained = find_checkpoint(trained) if trained is not None else None
@@ -195,6 +208,8 @@ class PruneAtInit(Callback):
         network, _ = find_network(pl_module, self.network)
         if self._from_file is not None:
             self._from_file.parameters(network)
+        if self.compact:
+            check_compactable(trainer, pl_module, network)
         at_start = self.at_epoch == 0 and self._over is None
         let_finders_wait(trainer, self, sparse=at_start)
         if at_start and self.trained is None and self._from_file is None and trainer.is_global_zero:
@@ -213,6 +228,8 @@ class PruneAtInit(Callback):
                 raise ValueError(_untimely(trainer))
             self._begin(trainer, pl_module)
         self._unrounded = {}
+        if self.compact and self.masks is not None:
+            self._compact(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to prune when the time for it is over, now that it is known where training goes on."""
@@ -237,7 +254,14 @@ class PruneAtInit(Callback):
             return self._keep(trainer, pl_module, Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}))
         started = time.perf_counter()
         how = "masks from a file" if self._from_file is not None else type(self.pruner).__name__
-        masks = self._ranks.once(lambda: self._choose(trainer, pl_module, network).state_dict(), patient=True)
+
+        def choose() -> dict[str, object]:
+            masks = self._choose(trainer, pl_module, network)
+            if self.freeze_dead:
+                masks = freeze(network, masks, example_of(network, None, self._example(trainer, pl_module)))
+            return masks.state_dict()
+
+        masks = self._ranks.once(choose, patient=True)
         self.seconds = time.perf_counter() - started
         self._ranks.share(network.parameters())  # a sanity check may have drawn them anew
         self._keep(trainer, pl_module, Masks.from_state_dict(masks))
@@ -307,6 +331,17 @@ class PruneAtInit(Callback):
                 masks.save(Path(folder) / "masks.safetensors")
 
         self._ranks.once(save)
+
+    def _compact(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on the network is small, and so is all that holds its parameters."""
+        assert self.masks is not None
+        network, _ = find_network(pl_module, self.network)
+        self._let_go()
+        self._compacted = Compacted(network, self.masks, example_of(network, None, self._example(trainer, pl_module)))
+        rebuild(trainer, pl_module)
+        for optimizer in trainer.optimizers:
+            self._holds[id(optimizer)] = self._compacted.masks.hold(network, optimizer)
+        rank_zero_info(self._compacted.told)
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, how: str, took: str) -> None:
         """Say what was kept.
@@ -381,8 +416,18 @@ class PruneAtInit(Callback):
             hold.mask_gradients()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the optimisers go."""
+        """Let the optimisers go, and give the network its size back."""
         self._let_go()
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the network its size back."""
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._compacted is not None:
+            self._compacted.restore()
+            self._compacted = None
 
     def _let_go(self) -> None:
         for hold in self._holds.values():
@@ -394,7 +439,7 @@ class PruneAtInit(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the masks into the checkpoint, under one fixed key whatever this class is called."""
         _, prefix = find_network(pl_module, self.network)
-        state: dict[str, Any] = {"network": prefix}
+        state: dict[str, Any] = {"network": prefix, "compact": self.compact}
         checkpoint[KEY] = state
         if self.masks is not None:
             state["masks"] = self.masks.state_dict()
@@ -404,6 +449,11 @@ class PruneAtInit(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the masks out of a checkpoint that has them; nothing will be pruned then, but for what is left of a gradual pruning."""
         state = checkpoint.get(KEY, {})
+        if trainer.state.fn == TrainerFn.FITTING and state.get("masks") is not None and state.get("compact", False) != self.compact:
+            raise ValueError(
+                f"compact: the checkpoint was trained with compact {str(not self.compact).lower()}, and its optimiser's state has that"
+                " size; go on in the same way"
+            )
         if state.get("masks") is not None:
             if trainer.state.fn == TrainerFn.FITTING:
                 _refuse_shards(trainer)

@@ -60,8 +60,9 @@ def script(folder: Path, tasks: int, *options: str) -> Path:
     """A job that trains the demo's recipe, shortened."""
     path = folder / "job.sh"
     command = " ".join(["srun", sys.executable, "-m", "synflow_pl", "fit", "-c", "demo", *SHORT, *options])
-    head = f"#!/bin/bash\n#SBATCH --ntasks={tasks}\n#SBATCH --requeue\n#SBATCH --open-mode=append\n#SBATCH --output=%j.out\n"
-    path.write_text(f"{head}export OMP_NUM_THREADS=1 PYTHONPATH={Path(__file__).parents[2]}\n{command}\n")
+    options_of_job = ("nodes=1", f"ntasks={tasks}", "overcommit", "requeue", "open-mode=append", "output=%j.out")
+    head = "".join(f"#SBATCH --{option}\n" for option in options_of_job)
+    path.write_text(f"#!/bin/bash\n{head}export OMP_NUM_THREADS=1 PYTHONPATH={Path(__file__).parents[2]}\n{command}\n")
     return path
 
 

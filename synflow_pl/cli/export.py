@@ -1,0 +1,159 @@
+"""The commands compact and export: a run's network, made smaller, as files that others run."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synflow_pl.cli.main import CLI, _prepare, _quieten
+from synflow_pl.cli.messages import named, sentence
+from synflow_pl.compaction import Compaction
+from synflow_pl.diagnosis import diagnose
+from synflow_pl.export import FORMATS, Facts, export, write_card
+from synflow_pl.flow import example_of
+from synflow_pl.masks import Masks
+from synflow_pl.training import find_checkpoint, load_weights
+from synflow_pl.training.checkpoints import load_masks
+
+__all__ = ["compact_command", "export_command"]
+
+_IMAGES = 64
+"""Real images that a file is verified on."""
+
+
+def compact_command(args: list[str]) -> None:
+    """Take the units that cannot change the output out of a run's network, and save what is left as safetensors.
+
+    Args:
+        args: ``--ckpt_path RUN``, ``--output PATH``, and options of ``validate`` for a checkpoint that is in no run.
+    """
+    parser = _parser("compact", compact_command)
+    own, rest = parser.parse_known_args(args)
+    _write(own, rest, ["safetensors"], compacted=True, table=True)
+
+
+def export_command(args: list[str]) -> None:
+    """Write a run's network to safetensors, ONNX and torch.export's .pt2, each verified against the network it was.
+
+    Args:
+        args: ``--ckpt_path RUN``, ``--format NAME ...``, ``--compact false``, ``--output PATH``, and options of ``validate``.
+    """
+    parser = _parser("export", export_command)
+    parser.add_argument("--format", nargs="+", choices=[*FORMATS], default=[*FORMATS], help="what to write; by default all")
+    parser.add_argument(
+        "--compact", choices=["true", "false"], default="true", help="whether units that cannot change the output are left out first"
+    )
+    own, rest = parser.parse_known_args(args)
+    _write(own, rest, own.format, compacted=own.compact == "true", table=False)
+
+
+def _parser(name: str, command: Any) -> argparse.ArgumentParser:
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> Any:
+            sentence(message)
+
+    about = command.__doc__.partition("\n")[0]
+    parser = Parser(f"synflow_pl {name}", usage="%(prog)s --ckpt_path RUN [OPTIONS]", description=about, allow_abbrev=False)
+    parser.add_argument("--ckpt_path", required=True, help="a run, or a checkpoint of one")
+    parser.add_argument("--output", default=None, help="path of the files without ending; by default RUN/export/model")
+    return parser
+
+
+class _Loaded(CLI):
+    """A run's network and data, built and filled, and nothing run."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def _write(own: argparse.Namespace, rest: Sequence[str], formats: Sequence[str], *, compacted: bool, table: bool) -> None:
+    try:
+        checkpoint = find_checkpoint(own.ckpt_path)
+        _quieten()
+        cli = _Loaded(_prepare(["validate", "--ckpt_path", str(checkpoint), "--trainer.accelerator", "cpu", *rest]))
+        network: nn.Module = load_weights(cli.model.network, checkpoint).eval()
+        masks = load_masks(checkpoint)
+        if masks is None and table:
+            raise ValueError(f"{str(checkpoint)!r} was trained dense: it has no masks, so there is nothing to take out; prune first")
+        shape = tuple(cli.datamodule.input_shape)
+        inputs = example_of(network, shape, None)
+        told, small = _told(cli, network, masks), network
+        if masks is not None and compacted:
+            masks.apply(network)
+            compaction = Compaction(network, masks, inputs)
+            small = compaction.network.eval()
+            told["parameters"] = f"{_size(small):,} of {_size(network):,}"
+            if table:
+                print(compaction.table())
+            else:
+                for note in compaction.notes:
+                    print(f"Kept: {note}.")
+        facts = _facts(cli, told)
+        output = Path(own.output) if own.output else (cli.run_folder or Path(".")) / "export" / "model"
+        images = _real(cli)
+        differences = {}
+        for name in formats:
+            path = output.with_name(f"{output.name}.{name}")
+            differences[name] = export(small, network, facts, path, images)
+            print(f"{os.path.relpath(path)}: {path.stat().st_size:,} bytes, within {differences[name]:.1e} of the largest output")
+        print(f"{os.path.relpath(write_card(output, facts, differences))} says what they are")
+    except (ValueError, OSError, ImportError) as error:
+        sentence(" ".join(str(error).split()), status=1)
+
+
+def _size(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _real(cli: CLI) -> Tensor:
+    """Images that the network was not tested on."""
+    data = cli.datamodule
+    data.prepare_data()
+    data.setup("fit")
+    loader = data.val_dataloader() or data.train_dataloader()
+    images: Tensor = next(iter(loader))[0][:_IMAGES]
+    return images
+
+
+def _facts(cli: CLI, told: dict[str, Any]) -> Facts:
+    model, data = cli.options.model.network, cli.datamodule
+    signature = inspect.signature(named(model.class_path)).parameters
+    arguments = {}
+    for key, value in (model.get("init_args") or {}).items():
+        value = list(value) if isinstance(value, tuple) else value
+        default = signature[key].default if key in signature else None
+        # Trained weights are in the file; they need not be downloaded to be replaced.
+        if value != (list(default) if isinstance(default, tuple) else default) and key not in ("weights", "pretrained"):
+            arguments[key] = f"torch.nn.{value.__name__}" if isinstance(value, type) else value
+    return Facts(tuple(data.input_shape), data.num_classes, tuple(data.mean), tuple(data.std), model.class_path, arguments, told)
+
+
+def _told(cli: CLI, network: nn.Module, masks: Masks | None) -> dict[str, Any]:
+    told: dict[str, Any] = {"name": cli.run_folder.name if cli.run_folder else type(network).__name__}
+    told["data"] = type(cli.datamodule).__name__
+    if masks is not None:
+        found = diagnose(network, masks, input_shape=cli.datamodule.input_shape)
+        told["density"] = f"{found.density:.6g} ({found.kept:,} of {found.total:,} weights)"
+        told["effective density"] = f"{found.effective_density:.6g}"
+    for metric in ("test/accuracy", "val/accuracy"):
+        if (accuracy := _last(cli.run_folder, metric)) is not None:
+            told[f"{metric} of the run's last epoch"] = f"{accuracy:.2%}"
+    told["torch"] = str(torch.__version__)
+    return told
+
+
+def _last(run: Path | None, metric: str) -> float | None:
+    """The last value of a metric that the run's metrics.csv holds."""
+    if run is None or not (run / "metrics.csv").is_file():
+        return None
+    with open(run / "metrics.csv", newline="") as file:
+        values = [row[metric] for row in csv.DictReader(file) if row.get(metric)]
+    return float(values[-1]) if values else None

@@ -1,0 +1,77 @@
+"""Predictions: ``predictions.csv``, and the command predict on exported files."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synflow_pl.cli.messages import sentence
+from synflow_pl.data.folder import fitting, image_files
+from synflow_pl.data.stream import Files
+from synflow_pl.export import load_exported
+
+__all__ = ["predict_exported", "write_predictions"]
+
+EXPORTED = (".safetensors", ".onnx", ".pt2")
+_BATCH = 64
+
+
+def write_predictions(path: Path, images: Iterable[object], probabilities: Tensor) -> None:
+    """Write a line for each image: its number or file, the likeliest class and its probability.
+
+    Args:
+        path: of the CSV file, which appears whole or not at all.
+        images: numbers or files.
+        probabilities: (N, num_classes).
+    """
+    best, classes = probabilities.max(1)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with open(unfinished, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "class", "probability"])
+        writer.writerows((image, int(c), f"{float(p):.6f}") for image, c, p in zip(images, classes, best, strict=False))
+    os.replace(unfinished, path)
+    print(f"\n{len(classes)} predictions lie in {os.path.relpath(path)}")
+
+
+def predict_exported(args: list[str]) -> None:
+    """Classify the images of a folder with an exported file.
+
+    Args:
+        args: ``--ckpt_path FILE``, ``--data.predict_on FOLDER``, ``--output PATH``.
+    """
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> Any:
+            sentence(message)
+
+    parser = Parser(
+        "synflow_pl predict", usage="%(prog)s --ckpt_path FILE --data.predict_on FOLDER [--output CSV]",
+        description=predict_exported.__doc__.partition("\n")[0] if predict_exported.__doc__ else None, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--ckpt_path", required=True, help=f"a file that export wrote: {', '.join(EXPORTED)}")
+    parser.add_argument("--data.predict_on", dest="folder", required=True, help="a folder of images")
+    parser.add_argument("--output", default=None, help="the CSV file; by default predictions.csv beside the network")
+    own = parser.parse_args(args)
+    network_file = Path(own.ckpt_path)
+    output = Path(own.output) if own.output else network_file.with_name("predictions.csv")
+    try:
+        exported = load_exported(network_file)
+        facts = exported.facts
+        paths = image_files(Path(own.folder).expanduser())
+        transform = fitting(facts.input_shape[1:], facts.mean, facts.std)
+        pictures = Files(paths, torch.full((len(paths),), -1), transform, channels=facts.input_shape[0])
+        found = []
+        for start in range(0, len(paths), _BATCH):
+            images = torch.stack([pictures[index][0] for index in range(start, min(start + _BATCH, len(paths)))])
+            found.append(exported(images).softmax(1))
+        write_predictions(output, paths, torch.cat(found))
+    except (ValueError, OSError, ImportError) as error:
+        sentence(" ".join(str(error).split()), status=1)

@@ -1,0 +1,200 @@
+"""Formats: safetensors, ONNX and torch.export, one writer and one reader each.
+
+A safetensors file holds tensors alone, so the network that they belong to is built again by its class and cut to their sizes. ONNX and
+torch.export hold what is computed as well. Each has the :class:`~synflow_pl.export.facts.Facts` in it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import zipfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synflow_pl import networks
+from synflow_pl.compaction import resize
+from synflow_pl.export.facts import KEY, Facts
+
+__all__ = ["FORMATS", "Exported", "load_exported"]
+
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network out of a file: called with images (N, C, H, W), float32 and normalised, it gives logits (N, num_classes).
+
+    Raises:
+        ValueError: when called with images of another shape or dtype.
+    """
+
+    facts: Facts
+    run: Run
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        self.facts.check(images)
+        return self.run(images)
+
+
+def load_exported(path: Path) -> Exported:
+    """Read an exported file onto the CPU. A ``.pt2`` of a stranger's is as dangerous as a program of theirs; the others hold no code.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged, or something else.
+        ImportError: without onnxruntime, for ONNX.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}; expected one that `synflow_pl export` wrote")
+    if path.suffix not in _READERS:
+        raise ValueError(f"{str(path)!r} is not one of {', '.join(_READERS)}")
+    return _READERS[path.suffix](path)
+
+
+# -- safetensors
+
+
+def _write_safetensors(network: nn.Module, facts: Facts, path: Path, example: Tensor) -> None:
+    from safetensors.torch import save_file
+
+    persistent = network.state_dict().keys()
+    named = (*network.named_parameters(), *network.named_buffers())
+    tensors = {name: tensor.detach().contiguous() for name, tensor in named if name in persistent}
+    save_file(tensors, path, metadata={KEY: facts.json()})
+
+
+def _read_safetensors(path: Path) -> Exported:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = Facts.read((file.metadata() or {}).get(KEY), str(path))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+    except SafetensorError as error:
+        raise ValueError(f"{str(path)!r} cannot be read as safetensors; it is damaged or something else: {error}") from error
+    network = _build(facts, path)
+    own = {name for name, _ in (*network.named_parameters(), *network.named_buffers()) if name in network.state_dict()}
+    if missing := own - tensors.keys():
+        raise ValueError(f"{str(path)!r} lacks {min(missing)}, which {facts.network} has")
+    try:
+        network = resize(network, tensors).eval()
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} does not fit {facts.network}: {error}") from error
+    return Exported(facts, network)
+
+
+def _build(facts: Facts, path: Path) -> nn.Module:
+    """The network that the file names: one of ours, since a name in a stranger's file shall not decide what is imported."""
+    room, _, name = facts.network.rpartition(".")
+    if room != networks.__name__ or name not in networks.__all__:
+        raise ValueError(
+            f"{str(path)!r} holds the weights of {facts.network}, which is not of synflow_pl.networks; build it yourself and call"
+            " synflow_pl.compaction.resize(network, safetensors.torch.load_file(path)), or predict from ONNX or .pt2"
+        )
+    try:
+        return getattr(networks, name)(**{key: _argument(value) for key, value in facts.arguments.items()})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{str(path)!r} names {facts.network}, which cannot be built as it says: {error}") from error
+
+
+def _argument(value: Any) -> Any:
+    """What an argument stands for: the name of a class of torch.nn for that class, anything else for itself."""
+    return getattr(nn, value.removeprefix("torch.nn.")) if isinstance(value, str) and value.startswith("torch.nn.") else value
+
+
+# -- ONNX
+
+
+def _write_onnx(network: nn.Module, facts: Facts, path: Path, example: Tensor) -> None:
+    _need("onnx", "onnxscript", "onnxruntime")
+    with _quiet("torch.onnx", "onnxscript", "onnx_ir"):
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=_batch(network),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props[KEY] = facts.json()
+    program.save(path, external_data=False)
+
+
+def _read_onnx(path: Path) -> Exported:
+    _need("onnxruntime")
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors share no other class
+        raise ValueError(f"{str(path)!r} cannot be read as ONNX; it is damaged or something else: {_short(error)}") from error
+    facts = Facts.read(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
+    return Exported(facts, lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]))
+
+
+# -- torch.export
+
+
+def _write_pt2(network: nn.Module, facts: Facts, path: Path, example: Tensor) -> None:
+    program = torch.export.export(network, (example,), dynamic_shapes=_batch(network))
+    with open(path, "wb") as file:
+        torch.export.save(program, file, extra_files={KEY: facts.json()})
+
+
+def _read_pt2(path: Path) -> Exported:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{str(path)!r} cannot be read as .pt2; it is damaged or something else")
+    extra = {KEY: ""}
+    try:
+        with _quiet("torch.export"), open(path, "rb") as file:
+            program = torch.export.load(file, extra_files=extra)
+    except Exception as error:  # whatever unpickling and schema checks may raise
+        raise ValueError(f"{str(path)!r} cannot be read as .pt2; it is damaged or something else: {_short(error)}") from error
+    return Exported(Facts.read(extra[KEY], str(path)), program.module())
+
+
+Writer = Callable[[nn.Module, Facts, Path, Tensor], None]
+FORMATS: dict[str, Writer] = {"safetensors": _write_safetensors, "onnx": _write_onnx, "pt2": _write_pt2}
+"""By name, which is also the file's ending, what writes (network, facts, path, example images)."""
+_READERS: dict[str, Callable[[Path], Exported]] = {".safetensors": _read_safetensors, ".onnx": _read_onnx, ".pt2": _read_pt2}
+
+
+def _batch(network: nn.Module) -> dict[str, Any]:
+    """Any number of images; whatever the forward's argument is called."""
+    (name, *_) = inspect.signature(network.forward).parameters
+    return {name: {0: torch.export.Dim("batch")}}
+
+
+def _need(*packages: str) -> None:
+    for package in packages:
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise ImportError(f"ONNX needs the package {package}; pip install synflow_pl[export]") from error
+
+
+def _short(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+@contextmanager
+def _quiet(*loggers: str) -> Any:
+    """Without what these loggers say below an error; what is raised says it."""
+    before = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

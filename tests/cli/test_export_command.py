@@ -1,0 +1,77 @@
+"""compact, export and predict, from a run to predictions."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from synflow_pl.cli.export import compact_command, export_command
+from synflow_pl.cli.main import run
+from synflow_pl.cli.predictions import predict_exported
+from synflow_pl.data import Digits
+from tests.cli.conftest import QUIET
+
+SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "20", "--trainer.accelerator", "cpu", *QUIET]
+
+
+@pytest.fixture
+def fitted(folder: Path) -> Path:
+    run(["fit", "-c", "demo", "--pruning.density", "0.02", "--pruning.rounds", "5", "--run", "small", *SHORT])
+    return folder / "lightning_logs" / "small"
+
+
+def lines(path: Path) -> list[list[str]]:
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_a_run_becomes_files_that_predict_what_it_predicts(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = fitted.parents[1] / "own"
+    own.mkdir()
+    for index, image in enumerate(Digits().images(False)[0][:6]):
+        Image.fromarray(image[0].numpy()).save(own / f"{index}.png")
+    export_command(["--ckpt_path", str(fitted)])
+    card = (fitted / "export" / "model.md").read_text()
+    assert "- density: 0.02" in card
+    assert "- val/accuracy" in card
+    files = sorted(path.name for path in (fitted / "export").iterdir())
+    assert files == ["model.md", "model.onnx", "model.pt2", "model.safetensors"]
+    run(["predict", "--ckpt_path", str(fitted), "--data.predict_on", str(own), "--trainer.accelerator", "cpu", *QUIET])
+    truth = lines(fitted / "predictions.csv")
+    assert len(truth) == 7
+    for name in ("onnx", "pt2", "safetensors"):
+        predict_exported(["--ckpt_path", str(fitted / "export" / f"model.{name}"), "--data.predict_on", str(own)])
+        found = lines(fitted / "export" / "predictions.csv")
+        assert [line[:2] for line in found] == [line[:2] for line in truth]
+        assert [float(line[2]) for line in found[1:]] == pytest.approx([float(line[2]) for line in truth[1:]], abs=1e-4)
+    capsys.readouterr()
+    compact_command(["--ckpt_path", str(fitted), "--output", str(fitted / "compacted")])
+    assert "layers.2.weight  32x32x3x3" in capsys.readouterr().out
+    assert (fitted / "compacted.safetensors").stat().st_size < 4 * 260_458 / 1.5
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "message"),
+    [
+        (compact_command, ["--ckpt_path", "nowhere"], "no checkpoint at 'nowhere'"),
+        (compact_command, [], "the following arguments are required: --ckpt_path"),
+        (export_command, ["--ckpt_path", "nowhere", "--format", "tflite"], "invalid choice: 'tflite'"),
+        (predict_exported, ["--ckpt_path", "nowhere.onnx", "--data.predict_on", "."], "there is no file 'nowhere.onnx'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str], command, args, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SystemExit):
+        command(args)
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_dense_run_has_nothing_to_compact(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["fit", "-c", "demo", "-c", "pruners/dense", "--run", "dense", *SHORT])
+    with pytest.raises(SystemExit):
+        compact_command(["--ckpt_path", "lightning_logs/dense"])
+    assert "was trained dense" in capsys.readouterr().err

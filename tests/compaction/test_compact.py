@@ -1,0 +1,369 @@
+"""The smaller network does what the pruned one does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from benchmarks.zoo import ZOO
+from synflow_pl import Compaction, Masks, compact, prune
+from synflow_pl.compaction import freeze
+from synflow_pl.flow import example_of
+from synflow_pl.masks import prunable
+from synflow_pl.pruners import SynFlow
+from tests.compaction.lively import liven, spread
+
+
+def masks_of(network: nn.Module, **masks: list) -> Masks:
+    """All ones but for what is given, by name with __ for the dot."""
+    chosen = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(network).items()}
+    for name, mask in masks.items():
+        name = name.replace("__", ".")
+        chosen[name] = torch.tensor(mask, dtype=torch.bool).view_as(chosen[name])
+    return Masks(chosen)
+
+
+def filled(network: nn.Module, **tensors: list) -> nn.Module:
+    state = network.state_dict()
+    for name, values in tensors.items():
+        tensor = state[name.replace("__", ".")]
+        tensor.copy_(torch.tensor(values, dtype=tensor.dtype).view_as(tensor))
+    return network.double().eval()
+
+
+# -- sums on paper
+
+
+def test_a_unit_that_nothing_reads_goes() -> None:
+    network = filled(nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1)), **{"0__weight": [1, 2, 3], "2__weight": [1, 1, 1]})
+    small = compact(network, masks_of(network, **{"2__weight": [1, 0, 1]}), input_shape=(1,))
+    assert [tuple(parameter.shape) for parameter in small.parameters()] == [(2, 1), (2,), (1, 2), (1,)]
+    assert small[0].weight.flatten().tolist() == [1, 3]
+    assert (small[0].out_features, small[2].in_features) == (2, 2)
+
+
+def test_a_constant_is_folded_into_the_bias_of_a_linear_layer() -> None:
+    # Unit 1 reads nothing and emits relu(5) = 5; times 3 on top of the bias 1 that is 16.
+    network = filled(
+        nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1)),
+        **{"0__weight": [1, 1], "0__bias": [0, 5], "2__weight": [2, 3], "2__bias": [1]},
+    )
+    small = compact(network, masks_of(network, **{"0__weight": [1, 0]}), input_shape=(1,))
+    assert small[2].weight.flatten().tolist() == [2]
+    assert small[2].bias.tolist() == [16]
+    assert small(torch.tensor([[4.0]], dtype=torch.float64)).item() == 2 * 4 + 16
+
+
+def test_a_shift_of_batchnorm_is_folded_into_an_unpadded_convolution_that_had_no_bias() -> None:
+    # Channel 1 is nothing but its shift 2, read by two weights of 3: 12 at every position.
+    network = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.Conv2d(2, 1, (1, 2), bias=False))
+    filled(network, **{"1__bias": [0, 2], "2__weight": [1, 1, 3, 3]})
+    small = compact(network, masks_of(network, **{"0__weight": [1, 0]}), input_shape=(1, 4, 4))
+    assert small[2].bias.tolist() == [12]
+    assert (small[0].out_channels, small[1].num_features, small[2].in_channels) == (1, 1, 1)
+
+
+def padded() -> nn.Module:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 1, 3, padding=1))
+    return filled(network, **{"0__bias": [0, 1], "2__weight": [1] * 18})
+
+
+def test_a_constant_that_is_read_through_padding_stays_and_the_report_says_why() -> None:
+    network = padded()
+    told = Compaction(network, masks_of(network, **{"0__weight": [1, 0]}), example_of(network, (1, 4, 4), None))
+    assert told.network[0].out_channels == 2
+    assert told.notes == ("1 units that hold a constant which cannot be folded (padding makes it differ from place to place)",)
+    assert "Kept: 1 units" in told.table()
+
+
+def test_it_goes_if_the_weights_that_are_left_never_meet_the_padding() -> None:
+    # Of the kernel that reads the constant only the middle lives.
+    network = padded()
+    masks = masks_of(network, **{"0__weight": [1, 0], "2__weight": [1] * 9 + [0] * 4 + [1] + [0] * 4})
+    small = compact(network, masks, input_shape=(1, 4, 4))
+    assert small[0].out_channels == 1
+    assert small[2].bias.item() == pytest.approx(network[2].bias.item() + 1)
+
+
+def test_a_weight_that_only_ever_reads_padding_keeps_nothing() -> None:
+    # On one pixel, a padded 3x3 kernel reads the middle alone.
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 3, padding=1)).double().eval()
+    masks = masks_of(network, **{"1__weight": [1] * 9 + [1] * 4 + [0] + [1] * 4})
+    assert compact(network, masks, input_shape=(1, 1, 1))[0].out_channels == 1
+
+
+def test_no_layer_is_left_without_units() -> None:
+    # Nothing passes the middle layer, whose bias is all that is left of it: 7 at the output.
+    network = filled(
+        nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 1)),
+        **{"1__bias": [3, 4], "2__weight": [1, 1], "2__bias": [0]},
+    )
+    small = compact(network, masks_of(network, **{"1__weight": [0] * 6}), input_shape=(2,))
+    assert [layer.out_features for layer in small] == [1, 1, 1]
+    assert small(torch.randn(5, 2, dtype=torch.float64)).tolist() == [[7.0]] * 5
+
+
+def test_in_training_only_what_is_held_at_zero_is_constant() -> None:
+    network = filled(nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1)), **{"0__bias": [0, 0, 5]})
+    masks = masks_of(network, **{"0__weight": [1, 0, 0]})
+    inputs = example_of(network, (1,), None)
+    told = Compaction(network, masks, inputs, training=True)
+    assert told.network[0].out_features == 3  # two biases that may grow
+    held = Masks({**masks, "0.bias": torch.tensor([True, False, True])}, ["0.bias"])
+    assert Compaction(network, held, inputs, training=True).network[0].out_features == 2
+
+
+def test_masks_of_what_is_left_come_with_it() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+    masks = masks_of(network, **{"0__weight": [1, 0, 1, 1, 0, 1], "2__weight": [1, 0, 1]})
+    told = Compaction(network, masks, example_of(network, (2,), None), training=True)
+    assert told.masks["0.weight"].tolist() == [[True, False], [False, True]]
+    assert told.masks["2.weight"].tolist() == [[True, True]]
+    assert told.cut("2.weight", torch.tensor([[7, 9, 8]])).tolist() == [[7, 8]]
+
+
+def test_a_unit_that_the_input_cannot_reach_is_frozen_and_then_goes() -> None:
+    # Unit 1 reads nothing. Unit 2 of the second layer reads it alone, so the input cannot reach it either.
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(),
+        nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 3, padding=1),
+    )  # fmt: skip
+    masks = masks_of(network, **{"0__weight": [1] * 9 + [0] * 9, "3__weight": [1] * 9 + [0] * 9 + [0] * 9 + [1] * 9})
+    inputs = example_of(network, (1, 4, 4), None)
+    held = freeze(network, masks, inputs)
+    assert {name: held[name].tolist() for name in held.followers} == {
+        "0.bias": [True, False], "1.weight": [True, False], "1.bias": [True, False], "3.bias": [True, False]
+    }  # fmt: skip
+    assert held.density == masks.density
+    assert Compaction(network, masks, inputs, training=True).network[0].out_channels == 2
+    small = Compaction(network, held, inputs, training=True).network
+    assert [small[index].out_channels for index in (0, 3, 5)] == [1, 1, 1]
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).train()
+    masks = masks_of(network, **{"0__weight": [1] * 18 + [0] * 18})
+    state = copy.deepcopy(network.state_dict())
+    small = compact(network, masks, input_shape=(1, 4, 4))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert network[0].weight.shape == (4, 1, 3, 3)
+    assert small.training
+    assert all(type(a) is type(b) for a, b in zip(network.modules(), small.modules(), strict=True))
+
+
+def test_a_forward_that_depends_on_sizes_is_left_whole_and_the_report_says_so() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 4, 3), nn.Linear(16, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.second(self.first(images).view(-1, 16))
+
+    network = Fixed().double()
+    masks = masks_of(network, second__weight=[1] * 12 + [0] * 4 + [1] * 12 + [0] * 4)
+    told = Compaction(network, masks, example_of(network, (1, 4, 4), None))
+    assert told.network.first.out_channels == 4
+    assert told.notes[0].startswith("nothing was taken out: ")
+
+
+# -- networks of every kind, random masks
+
+
+class Residual(nn.Module):
+    """A stream that two branches are added to, one of them through a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 5, 3, padding=1)
+        self.a, self.na, self.b, self.nb = nn.Conv2d(5, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(6, 5, 1), nn.BatchNorm2d(5)
+        self.c, self.skip = nn.Conv2d(5, 4, 3, 2, 1, bias=False), nn.Conv2d(5, 4, 1, 2, bias=False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).relu()
+        x = (x + self.nb(self.b(self.na(self.a(x)).relu()))).relu()
+        x = (self.c(x) + self.skip(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+class Concatenated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 3, 3, padding=1), nn.BatchNorm2d(7)
+        self.c, self.head = nn.Conv2d(7, 4, 3), nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.a(images).relu()
+        x = self.norm(torch.cat([x, self.b(x).tanh()], 1)).relu()
+        return self.head(nn.functional.max_pool2d(self.c(x), 2, 1, ceil_mode=True)[:, :, :2, :2].flatten(1))
+
+
+class Shared(nn.Module):
+    """One layer used twice, and a weight that two layers own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice, self.again, self.head = nn.Linear(8, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.again.weight = self.twice.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images.flatten(1)).relu()
+        return self.head(self.again(self.twice(self.twice(x).relu()).relu()).relu())
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation, a depthwise convolution and one with groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.depthwise, self.norm = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6)
+        self.squeeze, self.excite = nn.Conv2d(6, 3, 1), nn.Conv2d(3, 6, 1)
+        self.grouped, self.head = nn.Conv2d(6, 6, 3, groups=3, bias=False), nn.Conv2d(6, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = nn.functional.hardswish(self.norm(self.depthwise(self.a(images).relu())))
+        x = x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.head(self.grouped(x)).flatten(1)
+
+
+class Normalised(nn.Module):
+    """What has statistics over channels, and a block of a transformer beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(2, 4, 1), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1)
+        self.layer, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 8), nn.Linear(8, 4)
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.b(self.norm(self.a(images)).relu()).flatten(2).transpose(1, 2)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.head((x + self.down(nn.functional.gelu(self.up(self.layer(x))))).mean(1))
+
+
+def chain() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2, 1), nn.Conv2d(6, 5, 1), nn.ELU(),
+        nn.Flatten(), nn.Linear(5, 4), nn.BatchNorm1d(4), nn.GELU(), nn.Linear(4, 3),
+    )  # fmt: skip
+
+
+def up() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 5, 3, padding=1), nn.Sigmoid(), nn.ConvTranspose2d(5, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten()
+    )
+
+
+KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "chain": (chain, (2, 4, 4)),
+    "residual": (Residual, (2, 5, 5)),
+    "concatenated": (Concatenated, (2, 5, 5)),
+    "shared": (Shared, (2, 2, 2)),
+    "gated": (Gated, (2, 4, 4)),
+    "normalised": (Normalised, (2, 3, 3)),
+    "up": (up, (2, 3, 3)),
+}
+
+
+def random_masks(network: nn.Module, seed: int, weights: float, units: float) -> Masks:
+    """Each weight lives with one probability, and each row and column of a weight with another."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def alive(*shape: int, share: float) -> Tensor:
+        return torch.rand(*shape, generator=generator) < share
+
+    masks = {}
+    for name, weight in prunable(network).items():
+        rest = [1] * (weight.dim() - 2)
+        rows, columns = alive(weight.shape[0], 1, *rest, share=units), alive(1, weight.shape[1], *rest, share=units)
+        masks[name] = alive(*weight.shape, share=weights) & rows & columns
+    return Masks(masks)
+
+
+def check(network: nn.Module, masks: Masks, shape: tuple[int, ...]) -> tuple[Compaction, float]:
+    """Equal in both precisions. Returns what was done, and the spread over the largest output."""
+    images = torch.randn(16, *shape, dtype=torch.float64)
+    liven(network, masks, images)
+    network.eval()
+    told = Compaction(network, masks, example_of(network, shape, None))
+    with torch.no_grad():
+        truth, found = network(images), told.network.eval()(images)
+    apart, varies = spread(truth), float((truth - found).abs().max())
+    assert varies <= 1e-10 * float(truth.abs().max())
+    # Exact to a share of what the input does to the output: a constant would not pass.
+    assert varies <= 1e-4 * apart or apart <= 1e-6 * float(truth.abs().max())
+    single = copy.deepcopy(network).float()
+    with torch.no_grad():
+        small = compact(single, masks, input_shape=shape).eval()(images.float())
+        assert float((single(images.float()) - small).abs().max()) <= 1e-5 * float(truth.abs().max())
+    return told, apart / float(truth.abs().max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=st.integers(0, 2**20), weights=st.sampled_from([1.0, 0.8, 0.5]), units=st.sampled_from([0.6, 0.8, 0.95]))
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_networks_of_every_kind_do_what_they_did(kind: str, seed: int, weights: float, units: float) -> None:
+    torch.manual_seed(seed)
+    build, shape = KINDS[kind]
+    network = build().double()
+    check(network, random_masks(network, seed, weights, units), shape)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_every_kind_get_smaller_while_their_input_matters(kind: str) -> None:
+    build, shape = KINDS[kind]
+    smaller = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        network = build().double()
+        told, apart = check(network, random_masks(network, seed, 0.8, 0.8), shape)
+        if apart > 1e-6:
+            assert not any("nothing was taken out" in note for note in told.notes)
+            smaller += sum(p.numel() for p in told.network.parameters()) < sum(p.numel() for p in network.parameters())
+    assert smaller >= 5
+
+
+def test_a_group_norm_stays_whole_and_the_report_says_why() -> None:
+    network = Normalised().double()
+    masks = masks_of(network, b__weight=[1, 1, 1, 0] * 4)
+    told = Compaction(network, masks, example_of(network, (2, 3, 3), None))
+    assert told.network.norm.num_channels == 4
+    assert "4 units whether they are needed or not (GroupNorm's statistics, which would change)" in told.notes
+
+
+# -- the zoo
+
+LARGE = ("*resnet1202",)
+
+
+def check_zoo(name: str, densities: tuple[float, ...], rounds: int) -> None:
+    torch.manual_seed(0)
+    build, shape = ZOO[name]
+    network, masks, parameters = build().double(), None, []
+    for density in densities:
+        masks = prune(network, SynFlow(), density=density, masks=masks, rounds=rounds, input_shape=shape)
+        told, apart = check(copy.deepcopy(network), masks, shape)
+        assert apart > 1e-6
+        parameters.append(sum(parameter.numel() for parameter in told.network.parameters()))
+        assert not any("nothing was taken out" in note for note in told.notes)
+    whole = sum(parameter.numel() for parameter in network.parameters())
+    assert parameters == sorted(parameters, reverse=True)
+    assert parameters[-1] < whole / 2
+
+
+@pytest.mark.parametrize("name", ["fc", "conv", "resnet20_gains"])
+def test_small_networks_of_the_zoo_do_what_they_did(name: str) -> None:
+    check_zoo(name, (0.1, 0.01), rounds=10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ZOO if not name.endswith("resnet1202")])
+def test_every_network_of_the_zoo_does_what_it_did(name: str) -> None:
+    check_zoo(name, (0.1, 0.01, 0.001), rounds=34)

@@ -1,0 +1,114 @@
+"""Exported files do what the network does, or there are none."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from synflow_pl import compact, prune
+from synflow_pl.export import FORMATS, Facts, export, load_exported, verify, write_card
+from synflow_pl.networks import ResNet
+from synflow_pl.pruners import SynFlow
+
+SHAPE = (2, 8, 8)
+FACTS = Facts(
+    SHAPE, 10, (0.5, 0.5), (0.25, 0.25), "synflow_pl.networks.ResNet", {"depth": 8, "width": 8, "input_shape": list(SHAPE)},
+    {"name": "small", "density": 0.05},
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[nn.Module, nn.Module]:
+    """A pruned network that has seen some images, and its compacted self."""
+    torch.manual_seed(0)
+    network = ResNet(8, width=8, input_shape=SHAPE)
+    masks = prune(network, SynFlow(), density=0.05, rounds=10, input_shape=SHAPE)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias, std=0.3)
+    network.train()(torch.randn(64, *SHAPE))
+    network.eval()
+    return network, compact(network, masks, input_shape=SHAPE)
+
+
+def images(count: int = 5) -> Tensor:
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_gives_what_the_network_gives_for_any_number_of_images(
+    tmp_path: Path, networks: tuple[nn.Module, nn.Module], name: str
+) -> None:
+    network, small = networks
+    apart = export(small, network, FACTS, tmp_path / f"model.{name}", images())
+    assert apart < 1e-5
+    found = load_exported(tmp_path / f"model.{name}")
+    assert found.facts == FACTS
+    for count in (1, 7):
+        with torch.no_grad():
+            torch.testing.assert_close(found(images(count)), network(images(count)), rtol=1e-4, atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"model.{name}"]
+    # And nothing but whole images of the right kind.
+    for wrong in (torch.zeros(1, 3, 8, 8), torch.zeros(2, 8, 8), torch.zeros(1, *SHAPE, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"images: .* expected \(N, 2, 8, 8\) of torch.float32"):
+            found(wrong)
+    whole = (tmp_path / f"model.{name}").read_bytes()
+    (tmp_path / f"half.{name}").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / f"strange.{name}").write_bytes(b"something else")
+    for file in ("half", "strange"):
+        with pytest.raises(ValueError, match=rf"{file}\.{name}' cannot be read as .* damaged or something else"):
+            load_exported(tmp_path / f"{file}.{name}")
+
+
+def test_a_file_that_does_not_agree_does_not_appear(tmp_path: Path, networks: tuple[nn.Module, nn.Module]) -> None:
+    network, _ = networks
+    torch.manual_seed(3)
+    other = ResNet(8, width=8, input_shape=SHAPE)
+    with pytest.raises(ValueError, match="more or less than the network on real images"):
+        export(other, network, FACTS, tmp_path / "model.safetensors", images())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_constant_does_not_pass_for_a_network_that_hardly_minds_its_input() -> None:
+    class Nearly(nn.Module):
+        def forward(self, batch: Tensor) -> Tensor:
+            return 1000 + 0.05 * batch.flatten(1)[:, :3]
+
+    constant = load_like(lambda batch: torch.full((len(batch), 3), 1000.0))
+    with pytest.raises(ValueError, match="more or less than the network"):
+        verify(constant, Nearly(), images())
+
+
+def load_like(run):  # type: ignore[no-untyped-def]
+    from synflow_pl.export import Exported
+
+    return Exported(FACTS, run)
+
+
+def test_a_safetensors_file_builds_nothing_but_our_networks(tmp_path: Path, networks: tuple[nn.Module, nn.Module]) -> None:
+    from safetensors.torch import save_file
+
+    facts = Facts(SHAPE, 10, (0.5,), (0.5,), "os.system", {"command": "true"})
+    save_file({"weight": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"synflow_pl": facts.json()})
+    with pytest.raises(ValueError, match=r"the weights of os\.system, which is not of synflow_pl\.networks"):
+        load_exported(tmp_path / "a.safetensors")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="does not say what its images are like"):
+        load_exported(tmp_path / "b.safetensors")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "c.safetensors", metadata={"synflow_pl": FACTS.json()})
+    with pytest.raises(ValueError, match=r"lacks blocks.0.bn1.bias, which synflow_pl.networks.ResNet has"):
+        load_exported(tmp_path / "c.safetensors")
+
+
+def test_the_card_has_the_checksum_of_every_file(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"onnx")
+    card = write_card(tmp_path / "model", FACTS, {"onnx": 3e-7}).read_text()
+    assert hashlib.sha256(b"onnx").hexdigest() in card
+    assert "- density: 0.05" in card
+    assert "| `model.onnx` | 4 |" in card
+    assert "3.0e-07" in card
+    assert "model.pt2" not in card
