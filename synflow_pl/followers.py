@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from synflow_pl.flow.recording import Value, record
 
-__all__ = ["follow", "living_units", "of_units"]
+__all__ = ["follow", "living_inputs", "living_units", "of_units"]
 
 
 def follow(
@@ -47,18 +47,24 @@ def follow(
 
 def living_units(network: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """By weight name, (units,) bool: whether any weight into the unit lives."""
-    transposed = {
-        f"{name}.weight": module for name, module in network.named_modules() if isinstance(module, nn.modules.conv._ConvTransposeNd)
-    }
-    living = {}
-    for name, mask in masks.items():
-        if name in transposed:
-            # (in, out / groups, *kernel): the units of group g are fed by the inputs of group g.
-            grouped = mask.unflatten(0, (transposed[name].groups, -1))
-            living[name] = grouped.flatten(3).any(3).any(1).flatten()
-        else:
-            living[name] = mask.flatten(1).any(1)
-    return living
+    return {name: _second(m, network, name) if _transposed(network, name) else m.flatten(1).any(1) for name, m in masks.items()}
+
+
+def living_inputs(network: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By weight name, (inputs,) bool: whether any living weight reads the input channel."""
+    return {name: m.flatten(1).any(1) if _transposed(network, name) else _second(m, network, name) for name, m in masks.items()}
+
+
+def _transposed(network: nn.Module, name: str) -> bool:
+    """Whether a weight is (in, out / groups, *kernel) instead of (out, in / groups, *kernel)."""
+    return isinstance(network.get_submodule(name.rpartition(".")[0]), nn.modules.conv._ConvTransposeNd)
+
+
+def _second(mask: Tensor, network: nn.Module, name: str) -> Tensor:
+    """Whether anything lives for each channel of a mask's second dimension, which counts anew in each group."""
+    groups = getattr(network.get_submodule(name.rpartition(".")[0]), "groups", 1)
+    channels = mask.unflatten(0, (groups, -1)).any(1).flatten(0, 1)
+    return channels.reshape(len(channels), -1).any(1)
 
 
 def of_units(network: nn.Module, name: str, units: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
 from synflow_pl.cli.main import run
 from synflow_pl.cli.messages import clarify, sentence
 from synflow_pl.cli.multishot import Plan, multishot, planned
@@ -31,6 +33,8 @@ _QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summ
 _PRELOAD = ("synflow_pl.cli.sweep", "torch.utils.tensorboard", "matplotlib.figure")
 _BUSY = 75
 """Exit status of a process that found its run held by another: EX_TEMPFAIL of sysexits.h."""
+
+_STOPPED = 128 + signal.SIGTERM
 
 
 def sweep(args: list[str]) -> None:
@@ -50,7 +54,7 @@ def sweep(args: list[str]) -> None:
         print(f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}")
         return
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the runs that were started end as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))  # so that the runs that were started end as well
     progress = _Progress(len(tasks), len(tasks) - len(left), own.parallel if own.launcher == "local" else own.slurm.width)
     print(f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}")
     threads = max(1, len(os.sched_getaffinity(0)) // own.parallel) if own.launcher == "local" else None
@@ -225,7 +229,11 @@ def _work(job: _Job, place: int) -> None:
         made = folder / "lightning_logs" / task.name
         try:
             _train_and_test(folder, task, made)
+        except SIGTERMException as stopped:  # it goes on from where it was
+            raise SystemExit(_STOPPED) from stopped
         except BaseException as error:
+            if isinstance(error, SystemExit) and error.code == _STOPPED:
+                raise
             if not isinstance(error, SystemExit):
                 traceback.print_exc()
             sys.stderr.flush()
@@ -292,8 +300,8 @@ def _duration(seconds: float) -> str:
 
 def _reason(job: _Job, status: int) -> str:
     """Why a run has no result, in a line."""
-    if status < 0:
-        return f"its process was ended by {signal.Signals(-status).name}"
+    if status < 0 or status == _STOPPED:
+        return f"its process was ended by {signal.Signals(abs(status) % 128).name}"
     failed = job.folder / "lightning_logs" / job.task.name / FAILED
     if failed.is_file():
         return failed.read_text().strip()

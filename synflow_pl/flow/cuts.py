@@ -18,27 +18,27 @@ from torch import Tensor
 if TYPE_CHECKING:
     from synflow_pl.flow.skeleton import Step
 
-__all__ = ["LONGEST_STRETCH", "cuts", "in_range"]
+__all__ = ["LONGEST_STRETCH", "cuts", "peak_power"]
 
 # A stretch is the number of weight layers between two cuts. Each multiplies the flow by at most a few thousand, so float32's range of
 # 2**127 either way holds about this many with room to spare; a network with a longer stretch is scored in float64.
 LONGEST_STRETCH = 8
 
 
-def in_range(value: Tensor) -> Tensor:
-    """The value over the power of two at or below its largest entry, which must not be negative."""
+def peak_power(value: Tensor) -> Tensor:
+    """The power of two at or below the largest entry of a value, which must not be negative, as a detached scalar; one for zeros."""
     peak = value.detach().amax()
     mantissa, _ = torch.frexp(peak)
     # peak / (2 * mantissa) is the power of two at or below peak, exactly: the quotient is representable. (exp2 may be off by an ulp.)
-    power = torch.where(peak > 0, peak / (2 * mantissa), torch.ones_like(peak))
-    return value / power
+    return torch.where(peak > 0, peak / (2 * mantissa), torch.ones_like(peak))
 
 
-def cuts(steps: list[Step], flow: set[int], inputs: Collection[int], outputs: tuple[int, ...]) -> tuple[dict[int, int], int]:
+def cuts(steps: list[Step], flow: set[int], inputs: Collection[int], outputs: tuple[int, ...]) -> tuple[dict[int, int], int, list[int]]:
     """Where every path crosses one value: by the index of the step that follows, the number of the cut value.
 
     In order of execution, a value is crossed by every path exactly if, at some moment, it is the only one made that is still to be
-    read. Also returns the longest stretch, in weight layers, from cut to cut along any path.
+    read. Also returns the longest stretch, in weight layers, from cut to cut along any path, and the indices of the steps that every
+    path crosses: no value made before such a step is read after it.
     """
     last: dict[int, int] = {}
     for index, step in enumerate(steps):
@@ -48,6 +48,7 @@ def cuts(steps: list[Step], flow: set[int], inputs: Collection[int], outputs: tu
     # The input itself is ones; nothing has to be brought back in range before the first weight layer.
     depth = dict.fromkeys(inputs, 0)
     found: dict[int, int] = {}
+    crossed: list[int] = []
     stretch = 0
     for index, step in enumerate(steps):
         operands = [number for number in step.operands if number in flow]
@@ -61,4 +62,6 @@ def cuts(steps: list[Step], flow: set[int], inputs: Collection[int], outputs: tu
                 live.add(number)
                 depth[number] = reached
         live -= {number for number in live if last[number] <= index}
-    return found, stretch
+        if live.issubset(step.outputs):
+            crossed.append(index)
+    return found, stretch, crossed

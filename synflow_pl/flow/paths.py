@@ -43,6 +43,21 @@ class Paths:
         """Whether a path of living weights is left from input to output: a network without one is dead, whatever its layers hold."""
         return bool(self._skeleton.flow(self._structure(masks), gains=False, compute=_connect) > 0)
 
+    def broken(self, masks: Masks) -> str | None:
+        """Where a dead network breaks: the first weight past which no path of living weights from the input leads, in the order in
+        which the network reads them; ``None`` if it is alive. That weight may well have living entries: none of them reads what is
+        reached, or nothing reads them.
+        """
+        reached: list[str] = []
+
+        def connect(function: Callable[..., Any], step: Step, arguments: Sequence[Any]) -> Any:
+            if (acting := self._skeleton.acting(step)) and self._skeleton.arrives(step, arguments):
+                reached.append(acting[0])
+            return _connect(function, step, arguments)
+
+        left = self._skeleton.flow(self._structure(masks), gains=False, compute=connect) > 0
+        return None if bool(left) else reached[-1]
+
     def effective(self, masks: Masks) -> dict[str, Tensor]:
         """By name, bool: which weights lie on a path of living weights from input to output, in the shape of their masks."""
         structure = self._structure(masks)

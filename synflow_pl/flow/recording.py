@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, functionalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.module_tracker import ModuleTracker
 
 __all__ = ["Operation", "Recording", "Value", "evaluating", "example_of", "is_number", "record"]
 
@@ -30,12 +31,15 @@ class Value:
 
 @dataclass(frozen=True)
 class Operation:
-    """One ATen call: ``outputs = target(*args, **kwargs)``, with every tensor replaced by its :class:`Value`."""
+    """One ATen call: ``outputs = target(*args, **kwargs)``, with every tensor replaced by its :class:`Value`; ``module`` is the name of
+    the innermost module that was running, "" for the network itself.
+    """
 
     target: torch._ops.OpOverload
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: tuple[Value | None, ...]
+    module: str = ""
 
     @property
     def name(self) -> str:
@@ -79,8 +83,9 @@ class Recording:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, modules: ModuleTracker) -> None:
         super().__init__()
+        self._modules = modules
         self.tensors: list[Tensor] = []  # strong references, or an id could be given to another tensor
         self.operations: list[Operation] = []
         self._numbers: dict[int, int] = {}
@@ -101,7 +106,9 @@ class _Recorder(TorchDispatchMode):
         result = target(*args, **kwargs)
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         values = tuple(self.value(output) if isinstance(output, Tensor) else None for output in outputs)
-        self.operations.append(Operation(target, *before, values))
+        # The tracker's names begin with the network's class.
+        module = max(self._modules.parents, key=lambda name: name.count(".")).partition(".")[2]
+        self.operations.append(Operation(target, *before, values, module))
         return result
 
 
@@ -176,7 +183,8 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
     }
-    recorder = _Recorder()
+    modules = ModuleTracker()
+    recorder = _Recorder(modules)
     named = {
         recorder.value(copies[id(tensor)]).number: name for name, tensor in (*network.named_parameters(), *network.named_buffers())
     }
@@ -185,7 +193,7 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     def forward(state: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Any:
         return functional_call(network, state, inputs, tie_weights=False)
 
-    with evaluating(network), _attention_in_parts(), torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
+    with evaluating(network), _attention_in_parts(), torch.random.fork_rng(devices=[]), torch.no_grad(), modules, recorder:
         result = functionalize(forward)(state, inputs)
     outputs = tuple(recorder.value(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and is_number(leaf))
     return Recording(fed, named, outputs, recorder.operations, recorder.tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from synflow_pl.flow.cuts import LONGEST_STRETCH, cuts, in_range
+from synflow_pl.flow.cuts import LONGEST_STRETCH, cuts, peak_power
 from synflow_pl.flow.recording import Value
 
 __all__ = ["Block", "Skeleton", "Step", "magnitude"]
@@ -88,6 +89,7 @@ class Skeleton:
         stretch: the largest number of weight layers between two cuts.
         dtype: the precision to score in: the network's own if its cuts keep float32 in range, else float64.
         gated: whether one signal gates another somewhere, so that there may be weights without flow by construction.
+        separating: names of the weights that every path from input to output passes, once: a chain's layers.
         silent: names of multiplicative parameters that are zero throughout and count as ones.
     """
 
@@ -118,7 +120,12 @@ class Skeleton:
         zero = [name for number, name in self._names.items() if not bool(self._parameters[number].any())]
         self.silent = frozenset(zero).union(*(silent[number] for number in self._gains if number in silent))
         self._units = {name: parameters[number].shape[0] for number, name in self._names.items()}
-        self._cut_before, self.stretch = cuts(self._steps, set(flow), inputs.keys() & read, outputs)
+        self._cut_before, self.stretch, crossed = cuts(self._steps, set(flow), inputs.keys() & read, outputs)
+        self._flow = frozenset(flow)
+        self._acting = _acting(self._steps, self._flow, self._names)
+        readers = Counter(name for acting in self._acting.values() for name in acting)
+        alone = {acting[0] for index in crossed if len(acting := self.acting(self._steps[index])) == 1}
+        self.separating = frozenset(name for name in alone if readers[name] == 1)
         own = next(iter(self._parameters.values())).dtype if self._parameters else torch.float32
         lowest = torch.float32 if own in (torch.float16, torch.bfloat16) else own
         self.dtype = torch.float64 if self.stretch > LONGEST_STRETCH else lowest
@@ -140,7 +147,7 @@ class Skeleton:
                 magnitude.
             blocks: of the weights among them that are cut down to their living units and inputs.
             gains: ``False`` replaces gains, and the weights not given, by ones: what is left is the structure.
-            watch: called with each step and its arguments, and with ``None`` and the value at each cut.
+            watch: called with each step and its arguments, and with ``None`` and, at each cut, the value and what it was divided by.
             compute: called with each step's function, the step and its arguments, to give what the step does instead of calling it.
 
         Returns:
@@ -160,9 +167,10 @@ class Skeleton:
         for index, step in enumerate(self._steps):
             if index in self._cut_before:
                 number = self._cut_before[index]
-                values[number] = in_range(values[number])
+                power = peak_power(values[number])
+                values[number] = values[number] / power
                 if watch is not None:
-                    watch(None, [values[number]])
+                    watch(None, [values[number], power])
             arguments = _fill(step.args, values)
             if watch is not None:
                 watch(step, arguments)
@@ -220,6 +228,15 @@ class Skeleton:
             with torch.no_grad():
                 self.flow(weights, watch=watch)
         return found
+
+    def acting(self, step: Step) -> tuple[str, ...]:
+        """Names of the weights that act on the signal in a step; none unless it is a contraction."""
+        return self._acting.get(step.outputs[0], ())
+
+    def arrives(self, step: Step, arguments: Sequence[Any]) -> bool:
+        """Whether any flow arrives at a step, given its arguments."""
+        given = zip(step.args, arguments, strict=True)
+        return any(bool(item.any()) for value, item in given if isinstance(value, Value) and value.number in self._flow)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -279,6 +296,19 @@ def _needed(steps: list[Step], outputs: tuple[int, ...]) -> list[Step]:
             wanted.update(step.operands)
             kept.append(step)
     return kept[::-1]
+
+
+def _acting(steps: list[Step], flow: frozenset[int], names: Mapping[int, str]) -> dict[int, tuple[str, ...]]:
+    """By the number of its output, the names of the weights that act in each contraction: read as they are or in another form."""
+    origin: dict[int, tuple[str, ...]] = {number: (name,) for number, name in names.items()}
+    acting: dict[int, tuple[str, ...]] = {}
+    for step in steps:
+        made_of = tuple(dict.fromkeys(name for number in step.operands for name in origin.get(number, ())))
+        if not flow.intersection(step.operands):
+            origin.update(dict.fromkeys(step.outputs, made_of))
+        elif step.contraction:
+            acting[step.outputs[0]] = made_of
+    return acting
 
 
 def _last_uses(steps: list[Step], outputs: tuple[int, ...]) -> dict[int, list[int]]:
