@@ -25,7 +25,7 @@ __all__ = ["Plan", "multishot", "planned"]
 
 # What differs between a run that was begun and the same run gone on with.
 _OF_A_START = ("config", "ckpt_path")
-_OF_A_RUN = {CONFIG, "metrics.csv", "masks.safetensors", "checkpoints", REWIND, "rewind.unfinished"}
+_OF_A_RUN = {CONFIG, "metrics.csv", "masks.safetensors", "pruning.json", "checkpoints", REWIND, "rewind.unfinished"}
 
 
 def multishot(args: list[str]) -> None:

@@ -37,12 +37,15 @@ _STEPS = 512
 class Narrower:
     """A narrower dense network beside the one that is pruned: weights, and FLOPs of one image, of both.
 
-    ``like`` says in which of the two it is as near as a width can be to the whole one pruned to ``density``.
+    ``like`` says in which of the two it is as near as a width can be to the whole one pruned to ``density``; the width is the network's
+    ``argument``.
     """
 
     like: str
     density: float
+    argument: str
     width: float
+    whole_width: float
     weights: int
     flops: int
     whole_weights: int
@@ -64,14 +67,14 @@ def narrower(task: Task) -> tuple[tuple[str, ...], Narrower]:
     assert task.like is not None
     network = Plan.of(list(task.options)).options.model.network
     shape = network.init_args.get("input_shape")
-    found = _found(network.class_path, json.dumps(dict(vars(network.init_args.as_flat()))), tuple(shape), task.density, task.like)
-    name = _width_of(network.class_path)
-    return (f"--model.network.{name}", str(found.width)), found
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in network.init_args.items()}
+    found = _found(network.class_path, tuple(given.items()), tuple(shape), task.density, task.like)
+    return (f"--model.network.{found.argument}", str(found.width)), found
 
 
 @cache
-def _found(path: str, arguments: str, shape: tuple[int, ...], density: float, like: str) -> Narrower:
-    given: dict[str, Any] = json.loads(arguments)
+def _found(path: str, arguments: tuple[tuple[str, Any], ...], shape: tuple[int, ...], density: float, like: str) -> Narrower:
+    given: dict[str, Any] = dict(arguments)
     name = _width_of(path)
     full = given.get(name, inspect.signature(named(path)).parameters[name].default)
 
@@ -91,15 +94,17 @@ def _found(path: str, arguments: str, shape: tuple[int, ...], density: float, li
     above = bisect_left(widths, wanted, key=lambda width: measure(build(width)))
     near = widths[max(0, above - 1) : above + 1]
     width = min(near, key=lambda width: abs(measure(build(width)) - wanted))
-    chosen, whole = build(width), build(full)
-    return Narrower(like, density, width, _weights(chosen), _flops(chosen, shape), _weights(whole), _flops(whole, shape))
+    sizes = [count for network in (build(width), build(full)) for count in (_weights(network), _flops(network, shape))]
+    return Narrower(like, density, name, width, full, *sizes)
 
 
 def _width_of(path: str) -> str:
     for name in _WIDTHS:
         if name in inspect.signature(named(path)).parameters:
             return name
-    raise ValueError(f"{path} has no argument {' or '.join(_WIDTHS)}, so that there is no narrower one; take its control out of the sweep")
+    raise ValueError(
+        f"{path} has no argument {' or '.join(_WIDTHS)}, so that there is no narrower one; take its control out of the sweep"
+    )
 
 
 def _factors(full: float) -> list[float]:

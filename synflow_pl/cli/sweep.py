@@ -12,10 +12,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from synflow_pl.cli.main import run
@@ -209,37 +207,45 @@ def _launched(jobs: Sequence[_Job], own: Namespace) -> Iterator[tuple[_Job, int]
 
 
 def _work(job: _Job, place: int) -> None:
-    """Train and test one run, or what is left of it; what it says goes to its log."""
+    """Make one run in a process of its own; what it says goes to its log."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C stops a run where it is: it shall not look like an error
     with open(job.log, "a") as log:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(log.fileno(), stream.fileno())
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
     if gpus := _visible():
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-    folder, task = job.folder, job.task
     if job.threads is not None:
         torch.set_num_threads(job.threads)
+    sys.exit(_attempt(job))
+
+
+def _attempt(job: _Job) -> int:
+    """Train and test one run, or what is left of it; an exit status."""
+    folder, task = job.folder, job.task
+    made = folder / "lightning_logs" / task.name
     with held(folder, task) as free:
         if not free:
-            raise SystemExit(_BUSY)
-        if accuracy(folder, task) is not None:
-            return
-        made = folder / "lightning_logs" / task.name
+            return _BUSY
+        if accuracy(folder, task) is not None:  # another machine has been here since we looked
+            return 0
         try:
             _train_and_test(folder, task, made)
-        except SIGTERMException as stopped:  # it goes on from where it was
-            raise SystemExit(_STOPPED) from stopped
-        except BaseException as error:
-            if isinstance(error, SystemExit) and error.code == _STOPPED:
-                raise
-            if not isinstance(error, SystemExit):
-                traceback.print_exc()
-            sys.stderr.flush()
-            if made.is_dir():
-                (made / FAILED).write_text(f"{_last_line(job.log)}\n")
-            raise SystemExit(1) from error
+        except SIGTERMException:
+            return _STOPPED
+        except SystemExit as left:
+            if left.code in (0, _STOPPED):
+                return left.code
+            reason = _last_line(job.log)  # it has said why
+        except Exception as error:
+            traceback.print_exc()
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+        else:
+            return 0
+        if made.is_dir():
+            (made / FAILED).write_text(f"{reason}\n")
+        return 1
 
 
 def _train_and_test(folder: Path, task: Task, made: Path) -> None:

@@ -1,6 +1,7 @@
 """The run folder: one under ``lightning_logs`` for each training.
 
-A run holds ``config.yaml``, ``metrics.csv``, TensorBoard's events, ``masks.safetensors`` and ``checkpoints/``.
+A run holds ``config.yaml``, ``metrics.csv``, TensorBoard's events, ``masks.safetensors``, ``pruning.json`` (the diagnosis) and
+``checkpoints/``.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import Queue
 from typing import TypeVar
@@ -49,9 +49,7 @@ class Slurm:
                 raise ValueError(f"slurm.{name}: {getattr(self, name)} must be at least {least}")
 
 
-def here(
-    work: Callable[[Item, int], None], items: Sequence[Item], parallel: int, preload: Sequence[str]
-) -> Iterator[tuple[Item, int]]:
+def here(work: Callable[[Item, int], None], items: Sequence[Item], parallel: int, preload: Sequence[str]) -> Iterator[tuple[Item, int]]:
     """Work on this machine, ``parallel`` at a time, each in a process of its own.
 
     Args:
@@ -68,7 +66,7 @@ def here(
     places: Queue[int] = Queue()
     for place in range(parallel):
         places.put(place)
-    running: set[ForkServerContext.Process] = set()  # type: ignore[name-defined]
+    running: set[BaseProcess] = set()
 
     def one(item: Item) -> int:
         place = places.get()
@@ -142,8 +140,8 @@ def on_slurm(
         while left:
             time.sleep(_BETWEEN_LOOKS)
             queued = _queued()
-            for job in [job for job in left if job not in queued]:
-                yield left.pop(job), 0
+            for name in [name for name in left if name not in queued]:
+                yield left.pop(name), 0
     finally:
         # Only if this is left early.
         for job in jobs:
@@ -154,4 +152,5 @@ def on_slurm(
 def _queued() -> set[str]:
     """Jobs of ours that wait, run or are being tidied away, by the name that submitit has for them."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%F_%K"]
-    return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return {name.removesuffix("_N/A") for name in listed}  # one item alone is a job, not an array

@@ -1,4 +1,4 @@
-"""Sweep: a grid of runs, and what has become of each. Nothing is kept beside the runs themselves: their folders say how far they are."""
+"""Sweep: a grid of runs, and what has become of each. How far they are is kept nowhere else than in their own folders."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class Sweep:
 
     Args:
         recipes: names (mnist_fc) or files.
-        pruners: names of their overlays (synflow), or files. ``dense`` is one run whatever the densities are; ``narrower_parameters`` and
-            ``narrower_flops`` are dense networks as small as the pruned ones.
+        pruners: names of their overlays (synflow), or files. ``dense`` is one run whatever the densities are; ``narrower_parameters``
+            and ``narrower_flops`` are dense networks as small as the pruned ones.
         densities: fractions of weights kept, in (0, 1]; 1 is the dense network, whatever the pruner.
         seeds: of initialisation and order, at least 0.
         levels: cuts of multi-shot pruning, each followed by a training; 0 prunes before the first step.

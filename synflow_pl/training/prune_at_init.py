@@ -247,10 +247,8 @@ class PruneAtInit(Callback):
         self._let_go()
         for optimizer in trainer.optimizers:
             self._holds[id(optimizer)] = self.masks.hold(network, optimizer)
-        # Lightning broadcasts the folder's name, so every rank has to ask for it.
-        folder = trainer.log_dir if isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)) else None
-        if trainer.is_global_zero and folder is not None:
-            self.masks.save(Path(folder) / "masks.safetensors")
+        if folder := _run(trainer):
+            self.masks.save(folder / "masks.safetensors")
 
     def _report(self, trainer: Trainer, network: nn.Module, how: str, took: str) -> None:
         """Say what was kept.
@@ -268,6 +266,8 @@ class PruneAtInit(Callback):
         for note in (self.pruner.notes if self.pruner is not None and self._from_file is None else ()) or told.notes:
             rank_zero_info(f"Pruning: {note}.")
         show_diagnosis(trainer.loggers, told)
+        if folder := _run(trainer):
+            told.to_json(folder / "pruning.json")
         if message := told.collapse:
             if not told.alive and self.on_collapse == "error":
                 raise DeadNetwork(f"{message}, or on_collapse warn to train it anyway")
@@ -342,6 +342,12 @@ class PruneAtInit(Callback):
 def _first(trainer: Trainer, masks: Masks) -> Masks:
     """The first rank's masks: every rank chooses for itself, and all must hold the same."""
     return Masks.from_state_dict(trainer.strategy.broadcast(masks.state_dict()))
+
+
+def _run(trainer: Trainer) -> Path | None:
+    """The run's folder, for the rank that writes files. Lightning broadcasts its name, so every rank has to ask."""
+    folder = trainer.log_dir if isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)) else None
+    return Path(folder) if folder is not None and trainer.is_global_zero else None
 
 
 def _untimely(trainer: Trainer) -> str:
