@@ -38,4 +38,5 @@ def overlays() -> dict[str, dict[str, Any]]:
     """What the overlays of pruners hold, by name."""
     import yaml
 
-    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted((recipe_folder() / "pruners").glob("*.yaml"))}
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return {path.stem: yaml.load(path.read_text(), loader) for path in sorted((recipe_folder() / "pruners").glob("*.yaml"))}

@@ -18,8 +18,8 @@ def report(args: list[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         "synflow_pl report",
-        description="Read runs and write a table (CSV, Markdown, LaTeX) and figures: accuracy against compression, effective density and"
-        " FLOPs, with bands of a sample deviation; weights left in each layer.",
+        description="Read runs and write a table (CSV, Markdown, LaTeX) and figures: accuracy against compression, effective density"
+        " and FLOPs, with bands of a sample deviation; weights left in each layer.",
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="runs, or folders of runs: lightning_logs, a sweep's")

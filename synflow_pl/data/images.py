@@ -174,7 +174,7 @@ class Images(LightningDataModule, ABC):
         return self._loader(self._source(train=True, augment=augment), self.split["train"], shuffle, augment)
 
     def val_dataloader(self) -> Loader | list[Any]:
-        """The held-out images in order; none if ``val_size`` is 0. With ``test_each_epoch``, the test images after them while training."""
+        """The held-out images in order; none if ``val_size`` is 0. While training with ``test_each_epoch``, the test images too."""
         if self.validate_on_test:
             return self.test_dataloader()
         if self.test_each_epoch and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:

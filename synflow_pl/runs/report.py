@@ -75,7 +75,7 @@ def report(paths: Sequence[Path], out: Path, overlays: Mapping[str, Mapping[str,
 
 def _figures(setting: str, cells: Sequence[Cell], out: Path, paper: bool) -> list[Path]:
     """The figures of one setting."""
-    place = "".join(letter if letter.isalnum() else "_" for letter in setting.replace(", ", "-")).strip("_")
+    place = "-".join(_plain(part) for part in setting.split(", "))
     sparse = [cell for cell in cells if cell.pruner != "dense"]
     whole = next((cell.accuracy("final") for cell in cells if cell.pruner == "dense"), None)
     dense = None if whole is None else (whole.mean, whole.deviation or 0.0)
