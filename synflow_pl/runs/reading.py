@@ -14,7 +14,7 @@ import yaml
 from synflow_pl.runs.folder import CONFIG
 from synflow_pl.runs.sweep import FAILED, NARROWER
 
-__all__ = ["Accuracies", "Layer", "LeftOut", "Read", "find_runs", "read"]
+__all__ = ["Accuracies", "Layer", "LeftOut", "Read", "find_runs", "flat", "read"]
 
 # What makes two runs comparable: the network, how it is trained, and on what. Where files lie and what is shown makes no difference.
 _NOT_OF_DATA = {"data_dir", "pipeline", "num_workers", "predict_on", "test_each_epoch"}
@@ -121,12 +121,12 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
     if level is not None and level["level"] < level["levels"]:
         raise LeftOut(f"it is level {level['level']} of {level['levels']}, and the last one is reported")
     accuracies = _accuracies(folder, bool(config["data"].get("init_args", {}).get("validate_on_test")))
-    model, pruning = _flat(config["model"]), dict(config["pruning"])
+    model, pruning = flat(config["model"]), dict(config["pruning"])
     density = pruning.get("effective_density") or pruning.get("density") or 1.0
     told, narrower = _json(folder / "pruning.json"), _json(folder / NARROWER)
     if told is None and (pruning.get("pruner") is not None or pruning.get("masks") is not None):
         raise LeftOut("there is no pruning.json in it, which says what was kept; it was made by an older version, or is broken")
-    own = _flat({key: value for key, value in pruning.items() if key not in _NOT_OF_PRUNER})
+    own = flat({key: value for key, value in pruning.items() if key not in _NOT_OF_PRUNER})
     name = _named(config["pruning"], overlays)
     if level is not None:
         own["levels"], own["rewind"] = level["levels"], level["rewind"]
@@ -216,11 +216,12 @@ def _accuracies(folder: Path, validated_on_test: bool) -> Accuracies:
     return Accuracies(final, test.get(best) if best is not None else None, max(test.values(), default=None))
 
 
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their full names: {"a": {"b": 1}} is {"a.b": 1}."""
+    options: dict[str, Any] = {}
     for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        options |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return options
 
 
 def _named(pruning: Mapping[str, Any], overlays: Mapping[str, Mapping[str, Any]]) -> str:
@@ -229,11 +230,11 @@ def _named(pruning: Mapping[str, Any], overlays: Mapping[str, Mapping[str, Any]]
         return "masks from a file"
     if pruning.get("pruner") is None:
         return "dense"
-    given = _flat(pruning)
+    given = flat(pruning)
     agreeing = [
-        (len(flat), name)
-        for name, flat in ((name, _flat(overlay["pruning"])) for name, overlay in overlays.items() if "pruning" in overlay)
-        if "pruner.class_path" in flat and all(given.get(key) == value for key, value in flat.items())
+        (len(options), name)
+        for name, options in ((name, flat(overlay["pruning"])) for name, overlay in overlays.items() if "pruning" in overlay)
+        if "pruner.class_path" in options and all(given.get(key) == value for key, value in options.items())
     ]
     named: str = max(agreeing)[1] if agreeing else pruning["pruner"]["class_path"].rpartition(".")[2]
     return named if pruning.get("sanity") is None else f"{named}, {pruning['sanity']}"
