@@ -25,7 +25,7 @@ from synflow_pl.runs.launchers import Slurm, here, on_slurm
 from synflow_pl.runs.sweep import FAILED, Sweep, Task, accuracy, check_own, held
 from synflow_pl.training import find_checkpoint
 
-__all__ = ["sweep"]
+__all__ = ["parsed", "sweep"]
 
 _QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
 _PRELOAD = ("synflow_pl.cli.sweep", "torch.utils.tensorboard", "matplotlib.figure")
@@ -41,7 +41,7 @@ def sweep(args: list[str]) -> None:
     Args:
         args: ``-c configs/sweeps/NAME.yaml``, the sweep's own options, and options of ``fit`` that every run gets.
     """
-    own, grid, extra = _parsed(args)
+    own, grid, extra = parsed(args)
     folder = Path(own.folder or Path("sweeps") / own.name).resolve()
     tasks = grid.tasks([*_QUIET, *extra])
     _check(tasks, folder)
@@ -53,16 +53,18 @@ def sweep(args: list[str]) -> None:
         return
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))  # so that the runs that were started end as well
-    progress = _Progress(len(tasks), len(tasks) - len(left), own.parallel if own.launcher == "local" else own.slurm.width)
+    progress = _Progress(len(tasks), len(tasks) - len(left))
     print(f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}")
-    threads = max(1, len(os.sched_getaffinity(0)) // own.parallel) if own.launcher == "local" else None
+    share = own.parallel if own.launcher == "local" else 1
     busy: list[Task] = []
     failures: dict[str, str] = {}
     for attempt in range(1 + own.retries):
-        if attempt and left:
+        if not left:
+            break
+        if attempt:
             print(f"Trying {len(left)} again that failed.")
         failures = {}
-        for job, status in _launched([_Job(folder, task, threads) for task in left], own):
+        for job, status in _launched([_Job(folder, task, share) for task in left], own):
             task = job.task
             reached = accuracy(folder, task)
             if reached is not None:
@@ -73,8 +75,6 @@ def sweep(args: list[str]) -> None:
                 failures[task.name] = _reason(job, status)
                 print(f"{task.name} failed: {failures[task.name]}", flush=True)
         left = [task for task in left if task.name in failures]
-        if not left:
-            break
     if busy:
         print(f"{len(busy)} runs are worked on by another process; start the sweep again to see what became of them.")
     if failures:
@@ -109,7 +109,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _parsed(args: Sequence[str]) -> tuple[Namespace, Sweep, list[str]]:
+def parsed(args: Sequence[str]) -> tuple[Namespace, Sweep, list[str]]:
     """The sweep's own options, its grid, and what is left: options of ``fit``."""
     parser = _parser()
     flags = {option for action in parser._actions for option in action.option_strings if action.nargs == 0}
@@ -160,7 +160,7 @@ def _gpus() -> int:
 def _check(tasks: Sequence[Task], folder: Path) -> None:
     """Refuse what ``fit`` would refuse, before the first run: each kind of run once."""
     try:
-        for task in {(task.recipe, task.options[3], task.levels): task for task in tasks}.values():
+        for task in {(task.recipe, task.options[3], task.levels, task.like): task for task in tasks}.values():
             if task.levels:
                 planned(["--levels", str(task.levels), *task.options])
             elif task.like:
@@ -188,8 +188,8 @@ def _show(task: Task, folder: Path, ended: bool) -> None:
 class _Job:
     folder: Path
     task: Task
-    threads: int | None
-    """Of the CPU; ``None`` leaves it to torch."""
+    share: int
+    """How many runs this machine works on at a time: each has its share of the cores, and if there are several, one GPU."""
 
     @property
     def log(self) -> Path:
@@ -214,10 +214,10 @@ def _work(job: _Job, place: int) -> None:
     with open(job.log, "a") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
-    if gpus := _visible():
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
+    if job.share > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // job.share))
+        if gpus := _visible():
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     sys.exit(_attempt(job))
 
 
@@ -286,7 +286,7 @@ def _visible() -> list[str]:
 class _Progress:
     """Says after each run how many are done and how long the rest will take, if they take as long as those before."""
 
-    def __init__(self, total: int, done: int, parallel: int) -> None:
+    def __init__(self, total: int, done: int) -> None:
         self._total, self._done, self._before = total, done, done
         self._begun = time.monotonic()
 

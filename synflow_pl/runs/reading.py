@@ -130,7 +130,7 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
     name = _named(config["pruning"], overlays)
     if level is not None:
         own["levels"], own["rewind"] = level["levels"], level["rewind"]
-        name = f"{name}, {level['levels']} levels"
+        name = f"{name}, {level['levels']} level{'s' * (level['levels'] > 1)}"
     if narrower is not None:
         own["narrower"] = narrower["like"]
         name, density = f"narrower, as many {'weights' if narrower['like'] == 'parameters' else 'FLOPs'}", narrower["density"]

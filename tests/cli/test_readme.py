@@ -11,6 +11,8 @@ import pytest
 
 from synflow_pl.cli.main import CLI
 from synflow_pl.cli.multishot import planned
+from synflow_pl.cli.recipes import find_recipe
+from synflow_pl.cli.sweep import parsed
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -64,6 +66,18 @@ def test_its_multishot_commands_are_understood(folder: Path) -> None:
         assert own.levels == 5
         assert plan.options.pruning.pruner.class_path == "synflow_pl.pruners.Magnitude"
     assert list(folder.iterdir()) == []
+
+
+def test_its_sweep_commands_are_understood_and_its_reports_are_of_sweeps_that_there_are(folder: Path) -> None:
+    sweeps = [words[1:] for words in commands("synflow_pl") if words[0] == "sweep"]
+    assert sweeps
+    for words in sweeps:
+        _own, grid, extra = parsed(words)
+        assert grid.tasks()
+        assert extra == []
+    for words in commands("synflow_pl"):
+        if words[0] == "report":
+            find_recipe(words[1])
 
 
 def test_its_make_targets_are_there() -> None:

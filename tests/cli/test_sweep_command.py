@@ -222,15 +222,15 @@ def test_when_only_the_sweep_is_killed_its_runs_go_on_and_a_second_one_leaves_th
     grid: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    first = started("--trainer.max_epochs", "200")
+    first = started("--trainer.max_epochs", "60")
     logs = grid / "sweeps" / "grid" / "lightning_logs"
     while not list(logs.glob("*/checkpoints/*.ckpt")):
         time.sleep(0.1)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    said, _ = started("--trainer.max_epochs", "200").communicate(timeout=600)
+    said, _ = started("--trainer.max_epochs", "60").communicate(timeout=600)
     assert "1 runs are worked on by another process" in said
     while "test/accuracy" not in _head(logs / NAMES[0]):
         time.sleep(0.1)
     assert sorted(path.name for path in logs.iterdir()) == NAMES
-    assert rows(NAMES[0], "val/accuracy") == [str(epoch) for epoch in range(200)]
+    assert rows(NAMES[0], "val/accuracy") == [str(epoch) for epoch in range(60)]
