@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 
 def main() -> None:
@@ -15,25 +16,10 @@ def main() -> None:
     # `python -m` finds a class in the working directory; the console script shall too.
     if "" not in sys.path and "." not in sys.path:
         sys.path.insert(0, "")
-    if sys.argv[1:2] == ["demo"]:
-        from synflow_pl.cli.demo import demo
-
-        demo(sys.argv[2:])
-        return
-    if sys.argv[1:2] == ["prune"]:
-        from synflow_pl.cli.prune import prune
-
-        prune(sys.argv[2:])
-        return
-    if sys.argv[1:2] == ["multishot"]:
-        from synflow_pl.cli.multishot import multishot
-
-        multishot(sys.argv[2:])
-        return
-    if sys.argv[1:2] == ["experiment"]:
-        from synflow_pl.cli.experiment import experiment
-
-        experiment(sys.argv[2:])
+    # Subcommands that are not LightningCLI's; `report` needs neither torch nor Lightning, and starts at once.
+    if sys.argv[1:2] and sys.argv[1] in ("demo", "experiment", "multishot", "prune", "report", "sweep"):
+        module = import_module(f"synflow_pl.cli.{sys.argv[1]}")
+        getattr(module, sys.argv[1])(sys.argv[2:])
         return
     if sys.argv[1:2] in (["compact"], ["export"]):
         from synflow_pl.cli.export import compact_command, export_command

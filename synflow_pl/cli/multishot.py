@@ -15,18 +15,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from synflow_pl.cli.main import CLI, _prepare
+from synflow_pl.cli.main import CLI, _prepare, _quieten
 from synflow_pl.cli.messages import named, sentence
 from synflow_pl.cli.resume import OWNER
 from synflow_pl.masks import Masks
 from synflow_pl.runs import CONFIG
 from synflow_pl.training.multishot import REWIND, ended, level_density, mark_ended, resumable
 
-__all__ = ["multishot"]
+__all__ = ["Plan", "multishot", "planned"]
 
 # What differs between a run that was begun and the same run gone on with.
 _OF_A_START = ("config", "ckpt_path")
-_OF_A_RUN = {CONFIG, OWNER, "metrics.csv", "diagnosis.csv", "masks.safetensors", "checkpoints", REWIND, "rewind.unfinished"}
+_OF_A_RUN = {CONFIG, OWNER, "metrics.csv", "diagnosis.csv", "diagnosis.json", "masks.safetensors", "checkpoints"}
+_OF_A_RUN |= {REWIND, "rewind.unfinished"}
 
 
 def multishot(args: list[str]) -> None:
@@ -57,7 +58,7 @@ def multishot(args: list[str]) -> None:
     print(f"\n{_table(runs)}")
 
 
-def planned(args: list[str]) -> tuple[argparse.Namespace, _Plan]:
+def planned(args: list[str]) -> tuple[argparse.Namespace, Plan]:
     """The command's own options (``levels``, ``rewind``, and ``options``, those of ``fit``), and what those mean.
 
     What cannot be is a sentence on standard error and exit status 2.
@@ -73,12 +74,12 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, _Plan]:
     own.options = options
     if own.levels < 1:
         sentence(f"levels: {own.levels} must be at least 1")
-    plan = _Plan.of(own.options)
+    plan = Plan.of(own.options)
     _check(plan, own.rewind)
     return own, plan
 
 
-def _check(plan: _Plan, rewind: int) -> None:
+def _check(plan: Plan, rewind: int) -> None:
     """Refuse what cannot go with levels, before the first of them."""
     pruning, trainer = plan.options.pruning, plan.options.trainer
     if pruning.pruner is None or pruning.density is None:
@@ -130,7 +131,7 @@ def _compare(run: Path, options: list[str]) -> None:
     """Refuse to go on with a run that was begun with other options."""
     if not (run / CONFIG).is_file():
         return
-    was, asked = (_Plan.of(args).flat for args in (["--config", str(run / CONFIG)], options))
+    was, asked = (Plan.of(args).flat for args in (["--config", str(run / CONFIG)], options))
     for key in sorted(was.keys() | asked.keys()):
         if was.get(key) != asked.get(key):
             sentence(
@@ -139,11 +140,13 @@ def _compare(run: Path, options: list[str]) -> None:
             )
 
 
-class _Plan(CLI):
+class Plan(CLI):
     """A command line that has been parsed and filled in; nothing is built or run."""
 
     @classmethod
-    def of(cls, options: list[str]) -> _Plan:
+    def of(cls, options: list[str]) -> Plan:
+        """What these options of ``fit`` mean."""
+        _quieten()
         try:
             return cls(_prepare(["fit", *options]))
         except FileNotFoundError as error:

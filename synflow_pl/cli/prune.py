@@ -143,7 +143,7 @@ def _leave(folder: Path, told: Diagnosis, callback: PruneAtInit) -> None:
 # -- side by side
 
 
-class _Plan(multishot._Plan, _Prune):
+class _Plan(multishot.Plan, _Prune):
     """What one of those compared would do; nothing is built or run."""
 
     def _pruner_name(self) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-__all__ = ["find_recipe", "recipe_folder"]
+__all__ = ["find_recipe", "overlays", "recipe_folder"]
 
 
 def recipe_folder() -> Path:
@@ -31,3 +32,11 @@ def find_recipe(name: str) -> Path:
     near = get_close_matches(wanted, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
     raise FileNotFoundError(f"no recipe {name!r}: neither a file nor one of ours; {hint}")
+
+
+def overlays() -> dict[str, dict[str, Any]]:
+    """What the overlays of pruners hold, by name."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return {path.stem: yaml.load(path.read_text(), loader) for path in sorted((recipe_folder() / "pruners").glob("*.yaml"))}

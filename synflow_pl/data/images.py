@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
@@ -50,6 +51,8 @@ class Images(LightningDataModule, ABC):
         augment: random crops and flips of training images, where the data set's paper has them.
         validate_on_test: validate on the test set, as some papers did; nothing is held out then. Warns.
         predict_on: folder of images of one's own for ``predict``, in place of the test set.
+        test_each_epoch: run the test set too after each epoch, logged as ``test_each_epoch/...`` and never used to choose anything, so
+            that a report can say what the test accuracy was at the best validation epoch.
     """
 
     input_shape: ClassVar[tuple[int, int, int]]
@@ -72,6 +75,7 @@ class Images(LightningDataModule, ABC):
         augment: bool = True,
         validate_on_test: bool = False,
         predict_on: str | None = None,
+        test_each_epoch: bool = False,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("val_size", val_size or 0, 0), ("num_workers", num_workers, 0)):
@@ -79,6 +83,8 @@ class Images(LightningDataModule, ABC):
                 raise ValueError(f"{name}: {value} must be at least {least}")
         if pipeline not in ("memory", "torchvision"):
             raise ValueError(f"pipeline: {pipeline!r} is not one of memory, torchvision")
+        if test_each_epoch and (validate_on_test or val_size == 0):
+            raise ValueError("test_each_epoch goes beside a validation, and there is none; leave out validate_on_test and val_size 0")
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
         self.batch_size = batch_size
         self.val_size = val_size
@@ -88,6 +94,7 @@ class Images(LightningDataModule, ABC):
         self.augment = augment
         self.validate_on_test = validate_on_test
         self.predict_on = Path(predict_on).expanduser() if predict_on is not None else None
+        self.test_each_epoch = test_each_epoch
         self.split: dict[str, Tensor] = {}
         """Which images of the training set are ``train`` and which ``val``, int64 indices."""
         self._held: dict[bool, tuple[Tensor, Tensor]] = {}
@@ -132,6 +139,8 @@ class Images(LightningDataModule, ABC):
                     "validate_on_test: the validation numbers of this run are test numbers; choose nothing by them.", stacklevel=2
                 )
                 self._count(train=False)
+            if self.test_each_epoch and stage == "fit":
+                self._count(train=False)
         elif stage == "test" or self.predict_on is None:
             self._count(train=False)
 
@@ -165,9 +174,11 @@ class Images(LightningDataModule, ABC):
         return self._loader(self._source(train=True, augment=augment), self.split["train"], shuffle, augment)
 
     def val_dataloader(self) -> Loader | list[Any]:
-        """The held-out images in order; none if ``val_size`` is 0."""
+        """The held-out images in order; none if ``val_size`` is 0. While training with ``test_each_epoch``, the test images too."""
         if self.validate_on_test:
             return self.test_dataloader()
+        if self.test_each_epoch and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            return [self._loader(self._source(train=True), self.split["val"]), self.test_dataloader()]
         return self._loader(self._source(train=True), self.split["val"]) if len(self.split["val"]) else []
 
     def test_dataloader(self) -> Loader:

@@ -1,5 +1,6 @@
 """Figures: the house style and one picture a file. Knows arrays, not networks."""
 
+from synflow_pl.figures.accuracy_against import Curve, accuracy_against
 from synflow_pl.figures.density_by_pruner import density_by_pruner
 from synflow_pl.figures.density_per_layer import density_per_layer
 from synflow_pl.figures.layer_averages import layer_averages
@@ -10,6 +11,8 @@ from synflow_pl.figures.unit_conservation import unit_conservation
 from synflow_pl.figures.unit_scores import unit_scores
 
 __all__ = [
+    "Curve",
+    "accuracy_against",
     "density_by_pruner",
     "density_per_layer",
     "layer_averages",

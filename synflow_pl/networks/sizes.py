@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["check_sizes"]
+__all__ = ["check_sizes", "scaled"]
 
 
 def check_sizes(network: nn.Module, **sizes: int) -> None:
@@ -16,3 +16,8 @@ def check_sizes(network: nn.Module, **sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{type(network).__name__}: {name}={size} must be at least 1")
+
+
+def scaled(size: int, factor: float) -> int:
+    """A number of channels times a factor, a whole one and at least 1."""
+    return max(1, round(size * factor))

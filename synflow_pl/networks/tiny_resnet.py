@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from synflow_pl.networks.blocks import Basic, Bottleneck
 from synflow_pl.networks.initialise import kaiming
-from synflow_pl.networks.sizes import check_sizes
+from synflow_pl.networks.sizes import check_sizes, scaled
 
 __all__ = ["TinyResNet"]
 
@@ -33,8 +33,8 @@ class TinyResNet(nn.Module):
 
     Args:
         depth: weight layers.
-        widen: times the channels, at least 1, as in Zagoruyko & Komodakis 2016: of whole blocks at depths 18 and 34, of the 3x3
-            convolution alone in the bottlenecks of the others. The stem stays 64 wide.
+        widen: times the channels, above 0, as in Zagoruyko & Komodakis 2016: of whole blocks at depths 18 and 34, of the 3x3
+            convolution alone in the bottlenecks of the others. The stem gets narrower below 1, and stays 64 wide above.
         residual_gains: each identity shortcut has a gain of one per channel, not trained, that can be pruned like a weight.
         input_shape: (C, H, W).
         num_classes: logits out, at least 1.
@@ -43,7 +43,7 @@ class TinyResNet(nn.Module):
     def __init__(
         self,
         depth: Literal[18, 34, 50, 101, 152] = 18,
-        widen: int = 1,
+        widen: float = 1,
         residual_gains: bool = False,
         input_shape: Sequence[int] = (3, 64, 64),
         num_classes: int = 200,
@@ -51,22 +51,24 @@ class TinyResNet(nn.Module):
         super().__init__()
         if depth not in _PLANS:
             raise ValueError(f"TinyResNet: depth={depth} is not one of {', '.join(map(str, _PLANS))}")
-        check_sizes(self, widen=widen, num_classes=num_classes)
-        self.conv = nn.Conv2d(input_shape[0], _WIDTH, kernel_size=3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(_WIDTH)
+        check_sizes(self, num_classes=num_classes)
+        if widen <= 0:
+            raise ValueError(f"TinyResNet: widen={widen} must be above 0; 1 is the original's width")
+        channels = scaled(_WIDTH, min(widen, 1))
+        self.conv = nn.Conv2d(input_shape[0], channels, kernel_size=3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
-        channels = _WIDTH
         blocks: list[nn.Module] = []
         for stage, count in enumerate(_PLANS[depth]):
             plain = _WIDTH * 2**stage
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 if depth < 50:
-                    out = plain * widen
+                    out = scaled(plain, widen)
                     blocks.append(Basic(channels, out, stride, residual_gains))
                 else:
-                    out = plain * _EXPANSION
-                    blocks.append(Bottleneck(channels, plain * widen, out, stride, residual_gains))
+                    out = scaled(plain, min(widen, 1)) * _EXPANSION
+                    blocks.append(Bottleneck(channels, scaled(plain, widen), out, stride, residual_gains))
                 channels = out
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)

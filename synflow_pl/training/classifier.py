@@ -15,7 +15,8 @@ __all__ = ["Classifier"]
 
 
 class Classifier(LightningModule):
-    """Trains a network to classify images and logs ``{train,val,test}/{loss,accuracy,accuracy_top5}``.
+    """Trains a network to classify images and logs ``{train,val,test}/{loss,accuracy,accuracy_top5}``, and
+    ``test_each_epoch/...`` where the data module has such an option.
 
     Args:
         network: images (N, C, H, W) to logits (N, num_classes).
@@ -55,6 +56,7 @@ class Classifier(LightningModule):
             accuracies["accuracy_top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
         metrics = MetricCollection(dict(accuracies))
         self.train_metrics, self.val_metrics, self.test_metrics = (metrics.clone(prefix=f"{x}/") for x in ("train", "val", "test"))
+        self.test_each_epoch_metrics = metrics.clone(prefix="test_each_epoch/")
 
     def setup(self, stage: str) -> None:
         """Compile the network and lay it out in memory, in the process that is going to run it."""
@@ -70,14 +72,15 @@ class Classifier(LightningModule):
         logits: Tensor = self.network(images)
         return logits
 
-    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str, **options: Any) -> Tensor:
         images, labels = batch
         logits = self(images)
         loss: Tensor = self.loss(logits, labels)
         metrics: MetricCollection = getattr(self, f"{stage}_metrics")
         metrics.update(logits.detach(), labels)
-        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, prog_bar=stage != "test", batch_size=len(images), sync_dist=True)
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(images))
+        options |= {"on_step": False, "on_epoch": True, "batch_size": len(images)}
+        self.log(f"{stage}/loss", loss, prog_bar=stage in ("train", "val"), sync_dist=True, **options)
+        self.log_dict(metrics, **options)
         return loss
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
@@ -90,8 +93,12 @@ class Classifier(LightningModule):
         mean = self.trainer.strategy.reduce(images.clone(), reduce_op="mean")  # in place, hence the copy
         return loss * (images / mean)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        self._step(batch, "val")
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int, dataloader_idx: int = 0) -> None:
+        # Ours is the one data module with a second loader that is no validation.
+        if getattr(getattr(self.trainer, "datamodule", None), "test_each_epoch", False):
+            self._step(batch, "test_each_epoch" if dataloader_idx else "val", add_dataloader_idx=False)
+        else:
+            self._step(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         self._step(batch, "test")

@@ -44,7 +44,8 @@ def show_density(loggers: Iterable[Logger], index: int, density: float) -> None:
 def show_diagnosis(loggers: Iterable[Logger], told: Diagnosis) -> None:
     """The effective density; all that was found as a table; and in TensorBoard the density of each layer as bars, direct and effective.
 
-    The table is a text in TensorBoard, a file ``diagnosis.csv`` beside a CSVLogger's metrics, a table in W&B, a file of the run in
+    The table is a text in TensorBoard, files ``diagnosis.csv`` and ``diagnosis.json`` beside a CSVLogger's
+    metrics, a table in W&B, a file of the run in
     MLflow. A network of more than 150 layers gets no bars.
     """
     for logger in loggers:
@@ -54,6 +55,7 @@ def show_diagnosis(loggers: Iterable[Logger], told: Diagnosis) -> None:
             logger.experiment.add_text("pruning/table", "\n".join(f"    {line}" for line in told.table().splitlines()))
         elif isinstance(logger, CSVLogger):
             told.to_csv(Path(logger.log_dir) / "diagnosis.csv")
+            told.to_json(Path(logger.log_dir) / "diagnosis.json")
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_text(logger.run_id, told.table(), "pruning/table.txt")
         elif callable(table := getattr(logger, "log_table", None)):

@@ -18,6 +18,7 @@ from synflow_pl.cli.experiment import planned as experiment_planned
 from synflow_pl.cli.main import CLI, resolved, run
 from synflow_pl.cli.multishot import planned
 from synflow_pl.cli.recipes import find_recipe
+from synflow_pl.cli.sweep import parsed
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -126,6 +127,18 @@ def test_its_experiments_are_understood(built: Callable[..., CLI], folder: Path)
     assert {words[0] for words in named} == set(EXPERIMENTS)
     for words in named:
         experiment_planned([*words, "--trainer.accelerator", "cpu"])
+
+
+def test_its_sweep_commands_are_understood_and_its_reports_are_of_sweeps_that_there_are(folder: Path) -> None:
+    sweeps = [words[1:] for words in commands("synflow_pl") if words[0] == "sweep"]
+    assert sweeps
+    for words in sweeps:
+        _own, grid, extra = parsed(words)
+        assert grid.tasks()
+        assert extra == []
+    for words in commands("synflow_pl"):
+        if words[0] == "report":
+            find_recipe(words[1])
 
 
 def test_its_make_targets_are_there() -> None:

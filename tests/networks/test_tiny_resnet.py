@@ -105,5 +105,5 @@ def test_a_depth_that_was_never_published_is_refused(depth: int) -> None:
 
 
 def test_a_width_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="TinyResNet: widen=0 must be at least 1"):
+    with pytest.raises(ValueError, match="TinyResNet: widen=0 must be above 0"):
         TinyResNet(18, widen=0)

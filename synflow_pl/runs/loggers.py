@@ -1,14 +1,10 @@
-"""Runs: one folder each under ``lightning_logs``, and the loggers that write into it.
-
-A run holds ``config.yaml``, ``metrics.csv``, ``diagnosis.csv``, TensorBoard's events, ``masks.safetensors`` and ``checkpoints/``.
-"""
+"""The loggers that write into a run: ``metrics.csv`` and TensorBoard's events, both straight into its folder."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,39 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from synflow_pl.durable import replacing
 
-__all__ = ["RunCSV", "RunTensorBoard", "claim", "run_of"]
-
-CONFIG = "config.yaml"
-PRUNED = "-pruned"
-"""How the name of a run ends in which a network was pruned and not trained."""
-
-
-def claim(root: Path, name: str) -> Path:
-    """Make the folder ``root/name``, or ``name-2``, ``name-3``, ... if it is taken; two processes never get the same one.
-
-    Raises:
-        ValueError: if the name cannot be a folder's.
-    """
-    if not re.fullmatch(r"[\w.+=@-]+", name) or name.startswith("."):
-        raise ValueError(f"run: {name!r} cannot be a run's name; use letters, digits and any of . _ + = @ -")
-    root.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = root / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
-
-
-def run_of(path: Path) -> Path | None:
-    """The run that a checkpoint or a folder belongs to, if it belongs to one."""
-    for folder in (path, path.parent, path.parent.parent):
-        if (folder / CONFIG).is_file():
-            return folder
-    return None
+__all__ = ["RunCSV", "RunTensorBoard"]
 
 
 class _AppendingWriter(_ExperimentWriter):

@@ -1,0 +1,46 @@
+"""The report command: a table and figures over many runs. Starts without torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+__all__ = ["report"]
+
+
+def report(args: list[str]) -> None:
+    """Write the report, print its table, and say which runs are left out and why. Exit status 2 if there is nothing to report.
+
+    Args:
+        args: folders of runs, and the command's options.
+    """
+    parser = argparse.ArgumentParser(
+        "synflow_pl report",
+        description="Read runs and write a table (CSV, Markdown, LaTeX) and figures: accuracy against compression, effective density"
+        " and FLOPs, with bands of a sample deviation; weights left in each layer.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="runs, or folders of runs: lightning_logs, a sweep's")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write into (default: report)")
+    parser.add_argument("--reference", default="synflow", help="pruner that the others are compared with (default: synflow)")
+    parser.add_argument("--paper", action="store_true", help="draw the published curves of Tanaka et al. 2020, Figure 6, beside ours")
+    own = parser.parse_args(args)
+
+    from synflow_pl.cli.recipes import overlays
+    from synflow_pl.runs.report import report as written
+    from synflow_pl.runs.table import as_markdown
+
+    try:
+        told = written(own.runs, own.out, overlays(), reference=own.reference, paper=own.paper)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"synflow_pl: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    print(as_markdown(told.cells, own.reference))
+    if own.reference not in {cell.pruner for cell in told.cells}:
+        print(f"There is no run of {own.reference} to compare with; name another pruner with --reference.")
+    for folder, reason in told.left_out.items():
+        print(f"left out: {os.path.relpath(folder)}: {reason}")
+    count = sum(len(cell.runs) for cell in told.cells)
+    print(f"{count} runs reported, {len(told.left_out)} left out; {len(told.written)} files in {os.path.relpath(own.out)}")

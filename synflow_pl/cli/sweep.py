@@ -1,0 +1,319 @@
+"""The sweep command: a grid of runs, each a ``fit`` and a ``test``; what is finished is skipped, what failed is tried again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from synflow_pl.cli.main import run
+from synflow_pl.cli.messages import clarify, sentence
+from synflow_pl.cli.multishot import Plan, multishot, planned
+from synflow_pl.cli.narrower import narrower
+from synflow_pl.cli.recipes import find_recipe
+from synflow_pl.runs.launchers import Slurm, here, on_slurm
+from synflow_pl.runs.sweep import FAILED, Sweep, Task, accuracy, check_own, held
+from synflow_pl.training import find_checkpoint
+
+__all__ = ["parsed", "sweep"]
+
+_QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
+_PRELOAD = ("synflow_pl.cli.sweep", "torch.utils.tensorboard", "matplotlib.figure")
+_BUSY = 75
+"""Exit status of a process that found its run held by another: EX_TEMPFAIL of sysexits.h."""
+
+_STOPPED = 128 + signal.SIGTERM
+
+
+def sweep(args: list[str]) -> None:
+    """Run a sweep, or with ``--dry_run`` list its runs. Exit status 1 if a run has failed each time it was tried.
+
+    Args:
+        args: ``-c configs/sweeps/NAME.yaml``, the sweep's own options, and options of ``fit`` that every run gets.
+    """
+    own, grid, extra = parsed(args)
+    folder = Path(own.folder or Path("sweeps") / own.name).resolve()
+    tasks = grid.tasks([*_QUIET, *extra])
+    _check(tasks, folder)
+    left = [task for task in tasks if accuracy(folder, task) is None]
+    if own.dry_run:
+        for task in tasks:
+            _show(task, folder, task not in left)
+        print(f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}")
+        return
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))  # so that the runs that were started end as well
+    progress = _Progress(len(tasks), len(tasks) - len(left))
+    print(f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}")
+    share = own.parallel if own.launcher == "local" else 1
+    busy: list[Task] = []
+    failures: dict[str, str] = {}
+    for attempt in range(1 + own.retries):
+        if not left:
+            break
+        if attempt:
+            print(f"Trying {len(left)} again that failed.")
+        failures = {}
+        for job, status in _launched([_Job(folder, task, share) for task in left], own):
+            task = job.task
+            reached = accuracy(folder, task)
+            if reached is not None:
+                progress.ended(task.name, f"test accuracy {reached:.2%}")
+            elif status == _BUSY:
+                busy.append(task)
+            else:
+                failures[task.name] = _reason(job, status)
+                print(f"{task.name} failed: {failures[task.name]}", flush=True)
+        left = [task for task in left if task.name in failures]
+    if busy:
+        print(f"{len(busy)} runs are worked on by another process; start the sweep again to see what became of them.")
+    if failures:
+        print(f"{len(failures)} of {len(tasks)} runs failed {1 + own.retries} times; start the sweep again to try them once more:")
+        for name, reason in failures.items():
+            print(f"  {name}: {reason}\n    {os.path.relpath(folder / 'logs' / name)}.log")
+    print(f"Look at what came of it: synflow_pl report {os.path.relpath(folder)}")
+    if failures:
+        raise SystemExit(1)
+
+
+# -- options
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="synflow_pl sweep",
+        usage="%(prog)s -c SWEEP [--folder FOLDER] [--dry_run] [--launcher slurm] [OPTIONS OF fit]",
+        description=__doc__,
+        exit_on_error=False,
+    )
+    parser.add_argument("-c", "--config", action="config", help="the sweep's file: a name (sweeps/mnist) or a path")
+    parser.add_class_arguments(Sweep)
+    parser.add_argument("--folder", type=str | None, default=None, help="where its runs lie; by default sweeps/NAME")
+    parser.add_argument("--dry_run", action="store_true", help="list the runs and their commands, and run nothing")
+    parser.add_argument("--retries", type=int, default=1, help="how often a run that failed is tried again, at least 0")
+    parser.add_argument(
+        "--parallel", type=int | None, default=None, help="runs at a time on this machine; by default one per GPU, else 1"
+    )
+    parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="this machine, or a job array of SLURM")
+    parser.add_class_arguments(Slurm, "slurm")
+    return parser
+
+
+def parsed(args: Sequence[str]) -> tuple[Namespace, Sweep, list[str]]:
+    """The sweep's own options, its grid, and what is left: options of ``fit``."""
+    parser = _parser()
+    flags = {option for action in parser._actions for option in action.option_strings if action.nargs == 0}
+    known = {option for action in parser._actions for option in action.option_strings}
+    ours: list[str] = []
+    extra: list[str] = []
+    files: list[Path] = []
+    index = 0
+    while index < len(args):
+        option, equals, value = args[index].partition("=")
+        if option not in known:
+            extra.append(args[index])
+        elif equals or option in flags:
+            ours.append(args[index])
+        else:
+            index += 1
+            value = args[index] if index < len(args) else ""
+            ours += [option, value]
+        if option in ("-c", "--config") and value:
+            try:
+                files.append(find_recipe(value if "/" in value or Path(value).is_file() else f"sweeps/{value}"))
+            except FileNotFoundError as error:
+                sentence(str(error))
+            del ours[-1 if equals else -2 :]
+            ours.append(f"--config={files[-1]}")
+        index += 1
+    try:
+        own = parser.parse_args(ours)
+        grid = Sweep(**{name: own[name] for name in Sweep.__dataclass_fields__})
+        own.slurm = Slurm(**own.slurm)
+        if own.retries < 0:
+            raise ValueError(f"retries: {own.retries} must be at least 0")
+        if own.parallel is not None and own.parallel < 1:
+            raise ValueError(f"parallel: {own.parallel} must be at least 1")
+    except (ArgumentError, ValueError, TypeError) as error:
+        sentence(clarify(str(error), sorted(option.lstrip("-") for option in known)))
+    own.name = files[-1].stem if files else "sweep"
+    own.parallel = own.parallel or max(1, _gpus())
+    return own, grid, extra
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _check(tasks: Sequence[Task], folder: Path) -> None:
+    """Refuse what ``fit`` would refuse, before the first run: each kind of run once."""
+    try:
+        for task in {(task.recipe, task.options[3], task.levels, task.like): task for task in tasks}.values():
+            if task.levels:
+                planned(["--levels", str(task.levels), *task.options])
+            elif task.like:
+                narrower(task)
+            else:
+                Plan.of(list(task.options))
+        check_own(folder, tasks)
+    except (ValueError, FileNotFoundError) as error:
+        sentence(str(error))
+
+
+def _show(task: Task, folder: Path, ended: bool) -> None:
+    """One run and its commands, as they can be typed."""
+    print(f"{task.name}{' (finished)' if ended else ''}")
+    if not ended:
+        more = narrower(task)[0] if task.like else ()
+        for command in (task.train(folder, more=more), task.test(folder)):
+            print(f"  synflow_pl {shlex.join(command)}")
+
+
+# -- one run, in a process of its own
+
+
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    task: Task
+    share: int
+    """How many runs this machine works on at a time: each has its share of the cores, and if there are several, one GPU."""
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "logs" / f"{self.task.name}.log"
+
+
+def _launched(jobs: Sequence[_Job], own: Namespace) -> Iterator[tuple[_Job, int]]:
+    if own.launcher == "local":
+        return here(_work, jobs, own.parallel, _PRELOAD)
+    try:
+        import submitit  # noqa: F401  # said now, rather than in the middle
+    except ImportError:
+        sentence("--launcher slurm needs submitit, an extra: pip install synflow_pl[slurm]")
+    return on_slurm(_work, jobs, own.slurm, jobs[0].folder / "slurm", _PRELOAD)
+
+
+def _work(job: _Job, place: int) -> None:
+    """Make one run in a process of its own; what it says goes to its log."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C stops a run where it is: it shall not look like an error
+    with open(job.log, "a") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    if job.share > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // job.share))
+        if gpus := _visible():
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    sys.exit(_attempt(job))
+
+
+def _attempt(job: _Job) -> int:
+    """Train and test one run, or what is left of it; an exit status."""
+    folder, task = job.folder, job.task
+    made = folder / "lightning_logs" / task.name
+    with held(folder, task) as free:
+        if not free:
+            return _BUSY
+        if accuracy(folder, task) is not None:  # another machine has been here since we looked
+            return 0
+        try:
+            _train_and_test(folder, task, made)
+        except SIGTERMException:
+            return _STOPPED
+        except SystemExit as left:
+            if left.code in (0, _STOPPED):
+                return left.code
+            reason = _last_line(job.log)  # it has said why
+        except Exception as error:
+            traceback.print_exc()
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+        else:
+            return 0
+        if made.is_dir():
+            (made / FAILED).write_text(f"{reason}\n")
+        return 1
+
+
+def _train_and_test(folder: Path, task: Task, made: Path) -> None:
+    if task.levels:
+        multishot(task.train(folder)[1:])
+        run(task.test(folder))
+        return
+    more, about = narrower(task) if task.like else ((), None)
+    goes_on = _goes_on(made)
+    if made.exists() and not goes_on:
+        shutil.rmtree(made)
+    cli = run(task.train(folder, goes_on, more))
+    if about is not None:
+        about.save(made)
+    cli.test(model=cli.model, datamodule=cli.datamodule)
+
+
+def _goes_on(made: Path) -> bool:
+    """Whether a run was stopped, not ended by an error, and there is something to go on from."""
+    if (made / FAILED).exists():
+        return False
+    try:
+        find_checkpoint(made)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _visible() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name for name in given.split(",") if name] if given is not None else [str(index) for index in range(_gpus())]
+
+
+# -- what is said
+
+
+class _Progress:
+    """Says after each run how many are done and how long the rest will take, if they take as long as those before."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._total, self._done, self._before = total, done, done
+        self._begun = time.monotonic()
+
+    def ended(self, name: str, what: str) -> None:
+        self._done += 1
+        elapsed = time.monotonic() - self._begun
+        left = elapsed / (self._done - self._before) * (self._total - self._done)
+        when = f"about {_duration(left)} left" if self._done < self._total else f"{_duration(elapsed)} in all"
+        print(f"[{self._done:>{len(str(self._total))}}/{self._total}] {name}: {what}; {when}", flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
+def _reason(job: _Job, status: int) -> str:
+    """Why a run has no result, in a line."""
+    if status < 0 or status == _STOPPED:
+        return f"its process was ended by {signal.Signals(abs(status) % 128).name}"
+    failed = job.folder / "lightning_logs" / job.task.name / FAILED
+    if failed.is_file():
+        return failed.read_text().strip()
+    return _last_line(job.log) if status else "its job ended without a result"
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.is_file() else []
+    return lines[-1].strip() if lines else "it said nothing"

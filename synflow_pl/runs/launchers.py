@@ -1,0 +1,156 @@
+"""Launchers: where the runs of a sweep are worked on. Each takes a function and its arguments and yields these as they come to an end.
+
+On this machine every run is a process of its own, forked from a server (multiprocessing's) that has imported torch and Lightning once
+and done nothing else: a run starts in a moment instead of the seconds that the imports take, and yet none sees anything of another.
+On SLURM every run is a job of an array, by submitit.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from queue import Queue
+from typing import TypeVar
+
+__all__ = ["Slurm", "here", "on_slurm"]
+
+Item = TypeVar("Item")
+_BETWEEN_LOOKS = 2.0
+"""Seconds between two looks at SLURM's queue."""
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What is asked of SLURM for each run.
+
+    Args:
+        partition: to submit to; by default the cluster's own.
+        gpus: for each run, at least 0.
+        cpus: for each run, at least 1.
+        time: minutes for each run, at least 1. One that is cut off is put back into the queue and goes on from its last checkpoint.
+        width: runs at a time, at least 1.
+    """
+
+    partition: str | None = None
+    gpus: int = 0
+    cpus: int = 1
+    time: int = 60
+    width: int = 100
+
+    def __post_init__(self) -> None:
+        for name, least in (("gpus", 0), ("cpus", 1), ("time", 1), ("width", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"slurm.{name}: {getattr(self, name)} must be at least {least}")
+
+
+def here(work: Callable[[Item, int], None], items: Sequence[Item], parallel: int, preload: Sequence[str]) -> Iterator[tuple[Item, int]]:
+    """Work on this machine, ``parallel`` at a time, each in a process of its own.
+
+    Args:
+        work: importable by name; called with an item and with which of the ``parallel`` places it has, counted from 0.
+        items: in the order in which they begin.
+        parallel: at least 1.
+        preload: modules that the processes find imported.
+
+    Yields:
+        Each item as it ends, and the exit status of its process, negative for the signal that ended it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    places: Queue[int] = Queue()
+    for place in range(parallel):
+        places.put(place)
+    running: set[BaseProcess] = set()
+
+    def one(item: Item) -> int:
+        place = places.get()
+        process = context.Process(target=work, args=(item, place))
+        try:
+            process.start()
+            running.add(process)
+            process.join()
+            return process.exitcode or 0
+        finally:
+            running.discard(process)
+            places.put(place)
+
+    pool = ThreadPoolExecutor(parallel)
+    try:
+        futures = {pool.submit(one, item): item for item in items}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        # Only if this is left early: nothing else may begin, and what has begun ends with us.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(running):
+            process.terminate()
+
+
+def on_slurm(
+    work: Callable[[Item, int], None], items: Sequence[Item], asked: Slurm, folder: Path, preload: Sequence[str]
+) -> Iterator[tuple[Item, int]]:
+    """Work in one job array of SLURM, a job each.
+
+    That a job is over is read from SLURM's queue, where it no longer is, so that no accounting database is needed.
+
+    Args:
+        work: as for :func:`here`; its place is 0.
+        items: one job each.
+        asked: of SLURM.
+        folder: for the jobs' files, shared by all machines.
+        preload: as for :func:`here`.
+
+    Yields:
+        Each item as its job leaves the queue, and 0: what came of it is to be read from its run.
+
+    Raises:
+        ImportError: if submitit is not installed.
+        OSError: if there is no SLURM here.
+    """
+    import submitit
+
+    class Job(submitit.helpers.Checkpointable):
+        """Cut off by the time limit or preempted, a job is put back into the queue by submitit; the run knows how far it is.
+
+        The run has a process of its own here too: signals that submitit answers must not look like an error of the run.
+        """
+
+        def __call__(self, item: Item) -> None:
+            for _ in here(work, [item], 1, preload):
+                pass
+
+    executor = submitit.SlurmExecutor(folder=folder)
+    executor.update_parameters(
+        job_name="synflow_pl",
+        time=asked.time,
+        cpus_per_task=asked.cpus,
+        array_parallelism=asked.width,
+        **({"partition": asked.partition} if asked.partition else {}),
+        **({"gpus_per_node": asked.gpus} if asked.gpus else {}),
+    )
+    jobs = executor.map_array(Job(), items)
+    left = {job.job_id: item for job, item in zip(jobs, items, strict=True)}
+    try:
+        while left:
+            time.sleep(_BETWEEN_LOOKS)
+            queued = _queued()
+            for name in [name for name in left if name not in queued]:
+                yield left.pop(name), 0
+    finally:
+        # Only if this is left early.
+        for job in jobs:
+            if job.job_id in left:
+                job.cancel()
+
+
+def _queued() -> set[str]:
+    """Jobs of ours that wait, run or are being tidied away, by the name that submitit has for them."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%F_%K"]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return {name.removesuffix("_N/A") for name in listed}  # one item alone is a job, not an array

@@ -1,0 +1,249 @@
+"""Reading a run: what it was, and what came of it, from ``config.yaml``, ``metrics.csv`` and ``diagnosis.json`` alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from synflow_pl.runs.folder import CONFIG
+from synflow_pl.runs.sweep import FAILED, NARROWER
+
+__all__ = ["Accuracies", "Layer", "LeftOut", "Read", "find_runs", "flat", "read"]
+
+# What makes two runs comparable: the network, how it is trained, and on what. Where files lie and what is shown makes no difference.
+_NOT_OF_DATA = {"data_dir", "pipeline", "num_workers", "predict_on", "test_each_epoch"}
+_OF_TRAINER = (
+    "max_epochs", "max_steps", "limit_train_batches", "precision", "accumulate_grad_batches", "gradient_clip_val",
+)  # fmt: skip
+# Of a pruning, what is an axis of the report, or says only where from.
+_NOT_OF_PRUNER = {"density", "kept", "effective_density", "trained", "on_collapse", "network", "input_shape"}
+
+
+class LeftOut(ValueError):
+    """Why a folder is not reported, without its name."""
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Test accuracies of one run, in [0, 1]: after the last epoch, at the epoch with the best validation accuracy (the first of them),
+    and the best that any epoch had on the test set. ``None`` where it was not measured.
+    """
+
+    final: float
+    at_best_validation: float | None
+    best_on_test: float | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's name, its weights, and how many of them were kept."""
+
+    name: str
+    total: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """One run.
+
+    ``setting`` is what has to be the same for two runs to be compared, ``pruning`` what has to be for them to be repetitions of each
+    other but for density and seed; both are flat, by option. ``density`` is the one asked for, by which repetitions are found;
+    ``kept``, ``effective_density`` and FLOPs (of one image) are what came of it, ``None`` where they are not known.
+    """
+
+    folder: Path
+    setting: Mapping[str, Any]
+    data: str
+    network: str
+    pruning: Mapping[str, Any]
+    pruner: str
+    density: float
+    seed: int
+    accuracies: Accuracies
+    kept: float
+    effective_density: float | None
+    flops: int | None
+    whole_flops: int | None
+    alive: bool
+    layers: tuple[Layer, ...] = field(default=())
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The runs that are meant: folders themselves, and what lies in folders of runs.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise FileNotFoundError(
+                f"there is no folder {str(path)!r}; give a run, a folder of runs such as lightning_logs, or a sweep's"
+            )
+        found |= dict.fromkeys([path] if _looks_like_a_run(path) else _within(path))
+    return list(found)
+
+
+def _looks_like_a_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (CONFIG, "metrics.csv", "checkpoints", "hparams.yaml"))
+
+
+def _within(folder: Path) -> Iterator[Path]:
+    for child in sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")):
+        # Whatever lies in lightning_logs was meant to be a run, even if nothing came of it.
+        if _looks_like_a_run(child) or folder.name == "lightning_logs":
+            yield child
+        else:
+            yield from _within(child)
+
+
+def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
+    """Read one run.
+
+    Args:
+        folder: of the run.
+        overlays: what the files of ``configs/pruners`` hold, by name: pruners are called after them.
+
+    Raises:
+        LeftOut: if it is unfinished, broken, not one of ours, or a level of a multi-shot pruning that is not the last.
+    """
+    if (folder / FAILED).is_file():
+        raise LeftOut(f"it failed: {(folder / FAILED).read_text().strip()}")
+    config = _config(folder)
+    level = _json(folder / "level.json")
+    if level is not None and level["level"] < level["levels"]:
+        raise LeftOut(f"it is level {level['level']} of {level['levels']}, and the last one is reported")
+    accuracies = _accuracies(folder, bool(config["data"].get("init_args", {}).get("validate_on_test")))
+    model, pruning = flat(config["model"]), dict(config["pruning"])
+    density = pruning.get("effective_density") or pruning.get("density") or 1.0
+    told, narrower = _json(folder / "diagnosis.json"), _json(folder / NARROWER)
+    if told is None and (pruning.get("pruner") is not None or pruning.get("masks") is not None):
+        raise LeftOut("there is no diagnosis.json in it, which says what was kept; it was made by an older version, or is broken")
+    own = flat({key: value for key, value in pruning.items() if key not in _NOT_OF_PRUNER})
+    name = _named(config["pruning"], overlays)
+    if level is not None:
+        own["levels"], own["rewind"] = level["levels"], level["rewind"]
+        name = f"{name}, {level['levels']} level{'s' * (level['levels'] > 1)}"
+    if narrower is not None:
+        own["narrower"] = narrower["like"]
+        name, density = f"narrower, as many {'weights' if narrower['like'] == 'parameters' else 'FLOPs'}", narrower["density"]
+        model[f"network.init_args.{narrower['argument']}"] = narrower["whole_width"]
+    settings = config["data"].get("init_args", {})
+    trainer = config.get("trainer") or {}
+    return Read(
+        folder=folder,
+        setting={
+            **model,
+            "data": config["data"]["class_path"],
+            **{f"data.{key}": value for key, value in settings.items() if key not in _NOT_OF_DATA},
+            **{f"trainer.{key}": trainer.get(key) for key in _OF_TRAINER},
+        },
+        data=config["data"]["class_path"].rpartition(".")[2],
+        network=_network(config["model"]["network"]),
+        pruning=own,
+        pruner=name,
+        density=density,
+        seed=config["seed_everything"],
+        accuracies=accuracies,
+        kept=told["density"] if told else narrower["weights"] / narrower["whole_weights"] if narrower else 1.0,
+        effective_density=told["effective_density"] if told else narrower["weights"] / narrower["whole_weights"] if narrower else 1.0,
+        flops=told["sparse_flops"] if told else narrower["flops"] if narrower else None,
+        whole_flops=told["flops"] if told else narrower["whole_flops"] if narrower else None,
+        alive=told["alive"] if told else True,
+        layers=tuple(Layer(x["name"], x["total"], x["kept"]) for x in told["layers"]) if told else (),
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The configuration, seen to be one of ours."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise LeftOut(f"there is no {CONFIG} in it: it was stopped before it began, or is no run")
+    try:
+        with open(path) as file:
+            config = yaml.load(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LeftOut(f"its {CONFIG} cannot be read: {' '.join(str(error).split())}") from error
+    shaped = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in ("model", "data", "pruning"))
+    if not (
+        shaped and "network" in config["model"] and "class_path" in config["data"] and isinstance(config.get("seed_everything"), int)
+    ):
+        raise LeftOut(f"it is no run of synflow_pl: its {CONFIG} has no model.network, data, pruning and seed_everything")
+    return config
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise LeftOut(f"its {path.name} cannot be read: {error}") from error
+
+
+def _accuracies(folder: Path, validated_on_test: bool) -> Accuracies:
+    """From ``metrics.csv``; of an epoch that stands there twice, since a run went on before it, the later row counts."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        raise LeftOut("it is unfinished: there is no metrics.csv in it")
+    final: float | None = None
+    validation: dict[int, float] = {}
+    test: dict[int, float] = {}
+    try:
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                if row.get("test/accuracy"):
+                    final = float(row["test/accuracy"])
+                if row.get("val/accuracy"):
+                    validation[int(row["epoch"])] = float(row["val/accuracy"])
+                if row.get("test_each_epoch/accuracy"):
+                    test[int(row["epoch"])] = float(row["test_each_epoch/accuracy"])
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise LeftOut(f"its metrics.csv cannot be read: {error}") from error
+    if final is None:
+        trained = f"after {max(validation) + 1} epochs" if validation else "before its first epoch was over"
+        raise LeftOut(f"it is unfinished: stopped {trained}, or not tested yet (synflow_pl test --ckpt_path {folder})")
+    if validated_on_test:
+        return Accuracies(final, None, max(validation.values(), default=None))
+    best = max(sorted(validation), key=validation.__getitem__, default=None)
+    return Accuracies(final, test.get(best) if best is not None else None, max(test.values(), default=None))
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their full names: {"a": {"b": 1}} is {"a.b": 1}."""
+    options: dict[str, Any] = {}
+    for key, value in nested.items():
+        options |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return options
+
+
+def _named(pruning: Mapping[str, Any], overlays: Mapping[str, Mapping[str, Any]]) -> str:
+    """The overlay that a pruning agrees with in most options, else the pruner's class."""
+    if pruning.get("masks") is not None:
+        return "masks from a file"
+    if pruning.get("pruner") is None:
+        return "dense"
+    given = flat(pruning)
+    agreeing = [
+        (len(options), name)
+        for name, options in ((name, flat(overlay["pruning"])) for name, overlay in overlays.items() if "pruning" in overlay)
+        if "pruner.class_path" in options and all(given.get(key) == value for key, value in options.items())
+    ]
+    named: str = max(agreeing)[1] if agreeing else pruning["pruner"]["class_path"].rpartition(".")[2]
+    return named if pruning.get("sanity") is None else f"{named}, {pruning['sanity']}"
+
+
+def _network(network: Mapping[str, Any]) -> str:
+    """A network's class, with its depth, or with its name where that says more."""
+    arguments = network.get("init_args") or {}
+    short: str = network["class_path"].rpartition(".")[2]
+    if "name" in arguments:
+        return f"{short} {arguments['name']}"
+    return f"{short}-{arguments['depth']}" if short not in ("FC", "Conv") and "depth" in arguments else short

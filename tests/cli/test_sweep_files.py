@@ -1,0 +1,61 @@
+"""Every sweep that is shipped, found by globbing, is a grid of recipes and pruners that there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from synflow_pl.cli.multishot import Plan
+from synflow_pl.cli.recipes import find_recipe, recipe_folder
+from synflow_pl.masks import Masks
+from synflow_pl.networks import FC
+from synflow_pl.pruners import Magnitude
+from synflow_pl.pruning import prune
+from synflow_pl.runs.sweep import Sweep
+
+FILES = sorted((recipe_folder() / "sweeps").glob("*.yaml"))
+
+
+def grid(path: Path) -> Sweep:
+    return Sweep(**yaml.safe_load(path.read_text()))
+
+
+def test_there_are_sweeps_for_the_published_figures_the_table_and_a_small_one() -> None:
+    names = {path.stem for path in FILES}
+    assert {"figure1", "figure2", "figure5a", "figure6_cifar10", "mnist", "table", "controls"} <= names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_begins_with_a_sentence_and_names_recipes_and_overlays_that_there_are(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert first.endswith(".")
+    for task in grid(path).tasks():
+        for name in task.options[1:4:2]:
+            find_recipe(name)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_its_options_are_understood_by_fit(path: Path) -> None:
+    task = next(task for task in grid(path).tasks() if task.density < 1 and not task.like)
+    pruning = Plan.of(list(task.options)).options.pruning
+    assert pruning.density == task.density
+    assert pruning.on_collapse == "warn"
+
+
+def test_the_mnist_sweep_has_the_five_classic_pruners_six_densities_and_three_seeds() -> None:
+    sweep = grid(recipe_folder() / "sweeps" / "mnist.yaml")
+    assert {"random", "magnitude", "snip", "grasp", "synflow"} <= set(sweep.pruners)
+    assert (len(sweep.densities), len(sweep.seeds)) == (6, 3)
+
+
+def test_magnitude_in_a_hundred_rounds_makes_the_masks_of_one() -> None:
+    network = FC(width=10)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    masks: list[Masks] = []
+    for rounds in (1, 100):
+        network.load_state_dict(state)
+        masks.append(prune(network, Magnitude(), density=0.3, rounds=rounds, input_shape=(1, 28, 28)))
+    assert all(bool((masks[0][name] == masks[1][name]).all()) for name in masks[0])

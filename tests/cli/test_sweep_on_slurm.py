@@ -1,0 +1,67 @@
+"""A sweep through a real SLURM: the same results as here, and a job that SLURM ends is seen and tried again."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import QUIET  # noqa: F401  # finds the room's conftest
+
+from synflow_pl.runs.sweep import Sweep, accuracy
+
+pytestmark = pytest.mark.slow
+
+GRID = """# A sweep for tests.
+recipes: [demo]
+pruners: [magnitude, random]
+densities: [0.5]
+options: {trainer.max_epochs: 2, trainer.limit_train_batches: 20, trainer.accelerator: cpu}
+"""
+TASKS = Sweep(["demo"], ["magnitude", "random"], [0.5]).tasks()
+
+
+@pytest.fixture
+def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, where a SLURM with a node that is up is at hand."""
+    pytest.importorskip("submitit")
+    up = shutil.which("sinfo") and subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True, check=False).stdout
+    if not up or not {"idle", "mixed", "allocated"} & set(up.split()):
+        pytest.skip("no SLURM is up")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=":")
+    (folder / "grid.yaml").write_text(GRID)
+    return folder
+
+
+def sweep(*args: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "synflow_pl", "sweep", "-c", "grid.yaml", *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+SLURM = ["--launcher", "slurm", "--slurm.time", "10", "--slurm.width", "2"]
+
+
+def test_it_gives_the_same_results_as_this_machine(cluster: Path) -> None:
+    for args in (["--folder", "here"], ["--folder", "there", *SLURM]):
+        said, _ = sweep(*args).communicate(timeout=900)
+        assert "2/2" in said, said
+    assert [accuracy(cluster / "there", task) for task in TASKS] == [accuracy(cluster / "here", task) for task in TASKS]
+    assert None not in [accuracy(cluster / "there", task) for task in TASKS]
+
+
+def test_a_job_that_slurm_ends_is_seen_tried_again_and_reported(cluster: Path) -> None:
+    process = sweep("--folder", "there", "--trainer.max_epochs", "6", *SLURM)
+    name = TASKS[0].name
+    while not list((cluster / "there" / "lightning_logs" / name).glob("checkpoints/*.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.2)
+    jobs = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%F_%K"], capture_output=True, text=True, check=True).stdout.split()
+    subprocess.run(["scancel", next(job for job in jobs if job.endswith("_0"))], check=True)
+    said, _ = process.communicate(timeout=900)
+    assert f"{name} failed: its job ended without a result" in said
+    assert "Trying 1 again that failed." in said
+    assert process.returncode == 0
+    assert accuracy(cluster / "there", TASKS[0]) is not None

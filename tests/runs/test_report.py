@@ -1,0 +1,281 @@
+"""The report: made from what runs hold, here written by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from synflow_pl.cli.recipes import overlays
+from synflow_pl.cli.report import report as command
+from synflow_pl.runs.reading import LeftOut, find_runs, read
+from synflow_pl.runs.report import report
+from synflow_pl.runs.sweep import NARROWER
+
+Epochs = Sequence[tuple[float, float]]
+OVERLAYS = overlays()
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take a second or two, and most tests are of numbers."""
+    if "figures" not in request.node.name:
+        monkeypatch.setattr("synflow_pl.runs.report._figures", lambda *_: [])
+
+
+def a_run(
+    root: Path, pruner: str = "synflow", density: float = 0.1, seed: int = 0, *, final: float | None = 0.9,
+    epochs: Epochs = ((0.8, 0.7), (0.9, 0.85), (0.9, 0.95)), name: str | None = None, alive: bool = True, data: str = "MNIST",
+    network: dict[str, Any] | None = None, **options: Any,
+) -> Path:  # fmt: skip
+    """A run as ``fit`` and ``test`` leave it: validation and test accuracy of each epoch, then the final test."""
+    folder = root / "lightning_logs" / (name or f"{pruner}-{density}-{seed}")
+    folder.mkdir(parents=True)
+    its = {"pruner": None, "rounds": None, **(OVERLAYS[pruner]["pruning"]), "density": density, "sanity": None, "masks": None}
+    config = {
+        "seed_everything": seed,
+        "trainer": {"max_epochs": len(epochs), "default_root_dir": str(root)},
+        "model": {"network": network or {"class_path": "synflow_pl.networks.FC", "init_args": {"width": 100, "depth": 6}}},
+        "data": {"class_path": f"synflow_pl.data.{data}", "init_args": {"data_dir": str(root), **options}},
+        "pruning": its,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with open(folder / "metrics.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", "val/accuracy", "test_each_epoch/accuracy", "test/accuracy"])
+        for epoch, (validation, test) in enumerate(epochs):
+            writer.writerow([epoch, validation, test, ""])
+        if final is not None:
+            writer.writerow([len(epochs), "", "", final])
+    if pruner != "dense":
+        layers = [{"name": "a", "total": 900, "kept": int(900 * density)}, {"name": "b", "total": 100, "kept": int(100 * density)}]
+        whole = {"density": density, "effective_density": density / 2 if alive else 0.0, "flops": 2000, "alive": alive}
+        (folder / "diagnosis.json").write_text(json.dumps({**whole, "sparse_flops": int(2000 * density), "layers": layers}))
+    return folder
+
+
+def reported(root: Path, **options: Any) -> list[dict[str, str]]:
+    report([root], root / "report", OVERLAYS, **{"reference": "synflow", "paper": False, **options})
+    with open(root / "report" / "table.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# -- numbers
+
+
+def test_the_accuracy_at_the_best_validation_epoch_is_not_the_best_on_test(tmp_path: Path) -> None:
+    # Validation is best at epochs 1 and 2 (0.9), of which the first counts: 0.85 on test. The best on test is epoch 2.
+    run = read(a_run(tmp_path, final=0.94), OVERLAYS)
+    assert (run.accuracies.final, run.accuracies.at_best_validation, run.accuracies.best_on_test) == (0.94, 0.85, 0.95)
+
+
+def test_of_a_run_that_validated_on_the_test_set_no_validation_epoch_is_told(tmp_path: Path) -> None:
+    run = read(a_run(tmp_path, validate_on_test=True), OVERLAYS)
+    assert (run.accuracies.at_best_validation, run.accuracies.best_on_test) == (None, 0.9)
+
+
+def test_an_epoch_that_stands_twice_counts_as_it_stands_last(tmp_path: Path) -> None:
+    folder = a_run(tmp_path, epochs=[(0.5, 0.5)])
+    with open(folder / "metrics.csv", "a") as file:
+        file.write("0,0.6,0.4,\n")
+    assert read(folder, OVERLAYS).accuracies.best_on_test == 0.4
+
+
+def test_the_table_has_mean_deviation_and_interval_over_seeds(tmp_path: Path) -> None:
+    for seed, final in enumerate((0.90, 0.91, 0.92)):
+        a_run(tmp_path, seed=seed, final=final)
+    (row,) = reported(tmp_path)
+    assert (row["setting"], row["pruner"], row["seeds"]) == ("MNIST, FC", "synflow", "3")
+    assert float(row["final_mean"]) == pytest.approx(0.91)
+    assert float(row["final_deviation"]) == pytest.approx(0.01)
+    assert float(row["final_high95"]) - 0.91 == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-4)
+    assert float(row["at_best_validation_mean"]) == pytest.approx(0.85)
+    assert float(row["effective_density"]) == pytest.approx(0.05)
+    assert float(row["flops"]) == pytest.approx(200)
+
+
+def test_pruners_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    for seed, (ours, theirs) in enumerate([(0.9, 0.8), (0.7, 0.6)]):
+        a_run(tmp_path, "synflow", seed=seed, final=ours)
+        a_run(tmp_path, "snip", seed=seed, final=theirs)
+    a_run(tmp_path, "snip", seed=9, final=0.1)
+    rows = {row["pruner"]: row for row in reported(tmp_path)}
+    assert rows["synflow"]["final_minus_synflow_mean"] == ""
+    assert float(rows["snip"]["final_minus_synflow_mean"]) == pytest.approx(-0.1)
+    assert float(rows["snip"]["final_minus_synflow_deviation"]) == pytest.approx(0, abs=1e-12)
+    assert rows["snip"]["pairs"] == "2"
+
+
+def test_one_accuracy_that_was_not_measured_leaves_the_cell_empty(tmp_path: Path) -> None:
+    a_run(tmp_path, seed=0)
+    folder = a_run(tmp_path, seed=1)
+    (folder / "metrics.csv").write_text("epoch,val/accuracy,test/accuracy\n0,0.9,\n1,0.9,\n2,,0.8\n")
+    (row,) = reported(tmp_path)
+    assert (row["seeds"], row["at_best_validation_mean"], row["best_on_test_mean"]) == ("2", "", "")
+    assert float(row["final_mean"]) == pytest.approx(0.85)
+
+
+def test_a_dead_network_is_a_result(tmp_path: Path) -> None:
+    a_run(tmp_path, "magnitude", final=0.1135, alive=False)
+    (row,) = reported(tmp_path)
+    assert (row["dead"], row["final_mean"]) == ("1", "0.1135")
+
+
+# -- what is compared with what
+
+
+def test_pruners_are_called_by_the_overlay_that_says_most_of_them(tmp_path: Path) -> None:
+    names = ["random", "random_erk", "snip", "snip_iterative", "grasp", "grasp_inverted", "dense"]
+    assert [read(a_run(tmp_path, name), OVERLAYS).pruner for name in names] == names
+
+
+def test_runs_of_another_recipe_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    a_run(tmp_path, seed=0, name="small", batch_size=64)
+    a_run(tmp_path, seed=0, name="large", batch_size=128)
+    a_run(tmp_path, seed=0, data="CIFAR10", batch_size=128)
+    assert [row["setting"] for row in reported(tmp_path)] == ["CIFAR10, FC", "MNIST, FC, batch_size=128", "MNIST, FC, batch_size=64"]
+
+
+def test_where_data_lies_and_whether_it_was_tested_each_epoch_makes_no_other_setting(tmp_path: Path) -> None:
+    a_run(tmp_path, seed=0, num_workers=4)
+    a_run(tmp_path, seed=1, num_workers=0, test_each_epoch=True)
+    (row,) = reported(tmp_path)
+    assert row["seeds"] == "2"
+
+
+def test_a_run_that_repeats_another_in_everything_is_left_out_and_said_so(tmp_path: Path) -> None:
+    a_run(tmp_path, final=0.9)
+    a_run(tmp_path, final=0.8, name="synflow-0.1-0-again")
+    told = report([tmp_path], tmp_path / "report", OVERLAYS, reference="synflow", paper=False)
+    assert [len(cell.runs) for cell in told.cells] == [1]
+    assert list(told.left_out.values()) == [f"it repeats {tmp_path}/lightning_logs/synflow-0.1-0 in everything"]
+
+
+def test_only_the_last_level_of_a_multi_shot_pruning_is_reported(tmp_path: Path) -> None:
+    for level in (0, 1, 2):
+        folder = a_run(tmp_path, "magnitude", name=f"m-level{level}of2", final=0.9 if level == 2 else None)
+        (folder / "level.json").write_text(json.dumps({"level": level, "levels": 2, "rewind": 0, "density": 0.1}))
+    (row,) = reported(tmp_path)
+    assert (row["pruner"], row["seeds"]) == ("magnitude, 2 levels", "1")
+
+
+def test_a_narrower_network_stands_at_its_own_size_in_the_setting_of_the_whole_one(tmp_path: Path) -> None:
+    a_run(tmp_path)
+    folder = a_run(tmp_path, "dense", 1.0, network={"class_path": "synflow_pl.networks.FC", "init_args": {"width": 14, "depth": 6}})
+    sizes = {"weights": 119, "flops": 238, "whole_weights": 1000, "whole_flops": 2000}
+    about = {"like": "parameters", "density": 0.1, "argument": "width", "width": 14, "whole_width": 100, **sizes}
+    (folder / NARROWER).write_text(json.dumps(about))
+    rows = reported(tmp_path)
+    assert [(row["setting"], row["pruner"]) for row in rows] == [
+        ("MNIST, FC", "narrower, as many weights"),
+        ("MNIST, FC", "synflow"),
+    ]
+    assert (rows[0]["density_kept"], rows[0]["flops"]) == ("0.119", "238.0")
+
+
+# -- what cannot be reported
+
+
+def test_a_broken_an_unfinished_and_a_foreign_run_are_told_and_the_rest_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    a_run(tmp_path, final=0.9)
+    broken = a_run(tmp_path, "snip", name="broken")
+    (broken / "config.yaml").write_text("model: [unclosed")
+    a_run(tmp_path, "snip", name="unfinished", final=None)
+    foreign = tmp_path / "lightning_logs" / "version_0"
+    foreign.mkdir()
+    (foreign / "config.yaml").write_text("model: {class_path: theirs.Model}\n")
+    (tmp_path / "lightning_logs" / "empty").mkdir()
+    failed = a_run(tmp_path, "grasp", name="failed")
+    (failed / "failed.txt").write_text("FloatingPointError: no number\n")
+    command(["lightning_logs"])
+    said = capsys.readouterr().out
+    assert "| synflow | 0.1 | 0.05 | 1 | 90.00 |" in said
+    assert "left out: lightning_logs/broken: its config.yaml cannot be read: while parsing" in said
+    assert "left out: lightning_logs/unfinished: it is unfinished: stopped after 3 epochs, or not tested yet" in said
+    assert "left out: lightning_logs/version_0: it is no run of synflow_pl: its config.yaml has no model.network" in said
+    assert "left out: lightning_logs/empty: there is no config.yaml in it" in said
+    assert "left out: lightning_logs/failed: it failed: FloatingPointError: no number" in said
+    assert "1 runs reported, 5 left out" in said
+
+
+@pytest.mark.parametrize("text", ["epoch,test/accuracy\n0,high\n", "epoch,val/accuracy\n,0.5\n"])
+def test_metrics_that_are_no_numbers_are_a_reason(text: str, tmp_path: Path) -> None:
+    folder = a_run(tmp_path)
+    (folder / "metrics.csv").write_text(text)
+    with pytest.raises(LeftOut, match=r"its metrics.csv cannot be read"):
+        read(folder, OVERLAYS)
+
+
+def test_nothing_to_report_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a_run(tmp_path, final=None)
+    with pytest.raises(SystemExit) as left:
+        command([str(tmp_path)])
+    assert left.value.code == 2
+    assert "there is no finished run in" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command([str(tmp_path / "nowhere")])
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_runs_are_found_from_a_run_from_lightning_logs_and_from_a_sweep_s_folder(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "sweeps" / "one")
+    for path in (run, run.parent, tmp_path / "sweeps" / "one", tmp_path):
+        assert find_runs([path]) == [run]
+    assert find_runs([run, tmp_path]) == [run]
+
+
+# -- files
+
+
+def test_the_figures_and_three_tables_are_written(tmp_path: Path) -> None:
+    a_run(tmp_path, "dense", 1.0)
+    for density in (0.1, 0.01):
+        a_run(tmp_path, "synflow", density)
+        a_run(tmp_path, "magnitude", density, alive=False)
+    reported(tmp_path, paper=True)
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    expected = {"table.csv", "table.md", "table.tex"}
+    expected |= {f"accuracy_against_{x}-MNIST-FC.png" for x in ("compression", "effective_density", "flops")}
+    assert expected <= names
+    assert {name for name in names if name.startswith("layers") and name.endswith("png")} == {
+        f"layers_against_compression-MNIST-FC-{pruner}.png" for pruner in ("synflow", "magnitude")
+    }
+
+
+def test_latex_escapes_what_latex_would_read(tmp_path: Path) -> None:
+    a_run(tmp_path, "grasp_inverted")
+    reported(tmp_path)
+    text = (tmp_path / "report" / "table.tex").read_text()
+    assert r"grasp\_inverted & 0.1" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
+
+
+def test_the_published_curve_stands_beside_a_run_of_its_network(tmp_path: Path) -> None:
+    from synflow_pl.runs.published import published
+
+    network = {"class_path": "synflow_pl.networks.VGG", "init_args": {"depth": 16, "batch_norm": True}}
+    run = read(a_run(tmp_path, network=network, data="CIFAR10"), OVERLAYS)
+    curves = {curve.pruner: curve for curve in published(run)}
+    assert set(curves) == {"random", "magnitude", "snip", "grasp_inverted", "synflow"}
+    at = dict(zip(curves["synflow"].compression, curves["synflow"].mean, strict=True))
+    assert [at[10.0], at[100.0], at[1000.0]] == pytest.approx([0.9326, 0.9008, 0.8039])
+    assert published(read(a_run(tmp_path, "snip"), OVERLAYS)) == []
+
+
+def test_the_report_starts_without_torch() -> None:
+    code = "import sys; sys.argv = ['synflow_pl', 'report', '--help']\nfrom synflow_pl.__main__ import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
+    code += (
+        "import synflow_pl.runs.report\nassert not {'torch', 'pytorch_lightning', 'numpy', 'matplotlib'} & set(sys.modules), 'heavy'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)

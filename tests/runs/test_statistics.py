@@ -1,0 +1,46 @@
+"""Statistics over seeds, against printed tables and sums on paper."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from synflow_pl.runs.statistics import paired, quantile, summarise
+
+# The two-sided 95 % column of any printed table of Student's t.
+PRINTED = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 29: 2.045, 30: 2.042, 120: 1.980}
+
+
+@pytest.mark.parametrize(("freedom", "printed"), PRINTED.items())
+def test_quantiles_of_student_s_t_are_those_of_the_printed_table(freedom: int, printed: float) -> None:
+    assert quantile(freedom) == pytest.approx(printed, abs=5e-4)
+
+
+def test_three_seeds_have_mean_sample_deviation_and_interval() -> None:
+    summary = summarise([1.0, 2.0, 3.0])
+    assert summary is not None
+    assert (summary.count, summary.mean, summary.deviation) == (3, 2.0, 1.0)
+    assert summary.half == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
+
+
+def test_one_seed_says_nothing_of_its_spread_and_none_says_nothing() -> None:
+    summary = summarise([0.5])
+    assert summary is not None
+    assert (summary.mean, summary.deviation, summary.half) == (0.5, None, None)
+    assert summarise([]) is None
+
+
+def test_pairs_are_compared_seed_by_seed_and_only_where_both_have_one() -> None:
+    # 3 - 1 and 5 - 4; seed 2 and seed 7 have no partner.
+    difference = paired({0: 3.0, 1: 5.0, 2: 100.0}, {0: 1.0, 1: 4.0, 7: 100.0})
+    assert difference is not None
+    assert (difference.count, difference.mean) == (2, 1.5)
+    assert difference.deviation == pytest.approx(math.sqrt(0.5))
+    assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_a_constant_difference_has_no_spread_however_seeds_differ() -> None:
+    difference = paired({0: 1.5, 1: 9.5, 2: 4.5}, {0: 1.0, 1: 9.0, 2: 4.0})
+    assert difference is not None
+    assert (difference.mean, difference.deviation, difference.half) == (0.5, 0.0, 0.0)
