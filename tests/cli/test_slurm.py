@@ -60,7 +60,7 @@ def script(folder: Path, tasks: int, *options: str) -> Path:
     """A job that trains the demo's recipe, shortened."""
     path = folder / "job.sh"
     command = " ".join(["srun", sys.executable, "-m", "synflow_pl", "fit", "-c", "demo", *SHORT, *options])
-    options_of_job = ("nodes=1", f"ntasks={tasks}", "overcommit", "requeue", "open-mode=append", "output=%j.out")
+    options_of_job = ("nodes=1", f"ntasks-per-node={tasks}", "overcommit", "requeue", "open-mode=append", "output=%j.out")
     head = "".join(f"#SBATCH --{option}\n" for option in options_of_job)
     path.write_text(f"#!/bin/bash\n{head}export OMP_NUM_THREADS=1 PYTHONPATH={Path(__file__).parents[2]}\n{command}\n")
     return path
