@@ -87,7 +87,7 @@ def as_markdown(cells: Sequence[Cell], reference: str) -> str:
 
 
 def as_grid(cells: Sequence[Cell]) -> str:
-    """The same in short, as Markdown: a line for each pruner, a column for each density, final accuracy; † where every network is dead."""
+    """In short, as Markdown: a line for each pruner, a column for each density, final accuracy; † where every network is dead."""
     text = []
     for setting, of in _by_setting(cells):
         found = {(cell.pruner, cell.density): cell for cell in of}
