@@ -14,7 +14,7 @@ from synflow_pl.figures.style import save
 from synflow_pl.runs.cells import Cell, cells
 from synflow_pl.runs.published import published
 from synflow_pl.runs.reading import LeftOut, Read, find_runs, read
-from synflow_pl.runs.table import as_csv, as_latex, as_markdown
+from synflow_pl.runs.table import as_csv, as_grid, as_latex, as_markdown
 
 __all__ = ["Report", "report"]
 
@@ -62,6 +62,7 @@ def report(paths: Sequence[Path], out: Path, overlays: Mapping[str, Mapping[str,
     for name, text in (
         ("table.csv", as_csv(all_cells, reference)),
         ("table.md", as_markdown(all_cells, reference)),
+        ("grid.md", as_grid(all_cells)),
         ("table.tex", as_latex(all_cells, reference)),
     ):
         unfinished = out / f".{name}"

@@ -10,7 +10,7 @@ from itertools import groupby
 from synflow_pl.runs.cells import Cell
 from synflow_pl.runs.statistics import Summary
 
-__all__ = ["as_csv", "as_latex", "as_markdown"]
+__all__ = ["as_csv", "as_grid", "as_latex", "as_markdown"]
 
 _ACCURACIES = {
     "final": "final",
@@ -84,6 +84,27 @@ def as_markdown(cells: Sequence[Cell], reference: str) -> str:
         rows = [_header(reference), ["---"] * len(_header(reference)), *(_row(cells, cell, reference, "±") for cell in of)]
         text.append(f"**{setting}**\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
     return "\n".join([*text, _LEGEND + "\n"])
+
+
+def as_grid(cells: Sequence[Cell]) -> str:
+    """In short, as Markdown: a line for each pruner, a column for each density, final accuracy; † where every network is dead."""
+    text = []
+    for setting, of in _by_setting(cells):
+        found = {(cell.pruner, cell.density): cell for cell in of}
+        densities = sorted({cell.density for cell in of}, reverse=True)
+        rows = [["pruner", *(f"{density:.4g}" for density in densities)], ["---"] * (1 + len(densities))]
+        for pruner in sorted({cell.pruner for cell in of}):
+            rows.append([pruner, *(_short(found.get((pruner, density))) for density in densities)])
+        text.append(f"**{setting}**\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    return "\n".join(text)
+
+
+def _short(cell: Cell | None) -> str:
+    summary = cell.accuracy("final") if cell is not None else None
+    if cell is None or summary is None:
+        return ""
+    spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.2f}"
+    return f"{100 * summary.mean:.2f}{spread}{' †' if cell.dead == len(cell.runs) else ''}"
 
 
 def as_latex(cells: Sequence[Cell], reference: str) -> str:

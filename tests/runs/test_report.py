@@ -244,12 +244,21 @@ def test_the_figures_and_three_tables_are_written(tmp_path: Path) -> None:
         a_run(tmp_path, "magnitude", density, alive=False)
     reported(tmp_path, paper=True)
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    expected = {"table.csv", "table.md", "table.tex"}
+    expected = {"table.csv", "table.md", "table.tex", "grid.md"}
     expected |= {f"accuracy_against_{x}-MNIST-FC.png" for x in ("compression", "effective_density", "flops")}
     assert expected <= names
     assert {name for name in names if name.startswith("layers") and name.endswith("png")} == {
         f"layers_against_compression-MNIST-FC-{pruner}.png" for pruner in ("synflow", "magnitude")
     }
+
+
+def test_the_grid_has_a_line_for_each_pruner_and_marks_the_dead(tmp_path: Path) -> None:
+    a_run(tmp_path, "synflow", 0.1, final=0.5)
+    a_run(tmp_path, "magnitude", 0.1, final=0.1, alive=False)
+    a_run(tmp_path, "synflow", 0.01, final=0.4)
+    reported(tmp_path)
+    lines = (tmp_path / "report" / "grid.md").read_text().splitlines()
+    assert lines[2:] == ["| pruner | 0.1 | 0.01 |", "| --- | --- | --- |", "| magnitude | 10.00 † |  |", "| synflow | 50.00 | 40.00 |"]
 
 
 def test_latex_escapes_what_latex_would_read(tmp_path: Path) -> None:
