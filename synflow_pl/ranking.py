@@ -9,7 +9,7 @@ from torch import Tensor
 
 from synflow_pl.flow import Block
 from synflow_pl.pruners.pruner import Saliency, Subject
-from synflow_pl.selection import smallest
+from synflow_pl.selection import smallest, where
 
 __all__ = ["Ranking", "Regrowing", "compete", "factor"]
 
@@ -22,11 +22,11 @@ def compete(subject: Subject, names: list[str], ranking: type[Ranking]) -> list[
         alive = subject.masks[name].view(-1)
         if name in subject.apart:
             apart = subject.apart[name].view(-1)
-            alone.append(ranking(subject, {name: (apart & alive).nonzero().squeeze(1).int()}))
+            alone.append(ranking(subject, {name: where(apart & alive).int()}))
             if apart.all():
                 continue
             alive = alive & ~apart
-        together[name] = None if bool(alive.all()) else alive.nonzero().squeeze(1).int()
+        together[name] = None if bool(alive.all()) else where(alive).int()
     return ([ranking(subject, together)] if together else []) + alone
 
 
@@ -139,9 +139,9 @@ class Ranking:
             listed, placed = self._listed[index], self._placed[index]
             if listed is None or placed is None:
                 # Half the bytes of the default int64, and no parameter has 2**31 entries.
-                listed = placed = mask.nonzero().squeeze(1).int()
+                listed = placed = where(mask).int()
             else:
-                living = mask.index_select(0, listed).nonzero().squeeze(1)
+                living = where(mask.index_select(0, listed))
                 listed, placed = listed.index_select(0, living), placed.index_select(0, living)
             if name in self.subject.blockable and listed.numel() < self._BLOCK_AT * self.subject.weights[name].numel():
                 placed = self._cut_to_block(name, listed, placed)
@@ -191,7 +191,7 @@ def _present(numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
     present[numbers.long()] = True
     if numbers.numel() == 0:
         present[0] = True
-    return present.nonzero().squeeze(1), (present.cumsum(0) - 1).int()
+    return where(present), (present.cumsum(0) - 1).int()
 
 
 def factor(score: Tensor | Saliency) -> Tensor:

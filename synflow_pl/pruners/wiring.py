@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow import Skeleton
+from synflow_pl.flow.convolution import convolve
 
 __all__ = ["Wiring", "wiring"]
 
@@ -58,7 +59,7 @@ def wiring(skeleton: Skeleton, weights: dict[str, Tensor]) -> Wiring:
     def watch(step: Any, arguments: Sequence[Any]) -> None:
         if step is None or not step.contraction:
             return
-        convolution = step.function is torch.ops.aten.convolution
+        convolution = step.function is convolve
         name = step.weight or next((name for name, weight in scaled.items() if arguments[1] is weight), None)
         if name not in weights or (convolution and arguments[6]):
             return
