@@ -130,7 +130,9 @@ class Ranking:
             units if whole is None else whole.units.index_select(0, units),
             inputs if whole is None else whole.inputs.index_select(0, inputs),
         )
-        self.subject.weights[name] = weight.index_select(0, units).index_select(1, inputs)
+        block = weight.index_select(0, units).index_select(1, inputs)
+        # Where the weight lies already: what is given back in pieces of ever other sizes leaves holes that nothing fits in.
+        self.subject.weights[name] = weight.view(-1)[: block.numel()].copy_(block.view(-1)).view(block.shape)
         self._competing[index] = marks.index_select(0, units).index_select(1, inputs).view(-1)
 
 

@@ -31,26 +31,7 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     Returns:
         (count,) int64 positions, ascending.
     """
-    n = scores.numel()
-    low, high = _bracket(scores[:: _step(n)], count / n)
-    listed = where(_at_most(scores, high))
-    if listed.numel() < count:
-        listed = torch.arange(n, device=scores.device)
-    if listed.numel() == count:
-        return listed
-    if count == 0:
-        return listed[:0]
-    values = scores.index_select(0, listed)
-    inside = where(values >= low)
-    certain = values.numel() - inside.numel()
-    close = values.index_select(0, inside) if certain < count else values
-    threshold = close.kthvalue(count - certain if certain < count else count).values
-    gone = values <= threshold
-    ties = int(torch.count_nonzero(gone)) - count
-    if ties:
-        equal = where(values == threshold)
-        gone[equal[:ties]] = False
-    return listed.index_select(0, where(gone))
+    return lowest([scores], [torch.ones_like(scores, dtype=torch.bool)], scores.numel(), count)[0]
 
 
 def lowest(parts: Sequence[Tensor], among: Sequence[Tensor], alive: int, count: int) -> list[Tensor]:
@@ -66,19 +47,27 @@ def lowest(parts: Sequence[Tensor], among: Sequence[Tensor], alive: int, count: 
         For each part (count_i,) int64 positions, ascending.
     """
     if count == 0:
-        return [part.new_empty(0, dtype=torch.int64) for part in parts]
+        return [torch.empty(0, dtype=torch.int64, device=part.device) for part in parts]
     step = _step(alive)
     sample = torch.cat([part[::step][marks[::step]] for part, marks in zip(parts, among, strict=True)])
-    high = _bracket(sample, count / alive)[1] if sample.numel() else sample.new_tensor(torch.inf)
+    low, high = _bracket(sample, count / alive) if sample.numel() else (sample.new_tensor(-torch.inf), sample.new_tensor(torch.inf))
     listed = [where(_at_most(part, high).logical_and_(marks)) for part, marks in zip(parts, among, strict=True)]
     if sum(at.numel() for at in listed) < count:
         listed = [where(marks) for marks in among]
-    values = torch.cat([part.index_select(0, at) for part, at in zip(parts, listed, strict=True)])
-    gone = smallest(values, count)
-    ends = torch.tensor([at.numel() for at in listed]).cumsum(0)
-    shares = torch.searchsorted(gone, ends.to(gone.device)).diff(prepend=gone.new_zeros(1)).tolist()
-    starts = [0, *ends.tolist()]
-    return [at.index_select(0, part - start) for at, start, part in zip(listed, starts, gone.split(shares), strict=False)]
+    values = [part.index_select(0, at) for part, at in zip(parts, listed, strict=True)]
+    close = torch.cat([value.index_select(0, where(value >= low)) for value in values])
+    certain = sum(value.numel() for value in values) - close.numel()
+    if certain >= count:
+        certain, close = 0, torch.cat(values)
+    threshold = close.kthvalue(count - certain).values
+    gone = [where(value <= threshold) for value in values]
+    spared = sum(at.numel() for at in gone) - count  # ties with the last that goes
+    for index, value in enumerate(values):
+        if spared:
+            tied = where(value == threshold)[:spared]
+            spared -= tied.numel()
+            gone[index] = where((value <= threshold).index_fill_(0, tied, False))
+    return [at.index_select(0, among_listed) for at, among_listed in zip(listed, gone, strict=True)]
 
 
 def marked(parts: Sequence[Tensor], among: Sequence[Tensor], count: int) -> list[Tensor]:
@@ -98,7 +87,7 @@ def where(marks: Tensor) -> Tensor:
 
 
 def _at_most(scores: Tensor, high: Tensor) -> Tensor:
-    """scores <= high."""
+    """Marks of the scores that are no larger than ``high``."""
     if scores.device.type == "cpu":  # as in `where`
         return torch.from_numpy(np.less_equal(scores.numpy(), high.numpy()))
     return scores <= high
@@ -111,7 +100,7 @@ def _step(n: int) -> int:
 
 def _bracket(sample: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Two values that the score below which ``share`` of all lie is very likely between."""
-    sample, size = sample.contiguous(), sample.numel()
+    size = sample.numel()
     expected = size * share
     reach = _DEVIATIONS * math.sqrt(expected * (1 - share)) + 1
     ranks = max(0, math.floor(expected - reach)) + 1, min(size - 1, math.ceil(expected + reach)) + 1

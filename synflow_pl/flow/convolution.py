@@ -1,8 +1,8 @@
 """Convolution of one signal at few positions: a matrix product.
 
 Deep in a network a kernel of a million entries meets a signal of two by two positions. A round then costs what it takes to read the
-kernel twice and to write its gradient once; torch's convolution takes several times that, since it works along the positions. Written as
-a product with the patches in rows, (positions, patch) times (patch, units), each of the three passes runs through memory in order.
+kernel twice and to write its gradient once; torch's convolution takes several times that, since it works along the positions. Written
+as a product with the patches in rows, (positions, patch) times (patch, units), each of the three passes runs through memory in order.
 """
 
 from __future__ import annotations
