@@ -1,11 +1,11 @@
-"""How long an epoch takes through the command line (Lightning, metrics, logging, masks) beside a bare loop: ResNet-20, CIFAR-10's shape.
+"""How long an epoch takes through the command line (Lightning, metrics, logging, masks) beside a bare loop: CIFAR-10's shape.
 
     python -m benchmarks.epoch [--epochs 4] [--images 4096] [--threads N] [--recipe cifar10_resnet20]
     python -m benchmarks.epoch --device cuda --recipe cifar10_vgg16 --images 50000 --epochs 6 --precision bf16-mixed
 
-Images are random bytes, held in memory. The bare loop reads the same batches from the same kind of loader and knows no Lightning, metric,
-logger or mask. It runs an epoch before each of the command line's, in the same process; what counts is from one start of an epoch to the
-next, checkpoint and logging included. The first epoch of each does not count.
+Images are random bytes, held in memory. The bare loop reads the same batches from the same kind of loader and knows no Lightning, no
+metric, logger or mask. It runs an epoch before each of the command line's, in the same process; what counts is from one start of an
+epoch to the next, checkpoint and logging included. The first epoch of each does not count.
 """
 
 from __future__ import annotations

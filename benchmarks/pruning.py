@@ -3,11 +3,11 @@
     python -m benchmarks.pruning [--networks vgg16 resnet18 resnet20] [--threads N] [--runs 3] [--share 0.1] [--rounds 100]
     python -m benchmarks.pruning --device cuda --networks vgg16 resnet50 --share 0     # seconds on a GPU
 
-The textbook loop works the way the authors' code does: masks multiplied into the weights of each layer in each pass, magnitudes taken
-and signs put back in every round, `kthvalue` over all scores, `where`. It and the plain passes (forward and backward of the dense network
-at batch 1) do the same work in every round, so only a `--share` of their rounds is timed and multiplied out; 0 leaves the loop out.
-Memory is the peak above the loaded network in a process of its own, in bytes of the network's parameters. `--check` compares masks in
-float64 instead.
+The textbook loop works the way the authors' code does: masks multiplied into the weights of each layer in each pass, magnitudes
+taken and signs put back in every round, `kthvalue` over all scores, `where`. It and the plain passes (forward and backward of the dense
+network at batch 1) do the same work in every round, so only a `--share` of their rounds is timed and multiplied out; 0 leaves the loop
+out. Memory is the peak above the loaded network in a process of its own, in bytes of the network's parameters. `--check` compares masks
+in float64 instead.
 """
 
 from __future__ import annotations

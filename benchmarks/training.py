@@ -2,9 +2,9 @@
 
     python -m benchmarks.training [--what steps scores] [--threads N] [--runs 7] [--device cpu]
 
-A step is forward, backward and SGD with Nesterov momentum: ResNet-20 at batch 128 and VGG-16 at batch 32, density 0.1, four ways: dense;
-with masks held as the callback holds them; with `torch.nn.utils.prune`; with layers that multiply a mask into their weight. SNIP and
-GraSP, one round on two batches of 64, stand beside one and two plain backward passes over the same batches.
+A step is forward, backward and SGD with Nesterov momentum: ResNet-20 at batch 128 and VGG-16 at batch 32, density 0.1, four ways:
+dense; with masks held as the callback holds them; with `torch.nn.utils.prune`; with layers that multiply a mask into their weight. SNIP
+and GraSP, one round on two batches of 64, stand beside one and two plain backward passes over the same batches.
 """
 
 from __future__ import annotations

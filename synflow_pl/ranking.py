@@ -67,7 +67,7 @@ class Ranking:
         if not bool(torch.stack([end for part in parts for end in torch.aminmax(part)]).isfinite().all()):
             raise FloatingPointError(self._not_finite(parts))
         count = self.alive - keep
-        if parts[0].device.type == "cpu":
+        if _answers_at_once(parts[0].device):
             for index, gone in enumerate(lowest(parts, self._competing, self.alive, count)):
                 self._remove(index, gone)
         else:
@@ -154,6 +154,11 @@ class Regrowing(Ranking):
 
     def _remove_marked(self, index: int, gone: Tensor) -> None:
         self.subject.masks[self.names[index]].view(-1).logical_and_(~gone)
+
+
+def _answers_at_once(device: torch.device) -> bool:
+    """Whether asking how many there are costs nothing; an accelerator would have to finish first what it has been given."""
+    return device.type == "cpu"
 
 
 def _present(marks: Tensor) -> Tensor:

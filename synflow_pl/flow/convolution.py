@@ -36,7 +36,7 @@ def convolve(
         kernel = weight.shape[2:]
         size = [_positions(signal.shape[2 + d], kernel[d], stride[d], padding[d], dilation[d]) for d in (0, 1)]
         if size[0] * size[1] <= _FEW:
-            patches = unfold(signal, kernel, dilation, padding, stride)[0].t().contiguous()
+            patches = unfold(signal, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))[0].t().contiguous()
             return linear(patches, weight.flatten(1)).t().reshape(1, -1, *size)
     return torch.ops.aten.convolution(signal, weight, None, stride, padding, dilation, transposed, output_padding, groups)
 
