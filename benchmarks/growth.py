@@ -27,7 +27,7 @@ ROUNDS = (1, 3, 10, 30, 100, 300, 1000)
 SIZES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "FC": (FC, (1, 28, 28)),
     "ResNet-20": (lambda: ResNet(20), (3, 32, 32)),
-    "Conv": (Conv, (3, 32, 32)),
+    "Conv": (Conv, (1, 28, 28)),
     "ResNet-20, wide": (lambda: ResNet(20, width=32), (3, 32, 32)),
     "ResNet-18": (lambda: TinyResNet(18), (3, 32, 32)),
     "VGG-16": (lambda: VGG(16), (3, 32, 32)),

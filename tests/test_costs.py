@@ -65,7 +65,7 @@ def test_weights_are_copied_once_and_a_round_writes_each_score_once() -> None:
 
 
 def test_late_rounds_write_less_than_early_ones() -> None:
-    assert (costs(100).written - costs(50, 0.1).written) / 50 < (costs(60, 0.9).written - costs(10, 0.9).written) / 50
+    assert (costs(40).written - costs(20, 0.1).written) / 20 < (costs(12, 0.9).written - costs(2, 0.9).written) / 10
 
 
 def test_a_round_asks_a_device_for_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
