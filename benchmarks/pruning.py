@@ -1,61 +1,182 @@
-"""How long pruning takes beside plain forward and backward passes: SynFlow on VGG-16, 100 rounds to density 0.01.
+"""How long SynFlow takes beside plain passes and beside a textbook loop, and how much memory: 100 rounds to density 0.01.
 
-    python benchmarks/pruning.py [--pairs 5] [--density 0.01] [--rounds 100]
+    python -m benchmarks.pruning [--networks vgg16 resnet18 resnet20] [--threads N] [--runs 3] [--share 0.1] [--rounds 100]
+    python -m benchmarks.pruning --device cuda --networks vgg16 resnet50 --share 0     # seconds on a GPU
 
-Both are timed in turn, so that a busy machine slows them alike; what counts is the median of the ratios.
+The textbook loop works the way the authors' code does: masks multiplied into the weights of each layer in each pass, magnitudes
+taken and signs put back in every round, `kthvalue` over all scores, `where`. It and the plain passes (forward and backward of the dense
+network at batch 1) do the same work in every round, so only a `--share` of their rounds is timed and multiplied out; 0 leaves the loop
+out. Memory is the peak above the loaded network in a process of its own, in bytes of the network's parameters. `--check` compares masks
+in float64 instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import os
-import platform
-import statistics
-import time
+import multiprocessing
 
 import torch
+import torchvision
+from torch import Tensor, nn
 
-from synflow_pl import prune
-from synflow_pl.networks import VGG
+from benchmarks.pairs import grown, in_turn, machine, reset_peak, table
+from synflow_pl import Masks, prune
+from synflow_pl.networks import VGG, ResNet, TinyResNet
 from synflow_pl.pruners import SynFlow
 
-
-def plain_passes(network: torch.nn.Module, count: int) -> float:
-    """Seconds for forward and backward passes of the dense network on one image."""
-    image = torch.ones(1, 3, 32, 32)
-    started = time.perf_counter()
-    for _ in range(count):
-        network.zero_grad(set_to_none=True)
-        network(image).sum().backward()
-    return time.perf_counter() - started
+NETWORKS = {
+    "vgg16": (lambda: VGG(16), (3, 32, 32)),
+    "resnet18": (lambda: TinyResNet(18), (3, 32, 32)),
+    "resnet20": (lambda: ResNet(20), (3, 32, 32)),
+    "resnet50": (lambda: torchvision.models.resnet50(), (3, 224, 224)),
+}
 
 
-def pruning(network: torch.nn.Module, density: float, rounds: int) -> float:
-    """Seconds for pruning a copy."""
+class _Masked(nn.Module):
+    """A convolution or linear layer whose weight is multiplied by a mask in each pass."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("mask", torch.ones_like(layer.weight))
+
+    def forward(self, signal: Tensor) -> Tensor:
+        weight = self.layer.weight * self.mask
+        if isinstance(self.layer, nn.Conv2d):
+            return self.layer._conv_forward(signal, weight, self.layer.bias)
+        return nn.functional.linear(signal, weight, self.layer.bias)
+
+
+def masked(network: nn.Module) -> tuple[nn.Module, dict[str, _Masked]]:
+    """A copy of the network in masked layers, and these by the name of their weight."""
     network = copy.deepcopy(network)
-    started = time.perf_counter()
-    prune(network, SynFlow(), density=density, rounds=rounds, input_shape=(3, 32, 32))
-    return time.perf_counter() - started
+    layers = {}
+    for name, module in list(network.named_modules()):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            parent, _, own = name.rpartition(".")
+            layers[f"{name}.weight"] = _Masked(module)
+            setattr(network.get_submodule(parent), own, layers[f"{name}.weight"])
+    return network, layers
+
+
+def textbook(network: nn.Module, shape: tuple[int, ...], density: float, rounds: int, stop: int) -> dict[str, Tensor]:
+    """SynFlow as the authors' code works, stopped after some rounds; masks by weight name."""
+    network, layers = masked(network.eval())
+    one = next(network.parameters())
+    image = torch.ones(1, *shape, dtype=one.dtype, device=one.device)
+    total = sum(layer.mask.numel() for layer in layers.values())
+    for index in range(1, stop + 1):
+        with torch.no_grad():
+            state = network.state_dict()
+            signs = {name: tensor.sign() for name, tensor in state.items()}
+            for tensor in state.values():
+                tensor.abs_()
+        # Biases and running means are additive terms; ours counts them as zero, and so the masks can be compared.
+        kept = {name: tensor.clone() for name, tensor in state.items() if name.endswith(("bias", "running_mean"))}
+        for name in kept:
+            state[name].zero_()
+        network(image).sum().backward()
+        scores = {}
+        with torch.no_grad():
+            for name, layer in layers.items():
+                scores[name] = (layer.layer.weight.grad * layer.layer.weight * layer.mask).abs_()
+                layer.layer.weight.grad = None
+            for name, tensor in state.items():
+                if name in kept:
+                    tensor.copy_(kept[name])
+                tensor.mul_(signs[name])
+            flat = torch.cat([score.flatten() for score in scores.values()])
+            gone = total - round(total * density ** (index / rounds))
+            if gone > 0:
+                threshold, _ = torch.kthvalue(flat, gone)
+                zero, one_ = flat.new_tensor(0.0), flat.new_tensor(1.0)
+                for name, layer in layers.items():
+                    layer.mask.copy_(torch.where(scores[name] <= threshold, zero, one_))
+        network.zero_grad(set_to_none=True)
+    return {name: layer.mask.bool() for name, layer in layers.items()}
+
+
+def compare(name: str, options: argparse.Namespace) -> None:
+    """Plain passes, our loop and the textbook's, in turn."""
+    network, shape = _network(name, options)
+    image = torch.ones(1, *shape, device=options.device)
+    some = max(1, round(options.rounds * (options.share or 0.1)))
+
+    def passes() -> float:
+        for _ in range(some):
+            network.zero_grad(set_to_none=True)
+            network(image).sum().backward()
+        network.zero_grad(set_to_none=True)
+        return options.rounds / some
+
+    def ours() -> None:
+        prune(copy.deepcopy(network), SynFlow(), density=options.density, rounds=options.rounds, input_shape=shape)
+
+    def loop() -> float:
+        textbook(network, shape, options.density, options.rounds, some)
+        return options.rounds / some
+
+    contenders = {"plain passes": passes, "ours": ours} | ({"textbook loop": loop} if options.share else {})
+    taken = in_turn(contenders, options.runs)
+    table(taken, "plain passes", name)
+    if options.share:
+        table({"textbook loop": taken["textbook loop"], "ours": taken["ours"]}, "ours")
+
+
+def memory(name: str, options: argparse.Namespace) -> float:
+    """Peak above the loaded network, in bytes of its parameters; in a process of its own."""
+    torch.set_num_threads(options.threads)
+    network, shape = _network(name, options)
+    # What is imported and set up once is not the pruning's.
+    prune(ResNet(20), SynFlow(), density=0.5, rounds=2, input_shape=(3, 32, 32))
+    size = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    if options.device == "cuda":
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        held = reset_peak()
+    prune(network, SynFlow(), density=options.density, rounds=options.rounds, input_shape=shape)
+    return (torch.cuda.max_memory_allocated() - held if options.device == "cuda" else grown(held)) / size
+
+
+def check(name: str, options: argparse.Namespace) -> None:
+    """Masks of the textbook loop and ours, both in float64."""
+    network, shape = _network(name, options)
+    network.double()
+    expected = textbook(network, shape, options.density, options.rounds, options.rounds)
+    ours: Masks = prune(copy.deepcopy(network), SynFlow(), density=options.density, rounds=options.rounds, input_shape=shape)
+    both = sum(int((ours[key] & mask).sum()) for key, mask in expected.items())
+    either = sum(int((ours[key] | mask).sum()) for key, mask in expected.items())
+    print(f"{name}: kept {ours.kept} of {ours.total}; intersection over union with the textbook loop in float64 {both / either:.6f}")
+
+
+def _network(name: str, options: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
+    torch.manual_seed(0)
+    build, shape = NETWORKS[name]
+    return build().eval().to(options.device), shape
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["vgg16", "resnet18", "resnet20"])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--density", type=float, default=0.01)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    torch.manual_seed(0)
-    network = VGG(16).eval()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
-    plain_passes(network, 10), pruning(network, options.density, 10)  # both once, to warm up
-    ratios = []
-    for _ in range(options.pairs):
-        passes = plain_passes(network, options.rounds)
-        seconds = pruning(network, options.density, options.rounds)
-        ratios.append(seconds / passes)
-        print(f"{options.rounds} plain passes {passes:6.2f} s   {options.rounds} rounds {seconds:6.2f} s   ratio {ratios[-1]:.2f}")
-    print(f"median ratio {statistics.median(ratios):.2f}")
+    torch.set_num_threads(options.threads)
+    print(machine())
+    for name in options.networks:
+        if options.check:
+            check(name, options)
+            continue
+        compare(name, options)
+        with multiprocessing.get_context("spawn").Pool(1) as alone:
+            print(f"  peak memory {alone.apply(memory, (name, options)):.2f} times the parameters' bytes", flush=True)
 
 
 if __name__ == "__main__":

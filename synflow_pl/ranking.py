@@ -9,189 +9,169 @@ from torch import Tensor
 
 from synflow_pl.flow import Block
 from synflow_pl.pruners.pruner import Saliency, Subject
-from synflow_pl.selection import smallest
+from synflow_pl.selection import lowest, marked, where
 
 __all__ = ["Ranking", "Regrowing", "compete", "factor"]
 
 
 def compete(subject: Subject, names: list[str], ranking: type[Ranking]) -> list[Ranking]:
     """One ranking of all weights of these names that compete with each other, then one for each name with weights apart."""
-    together: dict[str, Tensor | None] = {}
+    together: dict[str, Tensor] = {}
     alone: list[Ranking] = []
     for name in names:
         alive = subject.masks[name].view(-1)
         if name in subject.apart:
             apart = subject.apart[name].view(-1)
-            alone.append(ranking(subject, {name: (apart & alive).nonzero().squeeze(1).int()}))
+            alone.append(ranking(subject, {name: apart & alive}))
             if apart.all():
                 continue
             alive = alive & ~apart
-        together[name] = None if bool(alive.all()) else alive.nonzero().squeeze(1).int()
+        together[name] = alive
     return ([ranking(subject, together)] if together else []) + alone
 
 
 class Ranking:
     """Weights that compete with each other, and which of them still can.
 
-    Once weights have been removed they never compete again, so the work shrinks with the survivors: every now and then the list is
-    packed to the living, and between two packings the dead score infinity, which no cut takes.
+    Once weights have been removed they never compete again. Where the pruner can score a weight by its living block alone, the weight
+    and what is kept about it are cut down to that block as units and inputs die, so the work shrinks with the survivors.
+
+    Args:
+        subject: whose weights they are.
+        competing: by parameter name, (n,) bool over its flattened mask: True where a weight takes part. May be the mask itself.
     """
 
-    # Packing costs several passes, the dead only the room they take; so the list is packed when this share of it has died.
-    _PACK_AT = 0.25
     # Looking for dead units pays where most of a weight is gone; with less gone, hardly a unit has died.
-    _BLOCK_AT = 0.25
+    _BLOCK_AT = 0.3
+    # And again each time this share of what was left then has died.
+    _AGAIN_AT = 0.1
 
-    def __init__(self, subject: Subject, positions: Mapping[str, Tensor | None]) -> None:
+    def __init__(self, subject: Subject, competing: Mapping[str, Tensor]) -> None:
         self.subject = subject
-        self.names = names = list(positions)
-        self._masks = [subject.masks[name].view(-1) for name in names]
-        # Positions of those listed within each flattened mask, and within what is left of each flattened weight (its block); None while
-        # all of it is.
-        self._listed: list[Tensor | None] = list(positions.values())
-        self._placed: list[Tensor | None] = list(positions.values())
-        self.alive = sum(self._sizes)
-        # Positions within the list of those that have died since it was packed.
-        self._dead: list[Tensor] = []
-        # Weights of those listed, where scores are products with them.
-        self._weights: list[Tensor | None] = [None] * len(names)
-        # Where listed scores are gathered: used again in each round, since fresh memory costs more than the gathering.
-        self._gathered: Tensor | None = None
+        self.names = list(competing)
+        # In the order and number of what is left of each weight.
+        self._competing = list(competing.values())
+        self._alive = [int(marks.count_nonzero()) for marks in self._competing]
+        self._looked = [marks.numel() for marks in self._competing]
+
+    @property
+    def alive(self) -> int:
+        """How many of them live."""
+        return sum(self._alive)
 
     def cut(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
         """Remove the lowest-scoring weights until ``keep`` are left."""
         if self.alive == 0:
             return  # a small part that competes apart may be gone before the last round
-        listed = self._gather(scores)
-        low, high = torch.aminmax(listed)
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            raise FloatingPointError(self._not_finite(listed))
-        for dead in self._dead:
-            listed.index_fill_(0, dead, torch.inf)
-        self._remove(smallest(listed, self.alive - keep))
-        self.alive = keep
+        parts = [_product(scores[name]) for name in self.names]
+        if not bool(torch.stack([end for part in parts for end in torch.aminmax(part)]).isfinite().all()):
+            raise FloatingPointError(self._not_finite(parts))
+        count = self.alive - keep
+        if _answers_at_once(parts[0].device):
+            for index, gone in enumerate(lowest(parts, self._competing, self.alive, count)):
+                self._remove(index, gone)
+        else:
+            for index, gone in enumerate(marked(parts, self._competing, count)):
+                self._remove_marked(index, gone)
+            self._alive = [keep, *[0] * (len(self.names) - 1)]  # how they share it only a block asks, and here there are none
 
-    @property
-    def _sizes(self) -> list[int]:
-        return [mask.numel() if at is None else at.numel() for mask, at in zip(self._masks, self._listed, strict=True)]
-
-    def _gather(self, scores: Mapping[str, Tensor | Saliency]) -> Tensor:
-        if self._gathered is None:
-            self._gathered = torch.empty(self.alive, dtype=factor(scores[self.names[0]]).dtype, device=self._masks[0].device)
-        sizes = self._sizes
-        listed = self._gathered[: sum(sizes)]
-        for index, part in enumerate(listed.split(sizes)):
-            at, score = self._placed[index], scores[self.names[index]]
-            flat = factor(score).reshape(-1)
-            if at is not None:
-                torch.index_select(flat, 0, at, out=part)
-                if isinstance(score, Saliency):
-                    part.mul_(self._weight(index, score.weight))
-            elif isinstance(score, Saliency):
-                torch.mul(flat, score.weight.view(-1), out=part)
-            else:
-                part.copy_(flat)
-        return listed
-
-    def _weight(self, index: int, weight: Tensor) -> Tensor:
-        """The listed weights; a survivor's weight does not change while it is listed."""
-        packed = self._weights[index]
-        if packed is None:
-            at = self._placed[index]
-            assert at is not None
-            packed = self._weights[index] = weight.view(-1).index_select(0, at)
-        return packed
-
-    def _not_finite(self, listed: Tensor) -> str:
-        parts = zip(self.names, listed.split(self._sizes), strict=True)
-        name = next(name for name, part in parts if not bool(part.isfinite().all()))
+    def _not_finite(self, parts: list[Tensor]) -> str:
+        name = next(name for name, part in zip(self.names, parts, strict=True) if not bool(part.isfinite().all()))
         return (
             f"the scores of {name!r} are not finite; the masks would be meaningless. Look for infinite weights there,"
             " or score in double precision (network.double())"
         )
 
-    def _remove(self, gone: Tensor) -> None:
-        """Remove the weights at these positions of the list, which ascend."""
-        sizes = self._sizes
-        ends = torch.tensor(sizes).cumsum(0)
-        shares = torch.searchsorted(gone, ends.to(gone.device)).diff(prepend=gone.new_zeros(1)).tolist()
-        starts = (ends - torch.tensor(sizes)).tolist()
-        for index, (start, part) in enumerate(zip(starts, gone.split(shares), strict=True)):
-            listed, placed = self._listed[index], self._placed[index]
-            here = there = part - start
-            if listed is not None and placed is not None:
-                here, there = listed.index_select(0, here).long(), placed.index_select(0, here).long()
-            self._strike(index, here, there)
-        self._bury(gone)
+    def _remove(self, index: int, gone: Tensor) -> None:
+        """Remove weights of one parameter, by position (k,) within what is left of it."""
+        name, marks = self.names[index], self._competing[index]
+        self.subject.masks[name].view(-1).index_fill_(0, self._in_mask(name, gone), False)
+        marks.index_fill_(0, gone, False)
+        self.subject.weights[name].view(-1).index_fill_(0, gone, 0)
+        self._alive[index] -= gone.numel()
+        left = self._alive[index]
+        if (
+            name in self.subject.blockable
+            and left < self._BLOCK_AT * marks.numel()
+            and left <= (1 - self._AGAIN_AT) * self._looked[index]
+        ):
+            self._looked[index] = left
+            self._cut_to_block(index)
 
-    def _strike(self, index: int, listed: Tensor, placed: Tensor) -> None:
-        """Remove weights of one parameter, by position within its mask and within what is left of it."""
-        self._masks[index].index_fill_(0, listed, False)
-        self.subject.weights[self.names[index]].view(-1).index_fill_(0, placed, 0)
+    def _remove_marked(self, index: int, gone: Tensor) -> None:
+        """Remove weights of one parameter, marked (n,) bool."""
+        name = self.names[index]
+        self.subject.masks[name].view(-1).logical_and_(~gone)
+        self._competing[index].logical_and_(~gone)
+        self.subject.weights[name].view(-1).masked_fill_(gone, 0)
 
-    def _bury(self, gone: Tensor) -> None:
-        self._dead.append(gone)
-        if sum(dead.numel() for dead in self._dead) > self._PACK_AT * sum(self._sizes):
-            self._pack()
-
-    def _pack(self) -> None:
-        for index, (name, mask) in enumerate(zip(self.names, self._masks, strict=True)):
-            listed, placed = self._listed[index], self._placed[index]
-            if listed is None or placed is None:
-                # Half the bytes of the default int64, and no parameter has 2**31 entries.
-                listed = placed = mask.nonzero().squeeze(1).int()
-            else:
-                living = mask.index_select(0, listed).nonzero().squeeze(1)
-                listed, placed = listed.index_select(0, living), placed.index_select(0, living)
-            if name in self.subject.blockable and listed.numel() < self._BLOCK_AT * self.subject.weights[name].numel():
-                placed = self._cut_to_block(name, listed, placed)
-            self._listed[index], self._placed[index] = listed, placed
-        self._weights = [None] * len(self._masks)
-        self._dead = []
-
-    def _cut_to_block(self, name: str, listed: Tensor, placed: Tensor) -> Tensor:
-        """Cut a weight down to the units and inputs that still hold a living weight; returns where those listed now are."""
-        weight, mask = self.subject.weights[name], self.subject.masks[name]
+    def _in_mask(self, name: str, at: Tensor) -> Tensor:
+        """Positions within what is left of a weight as positions within its mask."""
+        if name not in self.subject.blocks:
+            return at
+        units, inputs = self.subject.blocks[name]
+        mask = self.subject.masks[name]
         kernel = mask[0, 0].numel()
-        unit, within = listed // (mask.shape[1] * kernel), listed % kernel
-        read = listed // kernel % mask.shape[1]
-        units, unit_at = _present(unit, mask.shape[0])
-        inputs, read_at = _present(read, mask.shape[1])
-        block = weight.new_zeros(units.numel(), inputs.numel(), *mask.shape[2:])
-        moved = (unit_at.index_select(0, unit) * inputs.numel() + read_at.index_select(0, read)) * kernel + within
-        block.view(-1).index_copy_(0, moved.long(), weight.view(-1).index_select(0, placed))
-        self.subject.weights[name] = block
-        self.subject.blocks[name] = Block(units, inputs)
-        return moved
+        row, within = at // (inputs.numel() * kernel), at % kernel
+        column = at // kernel % inputs.numel()
+        return (units.index_select(0, row) * mask.shape[1] + inputs.index_select(0, column)) * kernel + within
+
+    def _cut_to_block(self, index: int) -> None:
+        """Cut a weight down to the units and inputs that still hold a living weight."""
+        name = self.names[index]
+        weight = self.subject.weights[name]
+        marks = self._competing[index].view_as(weight)
+        by_unit = marks.view(torch.uint8).flatten(1)  # of bytes a maximum is quicker than a disjunction
+        units, inputs = _present(by_unit.amax(1)), _present(by_unit.amax(0).view(weight.shape[1], -1).amax(1))
+        if units.numel() * inputs.numel() == weight.shape[0] * weight.shape[1]:
+            return
+        whole = self.subject.blocks.get(name)
+        self.subject.blocks[name] = Block(
+            units if whole is None else whole.units.index_select(0, units),
+            inputs if whole is None else whole.inputs.index_select(0, inputs),
+        )
+        block = weight.index_select(0, units).index_select(1, inputs)
+        # Where the weight lies already: what is given back in pieces of ever other sizes leaves holes that nothing fits in.
+        self.subject.weights[name] = weight.view(-1)[: block.numel()].copy_(block.view(-1)).view(block.shape)
+        self._competing[index] = marks.index_select(0, units).index_select(1, inputs).view(-1)
 
 
 class Regrowing(Ranking):
     """The same, for a pruner that regrows: every weight competes in every round, and weights stay as they are."""
 
+    def __init__(self, subject: Subject, competing: Mapping[str, Tensor]) -> None:
+        super().__init__(subject, {name: marks.clone() for name, marks in competing.items()})
+
     def cut(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
         """Choose anew which ``keep`` weights live."""
-        for mask, listed in zip(self._masks, self._listed, strict=True):
-            if listed is None:
-                mask.fill_(True)
-            else:
-                mask.index_fill_(0, listed.long(), True)
-        self.alive = sum(self._sizes)
+        for name, marks in zip(self.names, self._competing, strict=True):
+            self.subject.masks[name].view(-1).logical_or_(marks)
+        self._alive = [int(marks.count_nonzero()) for marks in self._competing]
         super().cut(scores, keep)
 
-    def _strike(self, index: int, listed: Tensor, placed: Tensor) -> None:
-        self._masks[index].index_fill_(0, listed, False)
+    def _remove(self, index: int, gone: Tensor) -> None:
+        self.subject.masks[self.names[index]].view(-1).index_fill_(0, gone, False)
 
-    def _bury(self, gone: Tensor) -> None:
-        """None is gone for good."""
+    def _remove_marked(self, index: int, gone: Tensor) -> None:
+        self.subject.masks[self.names[index]].view(-1).logical_and_(~gone)
 
 
-def _present(numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Which of 0 ... size - 1 are among ``numbers``, ascending, and the place of each of them; at least one, so that none is empty."""
-    present = torch.zeros(size, dtype=torch.bool, device=numbers.device)
-    present[numbers.long()] = True
-    if numbers.numel() == 0:
-        present[0] = True
-    return present.nonzero().squeeze(1), (present.cumsum(0) - 1).int()
+def _answers_at_once(device: torch.device) -> bool:
+    """Whether asking how many there are costs nothing; an accelerator would have to finish first what it has been given."""
+    return device.type == "cpu"
+
+
+def _present(marks: Tensor) -> Tensor:
+    """Which are not zero, ascending; at least one, so that nothing is empty."""
+    present = where(marks.bool())
+    return present if present.numel() else torch.zeros(1, dtype=torch.int64, device=marks.device)
+
+
+def _product(score: Tensor | Saliency) -> Tensor:
+    """A score multiplied out, flattened; in place of its gradient."""
+    if isinstance(score, Saliency):
+        return score.gradient.reshape(-1).mul_(score.weight.reshape(-1))
+    return score.reshape(-1)
 
 
 def factor(score: Tensor | Saliency) -> Tensor:

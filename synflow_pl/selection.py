@@ -1,17 +1,19 @@
 """Selection: exactly the `count` smallest of many scores, without sorting them.
 
-A small sorted sample gives a bracket around the wanted order statistic; one pass lists what lies below its upper end, and only that
-is looked at closely. A sample that misleads costs time, never exactness.
+A small sample gives a bracket around the wanted order statistic; one pass lists what lies below its upper end, and only that is looked
+at closely. A sample that misleads costs time, never exactness.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["smallest"]
+__all__ = ["lowest", "marked", "smallest", "where"]
 
 # The sample is this share of the scores, within these bounds.
 _SHARE, _FEWEST, _MOST = 1 / 256, 1 << 12, 1 << 16
@@ -29,38 +31,78 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     Returns:
         (count,) int64 positions, ascending.
     """
-    n = scores.numel()
-    low, high = _bracket(scores, count)
-    listed = _where(scores <= high)
-    if listed.numel() < count:
-        listed = torch.arange(n, device=scores.device)
-    if listed.numel() == count:
-        return listed
+    return lowest([scores], [torch.ones_like(scores, dtype=torch.bool)], scores.numel(), count)[0]
+
+
+def lowest(parts: Sequence[Tensor], among: Sequence[Tensor], alive: int, count: int) -> list[Tensor]:
+    """The same over several tensors, of those scores alone that are marked; positions count through all parts where they tie.
+
+    Args:
+        parts: of scores, (n_i,) each, no NaN.
+        among: (n_i,) bool each, True where a score takes part.
+        alive: how many take part.
+        count: in [0, alive].
+
+    Returns:
+        For each part (count_i,) int64 positions, ascending.
+    """
     if count == 0:
-        return listed[:0]
-    values = scores.index_select(0, listed)
-    inside = _where(values >= low)
-    certain = values.numel() - inside.numel()
-    close = values.index_select(0, inside) if certain < count else values
-    threshold = close.kthvalue(count - certain if certain < count else count).values
-    gone = values <= threshold
-    ties = int(torch.count_nonzero(gone)) - count
-    if ties:
-        equal = _where(values == threshold)
-        gone[equal[:ties]] = False
-    return listed.index_select(0, _where(gone))
+        return [torch.empty(0, dtype=torch.int64, device=part.device) for part in parts]
+    step = _step(alive)
+    sample = torch.cat([part[::step][marks[::step]] for part, marks in zip(parts, among, strict=True)])
+    low, high = _bracket(sample, count / alive) if sample.numel() else (sample.new_tensor(-torch.inf), sample.new_tensor(torch.inf))
+    listed = [where(_at_most(part, high).logical_and_(marks)) for part, marks in zip(parts, among, strict=True)]
+    if sum(at.numel() for at in listed) < count:
+        listed = [where(marks) for marks in among]
+    values = [part.index_select(0, at) for part, at in zip(parts, listed, strict=True)]
+    close = torch.cat([value.index_select(0, where(value >= low)) for value in values])
+    certain = sum(value.numel() for value in values) - close.numel()
+    if certain >= count:
+        certain, close = 0, torch.cat(values)
+    threshold = close.kthvalue(count - certain).values
+    gone = [where(value <= threshold) for value in values]
+    spared = sum(at.numel() for at in gone) - count  # ties with the last that goes
+    for index, value in enumerate(values):
+        if spared:
+            tied = where(value == threshold)[:spared]
+            spared -= tied.numel()
+            gone[index] = where((value <= threshold).index_fill_(0, tied, False))
+    return [at.index_select(0, among_listed) for at, among_listed in zip(listed, gone, strict=True)]
 
 
-def _where(marks: Tensor) -> Tensor:
-    # Indexing by marks does the same at twice the cost.
+def marked(parts: Sequence[Tensor], among: Sequence[Tensor], count: int) -> list[Tensor]:
+    """What :func:`lowest` finds, as marks (n_i,) bool, by one stable sort: more work, but nothing of it waits for a device's answer."""
+    listed = torch.cat([torch.where(marks, part, torch.inf) for part, marks in zip(parts, among, strict=True)])
+    order = listed.sort(descending=True, stable=True).indices
+    gone = torch.zeros_like(listed, dtype=torch.bool).index_fill_(0, order[listed.numel() - count :], True)
+    return list(gone.split([part.numel() for part in parts]))
+
+
+def where(marks: Tensor) -> Tensor:
+    """Positions (k,), int64 and ascending, of what is True among ``marks`` (n,)."""
+    # On the CPU NumPy, on the same memory, takes a fifth of the time and less.
+    if marks.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(marks.numpy()))
     return marks.nonzero().squeeze(1)
 
 
-def _bracket(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Two values that the ``count``-th smallest very likely lies between."""
-    n = scores.numel()
-    sample = scores[:: max(1, n // min(_MOST, max(_FEWEST, int(n * _SHARE))))].sort().values
+def _at_most(scores: Tensor, high: Tensor) -> Tensor:
+    """Marks of the scores that are no larger than ``high``."""
+    if scores.device.type == "cpu":  # as in `where`
+        return torch.from_numpy(np.less_equal(scores.numpy(), high.numpy()))
+    return scores <= high
+
+
+def _step(n: int) -> int:
+    """One of so many scores is sampled."""
+    return max(1, n // min(_MOST, max(_FEWEST, int(n * _SHARE))))
+
+
+def _bracket(sample: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Two values that the score below which ``share`` of all lie is very likely between."""
     size = sample.numel()
-    expected = size * count / n
-    reach = _DEVIATIONS * math.sqrt(expected * (1 - count / n)) + 1
-    return sample[max(0, math.floor(expected - reach))], sample[min(size - 1, math.ceil(expected + reach))]
+    expected = size * share
+    reach = _DEVIATIONS * math.sqrt(expected * (1 - share)) + 1
+    ranks = max(0, math.floor(expected - reach)) + 1, min(size - 1, math.ceil(expected + reach)) + 1
+    low, high = (sample.kthvalue(rank).values for rank in ranks)
+    return low, high

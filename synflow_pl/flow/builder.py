@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.recording import Operation, Recording, Value, is_number
 from synflow_pl.flow.skeleton import Skeleton, StandIn, Step
 
 __all__ = ["Builder", "Rule"]
-
-aten = torch.ops.aten
 
 
 class Builder:
@@ -262,7 +261,7 @@ def _name_weights(steps: list[Step], names: dict[int, str]) -> list[Step]:
         name = None
         if step.contraction and isinstance(step.args[1], Value) and readers[step.args[1].number] == 1:
             number = step.args[1].number
-            if step.function is aten.convolution:
+            if step.function is convolve:
                 transposed, groups = step.args[6], step.args[8]
                 name = names.get(number) if groups == 1 and not transposed else None
             elif number in made_by and made_by[number].name == "t":

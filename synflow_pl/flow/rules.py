@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow.builder import Builder, Rule
+from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.gates import attention, contract, gate, gated, set_level
 from synflow_pl.flow.normalisation import NORMALISATIONS
 from synflow_pl.flow.recording import Operation
@@ -145,7 +146,7 @@ def _convolution(builder: Builder, operation: Operation) -> None:
         kernel = builder.factor(weight)
     if not builder.carries(signal) and not builder.in_weights:
         return builder.stand_in(operation)
-    builder.step(operation, aten.convolution, builder.factor(signal), kernel, None, *geometry, contraction=True)
+    builder.step(operation, convolve, builder.factor(signal), kernel, None, *geometry, contraction=True)
 
 
 def _product(builder: Builder, operation: Operation) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.skeleton import Skeleton, Step
 
 __all__ = ["unit_sums"]
@@ -80,7 +81,7 @@ def _pass(
     groups: dict[str, int] = {}
 
     def compute(function: Callable[..., Any], step: Step, arguments: Sequence[Any]) -> Any:
-        convolution = step.function is torch.ops.aten.convolution
+        convolution = step.function is convolve
         if not step.contraction or (convolution and arguments[6]):
             return function(*arguments)
         name = step.weight or next((name for name, weight in weights.items() if arguments[1] is weight), "")

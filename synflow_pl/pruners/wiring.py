@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow import Skeleton
+from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.skeleton import Step
 
 __all__ = ["Wiring", "wiring"]
@@ -57,7 +58,7 @@ def wiring(skeleton: Skeleton, weights: dict[str, Tensor]) -> Wiring:
     found = Wiring()
 
     def compute(function: Callable[..., Any], step: Step, arguments: Sequence[Any]) -> Any:
-        convolution = step.function is torch.ops.aten.convolution
+        convolution = step.function is convolve
         name = step.contraction and (step.weight or next((name for name, weight in scaled.items() if arguments[1] is weight), None))
         if name not in weights or (convolution and arguments[6]):
             return function(*arguments)
