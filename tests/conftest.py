@@ -20,7 +20,7 @@ def _same_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_process_group_is_left() -> Iterator[None]:
-    """A test that is distributed over one process leaves its group behind; forked ranks would take it for their own, and wait for ever."""
+    """One that a test leaves behind would be taken for their own by forked ranks, which then wait for ever."""
     yield
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -85,18 +85,20 @@ class _Weighing(Around):
         super().__init__(pruner)
         self.ratios: dict[int, float] = {}
         self._round = 0
-        self._scores: Mapping[str, Tensor | Saliency] = {}
+        self._scores: Mapping[str, Tensor] = {}
         self._blocks: Mapping[str, Block] = {}
         self._totals: dict[str, float] = {}
 
     def score(self, subject: Subject) -> Mapping[str, Tensor | Saliency]:
         self._weigh(subject)
         self._round += 1
-        # Kept until the cut is made: it reads scores, and of their weights it zeroes those alone that it removes.
-        self._scores, self._blocks = super().score(subject), dict(subject.blocks)
+        scores = super().score(subject)
+        # Multiplied out, in tensors of their own: the cut works in the place of what it is given.
+        self._scores = {name: s.weight * s.gradient if isinstance(s, Saliency) else s.clone() for name, s in scores.items()}
+        self._blocks = dict(subject.blocks)
         # Where removed weights may come back, they all compete.
         self._totals = self._sums(subject, all_compete=self.regrows)
-        return self._scores
+        return scores
 
     def finish(self, subject: Subject) -> None:
         self._weigh(subject)
