@@ -443,8 +443,9 @@ class CLI(LightningCLI):
             where = f"; {os.path.relpath(stopped.checkpoint)} is whole" if stopped.checkpoint else ""
             what = "goes on" if stopped.checkpoint else "starts again"
             if stopped.number == signal.SIGUSR1:
+                # Said first: to be queued again is to be killed.
+                print(f"\nSLURM's time is nearly up{where}. The job is queued again and then {what} by itself.", flush=True)
                 slurm.queue_again()
-                print(f"\nSLURM's time is nearly up{where}. The job is queued again and then {what} by itself.")
                 raise SystemExit(0)
             resumable = self.run_folder is not None and self.subcommand == "fit"
             again = f"; the same command with --ckpt_path last {what} there" if resumable else ""
