@@ -47,7 +47,7 @@ def test_it_needs_a_validation_beside_it() -> None:
 
 def test_a_run_says_what_was_kept(folder: Path) -> None:
     fitted("--run", "kept", "--pruning.rounds", "2", "--pruning.density", "0.1")
-    told = json.loads((folder / "lightning_logs" / "kept" / "pruning.json").read_text())
+    told = json.loads((folder / "lightning_logs" / "kept" / "diagnosis.json").read_text())
     # conv at width 4: 9 * 4 + 9 * 4 * 4 + 4 * 784 * 10 weights.
     assert (told["total"], told["kept"], told["alive"]) == (31_540, 3_154, True)
     assert sum(layer["kept"] for layer in told["layers"]) == told["kept"]
