@@ -15,14 +15,11 @@ from synflow_pl.cli.messages import named, sentence
 from synflow_pl.cli.resume import write_config
 from synflow_pl.diagnosis import Comparison, Diagnosis
 from synflow_pl.figures import density_by_pruner, density_per_layer, layers_over_rounds
-from synflow_pl.figures.style import save
+from synflow_pl.figures.style import MOST_LAYERS, save
 from synflow_pl.runs import CONFIG, PRUNED, claim
 from synflow_pl.training import PruneAtInit
 
 __all__ = ["prune"]
-
-# Of more layers than this no picture can be read.
-_MOST_LAYERS = 150
 
 
 def prune(args: list[str]) -> None:
@@ -130,8 +127,8 @@ def _leave(folder: Path, told: Diagnosis, callback: PruneAtInit) -> None:
     """Write the table as CSV and JSON, and the pictures as PNG and PDF."""
     told.to_csv(folder / "diagnosis.csv")
     told.to_json(folder / "diagnosis.json")
-    if len(told.layers) > _MOST_LAYERS:
-        print(f"No pictures: of {len(told.layers)} layers, more than {_MOST_LAYERS}, none could be read.")
+    if len(told.layers) > MOST_LAYERS:
+        print(f"No pictures: of {len(told.layers)} layers, more than {MOST_LAYERS}, none could be read.")
         return
     names, effective = [layer.name for layer in told.layers], [layer.effective_density for layer in told.layers]
     save(density_per_layer(names, [layer.density for layer in told.layers], told.density, effective), folder / "density_per_layer")
@@ -170,7 +167,7 @@ def _compare(overlays: list[str], name: str | None, options: list[str]) -> None:
         told[overlay], seconds[overlay] = callback.diagnosis, callback.seconds
     comparison = Comparison(told, seconds)
     comparison.to_csv(group / "comparison.csv")
-    if len(comparison.layers) <= _MOST_LAYERS:
+    if len(comparison.layers) <= MOST_LAYERS:
         save(density_by_pruner(comparison.layers, comparison.densities), group / "comparison")
     print(f"\n{comparison.table()}\n\nThe runs lie in  {os.path.relpath(group)}")
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FIRST",
+    "MOST_LAYERS",
     "MUTED",
     "SECOND",
     "WIDTH",
@@ -40,6 +41,8 @@ FIRST, SECOND, MUTED = _COLOURS[0], _COLOURS[1], "#999999"
 
 # The text width of a page, in inches, and sizes in points that are still read when a column's width is all there is.
 WIDTH = 6.75
+# With more layers than this no picture of them all can be read.
+MOST_LAYERS = 150
 _TEXT, _SMALL = 9, 8
 _DOTS_PER_INCH = 150
 

@@ -12,14 +12,13 @@ from torchvision.utils import make_grid
 
 from synflow_pl.diagnosis import Diagnosis
 from synflow_pl.figures import density_per_layer, layers_over_rounds, unit_scores
+from synflow_pl.figures.style import MOST_LAYERS
 from synflow_pl.flow import linearise, unit_sums
 from synflow_pl.masks import Masks
 from synflow_pl.pruners.watched import Watched
 
 __all__ = ["show_density", "show_diagnosis", "show_hyperparameters", "show_masks", "show_rounds", "wants_pictures"]
 
-# More bars, lines or histograms than this make no panel that can be read.
-_MOST_LAYERS = 150
 # Histograms of more scores than this look the same and take seconds.
 _MOST_SCORES = 1_000_000
 # Of the picture of masks: units in it, and the side of one in pixels.
@@ -61,7 +60,7 @@ def show_diagnosis(loggers: Iterable[Logger], told: Diagnosis) -> None:
         elif callable(table := getattr(logger, "log_table", None)):
             rows = [[x.name, x.total, x.kept, x.density, x.effective, x.effective_density] for x in told.layers]
             table("pruning/table", columns=["parameter", "weights", "kept", "density", "effective", "effective density"], data=rows)
-    if (boards := _boards(loggers)) and len(told.layers) <= _MOST_LAYERS:
+    if (boards := _boards(loggers)) and len(told.layers) <= MOST_LAYERS:
         names, layers = [layer.name for layer in told.layers], told.layers
         figure = density_per_layer(names, [x.density for x in layers], told.density, [x.effective_density for x in layers])
         _add(boards, "density_per_layer", figure, height=1)
@@ -95,7 +94,7 @@ def show_rounds(loggers: Iterable[Logger], network: nn.Module, inputs: tuple[Ten
     boards = _boards(loggers)
     if not boards or not watched.kept:
         return
-    if len(watched.kept) <= _MOST_LAYERS:
+    if len(watched.kept) <= MOST_LAYERS:
         left = [sum(counts) for counts in zip(*watched.kept.values(), strict=True)]
         _add(boards, "layers_over_rounds", layers_over_rounds([masks.total / count for count in left], watched.kept))
         for name, scores in watched.scores.items():
