@@ -26,6 +26,16 @@ def _no_process_group_is_left() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For ranks that are forked: they do not have the threads that OpenMP keeps in this process, and would wait for them for ever."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # or Lightning sets it for good
+    yield
+    torch.set_num_threads(threads)
+
+
 def fill_by_formula(network: nn.Module) -> nn.Module:
     """Weights as the golden masks' README gives them: layer i from the seed 1000 + i, He normal by fan-in, zero biases."""
     layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]

@@ -19,6 +19,8 @@ from synflow_pl import Masks
 from synflow_pl.cli import main
 from synflow_pl.cli.recipes import recipe_folder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OVERLAYS = sorted(path.stem for path in (recipe_folder() / "pruners").glob("*.yaml"))
 SHORT = {
     "enable_progress_bar": "false", "enable_model_summary": "false", "accelerator": "cpu", "max_epochs": "3",
@@ -61,7 +63,6 @@ def compare(two: Path, one: Path, *, trained: bool = False) -> None:
     "overlay", [name if name in ("synflow", "snip") else pytest.param(name, marks=pytest.mark.slow) for name in OVERLAYS]
 )
 def test_two_processes_choose_the_masks_of_one_and_follow_its_loss_curve(folder: Path, overlay: str, monkeypatch: Any) -> None:
-    # Forked first, before anything here has started threads that a fork would not have.
     for name, devices in (("two", ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]), ("one", [])):
         monkeypatch.delenv(main._CLAIMED, raising=False)
         main.run([*FIT, *options(overlay), *devices, "--run", name])

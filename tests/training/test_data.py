@@ -120,6 +120,7 @@ def read(folder: Path, name: str, epoch: int, rank: int) -> list[list[str]]:
     return [line.split() for line in (folder / f"{name}-{epoch}-{rank}").read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
 def test_two_processes_share_each_epoch_and_train_as_one(pipeline: Any, tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"

@@ -20,6 +20,8 @@ from synflow_pl.networks import FC, Conv
 from synflow_pl.pruners import SNIP, GradualMagnitude, Pruner, Random, Reinitialised, Subject, SynFlow
 from synflow_pl.pruners.sanity import Shuffled
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUIET: dict[str, Any] = {
     "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu",
 }  # fmt: skip
