@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,15 @@ from benchmarks import gpu_check
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = [sys.executable, str(ROOT / "benchmarks/gpu_check.py")]
+
+
+@pytest.fixture(autouse=True)
+def _lightning_speaks_again() -> Iterator[None]:
+    """The script silences Lightning in its own process, which is this one where ``main`` is called."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 def report(folder: Path) -> dict[str, Any]:
