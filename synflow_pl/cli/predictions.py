@@ -45,7 +45,7 @@ def predict_exported(args: list[str]) -> None:
     """Classify the images of a folder with an exported file.
 
     Args:
-        args: ``--ckpt_path FILE``, ``--data.predict_on FOLDER``, ``--output PATH``.
+        args: ``--ckpt_path FILE``, ``--data.predict_on FOLDER``, ``--output PATH``, ``--trust``.
     """
 
     class Parser(argparse.ArgumentParser):
@@ -53,17 +53,18 @@ def predict_exported(args: list[str]) -> None:
             sentence(message)
 
     parser = Parser(
-        "synflow_pl predict", usage="%(prog)s --ckpt_path FILE --data.predict_on FOLDER [--output CSV]",
+        "synflow_pl predict", usage="%(prog)s --ckpt_path FILE --data.predict_on FOLDER [--output CSV] [--trust]",
         description=predict_exported.__doc__.partition("\n")[0] if predict_exported.__doc__ else None, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--ckpt_path", required=True, help=f"a file that export wrote: {', '.join(EXPORTED)}")
     parser.add_argument("--data.predict_on", dest="folder", required=True, help="a folder of images")
     parser.add_argument("--output", default=None, help="the CSV file; by default predictions.csv beside the network")
+    parser.add_argument("--trust", action="store_true", help="read a .pt2, which can run code")
     own = parser.parse_args(args)
     network_file = Path(own.ckpt_path)
     output = Path(own.output) if own.output else network_file.with_name("predictions.csv")
     try:
-        exported = load_exported(network_file)
+        exported = load_exported(network_file, trust=own.trust)
         facts = exported.facts
         paths = image_files(Path(own.folder).expanduser())
         transform = fitting(facts.input_shape[1:], facts.mean, facts.std)

@@ -44,18 +44,24 @@ class Exported:
         return self.run(images)
 
 
-def load_exported(path: Path) -> Exported:
+def load_exported(path: Path, *, trust: bool = False) -> Exported:
     """Read an exported file onto the CPU. A ``.pt2`` of a stranger's is as dangerous as a program of theirs; the others hold no code.
+
+    Args:
+        path: of the file.
+        trust: read it even if its format can hold code.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is damaged, or something else.
+        ValueError: if it is damaged, or something else, or can hold code and is not trusted.
         ImportError: without onnxruntime, for ONNX.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}; expected one that `synflow_pl export` wrote")
     if path.suffix not in _READERS:
         raise ValueError(f"{str(path)!r} is not one of {', '.join(_READERS)}")
+    if path.suffix == ".pt2" and not trust:
+        raise ValueError(f"{str(path)!r} can run code when it is read; say that you trust it (--trust), or take .onnx or .safetensors")
     return _READERS[path.suffix](path)
 
 

@@ -46,7 +46,7 @@ def test_a_file_gives_what_the_network_gives_for_any_number_of_images(
     network, small = networks
     apart = export(small, network, FACTS, tmp_path / f"model.{name}", images())
     assert apart < 1e-5
-    found = load_exported(tmp_path / f"model.{name}")
+    found = load_exported(tmp_path / f"model.{name}", trust=True)
     assert found.facts == FACTS
     for count in (1, 7):
         with torch.no_grad():
@@ -61,7 +61,13 @@ def test_a_file_gives_what_the_network_gives_for_any_number_of_images(
     (tmp_path / f"strange.{name}").write_bytes(b"something else")
     for file in ("half", "strange"):
         with pytest.raises(ValueError, match=rf"{file}\.{name}' cannot be read as .* damaged or something else"):
-            load_exported(tmp_path / f"{file}.{name}")
+            load_exported(tmp_path / f"{file}.{name}", trust=True)
+
+
+def test_a_file_that_can_run_code_is_read_only_if_it_is_trusted(tmp_path: Path) -> None:
+    (tmp_path / "strange.pt2").write_bytes(b"a stranger's")
+    with pytest.raises(ValueError, match=r"strange\.pt2' can run code when it is read; say that you trust it \(--trust\)"):
+        load_exported(tmp_path / "strange.pt2")
 
 
 def test_a_file_that_does_not_agree_does_not_appear(tmp_path: Path, networks: tuple[nn.Module, nn.Module]) -> None:
