@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from synflow_pl.cli.messages import named
 from synflow_pl.cli.multishot import Plan
 from synflow_pl.diagnosis import diagnose
+from synflow_pl.durable import replacing
 from synflow_pl.masks import prunable
 from synflow_pl.pruners import SynFlow
 from synflow_pl.pruning import prune
@@ -53,9 +53,8 @@ class Narrower:
 
     def save(self, run: Path) -> None:
         """Write it into a run."""
-        unfinished = run / f".{NARROWER}"
-        unfinished.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        os.replace(unfinished, run / NARROWER)
+        with replacing(run / NARROWER) as file:
+            file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
 def narrower(task: Task) -> tuple[tuple[str, ...], Narrower]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from synflow_pl.durable import replacing
 from synflow_pl.export.facts import Facts
 from synflow_pl.export.formats import FORMATS
 
@@ -39,7 +39,6 @@ def write_card(path: Path, facts: Facts, differences: Mapping[str, float]) -> Pa
             apart = f"{differences[name]:.1e}" if name in differences else "verified when it was written"
             lines.append(f"| `{file.name}` | {len(content):,} | `{hashlib.sha256(content).hexdigest()}` | {apart} |")
     card = path.with_name(f"{path.name}.md")
-    unfinished = path.with_name(f".{path.name}.md.unfinished")
-    unfinished.write_text("\n".join(lines) + "\n")
-    os.replace(unfinished, card)
+    with replacing(card) as written:
+        written.write(("\n".join(lines) + "\n").encode())
     return card

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from synflow_pl.durable import replacing
 from synflow_pl.figures import Curve, accuracy_against, layers_over_rounds
 from synflow_pl.figures.style import save
 from synflow_pl.runs.cells import Cell, cells
@@ -65,9 +65,8 @@ def report(paths: Sequence[Path], out: Path, overlays: Mapping[str, Mapping[str,
         ("grid.md", as_grid(all_cells)),
         ("table.tex", as_latex(all_cells, reference)),
     ):
-        unfinished = out / f".{name}"
-        unfinished.write_text(text)
-        os.replace(unfinished, out / name)
+        with replacing(out / name) as file:
+            file.write(text.encode())
         written.append(out / name)
     for setting, of in groupby(all_cells, key=lambda cell: cell.setting):
         written += _figures(setting, list(of), out, paper)
