@@ -143,6 +143,7 @@ def prune(
             if on_round is not None:
                 on_round(index + 1, left / total, subject.masks)
     pruner.finish(subject)
+    subject.weights.clear()  # their memory serves what is still to be done
     if masks is not None and any(bool((mask & ~masks[name].to(mask.device)).any()) for name, mask in subject.masks.items()):
         raise ValueError(f"{pruner.name} brings back weights that masks= removed, so it cannot go on from them; leave masks out")
     followers = follow(network, subject.masks, subject.inputs, bias=bias, norm=norm)

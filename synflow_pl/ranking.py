@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -70,6 +71,8 @@ class Ranking:
         if _answers_at_once(parts[0].device):
             for index, gone in enumerate(lowest(parts, self._competing, self.alive, count)):
                 self._remove(index, gone)
+                if self._is_thin(index):
+                    self._cut_to_block(index, parts[index])
         else:
             for index, gone in enumerate(marked(parts, self._competing, count)):
                 self._remove_marked(index, gone)
@@ -89,14 +92,12 @@ class Ranking:
         marks.index_fill_(0, gone, False)
         self.subject.weights[name].view(-1).index_fill_(0, gone, 0)
         self._alive[index] -= gone.numel()
-        left = self._alive[index]
-        if (
-            name in self.subject.blockable
-            and left < self._BLOCK_AT * marks.numel()
-            and left <= (1 - self._AGAIN_AT) * self._looked[index]
-        ):
-            self._looked[index] = left
-            self._cut_to_block(index)
+
+    def _is_thin(self, index: int) -> bool:
+        """Whether it is time to look for dead units of a weight."""
+        left, size = self._alive[index], self._competing[index].numel()
+        blockable = self.names[index] in self.subject.blockable
+        return blockable and left < self._BLOCK_AT * size and left <= (1 - self._AGAIN_AT) * self._looked[index]
 
     def _remove_marked(self, index: int, gone: Tensor) -> None:
         """Remove weights of one parameter, marked (n,) bool."""
@@ -116,9 +117,10 @@ class Ranking:
         column = at // kernel % inputs.numel()
         return (units.index_select(0, row) * mask.shape[1] + inputs.index_select(0, column)) * kernel + within
 
-    def _cut_to_block(self, index: int) -> None:
-        """Cut a weight down to the units and inputs that still hold a living weight."""
+    def _cut_to_block(self, index: int, spare: Tensor) -> None:
+        """Cut a weight down to the units and inputs that still hold a living weight. ``spare``, of its size and kind, is written to."""
         name = self.names[index]
+        self._looked[index] = self._alive[index]
         weight = self.subject.weights[name]
         marks = self._competing[index].view_as(weight)
         by_unit = marks.view(torch.uint8).flatten(1)  # of bytes a maximum is quicker than a disjunction
@@ -130,10 +132,9 @@ class Ranking:
             units if whole is None else whole.units.index_select(0, units),
             inputs if whole is None else whole.inputs.index_select(0, inputs),
         )
-        block = weight.index_select(0, units).index_select(1, inputs)
-        # Where the weight lies already: what is given back in pieces of ever other sizes leaves holes that nothing fits in.
-        self.subject.weights[name] = weight.view(-1)[: block.numel()].copy_(block.view(-1)).view(block.shape)
-        self._competing[index] = marks.index_select(0, units).index_select(1, inputs).view(-1)
+        self.subject.weights[name] = _picked(weight, units, inputs, spare, weight)
+        # The first time marks may be the mask itself, which stays whole.
+        self._competing[index] = _picked(marks, units, inputs, spare.view(torch.bool), None if whole is None else marks).view(-1)
 
 
 class Regrowing(Ranking):
@@ -159,6 +160,20 @@ class Regrowing(Ranking):
 def _answers_at_once(device: torch.device) -> bool:
     """Whether asking how many there are costs nothing; an accelerator would have to finish first what it has been given."""
     return device.type == "cpu"
+
+
+def _picked(whole: Tensor, units: Tensor, inputs: Tensor, spare: Tensor, into: Tensor | None) -> Tensor:
+    """These units and inputs of a weight or its marks, by way of ``spare`` to ``into``, which may be the whole: what is given back in
+    pieces of ever other sizes leaves holes in memory that nothing fits in.
+    """
+    shape = (units.numel(), inputs.numel(), *whole.shape[2:])
+    rows = torch.index_select(whole, 0, units, out=_within(spare, (units.numel(), *whole.shape[1:])))
+    return torch.index_select(rows, 1, inputs, out=whole.new_empty(shape) if into is None else _within(into, shape))
+
+
+def _within(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of this shape in the memory of one at least as large."""
+    return memory.view(-1)[: math.prod(shape)].view(shape)
 
 
 def _present(marks: Tensor) -> Tensor:

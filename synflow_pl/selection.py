@@ -7,7 +7,7 @@ at closely. A sample that misleads costs time, never exactness.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -31,10 +31,10 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     Returns:
         (count,) int64 positions, ascending.
     """
-    return lowest([scores], [torch.ones_like(scores, dtype=torch.bool)], scores.numel(), count)[0]
+    return next(lowest([scores], [torch.ones_like(scores, dtype=torch.bool)], scores.numel(), count))
 
 
-def lowest(parts: Sequence[Tensor], among: Sequence[Tensor], alive: int, count: int) -> list[Tensor]:
+def lowest(parts: Sequence[Tensor], among: Sequence[Tensor], alive: int, count: int) -> Iterator[Tensor]:
     """The same over several tensors, of those scores alone that are marked; positions count through all parts where they tie.
 
     Args:
@@ -43,11 +43,13 @@ def lowest(parts: Sequence[Tensor], among: Sequence[Tensor], alive: int, count: 
         alive: how many take part.
         count: in [0, alive].
 
-    Returns:
-        For each part (count_i,) int64 positions, ascending.
+    Yields:
+        For each part (count_i,) int64 positions, ascending. All of them are settled before the first is told, so what has been told may
+        be acted upon.
     """
     if count == 0:
-        return [torch.empty(0, dtype=torch.int64, device=part.device) for part in parts]
+        yield from (torch.empty(0, dtype=torch.int64, device=part.device) for part in parts)
+        return
     step = _step(alive)
     sample = torch.cat([part[::step][marks[::step]] for part, marks in zip(parts, among, strict=True)])
     low, high = _bracket(sample, count / alive) if sample.numel() else (sample.new_tensor(-torch.inf), sample.new_tensor(torch.inf))
@@ -60,14 +62,16 @@ def lowest(parts: Sequence[Tensor], among: Sequence[Tensor], alive: int, count: 
     if certain >= count:
         certain, close = 0, torch.cat(values)
     threshold = close.kthvalue(count - certain).values
-    gone = [where(value <= threshold) for value in values]
-    spared = sum(at.numel() for at in gone) - count  # ties with the last that goes
+    del close
+    spared = sum(int(torch.count_nonzero(value <= threshold)) for value in values) - count  # ties with the last that goes
     for index, value in enumerate(values):
+        going = value <= threshold
         if spared:
             tied = where(value == threshold)[:spared]
             spared -= tied.numel()
-            gone[index] = where((value <= threshold).index_fill_(0, tied, False))
-    return [at.index_select(0, among_listed) for at, among_listed in zip(listed, gone, strict=True)]
+            going.index_fill_(0, tied, False)
+        yield listed[index].index_select(0, where(going))
+        listed[index] = values[index] = value.new_empty(0)  # told, and so given back
 
 
 def marked(parts: Sequence[Tensor], among: Sequence[Tensor], count: int) -> list[Tensor]:

@@ -92,7 +92,7 @@ def test_of_several_tensors_the_marked_go_lowest_first_and_of_equals_the_later(c
     # In the order they go: the last 1, the middle one, the first; then 2, then 5. The 0 and the -3 take no part.
     order = [(1, 1), (1, 0), (0, 2), (0, 0), (1, 3)]
     gone = sorted(order[:count])
-    found = lowest(parts, among, 5, count)
+    found = list(lowest(parts, among, 5, count))
     assert [(part, int(at)) for part, places in enumerate(found) for at in places] == gone
     with Counted() as counted:
         marks = marked(parts, among, count)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.recording import Operation, Recording, Value, is_number
 from synflow_pl.flow.skeleton import Skeleton, StandIn, Step
+from synflow_pl.flow.uniform import shorten
 
 __all__ = ["Builder", "Rule"]
 
@@ -232,18 +233,24 @@ class Builder:
         if not reached:
             raise ValueError(f"no output of {name} depends on its input, so nothing can flow; check forward()")
         names = {number: name for number, name in self.recording.parameters.items() if number in self.weights}
+        unused = len(self.recording.tensors) + len(self._constants)
+        steps, fed, reached = shorten(self.steps, self._fed, reached, lambda number: self._made(number).shape, unused)
         return Skeleton(
-            steps=_name_weights(self.steps, names),
-            inputs=self._fed,
+            steps=_name_weights(steps, names),
+            inputs=fed,
             parameters={number: self.recording.tensors[number] for number in names},
             names=names,
             constants=self._constants,
             gains=self._gains,
             silent=self._silent,
             outputs=reached,
-            flow=self.flow,
+            flow=self.flow.union(number for step in steps if step.outputs[0] >= unused for number in step.outputs),
             gated=self.gated,
         )
+
+    def _made(self, number: int) -> Tensor:
+        """A recorded tensor, or one that belongs to the structure."""
+        return self._constants[number] if number in self._constants else self.recording.tensors[number]
 
     def _lives(self, value: Value) -> bool:
         return self.resolve(value).number in self.flow or self.resolve(value).number in self.weights

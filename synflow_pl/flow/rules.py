@@ -14,6 +14,7 @@ An operation without a rule is the identity where shapes agree, else plain avera
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,11 +87,8 @@ def _add(builder: Builder, operation: Operation) -> None:
         return builder.same(operation, left if builder.carries(left) else right)
     # A difference is a sum here: flow has no sign.
     alpha = abs(operation.kwargs.get("alpha", 1))
-    builder.step(operation, _sum, builder.resolve(left), builder.resolve(right), alpha)
-
-
-def _sum(left: Tensor, right: Tensor, alpha: float = 1) -> Tensor:
-    return torch.add(left, right, alpha=alpha)
+    add = torch.add if alpha == 1 else partial(torch.add, alpha=alpha)
+    builder.step(operation, add, builder.resolve(left), builder.resolve(right))
 
 
 def _scale(builder: Builder, operation: Operation) -> None:
@@ -129,7 +127,7 @@ def _add_product(builder: Builder, operation: Operation) -> None:
         return
     else:
         return builder.same(operation, base)
-    builder.step(operation, _sum, builder.operand(base), product)
+    builder.step(operation, torch.add, builder.operand(base), product)
 
 
 def _multiply_add(base: Tensor, left: Tensor, right: Tensor) -> Tensor:

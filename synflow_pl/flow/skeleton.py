@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from synflow_pl.flow.convolution import convolve, multiply
 from synflow_pl.flow.cuts import LONGEST_STRETCH, cuts, peak_power
 from synflow_pl.flow.recording import Value
 
@@ -139,6 +140,7 @@ class Skeleton:
         gains: bool = True,
         watch: Callable[[Step | None, Sequence[Any]], None] | None = None,
         compute: Callable[[Callable[..., Any], Step, Sequence[Any]], Any] | None = None,
+        into: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
         """R up to a power of two: the sum of the skeleton's outputs for an input of ones.
 
@@ -149,6 +151,7 @@ class Skeleton:
             gains: ``False`` replaces gains, and the weights not given, by ones: what is left is the structure.
             watch: called with each step and its arguments, and with ``None`` and, at each cut, the value and what it was divided by.
             compute: called with each step's function, the step and its arguments, to give what the step does instead of calling it.
+            into: where gradients of these weights may be written once they are asked for, in the weights' shapes.
 
         Returns:
             A scalar, zero exactly if no path is left (or flow underflows).
@@ -175,10 +178,13 @@ class Skeleton:
             if watch is not None:
                 watch(step, arguments)
             result: Any
+            kernel = step.function
+            if step.weight is not None and step.weight in into:
+                kernel = partial(convolve if kernel is convolve else multiply, into=into[step.weight])
             if step.weight is not None and step.weight in blocks:
-                result = _through_block(step.function, arguments, blocks[step.weight], self._units[step.weight])
+                result = _through_block(kernel, arguments, blocks[step.weight], self._units[step.weight])
             else:
-                function = partial(step.function, **{key: _fill(item, values) for key, item in step.kwargs.items()})
+                function = partial(kernel, **{key: _fill(item, values) for key, item in step.kwargs.items()})
                 result = function(*arguments) if compute is None else compute(function, step, arguments)
             if isinstance(result, (tuple, list)):
                 values.update(zip(step.outputs, result, strict=True))
@@ -195,6 +201,7 @@ class Skeleton:
         *,
         gains: bool = True,
         compute: Callable[[Callable[..., Any], Step, Sequence[Any]], Any] | None = None,
+        into: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> dict[str, Tensor]:
         """dR/dw for each of ``weights``, up to one power of two that all of them share: times w, the synaptic saliency
         (Tanaka et al. 2020, Equations 1 and 2).
@@ -204,13 +211,15 @@ class Skeleton:
             blocks: of the weights among them that are cut down to their living units and inputs.
             gains: as in :meth:`flow`.
             compute: as in :meth:`flow`.
+            into: gradients of an earlier call whose memory may be used again, for some of the same weights or for blocks of them.
 
         Returns:
             Non-negative tensors in the weights' shapes.
         """
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        reused = {name: memory.view(-1)[: leaves[name].numel()].view(leaves[name].shape) for name, memory in into.items()}
         with torch.enable_grad():
-            total = self.flow(leaves, blocks, gains=gains, compute=compute)
+            total = self.flow(leaves, blocks, gains=gains, compute=compute, into=reused)
         return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
 
     def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float]:

@@ -25,6 +25,9 @@ from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
 
 __all__ = ["SynFlow"]
 
+# Gradients of weights with so many entries are written where those of the round before were.
+_LARGE = 1 << 16
+
 
 class SynFlow(Pruner):
     """Keeps the weights that the most synaptic flow passes through; needs no data, only the input's shape."""
@@ -34,9 +37,11 @@ class SynFlow(Pruner):
 
     def __init__(self) -> None:
         self._skeleton: Skeleton | None = None
+        self._memory: dict[str, Tensor] = {}
 
     def prepare(self, subject: Subject) -> None:
         assert subject.inputs is not None
+        self._memory = {}
         self._skeleton = skeleton = linearise(self.followed(subject.network), subject.inputs)
         for name, weight in subject.weights.items():
             positive = self.positive(weight)
@@ -64,12 +69,17 @@ class SynFlow(Pruner):
 
     def score(self, subject: Subject) -> dict[str, Saliency | Tensor]:
         assert self._skeleton is not None
-        gradients = self._skeleton.gradients(self._flowing(subject), subject.blocks)
+        gradients = self._skeleton.gradients(self._flowing(subject), subject.blocks, into=self._memory)
+        if not self._memory:
+            self._memory = {name: gradients[name] for name in subject.blockable if gradients[name].numel() >= _LARGE}
         for name in subject.apart.keys() & gradients.keys():
             gradients[name].masked_fill_(subject.apart[name], 1)  # so that the score is the magnitude
         return {
             name: Saliency(weight, gradients[name]) if name in gradients else weight.clone() for name, weight in subject.weights.items()
         }
+
+    def finish(self, subject: Subject) -> None:
+        self._skeleton, self._memory = None, {}
 
     def _flowing(self, subject: Subject) -> dict[str, Tensor]:
         assert self._skeleton is not None
