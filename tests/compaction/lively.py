@@ -55,7 +55,7 @@ def liven(network: nn.Module, masks: Masks, images: Tensor) -> None:
             module.running_mean.add_(torch.randn_like(module.running_mean) * module.running_var.sqrt() / 5)
             # Of a channel that holds a constant it would be zero, and rounding be magnified.
             peak = float(module.running_var.max())
-            least = 1e-3 * peak if peak > 1e-9 else 1.0
+            least = 1e-2 * peak if peak > 1e-9 else 1.0
             module.running_var.clamp_(min=least).mul_(torch.rand_like(module.running_var) + 0.5)
     masks.apply(network)
 
