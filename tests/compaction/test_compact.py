@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from synflow_pl.compaction import freeze
 from synflow_pl.flow import example_of
 from synflow_pl.masks import prunable
 from synflow_pl.pruners import SynFlow
-from tests.compaction.lively import liven, spread
+from tests.compaction.checked import check, size
 
 
 def masks_of(network: nn.Module, **masks: list) -> Masks:
@@ -288,42 +287,6 @@ def random_masks(network: nn.Module, seed: int, weights: float, units: float) ->
     return Masks(masks)
 
 
-class Checked(NamedTuple):
-    """What was done, and by how much the two networks differ in each precision and the output over inputs, of the largest output."""
-
-    told: Compaction
-    double: float
-    single: float
-    spread: float
-
-    def hold(self) -> None:
-        """Equal, and not because nothing reaches the output: a constant would not pass."""
-        assert self.spread > 1e-6
-        assert self.double <= min(1e-10, 1e-4 * self.spread)
-        assert self.single <= min(1e-5, 0.1 * self.spread)
-        assert not any("nothing was taken out" in note for note in self.told.notes)
-
-
-@torch.no_grad()
-def check(network: nn.Module, masks: Masks, shape: tuple[int, ...]) -> Checked:
-    """Compact a network in double precision once nothing in it is at rest, and in single; it is changed."""
-    images = torch.randn(16, *shape, dtype=torch.float64)
-    liven(network, masks, images)
-    network.eval()
-    truth = network(images)
-    told = Compaction(network, masks, example_of(network, shape, None))
-    double = float((truth - told.network.eval()(images)).abs().max())
-    network.float()
-    small = compact(network, masks, input_shape=shape).eval()
-    single = float((network(images.float()) - small(images.float())).abs().max())
-    largest = float(truth.abs().max()) or 1.0
-    return Checked(told, double / largest, single / largest, spread(truth) / largest)
-
-
-def size(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @given(seed=st.integers(0, 2**20), weights=st.sampled_from([1.0, 0.8, 0.5]), units=st.sampled_from([0.8, 0.95]))
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -360,6 +323,7 @@ def test_a_group_norm_stays_whole_and_the_report_says_why() -> None:
 
 
 # -- the zoo
+
 
 def check_zoo(name: str, densities: tuple[float, ...]) -> None:
     """SynFlow in ten rounds from density to density; these masks are not the published ones, but of their kind and cheaper."""
