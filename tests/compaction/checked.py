@@ -29,9 +29,9 @@ class Checked(NamedTuple):
 
 
 @torch.no_grad()
-def check(network: nn.Module, masks: Masks, shape: tuple[int, ...]) -> Checked:
-    """Compact a network in double precision once nothing in it is at rest, and in single; it is changed."""
-    images = torch.randn(16, *shape, dtype=torch.float64)
+def check(network: nn.Module, masks: Masks, shape: tuple[int, ...], count: int = 16) -> Checked:
+    """Compact a network in double precision once nothing in it is at rest, and in single; it is changed. ``count`` images go in."""
+    images = torch.randn(count, *shape, dtype=torch.float64)
     liven(network, masks, images)
     network.eval()
     truth = network(images)
