@@ -143,10 +143,8 @@ def has_onnx() -> bool:
 
 
 def medians(runs: Mapping[tuple[str, str], Callable[[], Tensor]], seconds: float) -> dict[tuple[str, str], float]:
-    """Milliseconds of each, measured in turn for so long and at least three times, after one run that does not count."""
+    """Milliseconds of each, which has run before, measured in turn for so long and at least three times."""
     taken: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    for run in runs.values():
-        run()
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or len(next(iter(taken.values()))) < 3:
         for key, run in runs.items():
@@ -296,6 +294,7 @@ def main() -> None:
         return tell(read(options.output))
     print(machine())
     multiprocessing.set_forkserver_preload(["torch", "synflow_pl.networks"])
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"  # for the processes of `peak`: glibc hands back each tensor as it is freed
     with tempfile.TemporaryDirectory() as made:
         for name in options.networks:
             for pruner in options.pruners:
