@@ -333,7 +333,10 @@ def check_zoo(name: str, densities: tuple[float, ...]) -> None:
     whole = size(network)
     for density in densities:
         masks = prune(network, SynFlow(), density=density, masks=masks, rounds=10, input_shape=shape)
-        checked = check(copy.deepcopy(network).double(), masks, shape, count=16 if whole < 4e7 else 6)
+        for _ in range(5):  # a draw that switches the few units off which are left on every path says nothing
+            checked = check(copy.deepcopy(network).double(), masks, shape, count=16 if whole < 4e7 else 6)
+            if checked.spread > 1e-6:
+                break
         checked.hold()
         parameters.append(size(checked.told.network))
     assert parameters == sorted(parameters, reverse=True)
