@@ -1,44 +1,76 @@
-"""What sparsity does on real engines: latency, FLOPs, parameters, file size and memory of dense, pruned and compacted networks.
+"""What sparsity buys on real engines: latency, FLOPs, parameters, file size and memory of dense, pruned and compacted networks.
 
-    python benchmarks/compact.py [--networks vgg16_bn ...] [--pruners synflow ...] [--densities 0.1 ...] [--threads 2]
-    python benchmarks/compact.py --step [--density 0.01]     # one training step of VGG-16, and where its time goes
+    python -m benchmarks.compact [--networks VGG-16 ...] [--pruners synflow ...] [--densities 0.1 ...] [--threads 2]
+    python -m benchmarks.compact --table             # what `--output compact.csv` holds as Markdown, and nothing measured
 
-ResNet-18 is the one for 64x64 images (``tiny_resnet18``). Latencies are medians, the engines taking turns, so that a busy machine slows
-them alike. ONNX Runtime and OpenVINO are measured where they are installed. Peak memory is that of a process of its own, Python and
-torch included, that loads the network and classifies a batch of 64.
+Each cell (network, pruner, density) is added to the CSV as it ends; started again, what is there is skipped. In a cell the dense, the
+pruned and the compacted network take turns on torch, ONNX Runtime and OpenVINO (where these are installed), at batch 1 and 64, in
+float32, so that a busy machine slows them alike; latencies are medians. The networks are those for CIFAR-10 and have not been trained,
+but the shifts of BatchNorm are random, as training leaves them: else hardly a constant would stand in compaction's way. SNIP scores on
+noise. Peak memory is that of a process that loads the network and classifies 64 images in torch, above what Python and torch take
+(Linux). Files are safetensors. Each engine's logits are held against torch's before it is timed.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import csv
+import inspect
 import multiprocessing
 import os
-import platform
-import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from zoo import ZOO
 
+from benchmarks.pairs import grown, machine, reset_peak
 from synflow_pl import Compaction, Masks, prune
-from synflow_pl.compaction import freeze
-from synflow_pl.flow import example_of
+from synflow_pl.flow import example_of, path_left
+from synflow_pl.networks import VGG, ResNet, TinyResNet
 from synflow_pl.pruners import SNIP, Magnitude, SynFlow
 
+SHAPE = (3, 32, 32)
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "VGG-16": lambda: VGG(16, batch_norm=True),
+    "ResNet-18": lambda: TinyResNet(18, input_shape=SHAPE, num_classes=10),
+    "ResNet-20": lambda: ResNet(20),
+}
 PRUNERS = {"synflow": SynFlow, "snip": SNIP, "magnitude": Magnitude}
+ENGINES = ("torch", "onnxruntime", "openvino")
+BATCHES = (1, 64)
+SIZES = ("parameters", "MFLOPs", "file MB", "peak MB")
+LATENCIES = {batch: [f"{engine} {batch}" for engine in ENGINES] for batch in BATCHES}
+"""Columns of milliseconds, by the number of images."""
+COLUMNS = ("network", "pruner", "density", "what", "alive", *SIZES, *(column for batch in BATCHES for column in LATENCIES[batch]))
 
 
-def flops(network: nn.Module, images: Tensor) -> int:
+@torch.no_grad()
+def build(name: str) -> nn.Module:
+    """The same network every time."""
+    torch.manual_seed(0)
+    network = NETWORKS[name]().eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.bias.normal_(std=0.1)
+    return network
+
+
+def cut(network: nn.Module, pruner: str, density: float) -> Masks:
+    """Prune a network; only SNIP looks at data."""
+    batches = [(torch.randn(100, *SHAPE), torch.arange(100) % 10)] if pruner == "snip" else ()
+    return prune(network, PRUNERS[pruner](), density=density, input_shape=SHAPE, batches=batches)
+
+
+def flops(network: nn.Module) -> int:
     """Of one image; a multiplication and an addition are two."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(images[:1])
+        network(torch.zeros(1, *SHAPE))
     return counter.get_total_flops()
 
 
@@ -46,149 +78,242 @@ def size(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def medians(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Milliseconds of each, measured in turn for so long, after two warm-ups."""
-    for run in (*runs.values(), *runs.values()):
-        run()
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until or len(next(iter(taken.values()))) < 3:
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            taken[name].append(1e3 * (time.perf_counter() - started))
-    return {name: statistics.median(times) for name, times in taken.items()}
+# -- engines
 
 
-def engines(network: nn.Module, images: Tensor, folder: Path) -> dict[str, Callable[[], object]]:
+def to_onnx(network: nn.Module, path: Path) -> None:
+    batch = {next(iter(inspect.signature(network.forward).parameters)): {0: torch.export.Dim("batch")}}
+    torch.onnx.export(network, (torch.zeros(2, *SHAPE),), path, dynamo=True, external_data=False, verbose=False, dynamic_shapes=batch)
+
+
+def with_zeros(dense: Path, masks: Masks, path: Path) -> None:
+    """The pruned network's file from the dense one's: BatchNorm is folded into weights row by row, which moves no zero."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(dense)
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, mask in masks.items():
+        found[name].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(found[name]) * mask.numpy(), name))
+    onnx.save(model, path)
+
+
+def engines(network: nn.Module, path: Path, images: Tensor) -> dict[str, Callable[[], Tensor]]:
     """By engine, what runs the network on these images."""
+    threads, fed = torch.get_num_threads(), images.numpy()
 
-    def eager() -> None:
+    def eager() -> Tensor:
         with torch.inference_mode():
-            network(images)
+            return network(images)
 
-    found: dict[str, Callable[[], object]] = {"torch": eager}
-    path = folder / "network.onnx"
-    try:
-        import onnxruntime
-    except ImportError:
+    found: dict[str, Callable[[], Tensor]] = {"torch": eager}
+    if not path.is_file():
         return found
-    torch.onnx.export(network, (images,), path, dynamo=True, external_data=False, verbose=False)
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    fed = {session.get_inputs()[0].name: images.numpy()}
-    found["ort"] = lambda: session.run(None, fed)
+    name = session.get_inputs()[0].name
+    found["onnxruntime"] = lambda: torch.from_numpy(session.run(None, {name: fed})[0])
     try:
         import openvino
     except ImportError:
         return found
-    compiled = openvino.compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
-    found["openvino"] = lambda: compiled(images.numpy())
+    core = openvino.Core()
+    model = core.read_model(path)
+    model.reshape(list(images.shape))
+    # By default it computes in bfloat16 where the processor can.
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"})
+    found["openvino"] = lambda: torch.from_numpy(compiled(fed)[0])
     return found
 
 
-def _peak(path: str, shape: tuple[int, ...]) -> float:
-    """Peak megabytes, Python and torch included, of a process that loads a whole pickled network and classifies 64 images."""
-    network = torch.load(path, weights_only=False)
+def has_onnx() -> bool:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+# -- measuring
+
+
+def medians(runs: Mapping[tuple[str, str], Callable[[], Tensor]], seconds: float) -> dict[tuple[str, str], float]:
+    """Milliseconds of each, which has run before, measured in turn for so long and at least three times."""
+    taken: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or len(next(iter(taken.values()))) < 3:
+        for key, run in runs.items():
+            started = time.perf_counter()
+            run()
+            taken[key].append(1e3 * (time.perf_counter() - started))
+    return {key: statistics.median(times) for key, times in taken.items()}
+
+
+def _peak(path: str, threads: int) -> int:
+    torch.set_num_threads(threads)
     with torch.inference_mode():
-        network(torch.randn(64, *shape))
-    # Linux counts in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024) / 1e6
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(1))(torch.zeros(1, *SHAPE))  # the libraries' own pages
+        held = reset_peak()
+        network = torch.load(path, weights_only=False)
+        network(torch.zeros(64, *SHAPE))
+    return grown(held)
 
 
-def peak(network: nn.Module, shape: tuple[int, ...], folder: Path) -> float:
-    path = folder / "network.pt"
+def peak(network: nn.Module, path: Path) -> int:
+    """Bytes on top of what Python and torch hold, of loading the network and classifying 64 images: the least of two processes, each
+    forked from one that has torch loaded and has computed nothing.
+    """
     torch.save(network, path)
-    with multiprocessing.get_context("spawn").Pool(1) as alone:
-        return alone.apply(_peak, (str(path), shape))
+    with multiprocessing.get_context("forkserver").Pool(1, maxtasksperchild=1) as alone:
+        return min(alone.apply(_peak, (str(path), torch.get_num_threads())) for _ in range(2))
 
 
-def pruned(name: str, pruner: str, density: float, rounds: int | None = None) -> tuple[nn.Module, Masks, tuple[int, ...]]:
-    torch.manual_seed(0)
-    build, shape = ZOO[name]
-    network = build().eval()
-    classes = network(torch.zeros(1, *shape)).shape[1]
-    batches = [(torch.randn(100, *shape), torch.arange(100) % classes)] if pruner == "snip" else ()
-    return network, prune(network, PRUNERS[pruner](), density=density, rounds=rounds, input_shape=shape, batches=batches), shape
+def cell(name: str, pruner: str, density: float, seconds: float, folder: Path) -> list[dict[str, object]]:
+    """The rows of one network, pruned by one pruner to one density."""
+    dense, network = build(name), build(name)
+    masks = cut(network, pruner, density)
+    inputs = example_of(network, SHAPE, None)
+    networks = {"dense": dense, "pruned": network, "compacted": Compaction(network, masks, inputs).network.eval()}
+    paths = {what: folder / f"{what}.onnx" for what in networks}
+    if has_onnx():
+        paths["dense"] = folder / f"{name}.onnx"
+        if not paths["dense"].is_file():
+            to_onnx(dense, paths["dense"])
+        with_zeros(paths["dense"], masks, paths["pruned"])
+        to_onnx(networks["compacted"], paths["compacted"])
+    rows: dict[str, dict[str, object]] = {}
+    for what, one in networks.items():
+        save_file({key: tensor.contiguous() for key, tensor in one.state_dict().items()}, folder / "network.safetensors")
+        memory = peak(one, folder / "network.pt")
+        rows[what] = {
+            "network": name, "pruner": pruner, "density": density, "what": what,
+            "alive": what == "dense" or path_left(network, masks, inputs),
+            "parameters": size(one), "MFLOPs": round(flops(one) / 1e6, 2),
+            "file MB": round((folder / "network.safetensors").stat().st_size / 1e6, 3), "peak MB": round(memory / 1e6, 1),
+        }  # fmt: skip
+    for batch in BATCHES:
+        images = torch.randn(batch, *SHAPE)
+        runs = {}
+        for what, one in networks.items():
+            found = engines(one, paths[what], images)
+            truth = found["torch"]()
+            for engine, run in found.items():
+                if not torch.allclose(run(), truth, rtol=0, atol=1e-4 * float(truth.abs().max())):
+                    raise ValueError(f"{engine} gives something else than torch for {name}, {what}")
+                runs[what, engine] = run
+        for (what, engine), milliseconds in medians(runs, seconds).items():
+            rows[what][f"{engine} {batch}"] = round(milliseconds, 3)
+    return list(rows.values())
 
 
-def row(label: str, network: nn.Module, shape: tuple[int, ...], seconds: float) -> str:
-    network.eval()
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        cells = []
-        for batch in (1, 64):
-            images = torch.randn(batch, *shape)
-            cells.append(" / ".join(f"{ms:.1f}" for ms in medians(engines(network, images, folder), seconds).values()))
-        torch.save(network.state_dict(), folder / "state.pt")
-        file = (folder / "state.pt").stat().st_size / 1e6
-        memory = peak(network, shape, folder)
-    counted = flops(network, torch.randn(1, *shape)) / 1e6
-    return f"| {label} | {size(network):,} | {counted:.1f} | {file:.2f} | {memory:.0f} | {cells[0]} | {cells[1]} |"
+# -- telling
 
 
-def step(density: float, batch: int, seconds: float, threads: int, rounds: int | None) -> None:
-    """One training step of VGG-16, whole and compacted in both ways."""
-    network, masks, shape = pruned("vgg16_bn", "synflow", density, rounds)
-    inputs = example_of(network, shape, None)
-    networks = {
-        "whole": network,
-        "compacted": Compaction(network, masks, inputs, training=True).network,
-        "compacted, dead units frozen": Compaction(network, freeze(network, masks, inputs), inputs, training=True).network,
-    }
-    images, labels = torch.randn(batch, *shape), torch.arange(batch) % 10
-    runs: dict[str, Callable[[], object]] = {}
-    for name, one in networks.items():
-        optimizer = torch.optim.SGD(one.train().parameters(), lr=0.01, momentum=0.9)
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
-        def run(one: nn.Module = one, optimizer: torch.optim.Optimizer = optimizer) -> None:
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(one(images), labels).backward()
-            optimizer.step()
 
-        runs[name] = run
-    times = medians(runs, seconds)
-    whole = flops(copy.deepcopy(network).eval(), images)
-    print(f"one step of VGG-16, density {density}, batch {batch}, {threads} threads")
-    for name, one in networks.items():
-        fewer, faster = whole / flops(copy.deepcopy(one).eval(), images), times["whole"] / times[name]
-        print(f"{name:<30}{size(one):>12,} parameters{fewer:>7.2f} times fewer FLOPs{times[name]:>8.0f} ms{faster:>7.2f} times faster")
-    for name in ("whole", "compacted"):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            runs[name]()
-        print(f"\n{name}:")
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=8, max_name_column_width=40))
+def summary(rows: list[dict[str, str]]) -> str:
+    """How many times fewer FLOPs, and how many times as fast, the compacted network is than the dense one of its cell."""
+    pruners = [*dict.fromkeys(row["pruner"] for row in rows)]
+    lines = [f"| network | density | {' | '.join(pruners)} |", "| --- | --- |" + " --- |" * len(pruners)]
+    cells = {(row["network"], row["density"], row["pruner"], row["what"]): row for row in rows}
+    for name, density in dict.fromkeys((row["network"], row["density"]) for row in rows):
+        told = []
+        for pruner in pruners:
+            dense, small = (cells.get((name, density, pruner, what)) for what in ("dense", "compacted"))
+            if dense is None or small is None:
+                told.append("")
+                continue
+            fewer = _over(dense, small, "MFLOPs")
+            faster = [" / ".join(_over(dense, small, column) for column in LATENCIES[batch]) for batch in BATCHES]
+            told.append(f"{fewer}; {'; '.join(faster)}{_dead(small)}")
+        lines.append(f"| {name} | {density} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def details(rows: list[dict[str, str]]) -> str:
+    """A table for each network: sizes, and milliseconds by batch and engine, with how many times as fast that is as dense."""
+    columns = [column for batch in BATCHES for column in LATENCIES[batch]]
+    lines = []
+    for name in dict.fromkeys(row["network"] for row in rows):
+        lines += [f"| {name} | {' | '.join([*SIZES, *columns])} |", "| --- |" + " --- |" * (len(SIZES) + len(columns))]
+        mine = [row for row in rows if row["network"] == name]
+        dense = {(row["pruner"], row["density"]): row for row in mine if row["what"] == "dense"}
+        typical = dict(next(iter(dense.values())))
+        for column in columns:
+            measured = [float(row[column]) for row in dense.values() if row[column]]
+            typical[column] = str(statistics.median(measured)) if measured else ""
+        for row in [typical, *(row for row in mine if row["what"] != "dense")]:
+            other = dense[row["pruner"], row["density"]]
+            label = "dense" if row is typical else f"{row['pruner']} {row['density']}, {row['what']}{_dead(row)}"
+            cells = [label, f"{int(row['parameters']):,}", *(f"{float(row[column]):.1f}" for column in SIZES[1:])]
+            for column in columns:
+                beside = "" if row is typical else f" ({_over(other, row, column)})"
+                cells.append(f"{float(row[column]):.1f}{beside}" if row[column] else "")
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def tell(rows: list[dict[str, str]]) -> None:
+    print(f"Times fewer FLOPs; times as fast on {' / '.join(ENGINES)} at batch {'; '.join(map(str, BATCHES))}. † no path left.\n")
+    print(summary(rows))
+    print("\nMilliseconds, and in brackets how many times as fast as the dense network beside it.\n")
+    print(details(rows))
+
+
+def _dead(row: dict[str, str]) -> str:
+    return "" if row["alive"] == "True" else " †"
+
+
+def _over(dense: dict[str, str], other: dict[str, str], column: str) -> str:
+    return f"{float(dense[column]) / float(other[column]):.1f}" if dense[column] and other[column] else "-"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["vgg16_bn", "tiny_resnet18", "resnet20"])
+    parser.add_argument("--networks", nargs="+", choices=[*NETWORKS], default=[*NETWORKS])
     parser.add_argument("--pruners", nargs="+", choices=[*PRUNERS], default=[*PRUNERS])
     parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.01, 0.001])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each network and batch")
-    parser.add_argument("--rounds", type=int, default=None, help="of SynFlow; by default its own 100")
-    parser.add_argument("--step", action="store_true", help="measure a training step instead")
-    parser.add_argument("--density", type=float, default=0.01, help="of the training step")
-    parser.add_argument("--batch", type=int, default=128, help="of the training step")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each cell and batch, if that is three turns")
+    parser.add_argument("--output", type=Path, default=Path("compact.csv"))
+    parser.add_argument("--table", action="store_true", help="print what the CSV holds as Markdown, and stop")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}")
-    if options.step:
-        return step(options.density, options.batch, options.seconds, options.threads, options.rounds)
-    print("| network | parameters | MFLOPs | file, MB | peak, MB | ms, batch 1 | ms, batch 64 |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name in options.networks:
-        build, shape = ZOO[name]
-        print(row(f"{name}, dense", build(), shape, options.seconds), flush=True)
-        for pruner in options.pruners:
-            for density in options.densities:
-                network, masks, _ = pruned(name, pruner, density, options.rounds if pruner == "synflow" else None)
-                if pruner == options.pruners[0]:
-                    print(row(f"{name}, {pruner} {density}, zeros alone", network, shape, options.seconds), flush=True)
-                small = Compaction(network, masks, example_of(network, shape, None)).network
-                print(row(f"{name}, {pruner} {density}, compacted", small, shape, options.seconds), flush=True)
+    if options.table:
+        return tell(read(options.output))
+    print(machine())
+    multiprocessing.set_forkserver_preload(["torch", "synflow_pl.networks"])
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"  # for the processes of `peak`: glibc hands back each tensor as it is freed
+    with tempfile.TemporaryDirectory() as made:
+        for name in options.networks:
+            for pruner in options.pruners:
+                for density in options.densities:
+                    if any(
+                        (row["network"], row["pruner"], float(row["density"])) == (name, pruner, density)
+                        for row in read(options.output)
+                    ):
+                        continue
+                    started = time.perf_counter()
+                    rows = cell(name, pruner, density, options.seconds, Path(made))
+                    fresh = not options.output.is_file()
+                    with open(options.output, "a", newline="") as file:
+                        writer = csv.DictWriter(file, COLUMNS)
+                        if fresh:
+                            writer.writeheader()
+                        writer.writerows(rows)
+                    print(f"{name}, {pruner} {density}: {time.perf_counter() - started:.0f} s", flush=True)
+    tell(read(options.output))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from synflow_pl.cli.messages import sentence
 from synflow_pl.data.folder import fitting, image_files
 from synflow_pl.data.stream import Files
+from synflow_pl.durable import replacing
 from synflow_pl.export import load_exported
 
 __all__ = ["predict_exported", "write_predictions"]
@@ -32,12 +34,12 @@ def write_predictions(path: Path, images: Iterable[object], probabilities: Tenso
         probabilities: (N, num_classes).
     """
     best, classes = probabilities.max(1)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with open(unfinished, "w", newline="") as file:
-        writer = csv.writer(file)
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, newline="", write_through=True)
+        writer = csv.writer(text)
         writer.writerow(["image", "class", "probability"])
         writer.writerows((image, int(c), f"{float(p):.6f}") for image, c, p in zip(images, classes, best, strict=False))
-    os.replace(unfinished, path)
+        text.detach()
     print(f"\n{len(classes)} predictions lie in {os.path.relpath(path)}")
 
 

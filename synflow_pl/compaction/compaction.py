@@ -260,6 +260,7 @@ class Compaction:
         whole = copy.deepcopy(network).double()
         masks.apply(whole)
         truth = _outputs(whole, noise)
+        del whole  # two large networks at a time are enough
         small = resize(copy.deepcopy(network).double(), smaller)
         try:
             found = _outputs(small, noise)

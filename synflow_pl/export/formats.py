@@ -6,11 +6,13 @@ torch.export hold what is computed as well. Each has the :class:`~synflow_pl.exp
 
 from __future__ import annotations
 
+import copy
 import inspect
+import io
 import logging
 import zipfile
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from synflow_pl import networks
 from synflow_pl.compaction import resize
 from synflow_pl.export.facts import KEY, Facts
 
-__all__ = ["FORMATS", "Exported", "load_exported"]
+__all__ = ["FORMATS", "Exported", "is_ours", "load_exported", "short"]
 
 Run = Callable[[Tensor], Tensor]
 
@@ -44,25 +46,35 @@ class Exported:
         return self.run(images)
 
 
-def load_exported(path: Path, *, trust: bool = False) -> Exported:
+def load_exported(path: Path, *, trust: bool = False, network: nn.Module | None = None) -> Exported:
     """Read an exported file onto the CPU. A ``.pt2`` of a stranger's is as dangerous as a program of theirs; the others hold no code.
 
     Args:
         path: of the file.
         trust: read it even if its format can hold code.
+        network: what a safetensors file holds the weights of, or a larger one; left as it is. It is needed for networks that are not of
+            :mod:`synflow_pl.networks`.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is damaged, or something else, or can hold code and is not trusted.
+        ValueError: if it is damaged, or something else, or does not do what it says, or can hold code and is not trusted.
         ImportError: without onnxruntime, for ONNX.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}; expected one that `synflow_pl export` wrote")
-    if path.suffix not in _READERS:
-        raise ValueError(f"{str(path)!r} is not one of {', '.join(_READERS)}")
+    if path.suffix.removeprefix(".") not in FORMATS:
+        raise ValueError(f"{str(path)!r} is not one of .{', .'.join(FORMATS)}")
     if path.suffix == ".pt2" and not trust:
         raise ValueError(f"{str(path)!r} can run code when it is read; say that you trust it (--trust), or take .onnx or .safetensors")
-    return _READERS[path.suffix](path)
+    exported = _read_safetensors(path, network) if path.suffix == ".safetensors" else _READERS[path.suffix](path)
+    facts = exported.facts
+    try:
+        made = tuple(exported(torch.zeros(2, *facts.input_shape)).shape)
+    except Exception as error:  # onnxruntime's own errors share no other class
+        raise ValueError(f"{str(path)!r} does not run on the images that it says it is for: {short(error)}") from error
+    if made != (2, facts.num_classes):
+        raise ValueError(f"{str(path)!r} gives {made} for two images, and says that it gives (2, {facts.num_classes})")
+    return exported
 
 
 # -- safetensors
@@ -77,7 +89,7 @@ def _write_safetensors(network: nn.Module, facts: Facts, path: Path, example: Te
     save_file(tensors, path, metadata={KEY: facts.json()})
 
 
-def _read_safetensors(path: Path) -> Exported:
+def _read_safetensors(path: Path, network: nn.Module | None) -> Exported:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -86,7 +98,7 @@ def _read_safetensors(path: Path) -> Exported:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} cannot be read as safetensors; it is damaged or something else: {error}") from error
-    network = _build(facts, path)
+    network = _build(facts, path) if network is None else copy.deepcopy(network)
     own = {name for name, _ in (*network.named_parameters(), *network.named_buffers()) if name in network.state_dict()}
     if missing := own - tensors.keys():
         raise ValueError(f"{str(path)!r} lacks {min(missing)}, which {facts.network} has")
@@ -97,13 +109,19 @@ def _read_safetensors(path: Path) -> Exported:
     return Exported(facts, network)
 
 
+def is_ours(facts: Facts) -> bool:
+    """Whether the network can be built by its name."""
+    room, _, name = facts.network.rpartition(".")
+    return room == networks.__name__ and name in networks.__all__
+
+
 def _build(facts: Facts, path: Path) -> nn.Module:
     """The network that the file names: one of ours, since a name in a stranger's file shall not decide what is imported."""
-    room, _, name = facts.network.rpartition(".")
-    if room != networks.__name__ or name not in networks.__all__:
+    name = facts.network.rpartition(".")[2]
+    if not is_ours(facts):
         raise ValueError(
             f"{str(path)!r} holds the weights of {facts.network}, which is not of synflow_pl.networks; build it yourself and call"
-            " synflow_pl.compaction.resize(network, safetensors.torch.load_file(path)), or predict from ONNX or .pt2"
+            " synflow_pl.export.load_exported(path, network=network), or predict from ONNX or .pt2"
         )
     try:
         return getattr(networks, name)(**{key: _argument(value) for key, value in facts.arguments.items()})
@@ -121,7 +139,7 @@ def _argument(value: Any) -> Any:
 
 def _write_onnx(network: nn.Module, facts: Facts, path: Path, example: Tensor) -> None:
     _need("onnx", "onnxscript", "onnxruntime")
-    with _quiet("torch.onnx", "onnxscript", "onnx_ir"):
+    with _quiet("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir"):
         program = torch.onnx.export(
             network,
             (example,),
@@ -143,7 +161,7 @@ def _read_onnx(path: Path) -> Exported:
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors share no other class
-        raise ValueError(f"{str(path)!r} cannot be read as ONNX; it is damaged or something else: {_short(error)}") from error
+        raise ValueError(f"{str(path)!r} cannot be read as ONNX; it is damaged or something else: {short(error)}") from error
     facts = Facts.read(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
     return Exported(facts, lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]))
 
@@ -152,7 +170,8 @@ def _read_onnx(path: Path) -> Exported:
 
 
 def _write_pt2(network: nn.Module, facts: Facts, path: Path, example: Tensor) -> None:
-    program = torch.export.export(network, (example,), dynamic_shapes=_batch(network))
+    with _quiet("torch.fx.experimental.symbolic_shapes"):
+        program = torch.export.export(network, (example,), dynamic_shapes=_batch(network))
     with open(path, "wb") as file:
         torch.export.save(program, file, extra_files={KEY: facts.json()})
 
@@ -165,14 +184,14 @@ def _read_pt2(path: Path) -> Exported:
         with _quiet("torch.export"), open(path, "rb") as file:
             program = torch.export.load(file, extra_files=extra)
     except Exception as error:  # whatever unpickling and schema checks may raise
-        raise ValueError(f"{str(path)!r} cannot be read as .pt2; it is damaged or something else: {_short(error)}") from error
+        raise ValueError(f"{str(path)!r} cannot be read as .pt2; it is damaged or something else: {short(error)}") from error
     return Exported(Facts.read(extra[KEY], str(path)), program.module())
 
 
 Writer = Callable[[nn.Module, Facts, Path, Tensor], None]
 FORMATS: dict[str, Writer] = {"safetensors": _write_safetensors, "onnx": _write_onnx, "pt2": _write_pt2}
 """By name, which is also the file's ending, what writes (network, facts, path, example images)."""
-_READERS: dict[str, Callable[[Path], Exported]] = {".safetensors": _read_safetensors, ".onnx": _read_onnx, ".pt2": _read_pt2}
+_READERS: dict[str, Callable[[Path], Exported]] = {".onnx": _read_onnx, ".pt2": _read_pt2}
 
 
 def _batch(network: nn.Module) -> dict[str, Any]:
@@ -189,18 +208,20 @@ def _need(*packages: str) -> None:
             raise ImportError(f"ONNX needs the package {package}; pip install synflow_pl[export]") from error
 
 
-def _short(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+def short(error: BaseException) -> str:
+    """The first line of what is at the bottom of it."""
+    return str(error.__cause__ or error).partition("\n")[0]
 
 
 @contextmanager
 def _quiet(*loggers: str) -> Any:
-    """Without what these loggers say below an error; what is raised says it."""
+    """Without what these loggers say, nor what is printed to standard error (torch prints whole graphs): what is raised says it."""
     before = {name: logging.getLogger(name).level for name in loggers}
     for name in loggers:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)

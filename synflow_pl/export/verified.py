@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl.export.facts import Facts
-from synflow_pl.export.formats import FORMATS, Exported, load_exported
+from synflow_pl.export.formats import FORMATS, Exported, is_ours, load_exported, short
 
 __all__ = ["export", "verify"]
 
@@ -34,7 +34,8 @@ def export(network: nn.Module, original: nn.Module, facts: Facts, path: Path, im
         The largest difference over the largest output.
 
     Raises:
-        ValueError: if what was written does not agree with ``original``, or the path ends on something else.
+        ValueError: if the network cannot be written so, or what was written does not agree with ``original``, or the path ends on
+            something else.
         ImportError: for ONNX, without the packages that it needs.
     """
     if path.suffix.removeprefix(".") not in FORMATS:
@@ -45,8 +46,15 @@ def export(network: nn.Module, original: nn.Module, facts: Facts, path: Path, im
     images = images.cpu().float()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder) / path.name
-        FORMATS[path.suffix.removeprefix(".")](network, facts, unfinished, torch.randn_like(images[:2]))
-        apart = verify(load_exported(unfinished, trust=True), original, images)
+        try:
+            FORMATS[path.suffix.removeprefix(".")](network, facts, unfinished, torch.randn_like(images[:2]))
+        except ImportError:
+            raise
+        except Exception as error:  # whatever tracing a network may raise
+            raise ValueError(
+                f"{type(original).__name__} cannot be written as {path.suffix}, and no file was written: {short(error)}"
+            ) from error
+        apart = verify(load_exported(unfinished, trust=True, network=None if is_ours(facts) else original), original, images)
         os.chmod(unfinished, 0o644)
         os.replace(unfinished, path)
     return apart

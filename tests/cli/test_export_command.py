@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from synflow_pl.cli.export import compact_command, export_command
 from synflow_pl.cli.main import run
 from synflow_pl.cli.predictions import predict_exported
 from synflow_pl.data import Digits
+from synflow_pl.networks import FC
 from tests.cli.conftest import QUIET
 
 SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "20", "--trainer.accelerator", "cpu", *QUIET]
@@ -69,6 +72,57 @@ def test_a_mistake_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().err
     assert message in said
     assert len(said.splitlines()) == 1
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def refused(capsys: pytest.CaptureFixture[str], folder: Path, command, args: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
+    """One sentence, and no file more or less than there were."""
+    there = files(folder)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        command(args)
+    assert left.value.code != 0
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert files(folder) == there
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused_in_one_sentence(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = fitted / "checkpoints" / "last.ckpt"
+    whole = checkpoint.read_bytes()
+    held = torch.load(checkpoint, weights_only=True)
+    held["state_dict"] = {f"network.{name}": tensor for name, tensor in FC().state_dict().items()}
+    torch.save(held, foreign := io.BytesIO())
+    for content, message in (
+        (whole[: len(whole) // 2], "cannot be read"),
+        (b"something else", "cannot be read"),
+        (foreign.getvalue(), "the file lacks network.layers.0.weight"),
+    ):
+        checkpoint.write_bytes(content)
+        for command in (compact_command, export_command):
+            refused(capsys, fitted.parents[1], command, ["--ckpt_path", str(checkpoint)], message)
+
+
+def test_damaged_and_foreign_files_are_not_predicted_from(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, own = fitted.parents[1], fitted.parents[1] / "own"
+    own.mkdir()
+    Image.new("L", (28, 28)).save(own / "a.png")
+    export_command(["--ckpt_path", str(fitted), "--output", "model"])
+    given = ["--data.predict_on", str(own), "--trust"]
+    for name in ("onnx", "pt2", "safetensors"):
+        whole = Path(f"model.{name}").read_bytes()
+        for content in (whole[: len(whole) // 2], whole[:-1], b"", b"something else"):
+            Path(f"half.{name}").write_bytes(content)
+            message = f"'half.{name}' cannot be read as"
+            refused(capsys, folder, predict_exported, ["--ckpt_path", f"half.{name}", *given], message)
+    refused(capsys, folder, predict_exported, ["--ckpt_path", "model.md", *given], "'model.md' is not one of .safetensors, .onnx, .pt2")
+    (own / "b.png").write_bytes((own / "a.png").read_bytes()[:40])
+    refused(capsys, folder, predict_exported, ["--ckpt_path", "model.onnx", *given], "b.png")
+    refused(capsys, folder, predict_exported, ["--ckpt_path", "model.onnx", "--data.predict_on", "none"], "there is no folder 'none'")
 
 
 def test_a_dense_run_has_nothing_to_compact(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

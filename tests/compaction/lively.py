@@ -53,10 +53,9 @@ def liven(network: nn.Module, masks: Masks, images: Tensor) -> None:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.add_(torch.randn_like(module.running_mean) * module.running_var.sqrt() / 5)
-            # Of a channel that holds a constant it would be zero, and rounding be magnified.
+            # Nearly alike for all channels: the variance of one that hardly moves would magnify rounding from layer to layer.
             peak = float(module.running_var.max())
-            least = 1e-3 * peak if peak > 1e-9 else 1.0
-            module.running_var.clamp_(min=least).mul_(torch.rand_like(module.running_var) + 0.5)
+            module.running_var.fill_(peak if peak > 1e-9 else 1.0).mul_(torch.rand_like(module.running_var) + 0.5)
     masks.apply(network)
 
 

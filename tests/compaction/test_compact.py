@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from synflow_pl.compaction import freeze
 from synflow_pl.flow import example_of
 from synflow_pl.masks import prunable
 from synflow_pl.pruners import SynFlow
-from tests.compaction.lively import liven, spread
+from tests.compaction.checked import check, size
 
 
 def masks_of(network: nn.Module, **masks: list) -> Masks:
@@ -287,33 +287,16 @@ def random_masks(network: nn.Module, seed: int, weights: float, units: float) ->
     return Masks(masks)
 
 
-def check(network: nn.Module, masks: Masks, shape: tuple[int, ...]) -> tuple[Compaction, float]:
-    """Equal in both precisions. Returns what was done, and the spread over the largest output."""
-    images = torch.randn(16, *shape, dtype=torch.float64)
-    liven(network, masks, images)
-    network.eval()
-    told = Compaction(network, masks, example_of(network, shape, None))
-    with torch.no_grad():
-        truth, found = network(images), told.network.eval()(images)
-    apart, varies = spread(truth), float((truth - found).abs().max())
-    assert varies <= 1e-10 * float(truth.abs().max())
-    # Exact to a share of what the input does to the output: a constant would not pass.
-    assert varies <= 1e-4 * apart or apart <= 1e-6 * float(truth.abs().max())
-    single = copy.deepcopy(network).float()
-    with torch.no_grad():
-        small = compact(single, masks, input_shape=shape).eval()(images.float())
-        assert float((single(images.float()) - small).abs().max()) <= 1e-5 * float(truth.abs().max())
-    return told, apart / float(truth.abs().max())
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@given(seed=st.integers(0, 2**20), weights=st.sampled_from([1.0, 0.8, 0.5]), units=st.sampled_from([0.6, 0.8, 0.95]))
+@given(seed=st.integers(0, 2**20), weights=st.sampled_from([1.0, 0.8, 0.5]), units=st.sampled_from([0.8, 0.95]))
 @settings(max_examples=12, deadline=None, derandomize=True)
 def test_networks_of_every_kind_do_what_they_did(kind: str, seed: int, weights: float, units: float) -> None:
     torch.manual_seed(seed)
     build, shape = KINDS[kind]
     network = build().double()
-    check(network, random_masks(network, seed, weights, units), shape)
+    checked = check(network, random_masks(network, seed, weights, units), shape)
+    assume(checked.spread > 1e-6)  # the input still matters
+    checked.hold()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -323,10 +306,11 @@ def test_networks_of_every_kind_get_smaller_while_their_input_matters(kind: str)
     for seed in range(20):
         torch.manual_seed(seed)
         network = build().double()
-        told, apart = check(network, random_masks(network, seed, 0.8, 0.8), shape)
-        if apart > 1e-6:
-            assert not any("nothing was taken out" in note for note in told.notes)
-            smaller += sum(p.numel() for p in told.network.parameters()) < sum(p.numel() for p in network.parameters())
+        whole = size(network)
+        checked = check(network, random_masks(network, seed, 0.8, 0.8), shape)
+        if checked.spread > 1e-6:
+            checked.hold()
+            smaller += size(checked.told.network) < whole
     assert smaller >= 5
 
 
@@ -340,30 +324,31 @@ def test_a_group_norm_stays_whole_and_the_report_says_why() -> None:
 
 # -- the zoo
 
-LARGE = ("*resnet1202",)
 
-
-def check_zoo(name: str, densities: tuple[float, ...], rounds: int) -> None:
+def check_zoo(name: str, densities: tuple[float, ...]) -> None:
+    """SynFlow in ten rounds from density to density; these masks are not the published ones, but of their kind and cheaper."""
     torch.manual_seed(0)
     build, shape = ZOO[name]
-    network, masks, parameters = build().double(), None, []
+    network, masks, parameters = build(), None, []
+    whole = size(network)
     for density in densities:
-        masks = prune(network, SynFlow(), density=density, masks=masks, rounds=rounds, input_shape=shape)
-        told, apart = check(copy.deepcopy(network), masks, shape)
-        assert apart > 1e-6
-        parameters.append(sum(parameter.numel() for parameter in told.network.parameters()))
-        assert not any("nothing was taken out" in note for note in told.notes)
-    whole = sum(parameter.numel() for parameter in network.parameters())
+        masks = prune(network, SynFlow(), density=density, masks=masks, rounds=10, input_shape=shape)
+        for _ in range(5):  # a draw that switches the few units off which are left on every path says nothing
+            checked = check(copy.deepcopy(network).double(), masks, shape, count=16 if whole < 4e7 else 6)
+            if checked.spread > 1e-6:
+                break
+        checked.hold()
+        parameters.append(size(checked.told.network))
     assert parameters == sorted(parameters, reverse=True)
     assert parameters[-1] < whole / 2
 
 
 @pytest.mark.parametrize("name", ["fc", "conv", "resnet20_gains"])
 def test_small_networks_of_the_zoo_do_what_they_did(name: str) -> None:
-    check_zoo(name, (0.1, 0.01), rounds=10)
+    check_zoo(name, (0.1, 0.01))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ZOO if not name.endswith("resnet1202")])
 def test_every_network_of_the_zoo_does_what_it_did(name: str) -> None:
-    check_zoo(name, (0.1, 0.01, 0.001), rounds=34)
+    check_zoo(name, (0.1, 0.01, 0.001))

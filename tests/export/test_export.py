@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,71 @@ def test_a_file_that_does_not_agree_does_not_appear(tmp_path: Path, networks: tu
     with pytest.raises(ValueError, match="more or less than the network on real images"):
         export(other, network, FACTS, tmp_path / "model.safetensors", images())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "message"),
+    [
+        ("safetensors", {"input_shape": (3, 8, 8)}, "does not run on the images that it says it is for"),
+        ("safetensors", {"input_shape": ("a", 8, 8)}, "does not run on the images that it says it is for"),
+        ("safetensors", {"num_classes": 11}, r"gives \(2, 10\) for two images, and says that it gives \(2, 11\)"),
+        ("onnx", {"input_shape": (3, 8, 8)}, "does not run on the images that it says it is for"),
+        ("pt2", {"input_shape": (3, 8, 8)}, "does not run on the images that it says it is for"),
+    ],
+)
+def test_a_file_that_does_not_do_what_it_says_is_refused(
+    tmp_path: Path, networks: tuple[nn.Module, nn.Module], name: str, says: dict[str, object], message: str
+) -> None:
+    _, small = networks
+    FORMATS[name](small, replace(FACTS, **says), tmp_path / f"a.{name}", images(2))
+    with pytest.raises(ValueError, match=rf"a\.{name}' {message}") as raised:
+        load_exported(tmp_path / f"a.{name}", trust=True)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_an_onnx_file_of_someone_else_is_refused(tmp_path: Path, networks: tuple[nn.Module, nn.Module]) -> None:
+    onnx = pytest.importorskip("onnx")
+    torch.onnx.export(networks[1], (images(2),), tmp_path / "foreign.onnx", dynamo=True, verbose=False)
+    assert onnx.load(tmp_path / "foreign.onnx").graph.node
+    with pytest.raises(ValueError, match=r"foreign\.onnx' does not say what its images are like"):
+        load_exported(tmp_path / "foreign.onnx")
+
+
+class Own(nn.Module):
+    """A network that is not of ours; with a condition that depends on the images, none that can be traced."""
+
+    def __init__(self, *, depends: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.depends = nn.Linear(128, 20), nn.Linear(20, 10), depends
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        made = self.first(pictures.flatten(1)).relu()
+        return self.last(2 * made if self.depends and float(made.sum()) > 0 else made)
+
+
+def test_a_network_of_ones_own_is_exported_and_read_into_itself(tmp_path: Path) -> None:
+    network = Own(depends=False).eval()
+    masks = prune(network, SynFlow(), density=0.05, rounds=10, input_shape=SHAPE)
+    small, facts = compact(network, masks, input_shape=SHAPE), replace(FACTS, network="mine.Own", arguments={})
+    for name in FORMATS:
+        export(small, network, facts, tmp_path / f"own.{name}", images())
+    with pytest.raises(
+        ValueError, match=r"of mine\.Own, which is not of synflow_pl\.networks; .*load_exported\(path, network=network\)"
+    ):
+        load_exported(tmp_path / "own.safetensors")
+    found = load_exported(tmp_path / "own.safetensors", network=Own(depends=False))
+    with torch.no_grad():
+        torch.testing.assert_close(found(images()), network(images()))
+
+
+@pytest.mark.parametrize("name", ["onnx", "pt2"])
+def test_a_network_that_cannot_be_traced_leaves_no_file(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
+    network = Own(depends=True).eval()
+    with pytest.raises(ValueError, match=rf"Own cannot be written as \.{name}, and no file was written: ") as raised:
+        export(network, network, replace(FACTS, network="mine.Own"), tmp_path / f"own.{name}", images())
+    assert len(str(raised.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr().err == ""
 
 
 def test_a_constant_does_not_pass_for_a_network_that_hardly_minds_its_input() -> None:
