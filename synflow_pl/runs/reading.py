@@ -14,7 +14,7 @@ import yaml
 from synflow_pl.runs.folder import CONFIG
 from synflow_pl.runs.sweep import FAILED, NARROWER
 
-__all__ = ["Accuracies", "Layer", "LeftOut", "Read", "find_runs", "flat", "read"]
+__all__ = ["Accuracies", "Layer", "LeftOut", "Read", "compared", "find_runs", "flat", "read"]
 
 # What makes two runs comparable: the network, how it is trained, and on what. Where files lie and what is shown makes no difference.
 _NOT_OF_DATA = {"data_dir", "pipeline", "num_workers", "predict_on", "test_each_epoch"}
@@ -121,12 +121,12 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
     if level is not None and level["level"] < level["levels"]:
         raise LeftOut(f"it is level {level['level']} of {level['levels']}, and the last one is reported")
     accuracies = _accuracies(folder, bool(config["data"].get("init_args", {}).get("validate_on_test")))
-    model, pruning = flat(config["model"]), dict(config["pruning"])
+    setting, own = compared(config)
+    pruning = config["pruning"]
     density = pruning.get("effective_density") or pruning.get("density") or 1.0
     told, narrower = _json(folder / "diagnosis.json"), _json(folder / NARROWER)
     if told is None and (pruning.get("pruner") is not None or pruning.get("masks") is not None):
         raise LeftOut("there is no diagnosis.json in it, which says what was kept; it was made by an older version, or is broken")
-    own = flat({key: value for key, value in pruning.items() if key not in _NOT_OF_PRUNER})
     name = _named(config["pruning"], overlays)
     if level is not None:
         own["levels"], own["rewind"] = level["levels"], level["rewind"]
@@ -134,17 +134,10 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
     if narrower is not None:
         own["narrower"] = narrower["like"]
         name, density = f"narrower, as many {'weights' if narrower['like'] == 'parameters' else 'FLOPs'}", narrower["density"]
-        model[f"network.init_args.{narrower['argument']}"] = narrower["whole_width"]
-    settings = config["data"].get("init_args", {})
-    trainer = config.get("trainer") or {}
+        setting[f"network.init_args.{narrower['argument']}"] = narrower["whole_width"]
     return Read(
         folder=folder,
-        setting={
-            **model,
-            "data": config["data"]["class_path"],
-            **{f"data.{key}": value for key, value in settings.items() if key not in _NOT_OF_DATA},
-            **{f"trainer.{key}": trainer.get(key) for key in _OF_TRAINER},
-        },
+        setting=setting,
         data=config["data"]["class_path"].rpartition(".")[2],
         network=_network(config["model"]["network"]),
         pruning=own,
@@ -159,6 +152,18 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
         alive=told["alive"] if told else True,
         layers=tuple(Layer(x["name"], x["total"], x["kept"]) for x in told["layers"]) if told else (),
     )
+
+
+def compared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The setting and the pruning of a configuration, by option: what has to be the same for runs to be compared, and to be repetitions."""
+    data, trainer = config["data"], config.get("trainer") or {}
+    setting = {
+        **flat(config["model"]),
+        "data": data["class_path"],
+        **{f"data.{key}": value for key, value in data.get("init_args", {}).items() if key not in _NOT_OF_DATA},
+        **{f"trainer.{key}": trainer.get(key) for key in _OF_TRAINER},
+    }
+    return setting, flat({key: value for key, value in config["pruning"].items() if key not in _NOT_OF_PRUNER})
 
 
 def _config(folder: Path) -> dict[str, Any]:
