@@ -1,8 +1,8 @@
 """Fill in the accuracies of the README's hyperparameter table, and how each was made: ``python benchmarks/table.py sweeps/table``.
 
 A cell gets the final test accuracies of the dense network and of SynFlow at 10x and 100x, of runs that agree with the recipe in every
-option. ``docs/accuracies.md`` has a row for each, with its seed, the machines that it was made on and a command that makes it again. What
-has not been run is empty in the one and said in the other.
+option. ``docs/accuracies.md`` has a row for each, with its seed, the machines that it was made on and a command that makes it again.
+What has not been run is empty in the one and said in the other.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ OWNER = ".owner"
 # Says where to start and where to write, not what to compute.
 _OF_A_START = ("config", "ckpt_path", "run")
 # What a training writes into its run, but for its configuration.
-_OF_A_TRAINING = (MACHINES, "metrics.csv", "diagnosis.csv", "diagnosis.json", "masks.safetensors", "events.out.tfevents.*", "rewind.ckpt")
+_OF_A_TRAINING = ["metrics.csv", "diagnosis.csv", "diagnosis.json", MACHINES]
+_OF_A_TRAINING += ["masks.safetensors", "events.out.tfevents.*", "rewind.ckpt"]
 _held: list[IO[str]] = []
 
 

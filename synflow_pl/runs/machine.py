@@ -15,11 +15,11 @@ __all__ = ["machine", "note_machine"]
 
 
 def machine() -> str:
-    """This machine in a line, without its name: processor and cores, GPU, Python and torch."""
+    """What is worked on here, in a line and without its name: processor and cores, GPUs, Python and torch."""
     gpus = torch.cuda.device_count()
     gpu = [f"{gpus} x {torch.cuda.get_device_name()}"] if gpus else []
-    parts = [f"{platform.machine()} of {os.cpu_count()} cores", *gpu, f"Python {platform.python_version()}", f"torch {torch.__version__}"]
-    return ", ".join(parts)
+    versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
+    return ", ".join([f"{platform.machine()} of {os.cpu_count()} cores", *gpu, *versions])
 
 
 def note_machine(run: Path) -> None:

@@ -155,7 +155,7 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
 
 
 def compared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The setting and the pruning of a configuration, by option: what has to be the same for runs to be compared, and to be repetitions."""
+    """The ``setting`` and the ``pruning`` of a run with this configuration."""
     data, trainer = config["data"], config.get("trainer") or {}
     setting = {
         **flat(config["model"]),
