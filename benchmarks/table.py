@@ -53,7 +53,7 @@ class Entry:
 
     @property
     def accuracy(self) -> str:
-        return f"{100 * self.run.accuracies.final:.2f}" if self.run else ""
+        return f"{100 * self.run.accuracies.final:.2f}" if self.run and self.run.accuracies.final is not None else ""
 
     def row(self) -> list[str]:
         noted = self.run.folder / MACHINES if self.run else None
@@ -112,7 +112,7 @@ def _expanded(text: str) -> Iterable[str]:
 def _entries(recipe: str, runs: Sequence[Read]) -> Iterator[Entry]:
     for pruner, density in _COLUMNS:
         empty = Entry(recipe, pruner, density, None)
-        alike = [run for run in runs if (run.pruner, run.density) == (pruner, density)]
+        alike = [run for run in runs if (run.pruner, run.density) == (pruner, density) and run.accuracies.final is not None]
         alike = [run for run in alike if _compared(empty.options) == (run.setting, run.pruning)]
         yield Entry(recipe, pruner, density, min(alike, key=lambda run: run.seed, default=None))
 

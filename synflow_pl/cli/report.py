@@ -40,6 +40,9 @@ def report(args: list[str]) -> None:
     print(as_markdown(told.cells, own.reference))
     if own.reference not in {cell.pruner for cell in told.cells}:
         print(f"There is no run of {own.reference} to compare with; name another pruner with --reference.")
+    parts = sum(run.accuracies.final is None for cell in told.cells for run in cell.runs.values())
+    if parts:
+        print(f"{parts} runs were tested on a part of the test set (trainer.limit_test_batches), and their accuracy is not told.")
     for folder, reason in told.left_out.items():
         print(f"left out: {os.path.relpath(folder)}: {reason}")
     count = sum(len(cell.runs) for cell in told.cells)

@@ -32,10 +32,10 @@ class LeftOut(ValueError):
 @dataclass(frozen=True)
 class Accuracies:
     """Test accuracies of one run, in [0, 1]: after the last epoch, at the epoch with the best validation accuracy (the first of them),
-    and the best that any epoch had on the test set. ``None`` where it was not measured.
+    and the best that any epoch had on the test set. ``None`` where it was not measured, or not on the whole test set.
     """
 
-    final: float
+    final: float | None
     at_best_validation: float | None
     best_on_test: float | None
 
@@ -121,6 +121,9 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
     if level is not None and level["level"] < level["levels"]:
         raise LeftOut(f"it is level {level['level']} of {level['levels']}, and the last one is reported")
     accuracies = _accuracies(folder, bool(config["data"].get("init_args", {}).get("validate_on_test")))
+    tested = (config.get("trainer") or {}).get("limit_test_batches")
+    if tested is not None and not (isinstance(tested, float) and tested == 1):  # 1.0 is everything, 1 is one batch
+        accuracies = Accuracies(None, None, None)
     setting, own = compared(config)
     pruning = config["pruning"]
     density = pruning.get("effective_density") or pruning.get("density") or 1.0
