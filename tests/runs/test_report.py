@@ -301,6 +301,26 @@ def test_the_published_curve_stands_beside_a_run_of_its_network(tmp_path: Path) 
     assert published(read(a_run(tmp_path, "snip"), OVERLAYS)) == []
 
 
+@pytest.mark.parametrize(
+    ("depth", "epochs", "said"),
+    [
+        (16, ((0.8, 0.7),), None),
+        (13, ((0.8, 0.7),), "No published curve is of the network and data of these runs"),
+        (16, (), "The published curves stand alone: no run here was tested after each epoch"),
+    ],
+)
+def test_where_there_are_no_curves_of_the_paper_or_none_of_ours_the_figures_say_so(
+    depth: int, epochs: Epochs, said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = {"class_path": "synflow_pl.networks.VGG", "init_args": {"depth": depth, "batch_norm": True}}
+    a_run(tmp_path, network=network, data="CIFAR10", epochs=epochs)
+    command([str(tmp_path), "--out", str(tmp_path / "report"), "--paper"])
+    printed = capsys.readouterr().out
+    assert ("ublished curve" in printed) == (said is not None)
+    assert (said or "") in printed
+    assert (tmp_path / "report" / f"published-CIFAR10-VGG_{depth}.png").exists() == (depth == 16)
+
+
 def test_the_report_starts_without_torch() -> None:
     code = "import sys; sys.argv = ['synflow_pl', 'report', '--help']\nfrom synflow_pl.__main__ import main\n"
     code += "try: main()\nexcept SystemExit: pass\n"
