@@ -33,7 +33,8 @@ class Slurm:
         partition: to submit to; by default the cluster's own.
         gpus: for each run, at least 0.
         cpus: for each run, at least 1.
-        time: minutes for each run, at least 1. One that is cut off is put back into the queue and goes on from its last checkpoint.
+        time: minutes for each run, at least 1. One that is cut off is put back into the queue, three times (submitit's number), and goes
+            on from its last checkpoint.
         width: runs at a time, at least 1.
     """
 
