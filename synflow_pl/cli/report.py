@@ -49,5 +49,7 @@ def report(args: list[str]) -> None:
         print(f"{parts} runs were tested on a part of the test set (trainer.limit_test_batches), and their accuracy is not told.")
     for folder, reason in told.left_out.items():
         print(f"left out: {os.path.relpath(folder)}: {reason}")
+    if told.between:
+        print(f"{told.between} levels of multi-shot pruning are not reported, since they are not the last of theirs.")
     count = sum(len(cell.runs) for cell in told.cells)
     print(f"{count} runs reported, {len(told.left_out)} left out; {len(told.written)} files in {os.path.relpath(own.out)}")

@@ -14,7 +14,7 @@ import yaml
 from synflow_pl.runs.folder import CONFIG
 from synflow_pl.runs.sweep import FAILED, NARROWER
 
-__all__ = ["Accuracies", "Layer", "LeftOut", "Read", "compared", "find_runs", "flat", "read"]
+__all__ = ["Accuracies", "Between", "Layer", "LeftOut", "Read", "compared", "find_runs", "flat", "read"]
 
 # What makes two runs comparable: the network, how it is trained, and on what. Where files lie and what is shown makes no difference.
 _NOT_OF_DATA = {"data_dir", "pipeline", "num_workers", "predict_on", "test_each_epoch"}
@@ -27,6 +27,10 @@ _NOT_OF_PRUNER = {"density", "kept", "effective_density", "trained", "on_collaps
 
 class LeftOut(ValueError):
     """Why a folder is not reported, without its name."""
+
+
+class Between(LeftOut):
+    """It is a level of a multi-shot pruning that is not the last, which is the one that is reported."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +116,15 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
         overlays: what the files of ``configs/pruners`` hold, by name: pruners are called after them.
 
     Raises:
-        LeftOut: if it is unfinished, broken, not one of ours, or a level of a multi-shot pruning that is not the last.
+        LeftOut: if it is unfinished, broken, or not one of ours.
+        Between: if it is a level of a multi-shot pruning that is not the last.
     """
     if (folder / FAILED).is_file():
         raise LeftOut(f"it failed: {(folder / FAILED).read_text().strip()}")
     config = _config(folder)
     level = _json(folder / "level.json")
     if level is not None and level["level"] < level["levels"]:
-        raise LeftOut(f"it is level {level['level']} of {level['levels']}, and the last one is reported")
+        raise Between(f"it is level {level['level']} of {level['levels']}, and the last one is reported")
     accuracies = _accuracies(folder, bool(config["data"].get("init_args", {}).get("validate_on_test")))
     tested = (config.get("trainer") or {}).get("limit_test_batches")
     if tested is not None and not (isinstance(tested, float) and tested == 1):  # 1.0 is everything, 1 is one batch

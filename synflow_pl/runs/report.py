@@ -13,7 +13,7 @@ from synflow_pl.figures import Curve, accuracy_against, layers_by_pruner
 from synflow_pl.figures.style import MOST_LAYERS, save
 from synflow_pl.runs.cells import Cell, cells
 from synflow_pl.runs.published import published
-from synflow_pl.runs.reading import LeftOut, Read, find_runs, read
+from synflow_pl.runs.reading import Between, LeftOut, Read, find_runs, read
 from synflow_pl.runs.table import as_csv, as_grid, as_latex, as_markdown
 
 __all__ = ["Report", "report"]
@@ -24,10 +24,13 @@ _FIRST = ("synflow", "random", "magnitude", "snip", "grasp", "grasp_inverted")
 
 @dataclass(frozen=True)
 class Report:
-    """What was reported, what was left out with the reason, and the files that were written."""
+    """What was reported, what was left out with the reason, how many levels stand before those that are reported, and the files that
+    were written.
+    """
 
     cells: list[Cell]
     left_out: dict[Path, str]
+    between: int
     written: list[Path]
 
 
@@ -47,9 +50,12 @@ def report(paths: Sequence[Path], out: Path, overlays: Mapping[str, Mapping[str,
     """
     runs: list[Read] = []
     left_out: dict[Path, str] = {}
+    between = 0
     for folder in find_runs(paths):
         try:
             runs.append(read(folder, overlays))
+        except Between:
+            between += 1
         except LeftOut as reason:
             left_out[folder] = str(reason)
     all_cells, repeated = cells(runs)
@@ -70,7 +76,7 @@ def report(paths: Sequence[Path], out: Path, overlays: Mapping[str, Mapping[str,
         written.append(out / name)
     for setting, of in groupby(all_cells, key=lambda cell: cell.setting):
         written += _figures(setting, list(of), out, paper)
-    return Report(all_cells, left_out, written)
+    return Report(all_cells, left_out, between, written)
 
 
 def _figures(setting: str, cells: Sequence[Cell], out: Path, paper: bool) -> list[Path]:

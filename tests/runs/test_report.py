@@ -172,12 +172,18 @@ def test_a_run_that_repeats_another_in_everything_is_left_out_and_said_so(tmp_pa
     assert list(told.left_out.values()) == [f"it repeats {tmp_path}/lightning_logs/synflow-0.1-0 in everything"]
 
 
-def test_only_the_last_level_of_a_multi_shot_pruning_is_reported(tmp_path: Path) -> None:
+def test_only_the_last_level_of_a_multi_shot_pruning_is_reported_and_the_others_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for level in (0, 1, 2):
         folder = a_run(tmp_path, "magnitude", name=f"m-level{level}of2", final=0.9 if level == 2 else None)
         (folder / "level.json").write_text(json.dumps({"level": level, "levels": 2, "rewind": 0, "density": 0.1}))
     (row,) = reported(tmp_path)
     assert (row["pruner"], row["seeds"]) == ("magnitude, 2 levels", "1")
+    command([str(tmp_path), "--out", str(tmp_path / "again"), "--reference", "magnitude, 2 levels"])
+    said = capsys.readouterr().out
+    assert "2 levels of multi-shot pruning are not reported" in said
+    assert "1 runs reported, 0 left out" in said
 
 
 def test_a_narrower_network_stands_at_its_own_size_in_the_setting_of_the_whole_one(tmp_path: Path) -> None:
