@@ -228,8 +228,10 @@ def test_when_only_the_sweep_is_killed_its_runs_go_on_and_a_second_one_leaves_th
         time.sleep(0.1)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
+    os.killpg(first.pid, signal.SIGSTOP)  # so that its run is not over before the second sweep has looked
     said, _ = started("--trainer.max_epochs", "60").communicate(timeout=600)
     assert "1 runs are worked on by another process" in said
+    os.killpg(first.pid, signal.SIGCONT)
     while "test/accuracy" not in _head(logs / NAMES[0]):
         time.sleep(0.1)
     assert sorted(path.name for path in logs.iterdir()) == NAMES
