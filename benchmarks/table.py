@@ -1,46 +1,101 @@
-"""Fill the accuracy column of the README's hyperparameter table with what was run: ``python benchmarks/table.py sweeps/table``.
+"""Fill in the accuracies of the README's hyperparameter table, and how each was made: ``python benchmarks/table.py sweeps/table``.
 
 A cell gets the final test accuracies of the dense network and of SynFlow at 10x and 100x, of runs that agree with the recipe in every
-option. What has not been run is left empty.
+option. ``docs/accuracies.md`` has a row for each, with its seed, the machines that it was made on and a command that makes it again.
+What has not been run is empty in the one and said in the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from synflow_pl.cli.multishot import Plan
 from synflow_pl.cli.recipes import overlays, recipe_folder
-from synflow_pl.runs.reading import LeftOut, Read, find_runs, flat, read
+from synflow_pl.durable import replacing
+from synflow_pl.runs import MACHINES
+from synflow_pl.runs.reading import LeftOut, Read, compared, find_runs, read
 
 README = Path(__file__).parents[1] / "README.md"
+DETAILS = README.parent / "docs" / "accuracies.md"
 _COLUMNS = (("dense", 1.0), ("synflow", 0.1), ("synflow", 0.01))
+_HEAD = """# Accuracies
+
+Test accuracy in percent after the last epoch, each of one run that agrees with its recipe in every option. After a command comes
+`synflow_pl test --ckpt_path` with its run; `synflow_pl sweep -c sweeps/table --recipes "[RECIPE]"` does both for a recipe. Written by
+`python benchmarks/table.py`.
+
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One pruner at one density in one recipe, and the run of the lowest seed if there is one."""
+
+    recipe: str
+    pruner: str
+    density: float
+    run: Read | None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        density = () if self.pruner == "dense" else ("--pruning.density", str(self.density))
+        return ("-c", self.recipe, "-c", f"pruners/{self.pruner}", *density, "--seed_everything", str(self.run.seed if self.run else 0))
+
+    @property
+    def accuracy(self) -> str:
+        return f"{100 * self.run.accuracies.final:.2f}" if self.run and self.run.accuracies.final is not None else ""
+
+    def row(self) -> list[str]:
+        noted = self.run.folder / MACHINES if self.run else None
+        machines = noted.read_text().splitlines() if noted and noted.is_file() else ["not noted" if self.run else "not run"]
+        seed = str(self.run.seed) if self.run else ""
+        command = f"`synflow_pl fit {shlex.join(self.options)}`"
+        return [f"`{self.recipe}`", self.pruner, f"{self.density:g}", self.accuracy, seed, "; ".join(machines), command]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path)
-    own = parser.parse_args()
-    runs = list(_readable(find_runs(own.runs)))
-    lines = README.read_text().splitlines(keepends=True)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="runs, or folders of runs")
+    fill(README, DETAILS, parser.parse_args().runs)
+
+
+def fill(readme: Path, details: Path, folders: Sequence[Path]) -> None:
+    """Write the accuracies of these runs into the table of a README, and how they were made into ``details``."""
+    runs = list(_readable(find_runs(folders)))
+    lines = readme.read_text().splitlines(keepends=True)
     start = next(index for index, line in enumerate(lines) if line.startswith("| recipe | lr |"))
+    told: dict[str, list[Entry]] = {}
     for index in range(start + 2, len(lines)):
         if not lines[index].startswith("| "):
             break
         entries = lines[index].rstrip("\n").strip("|").split("|")
         names = [name for quoted in re.findall(r"`([^`]+)`", entries[0]) for name in _expanded(quoted)]
-        cells = [(name, cell) for name in names if (cell := _cell(name, runs))]
-        told = "; ".join(cell if len(names) == 1 else f"`{name}` {cell}" for name, cell in cells)
-        lines[index] = f"|{'|'.join(entries[:-1])}| {told} |\n".replace("|  |\n", "| |\n")
-    README.write_text("".join(lines))
+        told |= {name: list(_entries(name, runs)) for name in names}
+        cells = [(name, " / ".join(entry.accuracy for entry in told[name])) for name in names if any(entry.run for entry in told[name])]
+        cell = "; ".join(cell if len(names) == 1 else f"`{name}` {cell}" for name, cell in cells)
+        lines[index] = f"|{'|'.join(entries[:-1])}| {cell} |\n".replace("|  |\n", "| |\n")
+    asked = yaml.safe_load((recipe_folder() / "sweeps" / "table.yaml").read_text())["recipes"]
+    order = [name for name in asked if name in told]
+    order += [name for name in told if name not in asked and any(entry.run for entry in told[name])]
+    rows = [["recipe", "pruner", "density", "accuracy", "seed", "machine", "command"], ["---"] * 7]
+    rows += [entry.row() for name in order for entry in told[name]]
+    for path, text in ((readme, "".join(lines)), (details, _HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows))):
+        with replacing(path) as file:
+            file.write(text.encode())
+    print(f"{sum(entry.run is not None for of in told.values() for entry in of)} accuracies in {readme} and {details}")
 
 
-def _readable(folders: Iterable[Path]) -> Iterable[Read]:
+def _readable(folders: Iterable[Path]) -> Iterator[Read]:
     for folder in folders:
         try:
             yield read(folder, overlays())
@@ -54,24 +109,18 @@ def _expanded(text: str) -> Iterable[str]:
     return map("".join, product(*parts))
 
 
-def _cell(recipe: str, runs: Iterable[Read]) -> str:
-    path = recipe_folder() / f"{recipe}.yaml"
-    wanted = yaml.safe_load(path.read_text())
-    found = []
+def _entries(recipe: str, runs: Sequence[Read]) -> Iterator[Entry]:
     for pruner, density in _COLUMNS:
-        of = [run for run in runs if (run.pruner, run.density) == (pruner, density) and _agrees(run, wanted)]
-        seeds = {run.seed: run.accuracies.final for run in of}
-        found.append(f"{100 * seeds[min(seeds)]:.2f} (seed {min(seeds)})" if seeds else "")
-    return " / ".join(found) if any(found) else ""
+        empty = Entry(recipe, pruner, density, None)
+        alike = [run for run in runs if (run.pruner, run.density) == (pruner, density) and run.accuracies.final is not None]
+        alike = [run for run in alike if _compared(empty.options) == (run.setting, run.pruning)]
+        yield Entry(recipe, pruner, density, min(alike, key=lambda run: run.seed, default=None))
 
 
-def _agrees(run: Read, recipe: Mapping[str, Any]) -> bool:
-    """Whether a run was trained as a recipe says."""
-    data = recipe["data"]
-    wanted = {**flat(recipe["model"]), "data": data["class_path"], "trainer.max_epochs": recipe["trainer"]["max_epochs"]}
-    wanted |= {f"data.{name}": value for name, value in data.get("init_args", {}).items()}
-    plain = not run.setting.get("data.validate_on_test")
-    return plain and all(run.setting.get(name) == value for name, value in wanted.items())
+@cache
+def _compared(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run of these options would be compared by."""
+    return compared(yaml.safe_load(Plan.of(list(options))._config_text))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.data import Images
 from synflow_pl.diagnosis import DeadNetwork
 from synflow_pl.runs import CONFIG, PRUNED, RunCSV, RunTensorBoard, claim, run_of
+from synflow_pl.runs.machine import note_machine
 from synflow_pl.training import Classifier, DurableCheckpointIO, KeepProgress, PruneAtInit, Reseed, find_checkpoint, load_weights
 from synflow_pl.training.agreement import Disagreement
 from synflow_pl.training.checkpoints import read
@@ -368,6 +369,7 @@ class CLI(LightningCLI):
             if not resume.own(folder):
                 raise ValueError(f"run: another process works in {folder}; wait for it or end it, or give another --run")
             resume.write_config(folder, self._config_text)
+        note_machine(folder)
         return folder
 
     def _resumed(self, root: Path) -> Path | None:

@@ -19,14 +19,14 @@ from synflow_pl.cli.main import CLI, _prepare, _quieten
 from synflow_pl.cli.messages import named, sentence
 from synflow_pl.cli.resume import OWNER
 from synflow_pl.masks import Masks
-from synflow_pl.runs import CONFIG
+from synflow_pl.runs import CONFIG, MACHINES
 from synflow_pl.training.multishot import REWIND, ended, level_density, mark_ended, resumable
 
 __all__ = ["Plan", "multishot", "planned"]
 
 # What differs between a run that was begun and the same run gone on with.
 _OF_A_START = ("config", "ckpt_path")
-_OF_A_RUN = {CONFIG, OWNER, "metrics.csv", "diagnosis.csv", "diagnosis.json", "masks.safetensors", "checkpoints"}
+_OF_A_RUN = {CONFIG, OWNER, MACHINES, "metrics.csv", "diagnosis.csv", "diagnosis.json", "masks.safetensors", "checkpoints"}
 _OF_A_RUN |= {REWIND, "rewind.unfinished"}
 
 

@@ -40,7 +40,16 @@ def report(args: list[str]) -> None:
     print(as_markdown(told.cells, own.reference))
     if own.reference not in {cell.pruner for cell in told.cells}:
         print(f"There is no run of {own.reference} to compare with; name another pruner with --reference.")
+    if own.paper and not any(path.name.startswith("published-") for path in told.written):
+        print("No published curve is of the network and data of these runs, so --paper draws none.")
+    elif own.paper and all(cell.accuracy("best_on_test") is None for cell in told.cells):
+        print("The published curves stand alone: no run here was tested after each epoch (--data.test_each_epoch true).")
+    parts = sum(run.accuracies.final is None for cell in told.cells for run in cell.runs.values())
+    if parts:
+        print(f"{parts} runs were tested on a part of the test set (trainer.limit_test_batches), and their accuracy is not told.")
     for folder, reason in told.left_out.items():
         print(f"left out: {os.path.relpath(folder)}: {reason}")
+    if told.between:
+        print(f"{told.between} levels of multi-shot pruning are not reported, since they are not the last of theirs.")
     count = sum(len(cell.runs) for cell in told.cells)
     print(f"{count} runs reported, {len(told.left_out)} left out; {len(told.written)} files in {os.path.relpath(own.out)}")

@@ -12,7 +12,7 @@ from typing import IO, Any
 import yaml
 
 from synflow_pl.durable import replacing, tidy
-from synflow_pl.runs import CONFIG
+from synflow_pl.runs import CONFIG, MACHINES
 from synflow_pl.training import find_checkpoint
 
 __all__ = ["OWNER", "begin_again", "differing", "go_on", "own", "settings", "settings_of"]
@@ -22,7 +22,8 @@ OWNER = ".owner"
 # Says where to start and where to write, not what to compute.
 _OF_A_START = ("config", "ckpt_path", "run")
 # What a training writes into its run, but for its configuration.
-_OF_A_TRAINING = ("metrics.csv", "diagnosis.csv", "diagnosis.json", "masks.safetensors", "events.out.tfevents.*", "rewind.ckpt")
+_OF_A_TRAINING = ["metrics.csv", "diagnosis.csv", "diagnosis.json", MACHINES]
+_OF_A_TRAINING += ["masks.safetensors", "events.out.tfevents.*", "rewind.ckpt"]
 _held: list[IO[str]] = []
 
 

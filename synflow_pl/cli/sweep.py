@@ -21,7 +21,7 @@ from synflow_pl.cli.messages import clarify, sentence
 from synflow_pl.cli.multishot import Plan, multishot, planned
 from synflow_pl.cli.narrower import narrower
 from synflow_pl.cli.recipes import find_recipe
-from synflow_pl.runs.launchers import Slurm, here, on_slurm
+from synflow_pl.runs.launchers import Refused, Slurm, here, on_slurm
 from synflow_pl.runs.sweep import FAILED, Sweep, Task, accuracy, check_own, held
 from synflow_pl.training import find_checkpoint
 
@@ -198,12 +198,12 @@ class _Job:
 
 def _launched(jobs: Sequence[_Job], own: Namespace) -> Iterator[tuple[_Job, int]]:
     if own.launcher == "local":
-        return here(_work, jobs, own.parallel, _PRELOAD)
+        yield from here(_work, jobs, own.parallel, _PRELOAD)
+        return
     try:
-        import submitit  # noqa: F401  # said now, rather than in the middle
-    except ImportError:
-        sentence("--launcher slurm needs submitit, an extra: pip install synflow_pl[slurm]")
-    return on_slurm(_work, jobs, own.slurm, jobs[0].folder / "slurm", _PRELOAD)
+        yield from on_slurm(_work, jobs, own.slurm, jobs[0].folder / "slurm", _PRELOAD)
+    except Refused as error:
+        sentence(str(error))
 
 
 def _work(job: _Job, place: int) -> None:

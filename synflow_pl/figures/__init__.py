@@ -4,6 +4,7 @@ from synflow_pl.figures.accuracy_against import Curve, accuracy_against
 from synflow_pl.figures.density_by_pruner import density_by_pruner
 from synflow_pl.figures.density_per_layer import density_per_layer
 from synflow_pl.figures.layer_averages import layer_averages
+from synflow_pl.figures.layers_by_pruner import layers_by_pruner
 from synflow_pl.figures.layers_over_rounds import layers_over_rounds
 from synflow_pl.figures.magnitude_growth import magnitude_growth
 from synflow_pl.figures.round_ratios import round_ratios
@@ -16,6 +17,7 @@ __all__ = [
     "density_by_pruner",
     "density_per_layer",
     "layer_averages",
+    "layers_by_pruner",
     "layers_over_rounds",
     "magnitude_growth",
     "round_ratios",

@@ -54,8 +54,9 @@ def accuracy_against(
         if one.published:
             look |= {"linewidth": 0.8, "linestyle": ":", "markersize": 2.5, "markerfacecolor": "white"}
         drawn.plot(x, [100 * y for y in mean_], label=one.name, **look)
-        low = [100 * (y - d) for y, d in zip(mean_, deviation_, strict=True)]
-        high = [100 * (y + d) for y, d in zip(mean_, deviation_, strict=True)]
+        # No accuracy is below nothing or above everything, whatever the deviation of a few seeds is.
+        low = [100 * max(y - d, 0) for y, d in zip(mean_, deviation_, strict=True)]
+        high = [100 * min(y + d, 1) for y, d in zip(mean_, deviation_, strict=True)]
         drawn.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
     if falling:
         drawn.invert_xaxis()

@@ -32,7 +32,8 @@ class Cell:
         """Of the differences in final accuracy to another pruner's, seed by seed."""
         if reference is None:
             return None
-        return paired(*({seed: run.accuracies.final for seed, run in cell.runs.items()} for cell in (self, reference)))
+        known = ({seed: run.accuracies.final for seed, run in cell.runs.items()} for cell in (self, reference))
+        return paired(*({seed: final for seed, final in finals.items() if final is not None} for finals in known))
 
     def mean(self, what: str) -> float | None:
         """Over seeds, of ``kept``, ``effective_density``, ``flops`` or ``whole_flops``; ``None`` if a run of the cell does not say."""

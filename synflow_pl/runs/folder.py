@@ -1,7 +1,7 @@
 """The run folder: one under ``lightning_logs`` for each training.
 
 A run holds ``config.yaml``, ``metrics.csv``, TensorBoard's events, ``masks.safetensors``, ``diagnosis.csv`` and
-``diagnosis.json``, and ``checkpoints/``.
+``diagnosis.json``, ``machines.txt``, and ``checkpoints/``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["CONFIG", "PRUNED", "claim", "run_of"]
+__all__ = ["CONFIG", "MACHINES", "PRUNED", "claim", "run_of"]
 
 CONFIG = "config.yaml"
+MACHINES = "machines.txt"
+"""In a run: a line for each kind of machine that it was made on."""
 PRUNED = "-pruned"
 """How the name of a run ends in which a network was pruned and not trained."""
 

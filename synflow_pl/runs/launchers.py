@@ -8,6 +8,7 @@ On SLURM every run is a job of an array, by submitit.
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +19,15 @@ from pathlib import Path
 from queue import Queue
 from typing import TypeVar
 
-__all__ = ["Slurm", "here", "on_slurm"]
+__all__ = ["Refused", "Slurm", "here", "on_slurm"]
 
 Item = TypeVar("Item")
 _BETWEEN_LOOKS = 2.0
 """Seconds between two looks at SLURM's queue."""
+
+
+class Refused(RuntimeError):
+    """Why SLURM takes no jobs, in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class Slurm:
         partition: to submit to; by default the cluster's own.
         gpus: for each run, at least 0.
         cpus: for each run, at least 1.
-        time: minutes for each run, at least 1. One that is cut off is put back into the queue and goes on from its last checkpoint.
+        time: minutes for each run, at least 1. One that is cut off is put back into the queue, up to three times (submitit's
+            number), and goes on from its last checkpoint.
         width: runs at a time, at least 1.
     """
 
@@ -110,10 +116,17 @@ def on_slurm(
         Each item as its job leaves the queue, and 0: what came of it is to be read from its run.
 
     Raises:
-        ImportError: if submitit is not installed.
-        OSError: if there is no SLURM here.
+        Refused: if submitit is not installed, if there is no SLURM here, or if it does not take the jobs.
     """
-    import submitit
+    try:
+        import submitit
+    except ImportError as error:
+        raise Refused("--launcher slurm needs submitit, an extra: pip install synflow_pl[slurm]") from error
+    missing = [command for command in ("sbatch", "srun", "squeue") if shutil.which(command) is None]
+    if missing:
+        raise Refused(
+            f"--launcher slurm: there is no {missing[0]} here; start the sweep where jobs are submitted, or leave the option out"
+        )
 
     class Job(submitit.helpers.Checkpointable):
         """Cut off by the time limit or preempted, a job is put back into the queue by submitit; the run knows how far it is.
@@ -134,13 +147,16 @@ def on_slurm(
         **({"partition": asked.partition} if asked.partition else {}),
         **({"gpus_per_node": asked.gpus} if asked.gpus else {}),
     )
-    jobs = executor.map_array(Job(), items)
+    try:
+        jobs = executor.map_array(Job(), items)
+    except submitit.core.utils.FailedJobError as error:
+        raise Refused(f"SLURM does not take the jobs: {' '.join(str(error).split())}") from error
     left = {job.job_id: item for job, item in zip(jobs, items, strict=True)}
     try:
         while left:
             time.sleep(_BETWEEN_LOOKS)
             queued = _queued()
-            for name in [name for name in left if name not in queued]:
+            for name in [] if queued is None else [name for name in left if name not in queued]:
                 yield left.pop(name), 0
     finally:
         # Only if this is left early.
@@ -149,8 +165,13 @@ def on_slurm(
                 job.cancel()
 
 
-def _queued() -> set[str]:
-    """Jobs of ours that wait, run or are being tidied away, by the name that submitit has for them."""
+def _queued() -> set[str] | None:
+    """Jobs of ours that wait, run or are being tidied away, by the name that submitit has for them.
+
+    ``None`` if SLURM does not answer, as a busy one does now and then; jobs are not over because of that.
+    """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%F_%K"]
-    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    return {name.removesuffix("_N/A") for name in listed}  # one item alone is a job, not an array
+    answer = subprocess.run(command, check=False, capture_output=True, text=True)
+    if answer.returncode:
+        return None
+    return {name.removesuffix("_N/A") for name in answer.stdout.split()}  # one item alone is a job, not an array

@@ -14,7 +14,7 @@ import yaml
 from synflow_pl.runs.folder import CONFIG
 from synflow_pl.runs.sweep import FAILED, NARROWER
 
-__all__ = ["Accuracies", "Layer", "LeftOut", "Read", "find_runs", "flat", "read"]
+__all__ = ["Accuracies", "Between", "Layer", "LeftOut", "Read", "compared", "find_runs", "flat", "read"]
 
 # What makes two runs comparable: the network, how it is trained, and on what. Where files lie and what is shown makes no difference.
 _NOT_OF_DATA = {"data_dir", "pipeline", "num_workers", "predict_on", "test_each_epoch"}
@@ -29,13 +29,17 @@ class LeftOut(ValueError):
     """Why a folder is not reported, without its name."""
 
 
+class Between(LeftOut):
+    """It is a level of a multi-shot pruning that is not the last, which is the one that is reported."""
+
+
 @dataclass(frozen=True)
 class Accuracies:
     """Test accuracies of one run, in [0, 1]: after the last epoch, at the epoch with the best validation accuracy (the first of them),
-    and the best that any epoch had on the test set. ``None`` where it was not measured.
+    and the best that any epoch had on the test set. ``None`` where it was not measured, or not on the whole test set.
     """
 
-    final: float
+    final: float | None
     at_best_validation: float | None
     best_on_test: float | None
 
@@ -112,21 +116,25 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
         overlays: what the files of ``configs/pruners`` hold, by name: pruners are called after them.
 
     Raises:
-        LeftOut: if it is unfinished, broken, not one of ours, or a level of a multi-shot pruning that is not the last.
+        LeftOut: if it is unfinished, broken, or not one of ours.
+        Between: if it is a level of a multi-shot pruning that is not the last.
     """
     if (folder / FAILED).is_file():
         raise LeftOut(f"it failed: {(folder / FAILED).read_text().strip()}")
     config = _config(folder)
     level = _json(folder / "level.json")
     if level is not None and level["level"] < level["levels"]:
-        raise LeftOut(f"it is level {level['level']} of {level['levels']}, and the last one is reported")
+        raise Between(f"it is level {level['level']} of {level['levels']}, and the last one is reported")
     accuracies = _accuracies(folder, bool(config["data"].get("init_args", {}).get("validate_on_test")))
-    model, pruning = flat(config["model"]), dict(config["pruning"])
+    tested = (config.get("trainer") or {}).get("limit_test_batches")
+    if tested is not None and not (isinstance(tested, float) and tested == 1):  # 1.0 is everything, 1 is one batch
+        accuracies = Accuracies(None, None, None)
+    setting, own = compared(config)
+    pruning = config["pruning"]
     density = pruning.get("effective_density") or pruning.get("density") or 1.0
     told, narrower = _json(folder / "diagnosis.json"), _json(folder / NARROWER)
     if told is None and (pruning.get("pruner") is not None or pruning.get("masks") is not None):
         raise LeftOut("there is no diagnosis.json in it, which says what was kept; it was made by an older version, or is broken")
-    own = flat({key: value for key, value in pruning.items() if key not in _NOT_OF_PRUNER})
     name = _named(config["pruning"], overlays)
     if level is not None:
         own["levels"], own["rewind"] = level["levels"], level["rewind"]
@@ -134,17 +142,10 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
     if narrower is not None:
         own["narrower"] = narrower["like"]
         name, density = f"narrower, as many {'weights' if narrower['like'] == 'parameters' else 'FLOPs'}", narrower["density"]
-        model[f"network.init_args.{narrower['argument']}"] = narrower["whole_width"]
-    settings = config["data"].get("init_args", {})
-    trainer = config.get("trainer") or {}
+        setting[f"network.init_args.{narrower['argument']}"] = narrower["whole_width"]
     return Read(
         folder=folder,
-        setting={
-            **model,
-            "data": config["data"]["class_path"],
-            **{f"data.{key}": value for key, value in settings.items() if key not in _NOT_OF_DATA},
-            **{f"trainer.{key}": trainer.get(key) for key in _OF_TRAINER},
-        },
+        setting=setting,
         data=config["data"]["class_path"].rpartition(".")[2],
         network=_network(config["model"]["network"]),
         pruning=own,
@@ -159,6 +160,18 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
         alive=told["alive"] if told else True,
         layers=tuple(Layer(x["name"], x["total"], x["kept"]) for x in told["layers"]) if told else (),
     )
+
+
+def compared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ``setting`` and the ``pruning`` of a run with this configuration."""
+    data, trainer = config["data"], config.get("trainer") or {}
+    setting = {
+        **flat(config["model"]),
+        "data": data["class_path"],
+        **{f"data.{key}": value for key, value in data.get("init_args", {}).items() if key not in _NOT_OF_DATA},
+        **{f"trainer.{key}": trainer.get(key) for key in _OF_TRAINER},
+    }
+    return setting, flat({key: value for key, value in config["pruning"].items() if key not in _NOT_OF_PRUNER})
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from synflow_pl.durable import replacing
-from synflow_pl.figures import Curve, accuracy_against, layers_over_rounds
-from synflow_pl.figures.style import save
+from synflow_pl.figures import Curve, accuracy_against, layers_by_pruner
+from synflow_pl.figures.style import MOST_LAYERS, save
 from synflow_pl.runs.cells import Cell, cells
 from synflow_pl.runs.published import published
-from synflow_pl.runs.reading import LeftOut, Read, find_runs, read
+from synflow_pl.runs.reading import Between, LeftOut, Read, find_runs, read
 from synflow_pl.runs.table import as_csv, as_grid, as_latex, as_markdown
 
 __all__ = ["Report", "report"]
@@ -24,10 +24,13 @@ _FIRST = ("synflow", "random", "magnitude", "snip", "grasp", "grasp_inverted")
 
 @dataclass(frozen=True)
 class Report:
-    """What was reported, what was left out with the reason, and the files that were written."""
+    """What was reported, what was left out with the reason, how many levels stand before those that are reported, and the files that
+    were written.
+    """
 
     cells: list[Cell]
     left_out: dict[Path, str]
+    between: int
     written: list[Path]
 
 
@@ -47,9 +50,12 @@ def report(paths: Sequence[Path], out: Path, overlays: Mapping[str, Mapping[str,
     """
     runs: list[Read] = []
     left_out: dict[Path, str] = {}
+    between = 0
     for folder in find_runs(paths):
         try:
             runs.append(read(folder, overlays))
+        except Between:
+            between += 1
         except LeftOut as reason:
             left_out[folder] = str(reason)
     all_cells, repeated = cells(runs)
@@ -70,7 +76,7 @@ def report(paths: Sequence[Path], out: Path, overlays: Mapping[str, Mapping[str,
         written.append(out / name)
     for setting, of in groupby(all_cells, key=lambda cell: cell.setting):
         written += _figures(setting, list(of), out, paper)
-    return Report(all_cells, left_out, written)
+    return Report(all_cells, left_out, between, written)
 
 
 def _figures(setting: str, cells: Sequence[Cell], out: Path, paper: bool) -> list[Path]:
@@ -94,8 +100,9 @@ def _figures(setting: str, cells: Sequence[Cell], out: Path, paper: bool) -> lis
         title = f"{setting}: best epoch on the test set, ours and published"
         figure = accuracy_against(_AXES["compression"][0], [*ours, *lines], title=title)
         written += save(figure, out / f"published-{place}")
-    for pruner in pruners:
-        written += _layers(pruner, sparse, out / f"layers_against_compression-{place}-{_plain(pruner)}")
+    layers = {pruner: counts for pruner in pruners if (counts := _layers(pruner, sparse)) is not None}
+    if layers:
+        written += save(layers_by_pruner(layers), out / f"layers_against_compression-{place}")
     return written
 
 
@@ -118,17 +125,17 @@ def _curve(pruner: str, style: int, cells: Sequence[Cell], what: str, which: str
     return Curve(pruner, style, *zip(*points, strict=True)) if points else None  # type: ignore[arg-type]
 
 
-def _layers(pruner: str, cells: Sequence[Cell], path: Path) -> list[Path]:
-    """Weights left in each layer against compression (Figure 2), of the first seed."""
+def _layers(pruner: str, cells: Sequence[Cell]) -> tuple[list[float], dict[str, list[int]]] | None:
+    """Compressions, and the weights left in each layer there (Figure 2), of the first seed."""
     runs = [next(iter(cell.runs.values())) for cell in cells if cell.pruner == pruner]
     runs = sorted((run for run in runs if run.layers and run.kept), key=lambda run: run.kept, reverse=True)
-    if not runs:
-        return []
-    names = [layer.name for layer in runs[0].layers]
-    whole = {layer.name: layer.total for layer in runs[0].layers}
-    counts = [whole, *({layer.name: layer.kept for layer in run.layers} for run in runs)]
-    figure = layers_over_rounds([1.0, *(1 / run.kept for run in runs)], {name: [count[name] for count in counts] for name in names})
-    return save(figure, path)
+    if not runs or len(runs[0].layers) > MOST_LAYERS:
+        return None
+    counts = [
+        {layer.name: layer.total for layer in runs[0].layers},
+        *({layer.name: layer.kept for layer in run.layers} for run in runs),
+    ]
+    return [1.0, *(1 / run.kept for run in runs)], {name: [count[name] for count in counts] for name in counts[0]}
 
 
 def _plain(name: str) -> str:

@@ -100,11 +100,12 @@ def as_grid(cells: Sequence[Cell]) -> str:
 
 
 def _short(cell: Cell | None) -> str:
-    summary = cell.accuracy("final") if cell is not None else None
-    if cell is None or summary is None:
+    if cell is None:
         return ""
-    spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.2f}"
-    return f"{100 * summary.mean:.2f}{spread}{' †' if cell.dead == len(cell.runs) else ''}"
+    summary = cell.accuracy("final")
+    number = "" if summary is None else f"{100 * summary.mean:.2f}"
+    spread = "" if summary is None or summary.deviation is None else f" ± {100 * summary.deviation:.2f}"
+    return f"{number}{spread}{' †' if cell.dead == len(cell.runs) else ''}".lstrip()
 
 
 def as_latex(cells: Sequence[Cell], reference: str) -> str:

@@ -26,14 +26,19 @@ class Reseed(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """For what is drawn between two epochs, such as masks: alike on all ranks."""
-        self._seed(-1, trainer.fit_loop.total_batch_idx)
+        self._seed(pl_module.device, -1, trainer.fit_loop.total_batch_idx)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """For what the step draws."""
-        self._seed(trainer.global_rank, trainer.fit_loop.total_batch_idx)
+        self._seed(pl_module.device, trainer.global_rank, trainer.fit_loop.total_batch_idx)
 
-    def _seed(self, rank: int, batch: int) -> None:
-        torch.manual_seed(int(draws(int(os.environ.get("PL_GLOBAL_SEED", 0)), rank, torch.tensor([batch]))))
+    def _seed(self, device: torch.device, rank: int, batch: int) -> None:
+        seed = int(draws(int(os.environ.get("PL_GLOBAL_SEED", 0)), rank, torch.tensor([batch])))
+        if device.type == "cpu":
+            # The same without a look at devices that nothing is drawn on, which took an eighth of a small network's step.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
         return {"threads": torch.get_num_threads()}

@@ -191,7 +191,8 @@ def started(*args: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_goes_on_and_does_no_run_twice(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_that_is_killed_goes_on_and_does_no_run_twice(how: signal.Signals, grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     four = ["--seeds", "[0, 1]"]
     first = started(*four)
@@ -199,8 +200,16 @@ def test_a_sweep_that_is_killed_goes_on_and_does_no_run_twice(grid: Path, monkey
     for line in first.stdout:
         if line.startswith("[1/4]"):
             break
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    if how == signal.SIGKILL:
+        os.killpg(first.pid, how)
+        first.wait()
+    else:  # as timeout does when a lease is over: what the sweep has started ends with it
+        os.kill(first.pid, how)
+        assert first.wait(timeout=60) == 128 + how
+        end = time.monotonic() + 60
+        while _there_is_one_of(first.pid) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not _there_is_one_of(first.pid)
     logs = grid / "sweeps" / "grid" / "lightning_logs"
     done = {path: (path / "metrics.csv").stat().st_mtime_ns for path in logs.iterdir() if "test/accuracy" in _head(path)}
     assert 1 <= len(done) < 4
@@ -211,6 +220,14 @@ def test_a_sweep_that_is_killed_goes_on_and_does_no_run_twice(grid: Path, monkey
     )
     assert all((path / "metrics.csv").stat().st_mtime_ns == time for path, time in done.items())
     assert [rows(path.name, "test/accuracy") for path in logs.iterdir()] == [["3"]] * 4
+
+
+def _there_is_one_of(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _head(run: Path) -> str:
@@ -228,8 +245,10 @@ def test_when_only_the_sweep_is_killed_its_runs_go_on_and_a_second_one_leaves_th
         time.sleep(0.1)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
+    os.killpg(first.pid, signal.SIGSTOP)  # so that its run is not over before the second sweep has looked
     said, _ = started("--trainer.max_epochs", "60").communicate(timeout=600)
     assert "1 runs are worked on by another process" in said
+    os.killpg(first.pid, signal.SIGCONT)
     while "test/accuracy" not in _head(logs / NAMES[0]):
         time.sleep(0.1)
     assert sorted(path.name for path in logs.iterdir()) == NAMES

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synflow_pl.cli.multishot import Plan
+from synflow_pl.cli.multishot import Plan, planned
 from synflow_pl.cli.recipes import find_recipe, recipe_folder
 from synflow_pl.masks import Masks
 from synflow_pl.networks import FC
@@ -43,6 +43,21 @@ def test_its_options_are_understood_by_fit(path: Path) -> None:
     pruning = Plan.of(list(task.options)).options.pruning
     assert pruning.density == task.density
     assert pruning.on_collapse == "warn"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_each_kind_of_its_runs_is_a_command_that_means_what_the_grid_says(path: Path, tmp_path: Path) -> None:
+    for task in {(task.recipe, task.options[3], task.levels): task for task in grid(path).tasks()}.values():
+        words = task.train(tmp_path)
+        plan = planned(words[1:])[1] if task.levels else Plan.of(words[1:])
+        assert words[0] == ("multishot" if task.levels else "fit")
+        assert (plan.options.run, plan.options.trainer.default_root_dir) == (task.name, str(tmp_path))
+        pruned = task.density < 1 and not task.like
+        assert (plan.options.pruning.pruner is None, plan.options.pruning.density if pruned else None) == (
+            not pruned,
+            task.density if pruned else None,
+        )
 
 
 def test_the_mnist_sweep_has_the_five_classic_pruners_six_densities_and_three_seeds() -> None:

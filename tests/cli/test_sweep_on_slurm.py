@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import QUIET  # noqa: F401  # finds the room's conftest
 
+from synflow_pl.cli.recipes import overlays
+from synflow_pl.runs.report import report
 from synflow_pl.runs.sweep import Sweep, accuracy
 
 pytestmark = pytest.mark.slow
@@ -44,12 +46,18 @@ def sweep(*args: str) -> subprocess.Popen[str]:
 SLURM = ["--launcher", "slurm", "--slurm.time", "10", "--slurm.width", "2"]
 
 
-def test_it_gives_the_same_results_as_this_machine(cluster: Path) -> None:
+def test_it_gives_the_same_results_and_the_same_table_as_this_machine(cluster: Path) -> None:
     for args in (["--folder", "here"], ["--folder", "there", *SLURM]):
         said, _ = sweep(*args).communicate(timeout=900)
         assert "2/2" in said, said
     assert [accuracy(cluster / "there", task) for task in TASKS] == [accuracy(cluster / "here", task) for task in TASKS]
     assert None not in [accuracy(cluster / "there", task) for task in TASKS]
+    tables = []
+    for folder in ("here", "there"):
+        told = report([Path(folder)], Path("report") / folder, overlays(), reference="random", paper=False)
+        assert told.left_out == {}
+        tables.append((Path("report") / folder / "table.csv").read_text())
+    assert tables[0] == tables[1]
 
 
 def test_a_job_that_slurm_ends_is_seen_tried_again_and_reported(cluster: Path) -> None:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from synflow_pl.figures import density_per_layer, layers_over_rounds, unit_scores
+from synflow_pl.figures import Curve, accuracy_against, density_per_layer, layers_by_pruner, layers_over_rounds, unit_scores
 from synflow_pl.figures.style import axes, blank, curve, legend, save, shades
 
 NAMES = ["first.weight", "second.weight", "third.weight"]
@@ -56,6 +56,37 @@ def test_the_line_of_a_layer_that_was_emptied_ends_in_a_cross_where_something_wa
     assert second.get_xydata().tolist() == [[1, 92], [2, 42], [4, 18]]
     assert third.get_xydata().tolist() == [[1, 100], [2, 50]]
     assert (cross.get_xydata().tolist(), cross.get_marker()) == ([[2, 50]], "x")
+
+
+def test_pruners_have_a_panel_each_on_the_same_axes_and_one_legend_of_layers() -> None:
+    few = ([1, 10], {"a.weight": [8, 8], "b.weight": [92, 2]})
+    many = ([1, 10, 100], {"a.weight": [8, 4, 0], "b.weight": [92, 6, 1]})
+    figure = layers_by_pruner({"first": few, "second": many})
+    left, right = figure.axes
+    assert (left.get_title(), right.get_title()) == ("first", "second")
+    assert [len(drawn.lines) for drawn in (left, right)] == [2, 3]  # a cross where a layer was emptied
+    assert (left.get_xlim(), left.get_ylim()) == (right.get_xlim(), right.get_ylim())
+    assert left.get_xlim()[1] >= 100
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+
+
+def test_of_more_layers_than_a_legend_can_hold_the_first_and_the_last_are_named() -> None:
+    figure = layers_by_pruner({"one": ([1, 10], {f"layer{i}.weight": [100, 10] for i in range(40)})})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["layer0", "layer39"]
+
+
+def test_accuracies_are_percent_from_left_to_right_with_bands_within_0_and_100_and_the_dense_line_across() -> None:
+    few = Curve("few", 0, (10, 1), (0.5, 0.9), (0.6, 0.01))
+    drawn = only(accuracy_against("compression", [few, Curve("theirs", 0, (1,), (0.8,), (0,), published=True)], (0.95, 0.01)))
+    dense, line, theirs = drawn.lines
+    assert [text.get_text() for text in drawn.get_legend().get_texts()] == ["dense", "few", "theirs"]  # type: ignore[union-attr]
+    assert dense.get_ydata()[0] == 95  # type: ignore[index]
+    assert line.get_xydata().tolist() == [[1, 90], [10, 50]]
+    band = drawn.collections[0].get_paths()[0].vertices[:, 1]
+    assert (min(band), max(band)) == (0, 100)
+    assert (theirs.get_color(), theirs.get_linestyle(), line.get_linestyle()) == (line.get_color(), ":", "-")
+    assert not drawn.xaxis_inverted()
+    assert only(accuracy_against("FLOPs", [few], falling=True)).xaxis_inverted()
 
 
 def test_dots_are_in_and_out_and_hollow_where_signs_differ_and_there_is_the_diagonal() -> None:

@@ -59,3 +59,17 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     first = trained(tmp_path)
     other = trained(tmp_path, seed=1)
     assert not same_weights(first, other)
+
+
+def test_a_step_on_the_cpu_draws_what_the_seed_of_its_batch_draws_and_the_last_seed_is_known() -> None:
+    from types import SimpleNamespace
+
+    from synflow_pl.data.draws import draws
+
+    seed_everything(3)
+    trainer: Any = SimpleNamespace(global_rank=1, fit_loop=SimpleNamespace(total_batch_idx=7))
+    Reseed().on_train_batch_start(trainer, Classifier(nn.Linear(1, 2), num_classes=2))
+    drawn, seed = torch.rand(3), torch.initial_seed()
+    assert seed == int(draws(3, 1, torch.tensor([7])))
+    torch.manual_seed(seed)
+    assert torch.equal(drawn, torch.rand(3))

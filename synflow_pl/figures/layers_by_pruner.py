@@ -1,0 +1,46 @@
+"""What is left of each layer the more a network is pruned, pruner beside pruner: Figure 2 of Tanaka et al. 2020."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from synflow_pl.figures.layers_over_rounds import lines
+from synflow_pl.figures.style import MUTED, WIDTH, axes, blank, grid, short, title
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["layers_by_pruner"]
+
+_LEGEND_ROWS = 26
+
+
+def layers_by_pruner(prunings: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[int]]]]) -> Figure:
+    """One panel for each pruner, on the same axes; in it a line for each layer, darkest at the input. One that ends in a cross was
+    cut to nothing at the next compression.
+
+    Args:
+        prunings: by pruner, compressions of the whole network, at least 1 and rising, and for each layer, by name and input first, how
+            many of its weights were left at each.
+    """
+    rows, columns = grid(len(prunings))
+    figure = blank(width=(WIDTH - 1.2) * columns / 3 + 1.2, height=max(2.3 * rows, 4.0))
+    panels = []
+    for number, (name, (compression, kept)) in enumerate(prunings.items(), start=1):
+        drawn = axes(figure, "", "", log="xy", place=(rows, columns, number))
+        title(drawn, name)
+        lines(drawn, compression, kept)
+        panels.append(drawn)
+    for drawn in panels[1:]:
+        drawn.sharex(panels[0])
+        drawn.sharey(panels[0])
+    panels[0].autoscale()
+    figure.supxlabel("compression: weights / weights kept; a cross: nothing is left of the layer after it", fontsize=8, color=MUTED)
+    figure.supylabel("weights left in the layer", fontsize=8, color=MUTED)
+    handles = [line for line in panels[0].lines if not str(line.get_label()).startswith("_")]
+    if len(handles) > _LEGEND_ROWS:  # too many to be read: the shades say which is where
+        handles = [handles[0], handles[-1]]
+    labels = [short(str(line.get_label())) for line in handles]
+    figure.legend(handles, labels, loc="outside right center", fontsize=7, frameon=False, handlelength=2.0, labelspacing=0.3)
+    return figure

@@ -1,0 +1,161 @@
+"""Launchers: every item is worked on once, as many at a time as asked, and what became of its process is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from synflow_pl.runs import launchers
+from synflow_pl.runs.launchers import Refused, Slurm, here, on_slurm
+
+
+def _note(item: tuple[Path, int], place: int) -> None:
+    """Say in a file when this began and ended, and where; leave with the item's number as the exit status."""
+    folder, number = item
+    begun = time.monotonic()
+    time.sleep(0.3)
+    (folder / f"{number}").write_text(f"{os.getpid()} {place} {begun} {time.monotonic()}")
+    sys.exit(number)
+
+
+def _end_itself(item: int, place: int) -> None:
+    os.kill(os.getpid(), item)
+
+
+def _wait(item: Path, place: int) -> None:
+    item.write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_items_are_worked_on_once_each_in_a_process_of_its_own_and_never_more_at_a_time_than_asked(
+    parallel: int, tmp_path: Path
+) -> None:
+    items = [(tmp_path, number) for number in range(5)]
+    ended = list(here(_note, items, parallel, []))
+    assert sorted(ended) == [((tmp_path, number), number) for number in range(5)]
+    noted = [(tmp_path / f"{number}").read_text().split() for number in range(5)]
+    assert len({process for process, *_ in noted} | {str(os.getpid())}) == 6
+    assert {int(place) for _, place, *_ in noted} <= set(range(parallel))
+    times = [(float(begun), float(over), place) for _, place, begun, over in noted]
+    for begun, _, place in times:
+        at_work = [other for start, over, other in times if start <= begun < over]
+        assert len(at_work) <= parallel
+        assert at_work.count(place) == 1  # no GPU for two
+    if parallel == 1:
+        assert [begun for begun, *_ in times] == sorted(begun for begun, *_ in times)
+
+
+def test_a_process_that_a_signal_ended_is_told_with_that_signal() -> None:
+    assert list(here(_end_itself, [int(signal.SIGKILL)], 1, [])) == [(9, -9)]
+
+
+def test_whoever_leaves_early_ends_what_has_begun_and_begins_nothing_more(tmp_path: Path) -> None:
+    items = [tmp_path / "one", tmp_path / "two", tmp_path / "three"]
+    runs: Iterator[Any] = here(_wait, items, 2, [])
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 3)
+        with pytest.raises(InterruptedError):
+            next(runs)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    begun = [int(path.read_text()) for path in items[:2]]
+    limit = time.monotonic() + 10
+    while any(Path(f"/proc/{process}").exists() for process in begun) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert not [process for process in begun if Path(f"/proc/{process}").exists()]
+    assert not items[2].exists()
+
+
+# -- SLURM, of which the slow tests use a real one
+
+
+def _nothing(item: str, place: int) -> None:
+    raise AssertionError("a job's work is done by the job")
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What submitit is asked for, and which jobs are cancelled; it gives out jobs 7_0, 7_1, ..."""
+    told: dict[str, Any] = {"cancelled": []}
+
+    class Executor:
+        def __init__(self, folder: Path) -> None:
+            pass
+
+        def update_parameters(self, **options: Any) -> None:
+            told.update(options)
+
+        def map_array(self, work: Any, items: list[str]) -> list[Any]:
+            names = [f"7_{index}" for index in range(len(items))]
+            return [SimpleNamespace(job_id=name, cancel=lambda name=name: told["cancelled"].append(name)) for name in names]
+
+    helpers = SimpleNamespace(Checkpointable=object)
+    failed = SimpleNamespace(utils=SimpleNamespace(FailedJobError=ZeroDivisionError))
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(SlurmExecutor=Executor, helpers=helpers, core=failed))  # type: ignore[arg-type]
+    monkeypatch.setattr(launchers.shutil, "which", lambda command: f"/usr/bin/{command}")
+    monkeypatch.setattr(launchers, "_BETWEEN_LOOKS", 0)
+    return told
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *texts: str | None) -> None:
+    """Of squeue, one after the other; ``None`` is none."""
+    left = list(texts)
+
+    def run(command: list[str], **_: Any) -> Any:
+        assert command[0] == "squeue"
+        text = left.pop(0)
+        return subprocess.CompletedProcess(command, 0 if text is not None else 1, text or "", "")
+
+    monkeypatch.setattr(launchers.subprocess, "run", run)
+
+
+def test_a_job_is_over_when_the_queue_has_it_no_more_and_not_when_the_queue_does_not_answer(
+    submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answers(monkeypatch, "7_0\n7_1\n7_2\n", None, "7_0\n7_2\n9_1\n", "")
+    assert [item for item, _ in on_slurm(_nothing, ["a", "b", "c"], Slurm(), tmp_path, [])] == ["b", "a", "c"]
+    assert submitted["cancelled"] == []
+
+
+def test_slurm_is_asked_for_what_the_options_say(submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    answers(monkeypatch, "")
+    list(on_slurm(_nothing, ["a"], Slurm(partition="big", gpus=1, cpus=4, time=90, width=8), tmp_path, []))
+    asked = {"partition": "big", "gpus_per_node": 1, "cpus_per_task": 4, "time": 90, "array_parallelism": 8}
+    assert {name: submitted[name] for name in asked} == asked
+
+
+def test_whoever_leaves_early_cancels_the_jobs_that_are_not_over(
+    submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answers(monkeypatch, "7_1\n")
+    jobs = on_slurm(_nothing, ["a", "b"], Slurm(), tmp_path, [])
+    assert next(jobs) == ("a", 0)
+    jobs.close()  # type: ignore[attr-defined]
+    assert submitted["cancelled"] == ["7_1"]
+
+
+def test_where_there_is_no_slurm_or_no_submitit_a_sentence_says_so(
+    submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launchers.shutil, "which", lambda command: None)
+    with pytest.raises(Refused, match="there is no sbatch here; start the sweep where jobs are submitted"):
+        list(on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(Refused, match=r"needs submitit, an extra: pip install synflow_pl\[slurm\]"):
+        list(on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))
