@@ -10,7 +10,7 @@ from torch import Tensor
 
 from synflow_pl.flow import Block
 from synflow_pl.pruners.pruner import Saliency, Subject
-from synflow_pl.selection import lowest, marked, where
+from synflow_pl.selection import joined, lowest, marked, where
 
 __all__ = ["Ranking", "Regrowing", "compete", "factor"]
 
@@ -65,12 +65,13 @@ class Ranking:
         if self.alive == 0:
             return  # a small part that competes apart may be gone before the last round
         parts = [_product(scores[name]) for name in self.names]
-        if not bool(torch.stack([end for part in parts for end in torch.aminmax(part)]).isfinite().all()):
+        if not bool(torch.stack([end for piece in joined(parts) for end in torch.aminmax(piece)]).isfinite().all()):
             raise FloatingPointError(self._not_finite(parts))
         count = self.alive - keep
         if _answers_at_once(parts[0].device):
             for index, gone in enumerate(lowest(parts, self._competing, self.alive, count)):
-                self._remove(index, gone)
+                if gone.numel():
+                    self._remove(index, gone)
                 if self._is_thin(index):
                     self._cut_to_block(index, parts[index])
         else:

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["lowest", "marked", "smallest", "where"]
+__all__ = ["joined", "lowest", "marked", "smallest", "where"]
 
 # The sample is this share of the scores, within these bounds.
 _SHARE, _FEWEST, _MOST = 1 / 256, 1 << 12, 1 << 16
+# So many scores of several parameters are looked at as one.
+_FEW = 1 << 20
 # How far the bracket reaches on either side of the wanted rank, in standard deviations of that rank in a random sample.
 _DEVIATIONS = 6
 
@@ -47,6 +49,12 @@ def lowest(parts: Sequence[Tensor], among: Sequence[Tensor], alive: int, count: 
         For each part (count_i,) int64 positions, ascending. All of them are settled before the first is told, so what has been told may
         be acted upon.
     """
+    if len(pieces := joined(parts)) < len(parts):
+        (gone,) = lowest(pieces, joined(among), alive, count)
+        ends = torch.tensor([part.numel() for part in parts], device=gone.device).cumsum(0)
+        each = gone.tensor_split(torch.searchsorted(gone, ends[:-1]).cpu())
+        yield from (at - (end - part.numel()) for at, end, part in zip(each, ends, parts, strict=True))
+        return
     if count == 0:
         yield from (torch.empty(0, dtype=torch.int64, device=part.device) for part in parts)
         return
@@ -80,6 +88,12 @@ def marked(parts: Sequence[Tensor], among: Sequence[Tensor], count: int) -> list
     order = listed.sort(descending=True, stable=True).indices
     gone = torch.zeros_like(listed, dtype=torch.bool).index_fill_(0, order[listed.numel() - count :], True)
     return list(gone.split([part.numel() for part in parts]))
+
+
+def joined(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Many small tensors (n_i,) as one, since calls cost more than what they do to so few numbers; large ones as they are."""
+    few = len(parts) > 1 and sum(part.numel() for part in parts) <= _FEW
+    return [torch.cat(list(parts))] if few else parts
 
 
 def where(marks: Tensor) -> Tensor:

@@ -39,8 +39,7 @@ class Step:
     @property
     def operands(self) -> list[int]:
         """Numbers of the values that this step reads."""
-        leaves = tree_leaves((self.args, self.kwargs), is_leaf=lambda leaf: isinstance(leaf, Value))
-        return [leaf.number for leaf in leaves if isinstance(leaf, Value)]
+        return [leaf.number for leaf in _leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
 
 
 @dataclass(frozen=True)
@@ -131,6 +130,8 @@ class Skeleton:
         lowest = torch.float32 if own in (torch.float16, torch.bfloat16) else own
         self.dtype = torch.float64 if self.stretch > LONGEST_STRETCH else lowest
         self._last_use = _last_uses(self._steps, outputs)
+        # Which of a step's arguments have to be filled in, in each pass.
+        self._open = [[any(type(leaf) is Value for leaf in _leaves(item)) for item in step.args] for step in self._steps]
 
     def flow(
         self,
@@ -174,7 +175,7 @@ class Skeleton:
                 values[number] = values[number] / power
                 if watch is not None:
                     watch(None, [values[number], power])
-            arguments = _fill(step.args, values)
+            arguments = [_fill(item, values) if open_ else item for item, open_ in zip(step.args, self._open[index], strict=True)]
             if watch is not None:
                 watch(step, arguments)
             result: Any
@@ -286,6 +287,10 @@ def _through_block(function: Callable[..., Tensor], arguments: Sequence[Any], bl
     signal, weight, *rest = arguments
     part = function(signal.index_select(1, block.inputs), weight, *rest)
     return part.new_zeros(part.shape[0], units, *part.shape[2:]).index_copy(1, block.units, part)
+
+
+def _leaves(argument: Any) -> list[Any]:
+    return tree_leaves(argument, is_leaf=lambda leaf: isinstance(leaf, Value))
 
 
 def _fill(argument: Any, values: Mapping[int, Any]) -> Any:

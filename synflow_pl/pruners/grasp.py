@@ -10,11 +10,14 @@ Logits are divided by a temperature, 200 as in the paper, in both passes, and bo
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from synflow_pl.pruners.passes import gradients_of, loss_gradients, mean_losses, passes
+from synflow_pl.pruners.passes import gradients_of, mean_losses, passes
 from synflow_pl.pruners.pruner import Pruner, Subject
 
 __all__ = ["GraSP", "InvertedGraSP"]
@@ -37,15 +40,29 @@ class GraSP(Pruner):
     def score(self, subject: Subject) -> dict[str, Tensor]:
         # Fused attention has no second derivative; written out it has.
         with sdpa_kernel(SDPBackend.MATH), passes(subject, train_mode=subject.train_mode) as forward:
-            flow = loss_gradients(subject, forward, subject.weights, self.temperature)
             leaves = {name: weight.detach().requires_grad_() for name, weight in subject.weights.items()}
+            flow = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
             products = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
-            for loss in mean_losses(subject, forward, leaves, self.temperature):
-                gradients = gradients_of(loss, leaves, create_graph=True)
-                along = torch.stack([(g * flow[name]).sum() for name, g in zip(leaves, gradients, strict=True)]).sum()
-                for name, product in zip(leaves, gradients_of(along, leaves), strict=True):
-                    products[name] += product
+            gradients: tuple[Tensor, ...] = ()
+            before_last = len(subject.batches) - 1
+            for index, loss in enumerate(mean_losses(subject, forward, leaves, self.temperature)):
+                gradients = gradients_of(loss, leaves, create_graph=index == before_last)
+                for name, gradient in zip(leaves, gradients, strict=True):
+                    flow[name] += gradient.detach()
+            # The last batch's graph is there still; the others' would take too much memory, and are made again.
+            _add_products(products, gradients, flow, leaves)
+            for loss in islice(mean_losses(subject, forward, leaves, self.temperature), before_last):
+                _add_products(products, gradients_of(loss, leaves, create_graph=True), flow, leaves)
         return {name: product.mul_(subject.weights[name]) for name, product in products.items()}
+
+
+def _add_products(
+    products: Mapping[str, Tensor], gradients: Sequence[Tensor], flow: Mapping[str, Tensor], leaves: Mapping[str, Tensor]
+) -> None:
+    """Add the Hessian of one batch's share of the loss, whose gradients these are, times ``flow``."""
+    along = torch.stack([(gradient * flow[name]).sum() for name, gradient in zip(leaves, gradients, strict=True)]).sum()
+    for name, product in zip(leaves, gradients_of(along, leaves), strict=True):
+        products[name] += product
 
 
 class InvertedGraSP(GraSP):

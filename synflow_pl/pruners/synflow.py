@@ -71,7 +71,8 @@ class SynFlow(Pruner):
         assert self._skeleton is not None
         gradients = self._skeleton.gradients(self._flowing(subject), subject.blocks, into=self._memory)
         if not self._memory:
-            self._memory = {name: gradients[name] for name in subject.blockable if gradients[name].numel() >= _LARGE}
+            large = (name for name, gradient in gradients.items() if gradient.numel() >= _LARGE)
+            self._memory = {name: gradients[name] for name in large if name in subject.blockable}
         for name in subject.apart.keys() & gradients.keys():
             gradients[name].masked_fill_(subject.apart[name], 1)  # so that the score is the magnitude
         return {
