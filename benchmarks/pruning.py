@@ -87,7 +87,7 @@ def textbook(network: nn.Module, shape: tuple[int, ...], density: float, rounds:
                     tensor.copy_(kept[name])
                 tensor.mul_(signs[name])
             flat = torch.cat([score.flatten() for score in scores.values()])
-            gone = total - round(total * density ** (index / rounds))
+            gone = int((1 - density ** (index / rounds)) * total)
             if gone > 0:
                 threshold, _ = torch.kthvalue(flat, gone)
                 zero, one_ = flat.new_tensor(0.0), flat.new_tensor(1.0)
