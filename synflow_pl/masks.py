@@ -147,7 +147,9 @@ class Masks(Mapping[str, Tensor]):
             ValueError: as :meth:`parameters`; nothing is changed then.
         """
         pairs = self.parameters(network)
-        _zero([parameter for parameter, _ in pairs], [~mask for _, mask in pairs])
+        with torch.no_grad():
+            for parameter, mask in pairs:
+                parameter.masked_fill_(~mask.to(parameter.device), 0)
 
     def hold(self, network: nn.Module, optimizer: Optimizer) -> Hold:
         """Keep the zeros at zero: from now on, each ``optimizer.step()`` ends by zeroing every removed weight.
@@ -211,26 +213,37 @@ class Hold:
 
     def __init__(self, pairs: list[tuple[nn.Parameter, Tensor]], optimizer: Optimizer) -> None:
         self._parameters = [parameter for parameter, _ in pairs]
-        # Filling says +0.0 and survives an infinite update; multiplying by the mask would leave -0.0 or NaN behind.
+        # All bits or none of each weight: taking away bits says +0.0 and survives an infinite update, where multiplying by the mask
+        # would leave -0.0 or NaN behind, and costs a quarter of what filling does on a CPU.
         # In the parameter's own memory format, or each step would go through memory in two orders.
-        self._removed = [torch.empty_like(parameter, dtype=torch.bool).copy_(~mask) for parameter, mask in pairs]
+        self._bits = [
+            torch.empty_like(parameter, dtype=_INTEGER[parameter.element_size()]).copy_(mask).neg_() for parameter, mask in pairs
+        ]
         self._handle = optimizer.register_step_post_hook(lambda *_: self.zero())
 
     def zero(self) -> None:
         """Zero every removed weight."""
-        _zero(self._parameters, self._removed)
+        _zero(self._parameters, self._bits)
 
     def mask_gradients(self) -> None:
         """Zero the gradients of removed weights, so that whatever reads across entries (a norm) sees living weights only."""
-        alive = [(p.grad, removed) for p, removed in zip(self._parameters, self._removed, strict=True) if p.grad is not None]
-        _zero([gradient for gradient, _ in alive], [removed for _, removed in alive])
+        there = [(p.grad, bits) for p, bits in zip(self._parameters, self._bits, strict=True) if p.grad is not None]
+        _zero([gradient for gradient, _ in there], [bits for _, bits in there])
 
     def remove(self) -> None:
         """Let go: the optimiser steps as before."""
         self._handle.remove()
 
 
+# By the bytes of a number, the integer of the same size.
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 @torch.no_grad()
-def _zero(tensors: Sequence[Tensor], removed: list[Tensor]) -> None:
-    for tensor, gone in zip(tensors, removed, strict=True):
-        tensor.masked_fill_(gone.to(tensor.device), 0)
+def _zero(tensors: Sequence[Tensor], living: list[Tensor]) -> None:
+    for tensor, bits in zip(tensors, living, strict=True):
+        there = bits.to(tensor.device)
+        if tensor.element_size() == bits.element_size():
+            tensor.view(bits.dtype).bitwise_and_(there)
+        else:  # the network has been taken to another precision since
+            tensor.masked_fill_(there == 0, 0)
