@@ -29,7 +29,12 @@ def gradients(network: nn.Module, shape: tuple[int, ...]) -> tuple[dict[str, Ten
     network(torch.ones(1, *shape, dtype=torch.float64)).sum().backward()
     expected = {name: parameter.grad for name, parameter in prunable(network).items()}
     name = next(iter(weights))  # every path of a chain goes through its first layer: the scores there sum to R
-    return tuple({key: value / (weights[name] * every[name]).sum() for key, value in every.items()} for every in (found, expected))
+    return tuple(of_all(every, (weights[name] * every[name]).sum()) for every in (found, expected))
+
+
+def of_all(gradients: dict[str, Tensor], total: Tensor) -> dict[str, Tensor]:
+    """As a share of the total; as they are where nothing flows at all (a strided layer may read nothing but padding)."""
+    return {name: gradient / total if total > 0 else gradient for name, gradient in gradients.items()}
 
 
 def sizes(network: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
