@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import fold, linear, unfold
 
-__all__ = ["convolve", "multiply"]
+__all__ = ["convolve", "multiply", "widened"]
 
 # Measured with 3x3 kernels of 512 by 512: 4 positions in two fifths of the time, 16 in the same, and with fewer units in more.
 _FEW = 8
@@ -101,3 +101,9 @@ class _Product(torch.autograd.Function):
 
 def _positions(length: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def widened(given: Any, spatial: int) -> list[int]:
+    """A stride, padding or dilation for each of so many dimensions; one number stands for all of them."""
+    values = list(given) if isinstance(given, (tuple, list)) else [given]
+    return values * spatial if len(values) == 1 else values

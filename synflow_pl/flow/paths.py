@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_map
 
+from synflow_pl.flow.convolution import widened
 from synflow_pl.flow.linearise import linearise
 from synflow_pl.flow.recording import Recording
 from synflow_pl.flow.skeleton import Skeleton, Step
@@ -109,7 +110,7 @@ def _window(
         result = function(signal, kernel, stride, padding, dilation, *_)
     pooled, *indices = result if isinstance(result, (tuple, list)) else (result,)
     spatial = len(kernel)
-    kernel, stride, padding, dilation = (_widened(given, spatial) for given in (kernel, stride or kernel, padding, dilation))
+    kernel, stride, padding, dilation = (widened(given, spatial) for given in (kernel, stride or kernel, padding, dilation))
     pads: list[int] = []
     for axis in reversed(range(spatial)):
         reach = (pooled.shape[axis - spatial] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
@@ -118,11 +119,6 @@ def _window(
     convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[spatial - 1]
     total = convolve(planes, planes.new_ones(1, 1, *kernel), None, stride, 0, dilation).reshape(pooled.shape)
     return (total, *indices) if indices else total
-
-
-def _widened(given: Any, spatial: int) -> list[int]:
-    values = list(given) if isinstance(given, (tuple, list)) else [given]
-    return values * spatial if len(values) == 1 else values
 
 
 def _adaptive_window(function: Callable[..., Any], signal: Tensor, size: Sequence[int]) -> Any:

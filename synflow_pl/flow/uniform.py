@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from synflow_pl.flow.convolution import convolve
+from synflow_pl.flow.convolution import convolve, widened
 from synflow_pl.flow.recording import Value
 from synflow_pl.flow.skeleton import Step
 
@@ -155,7 +155,7 @@ class _Shortening:
             return None
         if len(kernel) != spatial:
             return None
-        each = zip(kernel, *(_widened(given, spatial) for given in (stride, padding, dilation)), strict=True)
+        each = zip(kernel, *(widened(given, spatial) for given in (stride, padding, dilation)), strict=True)
         return tuple(_Window(apart * (size - 1) + 1, step_, pad) for size, step_, pad, apart in each)
 
     def _planned(self) -> dict[int, tuple[int, ...]]:
@@ -246,8 +246,3 @@ def _take(places: list[Tensor], signal: Tensor) -> Tensor:
     for dim, at in enumerate(places, 2):
         signal = signal.index_select(dim, at)
     return signal
-
-
-def _widened(given: Any, spatial: int) -> list[int]:
-    values = list(given) if isinstance(given, (tuple, list)) else [given]
-    return values * spatial if len(values) == 1 else values
