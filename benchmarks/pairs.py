@@ -7,7 +7,6 @@ thread the processor's own seconds are told beside the clock's: on a machine tha
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from synflow_pl.runs.machine import machine as kind_of_machine
 
 __all__ = ["Seconds", "grown", "in_turn", "machine", "reset_peak", "table"]
 
@@ -28,12 +29,8 @@ class Seconds(NamedTuple):
 
 def machine() -> str:
     """Where and on what this is measured."""
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{load}{gpu},"
-        f" Python {platform.python_version()}, torch {torch.__version__}"
-    )
+    return f"{kind_of_machine()}, {torch.get_num_threads()} threads{load}"
 
 
 def in_turn(contenders: Mapping[str, Callable[[], float | None]], runs: int) -> dict[str, list[Seconds]]:
