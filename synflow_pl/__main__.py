@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from synflow_pl.cli import COMMANDS
+
 
 def main() -> None:
     """Run the command line; the console script ``synflow_pl`` comes here too."""
@@ -16,15 +18,10 @@ def main() -> None:
     # `python -m` finds a class in the working directory; the console script shall too.
     if "" not in sys.path and "." not in sys.path:
         sys.path.insert(0, "")
-    # Subcommands that are not LightningCLI's; `report` needs neither torch nor Lightning, and starts at once.
-    if sys.argv[1:2] and sys.argv[1] in ("demo", "experiment", "multishot", "prune", "report", "sweep"):
-        module = import_module(f"synflow_pl.cli.{sys.argv[1]}")
-        getattr(module, sys.argv[1])(sys.argv[2:])
-        return
-    if sys.argv[1:2] in (["compact"], ["export"]):
-        from synflow_pl.cli.export import compact_command, export_command
-
-        (compact_command if sys.argv[1] == "compact" else export_command)(sys.argv[2:])
+    # `report` needs neither torch nor Lightning, and starts at once.
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        module, function = COMMANDS[sys.argv[1]]
+        getattr(import_module(f"synflow_pl.cli.{module}"), function)(sys.argv[2:])
         return
     if sys.argv[1:2] == ["predict"] and any(arg.endswith((".safetensors", ".onnx", ".pt2")) for arg in sys.argv[2:]):
         from synflow_pl.cli.predictions import predict_exported

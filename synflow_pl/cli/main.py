@@ -24,7 +24,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from synflow_pl.cli import resume, slurm
+from synflow_pl.cli import COMMANDS, resume, slurm
 from synflow_pl.cli.inside import check_inside
 from synflow_pl.cli.messages import OURS, Parser, clarify, named, refuse_function, sentence
 from synflow_pl.cli.overruled import overruled
@@ -158,7 +158,7 @@ class CLI(LightningCLI):
             parser_kwargs={
                 "allow_abbrev": False,
                 "prog": "synflow_pl",
-                "description": "Prune networks at initialisation, train them sparse. Further commands: prune, multishot, demo.",
+                "description": f"Prune networks at initialisation, train them sparse. Further commands: {', '.join(sorted(COMMANDS))}.",
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
