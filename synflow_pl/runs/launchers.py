@@ -11,13 +11,13 @@ import multiprocessing
 import shutil
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from queue import Queue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Refused", "Slurm", "here", "on_slurm"]
 
@@ -69,32 +69,30 @@ def here(work: Callable[[Item, int], None], items: Sequence[Item], parallel: int
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    places: Queue[int] = Queue()
-    for place in range(parallel):
-        places.put(place)
-    running: set[BaseProcess] = set()
+    waiting, free = deque(items), deque(range(parallel))
+    running: dict[Any, tuple[BaseProcess, Item, int]] = {}
 
-    def one(item: Item) -> int:
-        place = places.get()
-        process = context.Process(target=work, args=(item, place))
-        try:
+    def fill() -> None:
+        while free and waiting:
+            item, place = waiting.popleft(), free.popleft()
+            process = context.Process(target=work, args=(item, place))
             process.start()
-            running.add(process)
-            process.join()
-            return process.exitcode or 0
-        finally:
-            running.discard(process)
-            places.put(place)
+            running[process.sentinel] = process, item, place
 
-    pool = ThreadPoolExecutor(parallel)
+    # All in one thread: whoever starts a process asks after all others too, and of two threads that ask after one that has
+    # just ended only one is told its exit status.
     try:
-        futures = {pool.submit(one, item): item for item in items}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        fill()
+        while running:
+            ended = [running.pop(sentinel) for sentinel in wait(list(running))]
+            free.extend(place for *_, place in ended)
+            fill()
+            for process, item, _ in ended:
+                process.join()
+                yield item, process.exitcode or 0
     finally:
-        # Only if this is left early: nothing else may begin, and what has begun ends with us.
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(running):
+        # Only if this is left early: what has begun ends with us.
+        for process, *_ in running.values():
             process.terminate()
 
 

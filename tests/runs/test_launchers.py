@@ -27,6 +27,10 @@ def _note(item: tuple[Path, int], place: int) -> None:
     sys.exit(number)
 
 
+def _leave(item: int, place: int) -> None:
+    sys.exit(item)
+
+
 def _end_itself(item: int, place: int) -> None:
     os.kill(os.getpid(), item)
 
@@ -55,6 +59,11 @@ def test_items_are_worked_on_once_each_in_a_process_of_its_own_and_never_more_at
         assert [begun for begun, *_ in times] == sorted(begun for begun, *_ in times)
 
 
+def test_of_processes_that_end_while_others_begin_each_has_its_own_status() -> None:
+    items = list(range(150))  # when every place asked by itself, 20 of these were told 255
+    assert sorted(here(_leave, items, 8, [])) == [(item, item) for item in items]
+
+
 def test_a_process_that_a_signal_ended_is_told_with_that_signal() -> None:
     assert list(here(_end_itself, [int(signal.SIGKILL)], 1, [])) == [(9, -9)]
 
@@ -64,12 +73,12 @@ def test_whoever_leaves_early_ends_what_has_begun_and_begins_nothing_more(tmp_pa
     runs: Iterator[Any] = here(_wait, items, 2, [])
 
     def interrupt(*_: object) -> None:
-        raise InterruptedError
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         signal.setitimer(signal.ITIMER_REAL, 3)
-        with pytest.raises(InterruptedError):
+        with pytest.raises(KeyboardInterrupt):
             next(runs)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
