@@ -6,6 +6,8 @@ thread the processor's own seconds are told beside the clock's: on a machine tha
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import statistics
 import time
@@ -17,7 +19,10 @@ import torch
 
 from synflow_pl.runs.machine import machine as kind_of_machine
 
-__all__ = ["Seconds", "grown", "in_turn", "machine", "reset_peak", "table"]
+__all__ = ["Seconds", "give_back_at_once", "grown", "in_turn", "machine", "reset_peak", "table"]
+
+# Of malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 class Seconds(NamedTuple):
@@ -65,9 +70,21 @@ def table(taken: Mapping[str, list[Seconds]], against: str, title: str = "") -> 
 
 
 def reset_peak() -> int:
-    """Start counting the peak of this process's memory anew; returns the bytes held now. Linux."""
+    """Start counting the peak of this process's memory anew; returns the bytes held now. Linux with glibc.
+
+    Memory that is free, but that the allocator would keep for what comes, is given back first: it is not held.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
+
+
+def give_back_at_once() -> None:
+    """Let the allocator keep nothing of what is freed in this process, so that what it holds is what is in use. Linux with glibc."""
+    for parameter, size in ((_MMAP_THRESHOLD, 1 << 16), (_TRIM_THRESHOLD, 1 << 17)):
+        if not ctypes.CDLL(None).mallopt(parameter, size):
+            raise RuntimeError("this allocator takes no such settings")
 
 
 def grown(held: int) -> int:

@@ -20,7 +20,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from benchmarks.pairs import grown, in_turn, machine, reset_peak, table
+from benchmarks.pairs import give_back_at_once, grown, in_turn, machine, reset_peak, table
 from synflow_pl import Masks, prune
 from synflow_pl.networks import VGG, ResNet, TinyResNet
 from synflow_pl.pruners import SynFlow
@@ -124,19 +124,35 @@ def compare(name: str, options: argparse.Namespace) -> None:
         table({"textbook loop": taken["textbook loop"], "ours": taken["ours"]}, "ours")
 
 
-def memory(name: str, options: argparse.Namespace) -> float:
-    """Peak above the loaded network, in bytes of its parameters; in a process of its own."""
+def memory(name: str, options: argparse.Namespace, what: str) -> float:
+    """Peak above the loaded network, in bytes of its parameters; in a process of its own.
+
+    Args:
+        name: of the network.
+        options: of the command line.
+        what: ``"in use"`` while it is pruned, or ``"held"``, with what the allocator keeps of what is freed; or ``"plain pass"``, in
+            use while a plain forward and backward pass runs.
+    """
     torch.set_num_threads(options.threads)
     network, shape = _network(name, options)
-    # What is imported and set up once is not the pruning's.
-    prune(ResNet(20), SynFlow(), density=0.5, rounds=2, input_shape=(3, 32, 32))
+
+    def work(network: nn.Module, rounds: int) -> None:
+        if what == "plain pass":
+            network(torch.ones(1, *shape, device=options.device)).sum().backward()
+        else:
+            prune(network, SynFlow(), density=options.density, rounds=rounds, input_shape=shape)
+
+    if options.device == "cpu" and what != "held":
+        give_back_at_once()
+    # What is imported and set up once is not the pruning's, nor what the libraries' kernels keep for the next time.
+    work(copy.deepcopy(network), 3)
     size = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     if options.device == "cuda":
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     else:
         held = reset_peak()
-    prune(network, SynFlow(), density=options.density, rounds=options.rounds, input_shape=shape)
+    work(network, options.rounds)
     return (torch.cuda.max_memory_allocated() - held if options.device == "cuda" else grown(held)) / size
 
 
@@ -175,8 +191,13 @@ def main() -> None:
             check(name, options)
             continue
         compare(name, options)
-        with multiprocessing.get_context("spawn").Pool(1) as alone:
-            print(f"  peak memory {alone.apply(memory, (name, options)):.2f} times the parameters' bytes", flush=True)
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as alone:
+            peak = {what: alone.apply(memory, (name, options, what)) for what in ("in use", "held", "plain pass")}
+        print(
+            f"  peak memory {peak['in use']:.2f} times the parameters' bytes ({peak['held']:.2f} with what the allocator keeps);"
+            f" a plain pass {peak['plain pass']:.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

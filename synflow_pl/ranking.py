@@ -126,16 +126,19 @@ class Ranking:
         marks = self._competing[index].view_as(weight)
         by_unit = marks.view(torch.uint8).flatten(1)  # of bytes a maximum is quicker than a disjunction
         units, inputs = _present(by_unit.amax(1)), _present(by_unit.amax(0).view(weight.shape[1], -1).amax(1))
-        if units.numel() * inputs.numel() == weight.shape[0] * weight.shape[1]:
-            return
+        size = marks[0, 0].numel() * units.numel() * inputs.numel()
         whole = self.subject.blocks.get(name)
+        # The first time marks may be the mask itself, which stays whole, and they move into the memory of the weight, behind the block.
+        each = weight.element_size() + (whole is None)
+        if size == weight.numel() or size * each > weight.nbytes:
+            return
         self.subject.blocks[name] = Block(
             units if whole is None else whole.units.index_select(0, units),
             inputs if whole is None else whole.inputs.index_select(0, inputs),
         )
         self.subject.weights[name] = _picked(weight, units, inputs, spare, weight)
-        # The first time marks may be the mask itself, which stays whole.
-        self._competing[index] = _picked(marks, units, inputs, spare.view(torch.bool), None if whole is None else marks).view(-1)
+        room = marks if whole is not None else weight.view(-1).view(torch.bool)[size * weight.element_size() :]
+        self._competing[index] = _picked(marks, units, inputs, spare.view(torch.bool), room).view(-1)
 
 
 class Regrowing(Ranking):
@@ -163,13 +166,13 @@ def _answers_at_once(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _picked(whole: Tensor, units: Tensor, inputs: Tensor, spare: Tensor, into: Tensor | None) -> Tensor:
+def _picked(whole: Tensor, units: Tensor, inputs: Tensor, spare: Tensor, into: Tensor) -> Tensor:
     """These units and inputs of a weight or its marks, by way of ``spare`` to ``into``, which may be the whole: what is given back in
     pieces of ever other sizes leaves holes in memory that nothing fits in.
     """
     shape = (units.numel(), inputs.numel(), *whole.shape[2:])
     rows = torch.index_select(whole, 0, units, out=_within(spare, (units.numel(), *whole.shape[1:])))
-    return torch.index_select(rows, 1, inputs, out=whole.new_empty(shape) if into is None else _within(into, shape))
+    return torch.index_select(rows, 1, inputs, out=_within(into, shape))
 
 
 def _within(memory: Tensor, shape: tuple[int, ...]) -> Tensor:

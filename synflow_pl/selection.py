@@ -7,7 +7,7 @@ at closely. A sample that misleads costs time, never exactness.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -61,25 +61,34 @@ def lowest(parts: Sequence[Tensor], among: Sequence[Tensor], alive: int, count: 
     step = _step(alive)
     sample = torch.cat([part[::step][marks[::step]] for part, marks in zip(parts, among, strict=True)])
     low, high = _bracket(sample, count / alive) if sample.numel() else (sample.new_tensor(-torch.inf), sample.new_tensor(torch.inf))
-    listed = [where(_at_most(part, high).logical_and_(marks)) for part, marks in zip(parts, among, strict=True)]
+    listed, values = _listed(parts, (_at_most(part, high).logical_and_(marks) for part, marks in zip(parts, among, strict=True)))
     if sum(at.numel() for at in listed) < count:
-        listed = [where(marks) for marks in among]
-    values = [part.index_select(0, at) for part, at in zip(parts, listed, strict=True)]
+        listed, values = _listed(parts, among)
     close = torch.cat([value.index_select(0, where(value >= low)) for value in values])
     certain = sum(value.numel() for value in values) - close.numel()
     if certain >= count:
         certain, close = 0, torch.cat(values)
     threshold = close.kthvalue(count - certain).values
+    spared = certain + int(torch.count_nonzero(close <= threshold)) - count  # ties with the last that goes
     del close
-    spared = sum(int(torch.count_nonzero(value <= threshold)) for value in values) - count  # ties with the last that goes
     for index, value in enumerate(values):
         going = value <= threshold
         if spared:
             tied = where(value == threshold)[:spared]
             spared -= tied.numel()
             going.index_fill_(0, tied, False)
-        yield listed[index].index_select(0, where(going))
+        yield listed[index].index_select(0, where(going)).long()
         listed[index] = values[index] = value.new_empty(0)  # told, and so given back
+
+
+def _listed(parts: Sequence[Tensor], marks: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """What is marked of each part: positions (k_i,), ascending, in half the memory where that is enough; and the scores there."""
+    listed, values = [], []
+    for part, marked in zip(parts, marks, strict=True):
+        at = where(marked)
+        values.append(part.index_select(0, at))
+        listed.append(at.int() if part.numel() <= 1 << 31 else at)
+    return listed, values
 
 
 def marked(parts: Sequence[Tensor], among: Sequence[Tensor], count: int) -> list[Tensor]:

@@ -70,9 +70,7 @@ class SynFlow(Pruner):
     def score(self, subject: Subject) -> dict[str, Saliency | Tensor]:
         assert self._skeleton is not None
         gradients = self._skeleton.gradients(self._flowing(subject), subject.blocks, into=self._memory)
-        if not self._memory:
-            large = (name for name, gradient in gradients.items() if gradient.numel() >= _LARGE)
-            self._memory = {name: gradients[name] for name in large if name in subject.blockable}
+        self._remember(gradients, subject)
         for name in subject.apart.keys() & gradients.keys():
             gradients[name].masked_fill_(subject.apart[name], 1)  # so that the score is the magnitude
         return {
@@ -81,6 +79,15 @@ class SynFlow(Pruner):
 
     def finish(self, subject: Subject) -> None:
         self._skeleton, self._memory = None, {}
+
+    def _remember(self, gradients: dict[str, Tensor], subject: Subject) -> None:
+        """Keep the memory of large gradients for the next round; where it was not taken in this one, it will not be."""
+        if not self._memory:
+            large = (name for name, gradient in gradients.items() if gradient.numel() >= _LARGE)
+            self._memory = {name: gradients[name] for name in large if name in subject.blockable}
+        else:
+            taken = (name for name, memory in self._memory.items() if gradients[name].data_ptr() == memory.data_ptr())
+            self._memory = {name: self._memory[name] for name in taken}
 
     def _flowing(self, subject: Subject) -> dict[str, Tensor]:
         assert self._skeleton is not None
