@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
-import os
-import platform
 import resource
 import statistics
 import time
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from synflow_pl.data import CIFAR10, Images, TinyImageNet
 from synflow_pl.data.loader import Loader
+from synflow_pl.runs.machine import machine
 
 SETS: list[tuple[type[Images], int]] = [(CIFAR10, 50_000), (TinyImageNet, 20_000)]
 
@@ -79,7 +78,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    print(machine())
     print(f"{options.threads} threads in memory, {options.workers} workers of torchvision, batches of 128, crops and flips")
     for kind, count in SETS:
         shape = "x".join(map(str, kind.input_shape))

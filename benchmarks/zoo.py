@@ -12,7 +12,6 @@ import argparse
 import fnmatch
 import functools
 import multiprocessing
-import os
 import platform
 import resource
 import time
@@ -24,6 +23,7 @@ from torch import nn
 from synflow_pl import diagnose, prune
 from synflow_pl.networks import FC, VGG, Conv, ResNet, TinyResNet, TinyVGG
 from synflow_pl.pruners import SynFlow
+from synflow_pl.runs.machine import machine
 
 DIGITS, CIFAR, TINY = (1, 28, 28), (3, 32, 32), (3, 64, 64)
 Build = Callable[[], nn.Module]
@@ -73,7 +73,7 @@ def main() -> None:
     if options.list:
         print("\n".join(names))
         return
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {options.rounds} rounds")
+    print(f"{machine()}, {options.rounds} rounds")
     print(f"{'network':<22}{'weights':>13}{'kept':>13}{'seconds':>10}{'peak GB':>10}   state")
     for name in names:
         with multiprocessing.get_context("spawn").Pool(1) as alone:
