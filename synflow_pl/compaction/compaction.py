@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from synflow_pl.compaction.constants import NAN, replay
+from synflow_pl.compaction.constants import replay, varying
 from synflow_pl.compaction.coupling import OUTPUT, Coupling
 from synflow_pl.compaction.reading import Reading, read
 from synflow_pl.compaction.resize import resize
@@ -33,9 +34,9 @@ EXACT = 1e-9
 def compact(
     network: nn.Module,
     masks: Masks,
+    example_input: Tensor | tuple[Tensor, ...] | None = None,
     *,
     input_shape: Sequence[int] | None = None,
-    example_input: Tensor | tuple[Tensor, ...] | None = None,
 ) -> nn.Module:
     """The pruned network without the units that cannot change its output: the same classes with smaller layers, in eval mode the same
     function. What was taken out, and why the rest was not, is told by :class:`Compaction`.
@@ -43,9 +44,9 @@ def compact(
     Args:
         network: left as it is; what its masks remove counts as zero.
         masks: of the network.
-        input_shape: (C, H, W), for networks with one input. The result is for inputs of this size: at another one, constants may have
-            other borders.
-        example_input: instead of it, a tensor or a tuple of them with the batch dimension.
+        example_input: a tensor or a tuple of them with the batch dimension. The result is for inputs of this size: at another one,
+            constants may have other borders.
+        input_shape: instead of it, (C, H, W), for networks with one input.
 
     Returns:
         A new network, where the old one is.
@@ -78,17 +79,23 @@ class Compaction:
         self._training = training
         self._full = _masked(network, masks)
         self._recording = record(network, inputs)
-        self._units = Coupling(self._recording)
-        self._roots = self._units.roots()
         self._biases = self._own_biases(network)
-        self._readings = self._read(masks)
-        self._alive = self._keep()
-        self.kept = self._indices()
-        self.notes = self._explain(network, masks)
-        smaller = self._smaller()
+        whole: dict[str, str] = {}  # modules that cannot be smaller, with the reason
+        while True:
+            self._units = Coupling(self._recording, whole)
+            self._roots = self._units.roots()
+            self._readings = self._read(masks)
+            self._alive = self._keep()
+            self.kept = self._indices()
+            self.notes = self._explain(network, masks)
+            smaller = self._smaller()
+            fault, where = self._fault(network, masks, inputs, smaller)
+            if fault is None or not where or where in whole:
+                break
+            whole[where] = fault
         self.network = resize(copy.deepcopy(network), smaller)
         self.masks = Masks({name: self.cut(name, masks[name]) for name in masks}, masks.followers)
-        if (fault := self._fault(network, masks, inputs, smaller)) is not None:
+        if fault is not None:
             self.kept = {name: [torch.arange(size) for size in tensor.shape] for name, tensor in self._full.items()}
             self.notes = (f"nothing was taken out: {fault}",)
             self.network, self.masks = copy.deepcopy(network), masks
@@ -161,11 +168,11 @@ class Compaction:
 
     def _given(self, masks: Masks) -> dict[int, Tensor]:
         """NaN for what varies: the input, and in training all that is trained or gathered."""
-        given = {value.number: _varying(self._recording.tensors[value.number]) for value in self._recording.inputs}
+        given = {value.number: varying(self._recording.tensors[value.number]) for value in self._recording.inputs}
         for number, name in self._recording.parameters.items():
             tensor = self._full[name]
             if self._training and tensor.is_floating_point():
-                tensor = _varying(tensor)
+                tensor = varying(tensor)
                 if name in masks:
                     tensor = tensor.masked_fill(~masks[name].to(tensor.device), 0)
             given[number] = tensor
@@ -254,25 +261,37 @@ class Compaction:
 
     # -- whether it is so
 
-    def _fault(self, network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...], smaller: dict[str, Tensor]) -> str | None:
-        """Run both on noise in double precision: what is wrong with the smaller one, if anything."""
-        noise = tuple(torch.cat([_noise(tensor), _noise(tensor)]) for tensor in inputs)
+    def _fault(
+        self, network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...], smaller: dict[str, Tensor]
+    ) -> tuple[str | None, str]:
+        """Run both on noise in double precision: what is wrong with the smaller one, if anything, and in which module."""
+        with torch.random.fork_rng():
+            noise = tuple(torch.cat([_noise(tensor), _noise(tensor)]) for tensor in inputs)
         whole = copy.deepcopy(network).double()
         masks.apply(whole)
-        truth = _outputs(whole, noise)
+        try:
+            truth = _outputs(whole, noise)
+        except RuntimeError as error:
+            return f"in double precision, {type(network).__name__}.forward fails ({str(error).splitlines()[0]})", ""
         del whole  # two large networks at a time are enough
         small = resize(copy.deepcopy(network).double(), smaller)
+        running: list[str] = []
+        for name, module in small.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
+            module.register_forward_hook(lambda *_: (running.pop(), None)[1])
         try:
             found = _outputs(small, noise)
             if self._training:
-                with torch.random.fork_rng():
+                with torch.random.fork_rng(), _double():
                     small.train()(*noise)
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-            return f"with smaller layers, {type(network).__name__}.forward fails ({str(error).splitlines()[0]})"
+            where = running[-1] if running else ""
+            what = type(small.get_submodule(where)).__name__
+            return f"with smaller layers, {what}.forward fails ({str(error).splitlines()[0]})", where
         for a, b in zip(truth, found, strict=True):
             if a.shape != b.shape or not float((a - b).abs().max()) <= EXACT * float(a.abs().max()):
-                return f"{type(network).__name__} with smaller layers gives something else; its forward depends on their sizes"
-        return None
+                return f"{type(network).__name__} with smaller layers gives something else; its forward depends on their sizes", ""
+        return None, ""
 
 
 def _masked(network: nn.Module, masks: Masks) -> dict[str, Tensor]:
@@ -286,14 +305,24 @@ def _masked(network: nn.Module, masks: Masks) -> dict[str, Tensor]:
     return found
 
 
-def _varying(tensor: Tensor) -> Tensor:
-    return torch.full_like(tensor, NAN) if tensor.is_floating_point() else tensor
-
-
 def _noise(tensor: Tensor) -> Tensor:
-    return torch.randn_like(tensor, dtype=torch.float64) if tensor.is_floating_point() else tensor
+    """Another input of that kind; whole numbers in another order, since what they mean is not known."""
+    if tensor.is_floating_point():
+        return torch.randn_like(tensor, dtype=torch.float64)
+    return tensor.flatten()[torch.randperm(tensor.numel(), device=tensor.device)].view_as(tensor)
+
+
+@contextmanager
+def _double() -> Iterator[None]:
+    """What is made of whole numbers is in double precision inside."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    with evaluating(network), torch.no_grad():
+    with evaluating(network), torch.no_grad(), _double():
         return [leaf for leaf in tree_leaves(network(*inputs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

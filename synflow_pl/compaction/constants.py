@@ -1,9 +1,10 @@
 """Constants: what in a network does not depend on its input, and how much it is.
 
 The recorded operations are run again on an input of NaN, in double precision: whatever is NaN afterwards may depend on the input, every
-other number is a constant. Two things a plain run would get wrong. A removed weight reads nothing, but 0 * NaN is NaN: products are
-taken apart into where something is and how much. And comparisons and indices forget NaN: what reads one that was made from a NaN is NaN
-throughout, as is all that an operation without a rule makes of one.
+other number is a constant. Three things a plain run would get wrong. A removed weight reads nothing, but 0 * NaN is NaN: products are
+taken apart into where something is and how much. Comparisons and indices forget NaN: what reads one that was made from a NaN is NaN
+throughout, as is all that an operation without a rule makes of one. And whole numbers, words say, cannot be NaN: where they are the
+input, they count as made from one.
 
 With NaN for every weight that trains as well, what is left is constant throughout training.
 """
@@ -20,11 +21,16 @@ from torch.utils._pytree import tree_map
 from synflow_pl.compaction.coupling import BATCH_NORMS, VIEWS, followed
 from synflow_pl.flow.recording import Operation, Recording, Value
 
-__all__ = ["replay"]
+__all__ = ["replay", "varying"]
 
 aten = torch.ops.aten
 NAN = float("nan")
 Watch = Callable[[int, Operation, Callable[[Value], Tensor]], None]
+
+
+def varying(tensor: Tensor) -> Tensor:
+    """NaN in its place; whole numbers as they are."""
+    return torch.full_like(tensor, NAN) if tensor.is_floating_point() else tensor
 
 
 @torch.no_grad()
@@ -40,7 +46,8 @@ def replay(
         after: called after each operation with itself and what it gave first.
     """
     values: dict[int, Tensor] = dict(given)
-    varying: set[int] = set()  # indices and comparisons that were made from a NaN
+    # Inputs of whole numbers, and indices and comparisons that were made from a NaN.
+    changing = {value.number for value in recording.inputs if not recording.tensors[value.number].is_floating_point()}
 
     def tensor(value: Value) -> Tensor:
         found = values.get(value.number)
@@ -51,7 +58,7 @@ def replay(
     for index, operation in enumerate(recording.operations):
         watch(index, operation, tensor)
         reads = operation.reads
-        blurred = any(value.number in varying for value in reads)
+        blurred = any(value.number in changing for value in reads)
         some = blurred or any(tensor(value).isnan().any() for value in reads if tensor(value).is_floating_point())
         made: list[Tensor | None]
         if blurred or operation.name in _FORGETFUL or (some and not followed(operation)):
@@ -62,7 +69,7 @@ def replay(
             if value is None or result is None:
                 continue
             if some and not result.is_floating_point():
-                varying.add(value.number)
+                changing.add(value.number)
             values[value.number] = result
         if after is not None and made[0] is not None:
             after(operation, made[0])
@@ -98,19 +105,15 @@ def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor
         result = operation.target(*args, **kwargs)
     made = list(result) if isinstance(result, (tuple, list)) else [result]
     made += [None] * (len(operation.outputs) - len(made))
-    for signal in (tensor(value) for value in operation.reads):
-        # Whatever an operation makes of NaN itself, entry by entry.
-        made = [
-            x.masked_fill(signal.isnan(), NAN)
-            if x is not None and _alike(x, signal) and torch.Tag.pointwise in operation.target.tags and operation.name not in _PRODUCTS
-            else x
-            for x in made
-        ]
+    if torch.Tag.pointwise in operation.target.tags and operation.name not in _PRODUCTS:
+        # Whatever the operation makes of NaN itself.
+        for signal in (tensor(value) for value in operation.reads):
+            made = [x.masked_fill(signal.isnan(), NAN) if x is not None and _numbers(signal, x) else x for x in made]
     return made
 
 
-def _alike(made: Tensor, signal: Tensor) -> bool:
-    return made.is_floating_point() and signal.is_floating_point() and made.shape == signal.shape
+def _numbers(*tensors: Tensor) -> bool:
+    return all(tensor.is_floating_point() for tensor in tensors)
 
 
 def _there(tensor: Tensor) -> Tensor:

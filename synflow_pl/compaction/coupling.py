@@ -12,8 +12,9 @@ No layer or architecture is known here, only ATen operations (:mod:`synflow_pl.f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -44,6 +45,10 @@ class Contraction:
 class Coupling:
     """The numbers of a recording, and what holds between them.
 
+    Args:
+        recording: of the network.
+        whole: by name, modules in which nothing may be smaller, with the reason.
+
     Attributes:
         axes: by value number, the numbers along each of its dimensions.
         pinned: numbers that must stay, each with the reason.
@@ -52,7 +57,7 @@ class Coupling:
         notes: what to know, in whole sentences without a full stop.
     """
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, whole: Mapping[str, str] = MappingProxyType({})) -> None:
         self.recording = recording
         self.axes: dict[int, list[Axis]] = {}
         self.pinned: list[tuple[Tensor, str]] = []
@@ -75,6 +80,10 @@ class Coupling:
             self.pin(self.axes[number], "not read in evaluation")
         for value in recording.outputs:
             self.pin(self.of(value), OUTPUT)
+        for name, why in whole.items():
+            within = [operation for operation in recording.operations if f"{operation.module}.".startswith(f"{name}.")]
+            for value in (value for operation in within for value in (*operation.reads, *operation.outputs) if value is not None):
+                self.pin(self.of(value), why)
 
     def roots(self) -> Tensor:
         """(count,) int64: for each number, the one that stands for all that it is joined with."""
@@ -310,6 +319,14 @@ def _concatenate(units: Coupling, operation: Operation) -> None:
     units.set(operation, axes)
 
 
+def _stack(units: Coupling, operation: Operation) -> None:
+    parts = [units.of(value) for value in operation.args[0]]
+    dim = operation.args[1] if len(operation.args) > 1 else operation.kwargs.get("dim", 0)
+    axes = [units.join(*along) for along in zip(*parts, strict=True)]
+    axes.insert(dim % (len(axes) + 1), None)
+    units.set(operation, axes)
+
+
 def _permute(units: Coupling, operation: Operation) -> None:
     signal = units.of(operation.args[0])
     if operation.name == "permute":
@@ -430,7 +447,10 @@ BATCH_NORMS = frozenset(
     _batch_norm_with_update""".split()
 )
 # Pointwise, though torch does not say so of all of them in every version.
-_POINTWISE = frozenset("hardswish hardsigmoid hardtanh leaky_relu elu celu selu gelu silu mish softplus relu relu6 copy clone".split())
+_POINTWISE = frozenset(
+    """hardswish hardsigmoid hardtanh leaky_relu elu celu selu gelu silu mish softplus relu relu6 copy clone _prelu_kernel
+    log_sigmoid_forward""".split()
+)
 _RULES: dict[str, Rule] = {
     "convolution": _convolution,
     "mm": _product,
@@ -442,12 +462,15 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("_softmax", "_log_softmax"), _across),
     **dict.fromkeys(
         """avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices _adaptive_avg_pool2d _adaptive_avg_pool3d
-        adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_bilinear2d
-        upsample_bicubic2d reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d""".split(),
+        adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
+        _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d
+        upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d
+        replication_pad1d replication_pad2d""".split(),
         _windows,
     ),
     "constant_pad_nd": _pad,
     "cat": _concatenate,
+    "stack": _stack,
     **dict.fromkeys(("t", "transpose", "permute"), _permute),
     "unsqueeze": _unsqueeze,
     "squeeze": _squeeze,

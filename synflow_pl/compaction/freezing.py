@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.compaction.constants import NAN, replay
+from synflow_pl.compaction.constants import replay, varying
 from synflow_pl.compaction.coupling import BATCH_NORMS
 from synflow_pl.flow import record
 from synflow_pl.flow.recording import Operation, Value
@@ -37,13 +37,13 @@ def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Mask
     added = {id(module.bias) for module in (*norms, *layers) if module.bias is not None}
     means = {id(module.running_mean) for module in norms}
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    given: dict[int, Tensor] = {value.number: torch.full_like(recording.tensors[value.number], NAN) for value in recording.inputs}
+    given = {value.number: varying(recording.tensors[value.number]) for value in recording.inputs}
     for number, name in names.items():
         tensor = tensors[name].detach()
         if id(tensors[name]) in added | means:  # as if all were held that may be: where the input comes, it shows all the same
             given[number] = torch.zeros_like(tensor)
         elif name in trained:
-            given[number] = torch.full_like(tensor, NAN)
+            given[number] = varying(tensor)
         if name in masks:
             given[number] = given[number].masked_fill(~masks[name].to(tensor.device), 0)
     reached: dict[str, Tensor] = {}

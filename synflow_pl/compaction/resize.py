@@ -58,6 +58,8 @@ def _account(module: nn.Module) -> None:
             module.in_channels, module.out_channels = second * module.groups, first
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         sized = next((x for x in (module.weight, module.running_mean) if x is not None), None)
         module.num_features = module.num_features if sized is None else len(sized)

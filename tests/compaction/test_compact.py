@@ -173,6 +173,49 @@ def test_a_forward_that_depends_on_sizes_is_left_whole_and_the_report_says_so() 
     assert told.notes[0].startswith("nothing was taken out: ")
 
 
+def test_a_module_that_cannot_be_smaller_stays_whole_and_the_rest_goes() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.attention = nn.Linear(3, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+            self.after = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
+
+        def forward(self, words: Tensor) -> Tensor:
+            words = self.before(words)
+            return self.after(self.attention(words, words, words, need_weights=False)[0])
+
+    network = Attending().double().eval()
+    masks = masks_of(network, after__2__weight=[[1] * 6 + [0] * 4] * 2, attention__in_proj_weight=[[0, 1, 1, 1]] * 12)
+    told = Compaction(network, masks, (torch.ones(1, 5, 3, dtype=torch.float64),))
+    assert (told.network.before.out_features, told.network.after[0].out_features) == (4, 6)
+    assert any("MultiheadAttention.forward fails" in note for note in told.notes)
+
+
+@pytest.mark.parametrize("kind", ["words", "bytes"])
+def test_an_input_of_whole_numbers_is_no_constant(kind: str) -> None:
+    class Average(nn.Module):
+        def forward(self, numbers: Tensor) -> Tensor:
+            return numbers.mean(1) if kind == "words" else numbers / 255.0
+
+    first = nn.Embedding(20, 6) if kind == "words" else nn.Identity()
+    network = nn.Sequential(first, Average(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    numbers = torch.arange(60).remainder(20).view(10, 6).to(torch.int64 if kind == "words" else torch.uint8)
+    masks = masks_of(network, **{"4__weight": [[1] * 6 + [0] * 2] * 4})
+    small = compact(network, masks, numbers[:1])
+    assert small[2].out_features == 6
+    masks.apply(network)
+    assert torch.allclose(small(numbers), network(numbers), rtol=0, atol=1e-6)
+    reached = freeze(network, masks, (numbers[:1],))
+    assert all(reached[name].all() for name in reached.followers)
+
+
+def test_compacting_draws_no_random_numbers() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    before = torch.get_rng_state()
+    compact(network, masks_of(network, **{"1__weight": [1, 0, 1]}), input_shape=(2,))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 # -- networks of every kind, random masks
 
 
@@ -261,6 +304,20 @@ def up() -> nn.Module:
     )
 
 
+class Bounded(nn.Module):
+    """Bounds for each channel that forget what is not a number, a gain for each, and two ways put side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gain, self.last = nn.Conv2d(2, 6, 1), nn.PReLU(6), nn.Conv2d(6, 2, 3)
+        self.bound = nn.Parameter(torch.linspace(-1, 1, 6).view(6, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        signal = self.first(images)
+        ways = torch.stack([torch.fmax(self.bound, signal), self.gain(signal)], 1).sum(1)
+        return self.last(nn.functional.interpolate(ways, scale_factor=2, mode="nearest-exact")).flatten(1)
+
+
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "chain": (chain, (2, 4, 4)),
     "residual": (Residual, (2, 5, 5)),
@@ -269,6 +326,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "gated": (Gated, (2, 4, 4)),
     "normalised": (Normalised, (2, 3, 3)),
     "up": (up, (2, 3, 3)),
+    "bounded": (Bounded, (2, 3, 3)),
 }
 
 
