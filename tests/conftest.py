@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,17 @@ def _no_process_group_is_left() -> Iterator[None]:
     yield
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_answered_as_before() -> Iterator[None]:
+    """A command sets what ends it for the rest of its process; here the tests that follow would inherit it, and so would forked workers,
+    which a pool ends by SIGTERM and waits for.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

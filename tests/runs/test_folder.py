@@ -50,6 +50,8 @@ def _claim_often(root: Path) -> list[str]:
 def test_two_processes_never_get_the_same_folder(tmp_path: Path) -> None:
     with multiprocessing.get_context("fork").Pool(4) as pool:
         names = [name for names in pool.map(_claim_often, [tmp_path / "logs"] * 4, chunksize=1) for name in names]
+        pool.close()
+        pool.join()
     assert len(names) == 80
     assert set(names) == {"run", *(f"run-{number}" for number in range(2, 81))}
 
