@@ -29,7 +29,7 @@ def _no_process_group_is_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _signals_are_answered_as_before() -> Iterator[None]:
-    """A command sets what ends it for the rest of its process; here the tests that follow would inherit it, and so would forked workers,
+    """A command sets what ends it for the rest of its process. Here the tests that follow would inherit that, and forked workers too,
     which a pool ends by SIGTERM and waits for.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}

@@ -76,6 +76,8 @@ class _Loaded(CLI):
 
 def _write(own: argparse.Namespace, rest: Sequence[str], formats: Sequence[str], *, compacted: bool, table: bool) -> None:
     try:
+        if own.output is not None:
+            _check_place(Path(own.output), formats)
         checkpoint = find_checkpoint(own.ckpt_path)
         _quieten()
         cli = _Loaded(_prepare(["validate", "--ckpt_path", str(checkpoint), "--trainer.accelerator", "cpu", *rest]))
@@ -99,14 +101,30 @@ def _write(own: argparse.Namespace, rest: Sequence[str], formats: Sequence[str],
         facts = _facts(cli, told)
         output = Path(own.output) if own.output else (cli.run_folder or Path(".")) / "export" / "model"
         images = _real(cli)
-        differences = {}
-        for name in formats:
-            path = output.with_name(f"{output.name}.{name}")
-            differences[name] = export(small, network, facts, path, images)
-            print(f"{os.path.relpath(path)}: {path.stat().st_size:,} bytes, within {differences[name]:.1e} of the largest output")
-        print(f"{os.path.relpath(write_card(output, facts, differences))} says what they are")
+        differences: dict[str, float] = {}
+        try:
+            for name in formats:
+                path = output.with_name(f"{output.name}.{name}")
+                differences[name] = export(small, network, facts, path, images)
+                print(f"{os.path.relpath(path)}: {path.stat().st_size:,} bytes, within {differences[name]:.1e} of the largest output")
+        finally:
+            if differences:  # whatever became of the others
+                print(f"{os.path.relpath(write_card(output, facts, differences))} says what they are")
     except (ValueError, OSError, ImportError) as error:
         sentence(" ".join(str(error).split()), status=1)
+
+
+def _check_place(output: Path, formats: Sequence[str]) -> None:
+    """Refuse before any work what cannot become files."""
+    if output.suffix.removeprefix(".") in FORMATS:
+        raise ValueError(f"--output: {str(output)!r} ends on {output.suffix}, which is added; leave it out")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output: the folder {str(output.parent)!r} cannot be made ({error.strerror}); choose another") from error
+    for file in (output.with_name(f"{output.name}.{name}") for name in (*formats, "md")):
+        if file.exists() and not file.is_file():
+            raise ValueError(f"--output: {str(file)!r} is there and is no file; choose another path")
 
 
 def _size(network: nn.Module) -> int:
@@ -114,13 +132,17 @@ def _size(network: nn.Module) -> int:
 
 
 def _real(cli: CLI) -> Tensor:
-    """Images that the network was not tested on."""
+    """Images that the network was not tested on, as many as there are up to a number."""
     data = cli.datamodule
     data.prepare_data()
     data.setup("fit")
     loader = data.val_dataloader() or data.train_dataloader()
-    images: Tensor = next(iter(loader))[0][:_IMAGES]
-    return images
+    found: list[Tensor] = []
+    for images, _ in loader:
+        found.append(images)
+        if sum(map(len, found)) >= _IMAGES:
+            break
+    return torch.cat(found)[:_IMAGES]
 
 
 def _facts(cli: CLI, told: dict[str, Any]) -> Facts:
@@ -145,7 +167,7 @@ def _told(cli: CLI, network: nn.Module, masks: Masks | None) -> dict[str, Any]:
         told["effective density"] = f"{found.effective_density:.6g}"
     for metric in ("test/accuracy", "val/accuracy"):
         if (accuracy := _last(cli.run_folder, metric)) is not None:
-            told[f"{metric} of the run's last epoch"] = f"{accuracy:.2%}"
+            told[f"{metric}, the last in the run's metrics.csv"] = f"{accuracy:.2%}"
     told["torch"] = str(torch.__version__)
     return told
 

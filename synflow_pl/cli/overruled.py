@@ -36,5 +36,5 @@ def overruled(was: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Mappin
             )
     fixed = ["model.optimizer.", "model.scheduler."] + (["pruning."] if not trains or checkpoint.get(KEY, {}).get("masks") else [])
     for key in keys:
-        if key.startswith(tuple(fixed)):
+        if key.startswith(tuple(fixed)) and not (trains and key == "pruning.compact"):  # that one the callback refuses
             rank_zero_info(f"{key}: {now.get(key)} has no effect; the checkpoint's {was.get(key)} stays.")

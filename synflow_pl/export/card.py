@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from synflow_pl.durable import replacing
+from synflow_pl.export import checksums
 from synflow_pl.export.facts import Facts
 from synflow_pl.export.formats import FORMATS
 
@@ -14,7 +14,9 @@ __all__ = ["write_card"]
 
 
 def write_card(path: Path, facts: Facts, differences: Mapping[str, float]) -> Path:
-    """Write ``NAME.md`` beside ``NAME.onnx`` and the like: what, how sparse, how good, sizes and checksums of all there are.
+    """Write ``NAME.md`` beside ``NAME.onnx`` and the like: what, how sparse, how good, sizes and checksums.
+
+    A file of an earlier call stays in the table if the card that was there says the same of the network, and it is still the same file.
 
     Args:
         path: of the files, without an ending.
@@ -32,13 +34,22 @@ def write_card(path: Path, facts: Facts, differences: Mapping[str, float]) -> Pa
         "| file | bytes | SHA-256 | largest difference from the network, of the largest output |",
         "| --- | --- | --- | --- |",
     ]
+    card = path.with_name(f"{path.name}.md")
+    before = card.read_text(errors="replace") if card.is_file() else ""
+    known = checksums.rows(before) if before.startswith("\n".join(lines)) else {}
+    strange = []
     for name in FORMATS:
         file = path.with_name(f"{path.name}.{name}")
-        if file.is_file():
-            content = file.read_bytes()
-            apart = f"{differences[name]:.1e}" if name in differences else "verified when it was written"
-            lines.append(f"| `{file.name}` | {len(content):,} | `{hashlib.sha256(content).hexdigest()}` | {apart} |")
-    card = path.with_name(f"{path.name}.md")
+        if not file.is_file():
+            continue
+        checksum = checksums.sha256(file)
+        if name in differences:
+            lines.append(f"| `{file.name}` | {file.stat().st_size:,} | `{checksum}` | {differences[name]:.1e} |")
+        elif file.name in known and known[file.name][0] == checksum:
+            lines.append(known[file.name][1])
+        else:
+            strange.append(f"`{file.name}`")
+    lines += ["", f"Not described here, since another export wrote it: {', '.join(strange)}."] if strange else []
     with replacing(card) as written:
         written.write(("\n".join(lines) + "\n").encode())
     return card

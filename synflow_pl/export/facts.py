@@ -55,9 +55,25 @@ class Facts:
             found = json.loads(text)
             for name in ("input_shape", "mean", "std"):
                 found[name] = tuple(found[name])
-            return cls(**found)
+            facts = cls(**found)
+            facts._make_sense()
+            return facts
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path!r} describes itself in a way that cannot be read ({error}); export it anew") from error
+
+    def _make_sense(self) -> None:
+        numbers = (*self.mean, *self.std)
+        for name, right in {
+            "input_shape": len(self.input_shape) == 3 and all(isinstance(size, int) and size > 0 for size in self.input_shape),
+            "num_classes": isinstance(self.num_classes, int) and self.num_classes > 0,
+            "mean": all(isinstance(number, (int, float)) for number in numbers) and len(self.mean) == self.input_shape[0],
+            "std": len(self.std) == self.input_shape[0] and min(self.std) > 0,
+            "network": isinstance(self.network, str),
+            "arguments": isinstance(self.arguments, Mapping),
+            "told": isinstance(self.told, Mapping),
+        }.items():
+            if not right:
+                raise ValueError(f"{name}: {getattr(self, name)!r}")
 
     def check(self, images: Tensor) -> None:
         """Refuse what the network cannot read.

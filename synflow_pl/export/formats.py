@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from synflow_pl import networks
 from synflow_pl.compaction import resize
+from synflow_pl.export import checksums
 from synflow_pl.export.facts import KEY, Facts
 
 __all__ = ["FORMATS", "Exported", "is_ours", "load_exported", "short"]
@@ -57,7 +58,8 @@ def load_exported(path: Path, *, trust: bool = False, network: nn.Module | None 
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is damaged, or something else, or does not do what it says, or can hold code and is not trusted.
+        ValueError: if it is damaged, or not what the card beside it describes, or something else, or does not do what it says, or can
+            hold code and is not trusted.
         ImportError: without onnxruntime, for ONNX.
     """
     if not path.is_file():
@@ -66,14 +68,17 @@ def load_exported(path: Path, *, trust: bool = False, network: nn.Module | None 
         raise ValueError(f"{str(path)!r} is not one of .{', .'.join(FORMATS)}")
     if path.suffix == ".pt2" and not trust:
         raise ValueError(f"{str(path)!r} can run code when it is read; say that you trust it (--trust), or take .onnx or .safetensors")
+    checksums.check(path)
     exported = _read_safetensors(path, network) if path.suffix == ".safetensors" else _READERS[path.suffix](path)
     facts = exported.facts
     try:
-        made = tuple(exported(torch.zeros(2, *facts.input_shape)).shape)
+        made = exported(torch.zeros(2, *facts.input_shape))
     except Exception as error:  # onnxruntime's own errors share no other class
         raise ValueError(f"{str(path)!r} does not run on the images that it says it is for: {short(error)}") from error
-    if made != (2, facts.num_classes):
-        raise ValueError(f"{str(path)!r} gives {made} for two images, and says that it gives (2, {facts.num_classes})")
+    if tuple(made.shape) != (2, facts.num_classes):
+        raise ValueError(f"{str(path)!r} gives {tuple(made.shape)} for two images, and says that it gives (2, {facts.num_classes})")
+    if not made.isfinite().all():
+        raise ValueError(f"{str(path)!r} gives {float(made.sum())} for black images; its weights are damaged or its training diverged")
     return exported
 
 
@@ -177,8 +182,13 @@ def _write_pt2(network: nn.Module, facts: Facts, path: Path, example: Tensor) ->
 
 
 def _read_pt2(path: Path) -> Exported:
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{str(path)!r} cannot be read as .pt2; it is damaged or something else")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None and any(name.endswith(f"extra/{KEY}") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        whole = False
+    if not whole:
+        raise ValueError(f"{str(path)!r} cannot be read as .pt2 that `synflow_pl export` wrote; it is damaged or something else")
     extra = {KEY: ""}
     try:
         with _quiet("torch.export"), open(path, "rb") as file:

@@ -80,7 +80,7 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # what reading arbitrary bytes as a pickle may raise has no other bound
-        first = str(error).partition("\n")[0]
+        first = str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(
             f"{str(path)!r} cannot be read with weights_only; it is damaged, holds code, or is no file of torch: {first}"
         ) from error

@@ -14,6 +14,7 @@ from synflow_pl.cli.export import compact_command, export_command
 from synflow_pl.cli.main import run
 from synflow_pl.cli.predictions import predict_exported
 from synflow_pl.data import Digits
+from synflow_pl.export import FORMATS
 from synflow_pl.networks import FC
 from tests.cli.conftest import QUIET
 
@@ -61,6 +62,8 @@ def test_a_run_becomes_files_that_predict_what_it_predicts(fitted: Path, capsys:
     ("command", "args", "message"),
     [
         (compact_command, ["--ckpt_path", "nowhere"], "no checkpoint at 'nowhere'"),
+        (compact_command, ["--ckpt_path", ".", "--output", "model.onnx"], "'model.onnx' ends on .onnx, which is added; leave it out"),
+        (export_command, ["--ckpt_path", ".", "--output", "/dev/null/model"], "--output: the folder '/dev/null' cannot be made"),
         (compact_command, [], "the following arguments are required: --ckpt_path"),
         (export_command, ["--ckpt_path", "nowhere", "--format", "tflite"], "invalid choice: 'tflite'"),
         (predict_exported, ["--ckpt_path", "nowhere.onnx", "--data.predict_on", "."], "there is no file 'nowhere.onnx'"),
@@ -123,6 +126,17 @@ def test_damaged_and_foreign_files_are_not_predicted_from(fitted: Path, capsys: 
     (own / "b.png").write_bytes((own / "a.png").read_bytes()[:40])
     refused(capsys, folder, predict_exported, ["--ckpt_path", "model.onnx", *given], "b.png")
     refused(capsys, folder, predict_exported, ["--ckpt_path", "model.onnx", "--data.predict_on", "none"], "there is no folder 'none'")
+
+
+def test_a_format_that_fails_takes_no_card_from_the_others(
+    fitted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMATS, "onnx", lambda *_: 1 / 0)
+    with pytest.raises(SystemExit):
+        export_command(["--ckpt_path", str(fitted), "--output", "model", "--data.batch_size", "1"])
+    assert "cannot be written as .onnx, and no file was written: division by zero" in capsys.readouterr().err
+    assert "`model.safetensors`" in Path("model.md").read_text()
+    assert not Path("model.onnx").exists()
 
 
 def test_a_dense_run_has_nothing_to_compact(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -261,6 +261,15 @@ def test_options_that_a_checkpoint_overrules_are_named(ended: Path, caplog: pyte
     assert "pruning.density: 0.3 has no effect; the checkpoint's 0.05 stays." in caplog.messages
 
 
+def test_a_smaller_network_is_asked_for_alike_and_not_said_to_have_no_effect(
+    ended: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"), pytest.raises(SystemExit):
+        run([*FIT, "--pruning.compact", "true", "--ckpt_path", str(ended), "--run", "small"])
+    assert "the checkpoint was trained with compact false" in capsys.readouterr().err
+    assert not [message for message in caplog.messages if "has no effect" in message]
+
+
 def test_another_optimiser_is_one_sentence(ended: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adam = ["--model.optimizer", "Adam", "--model.optimizer.lr", "0.01"]
     said = refused(capsys, *FIT, *adam, "--ckpt_path", str(ended))

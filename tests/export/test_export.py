@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ FACTS = Facts(
     SHAPE, 10, (0.5, 0.5), (0.25, 0.25), "synflow_pl.networks.ResNet", {"depth": 8, "width": 8, "input_shape": list(SHAPE)},
     {"name": "small", "density": 0.05},
 )  # fmt: skip
+COLOUR = {"input_shape": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.25,) * 3}
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +85,14 @@ def test_a_file_that_does_not_agree_does_not_appear(tmp_path: Path, networks: tu
 @pytest.mark.parametrize(
     ("name", "says", "message"),
     [
-        ("safetensors", {"input_shape": (3, 8, 8)}, "does not run on the images that it says it is for"),
-        ("safetensors", {"input_shape": ("a", 8, 8)}, "does not run on the images that it says it is for"),
+        ("safetensors", COLOUR, "does not run on the images that it says it is for"),
+        ("safetensors", {"input_shape": ("a", 8, 8)}, r"describes itself in a way that cannot be read \(input_shape: \('a', 8, 8\)\)"),
+        ("safetensors", {"mean": (0.5,) * 3}, r"describes itself in a way that cannot be read \(mean: \(0.5, 0.5, 0.5\)\)"),
+        ("safetensors", {"std": (0.25, 0)}, r"describes itself in a way that cannot be read \(std: \(0.25, 0\)\)"),
+        ("safetensors", {"network": 5}, r"describes itself in a way that cannot be read \(network: 5\)"),
         ("safetensors", {"num_classes": 11}, r"gives \(2, 10\) for two images, and says that it gives \(2, 11\)"),
-        ("onnx", {"input_shape": (3, 8, 8)}, "does not run on the images that it says it is for"),
-        ("pt2", {"input_shape": (3, 8, 8)}, "does not run on the images that it says it is for"),
+        ("onnx", COLOUR, "does not run on the images that it says it is for"),
+        ("pt2", COLOUR, "does not run on the images that it says it is for"),
     ],
 )
 def test_a_file_that_does_not_do_what_it_says_is_refused(
@@ -164,7 +169,7 @@ def load_like(run):  # type: ignore[no-untyped-def]
 def test_a_safetensors_file_builds_nothing_but_our_networks(tmp_path: Path, networks: tuple[nn.Module, nn.Module]) -> None:
     from safetensors.torch import save_file
 
-    facts = Facts(SHAPE, 10, (0.5,), (0.5,), "os.system", {"command": "true"})
+    facts = Facts(SHAPE, 10, (0.5, 0.5), (0.5, 0.5), "os.system", {"command": "true"})
     save_file({"weight": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"synflow_pl": facts.json()})
     with pytest.raises(ValueError, match=r"the weights of os\.system, which is not of synflow_pl\.networks"):
         load_exported(tmp_path / "a.safetensors")
@@ -184,3 +189,44 @@ def test_the_card_has_the_checksum_of_every_file(tmp_path: Path) -> None:
     assert "| `model.onnx` | 4 |" in card
     assert "3.0e-07" in card
     assert "model.pt2" not in card
+
+
+def test_a_card_keeps_a_row_of_the_same_network_and_names_files_of_another(tmp_path: Path) -> None:
+    for name in FORMATS:
+        (tmp_path / f"model.{name}").write_bytes(name.encode())
+    write_card(tmp_path / "model", FACTS, {"onnx": 3e-7, "pt2": 4e-7})
+    (tmp_path / "model.pt2").write_bytes(b"of something else")
+    card = write_card(tmp_path / "model", FACTS, {"safetensors": 0.0}).read_text()
+    assert "3.0e-07" in card
+    assert "4.0e-07" not in card
+    assert card.endswith("Not described here, since another export wrote it: `model.pt2`.\n")
+    card = write_card(tmp_path / "model", replace(FACTS, told={"density": 0.1}), {"safetensors": 0.0}).read_text()
+    assert card.endswith("wrote it: `model.onnx`, `model.pt2`.\n")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_with_one_wrong_byte_is_not_what_its_card_describes(
+    tmp_path: Path, networks: tuple[nn.Module, nn.Module], name: str
+) -> None:
+    network, small = networks
+    path = tmp_path / f"model.{name}"
+    apart = export(small, network, FACTS, path, images())
+    card = write_card(tmp_path / "model", FACTS, {name: apart})
+    load_exported(path, trust=True)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"model\.{name}' is not the file that 'model.md' beside it describes"):
+        load_exported(path, trust=True)
+    card.unlink()
+    if name == "pt2":  # a zip has a checksum of each part
+        with pytest.raises(ValueError, match="damaged or something else"):
+            load_exported(path, trust=True)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, networks: tuple[nn.Module, nn.Module]) -> None:
+    small = copy.deepcopy(networks[1])
+    next(small.parameters()).data.fill_(torch.nan)
+    FORMATS["safetensors"](small, FACTS, tmp_path / "a.safetensors", images(2))
+    with pytest.raises(ValueError, match=r"a\.safetensors' gives nan for black images"):
+        load_exported(tmp_path / "a.safetensors")
