@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from synflow_pl.runs.folder import CONFIG
+from synflow_pl.runs.progress import configuration, ended, progress
 from synflow_pl.runs.sweep import FAILED, NARROWER
 
 __all__ = ["Accuracies", "Between", "Layer", "LeftOut", "Read", "compared", "find_runs", "flat", "read"]
@@ -125,8 +123,9 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
     level = _json(folder / "level.json")
     if level is not None and level["level"] < level["levels"]:
         raise Between(f"it is level {level['level']} of {level['levels']}, and the last one is reported")
-    accuracies = _accuracies(folder, bool(config["data"].get("init_args", {}).get("validate_on_test")))
-    tested = (config.get("trainer") or {}).get("limit_test_batches")
+    trainer = config.get("trainer") or {}
+    accuracies = _accuracies(folder, trainer, bool(config["data"].get("init_args", {}).get("validate_on_test")))
+    tested = trainer.get("limit_test_batches")
     if tested is not None and not (isinstance(tested, float) and tested == 1):  # 1.0 is everything, 1 is one batch
         accuracies = Accuracies(None, None, None)
     setting, own = compared(config)
@@ -176,14 +175,12 @@ def compared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
 def _config(folder: Path) -> dict[str, Any]:
     """The configuration, seen to be one of ours."""
-    path = folder / CONFIG
-    if not path.is_file():
+    if not (folder / CONFIG).is_file():
         raise LeftOut(f"there is no {CONFIG} in it: it was stopped before it began, or is no run")
     try:
-        with open(path) as file:
-            config = yaml.load(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LeftOut(f"its {CONFIG} cannot be read: {' '.join(str(error).split())}") from error
+        config: dict[str, Any] = configuration(folder)
+    except ValueError as error:
+        raise LeftOut(str(error)) from error
     shaped = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in ("model", "data", "pruning"))
     if not (
         shaped and "network" in config["model"] and "class_path" in config["data"] and isinstance(config.get("seed_everything"), int)
@@ -201,32 +198,24 @@ def _json(path: Path) -> Any:
         raise LeftOut(f"its {path.name} cannot be read: {error}") from error
 
 
-def _accuracies(folder: Path, validated_on_test: bool) -> Accuracies:
-    """From ``metrics.csv``; of an epoch that stands there twice, since a run went on before it, the later row counts."""
-    path = folder / "metrics.csv"
-    if not path.is_file():
+def _accuracies(folder: Path, trainer: Mapping[str, Any], validated_on_test: bool) -> Accuracies:
+    if not (folder / "metrics.csv").is_file():
         raise LeftOut("it is unfinished: there is no metrics.csv in it")
-    final: float | None = None
-    validation: dict[int, float] = {}
-    test: dict[int, float] = {}
     try:
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                if row.get("test/accuracy"):
-                    final = float(row["test/accuracy"])
-                if row.get("val/accuracy"):
-                    validation[int(row["epoch"])] = float(row["val/accuracy"])
-                if row.get("test_each_epoch/accuracy"):
-                    test[int(row["epoch"])] = float(row["test_each_epoch/accuracy"])
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise LeftOut(f"its metrics.csv cannot be read: {error}") from error
-    if final is None:
-        trained = f"after {max(validation) + 1} epochs" if validation else "before its first epoch was over"
-        raise LeftOut(f"it is unfinished: stopped {trained}, or not tested yet (synflow_pl test --ckpt_path {folder})")
+        told = progress(folder)
+    except ValueError as error:
+        raise LeftOut(str(error)) from error
+    if not ended(trainer, told):
+        trained = f"after {told.epochs} epochs" if told.epochs else "before its first epoch was over"
+        on = f"synflow_pl fit -c {folder / CONFIG} --ckpt_path {folder}"
+        raise LeftOut(f"it is unfinished: stopped {trained}; it goes on with {on}")
+    if told.final is None:
+        raise LeftOut(f"it is not tested yet: synflow_pl test --ckpt_path {folder}")
     if validated_on_test:
-        return Accuracies(final, None, max(validation.values(), default=None))
-    best = max(sorted(validation), key=validation.__getitem__, default=None)
-    return Accuracies(final, test.get(best) if best is not None else None, max(test.values(), default=None))
+        return Accuracies(told.final, None, max(told.validation.values(), default=None))
+    best = max(sorted(told.validation), key=told.validation.__getitem__, default=None)
+    test = told.test_each_epoch
+    return Accuracies(told.final, test.get(best) if best is not None else None, max(test.values(), default=None))
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

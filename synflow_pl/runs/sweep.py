@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import shlex
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from synflow_pl.runs.progress import configuration, ended, progress
 
 __all__ = ["CONTROLS", "FAILED", "NARROWER", "Sweep", "Task", "accuracy", "check_own", "held"]
 
@@ -141,15 +142,14 @@ def _typed(value: Any) -> str:
 
 
 def accuracy(folder: Path, task: Task) -> float | None:
-    """Its test accuracy after the last epoch, in [0, 1]; ``None`` if it is not finished: trained and tested."""
+    """Its test accuracy after the last epoch, in [0, 1]; ``None`` if it is not finished: trained to its end and tested since."""
     run = folder / "lightning_logs" / task.result
     if (run / FAILED).exists():
         return None
     try:
-        with open(run / "metrics.csv", newline="") as file:
-            tested = [row["test/accuracy"] for row in csv.DictReader(file) if row.get("test/accuracy")]
-        return float(tested[-1]) if tested else None
-    except (OSError, ValueError, csv.Error):
+        told = progress(run)
+        return told.final if told.final is not None and ended(configuration(run)["trainer"], told) else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 

@@ -31,17 +31,17 @@ def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def a_run(
-    root: Path, pruner: str = "synflow", density: float = 0.1, seed: int = 0, *, final: float | None = 0.9,
+    root: Path, pruner: str = "synflow", density: float = 0.1, seed: int = 0, *, final: float | None = 0.9, of: int | None = None,
     epochs: Epochs = ((0.8, 0.7), (0.9, 0.85), (0.9, 0.95)), name: str | None = None, alive: bool = True, data: str = "MNIST",
     network: dict[str, Any] | None = None, **options: Any,
 ) -> Path:  # fmt: skip
-    """A run as ``fit`` and ``test`` leave it: validation and test accuracy of each epoch, then the final test."""
+    """A run as ``fit`` and ``test`` leave it: validation and test accuracy of each epoch (``of`` so many), then the final test."""
     folder = root / "lightning_logs" / (name or f"{pruner}-{density}-{seed}")
     folder.mkdir(parents=True)
     its = {"pruner": None, "rounds": None, **(OVERLAYS[pruner]["pruning"]), "density": density, "sanity": None, "masks": None}
     config = {
         "seed_everything": seed,
-        "trainer": {"max_epochs": len(epochs), "default_root_dir": str(root)},
+        "trainer": {"max_epochs": len(epochs) if of is None else of, "default_root_dir": str(root)},
         "model": {"network": network or {"class_path": "synflow_pl.networks.FC", "init_args": {"width": 100, "depth": 6}}},
         "data": {"class_path": f"synflow_pl.data.{data}", "init_args": {"data_dir": str(root), **options}},
         "pruning": its,
@@ -49,9 +49,10 @@ def a_run(
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     with open(folder / "metrics.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["epoch", "val/accuracy", "test_each_epoch/accuracy", "test/accuracy"])
+        writer.writerow(["epoch", "val/accuracy", "test_each_epoch/accuracy", "test/accuracy", "train/loss", "step"])
         for epoch, (validation, test) in enumerate(epochs):
-            writer.writerow([epoch, validation, test, ""])
+            writer.writerow([epoch, validation, test, "", "", 10 * epoch + 9])
+            writer.writerow([epoch, "", "", "", 0.1, 10 * epoch + 9])
         if final is not None:
             writer.writerow([len(epochs), "", "", final])
     if pruner != "dense":
@@ -116,7 +117,7 @@ def test_pruners_are_compared_seed_by_seed(tmp_path: Path) -> None:
 def test_one_accuracy_that_was_not_measured_leaves_the_cell_empty(tmp_path: Path) -> None:
     a_run(tmp_path, seed=0)
     folder = a_run(tmp_path, seed=1)
-    (folder / "metrics.csv").write_text("epoch,val/accuracy,test/accuracy\n0,0.9,\n1,0.9,\n2,,0.8\n")
+    (folder / "metrics.csv").write_text("epoch,step,train/loss,val/accuracy,test/accuracy\n2,9,0.1,0.9,\n0,0,,,0.8\n")
     (row,) = reported(tmp_path)
     assert (row["seeds"], row["at_best_validation_mean"], row["best_on_test_mean"]) == ("2", "", "")
     assert float(row["final_mean"]) == pytest.approx(0.85)
@@ -221,11 +222,20 @@ def test_a_broken_an_unfinished_and_a_foreign_run_are_told_and_the_rest_is_repor
     said = capsys.readouterr().out
     assert "| synflow | 0.1 | 0.05 | 1 | 90.00 |" in said
     assert "left out: lightning_logs/broken: its config.yaml cannot be read: while parsing" in said
-    assert "left out: lightning_logs/unfinished: it is unfinished: stopped after 3 epochs, or not tested yet" in said
+    assert "left out: lightning_logs/unfinished: it is not tested yet: synflow_pl test --ckpt_path lightning_logs/unfinished" in said
     assert "left out: lightning_logs/version_0: it is no run of synflow_pl: its config.yaml has no model.network" in said
     assert "left out: lightning_logs/empty: there is no config.yaml in it" in said
     assert "left out: lightning_logs/failed: it failed: FloatingPointError: no number" in said
     assert "1 runs reported, 5 left out" in said
+
+
+def test_a_run_that_was_tested_before_its_training_ended_is_unfinished_and_told_how_to_go_on(tmp_path: Path) -> None:
+    folder = a_run(tmp_path, of=5)
+    with pytest.raises(LeftOut) as why:
+        read(folder, OVERLAYS)
+    assert str(why.value) == (
+        f"it is unfinished: stopped after 3 epochs; it goes on with synflow_pl fit -c {folder}/config.yaml --ckpt_path {folder}"
+    )
 
 
 @pytest.mark.parametrize("text", ["epoch,test/accuracy\n0,high\n", "epoch,val/accuracy\n,0.5\n"])

@@ -22,6 +22,7 @@ def task() -> Task:
 def metrics(folder: Path, task: Task, text: str) -> Path:
     run = folder / "lightning_logs" / task.name
     run.mkdir(parents=True)
+    (run / "config.yaml").write_text("trainer: {max_epochs: 2, max_steps: -1}\n")
     (run / "metrics.csv").write_text(text)
     return run
 
@@ -80,12 +81,19 @@ def test_an_impossible_grid_is_refused_by_name(grid: dict[str, object], message:
         Sweep(**{"recipes": ["mnist_fc"], "pruners": ["snip"], "densities": [0.1], **grid})  # type: ignore[arg-type]
 
 
-def test_a_run_is_finished_when_it_has_been_tested(task: Task, tmp_path: Path) -> None:
+def test_a_run_is_finished_when_it_has_been_tested_after_its_last_epoch(task: Task, tmp_path: Path) -> None:
     assert accuracy(tmp_path, task) is None
-    run = metrics(tmp_path, task, "epoch,test/accuracy,val/accuracy\n0,,0.5\n")
-    assert accuracy(tmp_path, task) is None
-    (run / "metrics.csv").write_text("epoch,test/accuracy,val/accuracy\n0,,0.5\n1,0.75,\n")
-    assert accuracy(tmp_path, task) == 0.75
+    run = metrics(tmp_path, task, "")
+    # A test that is a command of its own is logged at epoch and step 0.
+    half, tested = "epoch,step,train/loss,test/accuracy\n0,9,0.5,\n", "0,0,,0.75\n"
+    for text, finished in (
+        (half, None),
+        (half + tested, None),
+        (half + tested + "1,19,0.4,\n", None),
+        (half + "1,19,0.4,\n" + tested, 0.75),
+    ):
+        (run / "metrics.csv").write_text(text)
+        assert accuracy(tmp_path, task) == finished
     (run / FAILED).write_text("why")
     assert accuracy(tmp_path, task) is None
 
