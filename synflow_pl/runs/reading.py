@@ -56,7 +56,8 @@ class Read:
     """One run.
 
     ``setting`` is what has to be the same for two runs to be compared, ``pruning`` what has to be for them to be repetitions of each
-    other but for density and seed; both are flat, by option. ``density`` is the one asked for, by which repetitions are found;
+    other but for density and seed; both are flat, by option. ``density`` is the one asked for, by which repetitions are found, or where
+    weights were counted or masks were given, the one that came of it;
     ``kept``, ``effective_density`` and FLOPs (of one image) are what came of it, ``None`` where they are not known.
     """
 
@@ -130,11 +131,10 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
         accuracies = Accuracies(None, None, None)
     setting, own = compared(config)
     pruning = config["pruning"]
-    density = pruning.get("effective_density") or pruning.get("density") or 1.0
     told, narrower = _json(folder / "diagnosis.json"), _json(folder / NARROWER)
     if told is None and (pruning.get("pruner") is not None or pruning.get("masks") is not None):
         raise LeftOut("there is no diagnosis.json in it, which says what was kept; it was made by an older version, or is broken")
-    name = _named(config["pruning"], overlays)
+    name, density = _named(pruning, overlays), _density(pruning, told)
     if level is not None:
         own["levels"], own["rewind"] = level["levels"], level["rewind"]
         name = f"{name}, {level['levels']} level{'s' * (level['levels'] > 1)}"
@@ -159,6 +159,14 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
         alive=told["alive"] if told else True,
         layers=tuple(Layer(x["name"], x["total"], x["kept"]) for x in told["layers"]) if told else (),
     )
+
+
+def _density(pruning: Mapping[str, Any], told: Mapping[str, Any] | None) -> float:
+    """The density asked for; with masks from a file, which is trained with whatever the options say, and with ``kept`` the one had."""
+    if told is None:
+        return 1.0
+    asked: float | None = None if pruning.get("masks") else pruning.get("effective_density") or pruning.get("density")
+    return told["density"] if asked is None else asked
 
 
 def compared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

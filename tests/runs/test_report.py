@@ -62,6 +62,12 @@ def a_run(
     return folder
 
 
+def change(folder: Path, part: str, options: dict[str, Any]) -> None:
+    """Other options in a part of a run's configuration."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, part: {**config[part], **options}}))
+
+
 def reported(root: Path, **options: Any) -> list[dict[str, str]]:
     report([root], root / "report", OVERLAYS, **{"reference": "synflow", "paper": False, **options})
     with open(root / "report" / "table.csv", newline="") as file:
@@ -128,9 +134,7 @@ def test_the_accuracy_on_a_part_of_the_test_set_is_not_told(limit: float | None,
     # One batch is 1, and all of them are 1.0.
     folder = a_run(tmp_path)
     a_run(tmp_path, "snip")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["trainer"]["limit_test_batches"] = limit
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    change(folder, "trainer", {"limit_test_batches": limit})
     rows = {row["pruner"]: row for row in reported(tmp_path)}
     assert [bool(rows["synflow"][f"{which}_mean"]) for which in ("final", "at_best_validation", "best_on_test")] == [told] * 3
     assert bool(rows["snip"]["final_minus_synflow_mean"]) == told
@@ -171,6 +175,15 @@ def test_a_run_that_repeats_another_in_everything_is_left_out_and_said_so(tmp_pa
     told = report([tmp_path], tmp_path / "report", OVERLAYS, reference="synflow", paper=False)
     assert [len(cell.runs) for cell in told.cells] == [1]
     assert list(told.left_out.values()) == [f"it repeats {tmp_path}/lightning_logs/synflow-0.1-0 in everything"]
+
+
+@pytest.mark.parametrize("asked", [{"density": None, "kept": 100}, {"density": 0.5, "masks": "masks.safetensors"}])
+def test_where_weights_are_counted_or_masks_are_given_the_density_is_the_one_that_came_of_it(
+    asked: dict[str, Any], tmp_path: Path
+) -> None:
+    for density in (0.1, 0.01):
+        change(a_run(tmp_path, "synflow", density), "pruning", asked)
+    assert [row["density"] for row in reported(tmp_path)] == ["0.1", "0.01"]
 
 
 def test_only_the_last_level_of_a_multi_shot_pruning_is_reported_and_the_others_are_counted(
@@ -291,8 +304,7 @@ def test_the_grid_has_a_line_for_each_pruner_and_marks_the_dead(tmp_path: Path) 
 
 def test_the_grid_marks_the_dead_where_no_accuracy_is_known(tmp_path: Path) -> None:
     folder = a_run(tmp_path, "magnitude", alive=False)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump({**config, "trainer": {**config["trainer"], "limit_test_batches": 1}}))
+    change(folder, "trainer", {"limit_test_batches": 1})
     reported(tmp_path)
     assert (tmp_path / "report" / "grid.md").read_text().splitlines()[-1] == "| magnitude | † |"
 
