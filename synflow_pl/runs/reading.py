@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,18 @@ def compared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
         **{f"data.{key}": value for key, value in data.get("init_args", {}).items() if key not in _NOT_OF_DATA},
         **{f"trainer.{key}": trainer.get(key) for key in _OF_TRAINER},
     }
-    return setting, flat({key: value for key, value in config["pruning"].items() if key not in _NOT_OF_PRUNER})
+    return setting, flat({key: value for key, value in _spelt_out(config["pruning"]).items() if key not in _NOT_OF_PRUNER})
+
+
+def _spelt_out(pruning: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the number of rounds that leaving it out means, where the pruner is one of ours; only then is torch imported."""
+    pruner = pruning.get("pruner")
+    if pruner is None or pruning.get("rounds") is not None:
+        return pruning
+    while isinstance(inner := (pruner.get("init_args") or {}).get("pruner"), Mapping):  # it goes around another, whose rounds it has
+        pruner = inner
+    room, _, name = pruner["class_path"].rpartition(".")
+    return {**pruning, "rounds": getattr(import_module(room), name).rounds} if room == "synflow_pl.pruners" else pruning
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -240,7 +252,7 @@ def _named(pruning: Mapping[str, Any], overlays: Mapping[str, Mapping[str, Any]]
         return "masks from a file"
     if pruning.get("pruner") is None:
         return "dense"
-    given = flat(pruning)
+    given = flat(_spelt_out(pruning))
     agreeing = [
         (len(options), name)
         for name, options in ((name, flat(overlay["pruning"])) for name, overlay in overlays.items() if "pruning" in overlay)

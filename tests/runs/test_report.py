@@ -155,6 +155,14 @@ def test_pruners_are_called_by_the_overlay_that_says_most_of_them(tmp_path: Path
     assert [read(a_run(tmp_path, name), OVERLAYS).pruner for name in names] == names
 
 
+@pytest.mark.parametrize("pruner", ["synflow", "snip", "grasp", "force"])
+def test_a_pruner_with_its_own_number_of_rounds_is_its_overlay_whether_the_number_is_given_or_not(pruner: str, tmp_path: Path) -> None:
+    a_run(tmp_path, pruner, seed=0)
+    change(a_run(tmp_path, pruner, seed=1), "pruning", {"rounds": None})
+    (row,) = reported(tmp_path, reference=pruner)
+    assert (row["pruner"], row["seeds"]) == (pruner, "2")
+
+
 def test_runs_of_another_recipe_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     a_run(tmp_path, seed=0, name="small", batch_size=64)
     a_run(tmp_path, seed=0, name="large", batch_size=128)
