@@ -43,8 +43,7 @@ def sweep(args: list[str]) -> None:
     """
     own, grid, extra = parsed(args)
     folder = Path(own.folder or Path("sweeps") / own.name).resolve()
-    tasks = grid.tasks([*_QUIET, *extra])
-    _check(tasks, folder)
+    tasks = _checked(grid, extra, folder)
     left = [task for task in tasks if accuracy(folder, task) is None]
     if own.dry_run:
         for task in tasks:
@@ -157,9 +156,10 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _check(tasks: Sequence[Task], folder: Path) -> None:
-    """Refuse what ``fit`` would refuse, before the first run: each kind of run once."""
+def _checked(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task]:
+    """The sweep's runs; what ``fit`` would refuse is refused before the first of them, for each kind of run once."""
     try:
+        tasks = grid.tasks([*_QUIET, *extra])
         for task in {(task.recipe, task.options[3], task.levels, task.like): task for task in tasks}.values():
             if task.levels:
                 planned(["--levels", str(task.levels), *task.options])
@@ -170,6 +170,7 @@ def _check(tasks: Sequence[Task], folder: Path) -> None:
         check_own(folder, tasks)
     except (ValueError, FileNotFoundError) as error:
         sentence(str(error))
+    return tasks
 
 
 def _show(task: Task, folder: Path, ended: bool) -> None:

@@ -104,6 +104,9 @@ class Sweep:
 
         Args:
             extra: more options of ``fit``, as typed on the command line.
+
+        Raises:
+            ValueError: if two different runs would have the same name.
         """
         options = [part for name, value in self.options.items() for part in (f"--{name}", _typed(value))]
         tasks: dict[str, Task] = {}
@@ -113,7 +116,10 @@ class Sweep:
                     for density in sorted(self.densities, reverse=True):
                         for pruner in self.pruners:
                             task = _task(recipe, pruner, density, seed, levels, [*options, *extra])
-                            tasks.setdefault(task.name, task)
+                            same = tasks.setdefault(task.name, task)
+                            if same != task:
+                                one, other = next(pair for pair in zip(same.options, task.options, strict=False) if len(set(pair)) > 1)
+                                raise ValueError(f"{one} and {other} would both be called {task.name}; rename one of the two files")
         return list(tasks.values())
 
 

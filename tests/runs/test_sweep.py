@@ -40,6 +40,18 @@ def test_the_dense_network_is_one_run_whatever_the_densities_and_levels() -> Non
     assert len(names(pruners=["snip", "dense"], **grid)) == 1 + 2 * 2
 
 
+@pytest.mark.parametrize(
+    ("recipes", "pruners", "both"),
+    [
+        (["mnist_fc", "mine/mnist_fc.yaml"], ["snip", "dense"], "mnist_fc and mine/mnist_fc.yaml"),
+        (["mnist_fc"], ["snip", "mine/snip.yaml"], "pruners/snip and mine/snip.yaml"),
+    ],
+)
+def test_two_files_whose_runs_would_have_the_same_name_are_refused(recipes: list[str], pruners: list[str], both: str) -> None:
+    with pytest.raises(ValueError, match=f"^{both} would both be called mnist_fc-snip-density0.1-seed0; rename one of the two files$"):
+        names(recipes=recipes, pruners=pruners, densities=[0.1])
+
+
 def test_a_run_is_an_ordinary_fit_and_test_that_trains_a_dead_network_too(task: Task) -> None:
     assert task.train(Path("/s")) == [
         *("fit", "-c", "mnist_fc", "-c", "pruners/snip", "--pruning.density", "0.1", "--pruning.on_collapse", "warn"),
