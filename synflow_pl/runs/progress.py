@@ -36,7 +36,7 @@ class Progress:
 
 
 def progress(run: Path) -> Progress:
-    """Read ``metrics.csv``; of an epoch that stands there twice, since a run went on before it, the later row counts.
+    """Read the whole lines of ``metrics.csv``; of an epoch that stands there twice, since a run went on before it, the later counts.
 
     Raises:
         OSError: if there is none.
@@ -45,7 +45,7 @@ def progress(run: Path) -> Progress:
     told = Progress()
     try:
         with open(run / "metrics.csv", newline="") as file:
-            for row in csv.DictReader(file):
+            for row in csv.DictReader(line for line in file if line.endswith("\n")):  # one cut short may end within a number
                 if row.get("train/loss"):  # is there once for each epoch, at its end
                     told.epochs, told.steps, told.final = int(row["epoch"]) + 1, int(row["step"]) + 1, None
                 if row.get("test/accuracy"):

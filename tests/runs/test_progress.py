@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from synflow_pl.runs.progress import Progress, ended
+from synflow_pl.runs.progress import Progress, ended, progress
 
 HALF = Progress(epochs=3, steps=30)
 
@@ -43,3 +44,11 @@ def test_a_training_that_may_have_ended_early_counts_as_ended(trainer: dict[str,
 @pytest.mark.parametrize("trainer", [{"max_epochs": 0}, {"max_epochs": 4, "limit_train_batches": 0}])
 def test_where_nothing_is_trained_the_end_is_there_at_once(trainer: dict[str, Any]) -> None:
     assert ended(trainer, Progress())
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_that_was_cut_short_is_not_believed(end: str, tmp_path: Path) -> None:
+    text = end.join(["epoch,step,train/loss,test/accuracy", "2,29,0.1,", "0,0,,0.7531", ""])
+    for cut, final in ((0, 0.7531), (len(end), None), (len(end) + 2, None)):
+        (tmp_path / "metrics.csv").write_bytes(text[: len(text) - cut].encode())
+        assert progress(tmp_path) == Progress(epochs=3, steps=30, final=final)
