@@ -311,7 +311,7 @@ def _reason(job: _Job, status: int) -> str:
         return f"its process was ended by {signal.Signals(abs(status) % 128).name}"
     failed = job.folder / "lightning_logs" / job.task.name / FAILED
     if failed.is_file():
-        return failed.read_text().strip()
+        return failed.read_text(errors="replace").strip()
     return _last_line(job.log) if status else "its job ended without a result"
 
 

@@ -250,6 +250,39 @@ def test_a_broken_an_unfinished_and_a_foreign_run_are_told_and_the_rest_is_repor
     assert "1 runs reported, 5 left out" in said
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "why"),
+    [
+        ("diagnosis.json", "[]", "it is broken: there is no density in its diagnosis.json"),
+        ("diagnosis.json", '{"density": 0.1}', "it is broken: there is no effective_density in its diagnosis.json"),
+        ("level.json", "{}", "it is broken: there is no level in its level.json"),
+        ("level.json", '{"level": "one", "levels": 2, "rewind": 0}', "it is broken: TypeError"),
+        ("narrower.json", "{}", "it is broken: KeyError: 'like'"),
+        ("failed.txt", b"full\xff", "it failed: full\N{REPLACEMENT CHARACTER}"),
+        ("model", {"network": "FC"}, "it is broken: model.network names no class (class_path) in its config.yaml"),
+        ("model", {"network": {"width": 4}}, "it is broken: model.network names no class (class_path) in its config.yaml"),
+        ("pruning", {"pruner": "SynFlow"}, "it is broken: pruning.pruner names no class (class_path) in its config.yaml"),
+        ("pruning", {"density": "foo"}, "it is broken: ValueError: could not convert string to float: 'foo'"),
+        ("trainer", {"max_epochs": "all"}, "it is broken: TypeError"),
+    ],
+)
+def test_a_run_that_is_broken_anyhow_is_left_out_and_the_others_are_reported(file: str, content: Any, why: str, tmp_path: Path) -> None:
+    a_run(tmp_path, "snip")
+    broken = a_run(tmp_path, "synflow")
+    if isinstance(content, dict):
+        change(broken, file, content)
+    else:
+        (broken / file).write_bytes(content.encode() if isinstance(content, str) else content)
+    told = report([tmp_path], tmp_path / "report", OVERLAYS, reference="synflow", paper=False)
+    assert [cell.pruner for cell in told.cells] == ["snip"]
+    assert told.left_out[broken].startswith(why)
+
+
+def test_data_whose_arguments_are_all_at_their_defaults_may_have_none(tmp_path: Path) -> None:
+    change(a_run(tmp_path), "data", {"init_args": None})
+    assert reported(tmp_path)[0]["pruner"] == "synflow"
+
+
 def test_a_run_that_was_tested_before_its_training_ended_is_unfinished_and_told_how_to_go_on(tmp_path: Path) -> None:
     folder = a_run(tmp_path, of=5)
     with pytest.raises(LeftOut) as why:
