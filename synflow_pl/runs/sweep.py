@@ -22,6 +22,11 @@ NARROWER = "narrower.json"
 CONTROLS: tuple[str, ...] = ("narrower_parameters", "narrower_flops")
 """Stand among the pruners for dense networks that are narrower instead of pruned: with as many weights as the recipe's network has at
 that density, or with as many FLOPs as it has then, pruned by SynFlow."""
+_OF_THE_GRID = {
+    "seed_everything": "seeds", "pruning.density": "densities", "pruning.pruner": "pruners", "pruning.masks": "pruners",
+    "run": "folder", "trainer.default_root_dir": "folder",
+}  # fmt: skip
+"""Options of ``fit`` in which the runs of a sweep differ, and the sweep's own that says them."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,15 @@ class Sweep:
             extra: more options of ``fit``, as typed on the command line.
 
         Raises:
-            ValueError: if two different runs would have the same name.
+            ValueError: if an option is what the grid says, or if two different runs would have the same name.
         """
         options = [part for name, value in self.options.items() for part in (f"--{name}", _typed(value))]
+        for part in (*options, *extra):
+            name = part.partition("=")[0].removeprefix("--")
+            if part.startswith("--") and name in _OF_THE_GRID:
+                raise ValueError(
+                    f"--{name} cannot be the same for every run of a sweep, which sets it itself; give --{_OF_THE_GRID[name]}"
+                )
         tasks: dict[str, Task] = {}
         for seed in self.seeds:
             for recipe in self.recipes:
