@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from synflow_pl.cli.main import run
 from synflow_pl.cli.messages import clarify, sentence
 from synflow_pl.cli.multishot import Plan, multishot, planned
-from synflow_pl.cli.narrower import narrower
+from synflow_pl.cli.narrower import narrower, width_of
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.runs.launchers import Refused, Slurm, here, on_slurm
 from synflow_pl.runs.sweep import FAILED, Sweep, Task, accuracy, check_own, held
@@ -164,7 +164,7 @@ def _checked(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task]:
             if task.levels:
                 planned(["--levels", str(task.levels), *task.options])
             elif task.like:
-                narrower(task)
+                width_of(task)  # what it is costs a pruning, and is found out when the run begins
             else:
                 Plan.of(list(task.options))
         check_own(folder, tasks)
@@ -174,10 +174,10 @@ def _checked(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task]:
 
 
 def _show(task: Task, folder: Path, ended: bool) -> None:
-    """One run and its commands, as they can be typed."""
-    print(f"{task.name}{' (finished)' if ended else ''}")
+    """One run and its commands, as they can be typed, but for a width that is still to be found out."""
+    print(f"{task.name}{' (finished)' if ended else ''}", flush=True)
     if not ended:
-        more = narrower(task)[0] if task.like else ()
+        more = (f"--model.network.{width_of(task)}", "WIDTH") if task.like else ()
         for command in (task.train(folder, more=more), task.test(folder)):
             print(f"  synflow_pl {shlex.join(command)}")
 
