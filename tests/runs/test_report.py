@@ -311,6 +311,18 @@ def test_nothing_to_report_is_one_sentence(tmp_path: Path, capsys: pytest.Captur
     assert "there is no folder" in capsys.readouterr().err
 
 
+def test_a_folder_without_runs_and_a_file_to_write_into_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "afile").touch()
+    with pytest.raises(SystemExit):
+        command([str(tmp_path)])
+    assert "there are no runs in" in capsys.readouterr().err
+    a_run(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        command([str(tmp_path), "--out", str(tmp_path / "afile")])
+    assert left.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_runs_are_found_from_a_run_from_lightning_logs_and_from_a_sweep_s_folder(tmp_path: Path) -> None:
     run = a_run(tmp_path / "sweeps" / "one")
     for path in (run, run.parent, tmp_path / "sweeps" / "one", tmp_path):
