@@ -35,7 +35,9 @@ def a_run(root: Path, pruner: str, density: float, seed: int, accuracy: float, *
     amount = [] if pruner == "dense" else ["--pruning.density", str(density), "--pruning.on_collapse", "warn"]
     plan = Plan.of(["-c", recipe, "-c", f"pruners/{pruner}", *amount, "--seed_everything", str(seed), *options])
     (folder / "config.yaml").write_text(plan._config_text)
-    (folder / "metrics.csv").write_text(f"epoch,val/accuracy,test/accuracy\n0,0.5,\n1,,{accuracy}\n")
+    (folder / "metrics.csv").write_text(
+        f"epoch,step,train/loss,test/accuracy\n{plan.options.trainer.max_epochs - 1},9,0.5,\n0,0,,{accuracy}\n"
+    )
     (folder / MACHINES).write_text("a laptop\na GPU\n")
     if pruner != "dense":
         told = {"density": density, "effective_density": density, "flops": 2, "sparse_flops": 1, "alive": True, "layers": []}

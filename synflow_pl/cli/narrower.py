@@ -26,7 +26,7 @@ from synflow_pl.pruning import prune
 from synflow_pl.runs.sweep import NARROWER, Task
 from synflow_pl.schedules import as_density
 
-__all__ = ["Narrower", "narrower"]
+__all__ = ["Narrower", "narrower", "width_of"]
 
 _WIDTHS = ("width", "widen")
 _STEPS = 512
@@ -55,6 +55,15 @@ class Narrower:
         """Write it into a run."""
         with replacing(run / NARROWER) as file:
             file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+def width_of(task: Task) -> str:
+    """The argument of the recipe's network that makes it narrower.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    return _width_of(Plan.of(list(task.options)).options.model.network.class_path)
 
 
 def narrower(task: Task) -> tuple[tuple[str, ...], Narrower]:

@@ -34,7 +34,7 @@ def report(args: list[str]) -> None:
 
     try:
         told = written(own.runs, own.out, overlays(), reference=own.reference, paper=own.paper)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"synflow_pl: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     print(as_markdown(told.cells, own.reference))

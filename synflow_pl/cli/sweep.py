@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from synflow_pl.cli.main import run
 from synflow_pl.cli.messages import clarify, sentence
 from synflow_pl.cli.multishot import Plan, multishot, planned
-from synflow_pl.cli.narrower import narrower
+from synflow_pl.cli.narrower import narrower, width_of
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.runs.launchers import Refused, Slurm, here, on_slurm
 from synflow_pl.runs.sweep import FAILED, Sweep, Task, accuracy, check_own, held
@@ -43,8 +43,7 @@ def sweep(args: list[str]) -> None:
     """
     own, grid, extra = parsed(args)
     folder = Path(own.folder or Path("sweeps") / own.name).resolve()
-    tasks = grid.tasks([*_QUIET, *extra])
-    _check(tasks, folder)
+    tasks = _checked(grid, extra, folder)
     left = [task for task in tasks if accuracy(folder, task) is None]
     if own.dry_run:
         for task in tasks:
@@ -157,26 +156,28 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _check(tasks: Sequence[Task], folder: Path) -> None:
-    """Refuse what ``fit`` would refuse, before the first run: each kind of run once."""
+def _checked(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task]:
+    """The sweep's runs; what ``fit`` would refuse is refused before the first of them, for each kind of run once."""
     try:
+        tasks = grid.tasks([*_QUIET, *extra])
         for task in {(task.recipe, task.options[3], task.levels, task.like): task for task in tasks}.values():
             if task.levels:
                 planned(["--levels", str(task.levels), *task.options])
             elif task.like:
-                narrower(task)
+                width_of(task)  # what it is costs a pruning, and is found out when the run begins
             else:
                 Plan.of(list(task.options))
         check_own(folder, tasks)
     except (ValueError, FileNotFoundError) as error:
         sentence(str(error))
+    return tasks
 
 
 def _show(task: Task, folder: Path, ended: bool) -> None:
-    """One run and its commands, as they can be typed."""
-    print(f"{task.name}{' (finished)' if ended else ''}")
+    """One run and its commands, as they can be typed, but for a width that is still to be found out."""
+    print(f"{task.name}{' (finished)' if ended else ''}", flush=True)
     if not ended:
-        more = narrower(task)[0] if task.like else ()
+        more = (f"--model.network.{width_of(task)}", "WIDTH") if task.like else ()
         for command in (task.train(folder, more=more), task.test(folder)):
             print(f"  synflow_pl {shlex.join(command)}")
 
@@ -310,7 +311,7 @@ def _reason(job: _Job, status: int) -> str:
         return f"its process was ended by {signal.Signals(abs(status) % 128).name}"
     failed = job.folder / "lightning_logs" / job.task.name / FAILED
     if failed.is_file():
-        return failed.read_text().strip()
+        return failed.read_text(errors="replace").strip()
     return _last_line(job.log) if status else "its job ended without a result"
 
 

@@ -22,6 +22,8 @@ class _AppendingWriter(_ExperimentWriter):
 
     def _check_log_dir_exists(self) -> None:
         if os.path.isfile(self.metrics_file_path):
+            with open(self.metrics_file_path, "rb+") as file:  # a line that a kill cut short would run into the next one
+                file.truncate(file.read().rfind(b"\n") + 1)
             with open(self.metrics_file_path, newline="") as file:
                 self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from synflow_pl.runs.folder import CONFIG
+from synflow_pl.runs.progress import configuration, ended, progress
 from synflow_pl.runs.sweep import FAILED, NARROWER
 
 __all__ = ["Accuracies", "Between", "Layer", "LeftOut", "Read", "compared", "find_runs", "flat", "read"]
@@ -23,6 +22,7 @@ _OF_TRAINER = (
 )  # fmt: skip
 # Of a pruning, what is an axis of the report, or says only where from.
 _NOT_OF_PRUNER = {"density", "kept", "effective_density", "trained", "on_collapse", "network", "input_shape"}
+_OF_DIAGNOSIS = ("density", "effective_density", "flops", "sparse_flops", "alive", "layers")
 
 
 class LeftOut(ValueError):
@@ -58,7 +58,8 @@ class Read:
     """One run.
 
     ``setting`` is what has to be the same for two runs to be compared, ``pruning`` what has to be for them to be repetitions of each
-    other but for density and seed; both are flat, by option. ``density`` is the one asked for, by which repetitions are found;
+    other but for density and seed; both are flat, by option. ``density`` is the one asked for, by which repetitions are found, or where
+    weights were counted or masks were given, the one that came of it;
     ``kept``, ``effective_density`` and FLOPs (of one image) are what came of it, ``None`` where they are not known.
     """
 
@@ -119,30 +120,39 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
         LeftOut: if it is unfinished, broken, or not one of ours.
         Between: if it is a level of a multi-shot pruning that is not the last.
     """
+    try:
+        return _read(folder, overlays)
+    except LeftOut:
+        raise
+    except Exception as error:  # what may be wrong with files that anyone can write has no bound, and the others are to be reported
+        raise LeftOut(f"it is broken: {' '.join(f'{type(error).__name__}: {error}'.split())}") from error
+
+
+def _read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
     if (folder / FAILED).is_file():
-        raise LeftOut(f"it failed: {(folder / FAILED).read_text().strip()}")
+        raise LeftOut(f"it failed: {(folder / FAILED).read_text(errors='replace').strip()}")
     config = _config(folder)
-    level = _json(folder / "level.json")
+    level = _json(folder / "level.json", "level", "levels", "rewind")
     if level is not None and level["level"] < level["levels"]:
         raise Between(f"it is level {level['level']} of {level['levels']}, and the last one is reported")
-    accuracies = _accuracies(folder, bool(config["data"].get("init_args", {}).get("validate_on_test")))
-    tested = (config.get("trainer") or {}).get("limit_test_batches")
+    trainer = config.get("trainer") or {}
+    accuracies = _accuracies(folder, trainer, bool((config["data"].get("init_args") or {}).get("validate_on_test")))
+    tested = trainer.get("limit_test_batches")
     if tested is not None and not (isinstance(tested, float) and tested == 1):  # 1.0 is everything, 1 is one batch
         accuracies = Accuracies(None, None, None)
     setting, own = compared(config)
     pruning = config["pruning"]
-    density = pruning.get("effective_density") or pruning.get("density") or 1.0
-    told, narrower = _json(folder / "diagnosis.json"), _json(folder / NARROWER)
+    told, small = _json(folder / "diagnosis.json", *_OF_DIAGNOSIS), _json(folder / NARROWER)
     if told is None and (pruning.get("pruner") is not None or pruning.get("masks") is not None):
         raise LeftOut("there is no diagnosis.json in it, which says what was kept; it was made by an older version, or is broken")
-    name = _named(config["pruning"], overlays)
+    name, density = _named(pruning, overlays), _density(pruning, told)
     if level is not None:
         own["levels"], own["rewind"] = level["levels"], level["rewind"]
         name = f"{name}, {level['levels']} level{'s' * (level['levels'] > 1)}"
-    if narrower is not None:
-        own["narrower"] = narrower["like"]
-        name, density = f"narrower, as many {'weights' if narrower['like'] == 'parameters' else 'FLOPs'}", narrower["density"]
-        setting[f"network.init_args.{narrower['argument']}"] = narrower["whole_width"]
+    if small is not None:
+        own["narrower"] = small["like"]
+        name, density = f"narrower, as many {'weights' if small['like'] == 'parameters' else 'FLOPs'}", float(small["density"])
+        setting[f"network.init_args.{small['argument']}"] = small["whole_width"]
     return Read(
         folder=folder,
         setting=setting,
@@ -153,13 +163,21 @@ def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
         density=density,
         seed=config["seed_everything"],
         accuracies=accuracies,
-        kept=told["density"] if told else narrower["weights"] / narrower["whole_weights"] if narrower else 1.0,
-        effective_density=told["effective_density"] if told else narrower["weights"] / narrower["whole_weights"] if narrower else 1.0,
-        flops=told["sparse_flops"] if told else narrower["flops"] if narrower else None,
-        whole_flops=told["flops"] if told else narrower["whole_flops"] if narrower else None,
-        alive=told["alive"] if told else True,
-        layers=tuple(Layer(x["name"], x["total"], x["kept"]) for x in told["layers"]) if told else (),
+        kept=float(told["density"]) if told else small["weights"] / small["whole_weights"] if small else 1.0,
+        effective_density=float(told["effective_density"]) if told else small["weights"] / small["whole_weights"] if small else 1.0,
+        flops=int(told["sparse_flops"]) if told else small["flops"] if small else None,
+        whole_flops=int(told["flops"]) if told else small["whole_flops"] if small else None,
+        alive=bool(told["alive"]) if told else True,
+        layers=tuple(Layer(x["name"], int(x["total"]), int(x["kept"])) for x in told["layers"]) if told else (),
     )
+
+
+def _density(pruning: Mapping[str, Any], told: Mapping[str, Any] | None) -> float:
+    """The density asked for; with masks from a file, which is trained with whatever the options say, and with ``kept`` the one had."""
+    if told is None:
+        return 1.0
+    asked = None if pruning.get("masks") else pruning.get("effective_density") or pruning.get("density")
+    return float(told["density"] if asked is None else asked)
 
 
 def compared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -168,65 +186,73 @@ def compared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     setting = {
         **flat(config["model"]),
         "data": data["class_path"],
-        **{f"data.{key}": value for key, value in data.get("init_args", {}).items() if key not in _NOT_OF_DATA},
+        **{f"data.{key}": value for key, value in (data.get("init_args") or {}).items() if key not in _NOT_OF_DATA},
         **{f"trainer.{key}": trainer.get(key) for key in _OF_TRAINER},
     }
-    return setting, flat({key: value for key, value in config["pruning"].items() if key not in _NOT_OF_PRUNER})
+    return setting, flat({key: value for key, value in _spelt_out(config["pruning"]).items() if key not in _NOT_OF_PRUNER})
+
+
+def _spelt_out(pruning: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the number of rounds that leaving it out means, where the pruner is one of ours; only then is torch imported."""
+    pruner = pruning.get("pruner")
+    if pruner is None or pruning.get("rounds") is not None:
+        return pruning
+    while isinstance(inner := (pruner.get("init_args") or {}).get("pruner"), Mapping):  # it goes around another, whose rounds it has
+        pruner = inner
+    room, _, name = pruner["class_path"].rpartition(".")
+    return {**pruning, "rounds": getattr(import_module(room), name).rounds} if room == "synflow_pl.pruners" else pruning
 
 
 def _config(folder: Path) -> dict[str, Any]:
     """The configuration, seen to be one of ours."""
-    path = folder / CONFIG
-    if not path.is_file():
+    if not (folder / CONFIG).is_file():
         raise LeftOut(f"there is no {CONFIG} in it: it was stopped before it began, or is no run")
     try:
-        with open(path) as file:
-            config = yaml.load(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LeftOut(f"its {CONFIG} cannot be read: {' '.join(str(error).split())}") from error
+        config: dict[str, Any] = configuration(folder)
+    except ValueError as error:
+        raise LeftOut(str(error)) from error
     shaped = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in ("model", "data", "pruning"))
     if not (
         shaped and "network" in config["model"] and "class_path" in config["data"] and isinstance(config.get("seed_everything"), int)
     ):
         raise LeftOut(f"it is no run of synflow_pl: its {CONFIG} has no model.network, data, pruning and seed_everything")
+    for name, part in (("model.network", config["model"]["network"]), ("pruning.pruner", config["pruning"].get("pruner") or {})):
+        if part != {} and not (isinstance(part, dict) and isinstance(part.get("class_path"), str)):
+            raise LeftOut(f"it is broken: {name} names no class (class_path) in its {CONFIG}")
     return config
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path, *keys: str) -> Any:
+    """What it holds, with these keys; ``None`` if it is not there."""
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise LeftOut(f"its {path.name} cannot be read: {error}") from error
+    if missing := [key for key in keys if not isinstance(found, dict) or key not in found]:
+        raise LeftOut(f"it is broken: there is no {missing[0]} in its {path.name}")
+    return found
 
 
-def _accuracies(folder: Path, validated_on_test: bool) -> Accuracies:
-    """From ``metrics.csv``; of an epoch that stands there twice, since a run went on before it, the later row counts."""
-    path = folder / "metrics.csv"
-    if not path.is_file():
+def _accuracies(folder: Path, trainer: Mapping[str, Any], validated_on_test: bool) -> Accuracies:
+    if not (folder / "metrics.csv").is_file():
         raise LeftOut("it is unfinished: there is no metrics.csv in it")
-    final: float | None = None
-    validation: dict[int, float] = {}
-    test: dict[int, float] = {}
     try:
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                if row.get("test/accuracy"):
-                    final = float(row["test/accuracy"])
-                if row.get("val/accuracy"):
-                    validation[int(row["epoch"])] = float(row["val/accuracy"])
-                if row.get("test_each_epoch/accuracy"):
-                    test[int(row["epoch"])] = float(row["test_each_epoch/accuracy"])
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise LeftOut(f"its metrics.csv cannot be read: {error}") from error
-    if final is None:
-        trained = f"after {max(validation) + 1} epochs" if validation else "before its first epoch was over"
-        raise LeftOut(f"it is unfinished: stopped {trained}, or not tested yet (synflow_pl test --ckpt_path {folder})")
+        told = progress(folder)
+    except ValueError as error:
+        raise LeftOut(str(error)) from error
+    if not ended(trainer, told):
+        trained = f"after {told.epochs} epochs" if told.epochs else "before its first epoch was over"
+        on = f"synflow_pl fit -c {folder / CONFIG} --ckpt_path {folder}"
+        raise LeftOut(f"it is unfinished: stopped {trained}; it goes on with {on}")
+    if told.final is None:
+        raise LeftOut(f"it is not tested yet: synflow_pl test --ckpt_path {folder}")
     if validated_on_test:
-        return Accuracies(final, None, max(validation.values(), default=None))
-    best = max(sorted(validation), key=validation.__getitem__, default=None)
-    return Accuracies(final, test.get(best) if best is not None else None, max(test.values(), default=None))
+        return Accuracies(told.final, None, max(told.validation.values(), default=None))
+    best = max(sorted(told.validation), key=told.validation.__getitem__, default=None)
+    test = told.test_each_epoch
+    return Accuracies(told.final, test.get(best) if best is not None else None, max(test.values(), default=None))
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -243,7 +269,7 @@ def _named(pruning: Mapping[str, Any], overlays: Mapping[str, Mapping[str, Any]]
         return "masks from a file"
     if pruning.get("pruner") is None:
         return "dense"
-    given = flat(pruning)
+    given = flat(_spelt_out(pruning))
     agreeing = [
         (len(options), name)
         for name, options in ((name, flat(overlay["pruning"])) for name, overlay in overlays.items() if "pruning" in overlay)

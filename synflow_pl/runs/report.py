@@ -51,7 +51,12 @@ def report(paths: Sequence[Path], out: Path, overlays: Mapping[str, Mapping[str,
     runs: list[Read] = []
     left_out: dict[Path, str] = {}
     between = 0
-    for folder in find_runs(paths):
+    found = find_runs(paths)
+    if not found:
+        raise ValueError(
+            f"there are no runs in {', '.join(map(str, paths))}; give a run, a folder of runs such as lightning_logs, or a sweep's"
+        )
+    for folder in found:
         try:
             runs.append(read(folder, overlays))
         except Between:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import shlex
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from synflow_pl.runs.progress import configuration, ended, progress
 
 __all__ = ["CONTROLS", "FAILED", "NARROWER", "Sweep", "Task", "accuracy", "check_own", "held"]
 
@@ -21,6 +22,11 @@ NARROWER = "narrower.json"
 CONTROLS: tuple[str, ...] = ("narrower_parameters", "narrower_flops")
 """Stand among the pruners for dense networks that are narrower instead of pruned: with as many weights as the recipe's network has at
 that density, or with as many FLOPs as it has then, pruned by SynFlow."""
+_OF_THE_GRID = {
+    "seed_everything": "seeds", "pruning.density": "densities", "pruning.pruner": "pruners", "pruning.masks": "pruners",
+    "run": "folder", "trainer.default_root_dir": "folder",
+}  # fmt: skip
+"""Options of ``fit`` in which the runs of a sweep differ, and the sweep's own that says them."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,17 @@ class Sweep:
 
         Args:
             extra: more options of ``fit``, as typed on the command line.
+
+        Raises:
+            ValueError: if an option is what the grid says, or if two different runs would have the same name.
         """
         options = [part for name, value in self.options.items() for part in (f"--{name}", _typed(value))]
+        for part in (*options, *extra):
+            name = part.partition("=")[0].removeprefix("--")
+            if part.startswith("--") and name in _OF_THE_GRID:
+                raise ValueError(
+                    f"--{name} cannot be the same for every run of a sweep, which sets it itself; give --{_OF_THE_GRID[name]}"
+                )
         tasks: dict[str, Task] = {}
         for seed in self.seeds:
             for recipe in self.recipes:
@@ -112,7 +127,10 @@ class Sweep:
                     for density in sorted(self.densities, reverse=True):
                         for pruner in self.pruners:
                             task = _task(recipe, pruner, density, seed, levels, [*options, *extra])
-                            tasks.setdefault(task.name, task)
+                            same = tasks.setdefault(task.name, task)
+                            if same != task:
+                                one, other = next(pair for pair in zip(same.options, task.options, strict=False) if len(set(pair)) > 1)
+                                raise ValueError(f"{one} and {other} would both be called {task.name}; rename one of the two files")
         return list(tasks.values())
 
 
@@ -141,15 +159,14 @@ def _typed(value: Any) -> str:
 
 
 def accuracy(folder: Path, task: Task) -> float | None:
-    """Its test accuracy after the last epoch, in [0, 1]; ``None`` if it is not finished: trained and tested."""
+    """Its test accuracy after the last epoch, in [0, 1]; ``None`` if it is not finished: trained to its end and tested since."""
     run = folder / "lightning_logs" / task.result
     if (run / FAILED).exists():
         return None
     try:
-        with open(run / "metrics.csv", newline="") as file:
-            tested = [row["test/accuracy"] for row in csv.DictReader(file) if row.get("test/accuracy")]
-        return float(tested[-1]) if tested else None
-    except (OSError, ValueError, csv.Error):
+        told = progress(run)
+        return told.final if told.final is not None and ended(configuration(run)["trainer"], told) else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 

@@ -155,6 +155,24 @@ def test_a_dry_run_lists_every_run_and_its_commands_and_writes_nothing(
     assert [path.name for path in grid.iterdir()] == ["grid.yaml"]
 
 
+def test_a_dry_run_does_not_look_for_the_width_of_a_narrower_network(
+    grid: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "narrower", lambda task: pytest.fail("that is minutes of pruning"))
+    run_sweep("--dry_run", "--pruners", "[narrower_flops]")
+    assert "--model.network.width WIDTH --run demo-narrower_flops-density0.5-seed0" in capsys.readouterr().out
+
+
+def test_a_network_that_has_no_width_is_refused_before_any_run(
+    grid: Path, attempts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        sweep(["-c", "grid.yaml", "--pruners", "[narrower_flops]", "--model.network", "torch.nn.Flatten"])
+    assert left.value.code == 2
+    assert "torch.nn.Flatten has no argument width or widen, so that there is no narrower one" in capsys.readouterr().err
+    assert attempts == []
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -162,6 +180,10 @@ def test_a_dry_run_lists_every_run_and_its_commands_and_writes_nothing(
         (["--densities", "many"], "densities"),
         (["--pruners", "[synflwo]"], "no recipe 'pruners/synflwo'.*did you mean 'pruners/synflow'"),
         (["--trainer.max_epoch", "1"], "there is no option trainer.max_epoch; did you mean"),
+        (["--seed_everything", "3"], "--seed_everything cannot be the same for every run of a sweep, .*; give --seeds"),
+        (["--pruning.density=0.2"], "--pruning.density cannot be the same for every run of a sweep, .*; give --densities"),
+        (["--pruning.pruner", "SNIP"], "--pruning.pruner cannot be the same for every run of a sweep, .*; give --pruners"),
+        (["--options", "{run: mine}"], "--run cannot be the same for every run of a sweep, .*; give --folder"),
         (["--retries", "-1"], "retries: -1 must be at least 0"),
         (["--slurm.time", "0"], "slurm.time: 0 must be at least 1"),
         (["-c", "no_such_sweep"], "no recipe 'sweeps/no_such_sweep'"),

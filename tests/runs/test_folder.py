@@ -177,3 +177,11 @@ def test_both_loggers_write_into_the_run_s_folder_itself(logger: type[RunCSV | R
     writer.finalize("success")
     assert [path.name.partition(".")[0] for path in folder.iterdir()] == ["metrics" if logger is RunCSV else "events"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_logger_goes_on_behind_the_last_whole_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,step,test/accuracy\n0,0,0.5\n0,0,0.7")
+    logger = RunCSV(tmp_path)
+    logger.log_metrics({"epoch": 0, "test/accuracy": 0.25}, step=0)
+    logger.save()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["epoch,step,test/accuracy", "0,0,0.5", "0,0,0.25"]

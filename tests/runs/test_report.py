@@ -31,17 +31,17 @@ def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def a_run(
-    root: Path, pruner: str = "synflow", density: float = 0.1, seed: int = 0, *, final: float | None = 0.9,
+    root: Path, pruner: str = "synflow", density: float = 0.1, seed: int = 0, *, final: float | None = 0.9, of: int | None = None,
     epochs: Epochs = ((0.8, 0.7), (0.9, 0.85), (0.9, 0.95)), name: str | None = None, alive: bool = True, data: str = "MNIST",
     network: dict[str, Any] | None = None, **options: Any,
 ) -> Path:  # fmt: skip
-    """A run as ``fit`` and ``test`` leave it: validation and test accuracy of each epoch, then the final test."""
+    """A run as ``fit`` and ``test`` leave it: validation and test accuracy of each epoch (``of`` so many), then the final test."""
     folder = root / "lightning_logs" / (name or f"{pruner}-{density}-{seed}")
     folder.mkdir(parents=True)
     its = {"pruner": None, "rounds": None, **(OVERLAYS[pruner]["pruning"]), "density": density, "sanity": None, "masks": None}
     config = {
         "seed_everything": seed,
-        "trainer": {"max_epochs": len(epochs), "default_root_dir": str(root)},
+        "trainer": {"max_epochs": len(epochs) if of is None else of, "default_root_dir": str(root)},
         "model": {"network": network or {"class_path": "synflow_pl.networks.FC", "init_args": {"width": 100, "depth": 6}}},
         "data": {"class_path": f"synflow_pl.data.{data}", "init_args": {"data_dir": str(root), **options}},
         "pruning": its,
@@ -49,9 +49,10 @@ def a_run(
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     with open(folder / "metrics.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["epoch", "val/accuracy", "test_each_epoch/accuracy", "test/accuracy"])
+        writer.writerow(["epoch", "val/accuracy", "test_each_epoch/accuracy", "test/accuracy", "train/loss", "step"])
         for epoch, (validation, test) in enumerate(epochs):
-            writer.writerow([epoch, validation, test, ""])
+            writer.writerow([epoch, validation, test, "", "", 10 * epoch + 9])
+            writer.writerow([epoch, "", "", "", 0.1, 10 * epoch + 9])
         if final is not None:
             writer.writerow([len(epochs), "", "", final])
     if pruner != "dense":
@@ -59,6 +60,12 @@ def a_run(
         whole = {"density": density, "effective_density": density / 2 if alive else 0.0, "flops": 2000, "alive": alive}
         (folder / "diagnosis.json").write_text(json.dumps({**whole, "sparse_flops": int(2000 * density), "layers": layers}))
     return folder
+
+
+def change(folder: Path, part: str, options: dict[str, Any]) -> None:
+    """Other options in a part of a run's configuration."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, part: {**config[part], **options}}))
 
 
 def reported(root: Path, **options: Any) -> list[dict[str, str]]:
@@ -116,7 +123,7 @@ def test_pruners_are_compared_seed_by_seed(tmp_path: Path) -> None:
 def test_one_accuracy_that_was_not_measured_leaves_the_cell_empty(tmp_path: Path) -> None:
     a_run(tmp_path, seed=0)
     folder = a_run(tmp_path, seed=1)
-    (folder / "metrics.csv").write_text("epoch,val/accuracy,test/accuracy\n0,0.9,\n1,0.9,\n2,,0.8\n")
+    (folder / "metrics.csv").write_text("epoch,step,train/loss,val/accuracy,test/accuracy\n2,9,0.1,0.9,\n0,0,,,0.8\n")
     (row,) = reported(tmp_path)
     assert (row["seeds"], row["at_best_validation_mean"], row["best_on_test_mean"]) == ("2", "", "")
     assert float(row["final_mean"]) == pytest.approx(0.85)
@@ -127,9 +134,7 @@ def test_the_accuracy_on_a_part_of_the_test_set_is_not_told(limit: float | None,
     # One batch is 1, and all of them are 1.0.
     folder = a_run(tmp_path)
     a_run(tmp_path, "snip")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["trainer"]["limit_test_batches"] = limit
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    change(folder, "trainer", {"limit_test_batches": limit})
     rows = {row["pruner"]: row for row in reported(tmp_path)}
     assert [bool(rows["synflow"][f"{which}_mean"]) for which in ("final", "at_best_validation", "best_on_test")] == [told] * 3
     assert bool(rows["snip"]["final_minus_synflow_mean"]) == told
@@ -148,6 +153,14 @@ def test_a_dead_network_is_a_result(tmp_path: Path) -> None:
 def test_pruners_are_called_by_the_overlay_that_says_most_of_them(tmp_path: Path) -> None:
     names = ["random", "random_erk", "snip", "snip_iterative", "grasp", "grasp_inverted", "dense"]
     assert [read(a_run(tmp_path, name), OVERLAYS).pruner for name in names] == names
+
+
+@pytest.mark.parametrize("pruner", ["synflow", "snip", "grasp", "force"])
+def test_a_pruner_with_its_own_number_of_rounds_is_its_overlay_whether_the_number_is_given_or_not(pruner: str, tmp_path: Path) -> None:
+    a_run(tmp_path, pruner, seed=0)
+    change(a_run(tmp_path, pruner, seed=1), "pruning", {"rounds": None})
+    (row,) = reported(tmp_path, reference=pruner)
+    assert (row["pruner"], row["seeds"]) == (pruner, "2")
 
 
 def test_runs_of_another_recipe_are_told_apart_by_what_differs(tmp_path: Path) -> None:
@@ -170,6 +183,15 @@ def test_a_run_that_repeats_another_in_everything_is_left_out_and_said_so(tmp_pa
     told = report([tmp_path], tmp_path / "report", OVERLAYS, reference="synflow", paper=False)
     assert [len(cell.runs) for cell in told.cells] == [1]
     assert list(told.left_out.values()) == [f"it repeats {tmp_path}/lightning_logs/synflow-0.1-0 in everything"]
+
+
+@pytest.mark.parametrize("asked", [{"density": None, "kept": 100}, {"density": 0.5, "masks": "masks.safetensors"}])
+def test_where_weights_are_counted_or_masks_are_given_the_density_is_the_one_that_came_of_it(
+    asked: dict[str, Any], tmp_path: Path
+) -> None:
+    for density in (0.1, 0.01):
+        change(a_run(tmp_path, "synflow", density), "pruning", asked)
+    assert [row["density"] for row in reported(tmp_path)] == ["0.1", "0.01"]
 
 
 def test_only_the_last_level_of_a_multi_shot_pruning_is_reported_and_the_others_are_counted(
@@ -221,11 +243,53 @@ def test_a_broken_an_unfinished_and_a_foreign_run_are_told_and_the_rest_is_repor
     said = capsys.readouterr().out
     assert "| synflow | 0.1 | 0.05 | 1 | 90.00 |" in said
     assert "left out: lightning_logs/broken: its config.yaml cannot be read: while parsing" in said
-    assert "left out: lightning_logs/unfinished: it is unfinished: stopped after 3 epochs, or not tested yet" in said
+    assert "left out: lightning_logs/unfinished: it is not tested yet: synflow_pl test --ckpt_path lightning_logs/unfinished" in said
     assert "left out: lightning_logs/version_0: it is no run of synflow_pl: its config.yaml has no model.network" in said
     assert "left out: lightning_logs/empty: there is no config.yaml in it" in said
     assert "left out: lightning_logs/failed: it failed: FloatingPointError: no number" in said
     assert "1 runs reported, 5 left out" in said
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "why"),
+    [
+        ("diagnosis.json", "[]", "it is broken: there is no density in its diagnosis.json"),
+        ("diagnosis.json", '{"density": 0.1}', "it is broken: there is no effective_density in its diagnosis.json"),
+        ("level.json", "{}", "it is broken: there is no level in its level.json"),
+        ("level.json", '{"level": "one", "levels": 2, "rewind": 0}', "it is broken: TypeError"),
+        ("narrower.json", "{}", "it is broken: KeyError: 'like'"),
+        ("failed.txt", b"full\xff", "it failed: full\N{REPLACEMENT CHARACTER}"),
+        ("model", {"network": "FC"}, "it is broken: model.network names no class (class_path) in its config.yaml"),
+        ("model", {"network": {"width": 4}}, "it is broken: model.network names no class (class_path) in its config.yaml"),
+        ("pruning", {"pruner": "SynFlow"}, "it is broken: pruning.pruner names no class (class_path) in its config.yaml"),
+        ("pruning", {"density": "foo"}, "it is broken: ValueError: could not convert string to float: 'foo'"),
+        ("trainer", {"max_epochs": "all"}, "it is broken: TypeError"),
+    ],
+)
+def test_a_run_that_is_broken_anyhow_is_left_out_and_the_others_are_reported(file: str, content: Any, why: str, tmp_path: Path) -> None:
+    a_run(tmp_path, "snip")
+    broken = a_run(tmp_path, "synflow")
+    if isinstance(content, dict):
+        change(broken, file, content)
+    else:
+        (broken / file).write_bytes(content.encode() if isinstance(content, str) else content)
+    told = report([tmp_path], tmp_path / "report", OVERLAYS, reference="synflow", paper=False)
+    assert [cell.pruner for cell in told.cells] == ["snip"]
+    assert told.left_out[broken].startswith(why)
+
+
+def test_data_whose_arguments_are_all_at_their_defaults_may_have_none(tmp_path: Path) -> None:
+    change(a_run(tmp_path), "data", {"init_args": None})
+    assert reported(tmp_path)[0]["pruner"] == "synflow"
+
+
+def test_a_run_that_was_tested_before_its_training_ended_is_unfinished_and_told_how_to_go_on(tmp_path: Path) -> None:
+    folder = a_run(tmp_path, of=5)
+    with pytest.raises(LeftOut) as why:
+        read(folder, OVERLAYS)
+    assert str(why.value) == (
+        f"it is unfinished: stopped after 3 epochs; it goes on with synflow_pl fit -c {folder}/config.yaml --ckpt_path {folder}"
+    )
 
 
 @pytest.mark.parametrize("text", ["epoch,test/accuracy\n0,high\n", "epoch,val/accuracy\n,0.5\n"])
@@ -245,6 +309,18 @@ def test_nothing_to_report_is_one_sentence(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         command([str(tmp_path / "nowhere")])
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_a_folder_without_runs_and_a_file_to_write_into_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "afile").touch()
+    with pytest.raises(SystemExit):
+        command([str(tmp_path)])
+    assert "there are no runs in" in capsys.readouterr().err
+    a_run(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        command([str(tmp_path), "--out", str(tmp_path / "afile")])
+    assert left.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_runs_are_found_from_a_run_from_lightning_logs_and_from_a_sweep_s_folder(tmp_path: Path) -> None:
@@ -281,8 +357,7 @@ def test_the_grid_has_a_line_for_each_pruner_and_marks_the_dead(tmp_path: Path) 
 
 def test_the_grid_marks_the_dead_where_no_accuracy_is_known(tmp_path: Path) -> None:
     folder = a_run(tmp_path, "magnitude", alive=False)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump({**config, "trainer": {**config["trainer"], "limit_test_batches": 1}}))
+    change(folder, "trainer", {"limit_test_batches": 1})
     reported(tmp_path)
     assert (tmp_path / "report" / "grid.md").read_text().splitlines()[-1] == "| magnitude | † |"
 

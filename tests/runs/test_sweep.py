@@ -22,6 +22,7 @@ def task() -> Task:
 def metrics(folder: Path, task: Task, text: str) -> Path:
     run = folder / "lightning_logs" / task.name
     run.mkdir(parents=True)
+    (run / "config.yaml").write_text("trainer: {max_epochs: 2, max_steps: -1}\n")
     (run / "metrics.csv").write_text(text)
     return run
 
@@ -37,6 +38,18 @@ def test_the_dense_network_is_one_run_whatever_the_densities_and_levels() -> Non
     assert names(pruners=["dense"], **grid) == ["mnist_fc-dense-density1-seed0"]
     assert names(pruners=["snip", "dense"], **grid).count("mnist_fc-dense-density1-seed0") == 1
     assert len(names(pruners=["snip", "dense"], **grid)) == 1 + 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("recipes", "pruners", "both"),
+    [
+        (["mnist_fc", "mine/mnist_fc.yaml"], ["snip", "dense"], "mnist_fc and mine/mnist_fc.yaml"),
+        (["mnist_fc"], ["snip", "mine/snip.yaml"], "pruners/snip and mine/snip.yaml"),
+    ],
+)
+def test_two_files_whose_runs_would_have_the_same_name_are_refused(recipes: list[str], pruners: list[str], both: str) -> None:
+    with pytest.raises(ValueError, match=f"^{both} would both be called mnist_fc-snip-density0.1-seed0; rename one of the two files$"):
+        names(recipes=recipes, pruners=pruners, densities=[0.1])
 
 
 def test_a_run_is_an_ordinary_fit_and_test_that_trains_a_dead_network_too(task: Task) -> None:
@@ -80,12 +93,19 @@ def test_an_impossible_grid_is_refused_by_name(grid: dict[str, object], message:
         Sweep(**{"recipes": ["mnist_fc"], "pruners": ["snip"], "densities": [0.1], **grid})  # type: ignore[arg-type]
 
 
-def test_a_run_is_finished_when_it_has_been_tested(task: Task, tmp_path: Path) -> None:
+def test_a_run_is_finished_when_it_has_been_tested_after_its_last_epoch(task: Task, tmp_path: Path) -> None:
     assert accuracy(tmp_path, task) is None
-    run = metrics(tmp_path, task, "epoch,test/accuracy,val/accuracy\n0,,0.5\n")
-    assert accuracy(tmp_path, task) is None
-    (run / "metrics.csv").write_text("epoch,test/accuracy,val/accuracy\n0,,0.5\n1,0.75,\n")
-    assert accuracy(tmp_path, task) == 0.75
+    run = metrics(tmp_path, task, "")
+    # A test that is a command of its own is logged at epoch and step 0.
+    half, tested = "epoch,step,train/loss,test/accuracy\n0,9,0.5,\n", "0,0,,0.75\n"
+    for text, finished in (
+        (half, None),
+        (half + tested, None),
+        (half + tested + "1,19,0.4,\n", None),
+        (half + "1,19,0.4,\n" + tested, 0.75),
+    ):
+        (run / "metrics.csv").write_text(text)
+        assert accuracy(tmp_path, task) == finished
     (run / FAILED).write_text("why")
     assert accuracy(tmp_path, task) is None
 
