@@ -105,8 +105,8 @@ def prune(
     if pruner.needs_input or norm or input_shape is not None or example_input is not None:
         subject.inputs = example_of(network, input_shape, example_input)
     subject.batches, subject.loss, subject.train_mode = batches, loss, train_mode
-    if pruner.needs_batches and not (isinstance(batches, Sequence) and len(batches) > 0):
-        raise ValueError(f"{pruner.name} scores on data: give batches=, a list of (images, labels) pairs")
+    if pruner.needs_batches:
+        _check_batches(pruner, batches)
 
     competing = [list(subject.weights)] if scope == "global" else [[name] for name in subject.weights]
     sizes = [sum(subject.weights[name].numel() for name in names) for names in competing]
@@ -185,6 +185,21 @@ def check_options(
         if value not in choices and value is not None:
             near = get_close_matches(str(value), choices, n=1, cutoff=0)[0]
             raise ValueError(f"{option}: {value!r} is not one of {', '.join(choices)}; did you mean {near!r}?")
+
+
+def _check_batches(pruner: Pruner, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+    wanted = f"{pruner.name} scores on data: give batches=, a list of (images, labels) pairs"
+    if not isinstance(batches, Sequence) or len(batches) == 0:
+        raise ValueError(f"{wanted}; got {'none' if isinstance(batches, Sequence) else f'a {type(batches).__name__}'}")
+    for index, batch in enumerate(batches):
+        if not (
+            isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) and part.dim() for part in batch)
+        ):
+            raise ValueError(f"{wanted}; batches[{index}] is no pair of tensors")
+        if len(batch[0]) != len(batch[1]):
+            raise ValueError(f"{wanted}; batches[{index}] has {len(batch[0])} images and {len(batch[1])} labels")
+    if not any(len(images) for images, _ in batches):
+        raise ValueError(f"{wanted}; there are no images in these")
 
 
 def _kept_for(network: nn.Module, pruner: Pruner, density: Fraction, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> int:

@@ -52,7 +52,17 @@ def test_a_pruner_that_scores_on_data_asks_for_batches() -> None:
     class OnData(Magnitude):
         needs_batches = True
 
-    with pytest.raises(ValueError, match="OnData scores on data: give batches="):
+    image, label = torch.ones(1, 4), torch.zeros(1, dtype=torch.long)
+    for batches, message in (
+        (iter([(image, label)]), "got a list_iterator"),
+        ([image], r"batches\[0\] is no pair of tensors"),
+        ([(image, label), (image, label, label)], r"batches\[1\] is no pair of tensors"),
+        ([(image, label.repeat(2))], r"batches\[0\] has 1 images and 2 labels"),
+        ([(image[:0], label[:0])], "there are no images in these"),
+    ):
+        with pytest.raises(ValueError, match=rf"OnData scores on data: give batches=.*; {message}"):
+            prune(nn.Linear(4, 2), OnData(), density=0.5, batches=batches)
+    with pytest.raises(ValueError, match=r"OnData scores on data: give batches=.*; got none"):
         prune(FC(), OnData(), density=0.1)
 
 

@@ -50,7 +50,20 @@ def sweep(args: list[str]) -> None:
             _show(task, folder, task not in left)
         print(f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}")
         return
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sentence(f"--folder: {str(folder)!r} cannot be made or written into ({error.strerror}); choose another")
+    try:
+        _run(tasks, left, folder, own)
+    except KeyboardInterrupt:
+        done = sum(accuracy(folder, task) is not None for task in tasks)
+        print(f"Stopped: {done} of {len(tasks)} runs are finished; the same command goes on.", flush=True)
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _run(tasks: Sequence[Task], left: list[Task], folder: Path, own: Namespace) -> None:
+    """Make the runs that are left, with progress, and say what came of them."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))  # so that the runs that were started end as well
     progress = _Progress(len(tasks), len(tasks) - len(left))
     print(f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}")

@@ -56,6 +56,8 @@ class PHEW(Pruner):
         self._wiring = wiring(skeleton, {name: parameter.detach() for name, parameter in layers.items()})
         ones = {name: torch.ones_like(parameter, dtype=torch.float64) for name, parameter in layers.items()}
         self._usable = {name: gradient > 0 for name, gradient in skeleton.gradients(ones, gains=False).items()}
+        if subject.scope == "local":
+            self.notes = ("each layer is cut alone, so not all that is kept need lie on a path; with scope global it does",)
         if idle := [name for name, usable in self._usable.items() if not usable.flatten(1).any(1).all()]:
             raise ValueError(f"PHEW cannot walk to the output from every unit of {', '.join(idle)}; exclude them, or choose SynFlow")
 
@@ -65,6 +67,10 @@ class PHEW(Pruner):
         for name, parameter in prunable(subject.network).items():
             living = self._usable[name] & subject.masks[name] if name in subject.masks else self._usable[name]
             magnitudes[name] = (magnitude(parameter) * living).double().cpu()
+            if not bool(magnitudes[name].isfinite().all()):
+                raise FloatingPointError(
+                    f"the weights of {name!r} are not finite, so no walk can choose by them; look for what made them so"
+                )
         graph = _Graph(self._wiring, magnitudes, list(subject.weights))
         kept, tries = subject.kept, 0
         chosen = torch.zeros_like(graph.counted)

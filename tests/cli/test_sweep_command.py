@@ -186,6 +186,7 @@ def test_a_network_that_has_no_width_is_refused_before_any_run(
         (["--options", "{run: mine}"], "--run cannot be the same for every run of a sweep, .*; give --folder"),
         (["--retries", "-1"], "retries: -1 must be at least 0"),
         (["--slurm.time", "0"], "slurm.time: 0 must be at least 1"),
+        (["--folder", "grid.yaml"], "--folder: '.*grid.yaml' cannot be made or written into .*; choose another"),
         (["-c", "no_such_sweep"], "no recipe 'sweeps/no_such_sweep'"),
     ],
 )
@@ -203,6 +204,19 @@ def test_a_mistake_is_one_sentence_before_any_run(
     assert attempts == []
 
 
+def test_ctrl_c_says_how_far_it_is_and_that_it_goes_on(
+    grid: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("synflow_pl.cli.sweep._launched", interrupted)
+    with pytest.raises(SystemExit) as left:
+        sweep(["-c", "grid.yaml", *SHORT])
+    assert left.value.code == 130
+    assert "Stopped: 0 of 2 runs are finished; the same command goes on." in capsys.readouterr().out
+
+
 # -- real processes
 
 COMMAND = [sys.executable, "-m", "synflow_pl", "sweep", "-c", "grid.yaml", *SHORT]
@@ -213,7 +227,7 @@ def started(*args: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_that_is_killed_goes_on_and_does_no_run_twice(how: signal.Signals, grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     four = ["--seeds", "[0, 1]"]

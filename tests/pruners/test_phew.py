@@ -153,3 +153,17 @@ def test_networks_of_torchvision_can_be_walked_through(name: str) -> None:
     assert masks.kept == math.ceil(masks.total / 20)
     used = on_a_path(network, dict(masks), (3, 64, 64))
     assert all(not (mask & ~used[layer]).any() for layer, mask in masks.items())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
+    network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    network[0].weight.data[0, 0] = value
+    with pytest.raises(FloatingPointError, match="the weights of '0.weight' are not finite"):
+        prune(network, PHEW(seed=0), density=0.3, input_shape=(6,))
+
+
+def test_the_local_scope_is_told_to_promise_no_paths() -> None:
+    pruner = PHEW(seed=0)
+    prune(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), pruner, density=0.5, scope="local", input_shape=(6,))
+    assert pruner.notes == ("each layer is cut alone, so not all that is kept need lie on a path; with scope global it does",)
