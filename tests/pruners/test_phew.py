@@ -159,7 +159,7 @@ def test_networks_of_torchvision_can_be_walked_through(name: str) -> None:
 def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     network[0].weight.data[0, 0] = value
-    with pytest.raises(FloatingPointError, match="the weights of '0.weight' are not finite"):
+    with pytest.raises(FloatingPointError, match=r"the weights of '0\.weight' are not finite"):
         prune(network, PHEW(seed=0), density=0.3, input_shape=(6,))
 
 
