@@ -86,18 +86,26 @@ class Command:
         args: program and arguments; no shell.
         cwd: working directory.
         env: variables added to those of this process.
+        without: names of variables of this process that the command does not inherit.
+        startup: Python source that each of its Python processes runs when it starts.
     """
 
     def __init__(
-        self, args: Sequence[str | os.PathLike[str]], cwd: str | os.PathLike[str], env: Mapping[str, str] | None = None
+        self,
+        args: Sequence[str | os.PathLike[str]],
+        cwd: str | os.PathLike[str],
+        env: Mapping[str, str] | None = None,
+        without: Sequence[str] = (),
+        startup: str = "",
     ) -> None:
         self.args = [os.fspath(arg) for arg in args]
         self._place = tempfile.TemporaryDirectory()
         place = Path(self._place.name)
         (place / "site").mkdir()
         (place / "stacks").mkdir()
-        (place / "site/sitecustomize.py").write_text(_SITE)
-        environment = {**os.environ, **(env or {}), _STACKS: str(place / "stacks")}
+        (place / "site/sitecustomize.py").write_text(_SITE + startup)
+        inherited = {name: value for name, value in os.environ.items() if name not in without}
+        environment = {**inherited, **(env or {}), _STACKS: str(place / "stacks")}
         self._mark = f"{_MARK}={uuid.uuid4()}"
         environment[_MARK] = self._mark.partition("=")[2]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(place / "site"), environment.get("PYTHONPATH")]))
