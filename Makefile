@@ -1,6 +1,8 @@
 # `make demo` and `make test` work on a machine with Python 3.11+, git and make; nothing else has to be installed.
 PYTHON ?= python3
 VENV := .venv
+# Tests run in so many processes at a time.
+JOBS ?= 2
 LOWEST := .venv-lowest
 
 .PHONY: demo test test-slow test-lowest check clean
@@ -9,10 +11,11 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python -m synflow_pl demo
 
 test: $(VENV)/installed-test check
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(JOBS)
 
+# SLICE=3/12 runs the third of twelve slices.
 test-slow: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -n $(JOBS) -m slow $(if $(SLICE),--slice $(SLICE))
 
 check: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
@@ -21,7 +24,7 @@ check: $(VENV)/installed-test
 
 # The suite on the lower bounds that setup.cfg states.
 test-lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest
+	$(LOWEST)/bin/python -m pytest -n $(JOBS)
 
 # A stamp file says that an environment is ready: a second call does not install again, a changed setup.cfg does.
 $(VENV)/installed: setup.cfg

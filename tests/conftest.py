@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,48 @@ import torch
 from torch import nn
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slice",
+        metavar="K/N",
+        type=parse_slice,
+        help="run the K-th of N slices of the selected tests (1 <= K <= N); each test is in one slice, by a fixed hash of its name",
+    )
+
+
+def parse_slice(text: str) -> tuple[int, int]:
+    """Return ``(k, n)`` for ``"k/n"``.
+
+    Raises:
+        ValueError: unless 1 <= k <= n.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ValueError(f"--slice {text!r} must be K/N with 1 <= K <= N, for example 3/12")
+    return int(index), int(count)
+
+
+def in_slice(name: str, index: int, count: int) -> bool:
+    """Return whether the test of this name is in slice ``index`` of ``count``, counted from 1."""
+    return zlib.crc32(name.encode()) % count == index - 1
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slice") is None:
+        return
+    index, count = config.getoption("--slice")
+    chosen = [item for item in items if in_slice(item.nodeid, index, count)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Workers of pytest-xdist share the cores: with all threads in each, threads would wait for cores.
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
 @pytest.fixture(autouse=True)
