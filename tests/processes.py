@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ class Hanging(AssertionError):
 
 @dataclass
 class Finished:
-    """What a command ended with.
+    """Exit status, output and duration of a command that ended.
 
     Attributes:
         returncode: exit status, negative for a signal.
@@ -131,7 +131,7 @@ class Command:
 
     @property
     def output(self) -> str:
-        """What it wrote so far."""
+        """All that it and its processes wrote so far to stdout and stderr."""
         return self._output.read_text(errors="replace")
 
     def processes(self) -> list[int]:
@@ -158,13 +158,27 @@ class Command:
             Hanging: if it does not within ``limit`` seconds.
             AssertionError: if the command ends without it.
         """
+        self.wait_until(lambda: text in self.output, limit, f"print {text!r}")
+
+    def wait_until(self, reached: Callable[[], bool], limit: float = 60.0, what: str = "do what the test waits for") -> None:
+        """Wait until ``reached()`` is true.
+
+        Args:
+            reached: called again and again.
+            limit: seconds to wait.
+            what: name of the event in messages, as a verb.
+
+        Raises:
+            Hanging: if it is not within ``limit`` seconds.
+            AssertionError: if the command ends before.
+        """
         limit *= _PATIENCE
         end = time.monotonic() + limit
-        while text not in self.output:
-            if self.process.poll() is not None and text not in self.output:
-                raise AssertionError(f"{self._named} ended with {self.process.returncode} and without {text!r}:\n{self._last_output}")
+        while not reached():
+            if self.process.poll() is not None and not reached():
+                raise AssertionError(f"{self._named} ended with {self.process.returncode} and did not {what}:\n{self._last_output}")
             if time.monotonic() > end:
-                raise self._hanging(f"did not print {text!r} within {limit:g} s")
+                raise self._hanging(f"did not {what} within {limit:g} s")
             time.sleep(0.02)
 
     def wait(self, limit: float = 60.0, grace: float = 10.0) -> Finished:

@@ -59,7 +59,7 @@ class Classifier(LightningModule):
         metrics = MetricCollection(dict(accuracies))
         self.train_metrics, self.val_metrics, self.test_metrics = (metrics.clone(prefix=f"{x}/") for x in ("train", "val", "test"))
         self.test_each_epoch_metrics = metrics.clone(prefix="test_each_epoch/")
-        self.losses = nn.ModuleDict({stage: MeanLoss() for stage in ("train", "val", "test", "test_each_epoch")})
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanLoss() for stage in ("train", "val", "test", "test_each_epoch")})
 
     def setup(self, stage: str) -> None:
         """Compile the network and lay it out in memory, in the process that is going to run it."""
@@ -81,7 +81,7 @@ class Classifier(LightningModule):
         loss: Tensor = self.loss(logits, labels)
         metrics: MetricCollection = getattr(self, f"{stage}_metrics")
         metrics.update(logits.detach(), labels)
-        mean_loss: Any = self.losses[stage]
+        mean_loss: Any = self.losses[f"{stage}_loss"]
         mean_loss.update(loss, len(images))
         options |= {"on_step": False, "on_epoch": True, "batch_size": len(images)}
         self.log(f"{stage}/loss", mean_loss, prog_bar=stage in ("train", "val"), **options)
@@ -104,7 +104,7 @@ class Classifier(LightningModule):
             self._step(batch, "test_each_epoch" if dataloader_idx else "val", add_dataloader_idx=False)
         else:
             if dataloader_idx and not batch_idx:  # the metrics of the loader before have been computed
-                for metric in (self.val_metrics, self.losses["val"]):
+                for metric in (self.val_metrics, self.losses["val_loss"]):
                     metric.reset()  # type: ignore[operator]
             self._step(batch, "val")
 
