@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.processes import limited_ranks
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
@@ -83,13 +85,18 @@ def _signals_are_answered_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For ranks that are forked: they do not have the threads that OpenMP keeps in this process, and would wait for them for ever."""
+def one_thread(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """For ranks that are forked: they do not have the threads that OpenMP keeps in this process, and would wait for them for ever.
+    Ranks that wait for each other fail the test instead of holding it up.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # or Lightning sets it for good
-    yield
-    torch.set_num_threads(threads)
+    try:
+        with limited_ranks(600 if request.node.get_closest_marker("slow") else 60):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def fill_by_formula(network: nn.Module) -> nn.Module:

@@ -1,24 +1,31 @@
-"""Commands that tests start: each in a session of its own, with a time limit, and with the stacks of all its processes where it hangs.
+"""Commands and ranks that tests start: with a time limit, and with the stacks of all processes where they hang.
 
-``run_command`` is for a command that ends by itself; ``Command`` is for one that the test sends signals to.
+``run_command`` is for a command that ends by itself, ``Command`` for one that the test sends signals to, ``limited_ranks`` for ranks
+that are forked from the test's own process. On a machine that is busy with other work, set SYNFLOW_TEST_PATIENCE: it multiplies every
+limit.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import multiprocessing.process
 import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Command", "Finished", "Hanging", "run_command"]
+__all__ = ["Command", "Finished", "Hanging", "limited_ranks", "run_command"]
 
 _MARK, _STACKS = "SYNFLOW_TEST_COMMAND", "SYNFLOW_TEST_STACKS"
+_PATIENCE = float(os.environ.get("SYNFLOW_TEST_PATIENCE", "1"))
 # Ignored by default, so that it ends no process that is not (or not yet) able to answer it.
 _DUMP = signal.SIGURG
 # Python imports this module when it starts: in the command's own process, in ranks that it spawns and in workers of data loaders.
@@ -42,7 +49,7 @@ class Hanging(AssertionError):
 
 @dataclass
 class Finished:
-    """What a command ended with.
+    """Exit status, output and duration of a command that ended.
 
     Attributes:
         returncode: exit status, negative for a signal.
@@ -132,7 +139,7 @@ class Command:
 
     @property
     def output(self) -> str:
-        """What it wrote so far."""
+        """All that it and its processes wrote so far to stdout and stderr."""
         return self._output.read_text(errors="replace")
 
     def processes(self) -> list[int]:
@@ -159,12 +166,27 @@ class Command:
             Hanging: if it does not within ``limit`` seconds.
             AssertionError: if the command ends without it.
         """
+        self.wait_until(lambda: text in self.output, limit, f"print {text!r}")
+
+    def wait_until(self, reached: Callable[[], bool], limit: float = 60.0, what: str = "do what the test waits for") -> None:
+        """Wait until ``reached()`` is true.
+
+        Args:
+            reached: called again and again.
+            limit: seconds to wait.
+            what: name of the event in messages, as a verb.
+
+        Raises:
+            Hanging: if it is not within ``limit`` seconds.
+            AssertionError: if the command ends before.
+        """
+        limit *= _PATIENCE
         end = time.monotonic() + limit
-        while text not in self.output:
-            if self.process.poll() is not None and text not in self.output:
-                raise AssertionError(f"{self._named} ended with {self.process.returncode} and without {text!r}:\n{self._last_output}")
+        while not reached():
+            if self.process.poll() is not None and not reached():
+                raise AssertionError(f"{self._named} ended with {self.process.returncode} and did not {what}:\n{self._last_output}")
             if time.monotonic() > end:
-                raise self._hanging(f"did not print {text!r} within {limit:g} s")
+                raise self._hanging(f"did not {what} within {limit:g} s")
             time.sleep(0.02)
 
     def wait(self, limit: float = 60.0, grace: float = 10.0) -> Finished:
@@ -173,6 +195,7 @@ class Command:
         Raises:
             Hanging: if it or one of its processes does not.
         """
+        limit, grace = limit * _PATIENCE, grace * _PATIENCE
         try:
             returncode = self.process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -235,3 +258,46 @@ def _command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return ""
+
+
+@contextmanager
+def limited_ranks(limit: float = 60.0) -> Iterator[None]:
+    """Let no process that is forked in this context by ``multiprocessing`` run longer than ``limit`` seconds.
+
+    Raises:
+        Hanging: at the end of the context, if one did; it was killed then, and the message has the stacks of all of them.
+    """
+    limit *= _PATIENCE
+    said: list[str] = []
+    over = threading.Event()
+    with tempfile.TemporaryFile("w+") as stacks:
+        faulthandler.register(_DUMP, file=stacks, all_threads=True)  # the children inherit it
+        watching = threading.Thread(target=_limit, args=(limit, over, stacks, said), daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watching.join()
+            faulthandler.unregister(_DUMP)
+    if said:
+        raise Hanging(f"forked processes ran longer than {limit:g} s\n{said[0]}")
+
+
+def _limit(limit: float, over: threading.Event, stacks: Any, said: list[str]) -> None:
+    since: dict[int, float] = {}
+    while not over.wait(0.2):
+        # Not active_children(), which waits for children that another thread waits for.
+        running = [child.pid for child in list(multiprocessing.process._children)]  # type: ignore[attr-defined]
+        since = {pid: since.get(pid, time.monotonic()) for pid in running}
+        if any(time.monotonic() - began > limit for began in since.values()):
+            for pid in running:
+                stacks.write(f"--- process {pid}\n")
+                stacks.flush()
+                os.kill(pid, _DUMP)
+                time.sleep(1)
+            stacks.seek(0)
+            said.append(stacks.read())
+            for pid in running:
+                os.kill(pid, signal.SIGKILL)
+            return

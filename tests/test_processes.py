@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch import distributed, multiprocessing
+from torch.multiprocessing.spawn import ProcessExitedException
 
-from tests.processes import Command, Hanging, run_command
+from tests.processes import Command, Hanging, limited_ranks, run_command
 
 # Two ranks, of which the first waits for a tensor that is never sent and the second in a barrier that the first never enters.
 MISMATCH = """
@@ -78,3 +81,18 @@ def test_a_signal_reaches_the_command(tmp_path: Path) -> None:
         command.wait_for("here")
         command.send(signal.SIGTERM)
         assert command.wait(20).returncode == -signal.SIGTERM
+
+
+def mismatch(rank: int, store: str) -> None:
+    distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    if rank == 0:
+        distributed.recv(torch.ones(3), src=1)
+    else:
+        distributed.barrier()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_forked_ranks_in_different_collectives_fail_within_the_limit_with_both_stacks(tmp_path: Path) -> None:
+    both = r"longer than[\s\S]*in recv[\s\S]*--- process[\s\S]*in barrier"
+    with pytest.raises(Hanging, match=both), limited_ranks(3), pytest.raises(ProcessExitedException):
+        multiprocessing.start_processes(mismatch, (str(tmp_path / "store"),), nprocs=2, start_method="fork")

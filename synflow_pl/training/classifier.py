@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from synflow_pl.training.mean_loss import MeanLoss
+
 __all__ = ["Classifier"]
 
 
@@ -57,6 +59,7 @@ class Classifier(LightningModule):
         metrics = MetricCollection(dict(accuracies))
         self.train_metrics, self.val_metrics, self.test_metrics = (metrics.clone(prefix=f"{x}/") for x in ("train", "val", "test"))
         self.test_each_epoch_metrics = metrics.clone(prefix="test_each_epoch/")
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanLoss() for stage in ("train", "val", "test", "test_each_epoch")})
 
     def setup(self, stage: str) -> None:
         """Compile the network and lay it out in memory, in the process that is going to run it."""
@@ -78,8 +81,10 @@ class Classifier(LightningModule):
         loss: Tensor = self.loss(logits, labels)
         metrics: MetricCollection = getattr(self, f"{stage}_metrics")
         metrics.update(logits.detach(), labels)
+        mean_loss: Any = self.losses[f"{stage}_loss"]
+        mean_loss.update(loss, len(images))
         options |= {"on_step": False, "on_epoch": True, "batch_size": len(images)}
-        self.log(f"{stage}/loss", loss, prog_bar=stage in ("train", "val"), sync_dist=True, **options)
+        self.log(f"{stage}/loss", mean_loss, prog_bar=stage in ("train", "val"), **options)
         self.log_dict(metrics, **options)
         return loss
 
@@ -93,11 +98,14 @@ class Classifier(LightningModule):
         mean = self.trainer.strategy.reduce(images.clone(), reduce_op="mean")  # in place, hence the copy
         return loss * (images / mean)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], _: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         # Ours is the one data module with a second loader that is no validation.
         if getattr(getattr(self.trainer, "datamodule", None), "test_each_epoch", False):
             self._step(batch, "test_each_epoch" if dataloader_idx else "val", add_dataloader_idx=False)
         else:
+            if dataloader_idx and not batch_idx:  # the metrics of the loader before have been computed
+                for metric in (self.val_metrics, self.losses["val_loss"]):
+                    metric.reset()  # type: ignore[operator]
             self._step(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:

@@ -38,12 +38,22 @@ class Interruption:
     def __init__(self) -> None:
         self._wish = 0
 
-    def listen(self, trainer: Trainer) -> None:
-        """From now on; Lightning puts back the handlers that were there when the fit began."""
-        # Lightning has listened for SIGTERM since, and would end training without a checkpoint.
-        self._wish = signal.SIGTERM if trainer.received_sigterm else 0
+    def listen(self, trainer: Trainer, *numbers: signal.Signals) -> None:
+        """Handle signals from now on; Lightning restores the handlers that were there when the fit began.
+
+        Lightning's own handler of SIGTERM would end training without a checkpoint. It also broadcasts, which on several ranks comes
+        between any two collective calls of the code that it interrupts, on each rank between other two.
+
+        Args:
+            trainer: the trainer of the fit, with Lightning's handlers in place.
+            numbers: signals to handle; by default all that this class speaks of.
+        """
+        if trainer.received_sigterm:
+            self._wish = self._wish or signal.SIGTERM
+        if not numbers:
+            numbers = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []))
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])):
+            for number in numbers:
                 signal.signal(number, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:

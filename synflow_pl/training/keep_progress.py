@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from synflow_pl.durable import tidy
+from synflow_pl.training.collective_metrics import compute_on_all_ranks
 from synflow_pl.training.interruption import Interruption, Stopped
 
 __all__ = ["LAST", "KeepProgress"]
@@ -46,10 +48,16 @@ class KeepProgress(Checkpoint):
         """Find the folder, on all ranks, and remove what a killed process left half-written there."""
         if stage != "fit":
             return
+        compute_on_all_ranks(trainer)  # or a rank that reads a metric waits for one that saves
+        self.interruption = Interruption()
         folder = self.folder if self.folder is not None else Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
         self._path = Path(trainer.strategy.broadcast(str(folder))) / LAST
         if trainer.is_global_zero:
             tidy(self._path.parent)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note a SIGTERM, to stop after the first step."""
+        self.interruption.listen(trainer, signal.SIGTERM)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for the end of a step."""

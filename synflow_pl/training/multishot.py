@@ -19,6 +19,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from synflow_pl.durable import replacing
 from synflow_pl.schedules import SCHEDULES, as_density
 from synflow_pl.training.checkpoints import KEY, find_checkpoint, read
+from synflow_pl.training.collective_metrics import compute_on_all_ranks
 
 __all__ = ["REWIND", "RewindPoint", "ended", "level_density", "mark_ended", "resumable"]
 
@@ -51,6 +52,10 @@ class RewindPoint(Callback):
         if epoch < 0:
             raise ValueError(f"epoch: {epoch} must be a whole number of epochs, at least 0")
         self.epoch = epoch
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let no rank wait for a metric while another saves."""
+        compute_on_all_ranks(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the initialisation, if that is asked for."""

@@ -1,10 +1,11 @@
-"""From the command line: two processes, however they are started, prune and train as one does."""
+"""From the command line: two processes, however they are started, prune and train as one does, and end by themselves or by a signal."""
 
 from __future__ import annotations
 
 import csv
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import torch
 from synflow_pl import Masks
 from synflow_pl.cli import main
 from synflow_pl.cli.recipes import recipe_folder
+from synflow_pl.training.checkpoints import read
+from tests.processes import Command, run_command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -150,3 +153,86 @@ def test_two_nodes_do_so_too(folder: Path, nodes: list[tuple[str, str]], port: s
         started.append(start(folder, "ip", "netns", "exec", name, *launcher, *words, GLOO_SOCKET_IFNAME=interface))
     wait(*started)
     compare(folder / "lightning_logs/two", folder / "lightning_logs/one")
+
+
+# -- with the default progress bar, summary and loggers
+
+TWO = [*OURS, "fit", "-c", "demo", "--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
+FEW = ["--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "2", "--trainer.max_epochs", "3", "--pruning.rounds", "2"]
+PLACES = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
+BARS = {"default": [], "tqdm": ["--trainer.callbacks+=TQDMProgressBar"], "rich": ["--trainer.callbacks+=RichProgressBar"]}
+VALIDATIONS = {
+    "validated": [],
+    "not validated": ["--trainer.limit_val_batches", "0"],
+    "validated within": ["--trainer.val_check_interval", "2"],
+    "validated seldom": ["--trainer.check_val_every_n_epoch", "2"],
+    "tested too": ["--data.test_each_epoch", "true"],
+    "best": ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor", "val/loss"],
+    "stopped early": ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss"],
+    "averaged": ["--trainer.callbacks+=EMAWeightAveraging"],
+    "gradual": ["-c", "pruners/gradual", "--pruning.density", "0.3"],
+    "later": ["--pruning.at_epoch", "1"],
+}
+QUICK = [("default", "validated"), ("tqdm", "not validated")]
+
+
+@pytest.mark.parametrize(
+    ("bar", "validation"),
+    [
+        pytest.param(bar, validation, marks=() if (bar, validation) in QUICK else pytest.mark.slow)
+        for bar in BARS
+        for validation in VALIDATIONS
+        if bar == "default" or validation in ("validated", "not validated")
+    ],
+)
+def test_two_processes_that_show_their_progress_end_by_themselves(folder: Path, bar: str, validation: str) -> None:
+    done = run_command([*TWO, *FEW, *VALIDATIONS[validation], *BARS[bar], "--run", "two"], folder, PLACES)
+    assert done.returncode == 0, done.output
+    assert "Epoch 2" in done.output
+    with (folder / "lightning_logs/two/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows if row.get("train/loss")] == ["0", "1", "2"]
+    assert read(folder / "lightning_logs/two/checkpoints/last.ckpt")["global_step"] == 12
+
+
+def second_rank(command: Command) -> int:
+    """The process that the first one started as the second rank."""
+    ranks = [pid for pid in command.processes() if b"\0LOCAL_RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    assert ranks
+    return ranks[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [
+        (signal.SIGINT, "all"),
+        pytest.param(signal.SIGTERM, "all", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "first", marks=pytest.mark.slow),
+        (signal.SIGTERM, "first"),
+        pytest.param(signal.SIGINT, "second", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "second", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_ends_both_processes_within_a_batch(folder: Path, number: signal.Signals, to: str) -> None:
+    words = ["--trainer.max_epochs", "99", "--trainer.callbacks+=crash.Steps", "--pruning.rounds", "2", "--run", "two"]
+    steps = folder / "steps"
+    with Command([*TWO, *words], folder, PLACES) as command:
+        command.wait_until(lambda: steps.is_file() and int(steps.read_text() or 0) >= 3)
+        before = int(steps.read_text())
+        if to == "all":
+            command.send(number)
+        else:
+            os.kill(command.process.pid if to == "first" else second_rank(command), number)
+        done = command.wait()
+    assert done.returncode == 128 + number, done.output
+    # One batch may end between the reading of the file and the signal, and one runs when the signal comes.
+    assert read(folder / "lightning_logs/two/checkpoints/last.ckpt")["global_step"] <= before + 2
+
+
+def test_a_signal_before_the_training_ends_both_processes(folder: Path) -> None:
+    words = ["--pruning.rounds", "100000", "--run", "two"]
+    pruned = folder / "lightning_logs/two/metrics.csv"
+    with Command([*TWO, *words], folder, PLACES) as command:
+        command.wait_until(lambda: pruned.is_file() and len(pruned.read_text().splitlines()) > 5)
+        command.send(signal.SIGTERM)
+        assert command.wait().returncode

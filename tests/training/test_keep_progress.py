@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
-from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.callbacks import EMAWeightAveraging, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import ReduceLROnPlateau
 from test_data import Few, same_weights
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from synflow_pl import Classifier, PruneAtInit
 from synflow_pl.pruners import GradualMagnitude, Random
@@ -158,3 +159,89 @@ def test_before_training_a_signal_ends_it_at_once(tmp_path: Path) -> None:
 def test_checkpoints_are_kept_after_at_least_one_step() -> None:
     with pytest.raises(ValueError, match="checkpoint_every: 0 optimiser steps must be at least 1"):
         KeepProgress(0)
+
+
+# -- two ranks
+
+
+class Own(LightningModule):
+    """Logs in every way that is collective, at every time, and gathers in hooks between; each value is the rank or a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        self.mean = MeanMetric()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        self.mean.update(float(self.global_rank))
+        self.log("mean", self.mean, on_step=True, on_epoch=True, prog_bar=True)
+        self.log("rank", float(self.global_rank), on_step=True, on_epoch=True, prog_bar=True, sync_dist=True, reduce_fx="sum")
+        if self.current_epoch:  # comes later in Lightning's table than what the end of the first epoch logs
+            self.log("later", 10.0 + self.global_rank, on_epoch=True, prog_bar=True, sync_dist=True)
+        return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        self.log("val", 20.0 + self.global_rank, prog_bar=True, sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        self.all_gather(torch.ones(2))
+        self.log("val_end", 30.0 + self.global_rank, prog_bar=True, sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        self.all_gather(torch.ones(3))
+        self.log("end", 40.0 + self.global_rank, prog_bar=True, sync_dist=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Early(Callback):
+    """Logs at the end of an epoch, before the progress bar."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("early", 50.0 + trainer.global_rank, prog_bar=True, sync_dist=True)
+
+
+class ReadByOneRank(Callback):
+    """Reads metrics in every hook on one rank alone, and writes those of each epoch."""
+
+    def __init__(self, rank: int, folder: Path) -> None:
+        self.rank, self.folder = rank, folder
+
+    def read(self, trainer: Trainer, *_: Any) -> dict[str, float]:
+        if trainer.global_rank != self.rank:
+            return {}
+        return {key: float(value) for key, value in {**trainer.callback_metrics, **trainer.progress_bar_metrics}.items()}
+
+    on_train_start = on_train_end = on_train_epoch_start = on_validation_start = on_validation_end = read  # type: ignore[assignment]
+    on_train_batch_start = on_train_batch_end = on_validation_batch_end = on_sanity_check_end = read  # type: ignore[assignment]
+    on_validation_epoch_end = on_fit_end = read  # type: ignore[assignment]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.read(trainer)
+        if trainer.global_rank == self.rank and trainer.current_epoch == 2:
+            torch.save(self.read(trainer), self.folder / "read")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.global_rank == self.rank:
+            torch.save(self.read(trainer), self.folder / "saved")
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("rank", "bar", "options"),
+    [(0, RichProgressBar, {}), (0, TQDMProgressBar, {"limit_val_batches": 0}), (1, TQDMProgressBar, {"val_check_interval": 2})],
+    ids=["rich", "tqdm, not validated", "validated within"],
+)
+def test_one_rank_alone_may_read_any_metric_at_any_time(rank: int, bar: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    callbacks = [Early(), ReadByOneRank(rank, tmp_path), bar(), PruneAtInit(Random(), density=0.5), KeepProgress(3, tmp_path)]
+    settings: dict[str, Any] = {"max_epochs": 3, "limit_train_batches": 4, "limit_val_batches": 2, **options}
+    quiet: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_model_summary": False, "default_root_dir": tmp_path}
+    trainer = Trainer(callbacks=callbacks, devices=2, strategy="ddp_fork", **settings, **quiet)
+    trainer.fit(Own(), datamodule=Few())
+    read, saved = torch.load(tmp_path / "read"), torch.load(tmp_path / "saved")
+    means = {"mean_epoch": 0.5, "rank_epoch": 4.0, "later_epoch": 10.5, "early": 50.5, "end": 40.5}
+    if settings["limit_val_batches"]:
+        means |= {"val": 20.5, "val_end": 30.5}
+    assert {key: saved[key] for key in means} == means
+    assert {key: read[key] for key in means if key != "end"} == {key: mean for key, mean in means.items() if key != "end"}
