@@ -30,6 +30,7 @@ from synflow_pl.cli.messages import OURS, Parser, clarify, named, refuse_functio
 from synflow_pl.cli.overruled import overruled
 from synflow_pl.cli.predictions import write_predictions
 from synflow_pl.cli.recipes import find_recipe
+from synflow_pl.cli.untrained import warn_untrained
 from synflow_pl.data import Images
 from synflow_pl.diagnosis import DeadNetwork
 from synflow_pl.runs import CONFIG, PRUNED, RunCSV, RunTensorBoard, claim, run_of
@@ -323,6 +324,8 @@ class CLI(LightningCLI):
     def _check_checkpoint(self, built: Any) -> None:
         """Refuse a checkpoint that cannot be taken up, before a run is opened, and say what of this command it overrules."""
         path = self.options.get("ckpt_path")
+        if self.subcommand in _EVALUATIONS:
+            warn_untrained(self.subcommand, self.options)
         if path is None:
             return
         content = read(path)

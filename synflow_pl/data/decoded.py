@@ -16,10 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from synflow_pl.data.downloads import written
-from synflow_pl.data.stream import decode
+from synflow_pl.data.pixels import decode
 
 __all__ = ["decoded"]
 
+_DECODER = b"2"  # part of the fingerprint; raised when decode() gives other pixels for some file
 _CHUNK = 256  # images that one thread decodes at a time
 
 
@@ -35,7 +36,7 @@ def decoded(paths: Sequence[Path], shape: tuple[int, int, int], cache: Path) -> 
         uint8 (N, C, H, W), mapped from the file: what is written to it is seen by nobody else.
 
     Raises:
-        ValueError: if a file is no image of that shape.
+        ValueError: If a file cannot be decoded unambiguously, or is an image of another shape.
         OSError: if the cache cannot be written.
     """
     path = cache.with_name(f"{cache.name}-{_fingerprint(paths)}.npy")
@@ -66,7 +67,7 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 def _fingerprint(paths: Sequence[Path]) -> str:
     """Of names, sizes and times: a file that was added, removed, renamed or written anew changes it."""
-    digest = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(_DECODER, digest_size=8)
     for path in paths:
         told = os.stat(path)  # a hundred thousand times: Path.stat is slower
         digest.update(f"{path.name}\0{told.st_size}\0{told.st_mtime_ns}\n".encode())

@@ -35,6 +35,8 @@ class ImageNet(Images):
         augment: random crops and flips of training images.
         validate_on_test: validate on the test set, as most papers did; nothing is held out then. Warns.
         predict_on: folder of images of one's own for ``predict``, in place of the test set.
+        images_per_class: Training images of each class that data-driven pruners score on, at least 1, an error if a class has fewer;
+            ``None`` takes 10, or all images of a class that has fewer, with a warning.
     """
 
     input_shape = (3, 224, 224)
@@ -54,10 +56,22 @@ class ImageNet(Images):
         augment: bool = True,
         validate_on_test: bool = False,
         predict_on: str | None = None,
+        images_per_class: int | None = None,
     ) -> None:
         if pipeline == "memory":
             raise ValueError(_NOT_HELD)
-        super().__init__(data_dir, batch_size, val_size, seed, pipeline, num_workers, augment, validate_on_test, predict_on)
+        super().__init__(
+            data_dir,
+            batch_size,
+            val_size,
+            seed,
+            pipeline,
+            num_workers,
+            augment,
+            validate_on_test,
+            predict_on,
+            images_per_class=images_per_class,
+        )
 
     @property
     def evaluation_transform(self) -> transforms.Compose:

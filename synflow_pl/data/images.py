@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
@@ -20,11 +21,14 @@ from synflow_pl.data.folder import fitting, image_files
 from synflow_pl.data.loader import Batch, Loader, Source
 from synflow_pl.data.memory import Memory
 from synflow_pl.data.stream import Files, Pictures, Stream
+from synflow_pl.data.validity import check_images, check_labels, check_sample
 
 __all__ = ["Images", "default_data_dir"]
 
 _PRUNING = -1
 """Stands for an epoch where images are drawn to prune on, so that they are not those that training begins with."""
+_IMAGES_PER_CLASS = 10
+"""Images of each class to prune on, unless the options give a number."""
 
 
 def default_data_dir() -> Path:
@@ -53,6 +57,8 @@ class Images(LightningDataModule, ABC):
         predict_on: folder of images of one's own for ``predict``, in place of the test set.
         test_each_epoch: run the test set too after each epoch, logged as ``test_each_epoch/...`` and never used to choose anything, so
             that a report can say what the test accuracy was at the best validation epoch.
+        images_per_class: Training images of each class that data-driven pruners score on, at least 1, an error if a class has fewer;
+            ``None`` takes 10, or all images of a class that has fewer, with a warning.
     """
 
     input_shape: ClassVar[tuple[int, int, int]]
@@ -76,9 +82,15 @@ class Images(LightningDataModule, ABC):
         validate_on_test: bool = False,
         predict_on: str | None = None,
         test_each_epoch: bool = False,
+        images_per_class: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("val_size", val_size or 0, 0), ("num_workers", num_workers, 0)):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("val_size", val_size or 0, 0),
+            ("num_workers", num_workers, 0),
+            ("images_per_class", 1 if images_per_class is None else images_per_class, 1),
+        ):
             if value < least:
                 raise ValueError(f"{name}: {value} must be at least {least}")
         if pipeline not in ("memory", "torchvision"):
@@ -95,6 +107,7 @@ class Images(LightningDataModule, ABC):
         self.validate_on_test = validate_on_test
         self.predict_on = Path(predict_on).expanduser() if predict_on is not None else None
         self.test_each_epoch = test_each_epoch
+        self.images_per_class = images_per_class
         self.split: dict[str, Tensor] = {}
         """Which images of the training set are ``train`` and which ``val``, int64 indices."""
         self._held: dict[bool, tuple[Tensor, Tensor]] = {}
@@ -151,12 +164,24 @@ class Images(LightningDataModule, ABC):
 
     def _count(self, train: bool) -> int:
         """Images of the training or test set, which is opened."""
-        return len(self._in_memory(train)[1]) if self.pipeline == "memory" else len(self.dataset(train, None))  # type: ignore[arg-type]
+        if self.pipeline == "memory":
+            return len(self._in_memory(train)[1])
+        dataset, labels = self._dataset(train, self.evaluation_transform)
+        with torch.random.fork_rng(devices=[]):
+            check_sample(dataset[0], f"{type(self).__name__}.dataset(train={train})", self.input_shape, int(labels[0]))
+        return len(labels)
 
     def _in_memory(self, train: bool) -> tuple[Tensor, Tensor]:
         if train not in self._held:
-            self._held[train] = self.images(train)
+            source = f"{type(self).__name__}.images(train={train})"
+            self._held[train] = check_images(self.images(train), source, self.input_shape, self.num_classes)
         return self._held[train]
+
+    def _dataset(self, train: bool, transform: Any) -> tuple[Dataset[tuple[Any, int]], Tensor]:
+        """The data set for the pipeline ``torchvision``, and its labels, int64 (N,)."""
+        dataset: Any = self.dataset(train, transform)
+        source = f"{type(self).__name__}.dataset(train={train})"
+        return dataset, check_labels(getattr(dataset, "labels", None), source, len(dataset), self.num_classes)
 
     def _split(self, count: int) -> None:
         size = 0 if self.validate_on_test else count // 10 if self.val_size is None else self.val_size
@@ -193,7 +218,7 @@ class Images(LightningDataModule, ABC):
         files = self.predict_files
         transform = fitting(self.input_shape[1:], self.mean, self.std)
         unknown = torch.full((len(files),), -1)
-        stream = self._stream(Files(files, unknown, transform, channels=self.input_shape[0]))
+        stream = self._stream(Files(files, unknown, transform, channels=self.input_shape[0]), unknown)
         return self._loader(stream, torch.arange(len(files)))
 
     @property
@@ -206,11 +231,11 @@ class Images(LightningDataModule, ABC):
         assert self.predict_on is not None
         return image_files(self.predict_on)
 
-    def pruning_batches(self, images_per_class: int = 10, augment: bool = False) -> list[Batch]:
+    def pruning_batches(self, images_per_class: int | None = None, augment: bool = False) -> list[Batch]:
         """Training images to score on, equally many of each class, drawn by seed: the same on every rank.
 
         Args:
-            images_per_class: at least 1.
+            images_per_class: at least 1; ``None`` is that of the data module.
             augment: crop and flip them as for training.
 
         Returns:
@@ -218,27 +243,35 @@ class Images(LightningDataModule, ABC):
             alternate, so that each batch holds about as many of one as of another.
 
         Raises:
-            ValueError: if a class has fewer training images.
+            ValueError: if a class has fewer training images than a number that was given.
         """
-        if images_per_class < 1:
-            raise ValueError(f"images_per_class: {images_per_class} must be at least 1")
+        asked = self.images_per_class if images_per_class is None else images_per_class
+        if asked is not None and asked < 1:
+            raise ValueError(f"images_per_class: {asked} must be at least 1")
         if not self.split:
             self.setup("fit")
         augment = augment and self.has_augmentation
         source = self._source(train=True, augment=augment)
         images = self.split["train"][permutation(self._run_seed, _PRUNING, len(self.split["train"]))]
-        labels = source.labels[images]
-        chosen = []
-        for label in range(self.num_classes):
-            of_class = images[labels == label][:images_per_class]
-            if len(of_class) < images_per_class:
-                raise ValueError(
-                    f"images_per_class: class {label} has {len(of_class)} training images, not {images_per_class}; ask for fewer"
-                )
-            chosen.append(of_class)
-        in_turn = torch.stack(chosen, dim=1).flatten()
+        count = _IMAGES_PER_CLASS if asked is None else asked
+        self._check_classes(source.labels[images].bincount(minlength=self.num_classes), count, given=asked is not None)
+        in_turn = _in_turn(images, source.labels, count)
         batches = in_turn.split(self.batch_size)
         return list(source.read((batch, draws(self._run_seed, _PRUNING, batch) if augment else None) for batch in batches))
+
+    def _check_classes(self, available: Tensor, count: int, given: bool) -> None:
+        """Refuse or report classes with fewer than ``count`` training images; ``available`` counts them, int64 (num_classes,)."""
+        small = (available < count).nonzero().flatten().tolist()
+        if not small:
+            return
+        first, least = small[0], int(available.min())
+        has = f"images_per_class: class {first} has {int(available[first])} training images, not {count}"
+        also = f" (and {len(small) - 1} more classes have too few)" if len(small) > 1 else ""
+        instead = "leave --data.images_per_class out, which takes all images of a class that has too few"
+        if given:
+            raise ValueError(f"{has}; ask for fewer (all classes have {least}), or {instead}" if least else f"{has}; {instead}")
+        equal = f"; --data.images_per_class {least} takes equally many of each class" if least else ""
+        rank_zero_warn(f"{has}{also}, so pruning scores on all that there are{equal}")
 
     # -- how they are read
 
@@ -249,13 +282,13 @@ class Images(LightningDataModule, ABC):
 
     def _source(self, train: bool, augment: bool = False) -> Source:
         if self.pipeline == "torchvision":
-            return self._stream(self.dataset(train, self.training_transform if augment else self.evaluation_transform))
+            return self._stream(*self._dataset(train, self.training_transform if augment else self.evaluation_transform))
         images, labels = self._in_memory(train)
         device = self.trainer.strategy.root_device if self.trainer is not None else "cpu"
         return Memory(images, labels, mean=self.mean, std=self.std, padding=self.crop_padding or 0, device=device)
 
-    def _stream(self, dataset: Dataset[tuple[Any, int]]) -> Stream:
-        self._streams.append(Stream(dataset, self.num_workers))
+    def _stream(self, dataset: Dataset[tuple[Any, int]], labels: Tensor) -> Stream:
+        self._streams.append(Stream(dataset, labels, self.num_workers))
         return self._streams[-1]
 
     def _loader(self, source: Source, images: Tensor, shuffle: bool = False, augment: bool = False) -> Loader:
@@ -263,3 +296,21 @@ class Images(LightningDataModule, ABC):
         if self.batch_size % ranks:
             raise ValueError(f"batch_size: {self.batch_size} images cannot be shared evenly by {ranks} devices; choose a multiple")
         return Loader(source, images, self.batch_size, shuffle=shuffle, augment=augment, seed=self._run_seed, rank=rank, ranks=ranks)
+
+
+def _in_turn(images: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Choose the first ``count`` images of each class, and order them so that classes alternate.
+
+    Args:
+        images: Indices of images, int64 (N,).
+        labels: Labels of all images that ``images`` indexes, int64.
+        count: Images of each class; a class that has fewer gives all of its images.
+
+    Returns:
+        Indices, int64 (at most N,): the first image of each class by label, then the second of each class, and so on.
+    """
+    by_class = images[labels[images].argsort(stable=True)]
+    sizes = labels[by_class].unique_consecutive(return_counts=True)[1]
+    place = torch.arange(len(by_class)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # among the images of its class
+    chosen = place < count
+    return by_class[chosen][place[chosen].argsort(stable=True)]

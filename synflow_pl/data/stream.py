@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from synflow_pl.data.loader import Batch, Key
+from synflow_pl.data.pixels import UnreadableImage, decode
 
 __all__ = ["Files", "Pictures", "Stream"]
 
@@ -61,19 +62,6 @@ class Files(Dataset[tuple[Any, int]]):
         return self.transform(picture) if self.transform is not None else picture, int(self.labels[index])
 
 
-def decode(path: Path, channels: int) -> Image.Image:
-    """The image in a file, grey for one channel and coloured for three.
-
-    Raises:
-        ValueError: if it cannot be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as an image ({error}); replace it by a whole one") from error
-
-
 class _Seeded(Dataset[Any]):
     """Takes (index, number drawn) instead of an index; what the transform draws is a function of that number."""
 
@@ -82,6 +70,12 @@ class _Seeded(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int | None]) -> Any:
         index, number = key
+        try:
+            return self._draw(index, number)
+        except UnreadableImage as error:
+            return error  # a worker process would wrap an exception that is raised in its traceback
+
+    def _draw(self, index: int, number: int | None) -> Any:
         if number is None:
             return self.dataset[index]
         # torchvision's transforms draw from the CPU's generator; only that one is touched, and left as it was.
@@ -93,34 +87,48 @@ class _Seeded(Dataset[Any]):
             torch.set_rng_state(state)
 
 
+def _collate(samples: list[Any]) -> Any:
+    """Collate the samples of a batch, or return the first error among them."""
+    return next((sample for sample in samples if isinstance(sample, UnreadableImage)), None) or default_collate(samples)
+
+
 class Stream:
     """A source of images that go through torchvision's transforms one by one.
 
     Args:
-        dataset: images and labels by index; ``labels`` are all its labels, int64 (N,).
+        dataset: images and labels by index.
+        labels: Labels of all its images, int64 (N,).
         num_workers: processes that load images; 0 loads them in this one.
     """
 
-    def __init__(self, dataset: Any, num_workers: int = 0) -> None:
-        self.labels: Tensor = dataset.labels
+    def __init__(self, dataset: Dataset[Any], labels: Tensor, num_workers: int = 0) -> None:
+        self.labels = labels
         self._keys: list[list[tuple[int, int | None]]] = []
         # Its workers live as long as it does; they are handed the keys of each epoch anew.
         self._loader = DataLoader(
             _Seeded(dataset),
             batch_sampler=self._keys,
             num_workers=num_workers,
+            collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # or it would draw from the global one
         )
 
     def read(self, keys: Iterable[Key]) -> Iterator[Batch]:
-        """One batch for each key, in this process's memory."""
+        """One batch for each key, in this process's memory.
+
+        Raises:
+            UnreadableImage: If an image file cannot be decoded unambiguously.
+        """
         self._keys[:] = [
             list(zip(indices.tolist(), [None] * len(indices) if numbers is None else numbers.tolist(), strict=True))
             for indices, numbers in keys
         ]
-        yield from map(tuple, self._loader)
+        for batch in self._loader:
+            if isinstance(batch, UnreadableImage):
+                raise batch
+            yield tuple(batch)
 
     def close(self) -> None:
         """End the workers. Left to the garbage collector, which takes their queues away first, each is waited for in vain for 5 s."""

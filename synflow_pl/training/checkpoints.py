@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
 def load_weights(network: nn.Module, path: str | os.PathLike[str], *, strict: bool = True) -> nn.Module:
     """Load weights from a file into the plain network: those of a checkpoint or a run, a plain ``state_dict``, or a safetensors file.
 
+    The file may hold them in nested dicts, such as ``{"model": state_dict, "epoch": 3}``, and under the names that
+    DistributedDataParallel (``module.``), ``torch.compile`` (``_orig_mod.``), FSDP and attributes ``network`` and ``model`` of a
+    LightningModule add, in any combination.
+
     Strict: every parameter and buffer must be there, nothing else may be. Read with ``weights_only``, so that a stranger's file
     cannot run code.
 
@@ -56,11 +60,12 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str], *, strict: bo
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, holds no weights, or they are another network's.
+        ValueError: if it cannot be read, holds no weights, they are another network's, or several of its parts fit.
     """
     path = find_checkpoint(path)
-    state, own = _read(path), network.state_dict()
-    fitting = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
+    own = network.state_dict()
+    state = _with_tied(_choose(_read(path), own, path, strict=strict), own)
+    fitting = {name: tensor for name, tensor in state.items() if name in own and _fits(tensor, own[name])}
     if len(fitting) < max(len(own), len(state)):
         told = differences(state, own)
         if strict or not fitting:
@@ -86,27 +91,121 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
         ) from error
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    """The network's part of a file of weights, by the network's own names."""
+_State = Mapping[str, Tensor]
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Attributes in which wrappers of a whole network or a submodule keep it."""
+_ATTRIBUTES = ("network", "model")
+"""Attributes in which a LightningModule usually keeps its network, beside losses and metrics with tensors of their own."""
+_USUAL = ("state_dict", "model_state_dict", "network_state_dict", *_ATTRIBUTES)
+"""Keys under which files usually hold weights, beside averages of them and states of optimisers."""
+_COUNTERS = ("n_averaged",)
+"""Tensors that ``torch.optim.swa_utils.AveragedModel`` keeps beside the network in its attribute ``module``."""
+
+
+def _read(path: Path) -> list[tuple[str, _State]]:
+    """Return every part of a file of weights that may be the network's, with its place in the file, by the names in the file."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            return load_file(path)
+            return [("", load_file(path))]
         except SafetensorError as error:
             raise ValueError(f"{str(path)!r} cannot be read as safetensors; it is damaged or something else: {error}") from error
     content = read(path)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        prefix = content.get(KEY, {}).get("network", "network.")
+    if isinstance(content, Mapping) and KEY in content and isinstance(content.get("state_dict"), Mapping):
+        prefix = content[KEY].get("network", "network.")
         state = {name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)}
         if not state:
             raise ValueError(f"{str(path)!r} holds no weight whose name begins with {prefix!r}; was it written by another program?")
-        return state
-    if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
-        return content
+        return [(prefix, state)]
+    if parts := list(_parts(content)):
+        return parts
     holds = f"a dict of {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
     raise ValueError(f"{str(path)!r} holds {holds}; expected a checkpoint, or a state_dict of tensors by name")
+
+
+def _parts(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, _State]]:
+    """Yield the tensors of each dict of nested dicts, those under usual keys alone where there are any."""
+    if not isinstance(content, Mapping):
+        return
+    named = {name: value for name, value in content.items() if isinstance(name, str)}
+    if tensors := {name: value for name, value in named.items() if isinstance(value, Tensor)}:
+        yield ".".join(place), tensors
+    inner = {name: [*_parts(value, (*place, name))] for name, value in named.items()}
+    usual = [part for name in _USUAL for part in inner.get(name, [])]
+    yield from usual or (part for parts in inner.values() for part in parts)
+
+
+def _choose(parts: list[tuple[str, _State]], own: _State, path: Path, *, strict: bool) -> _State:
+    """Return the part of a file that fits a network best, by the network's names.
+
+    Raises:
+        ValueError: If two parts with different tensors fit equally well.
+    """
+    found = [(f"{place}.{inner}".strip("."), state) for place, part in parts for inner, state in _unwrapped(part, own)]
+    ranks = []
+    for _, state in found:
+        named = [name for name in state if name in own]
+        fitting = sum(_fits(state[name], own[name]) for name in named)
+        ranks.append((fitting == len(own) == len(state), fitting, len(named)))
+    best = max(ranks)
+    equal = [part for part, rank in zip(found, ranks, strict=True) if rank == best]
+    place, state = equal[0]
+    if best[0] or (best[1] and not strict):
+        for other, tensors in equal[1:]:
+            if not _same(state, tensors):
+                raise ValueError(
+                    f"{str(path)!r} is ambiguous: its weights under {place!r} and {other!r} fit the network equally well and differ;"
+                    " save those that are meant in a file of their own"
+                )
+    return state
+
+
+def _unwrapped(state: _State, own: _State) -> Iterator[tuple[str, _State]]:
+    """Yield a state_dict under the names of a network: as it is, without wrappers, and the parts in usual attributes."""
+    if own.keys() == state.keys():
+        yield "", state
+        return
+    canonical = {_canonical(name): name for name in own}
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        short = canonical.get(_canonical(name), _canonical(name))
+        renamed[name if short in renamed or len(canonical) < len(own) else short] = tensor
+    counters = [] if own.keys() & {*_COUNTERS} else [name for name in _COUNTERS if renamed.keys() > {name}]
+    yield "", {name: tensor for name, tensor in renamed.items() if name not in counters}
+    for attribute in _ATTRIBUTES:
+        inside = {name.partition(".")[2]: value for name, value in renamed.items() if name.startswith(f"{attribute}.")}
+        beside = [name for name in renamed if not name.startswith(f"{attribute}.")]
+        if inside and not any(name in own for name in beside):
+            for place, part in _unwrapped(inside, own):
+                yield f"{attribute}.{place}".strip("."), part
+
+
+def _canonical(name: str) -> str:
+    """Return the name of a tensor without the attributes that wrappers add at any depth."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _fits(tensor: Tensor, own: Tensor) -> bool:
+    return tensor.shape == own.shape and (tensor.is_floating_point() or not own.is_floating_point())
+
+
+def _with_tied(state: _State, own: _State) -> _State:
+    """Add tensors that the file stores once, since the network uses one tensor under several names."""
+    known = {_memory(own[name]): tensor for name, tensor in state.items() if name in own}
+    tied = {name: known[_memory(tensor)] for name, tensor in own.items() if name not in state and _memory(tensor) in known}
+    return {**state, **tied}
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what two tensors have in common if and only if they are the same memory, read alike."""
+    own = () if tensor.numel() and tensor.device.type != "meta" else (id(tensor),)
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, *own
+
+
+def _same(left: _State, right: _State) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(tensor, right[name]) for name, tensor in left.items())
 
 
 def differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
@@ -114,7 +213,11 @@ def differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
     shaped = [name for name in own if name in state and state[name].shape != own[name].shape]
+    typed = [name for name in own if name in state and name not in shaped and not _fits(state[name], own[name])]
     said = []
+    if typed:
+        first = typed[0]
+        said.append(f"{_some(typed)} is {state[first].dtype} in the file and {own[first].dtype} in the network")
     if shaped:
         first = shaped[0]
         said.append(f"{_some(shaped)} is {tuple(state[first].shape)} in the file and {tuple(own[first].shape)} in the network")

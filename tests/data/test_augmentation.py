@@ -19,6 +19,7 @@ class Grid(CIFAR10):
     mean = (0.0, 0.0, 0.0)
     std = (1.0, 1.0, 1.0)
     count = COUNT
+    num_classes = COUNT  # each image has a label of its own
 
     def images(self, train: bool) -> tuple[Tensor, Tensor]:
         line = torch.arange(32, dtype=torch.uint8)

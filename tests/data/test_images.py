@@ -3,7 +3,7 @@
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -274,6 +274,64 @@ def test_more_pruning_images_than_a_class_has_are_refused() -> None:
         ready().pruning_batches(images_per_class=0)
 
 
+class Rare(Digits):
+    """Digits with few images of two classes."""
+
+    few: ClassVar[dict[int, int]] = {2: 4, 7: 6}
+
+    def images(self, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = super().images(train)
+        chosen = torch.cat([(labels == label).nonzero()[: self.few.get(label, 50), 0] for label in range(10)])
+        return images[chosen], labels[chosen]
+
+
+class Absent(Rare):
+    few: ClassVar[dict[int, int]] = {3: 0}
+
+
+def labels_of(data: Digits) -> list[int]:
+    return torch.cat([labels for _, labels in data.pruning_batches()]).bincount(minlength=10).tolist()
+
+
+@pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
+def test_pruning_batches_hold_all_images_of_a_small_class_and_warn(pipeline: Any) -> None:
+    data = Rare(val_size=0, pipeline=pipeline)
+    with pytest.warns(
+        UserWarning,
+        match=r"class 2 has 4 training images, not 10 \(and 1 more classes .*; --data\.images_per_class 4 takes equally many",
+    ):
+        batches = data.pruning_batches()
+    labels = torch.cat([labels for _, labels in batches])
+    assert labels.bincount().tolist() == [10, 10, 4, 10, 10, 10, 10, 6, 10, 10]
+    assert labels[:10].tolist() == list(range(10))  # classes alternate
+    assert labels[-8:].tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
+
+
+def test_pruning_batches_leave_out_a_class_without_images_and_warn() -> None:
+    with pytest.warns(UserWarning, match=r"class 3 has 0 training images, not 10, so pruning scores on all that there are$"):
+        assert labels_of(Absent(val_size=0)) == [10, 10, 10, 0, 10, 10, 10, 10, 10, 10]
+
+
+def test_the_number_of_pruning_images_is_an_option() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert labels_of(Rare(val_size=0, images_per_class=4)) == [4] * 10
+        assert labels_of(Digits(images_per_class=17)) == [17] * 10
+        assert labels_of(Digits()) == [10] * 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Rare, r"class 2 has 4 training images, not 5; ask for fewer \(all classes have 4\), or leave --data\.images_per_class out"),
+        (Absent, r"class 3 has 0 training images, not 5; leave --data\.images_per_class out"),
+    ],
+)
+def test_a_number_of_pruning_images_that_a_class_does_not_have_is_refused(kind: type[Digits], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(val_size=0, images_per_class=5).pruning_batches()
+
+
 # -- images of one's own
 
 
@@ -304,7 +362,8 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, opened: list[str]) -
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("option", "least"), [({"batch_size": 0}, 1), ({"batch_size": -4}, 1), ({"val_size": -1}, 0), ({"num_workers": -1}, 0)]
+    ("option", "least"),
+    [({"batch_size": 0}, 1), ({"batch_size": -4}, 1), ({"val_size": -1}, 0), ({"num_workers": -1}, 0), ({"images_per_class": 0}, 1)],
 )
 def test_an_impossible_number_is_refused_by_name(kind: type, option: dict[str, int], least: int) -> None:
     ((name, value),) = option.items()

@@ -48,7 +48,7 @@ def test_weights_load_strictly_into_the_plain_network(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit Linear: the file lacks bias"):
         load_weights(plain, write(tmp_path / "b.ckpt", {"state_dict": state}))
     with pytest.raises(ValueError, match=r"holds no weight whose name begins with 'network\.'"):
-        load_weights(plain, write(tmp_path / "c.ckpt", {"state_dict": trained.state_dict()}))
+        load_weights(plain, write(tmp_path / "c.ckpt", {"state_dict": trained.state_dict(), "synflow_pl": {}}))
 
 
 def test_a_file_that_would_run_code_is_not_read(tmp_path: Path) -> None:
@@ -122,3 +122,162 @@ def test_a_truncated_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
 def test_a_file_without_weights_by_name_says_what_it_holds(content: object, said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"holds {said}; expected a checkpoint, or a state_dict"):
         load_weights(nn.Linear(2, 2), write(tmp_path / "a.pt", content))
+
+
+# -- the names that wrappers and other programs give
+
+
+class Nested(nn.Module):
+    """A network with a buffer, a child called model and one called module, whose names look like those of wrappers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        self.module = nn.Linear(3, 2)
+        self.head = nn.Linear(2, 2)
+
+
+class Plain(nn.Module):
+    """A network whose names are like nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        self.head = nn.Linear(3, 2)
+
+
+def pair(kind: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(1)
+    trained = kind()
+    torch.manual_seed(2)
+    return trained, kind()
+
+
+def assert_equal(network: nn.Module, trained: nn.Module) -> None:
+    expected = trained.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+
+
+PREFIXES = [
+    "module.",
+    "_orig_mod.",
+    "network.",
+    "model.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "network._orig_mod.",
+    "network._orig_mod.module.",
+    "model.module.",
+    "module.model.",
+    "_orig_mod.network.",
+    "module.module.",
+    "model.network.",
+    "_fsdp_wrapped_module.",
+]
+
+
+@pytest.mark.parametrize("kind", [Plain, Nested])
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("keys", [(), ("model",), ("state_dict",), ("model_state_dict",), ("model", "state_dict"), ("weights",)])
+def test_wrapped_and_nested_weights_load(kind: type[nn.Module], prefix: str, keys: tuple[str, ...], tmp_path: Path) -> None:
+    trained, network = pair(kind)
+    content: object = {f"{prefix}{name}": tensor for name, tensor in trained.state_dict().items()}
+    for key in reversed(keys):
+        content = {"epoch": 3, "optimizer": {"state": {0: {"step": torch.ones(1)}}}, key: content}
+    load_weights(network, write(tmp_path / "a.pt", content))
+    assert_equal(network, trained)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_wrapped_weights_load_from_safetensors(prefix: str, tmp_path: Path) -> None:
+    trained, network = pair(Plain)
+    save_file({f"{prefix}{name}": tensor for name, tensor in trained.state_dict().items()}, tmp_path / "a.safetensors")
+    load_weights(network, tmp_path / "a.safetensors")
+    assert_equal(network, trained)
+
+
+def test_weights_of_a_compiled_part_load_into_the_plain_network_and_back(tmp_path: Path) -> None:
+    trained, network = pair(Plain)
+    compiled, _ = pair(Plain)
+    compiled.features = torch.compile(compiled.features)  # type: ignore[assignment]
+    assert "features._orig_mod.0.weight" in compiled.state_dict()
+    load_weights(network, write(tmp_path / "compiled.pt", compiled.state_dict()))
+    assert_equal(network, trained)
+    _, other = pair(Plain)
+    load_weights(torch.compile(other), write(tmp_path / "plain.pt", trained.state_dict()))  # type: ignore[arg-type]
+    assert_equal(other, trained)
+
+
+def test_weights_of_an_averaged_model_load(tmp_path: Path) -> None:
+    trained, network = pair(Plain)
+    load_weights(network, write(tmp_path / "a.pt", torch.optim.swa_utils.AveragedModel(trained).state_dict()))
+    assert_equal(network, trained)
+
+
+def test_the_network_of_a_lightning_module_loads_beside_its_loss_and_its_average(tmp_path: Path) -> None:
+    trained, network = pair(Plain)
+    state = {f"model.{name}": tensor for name, tensor in trained.state_dict().items()}
+    state |= {f"ema.module.{name}": tensor + 1 for name, tensor in trained.state_dict().items()} | {"criterion.weight": torch.ones(2)}
+    load_weights(network, write(tmp_path / "a.ckpt", {"state_dict": state, "callbacks": {"a": {"model": {"weight": torch.ones(1)}}}}))
+    assert_equal(network, trained)
+
+
+def test_weights_are_those_under_the_usual_key_beside_an_average(tmp_path: Path) -> None:
+    trained, network = pair(Plain)
+    average = {name: tensor + 1 for name, tensor in trained.state_dict().items()}
+    load_weights(network, write(tmp_path / "a.pt", {"ema": average, "model": trained.state_dict()}))
+    assert_equal(network, trained)
+
+
+@pytest.mark.parametrize("keys", [("model", "state_dict"), ("teacher", "student")])
+def test_two_parts_that_fit_and_differ_are_ambiguous(keys: tuple[str, str], tmp_path: Path) -> None:
+    trained, network = pair(Plain)
+    other = {name: tensor + 1 for name, tensor in trained.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"a\.pt' is ambiguous: its weights under '{min(keys)}|{max(keys)}") as refused:
+        load_weights(network, write(tmp_path / "a.pt", dict(zip(keys, (trained.state_dict(), other), strict=True))))
+    assert all(f"'{key}'" in str(refused.value) for key in keys)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    load_weights(network, write(tmp_path / "b.pt", dict.fromkeys(keys, trained.state_dict())))  # equal, so either will do
+    assert_equal(network, trained)
+
+
+def test_attributes_that_both_fit_and_differ_are_ambiguous(tmp_path: Path) -> None:
+    trained, network = pair(Plain)
+    state = {f"model.{name}": tensor for name, tensor in trained.state_dict().items()}
+    state |= {f"network.{name}": tensor + 1 for name, tensor in trained.state_dict().items()}
+    with pytest.raises(ValueError, match=r"ambiguous: its weights under 'network' and 'model' fit"):
+        load_weights(network, write(tmp_path / "a.pt", state))
+
+
+def test_weights_with_and_without_a_wrapper_name_the_unexpected_keys(tmp_path: Path) -> None:
+    trained, network = pair(Plain)
+    state = trained.state_dict()
+    both = {**state, **{f"module.{name}": tensor + 1 for name, tensor in state.items()}}
+    with pytest.raises(ValueError, match=r"does not fit Plain: the network has no module\.features\.0\.weight \(and 8 more\)"):
+        load_weights(network, write(tmp_path / "a.pt", both))
+
+
+def test_wrapped_weights_of_another_network_name_missing_and_unexpected_keys(tmp_path: Path) -> None:
+    state = {f"module.{name}": tensor for name, tensor in Plain().state_dict().items()}
+    state["module.tail.weight"] = state.pop("module.head.weight")
+    with pytest.raises(ValueError, match=r"the file lacks head\.weight, the network has no tail\.weight"):
+        load_weights(Plain(), write(tmp_path / "a.pt", {"model": state}))
+
+
+def test_masks_in_place_of_weights_are_refused(tmp_path: Path) -> None:
+    masks = {"weight": torch.ones(2, 2, dtype=torch.bool)}
+    with pytest.raises(ValueError, match=r"weight is torch\.bool in the file and torch\.float32 in the network"):
+        load_weights(nn.Linear(2, 2, bias=False), write(tmp_path / "a.pt", masks))
+
+
+def test_a_tensor_with_two_names_loads_from_a_file_that_stores_it_once(tmp_path: Path) -> None:
+    network, trained = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    for tied in (network, trained):
+        tied[1].weight = tied[0].weight
+    state = trained.state_dict()
+    del state["1.weight"]
+    load_weights(network, write(tmp_path / "a.pt", state))
+    assert_equal(network, trained)
+    with pytest.raises(ValueError, match=r"the file lacks 1\.weight"):
+        load_weights(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), tmp_path / "a.pt")
