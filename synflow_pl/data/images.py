@@ -24,7 +24,7 @@ from synflow_pl.data.stream import Files, Pictures, Stream
 __all__ = ["Images", "default_data_dir"]
 
 _PRUNING = -1
-"""Stands for an epoch where images are drawn to prune on, so that they are not those that training begins with."""
+"""Stands for an epoch where images are drawn to prune on, so that they are not those that training begins with. Draw k has -1 - k."""
 
 
 def default_data_dir() -> Path:
@@ -206,27 +206,31 @@ class Images(LightningDataModule, ABC):
         assert self.predict_on is not None
         return image_files(self.predict_on)
 
-    def pruning_batches(self, images_per_class: int = 10, augment: bool = False) -> list[Batch]:
+    def pruning_batches(self, images_per_class: int = 10, augment: bool = False, draw: int = 0) -> list[Batch]:
         """Training images to score on, equally many of each class, drawn by seed: the same on every rank.
 
         Args:
             images_per_class: at least 1.
             augment: crop and flip them as for training.
+            draw: number of the sample, at least 0: another one draws other images, for fresh batches in every round of a pruning.
 
         Returns:
             Pairs of normalised images, float (N, C, H, W), and labels, int64 (N,), of ``batch_size`` images at most. Classes
             alternate, so that each batch holds about as many of one as of another.
 
         Raises:
-            ValueError: if a class has fewer training images.
+            ValueError: if a class has fewer training images, or ``draw`` is negative.
         """
         if images_per_class < 1:
             raise ValueError(f"images_per_class: {images_per_class} must be at least 1")
+        if draw < 0:
+            raise ValueError(f"draw: {draw} must be at least 0")
         if not self.split:
             self.setup("fit")
+        epoch = _PRUNING - draw
         augment = augment and self.has_augmentation
         source = self._source(train=True, augment=augment)
-        images = self.split["train"][permutation(self._run_seed, _PRUNING, len(self.split["train"]))]
+        images = self.split["train"][permutation(self._run_seed, epoch, len(self.split["train"]))]
         labels = source.labels[images]
         chosen = []
         for label in range(self.num_classes):
@@ -238,7 +242,7 @@ class Images(LightningDataModule, ABC):
             chosen.append(of_class)
         in_turn = torch.stack(chosen, dim=1).flatten()
         batches = in_turn.split(self.batch_size)
-        return list(source.read((batch, draws(self._run_seed, _PRUNING, batch) if augment else None) for batch in batches))
+        return list(source.read((batch, draws(self._run_seed, epoch, batch) if augment else None) for batch in batches))
 
     # -- how they are read
 
