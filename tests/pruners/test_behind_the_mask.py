@@ -100,6 +100,11 @@ CASES: dict[str, tuple[Callable[[], Pruner], Score]] = {
 each_case = pytest.mark.parametrize("case", CASES)
 
 
+def best(flat: Tensor, count: int) -> Tensor:
+    """Positions of the largest scores; of equal ones the first."""
+    return flat.sort(descending=True, stable=True).indices[:count]
+
+
 def by_reference(
     score: Score, counts: list[int], masks: Tensors, *, regrows: bool, train_mode: bool = False, fresh: bool = False
 ) -> Tensors:
@@ -108,7 +113,7 @@ def by_reference(
     for index, count in enumerate(counts):
         scores = score(copy.deepcopy(subject), masks, batches(index if fresh else 0))
         flat = torch.cat([s.masked_fill(~masks[name] & (not regrows), -math.inf).flatten() for name, s in scores.items()])
-        kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, flat.topk(count).indices, True)
+        kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, best(flat, count), True)
         parts = kept.split([mask.numel() for mask in masks.values()])
         masks = {name: part.view_as(mask) for (name, mask), part in zip(masks.items(), parts, strict=True)}
     return masks
@@ -190,7 +195,7 @@ def test_levels_of_grasp_with_training_between_them_score_each_network_behind_it
         scores = grasp(subject, reference, batches())
         masks, (count,) = pruned(GraSP(), subject, density=density, rounds=1, masks=masks)
         flat = torch.cat([score.masked_fill(~reference[name], -math.inf).flatten() for name, score in scores.items()])
-        kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, flat.topk(count).indices, True)
+        kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, best(flat, count), True)
         reference = {
             n: p.view_as(m) for (n, m), p in zip(reference.items(), kept.split([m.numel() for m in reference.values()]), strict=True)
         }
@@ -223,7 +228,7 @@ def test_ntk_sap_scores_the_architecture_that_is_left() -> None:
         trace = (outputs(w) - outputs(changed)).square().sum(1).mean()
         flat = torch.cat([g.abs().flatten() for g in torch.autograd.grad(trace, list(entries.values()))])
         flat[~torch.cat([m.flatten() for m in masks.values()])] = -math.inf
-        kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, flat.topk(count).indices, True)
+        kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, best(flat, count), True)
         masks = {n: p.view_as(m) for (n, m), p in zip(masks.items(), kept.split([m.numel() for m in masks.values()]), strict=True)}
     assert same(found, masks)
 
