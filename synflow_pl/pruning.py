@@ -29,6 +29,9 @@ __all__ = ["check_options", "prune"]
 
 SCOPES = ("global", "local")
 
+Batches = Sequence[tuple[Tensor, Tensor]]
+"""(images (N, C, H, W), labels (N,)) pairs."""
+
 
 @plainly()
 def prune(
@@ -44,7 +47,7 @@ def prune(
     scope: Literal["global", "local"] = "global",
     input_shape: Sequence[int] | None = None,
     example_input: Tensor | tuple[Tensor, ...] | None = None,
-    batches: Sequence[tuple[Tensor, Tensor]] = (),
+    batches: Batches | Callable[[int], Batches] = (),
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     bias: bool = False,
     norm: bool = False,
@@ -70,7 +73,8 @@ def prune(
         scope: ``"global"``, all layers in one ranking, or ``"local"``, each layer alone and each at ``density``.
         input_shape: (C, H, W), for pruners that need to know it and networks with one input.
         example_input: instead of it, a tensor or a tuple of them with the batch dimension.
-        batches: (images (N, C, H, W), labels (N,)) pairs, for data-driven pruners.
+        batches: (images (N, C, H, W), labels (N,)) pairs, for data-driven pruners; or a function from the index of a round, from 0, to
+            such pairs, for fresh batches in every round. It must return the same for the same index.
         loss: (logits, labels) to the mean loss of a batch, for data-driven pruners.
         bias: mask biases too, each living as long as its unit; ``density`` still counts weights only.
         norm: the same for the gain and shift of a normalisation that reads a prunable layer.
@@ -104,9 +108,7 @@ def prune(
     target = as_density(density) if density is not None else Fraction(kept or 0, total)
     if pruner.needs_input or norm or input_shape is not None or example_input is not None:
         subject.inputs = example_of(network, input_shape, example_input)
-    subject.batches, subject.loss, subject.train_mode = batches, loss, train_mode
-    if pruner.needs_batches:
-        _check_batches(pruner, batches)
+    subject.batches, subject.loss, subject.train_mode = _batches_of(pruner, batches, 0), loss, train_mode
 
     competing = [list(subject.weights)] if scope == "global" else [[name] for name in subject.weights]
     sizes = [sum(subject.weights[name].numel() for name in names) for names in competing]
@@ -133,6 +135,8 @@ def prune(
         for index in range(rounds):
             left = sum(kept_then[index] for kept_then in after)
             subject.density = target if index == rounds - 1 else Fraction(left, total)
+            if index and callable(batches):
+                subject.batches = _batches_of(pruner, batches, index)
             scores = dict(pruner.score(subject))
             if index == 0:
                 dense = _unscored(pruner, subject, scores, after if scope == "global" else None)
@@ -187,7 +191,20 @@ def check_options(
             raise ValueError(f"{option}: {value!r} is not one of {', '.join(choices)}; did you mean {near!r}?")
 
 
-def _check_batches(pruner: Pruner, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _batches_of(pruner: Pruner, batches: Batches | Callable[[int], Batches], index: int) -> Batches:
+    """Return the batches of the round with this index, checked if the pruner scores on them.
+
+    Raises:
+        ValueError: if they are not (images, labels) pairs.
+    """
+    if not pruner.needs_batches:
+        return () if callable(batches) else batches
+    drawn = batches(index) if callable(batches) else batches
+    _check_batches(pruner, drawn)
+    return drawn
+
+
+def _check_batches(pruner: Pruner, batches: Batches) -> None:
     wanted = f"{pruner.name} scores on data: give batches=, a list of (images, labels) pairs"
     if not isinstance(batches, Sequence) or len(batches) == 0:
         raise ValueError(f"{wanted}; got {'none' if isinstance(batches, Sequence) else f'a {type(batches).__name__}'}")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from synflow_pl import Masks, diagnose, prune
 from synflow_pl.bisection import nearest
@@ -203,6 +203,34 @@ def test_a_shuffle_cannot_go_on_from_earlier_masks() -> None:
     earlier = prune(network := FC(), Magnitude(), density=0.5)
     with pytest.raises(ValueError, match="Shuffled brings back weights that masks= removed"):
         prune(network, Shuffled(Magnitude()), density=0.1, masks=earlier)
+
+
+def test_batches_may_be_a_function_of_the_round() -> None:
+    asked: list[int] = []
+
+    class Seeing(SNIP):
+        def score(self, subject: Subject) -> dict[str, Tensor]:
+            assert float(subject.batches[0][0].flatten()[0]) == 1.0 + asked[-1]
+            return super().score(subject)
+
+    def drawn(index: int) -> list[tuple[Tensor, Tensor]]:
+        asked.append(index)
+        return [(torch.full((2, 1, 28, 28), 1.0 + index), torch.tensor([3, 4]))]
+
+    prune(FC(width=20), Seeing(), density=0.2, rounds=4, batches=drawn)
+    assert asked == [0, 1, 2, 3]
+    asked.clear()
+    prune(FC(width=20), Magnitude(), density=0.2, rounds=4, batches=drawn)
+    assert asked == []
+
+
+@pytest.mark.parametrize("bad", [0, 2])
+def test_batches_of_each_round_are_looked_at(bad: int) -> None:
+    network = FC(width=20)
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    with pytest.raises(ValueError, match=r"SNIP scores on data: give batches=.*; got none"):
+        prune(network, SNIP(), density=0.2, rounds=4, batches=lambda index: [] if index == bad else ON_DATA)
+    assert all(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
 
 
 ON_DATA = [(torch.ones(2, 1, 28, 28) * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1), torch.tensor([3, 4]))]

@@ -26,7 +26,7 @@ from synflow_pl.data.validity import check_images, check_labels, check_sample
 __all__ = ["Images", "default_data_dir"]
 
 _PRUNING = -1
-"""Stands for an epoch where images are drawn to prune on, so that they are not those that training begins with."""
+"""Stands for an epoch where images are drawn to prune on, so that they are not those that training begins with. Draw k has -1 - k."""
 _IMAGES_PER_CLASS = 10
 """Images of each class to prune on, unless the options give a number."""
 
@@ -231,33 +231,37 @@ class Images(LightningDataModule, ABC):
         assert self.predict_on is not None
         return image_files(self.predict_on)
 
-    def pruning_batches(self, images_per_class: int | None = None, augment: bool = False) -> list[Batch]:
+    def pruning_batches(self, images_per_class: int | None = None, augment: bool = False, draw: int = 0) -> list[Batch]:
         """Training images to score on, equally many of each class, drawn by seed: the same on every rank.
 
         Args:
             images_per_class: at least 1; ``None`` is that of the data module.
             augment: crop and flip them as for training.
+            draw: number of the sample, at least 0: another one draws other images, for fresh batches in every round of a pruning.
 
         Returns:
             Pairs of normalised images, float (N, C, H, W), and labels, int64 (N,), of ``batch_size`` images at most. Classes
             alternate, so that each batch holds about as many of one as of another.
 
         Raises:
-            ValueError: if a class has fewer training images than a number that was given.
+            ValueError: if a class has fewer training images than a number that was given, or ``draw`` is negative.
         """
         asked = self.images_per_class if images_per_class is None else images_per_class
         if asked is not None and asked < 1:
             raise ValueError(f"images_per_class: {asked} must be at least 1")
+        if draw < 0:
+            raise ValueError(f"draw: {draw} must be at least 0")
         if not self.split:
             self.setup("fit")
+        epoch = _PRUNING - draw
         augment = augment and self.has_augmentation
         source = self._source(train=True, augment=augment)
-        images = self.split["train"][permutation(self._run_seed, _PRUNING, len(self.split["train"]))]
+        images = self.split["train"][permutation(self._run_seed, epoch, len(self.split["train"]))]
         count = _IMAGES_PER_CLASS if asked is None else asked
         self._check_classes(source.labels[images].bincount(minlength=self.num_classes), count, given=asked is not None)
         in_turn = _in_turn(images, source.labels, count)
         batches = in_turn.split(self.batch_size)
-        return list(source.read((batch, draws(self._run_seed, _PRUNING, batch) if augment else None) for batch in batches))
+        return list(source.read((batch, draws(self._run_seed, epoch, batch) if augment else None) for batch in batches))
 
     def _check_classes(self, available: Tensor, count: int, given: bool) -> None:
         """Refuse or report classes with fewer than ``count`` training images; ``available`` counts them, int64 (num_classes,)."""

@@ -12,7 +12,7 @@ from synflow_pl.pruners.random import Random
 from synflow_pl.pruners.sanity import Inverted, Reinitialised, Shuffled
 from synflow_pl.pruners.snip import SNIP
 from synflow_pl.pruners.synflow import SynFlow
-from synflow_pl.pruners.synflow_l2 import SynFlowL2
+from synflow_pl.pruners.synflow_l2 import SynFlowL2, SynFlowL2AsPublished
 
 __all__ = [
     "FORCE",
@@ -33,4 +33,5 @@ __all__ = [
     "Subject",
     "SynFlow",
     "SynFlowL2",
+    "SynFlowL2AsPublished",
 ]

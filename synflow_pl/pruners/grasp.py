@@ -5,6 +5,11 @@ the flow, or raises it, is to remove the weights of smallest w * Hg (twice the f
 
     S(w) = w * (Hg).
 
+In a network that is pruned already a removed weight is no parameter: with masks c the loss is a function of the kept weights alone,
+so both g and H are those of L(c * w), g^T g sums over kept weights only, and
+
+    S(w) = w * c * (H (c * g)).
+
 Logits are divided by a temperature, 200 as in the paper, in both passes, and both see the same batches.
 """
 
@@ -49,6 +54,8 @@ class GraSP(Pruner):
                 gradients = gradients_of(loss, leaves, create_graph=index == before_last)
                 for name, gradient in zip(leaves, gradients, strict=True):
                     flow[name] += gradient.detach()
+            for name, total in flow.items():
+                total.masked_fill_(~subject.masks[name], 0)  # a removed weight has no gradient
             # The last batch's graph is there still; the others' would take too much memory, and are made again.
             _add_products(products, gradients, flow, leaves)
             for loss in islice(mean_losses(subject, forward, leaves, self.temperature), before_last):

@@ -6,8 +6,9 @@ change dw of scale epsilon, and what a mask entry m has to do with it, is
 
     S(m) = | d/dm  || f(X; w * m) - f(X; (w + dw) * m) ||^2 |,
 
-the square averaged over the images X. Weights and images are Gaussian, drawn anew in each round: neither the network's own weights nor
-any data count, only its shape. BatchNorm runs on the statistics that the drawn weights and images give it.
+the square averaged over the images X. Weights and images are Gaussian, drawn anew in each round, and all other parameters start as in
+the authors' code: biases and shifts at 0, gains at 1, weights that are not pruned Gaussian too. So neither the network's own parameters
+nor any data count, only its architecture. BatchNorm runs on the statistics that the drawn weights and images give it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from synflow_pl.masks import prunable
 from synflow_pl.pruners.passes import batch_statistics, gradients_of, passes
 from synflow_pl.pruners.pruner import Pruner, Subject
 
 __all__ = ["NTKSAP"]
+
+# Names of shifts that are not called a bias, and modules whose weight is a matrix whatever its shape.
+_SHIFTS = ("beta", "shift")
+_TABLES = (nn.Embedding, nn.EmbeddingBag, nn.Bilinear)
 
 
 class NTKSAP(Pruner):
@@ -60,16 +66,36 @@ class NTKSAP(Pruner):
         masks = {name: mask.to(subject.weights[name].dtype).requires_grad_() for name, mask in subject.masks.items()}
         drawn = {name: self._kaiming(weight) for name, weight in subject.weights.items()}
         changed = {name: weight + self.epsilon * self._like(weight) for name, weight in drawn.items()}
+        others = self._others(subject, weight)
         with passes(subject) as forward:
-            statistics = batch_statistics(subject, forward, _masked(drawn, masks), images)
-            here = forward(_masked(drawn, masks) | statistics, images)
-            there = forward(_masked(changed, masks) | statistics, images)
+            statistics = batch_statistics(subject, forward, _masked(drawn, masks) | others, images)
+            here = forward(_masked(drawn, masks) | others | statistics, images)
+            there = forward(_masked(changed, masks) | others | statistics, images)
             trace = (here - there).square().flatten(1).sum(1).mean()
             gradients = gradients_of(trace, masks)
         return {name: gradient.abs() for name, gradient in zip(masks, gradients, strict=True)}
 
     def _kaiming(self, weight: Tensor) -> Tensor:
         return nn.init.kaiming_normal_(torch.empty(weight.shape, dtype=weight.dtype), generator=self._generator).to(weight.device)
+
+    def _others(self, subject: Subject, kind: Tensor) -> dict[str, Tensor]:
+        """Return values, by name, for the parameters that are not pruned; they depend on the architecture and on the generator only."""
+        network = subject.network
+        drawn = {id(parameter) for parameter in prunable(network).values()}
+        owners = {id(p): (module, key) for module in network.modules() for key, p in module._parameters.items()}
+        values = {}
+        for name, parameter in network.named_parameters():
+            if name in subject.weights or not parameter.is_floating_point():
+                continue
+            module, key = owners[id(parameter)]
+            like = torch.empty(parameter.shape, dtype=kind.dtype, device=kind.device)
+            if "bias" in key or key in _SHIFTS:
+                values[name] = like.zero_()
+            elif id(parameter) in drawn or isinstance(module, _TABLES) or sum(size > 1 for size in parameter.shape) > 1:
+                values[name] = self._kaiming(like)
+            else:
+                values[name] = like.fill_(module.init if isinstance(module, nn.PReLU) else 1.0)
+        return values
 
     def _like(self, weight: Tensor) -> Tensor:
         return torch.randn(weight.shape, dtype=weight.dtype, generator=self._generator).to(weight.device)

@@ -5,7 +5,9 @@ Each rule gives every layer a wish, the fraction of its weights that it would ke
 - ``uniform``: the same in each layer.
 - ``er``, Erdős-Rényi (Mocanu et al. 2018): (inputs + units) / (inputs * units).
 - ``erk``, its extension to kernels (Evci et al. 2020): (inputs + units + kernel height + width) / (their product).
-- ``smart_ratio`` (Su et al. 2020): (L - l + 1)^2 + (L - l + 1) in layer l of L, and 0.3 of the last, fixed.
+- ``smart_ratio`` (Su et al. 2020 and their code): in layer l of L of a residual network (L - l + 1)^2 + (L - l + 1), and 0.3 of the
+  last layer, fixed; in any other network ((L - l + 1)^2 + (L - l + 1)) / l^2, and 0.3 of each linear layer, fixed. Networks of linear
+  layers only, which the paper does not treat, fix the last.
 - ``igq``, ideal gas quotas (Vysogorets & Kempe 2023): 1 / (1 + F * n) in a layer of n weights, one F for all: the lengths of coupled
   cylinders under one force.
 
@@ -23,22 +25,23 @@ __all__ = ["Rule", "quotas"]
 
 Rule = Literal["uniform", "er", "erk", "smart_ratio", "igq"]
 LAST_LAYER = 0.3
-"""What smart ratio keeps of the last layer."""
+"""What smart ratio keeps of the last layer, and in networks that are not residual of each linear layer."""
 
 
-def quotas(rule: Rule, shapes: Sequence[Sequence[int]], kept: int) -> list[int]:
+def quotas(rule: Rule, shapes: Sequence[Sequence[int]], kept: int, *, residual: bool = True) -> list[int]:
     """Weights that each layer keeps.
 
     Args:
         rule: one of those above.
         shapes: (units, inputs, *kernel) of each layer's weight, in the order of the network.
         kept: weights kept in all, in [0, sum of the sizes].
+        residual: whether smart ratio takes its rule for residual networks, or that for all others.
 
     Returns:
         One number per layer, at most its size; their sum is ``kept``.
 
     Raises:
-        ValueError: for an unknown rule, or if smart ratio's last layer alone would keep more than ``kept``.
+        ValueError: for an unknown rule, or if what smart ratio fixes alone would keep more than ``kept``.
     """
     if rule not in get_args(Rule):
         raise ValueError(f"quota: {rule!r} is not one of {', '.join(get_args(Rule))}")
@@ -47,17 +50,33 @@ def quotas(rule: Rule, shapes: Sequence[Sequence[int]], kept: int) -> list[int]:
         # Past this force, every layer would keep less than half a weight in all.
         return _whole(_solve(lambda force: [n / (1 + force * n) for n in sizes], kept, 4.0 * len(sizes)), sizes, kept)
     if rule == "smart_ratio":
-        last = min(LAST_LAYER * sizes[-1], sizes[-1])
-        if len(sizes) > 1 and last > kept:
-            raise ValueError(
-                f"smart_ratio keeps 0.3 of the last layer, {last:g} weights, more than the {kept} that are to be left; use erk or igq"
-            )
-        wishes = [float(x * x + x) for x in range(len(sizes), 1, -1)]
-        others = sizes[:-1]
-        last = max(last, kept - sum(others))  # when all others are full
-        shares = [*_fill(wishes, others, kept - last), last] if others else [float(kept)]
-        return _whole(shares, sizes, kept)
+        return _whole(_smart_shares(shapes, sizes, kept, residual), sizes, kept)
     return _whole(_fill([_wish(rule, shape) for shape in shapes], sizes, kept), sizes, kept)
+
+
+def _smart_shares(shapes: Sequence[Sequence[int]], sizes: Sequence[int], kept: int, residual: bool) -> list[float]:
+    """Weights that each layer keeps by smart ratio, in fractions; their sum is ``kept``."""
+    count = len(sizes)
+    fixed = [index for index, shape in enumerate(shapes) if len(shape) == 2]
+    if residual or len(fixed) == count:
+        fixed = [count - 1]
+    others = [index for index in range(count) if index not in fixed]
+    if not others:
+        return [float(kept)]
+    share = LAST_LAYER * sum(sizes[index] for index in fixed)
+    if share > kept:
+        which = "the last layer" if fixed == [count - 1] else f"each of {len(fixed)} linear layers"
+        raise ValueError(
+            f"smart_ratio keeps {LAST_LAYER} of {which}, {share:g} weights, more than the {kept} that are to be left; use erk or igq"
+        )
+    # As the rule counts: l from 1, and L - l + 1 layers from layer l to the last.
+    order = {index: (count - index, 1 if residual else index + 1) for index in others}
+    ratios = [(left * left + left) / divisor**2 for left, divisor in order.values()]
+    room = [sizes[index] for index in others]
+    share = max(share, kept - sum(room))  # when all others are full
+    filled = _fill([1.0] * len(fixed), [sizes[index] for index in fixed], share) + _fill(ratios, room, kept - share)
+    shares = dict(zip([*fixed, *others], filled, strict=True))
+    return [shares[index] for index in range(count)]
 
 
 def _wish(rule: str, shape: Sequence[int]) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from synflow_pl.pruners.pruner import Pruner, Subject
 from synflow_pl.pruners.quotas import Rule, quotas
+from synflow_pl.pruners.residual import is_residual
 
 __all__ = ["Random"]
 
@@ -21,16 +22,23 @@ class Random(Pruner):
     Args:
         seed: of the scores; ``None`` follows the global seed (``--seed_everything``, ``torch.manual_seed``) without drawing from it.
         quota: what decides how many weights each layer keeps: uniform, er, erk, smart_ratio or igq; ``None`` leaves it to chance.
+        residual: whether smart_ratio takes its rule for residual networks (``True``) or that for all others (``False``); ``None`` takes
+            the one for what the network is. Other quotas have one rule, and this must be ``None``.
 
     Raises:
-        ValueError: for an unknown quota.
+        ValueError: for an unknown quota, or if ``residual`` is given without ``quota="smart_ratio"``.
     """
 
-    def __init__(self, seed: int | None = None, quota: Rule | None = None) -> None:
+    def __init__(self, seed: int | None = None, quota: Rule | None = None, residual: bool | None = None) -> None:
         if quota is not None:
             quotas(quota, [(1, 1)], 1)
+        if residual is not None and quota != "smart_ratio":
+            raise ValueError(
+                f"residual: {residual} chooses between the rules of quota='smart_ratio', and quota is {quota!r}; leave it out"
+            )
         self.quota = quota
         self.seed = seed
+        self.residual = residual
 
     def prepare(self, subject: Subject) -> None:
         super().prepare(subject)
@@ -38,6 +46,11 @@ class Random(Pruner):
             raise ValueError(
                 f"quota={self.quota!r} and scope='local' both say how many weights each layer keeps; leave one of them out"
             )
+        self._residual = self.residual
+        if self.quota == "smart_ratio":
+            if self._residual is None:
+                self._residual = is_residual(subject.network, subject.inputs)
+            self.notes = (f"smart_ratio by its rule for {'residual' if self._residual else 'other than residual'} networks",)
 
     def score(self, subject: Subject) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(torch.initial_seed() if self.seed is None else self.seed)
@@ -45,7 +58,7 @@ class Random(Pruner):
         drawn = {name: torch.rand(weight.shape, generator=generator) for name, weight in subject.weights.items()}
         if self.quota is not None:
             shapes = [weight.shape for weight in subject.weights.values()]
-            kept = quotas(self.quota, shapes, subject.kept)
+            kept = quotas(self.quota, shapes, subject.kept, residual=bool(self._residual))
             for (name, score), quota in zip(drawn.items(), kept, strict=True):
                 # In the first rank what the quota has room for: of those that live, the largest.
                 alive = score.masked_fill(~subject.masks[name].cpu(), -1).flatten()

@@ -193,7 +193,11 @@ def compared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def _spelt_out(pruning: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With the number of rounds that leaving it out means, where the pruner is one of ours; only then is torch imported."""
+    """With the number of rounds that leaving it out means, where the pruner is one of ours; only then is torch imported.
+
+    Runs from before there was an option have its default.
+    """
+    pruning = {"fresh_batches": False, **pruning}
     pruner = pruning.get("pruner")
     if pruner is None or pruning.get("rounds") is not None:
         return pruning

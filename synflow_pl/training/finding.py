@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from inspect import signature
 from operator import attrgetter
+from typing import Any
 
 import torch
+from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
@@ -13,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from synflow_pl.pruners import Pruner
 
-__all__ = ["find_batches", "find_example", "find_loss", "find_network"]
+__all__ = ["FreshBatches", "find_batches", "find_example", "find_loss", "find_network"]
 
 # From a data module that has no pruning_batches(): as many training images as SNIP's paper scores CIFAR-10 on, to the end of a batch.
 _IMAGES = 128
@@ -77,22 +80,79 @@ def find_batches(trainer: Trainer, pruner: Pruner) -> list[tuple[Tensor, Tensor]
     Raises:
         ValueError: if its batches are something else.
     """
-    given = getattr(getattr(trainer, "datamodule", None), "pruning_batches", None)
-    if callable(given):
-        return list(given())
-    batches: list[tuple[Tensor, Tensor]] = []
-    with isolate_rng():
-        for batch in trainer.fit_loop._data_source.dataloader():
-            pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
-            if not pair:
+    given = _given(trainer)
+    return list(given()) if given is not None else FreshBatches(trainer, pruner)(0)
+
+
+class FreshBatches:
+    """(images, labels) pairs to score on, others in each round: a function of the round's index, from 0.
+
+    They are further draws of the data module's ``pruning_batches(draw=...)``, else consecutive batches of training epochs. The same
+    seed and index give the same batches, and the random state of training does not move. Index 0 gives those of :func:`find_batches`.
+
+    Args:
+        trainer: gives the data module, else the training batches.
+        pruner: the pruner that scores on them, for messages.
+
+    Raises:
+        ValueError: if ``pruning_batches()`` has no parameter ``draw``, or a training batch is not a pair of tensors.
+    """
+
+    def __init__(self, trainer: Trainer, pruner: Pruner) -> None:
+        self._trainer, self._pruner = trainer, pruner
+        self._given = _given(trainer)
+        self._batches: Iterator[list[tuple[Tensor, Tensor]]] = iter(())
+        self._drawn = 0
+        self._random: dict[str, Any] | None = None
+        """The random states after the last draw."""
+
+    def __call__(self, index: int) -> list[tuple[Tensor, Tensor]]:
+        if self._given is not None:
+            if not _accepts_draw(self._given):
                 raise ValueError(
-                    f"{type(pruner).__name__} scores on (images, labels) pairs of tensors, and a training batch is a"
-                    f" {type(batch).__name__} of something else; give the data module a method pruning_batches() that lists them"
+                    "fresh_batches: pruning_batches() of the data module has no parameter draw, so it has no other images for the next"
+                    " round; add draw, the number of the sample from 0, or set fresh_batches to false"
                 )
-            batches.append((batch[0], batch[1]))
-            if sum(len(images) for images, _ in batches) >= _IMAGES:
-                break
-    return batches
+            return list(self._given(draw=index))
+        with isolate_rng():
+            if self._random is None or index < self._drawn:
+                self._batches, self._drawn = self._training_batches(), 0
+            else:
+                _set_rng_states(self._random)
+            while self._drawn <= index:
+                batches = next(self._batches)
+                self._drawn += 1
+            self._random = _collect_rng_states()
+        return batches
+
+    def _training_batches(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Lists of training batches with 128 images or more, epoch after epoch; fewer only if an epoch has no more."""
+        while True:
+            batches: list[tuple[Tensor, Tensor]] = []
+            whole = False
+            for batch in self._trainer.fit_loop._data_source.dataloader():
+                pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
+                if not pair:
+                    raise ValueError(
+                        f"{type(self._pruner).__name__} scores on (images, labels) pairs of tensors, and a training batch is a"
+                        f" {type(batch).__name__} of something else; give the data module a method pruning_batches() that lists them"
+                    )
+                batches.append((batch[0], batch[1]))
+                if sum(len(images) for images, _ in batches) >= _IMAGES:
+                    yield batches
+                    batches, whole = [], True
+            if not whole:
+                yield batches
+
+
+def _accepts_draw(function: Callable[..., Any]) -> bool:
+    parameters = signature(function).parameters.values()
+    return any(parameter.name == "draw" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _given(trainer: Trainer) -> Callable[..., Iterable[tuple[Tensor, Tensor]]] | None:
+    given = getattr(getattr(trainer, "datamodule", None), "pruning_batches", None)
+    return given if callable(given) else None
 
 
 def find_loss(pl_module: LightningModule) -> Callable[[Tensor, Tensor], Tensor]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
@@ -35,7 +35,7 @@ from synflow_pl.training.averages import averages
 from synflow_pl.training.checkpoints import KEY, find_checkpoint, load_masks, load_weights
 from synflow_pl.training.compacted import Compacted, check_compactable, rebuild
 from synflow_pl.training.finders import let_finders_wait
-from synflow_pl.training.finding import find_batches, find_example, find_loss, find_network
+from synflow_pl.training.finding import FreshBatches, find_batches, find_example, find_loss, find_network
 from synflow_pl.training.gradual import Gradual, check_time, last_step
 from synflow_pl.training.panels import show_density, show_diagnosis, show_masks, show_rounds, wants_pictures
 from synflow_pl.training.precision import scorable, unrounded
@@ -61,6 +61,7 @@ class PruneAtInit(Callback):
         norm: the same for gains and shifts of normalisations that read a prunable layer.
         exclude: shell-style patterns of parameter names, within the network, that stay dense; one or a list.
         train_mode: data-driven pruners score in train mode, BatchNorm on each batch's own statistics; running ones do not move.
+        fresh_batches: data-driven pruners score on other images in each round; else all rounds share the same.
         sanity: a sanity check of Frankle et al. 2021: invert the scores, shuffle the masks within layers, or reinitialise the weights.
         at_epoch: prune after so many epochs of training, at least 0; 0 is before the first step. A pruner whose rounds are spread over
             the training (GradualMagnitude) begins then.
@@ -100,6 +101,7 @@ class PruneAtInit(Callback):
         norm: bool = False,
         exclude: Sequence[str] | str = (),
         train_mode: bool = False,
+        fresh_batches: bool = False,
         sanity: Literal["invert", "shuffle", "reinitialise"] | None = None,
         at_epoch: int = 0,
         trained: str | os.PathLike[str] | None = None,
@@ -135,6 +137,7 @@ class PruneAtInit(Callback):
         self.network = network
         self.input_shape = tuple(input_shape) if input_shape is not None else None
         self.on_collapse = on_collapse
+        self.fresh_batches = fresh_batches
         self.masks: Masks | None = None
         self.diagnosis: Diagnosis | None = None
         self.survival: Survival | None = None
@@ -300,13 +303,23 @@ class PruneAtInit(Callback):
             network,
             pruner,
             example_input=self._example(trainer, pl_module),
-            batches=find_batches(trainer, self.pruner) if self.pruner.needs_batches else (),
+            batches=self._batches(trainer),
             loss=find_loss(pl_module),
             **options,
         )
         if isinstance(pruner, Watched):
             self._watched = pruner.after(self._watched)
         return masks
+
+    def _batches(self, trainer: Trainer) -> Sequence[tuple[Tensor, Tensor]] | Callable[[int], Sequence[tuple[Tensor, Tensor]]]:
+        assert self.pruner is not None
+        if not self.pruner.needs_batches:
+            return ()
+        if not self.fresh_batches:
+            return find_batches(trainer, self.pruner)
+        fresh = FreshBatches(trainer, self.pruner)
+        first = self._gradual.done if self._gradual is not None else 0  # a gradual pruning has its rounds one by one
+        return lambda index: fresh(first + index)
 
     def _example(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor, ...]:
         self._inputs = self._inputs or find_example(trainer, pl_module, self.input_shape)

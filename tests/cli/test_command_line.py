@@ -70,6 +70,7 @@ def test_help_names_every_option_of_pruning() -> None:
         "norm",
         "exclude",
         "train_mode",
+        "fresh_batches",
         "sanity",
         "masks",
         "on_collapse",
@@ -141,6 +142,30 @@ def test_recipes_compose_and_the_last_word_counts(built: Built) -> None:
 def test_an_overlay_leaves_nothing_of_the_one_before(overlays: list[str], pruner: str, rounds: int, built: Built) -> None:
     pruning = built("fit", "-c", "mnist_fc", *(part for name in overlays for part in ("-c", name))).config.fit.pruning
     assert (pruning.pruner.class_path, pruning.rounds, pruning.density) == (pruner, rounds, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("overlays", "train_mode", "fresh_batches"),
+    [
+        (["pruners/force"], True, True),
+        (["pruners/snip_iterative"], True, True),
+        (["pruners/grasp"], True, False),
+        (["pruners/snip"], False, False),
+        (["pruners/force", "pruners/snip"], False, False),
+        (["pruners/snip_iterative", "pruners/grasp"], True, False),
+        (["pruners/grasp", "pruners/grasp_inverted"], False, False),
+    ],
+)
+def test_overlays_score_in_the_mode_and_on_the_batches_of_their_papers(
+    overlays: list[str], train_mode: bool, fresh_batches: bool, built: Built
+) -> None:
+    args = [part for name in overlays for part in ("-c", name)]
+    pruning = built("fit", "-c", "mnist_fc", *args).config.fit.pruning
+    assert (pruning.train_mode, pruning.fresh_batches) == (train_mode, fresh_batches)
+    pruning = built(
+        "fit", "-c", "mnist_fc", *args, "--pruning.train_mode", "false", "--pruning.fresh_batches", "false"
+    ).config.fit.pruning
+    assert (pruning.train_mode, pruning.fresh_batches) == (False, False)
 
 
 def test_the_dense_overlay_prunes_nothing(built: Built) -> None:

@@ -267,6 +267,34 @@ def test_every_rank_gets_the_same_pruning_batches(pipeline: str, augment: bool) 
     assert not torch.equal(other[0][0], found[0][0][0])
 
 
+@pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
+def test_each_draw_of_pruning_batches_is_another_sample_that_seed_and_number_determine(pipeline: str) -> None:
+    data, again = Augmented(pipeline=pipeline), Augmented(pipeline=pipeline)
+    drawn = [torch.cat([images for images, _ in data.pruning_batches(draw=number)]) for number in range(3)]
+    assert torch.equal(drawn[0], torch.cat([images for images, _ in data.pruning_batches()]))
+    for number in (2, 0, 1):  # in any order, from any instance
+        batches = again.pruning_batches(draw=number)
+        assert torch.equal(torch.cat([images for images, _ in batches]), drawn[number])
+        assert torch.cat([labels for _, labels in batches]).bincount().tolist() == [10] * 10
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        distances = torch.cdist(drawn[first].flatten(1), drawn[second].flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+        assert int((distances < 1e-3).sum()) < 20  # of 100 images of 4,500, about 2 by chance
+    other = Augmented(pipeline=pipeline, seed=1).pruning_batches(draw=1)
+    assert not torch.equal(other[0][0], data.pruning_batches(draw=1)[0][0])
+    with pytest.raises(ValueError, match="draw: -1 must be at least 0"):
+        data.pruning_batches(draw=-1)
+
+
+def test_every_rank_gets_the_same_fresh_pruning_batches() -> None:
+    found = []
+    for rank in range(2):
+        torch.manual_seed(rank)
+        data = Augmented()
+        data.trainer = as_one_of(2, rank)
+        found.append(data.pruning_batches(augment=True, draw=3))
+    assert all(torch.equal(x, y) and torch.equal(a, b) for (x, a), (y, b) in zip(*found, strict=True))
+
+
 def test_more_pruning_images_than_a_class_has_are_refused() -> None:
     with pytest.raises(ValueError, match=r"images_per_class: class \d has \d+ training images, not 600; ask for fewer"):
         ready().pruning_batches(images_per_class=600)

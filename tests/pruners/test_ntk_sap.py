@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from synflow_pl import prune
 from synflow_pl.networks import ResNet
-from synflow_pl.pruners import NTKSAP
+from synflow_pl.pruners import NTKSAP, Subject
 from tests.pruners.networks import scores, small
 
 
 def test_it_is_the_derivative_by_each_entry_of_the_mask_of_how_far_outputs_move() -> None:
     network, epsilon = small(), 0.01
+    for layer in (network[0], network[2]):
+        nn.init.zeros_(layer.bias)  # as they are drawn
     masks = {"0.weight": torch.ones(4, 3, dtype=torch.bool)}
     masks["0.weight"][1, 2] = False
     found = scores(NTKSAP(images=6, epsilon=epsilon, seed=4), network, masks=masks, input_shape=(3,))
@@ -50,6 +55,72 @@ def test_neither_weights_nor_running_statistics_count() -> None:
     assert all(torch.equal(score, again[name]) for name, score in found.items())
     assert all(int(buffer.sum()) == 3 * buffer.numel() for buffer in network.buffers())
     assert all(module.momentum == 0.1 for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+class EveryKind(nn.Module):
+    """Parameters of many kinds beside the weights that are pruned: embeddings, gains, slopes, tokens, scales, recurrent weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.batch_norm, self.group_norm = nn.BatchNorm2d(6), nn.GroupNorm(2, 6)
+        self.slope = nn.PReLU(6)
+        self.scale = nn.Parameter(torch.full((6, 1, 1), 1e-6))
+        self.token, self.position = nn.Parameter(torch.zeros(1, 1, 6)), nn.Parameter(torch.zeros(1, 17, 6))
+        self.attention, self.layer_norm = nn.MultiheadAttention(6, 2, batch_first=True), nn.LayerNorm(6)
+        self.recurrent = nn.LSTM(6, 5, batch_first=True)
+        self.table = nn.Embedding(4, 1)
+        self.shift = nn.Parameter(torch.zeros(5))
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(5, 5))
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.slope(self.group_norm(self.batch_norm(self.stem(images)))) * self.scale
+        tokens = torch.cat([self.token.expand(len(images), -1, -1), maps.flatten(2).mT], 1) + self.position
+        tokens = self.layer_norm(tokens + self.attention(tokens, tokens, tokens)[0])
+        last = self.recurrent(tokens)[0][:, -1] + self.table.weight.sum() + self.shift
+        return self.head(self.normed(last).tanh())
+
+
+@pytest.mark.parametrize("name", [name for name, _ in EveryKind().named_parameters()])
+def test_no_parameter_of_the_network_counts(name: str) -> None:
+    network = EveryKind()
+    found = scores(NTKSAP(images=4, seed=1), network, input_shape=(3, 4, 4))
+    nn.init.normal_(network.get_parameter(name), 1.0, 2.0)
+    again = scores(NTKSAP(images=4, seed=1), network, input_shape=(3, 4, 4))
+    assert all(score.any() and torch.equal(score, again[key]) for key, score in found.items())
+
+
+def test_the_weights_of_an_excluded_layer_do_not_count() -> None:
+    networks = [nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)) for _ in range(2)]
+    first, second = (prune(n, NTKSAP(seed=2), density=0.2, rounds=3, input_shape=(5,), exclude=["4.*"]) for n in networks)
+    assert all(torch.equal(first[name], mask) for name, mask in second.items())
+
+
+def test_biases_and_shifts_count_as_zero_and_gains_as_one() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.PReLU(), nn.Flatten(), nn.Linear(16, 3))
+    found = scores(NTKSAP(images=4, seed=1), network, input_shape=(2, 4, 4))
+    started = copy.deepcopy(network)
+
+    class Own(NTKSAP):
+        def _others(self, subject: Subject, kind: Tensor) -> dict[str, Tensor]:
+            return {}
+
+    with torch.no_grad():
+        for module in started.modules():
+            if isinstance(getattr(module, "bias", None), Tensor):
+                module.bias.zero_()
+    again = scores(Own(images=4, seed=1), started, input_shape=(2, 4, 4))
+    assert all(torch.equal(score, again[key]) for key, score in found.items())
+    nn.init.constant_(started[1].weight, 0.5)
+    assert not torch.equal(found["0.weight"], scores(Own(images=4, seed=1), started, input_shape=(2, 4, 4))["0.weight"])
+
+
+def test_parameters_of_the_network_stay_as_they_are() -> None:
+    network = EveryKind()
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    scores(NTKSAP(images=4), network, input_shape=(3, 4, 4))
+    assert all(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
 
 
 def test_weights_and_images_are_drawn_anew_in_each_round() -> None:

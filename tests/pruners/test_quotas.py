@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import get_args
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from synflow_pl import prune
-from synflow_pl.networks import FC, ResNet
+from synflow_pl.networks import FC, VGG, ResNet
 from synflow_pl.pruners import Random
 from synflow_pl.pruners.quotas import Rule, quotas
 
@@ -59,6 +61,52 @@ def test_smart_ratio_falls_with_depth_and_keeps_three_tenths_of_the_last_layer()
     assert quotas("smart_ratio", [(10, 10), (10, 10), (2, 10)], 36) == [20, 10, 6]
     with pytest.raises(ValueError, match=r"keeps 0\.3 of the last layer, 6 weights, more than the 5 that are to be left"):
         quotas("smart_ratio", [(10, 10), (10, 10), (2, 10)], 5)
+
+
+def test_smart_ratio_of_other_networks_divides_by_the_square_of_the_layer_and_keeps_three_tenths_of_each_linear_layer() -> None:
+    # Layers 1, 2 and 3 of 5: (25 + 5) / 1 = 30, (16 + 4) / 4 = 5 and (9 + 3) / 9 = 4 / 3, times 90 weights each: 2700 : 450 : 120.
+    # Of linear layers with 20 and 10 weights 6 and 3 are fixed.
+    shapes = [(10, 1, 3, 3), (10, 1, 3, 3), (10, 1, 3, 3), (2, 10), (1, 10)]
+    assert quotas("smart_ratio", shapes, 9 + 128, residual=False) == [90, 30, 8, 6, 3]  # the first is full, 38 as 5 : 4 / 3
+    assert quotas("smart_ratio", shapes, 9 + 36, residual=False) == [30, 5, 1, 6, 3]  # 36 as 30 : 5 : 4 / 3
+    with pytest.raises(ValueError, match=r"keeps 0\.3 of each of 2 linear layers, 9 weights, more than the 8 that are to be left"):
+        quotas("smart_ratio", shapes, 8, residual=False)
+
+
+def test_smart_ratio_fixes_nothing_without_linear_layers_and_the_last_layer_where_all_are_linear() -> None:
+    # 2 of 2: (4 + 2) / 1 = 6 and (1 + 1) / 4 = 1 / 2.
+    assert quotas("smart_ratio", [(10, 1, 3, 3), (10, 1, 3, 3)], 26, residual=False) == [24, 2]
+    assert quotas("smart_ratio", [(10, 10), (10, 10), (2, 10)], 54 + 6, residual=False) == [48, 6, 6]  # 12 and 6 / 4
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes=shapes, share=st.fractions(0, 1))
+def test_smart_ratios_of_other_networks_add_up_and_fit(shapes: list[tuple[int, ...]], share: Fraction) -> None:
+    sizes = [math.prod(shape) for shape in shapes]
+    kept = math.floor(share * sum(sizes))
+    assume(kept >= 0.3 * sum(size for size, shape in zip(sizes, shapes, strict=True) if len(shape) == 2))
+    found = quotas("smart_ratio", shapes, kept, residual=False)
+    assert sum(found) == kept
+    assert all(0 <= quota <= size for quota, size in zip(found, sizes, strict=True))
+
+
+@pytest.mark.parametrize(("build", "residual"), [(lambda: VGG(11), False), (lambda: ResNet(8, width=4), True), (FC, False)])
+@pytest.mark.parametrize("given", [None, True, False])
+def test_smart_ratio_takes_the_rule_for_what_the_network_is_unless_one_is_forced(
+    build: Callable[[], nn.Module], residual: bool, given: bool | None
+) -> None:
+    pruner = Random(quota="smart_ratio", residual=given)
+    masks = prune(build(), pruner, density=0.1)
+    rule = residual if given is None else given
+    assert [int(mask.sum()) for mask in masks.values()] == quotas(
+        "smart_ratio", [mask.shape for mask in masks.values()], masks.kept, residual=rule
+    )
+    assert pruner.notes == (f"smart_ratio by its rule for {'residual' if rule else 'other than residual'} networks",)
+
+
+def test_residual_chooses_between_the_rules_of_smart_ratio_only() -> None:
+    with pytest.raises(ValueError, match="residual: True chooses between the rules of quota='smart_ratio', and quota is 'erk'"):
+        Random(quota="erk", residual=True)
 
 
 def test_ideal_gas_quotas_are_lengths_under_one_force() -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from synflow_pl import prune
 from synflow_pl.networks import FC, ResNet
-from synflow_pl.pruners import SynFlow, SynFlowL2
+from synflow_pl.pruners import SynFlow, SynFlowL2, SynFlowL2AsPublished
 from tests import textbook
 from tests.pruners.networks import scores
 
@@ -49,3 +50,46 @@ def test_it_is_the_textbooks_synflow_on_a_network_of_squares(name: str) -> None:
     largest = {kind: max(float(score.max()) for score in kind_scores.values()) for kind, kind_scores in (("f", found), ("e", expected))}
     for key, score in expected.items():
         torch.testing.assert_close(found[key] / largest["f"], score / largest["e"], rtol=1e-10, atol=0.0)
+
+
+def test_as_published_it_scores_the_weight_times_the_derivative_by_its_square() -> None:
+    # The network of the first test: dR/d(w^2) is the sum over the paths of the squares of the other weights on them.
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    network[0].weight.data = torch.tensor([[1.0, -5.0], [3.0, 7.0]])
+    network[2].weight.data = torch.tensor([[-2.0, 4.0]])
+    found = scores(SynFlowL2AsPublished(), network, input_shape=(2,))
+    # |w| times 2^2 = 4 or 4^2 = 16, and times 1 + 25 = 26 or 9 + 49 = 58.
+    ratio = 4.0 / found["0.weight"][0, 0]
+    assert torch.equal(found["0.weight"] * ratio, torch.tensor([[4.0, 20.0], [48.0, 112.0]]))
+    assert torch.equal(found["2.weight"] * ratio, torch.tensor([[52.0, 232.0]]))
+
+
+@pytest.mark.parametrize(("pruner", "power"), [(SynFlowL2, 2), (SynFlowL2AsPublished, 1)])
+@pytest.mark.parametrize("rounds", [1, 10])
+def test_masks_are_those_of_a_loop_over_the_squared_network(pruner: type[SynFlowL2], power: int, rounds: int) -> None:
+    torch.manual_seed(4)
+    network = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in ((10, 40), (40, 40), (40, 6)))).double()
+    weights = {name: parameter.detach().abs() for name, parameter in network.named_parameters()}
+    masks, counts = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}, []
+    found = prune(
+        network, pruner(), density=0.05, rounds=rounds, input_shape=(10,),
+        on_round=lambda index, density, now: counts.append(sum(int(mask.sum()) for mask in now.values())),
+    )  # fmt: skip
+    for count in counts:
+        squares = [(weight.square() * masks[name]).requires_grad_() for name, weight in weights.items()]
+        flow = torch.ones(10, dtype=torch.float64)
+        for square in squares:
+            flow = square @ flow
+        gradients = torch.autograd.grad(flow.sum(), squares)
+        scored = [weight**power * gradient * masks[name] for (name, weight), gradient in zip(weights.items(), gradients, strict=True)]
+        level = torch.cat([score.flatten() for score in scored]).topk(count).values[-1]
+        masks = {name: score >= level for name, score in zip(masks, scored, strict=True)}
+    assert all(torch.equal(found[name], mask) for name, mask in masks.items())
+
+
+def test_only_the_share_of_the_trace_is_conserved_at_hidden_units() -> None:
+    network = FC((1, 4, 4), depth=4, width=12)
+    for pruner, conserved in ((SynFlowL2, True), (SynFlowL2AsPublished, False)):
+        found = scores(pruner(), network, input_shape=(1, 4, 4))
+        totals = torch.stack([score.sum() for score in found.values()])
+        assert bool(torch.allclose(totals, totals[0], rtol=1e-4)) == conserved

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,92 @@ def test_a_pruner_that_scores_on_data_gets_the_batches_that_the_data_module_has_
     pruner = Listening()
     trainer(tmp_path, PruneAtInit(pruner, density=0.2), max_epochs=1, enable_checkpointing=False).fit(classifier(), WithBatches())
     assert [len(images) for images, _ in pruner.seen.batches] == [3, 1]
+
+
+def scored_on(tmp_path: Path, data: Any, **options: Any) -> list[list[Tensor]]:
+    """The images of each round."""
+    seen: list[list[Tensor]] = []
+
+    class Seeing(SNIP):
+        def score(self, subject: Subject) -> dict[str, Tensor]:
+            seen.append([images.clone() for images, _ in subject.batches])
+            return super().score(subject)
+
+    torch.manual_seed(0)
+    callback = PruneAtInit(Seeing(), **{"density": 0.2, "rounds": 5} | options)
+    trainer(tmp_path, callback, max_epochs=1, enable_checkpointing=False).fit(classifier(), data)
+    return seen
+
+
+class Drawn(Classes):
+    def pruning_batches(self, draw: int = 0) -> list[tuple[Tensor, Tensor]]:
+        images = torch.randn(6, 1, 2, 4, generator=torch.Generator().manual_seed(draw))
+        return [(images[:4], torch.arange(4)), (images[4:], torch.arange(4, 6))]
+
+
+class Loaded(Classes):
+    """Seven batches of 50 images an epoch: images are numbered."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        images = torch.arange(350.0).view(-1, 1, 1, 1).expand(-1, 1, 2, 4)
+        return DataLoader(TensorDataset(images, torch.arange(350) % 10), batch_size=50, shuffle=True)
+
+
+@pytest.mark.parametrize("data", [Drawn, Loaded])
+def test_with_fresh_batches_each_round_scores_on_others_and_without_on_the_same(data: type[Classes], tmp_path: Path) -> None:
+    same, fresh, again = (scored_on(tmp_path, data(), fresh_batches=fresh) for fresh in (False, True, True))
+    assert len(same) == len(fresh) == 5
+    assert all(torch.equal(a, b) for later in same[1:] for a, b in zip(same[0], later, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(same[0], fresh[0], strict=True))
+    assert all(not torch.equal(first[0], second[0]) for first, second in combinations(fresh, 2))
+    assert all(torch.equal(a, b) for x, y in zip(fresh, again, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_fresh_batches_of_a_training_loader_go_through_its_epochs(tmp_path: Path) -> None:
+    rounds = scored_on(tmp_path, Loaded(), fresh_batches=True)
+    assert [[len(images) for images in batches] for batches in rounds] == [[50, 50, 50]] * 5
+    # Seven batches an epoch are two rounds of three.
+    epochs = [torch.cat([images[:, 0, 0, 0] for batches in rounds[at : at + 2] for images in batches]) for at in (0, 2)]
+    assert all(epoch.unique().numel() == 300 for epoch in epochs)
+    assert not torch.equal(*epochs)
+
+
+def test_fresh_batches_move_no_random_state_of_training(tmp_path: Path) -> None:
+    def order(**options: Any) -> list[Tensor]:
+        seen: list[Tensor] = []
+
+        class Watched(Classifier):
+            def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+                seen.append(batch[0])
+                return super().training_step(batch, index)
+
+        torch.manual_seed(0)
+        module = Watched(FC((1, 2, 4), depth=3, width=16))
+        callback = PruneAtInit(SNIP(), density=0.2, rounds=6, **options)
+        trainer(tmp_path, callback, max_epochs=1, enable_checkpointing=False).fit(module, Loaded())
+        return seen
+
+    assert all(torch.equal(a, b) for a, b in zip(order(fresh_batches=True), order(), strict=True))
+
+
+def test_fresh_batches_are_the_same_in_each_pruning_of_a_search_for_an_effective_density(tmp_path: Path) -> None:
+    for data in (Drawn, Loaded):
+        options = {"density": None, "effective_density": 0.2, "rounds": 3, "fresh_batches": True}
+        seen = scored_on(tmp_path, data(), **options)
+        assert len(seen) % 3 == 0
+        assert len(seen) > 3
+        for at in range(3, len(seen)):
+            assert all(torch.equal(a, b) for a, b in zip(seen[at % 3], seen[at], strict=True))
+
+
+def test_fresh_batches_of_a_data_module_that_has_only_one_draw_are_refused(tmp_path: Path) -> None:
+    class Once(Classes):
+        def pruning_batches(self) -> list[tuple[Tensor, Tensor]]:
+            return [(torch.ones(3, 1, 2, 4), torch.arange(3))]
+
+    with pytest.raises(ValueError, match=r"fresh_batches: pruning_batches\(\) of the data module has no parameter draw"):
+        scored_on(tmp_path, Once(), fresh_batches=True)
+    assert len(scored_on(tmp_path, Once())) == 5
 
 
 def test_else_it_gets_the_first_training_images_without_moving_the_random_state_of_training(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""Residual networks: whether a network adds two signals that have passed different numbers of layers.
+
+A shortcut adds a signal to what some layers computed from it, so the longest paths to the two summands pass different numbers of
+weights. Sums within one layer (a bias, a mean that is subtracted, an activation written as a polynomial) add signals of one depth, and
+dense connections (DenseNet, Inception, U-Net) concatenate.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Collection, Hashable, Iterable
+
+import torch
+from torch import Tensor, fx, nn
+
+from synflow_pl.flow import record
+from synflow_pl.masks import prunable
+
+__all__ = ["is_residual"]
+
+_SUMS = ("add", "sub", "rsub")
+_FUNCTIONS = (operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub)
+_METHODS = ("add", "add_", "sub", "sub_", "__add__", "__iadd__", "__radd__", "__sub__", "__isub__", "__rsub__")
+
+
+def is_residual(network: nn.Module, inputs: tuple[Tensor, ...] | None) -> bool:
+    """Return whether some sum in the network adds signals of different depths.
+
+    Args:
+        network: any module with prunable weights; it is left as it was.
+        inputs: an example of its inputs, with the batch dimension. Without one, the network's code is read by ``torch.fx``.
+
+    Raises:
+        ValueError: if there is no example and ``torch.fx`` cannot read the network.
+    """
+    return _recorded(network, inputs) if inputs is not None else _traced(network)
+
+
+class _Depths:
+    """The number of layers on the longest path from the input to each value of a computation.
+
+    Args:
+        inputs: keys of the network's inputs.
+        weights: keys of its prunable weights.
+    """
+
+    def __init__(self, inputs: Iterable[Hashable], weights: Iterable[Hashable]) -> None:
+        self._depths = dict.fromkeys(inputs, 0)
+        self._weights = set(weights)
+
+    def step(self, reads: Collection[Hashable], outputs: Iterable[Hashable], *, layer: bool = False, adds: bool = False) -> bool:
+        """Follow one operation; return whether it adds signals of different depths.
+
+        Args:
+            reads: keys of the values that it reads.
+            outputs: keys of the values that it computes.
+            layer: it applies weights of its own.
+            adds: it adds or subtracts what it reads.
+        """
+        depths = [self._depths[key] for key in reads if key in self._depths]
+        weighted = layer or any(key in self._weights for key in reads)
+        if depths:
+            self._depths.update(dict.fromkeys(outputs, max(depths) + weighted))
+        elif weighted:
+            self._weights.update(outputs)  # a weight that is reshaped or standardised is still one
+        return adds and len(set(depths)) > 1
+
+
+def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    recording = record(network, inputs)
+    layers = prunable(network)
+    weights = (number for number, name in recording.parameters.items() if name in layers)
+    depths = _Depths((value.number for value in recording.inputs), weights)
+    found = [
+        depths.step(
+            [value.number for value in operation.reads],
+            [value.number for value in operation.outputs if value is not None],
+            adds=operation.name in _SUMS,
+        )
+        for operation in recording.operations
+    ]
+    return any(found)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not any(True for _ in m.children()) or isinstance(m, nn.MultiheadAttention)
+
+
+def _traced(network: nn.Module) -> bool:
+    network = copy.deepcopy(network)  # tensors that forward() keeps on the module would be left behind as proxies
+    layers = prunable(network)
+    owned = {id(parameter) for parameter in layers.values()}
+    modules = dict(network.named_modules())
+    try:
+        graph = _Tracer().trace(network)
+    except Exception as error:
+        raise ValueError(
+            f"smart_ratio depends on whether {type(network).__name__} is a residual network, which cannot be read off its code"
+            " (torch.fx fails on it); give input_shape= or example_input=, or Random(residual=True) or (residual=False)"
+        ) from error
+    inputs = (node for node in graph.nodes if node.op == "placeholder")
+    depths = _Depths(inputs, (node for node in graph.nodes if node.op == "get_attr" and node.target in layers))
+    found = []
+    for node in graph.nodes:
+        layer = node.op == "call_module" and any(id(p) in owned for p in modules[str(node.target)].parameters())
+        adds = node.target in _FUNCTIONS if node.op == "call_function" else node.op == "call_method" and node.target in _METHODS
+        found.append(depths.step(node.all_input_nodes, [node], layer=layer, adds=adds))
+    return any(found)
