@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
+from typing import NoReturn
 
-from synflow_pl.cli import COMMANDS
+from synflow_pl.cli import COMMANDS, OF_THE_TRAINER
+from synflow_pl.durable import could_not_write, storage_error
 
 
 def main() -> None:
     """Run the command line; the console script ``synflow_pl`` comes here too."""
+    try:
+        _dispatch()
+    except Exception as error:
+        cause = storage_error(error)
+        if cause is None:
+            raise
+        _refuse(could_not_write(None, cause), status=1)
+
+
+def _dispatch() -> None:
     if sys.argv[1:] in (["--version"], ["-V"]):
         from synflow_pl import __version__
 
         print(f"synflow_pl {__version__}")
         return
-    # `python -m` finds a class in the working directory; the console script shall too.
-    if "" not in sys.path and "." not in sys.path:
-        sys.path.insert(0, "")
+    # `python -m` finds a class in the working directory, and so must the console script. The path is absolute, since the parser
+    # changes to the folder of each configuration file that it reads.
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.insert(0, folder)
+    _check_command(sys.argv[1:])
     # `report` needs neither torch nor Lightning, and starts at once.
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         module, function = COMMANDS[sys.argv[1]]
@@ -31,6 +47,22 @@ def main() -> None:
     from synflow_pl.cli.main import run
 
     run(sys.argv[1:])
+
+
+def _check_command(args: list[str]) -> None:
+    """Refuse a command line without a subcommand, or with one that does not exist, and name all of them."""
+    names = sorted((*COMMANDS, *OF_THE_TRAINER))
+    if not args:
+        _refuse(f"expected a subcommand; there are {', '.join(names)}")
+    if not args[0].startswith("-") and args[0] not in names:
+        near = get_close_matches(args[0].lower(), names, n=1)
+        hint = f"did you mean {near[0]}? There" if near else "there"
+        _refuse(f"there is no subcommand {args[0]!r}; {hint} are {', '.join(names)}")
+
+
+def _refuse(message: str, status: int = 2) -> NoReturn:
+    print(f"synflow_pl: error: {message}", file=sys.stderr)
+    raise SystemExit(status)
 
 
 if __name__ == "__main__":

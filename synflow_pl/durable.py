@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["replacing", "tidy"]
+__all__ = ["cannot_make", "could_not_write", "make_folder", "replacing", "storage_error", "tidy"]
 
 # Ends the name of a file that is being written; nothing that is looked for ends so.
 _UNFINISHED = ".unfinished"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+_UNREACHABLE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO)
+_NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @contextmanager
@@ -29,7 +34,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise OSError(f"{str(path)!r} is there and is no ordinary file; choose another path")
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
         with open(handle, "wb") as file:
             yield file
@@ -40,12 +45,79 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         _sync_folder(path.parent)
     except BaseException as error:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            why = error.strerror or error
-            told = f"{str(path)!r} could not be written ({why}); what was there before is whole, make room and start again"
-            raise OSError(told) from error
-        raise
+            with suppress(OSError):  # a file system that became read-only or went away; the error below says so
+                Path(temporary).unlink(missing_ok=True)
+        # torch.save turns a full disk into a RuntimeError about positions in the file; the OSError is its context.
+        cause = error if isinstance(error, OSError) else storage_error(error)
+        if cause is None or (cause.errno is None and cause.__cause__ is not None):  # the latter is a sentence of this module already
+            raise
+        raise OSError(could_not_write(path, cause)) from error
+
+
+def storage_error(error: BaseException | None) -> OSError | None:
+    """Return the first error in a chain of causes and contexts which says that the storage failed, or ``None``.
+
+    Storage fails when it is full, over a quota, read-only, forbidden, unreachable, or when a file is in the place of a folder.
+
+    Args:
+        error: outermost error of the chain.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (*_FULL, *_FORBIDDEN, *_UNREACHABLE, *_NO_FOLDER):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def could_not_write(path: str | os.PathLike[str] | None, error: OSError) -> str:
+    """Return one sentence which says that a file could not be written, why, and what to do.
+
+    Args:
+        path: path of the file; by default the one that the error names.
+        error: error of the operating system.
+    """
+    name = path if path is not None else error.filename
+    what = repr(str(name)) if name is not None else "a file"
+    action = "written" if path is not None else "read or written"
+    if error.errno in _FORBIDDEN:
+        instead = "choose a folder that can be written (--trainer.default_root_dir), or change its permissions"
+    elif error.errno in _NO_FOLDER:
+        instead = "move away the file that is in the place of a folder, or choose another folder"
+    elif error.errno in _UNREACHABLE:
+        instead = "see to the disk or the connection and start again"
+    else:
+        instead = "make room and start again"
+    return f"{what} could not be {action} ({error.strerror or error}); what was there before is whole, {instead}"
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder and its parents, if they do not exist.
+
+    Raises:
+        OSError: naming the folder, and the file that is in its place if one is.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(cannot_make(path, error)) from error
+
+
+def cannot_make(path: Path, error: OSError) -> str:
+    """Return one sentence which says that a folder cannot be made, why, and what to do.
+
+    Args:
+        path: path of the folder.
+        error: error of the operating system.
+    """
+    file = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), None)
+    if file is not None:
+        why = f"{str(file)!r} is a file; move it away, or choose another folder"
+    elif error.errno in _FULL:
+        why = f"{error.strerror}; make room and start again"
+    else:
+        why = f"{error.strerror or error}; choose a folder that can be written (--trainer.default_root_dir)"
+    return f"the folder {str(path)!r} cannot be made: {why}"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,3 +6,5 @@ COMMANDS = {
     "export": ("export", "export_command"),
 }
 """Subcommands that are not LightningCLI's, each with the module here and the function in it that takes its arguments."""
+OF_THE_TRAINER = ("fit", "predict", "test", "validate")
+"""Subcommands that are methods of Lightning's Trainer."""

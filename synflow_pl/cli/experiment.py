@@ -100,8 +100,7 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
         sentence(f"rounds {own.rounds} must be at least 1 each, and exponents {own.exponents} positive: density is 10^-exponent")
     try:
         own.made = {overlay: pruner_of(overlay) for overlay in getattr(own, "pruners", ())}
-        # Where neither a recipe nor an option says a density there is none to come.
-        prepared = _prepare(["fit", "--pruning.density", "1.0", *options])
+        prepared = _prepare(["fit", *options])
     except (FileNotFoundError, ValueError) as error:
         sentence(str(error))
     _quieten()

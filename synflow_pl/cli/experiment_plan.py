@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,12 +39,21 @@ def pruner_of(overlay: str) -> Pruner:
     return pruner
 
 
+def _leave_dense(parser: LightningArgumentParser) -> None:
+    """Keep every weight where neither a recipe nor an option gives a density."""
+    parser.set_defaults({"pruning.density": 1.0})
+
+
 class Plan(CLI):
     """The network and the data that a command line means; nothing is trained."""
 
     def __init__(self, args: list[str], experiment: str) -> None:
         self.experiment = experiment
         super().__init__(args)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        _leave_dense(parser)
 
     def _open_run(self) -> None:
         """Nothing: the folder is made when there is something to write into it."""
@@ -112,6 +122,10 @@ class Training(CLI):
         self.experiment = experiment
         self.watch = SquaredMagnitudes()
         super().__init__([*args, "--config", str(find_recipe("pruners/dense"))])
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        _leave_dense(parser)
 
     def _open_run(self) -> None:
         super()._open_run()

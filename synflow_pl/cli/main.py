@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import signal
+import threading
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Trainer
+from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -27,14 +29,19 @@ from pytorch_lightning.utilities import rank_zero_only
 from synflow_pl.cli import COMMANDS, resume, slurm
 from synflow_pl.cli.inside import check_inside
 from synflow_pl.cli.messages import OURS, Parser, clarify, named, refuse_function, sentence
-from synflow_pl.cli.overruled import overruled
+from synflow_pl.cli.overruled import overruled, tell_overruled
 from synflow_pl.cli.predictions import write_predictions
 from synflow_pl.cli.recipes import find_recipe
+from synflow_pl.cli.recording import Recording
 from synflow_pl.cli.untrained import warn_untrained
 from synflow_pl.data import Images
 from synflow_pl.diagnosis import DeadNetwork
+from synflow_pl.durable import could_not_write, storage_error
 from synflow_pl.runs import CONFIG, PRUNED, RunCSV, RunTensorBoard, claim, run_of
+from synflow_pl.runs.loggers import Tested
 from synflow_pl.runs.machine import note_machine
+from synflow_pl.runs.reading import untested
+from synflow_pl.runs.record import Training, read_record, write_record
 from synflow_pl.training import Classifier, DurableCheckpointIO, KeepProgress, PruneAtInit, Reseed, find_checkpoint, load_weights
 from synflow_pl.training.agreement import Disagreement
 from synflow_pl.training.checkpoints import read
@@ -75,6 +82,14 @@ def _quieten() -> None:
         logging.getLogger(name).addFilter(_worth_saying)
     # A deprecation within Lightning that its user can do nothing about.
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+    threading.excepthook = _report_thread
+
+
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Report an error in a thread, unless the thread writes TensorBoard's events: the process itself raises that error again."""
+    if type(failure.thread).__module__.startswith("tensorboard.") and storage_error(failure.exc_value) is not None:
+        return
+    threading.__excepthook__(failure)
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
@@ -83,19 +98,30 @@ def _worth_saying(record: logging.LogRecord) -> bool:
 
 
 def _prepare(args: list[str]) -> list[str]:
-    """Resolve recipes by name, and let an evaluation of a run start from that run's own configuration."""
+    """Resolve recipes by name, and let an evaluation of a run start from that run's own configuration.
+
+    Files come before all options, in their own order: the parser lets the later of two win, and options win over files wherever
+    they are typed. A file before the subcommand stays there.
+    """
     prepared: list[str] = []
-    configured = False
+    before: list[str] = []
+    files: list[str] = []
     checkpoint = None
     index = 0
     while index < len(args):
+        if args[index].startswith("-c") and args[index][2:3] not in ("", "="):  # "-cNAME", as argparse allows
+            args = [*args[:index], "-c", args[index][2:], *args[index + 1 :]]
         option, equals, value = args[index].partition("=")
+        if not before and not option.startswith("-"):
+            before = [*files, option]
+            files = []
+            index += 1
+            continue
         if option in ("-c", "--config", "--ckpt_path") and not equals and index + 1 < len(args):
             index += 1
             value = args[index]
         if option in ("-c", "--config") and value:
-            configured = True
-            prepared += ["--config", str(find_recipe(value))]
+            files += ["--config", str(find_recipe(value))]
         elif option == "--ckpt_path" and value:
             checkpoint = value
             prepared += ["--ckpt_path", value]
@@ -109,11 +135,11 @@ def _prepare(args: list[str]) -> list[str]:
         else:
             prepared.append(args[index])
         index += 1
-    if not configured and checkpoint is not None and prepared[0] in _EVALUATIONS:
+    if not files and checkpoint is not None and len(before) == 1 and before[0] in _EVALUATIONS:
         folder = run_of(find_checkpoint(checkpoint))
         if folder is not None:
-            prepared[1:1] = ["--config", str(folder / CONFIG)]
-    return prepared
+            files = ["--config", str(folder / CONFIG)]
+    return [*before, *files, *prepared]
 
 
 def _full_path(room: str, name: str) -> str:
@@ -146,6 +172,9 @@ class CLI(LightningCLI):
         self.run_folder: Path | None = None
         self.metrics: list[Any] | None = None
         self._going_on: Path | None = None
+        self._typed_settings: dict[str, Any] = {}
+        self._recorded: str | None = None
+        self._finished = False
         super().__init__(
             Classifier,
             Images,
@@ -207,6 +236,11 @@ class CLI(LightningCLI):
         options: Namespace = self.config[self.subcommand]
         return options
 
+    @property
+    def _is_first(self) -> bool:
+        """Whether this is the first of several processes, or the only one."""
+        return bool(getattr(rank_zero_only, "rank", 0) == 0)
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: what a checkpoint says of itself shall not change what the command says."""
 
@@ -226,6 +260,7 @@ class CLI(LightningCLI):
             check_inside(self.options.trainer, self.typed)
             self._fill_in()
             self._go_on()
+            self._take_over()
             super().instantiate_classes()
             shape = getattr(self.datamodule, "input_shape", None)
             if shape is not None:
@@ -238,6 +273,9 @@ class CLI(LightningCLI):
             self._open_run()
         except (ValueError, TypeError, FileNotFoundError, ImportError, MisconfigurationException) as error:
             sentence(clarify(str(error), []))
+        except OSError as error:
+            cause = storage_error(error)
+            sentence(" ".join((could_not_write(None, cause) if cause is error else str(error)).split()), status=1)
 
     def _fill_in(self) -> None:
         """Give the network the data's ``input_shape`` and ``num_classes``, the classifier its ``num_classes``, and the schedule the
@@ -272,7 +310,7 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, without loggers: they come with the run, which is opened when nothing can be refused any more."""
         trainer: Trainer = super().instantiate_trainer(**{"logger": False, **kwargs})
-        trainer._checkpoint_connector = Resuming(trainer, self._rewind_metrics)
+        trainer._checkpoint_connector = Resuming(trainer, self._rewind_metrics, finished=lambda: self._finished)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = DurableCheckpointIO()
         slurm.listen(trainer)
@@ -299,7 +337,7 @@ class CLI(LightningCLI):
             self.options["ckpt_path"] = None
         if self.subcommand != "fit" or self.options.trainer.get("fast_dev_run") or not (asked or slurm.restarted()):
             return
-        if getattr(rank_zero_only, "rank", 0) != 0:
+        if not self._is_first:
             return  # the first process says where to go on
         name = self.options.get("run")
         root = Path(self.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
@@ -310,6 +348,9 @@ class CLI(LightningCLI):
             try:
                 self.options["ckpt_path"] = str(find_checkpoint(run))
             except FileNotFoundError:
+                record = read_record(run)
+                if record is not None and record.ended:
+                    raise ValueError(f"{_finished(run, record)} It kept no checkpoint.") from None
                 resume.begin_again(run)
                 print(f"{run} was stopped before its first checkpoint; it starts again there, with pruning.")
             return
@@ -320,6 +361,41 @@ class CLI(LightningCLI):
                 remarks = [f"{same} has {keys[0]}={was.get(keys[0])}, not {now.get(keys[0])}"]
         if asked:
             print(f"No run with these settings to go on in, so a new one is begun{''.join(f'; {remark}' for remark in remarks)}.")
+
+    def _take_over(self) -> None:
+        """Where the checkpoint to resume from overrules options of this command, let the settings of its run stand in their place.
+
+        So config.yaml says what the run was trained with. A run that has come to its end, with these settings, is not trained again.
+        """
+        text = self._config_text
+        self._typed_settings = resume.settings(text)
+        path = self.options.get("ckpt_path")
+        run = run_of(Path(path)) if path is not None else None
+        if path is None or run is None or self.subcommand != "fit":
+            return
+        content = read(path)
+        if not isinstance(content, Mapping):
+            return  # refused later, in words of its own
+        root = Path(self.options.trainer.get("default_root_dir") or ".")
+        same = self._going_on is not None or self._resumed(root) is not None
+        was, now = yaml.safe_load((run / CONFIG).read_text()), yaml.safe_load(text)
+        settings = resume.settings_of(run)
+        keys = overruled(settings, self._typed_settings, content, trains=True, same_run=same)
+        if keys and not any(key.endswith("model.optimizer.class_path") or key.endswith("scheduler.class_path") for key in keys):
+            effective = resume.replaced(now, was, keys)
+            if not resume.missing_files(effective["pruning"]):
+                self.config[self.subcommand] = self._parser(self.subcommand).parse_object(effective)
+            self._recorded = yaml.safe_dump(effective, sort_keys=False)
+            if "seed_everything" in keys:
+                seed_everything(int(self.options.seed_everything), workers=True)
+        record = read_record(run)
+        if record is not None and record.ended and record.steps == content.get("global_step"):
+            here = same or self.options.get("run") is None
+            if here and not resume.differing(settings, resume.settings(self._recorded or text)):
+                self._finished, self._going_on = True, run
+                self.options["run"] = run.name
+                if self._is_first and not resume.own(run):
+                    raise ValueError(f"run: another process works in {run}; wait for it or end it, or give another --run")
 
     def _check_checkpoint(self, built: Any) -> None:
         """Refuse a checkpoint that cannot be taken up, before a run is opened, and say what of this command it overrules."""
@@ -334,8 +410,11 @@ class CLI(LightningCLI):
             optimizers = built[0] if isinstance(built, (tuple, list)) else [built["optimizer"] if isinstance(built, dict) else built]
         refuse(path, content, self.model, optimizers)
         run = run_of(Path(path))
-        if run is not None:
-            overruled(resume.settings_of(run), resume.settings(self._config_text), content, trains=self.subcommand == "fit")
+        if run is not None and run != self._going_on:
+            trains = self.subcommand == "fit"
+            root = Path(self.options.trainer.get("default_root_dir") or ".")
+            same = trains and self._resumed(root) is not None
+            tell_overruled(resume.settings_of(run), self._typed_settings, content, trains=trains, same_run=same)
 
     def _rewind_metrics(self, content: Mapping[str, Any]) -> None:
         """Forget what was logged after the checkpoint, since it is trained again."""
@@ -353,6 +432,8 @@ class CLI(LightningCLI):
             self.callbacks.insert(0, LearningRateMonitor())
             self.callbacks.append(Pace())  # after PruneAtInit
         if self.run_folder is not None and self.subcommand == "fit":
+            self.callbacks.insert(0, Recording(self.run_folder))
+        if self.run_folder is not None and self.subcommand == "fit":
             for callback in self.callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                     callback.dirpath = str(self.run_folder / "checkpoints")
@@ -361,7 +442,7 @@ class CLI(LightningCLI):
         if self.subcommand in _EVALUATIONS:
             checkpoint = self.options.get("ckpt_path")
             return run_of(Path(checkpoint)) if checkpoint else None
-        if getattr(rank_zero_only, "rank", 0) != 0:
+        if not self._is_first:
             return Path(os.environ[_CLAIMED]) if _CLAIMED in os.environ else None
         folder = self._going_on or self._resumed(root)
         if folder is None:
@@ -371,7 +452,9 @@ class CLI(LightningCLI):
         if self._going_on is None:
             if not resume.own(folder):
                 raise ValueError(f"run: another process works in {folder}; wait for it or end it, or give another --run")
-            resume.write_config(folder, self._config_text)
+            resume.write_config(folder, self._recorded or self._config_text)
+        if self.subcommand == "fit" and not self._finished:
+            write_record(folder, Training(False))
         note_machine(folder)
         return folder
 
@@ -425,7 +508,7 @@ class CLI(LightningCLI):
         return callbacks
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it. What our own code refuses is a sentence; any other error keeps its traceback."""
+        """Run it. What our own code refuses and a storage that fails are a sentence; any other error keeps its traceback."""
         try:
             super()._run_subcommand(subcommand)
         except Stopped as stopped:
@@ -434,13 +517,11 @@ class CLI(LightningCLI):
             if not isinstance(left.__context__, KeyboardInterrupt):
                 raise
             self._stopped(Stopped(signal.SIGINT))
-        except (DeadNetwork, Disagreement, ValueError, OSError, FloatingPointError, MisconfigurationException) as error:
-            cause: BaseException | None = error
-            while cause is not None and not _is_ours(cause):
-                cause = cause.__context__  # a full disk fails the logger too, while it is being closed
-            if cause is None:
+        except Exception as error:
+            said = _said(error)
+            if said is None:
                 raise
-            sentence(" ".join(str(cause).split()), status=1)
+            sentence(" ".join(said.split()), status=1)
 
     def _stopped(self, stopped: Stopped) -> NoReturn:
         """Say where training can go on, and leave with the signal's exit status."""
@@ -463,13 +544,32 @@ class CLI(LightningCLI):
         """Say where the run lies, how to test it and how to look at it."""
         if self.run_folder is not None and self.trainer.is_global_zero:
             folder = os.path.relpath(self.run_folder)
+            if self._finished and (record := read_record(self.run_folder)) is not None:
+                print(f"\n{_finished(self.run_folder, record)}")
             print(f"\nThe run lies in       {folder}\nTest it with          python -m synflow_pl test --ckpt_path {folder}")
             if any(isinstance(logger, TensorBoardLogger) for logger in self.trainer.loggers):
                 print(f"Look at all runs with tensorboard --logdir {os.path.relpath(self.run_folder.parent)}")
 
     def test(self, **kwargs: Any) -> None:
-        """Run the test and keep its metrics."""
+        """Run the test, record in the run which checkpoint was tested with which other options, and keep the metrics."""
+        if self.run_folder is not None:
+            tested = self._tested()
+            for logger in self.trainer.loggers:
+                if isinstance(logger, (RunCSV, RunTensorBoard)):
+                    logger.tested = tested
         self.metrics = self.trainer.test(**kwargs)
+
+    def _tested(self) -> Tested:
+        """The checkpoint that a test is of: that of the command ``test``, or the network as a training has just left it."""
+        path = self.options.get("ckpt_path") if self.subcommand == "test" else None
+        if path is None or self.run_folder is None:
+            epochs: Any = self.trainer.fit_loop.epoch_progress.current
+            now = yaml.safe_load(self._config_text)
+            return Tested("", max(0, epochs.processed - 1), self.trainer.global_step, untested(now, now))
+        content = read(path)
+        changed = untested(yaml.safe_load((self.run_folder / CONFIG).read_text()), yaml.safe_load(self._config_text))
+        name = os.path.relpath(path, self.run_folder)
+        return Tested(name, int(content.get("epoch", 0)), int(content.get("global_step", 0)), changed)
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, and write ``predictions.csv``: for each image its number or file, the likeliest class and its probability."""
@@ -478,6 +578,25 @@ class CLI(LightningCLI):
         batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
         images = self.datamodule.predict_files if self.datamodule.predict_on is not None else itertools.count()
         write_predictions((self.run_folder or Path(".")) / "predictions.csv", images, torch.cat(batches))  # type: ignore[arg-type]
+
+
+def _finished(run: Path, record: Training) -> str:
+    return (
+        f"{os.path.relpath(run)} has come to its end after {record.epochs} epochs ({record.steps} steps), so that nothing is left to"
+        " train; train longer with other options (--trainer.max_epochs) and --ckpt_path of that run."
+    )
+
+
+def _said(error: Exception) -> str | None:
+    """Return the sentence for an error that was refused by our own code or comes from the storage; ``None`` for any other."""
+    if isinstance(error, (DeadNetwork, Disagreement, ValueError, OSError, FloatingPointError, MisconfigurationException)):
+        cause: BaseException | None = error
+        while cause is not None and not _is_ours(cause):
+            cause = cause.__context__  # a full disk fails the logger too, while it is being closed
+        if cause is not None:
+            return str(cause)
+    failed = storage_error(error)
+    return could_not_write(None, failed) if failed is not None else None
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -17,11 +17,14 @@ from typing import Any, NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 
+from synflow_pl.cli import COMMANDS, OF_THE_TRAINER
+
 __all__ = ["OURS", "Parser", "clarify", "named", "refuse_function", "sentence"]
 
 OURS = {"model.network": "synflow_pl.networks", "data": "synflow_pl.data", "pruning.pruner": "synflow_pl.pruners"}
 """Options that take a class, and the room that ours come from."""
 _THEIRS = {"model.optimizer": "torch.optim", "model.scheduler": "torch.optim.lr_scheduler", "model.loss": "torch.nn"}
+_SUBCOMMANDS = sorted((*COMMANDS, *OF_THE_TRAINER))
 _NO_CLASS = (
     "Expected a dot import path string",
     "Problem with given class_path",
@@ -80,6 +83,10 @@ def clarify(message: str, options: list[str]) -> str:
     ):
         if unknown := re.search(pattern, message):
             return _no_option(unknown[1], message, options)
+    if unknown := re.search(r"subcommand: invalid choice: '([^']*)'", message):
+        return f"there is no subcommand {unknown[1]!r}{_near(unknown[1], _SUBCOMMANDS)}; there are {', '.join(_SUBCOMMANDS)}"
+    if 'expected "subcommand"' in message:
+        return f"expected a subcommand; there are {', '.join(_SUBCOMMANDS)}"
     if unknown := re.search(r"Option '(\w+)' is not accepted", message):
         return f"there is no option {unknown[1]}{_near(unknown[1], _arguments()) or '; see its class with --...help CLASS'}"
     if missing := re.search(r"arguments are required: ([\w.]+)", message):

@@ -18,15 +18,17 @@ from typing import IO, Any
 from synflow_pl.cli.main import CLI, _prepare, _quieten
 from synflow_pl.cli.messages import named, sentence
 from synflow_pl.cli.resume import OWNER
+from synflow_pl.durable import make_folder
 from synflow_pl.masks import Masks
 from synflow_pl.runs import CONFIG, MACHINES
+from synflow_pl.runs.record import RECORD
 from synflow_pl.training.multishot import REWIND, ended, level_density, mark_ended, resumable
 
 __all__ = ["Plan", "multishot", "planned"]
 
 # What differs between a run that was begun and the same run gone on with.
 _OF_A_START = ("config", "ckpt_path")
-_OF_A_RUN = {CONFIG, OWNER, MACHINES, "metrics.csv", "diagnosis.csv", "diagnosis.json", "masks.safetensors", "checkpoints"}
+_OF_A_RUN = {CONFIG, OWNER, MACHINES, RECORD, "metrics.csv", "diagnosis.csv", "diagnosis.json", "masks.safetensors", "checkpoints"}
 _OF_A_RUN |= {REWIND, "rewind.unfinished"}
 
 
@@ -178,7 +180,7 @@ class Plan(CLI):
 @contextmanager
 def _alone(root: Path, base: str) -> Iterator[IO[str]]:
     """Nobody else works on these levels meanwhile. What is started holds the lock too: a run goes on when this process is killed."""
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the run that was started ends as well
     path = root / f".{base}.lock"
     with open(path, "w") as lock:

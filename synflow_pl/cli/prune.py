@@ -173,14 +173,8 @@ def _compare(overlays: list[str], name: str | None, options: list[str]) -> None:
 
 
 def _over(options: list[str], overlay: str) -> list[str]:
-    """The options with one more overlay, which goes over all files named and under all values given after them."""
-    after = 0
-    for index, option in enumerate(options):
-        if option in ("-c", "--config"):
-            after = index + 2
-        elif option.startswith(("-c=", "--config=")):
-            after = index + 1
-    return [*options[:after], "-c", f"pruners/{overlay}", *options[after:]]
+    """Return the options with one more overlay, which wins over all other files; all options win over it."""
+    return [*options, "-c", f"pruners/{overlay}"]
 
 
 def _check(overlay: str, plan: _Plan) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,16 +14,17 @@ import yaml
 
 from synflow_pl.durable import replacing, tidy
 from synflow_pl.runs import CONFIG, MACHINES
+from synflow_pl.runs.record import RECORD
 from synflow_pl.training import find_checkpoint
 
-__all__ = ["OWNER", "begin_again", "differing", "go_on", "own", "settings", "settings_of"]
+__all__ = ["OWNER", "begin_again", "differing", "go_on", "missing_files", "own", "replaced", "settings", "settings_of"]
 
 OWNER = ".owner"
 """In a run: the SLURM job that works in it, if one does, and the lock that the process holds."""
 # Says where to start and where to write, not what to compute.
 _OF_A_START = ("config", "ckpt_path", "run")
 # What a training writes into its run, but for its configuration.
-_OF_A_TRAINING = ["metrics.csv", "diagnosis.csv", "diagnosis.json", MACHINES]
+_OF_A_TRAINING = ["metrics.csv", "diagnosis.csv", "diagnosis.json", MACHINES, RECORD]
 _OF_A_TRAINING += ["masks.safetensors", "events.out.tfevents.*", "rewind.ckpt"]
 _held: list[IO[str]] = []
 
@@ -69,6 +71,36 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Options in which two configurations differ."""
     return [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
+
+
+def replaced(now: Mapping[str, Any], was: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Return a configuration in which parts are those of another one.
+
+    A pruner and a schedule are one part each: their arguments belong to their class.
+
+    Args:
+        now: configuration as config.yaml holds it.
+        was: configuration that parts are taken from.
+        keys: options to take, by full name.
+    """
+    content: dict[str, Any] = copy.deepcopy(dict(now))
+    for key in keys:
+        parts = key.split(".")
+        if (
+            whole := next((index for index, part in enumerate(parts) if part in ("pruner", "optimizer", "scheduler")), None)
+        ) is not None:
+            parts = parts[: whole + 1]
+        target, source = content, dict(was)
+        for part in parts[:-1]:
+            target, source = target[part], source.get(part) or {}
+        if parts[-1] in source:  # an older version may not have had the option
+            target[parts[-1]] = copy.deepcopy(source[parts[-1]])
+    return content
+
+
+def missing_files(pruning: Mapping[str, Any]) -> list[str]:
+    """Return the files of masks or trained weights that the options of pruning name and that do not exist any more."""
+    return [str(pruning[name]) for name in ("masks", "trained") if pruning.get(name) and not Path(pruning[name]).exists()]
 
 
 def _newest(run: Path) -> float:

@@ -146,10 +146,9 @@ def parsed(args: Sequence[str]) -> tuple[Namespace, Sweep, list[str]]:
             except FileNotFoundError as error:
                 sentence(str(error))
             del ours[-1 if equals else -2 :]
-            ours.append(f"--config={files[-1]}")
         index += 1
     try:
-        own = parser.parse_args(ours)
+        own = parser.parse_args([*(f"--config={file}" for file in files), *ours])  # options win over files wherever they are typed
         grid = Sweep(**{name: own[name] for name in Sweep.__dataclass_fields__})
         own.slurm = Slurm(**own.slurm)
         if own.retries < 0:

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from synflow_pl.durable import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -130,7 +132,7 @@ def short(name: str) -> str:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> list[Path]:
-    """Write a figure as PNG and as PDF, each under another name first, so that no half-written one is ever seen.
+    """Write a figure as PNG and as PDF, each of which appears whole or not at all.
 
     Args:
         figure: to write.
@@ -142,16 +144,10 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> list[Path]:
     from matplotlib import rc_context
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for kind, unsaid in (("png", "Software"), ("pdf", "CreationDate")):
         target = path.with_name(f"{path.name}.{kind}")
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.{kind}")
-        try:
-            with rc_context({"pdf.fonttype": 42}):  # TrueType: publishers refuse matplotlib's default
-                figure.savefig(unfinished, format=kind, metadata={unsaid: None})
-            os.replace(unfinished, target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with replacing(target) as file, rc_context({"pdf.fonttype": 42}):  # TrueType: publishers refuse matplotlib's default
+            figure.savefig(file, format=kind, metadata={unsaid: None})
         written.append(target)
     return written

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from synflow_pl.durable import cannot_make, make_folder
+
 __all__ = ["CONFIG", "MACHINES", "PRUNED", "claim", "run_of"]
 
 CONFIG = "config.yaml"
@@ -23,10 +25,11 @@ def claim(root: Path, name: str) -> Path:
 
     Raises:
         ValueError: if the name cannot be a folder's.
+        OSError: if the folder cannot be made, naming it and the reason.
     """
     if not re.fullmatch(r"[\w.+=@-]+", name) or name.startswith("."):
         raise ValueError(f"run: {name!r} cannot be a run's name; use letters, digits and any of . _ + = @ -")
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     number = 1
     while True:
         folder = root / (name if number == 1 else f"{name}-{number}")
@@ -34,6 +37,8 @@ def claim(root: Path, name: str) -> Path:
             folder.mkdir()
         except FileExistsError:
             number += 1
+        except OSError as error:
+            raise OSError(cannot_make(folder, error)) from error
         else:
             return folder
 

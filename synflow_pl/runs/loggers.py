@@ -5,16 +5,40 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from synflow_pl.durable import replacing
+from synflow_pl.durable import could_not_write, replacing, storage_error
+from synflow_pl.runs.progress import CHECKPOINT, OTHERWISE
 
-__all__ = ["RunCSV", "RunTensorBoard"]
+__all__ = ["RunCSV", "RunTensorBoard", "Tested"]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a test evaluates.
+
+    Attributes:
+        checkpoint: path of the checkpoint within the run; empty for the network as a training in this process left it.
+        epoch: epoch of the checkpoint, counted from 0.
+        steps: optimiser steps that the checkpoint was trained for, at least 0.
+        otherwise: options that matter to the test and differ from those of the run; empty if none does.
+    """
+
+    checkpoint: str
+    epoch: int
+    steps: int
+    otherwise: str
+
+    @property
+    def step(self) -> int:
+        """The step of its row, counted from 0 as in the rows of a training."""
+        return max(0, self.steps - 1)
 
 
 class _AppendingWriter(_ExperimentWriter):
@@ -29,6 +53,19 @@ class _AppendingWriter(_ExperimentWriter):
 
     def log_hparams(self, params: dict[str, Any]) -> None:
         """Nothing: config.yaml has them."""
+
+    def save(self) -> None:
+        """Append what was logged.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        try:
+            super().save()
+        except OSError as error:
+            if storage_error(error) is not error:
+                raise
+            raise OSError(could_not_write(self.metrics_file_path, error)) from error
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self.rewrite(lambda row: True)
@@ -55,6 +92,15 @@ class RunCSV(CSVLogger):
     def __init__(self, run: Path) -> None:
         super().__init__(save_dir=run.parent, name=run.name, version="", flush_logs_every_n_steps=1)  # nothing waits to be lost
         self._run = str(run)
+        self.tested: Tested | None = None
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Log metrics; a row of a test says which checkpoint was tested."""
+        if self.tested is not None and _of_a_test(metrics):
+            tested = self.tested
+            metrics = {**metrics, "epoch": tested.epoch, CHECKPOINT: tested.checkpoint or "trained", OTHERWISE: tested.otherwise}
+            step = tested.step
+        super().log_metrics(metrics, step)
 
     def rewind(self, step: int) -> None:
         """Forget what was logged from a step on, before it is trained again; rounds of pruning are no steps."""
@@ -89,6 +135,13 @@ class RunTensorBoard(TensorBoardLogger):
     def __init__(self, run: Path) -> None:
         super().__init__(save_dir=run.parent, name=run.name, version="", default_hp_metric=False)
         self._run = str(run)
+        self.tested: Tested | None = None
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log metrics; those of a test stand at the step of the checkpoint that was tested."""
+        if self.tested is not None and _of_a_test(metrics):
+            step = self.tested.step
+        super().log_metrics(metrics, step)
 
     @property
     def log_dir(self) -> str:
@@ -97,3 +150,7 @@ class RunTensorBoard(TensorBoardLogger):
 
     def save(self) -> None:
         """Nothing: events are flushed as they come, and config.yaml has what Lightning would write here."""
+
+
+def _of_a_test(metrics: Mapping[str, Any]) -> bool:
+    return any(name.startswith("test/") for name in metrics)

@@ -13,13 +13,15 @@ from synflow_pl.runs.folder import CONFIG
 from synflow_pl.runs.progress import configuration, ended, progress
 from synflow_pl.runs.sweep import FAILED, NARROWER
 
-__all__ = ["Accuracies", "Between", "Layer", "LeftOut", "Read", "compared", "find_runs", "flat", "read"]
+__all__ = ["Accuracies", "Between", "Layer", "LeftOut", "Read", "compared", "find_runs", "flat", "read", "untested"]
 
 # What makes two runs comparable: the network, how it is trained, and on what. Where files lie and what is shown makes no difference.
 _NOT_OF_DATA = {"data_dir", "pipeline", "num_workers", "predict_on", "test_each_epoch"}
 _OF_TRAINER = (
     "max_epochs", "max_steps", "limit_train_batches", "precision", "accumulate_grad_batches", "gradient_clip_val",
 )  # fmt: skip
+# Of data, what a test does not depend on either.
+_NOT_OF_TEST = _NOT_OF_DATA | {"batch_size", "val_size", "augment", "validate_on_test"}
 # Of a pruning, what is an axis of the report, or says only where from.
 _NOT_OF_PRUNER = {"density", "kept", "effective_density", "trained", "on_collapse", "network", "input_shape"}
 _OF_DIAGNOSIS = ("density", "effective_density", "flops", "sparse_flops", "alive", "layers")
@@ -137,9 +139,6 @@ def _read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> Read:
         raise Between(f"it is level {level['level']} of {level['levels']}, and the last one is reported")
     trainer = config.get("trainer") or {}
     accuracies = _accuracies(folder, trainer, bool((config["data"].get("init_args") or {}).get("validate_on_test")))
-    tested = trainer.get("limit_test_batches")
-    if tested is not None and not (isinstance(tested, float) and tested == 1):  # 1.0 is everything, 1 is one batch
-        accuracies = Accuracies(None, None, None)
     setting, own = compared(config)
     pruning = config["pruning"]
     told, small = _json(folder / "diagnosis.json", *_OF_DIAGNOSIS), _json(folder / NARROWER)
@@ -252,11 +251,35 @@ def _accuracies(folder: Path, trainer: Mapping[str, Any], validated_on_test: boo
         raise LeftOut(f"it is unfinished: stopped {trained}; it goes on with {on}")
     if told.final is None:
         raise LeftOut(f"it is not tested yet: synflow_pl test --ckpt_path {folder}")
+    if told.part or (not told.tests and not _whole(trainer.get("limit_test_batches"))):
+        return Accuracies(None, None, None)
     if validated_on_test:
         return Accuracies(told.final, None, max(told.validation.values(), default=None))
     best = max(sorted(told.validation), key=told.validation.__getitem__, default=None)
     test = told.test_each_epoch
     return Accuracies(told.final, test.get(best) if best is not None else None, max(test.values(), default=None))
+
+
+def untested(run: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+    """Return the options of a test, as ``name=value``, for which its accuracy is not that of the run.
+
+    These are options of the network and the data that differ, and a limit to a part of the test set.
+
+    Args:
+        run: configuration of the run.
+        test: configuration that the run is tested with.
+    """
+    was, now = ({"network": x["model"]["network"], "data": x["data"]} for x in (run, test))
+    before, after = flat(was), flat(now)
+    names = [name for name in sorted(before.keys() | after.keys()) if name.rpartition(".")[2] not in _NOT_OF_TEST]
+    different = [f"{name}={after.get(name)}" for name in names if before.get(name) != after.get(name)]
+    limit = (test.get("trainer") or {}).get("limit_test_batches")
+    return ", ".join(different + ([] if _whole(limit) else [f"trainer.limit_test_batches={limit}"]))
+
+
+def _whole(limit: Any) -> bool:
+    """Whether a limit of batches is none: 1.0 is everything, and 1 is one batch."""
+    return limit is None or (isinstance(limit, float) and limit == 1)
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from synflow_pl.durable import replacing
+from synflow_pl.durable import make_folder, replacing
 from synflow_pl.figures import Curve, accuracy_against, layers_by_pruner
 from synflow_pl.figures.style import MOST_LAYERS, save
 from synflow_pl.runs.cells import Cell, cells
@@ -69,7 +69,7 @@ def report(paths: Sequence[Path], out: Path, overlays: Mapping[str, Mapping[str,
         said = "".join(f"; {folder.name}: {reason}" for folder, reason in list(left_out.items())[:3])
         raise ValueError(f"there is no finished run in {', '.join(map(str, paths))}{said}")
     written = []
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for name, text in (
         ("table.csv", as_csv(all_cells, reference)),
         ("table.md", as_markdown(all_cells, reference)),

@@ -24,20 +24,29 @@ class Resuming(_CheckpointConnector):
     Args:
         trainer: whose checkpoints it takes up.
         told: called with the content of a checkpoint before it is restored.
+        finished: whether the checkpoint is the end of its training, so that nothing is left to train; the first rank's counts.
     """
 
     # Lightning would take up any hpc_ckpt_* that lies about, a stranger's too.
     _hpc_resume_path = None
 
-    def __init__(self, trainer: Trainer, told: Callable[[Mapping[str, Any]], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        told: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        finished: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__(trainer)
         self._told = told
+        self._finished = finished
 
     def resume_start(self, checkpoint_path: _Path | None = None, weights_only: bool | None = None) -> None:
         """Read the checkpoint that the first rank names."""
-        path = self.trainer.strategy.broadcast(checkpoint_path)
+        path, finished = self.trainer.strategy.broadcast((checkpoint_path, self._finished()))
         super().resume_start(path, weights_only=weights_only)
-        if path is not None:
+        # A callback or a time limit ended the training, and the loops of a checkpoint do not say so.
+        self.trainer.should_stop = self.trainer.should_stop or finished
+        if path is not None and not finished:
             rank_zero_info(f"Going on from step {self._loaded_checkpoint['global_step']}: {path}")
             self._told(self._loaded_checkpoint)
 
