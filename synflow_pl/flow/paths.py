@@ -8,7 +8,7 @@ left of a number is whether it is zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,31 @@ from synflow_pl.flow.recording import Recording
 from synflow_pl.flow.skeleton import Skeleton, Step
 from synflow_pl.masks import Masks
 
-__all__ = ["Paths", "path_left"]
+__all__ = ["DeadNetwork", "Paths", "death", "path_left"]
+
+
+class DeadNetwork(RuntimeError):
+    """No path of kept weights leads from input to output."""
+
+
+def death(density: float, broken: str | None, emptied: Collection[str], died: tuple[int, float] | None = None) -> str:
+    """Describe a dead network in one sentence, without a full stop.
+
+    Args:
+        density: fraction of prunable weights kept.
+        broken: the weight past which no path leads, as :meth:`Paths.broken` names it.
+        emptied: names of the weights of which nothing is kept.
+        died: the round after which no path was left and the density after it, where they are known.
+    """
+    where = ""
+    if broken is not None:
+        why = "has no weight left" if broken in emptied else "has weights left, but none on a path from the input"
+        where = f"; it breaks at {broken!r}, which {why}"
+    when = f"since round {died[0]}, at density {died[1]:.6g}" if died else f"at density {density:.6g}"
+    return (
+        f"the network is dead: no path of living weights leads from input to output {when}{where};"
+        " try more rounds, a larger density, another scope (local)"
+    )
 
 
 class Paths:
@@ -32,10 +56,19 @@ class Paths:
         network: the network under study.
         inputs: as :func:`synflow_pl.flow.example_of` gives them.
         recording: the network's recording, where one is at hand.
+        skeleton: the network's skeleton, where one is at hand; without gates and computed weights it shows all paths.
     """
 
-    def __init__(self, network: nn.Module, inputs: tuple[Tensor, ...], recording: Recording | None = None) -> None:
-        self._skeleton: Skeleton = linearise(network, inputs, recording, open_gates=True)
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: tuple[Tensor, ...],
+        recording: Recording | None = None,
+        skeleton: Skeleton | None = None,
+    ) -> None:
+        if skeleton is None or skeleton.gated:
+            skeleton = linearise(network, inputs, recording, open_gates=True)
+        self._skeleton = skeleton
         # Double precision, since single may be convolved by a transform (Winograd's) that leaves crumbs where nothing is.
         self._device = inputs[0].device
         self._dtype = torch.float32 if self._device.type == "mps" else torch.float64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,10 +60,18 @@ class StandIn:
     def __call__(self, signal: Tensor) -> Tensor:
         return signal if signal.shape == self.shape else signal.mean().expand(self.shape)
 
-    def off(self, signal: Tensor) -> float:
-        """How far the stand-in is from the operation on this flow: the sum of differences over the sum of the true values."""
-        true = self.truth(signal.detach())
-        return float((true - self(signal)).abs().sum() / true.abs().sum())
+    def off(self, signal: Tensor) -> float | None:
+        """How far the stand-in is from the operation on this flow, in [0, inf): the sum of differences over the sum of the true values.
+
+        ``None`` where that has no meaning: the operation cannot be computed on this flow (it needs complex numbers, or another shape
+        than a stand-in before it gave), is zero throughout, or is not finite.
+        """
+        try:
+            true = self.truth(signal.detach())
+            off = float((true - self(signal)).abs().sum() / true.abs().sum())
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return None
+        return off if math.isfinite(off) else None
 
 
 class Block(NamedTuple):
@@ -223,16 +232,17 @@ class Skeleton:
             total = self.flow(leaves, blocks, gains=gains, compute=compute, into=reused)
         return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
 
-    def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+    def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float | None]:
         """The operations that the skeleton has no rule for, by name, each with how far its stand-in is off on the flow through
-        ``weights``: the sum of differences over the sum of the true values; the worst where an operation is met several times.
+        ``weights``: the sum of differences over the sum of the true values; the worst where an operation is met several times, and
+        ``None`` where that cannot be computed.
         """
-        found: dict[str, float] = {}
+        found: dict[str, float | None] = {}
 
         def watch(step: Step | None, arguments: Sequence[Any]) -> None:
             if step is not None and isinstance(step.function, StandIn):
-                off = step.function.off(arguments[0])
-                found[step.function.operation] = max(off, found.get(step.function.operation, 0.0))
+                known = (found.get(step.function.operation), step.function.off(arguments[0]))
+                found[step.function.operation] = max((off for off in known if off is not None), default=None)
 
         if any(isinstance(step.function, StandIn) for step in self._steps):
             with torch.no_grad():
@@ -251,7 +261,7 @@ class Skeleton:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is not as it should be, for a report: the operations without a rule, on the flow through the network as it is."""
-        off = [f"{name} (off by {share:.0%})" for name, share in self.unknown({}).items()]
+        off = [f"{name} (off by {share:.0%})" if share is not None else name for name, share in self.unknown({}).items()]
         return (f"operations without a rule, taken for the identity or an average: {', '.join(off)}",) if off else ()
 
     def conservation(self, weights: Mapping[str, Tensor]) -> float:

@@ -302,6 +302,7 @@ class PruneAtInit(Callback):
             example_input=self._example(trainer, pl_module),
             batches=find_batches(trainer, self.pruner) if self.pruner.needs_batches else (),
             loss=find_loss(pl_module),
+            on_collapse="ignore",  # the diagnosis that follows reports it
             **options,
         )
         if isinstance(pruner, Watched):
