@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from synflow_pl.flow.convolution import convolve, multiply
 from synflow_pl.flow.cuts import LONGEST_STRETCH, cuts, peak_power
+from synflow_pl.flow.meetings import Meeting
 from synflow_pl.flow.recording import Value
 
 __all__ = ["Block", "Skeleton", "Step", "magnitude"]
@@ -100,7 +101,10 @@ class Skeleton:
         gated: whether one signal gates another somewhere, so that there may be weights without flow by construction.
         separating: names of the weights that every path from input to output passes, once: a chain's layers.
         silent: names of multiplicative parameters that are zero throughout and count as ones.
+        uneven: names of the weights of which a removed entry is no zero in the kernel that is used (standardised weights).
     """
+
+    uneven: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -253,6 +257,15 @@ class Skeleton:
         """Names of the weights that act on the signal in a step; none unless it is a contraction."""
         return self._acting.get(step.outputs[0], ())
 
+    @property
+    def meetings(self) -> list[Meeting]:
+        """The functions of the steps in which two signals meet, where paths are looked for."""
+        return [step.function for step in self._steps if isinstance(step.function, Meeting)]
+
+    def reads_flow(self, step: Step) -> bool:
+        """Whether a step reads a value that carries flow."""
+        return not self._flow.isdisjoint(step.operands)
+
     def arrives(self, step: Step, arguments: Sequence[Any]) -> bool:
         """Whether any flow arrives at a step, given its arguments."""
         given = zip(step.args, arguments, strict=True)
@@ -262,7 +275,11 @@ class Skeleton:
     def notes(self) -> tuple[str, ...]:
         """What is not as it should be, for a report: the operations without a rule, on the flow through the network as it is."""
         off = [f"{name} (off by {share:.0%})" if share is not None else name for name, share in self.unknown({}).items()]
-        return (f"operations without a rule, taken for the identity or an average: {', '.join(off)}",) if off else ()
+        notes = [f"operations without a rule, taken for the identity or an average: {', '.join(off)}"] if off else []
+        if self.uneven:
+            names = ", ".join(sorted(self.uneven))
+            notes.append(f"removed weights are not zero in the kernel that is computed from them (standardised weights): {names}")
+        return tuple(notes)
 
     def conservation(self, weights: Mapping[str, Tensor]) -> float:
         """How far flow is from being conserved (Tanaka et al. 2020, Theorem 2), in [0, inf): what passes through each cut, the sum of
