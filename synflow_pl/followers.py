@@ -40,7 +40,7 @@ def follow(
     if norm:
         assert inputs is not None
         for name, weight in _normalised(network, inputs).items():
-            if weight in units:
+            if weight in units and name not in followers and units[weight].shape == network.get_parameter(name).shape:
                 followers[name] = units[weight]
     return followers
 
@@ -87,20 +87,32 @@ _NORMALISATIONS = (
 
 
 def _normalised(network: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, str]:
-    """By name of a normalisation's gain or shift, the name of the weight whose output it reads."""
+    """By name of a normalisation's gain or shift, the name of the weight whose output it reads: of those that read the outputs of one
+    weight and nothing else, however often.
+    """
     recording = record(network, inputs)
+    present = dict(network.named_parameters())
+    named = dict(recording.parameters)
     made_by: dict[int, str] = {}
-    norms: dict[str, str] = {}
+    # By name, the weights whose outputs each gain or shift is applied to; None stands for anything else.
+    read: dict[str, set[str | None]] = {}
     for operation in recording.operations:
-        values = [leaf for leaf in operation.args if isinstance(leaf, Value)]
-        if operation.name in ("t", "alias") and values[0].number in recording.parameters:
-            recording.parameters[operation.outputs[0].number] = recording.parameters[values[0].number]  # type: ignore[union-attr]
-        elif operation.name in ("convolution", "mm", "addmm"):
+        values = operation.reads
+        if operation.name in ("t", "alias", "detach") and values[0].number in named:
+            named[operation.outputs[0].number] = named[values[0].number]  # type: ignore[union-attr]
+            continue
+        if operation.name in ("convolution", "mm", "addmm"):
             weight = operation.args[1] if operation.name == "convolution" else operation.args[-1]
-            made_by[operation.outputs[0].number] = recording.parameters.get(weight.number, "")  # type: ignore[union-attr]
-        elif operation.name in _NORMALISATIONS and values[0].number in made_by:
-            for value in values[1:3]:
-                name = recording.parameters.get(value.number)
-                if name is not None and name in dict(network.named_parameters()):
-                    norms[name] = made_by[values[0].number]
-    return norms
+            if weight.number in named:
+                made_by[operation.outputs[0].number] = named[weight.number]  # type: ignore[union-attr]
+        given = operation.bound() if operation.name in _NORMALISATIONS else {}
+        own = [given[key].number for key in ("weight", "bias") if isinstance(given.get(key), Value)]
+        for value in values:
+            if (name := named.get(value.number)) in present:
+                source = made_by.get(given["input"].number) if value.number in own else None
+                read.setdefault(name, set()).add(source)
+    return {
+        name: next(iter(sources))  # type: ignore[misc]
+        for name, sources in read.items()
+        if len(sources) == 1 and None not in sources and present[name].dim() == 1
+    }

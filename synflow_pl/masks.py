@@ -27,7 +27,8 @@ _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_pro
 def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Parameter]:
     """The parameters that compete: weights of linear, (transposed) convolution and attention projection layers.
 
-    Never embeddings (nor a weight shared with one), normalisation gains, biases, tokens or tables.
+    Never embeddings (nor a weight shared with one), normalisation gains, biases, tokens or tables, nor weights that are not real
+    floating-point numbers (complex or quantised ones).
 
     Args:
         network: any module.
@@ -48,7 +49,14 @@ def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Pa
             owned.update(id(getattr(module, name)) for name in _ATTENTION_WEIGHTS if getattr(module, name) is not None)
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             embedded.add(id(module.weight))
-    found = {name: p for name, p in network.named_parameters() if id(p) in owned - embedded}
+    competing = {name: p for name, p in network.named_parameters() if id(p) in owned - embedded}
+    found = {name: p for name, p in competing.items() if p.is_floating_point()}
+    if competing and not found:
+        name, other = next(iter(competing.items()))
+        raise ValueError(
+            f"{type(network).__name__} has no real floating-point weight to prune: {name!r} holds"
+            f" {'complex numbers' if other.is_complex() else 'whole numbers'} ({str(other.dtype).removeprefix('torch.')})"
+        )
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in found):

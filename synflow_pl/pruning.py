@@ -7,6 +7,7 @@ same for every pruner, so that a comparison compares scores and nothing else.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from synflow_pl.bisection import nearest
-from synflow_pl.flow import Paths, example_of
+from synflow_pl.flow import DeadNetwork, Paths, Skeleton, death, example_of
 from synflow_pl.followers import follow
 from synflow_pl.masks import Masks, prunable
+from synflow_pl.parameters import check_network, left_out, left_out_note
 from synflow_pl.plainly import plainly
 from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
 from synflow_pl.ranking import Ranking, Regrowing, compete, factor
@@ -28,6 +30,7 @@ from synflow_pl.schedules import SCHEDULES, as_density, keeps, kept_weights
 __all__ = ["check_options", "prune"]
 
 SCOPES = ("global", "local")
+ON_COLLAPSE = ("warn", "error", "ignore")
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 """(images (N, C, H, W), labels (N,)) pairs."""
@@ -46,7 +49,7 @@ def prune(
     schedule: Literal["exponential", "linear", "cubic"] | None = None,
     scope: Literal["global", "local"] = "global",
     input_shape: Sequence[int] | None = None,
-    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    example_input: Tensor | Sequence[Tensor] | None = None,
     batches: Batches | Callable[[int], Batches] = (),
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     bias: bool = False,
@@ -54,6 +57,7 @@ def prune(
     exclude: Iterable[str] = (),
     train_mode: bool = False,
     on_round: Callable[[int, float, Mapping[str, Tensor]], None] | None = None,
+    on_collapse: Literal["warn", "error", "ignore"] = "warn",
 ) -> Masks:
     """Prune ``network`` in place: choose its masks, then zero what they remove. Runs where the network is, on CPU or GPU.
 
@@ -72,7 +76,8 @@ def prune(
         schedule: density after each round; ``None`` is the pruner's own (exponential but for gradual pruning).
         scope: ``"global"``, all layers in one ranking, or ``"local"``, each layer alone and each at ``density``.
         input_shape: (C, H, W), for pruners that need to know it and networks with one input.
-        example_input: instead of it, a tensor or a tuple of them with the batch dimension.
+        example_input: instead of it, a tensor, or a tuple or list of the tensors that ``forward()`` takes by position, with the batch
+            dimension.
         batches: (images (N, C, H, W), labels (N,)) pairs, for data-driven pruners; or a function from the index of a round, from 0, to
             such pairs, for fresh batches in every round. It must return the same for the same index.
         loss: (logits, labels) to the mean loss of a batch, for data-driven pruners.
@@ -82,14 +87,24 @@ def prune(
         train_mode: score in train mode, for data-driven pruners.
         on_round: called with (round, density, masks) after each round, rounds counted from 1; the masks by name, to look at and not to
             keep, since the next round changes them.
+        on_collapse: what to do if no path of kept weights leads from input to output: ``"warn"`` by one sentence, ``"error"`` (the
+            network stays dense then), or ``"ignore"``. The input is that of ``input_shape``, ``example_input`` or the first batch; if
+            none is given, only layers of which nothing is kept can be warned of.
 
     Returns:
-        The masks, on the network's device.
+        The masks, on the network's device. What takes no part, and what else to know, is in ``pruner.notes``.
 
     Raises:
-        ValueError: for an impossible option, naming its value, before any work starts.
+        TypeError: if the network is TorchScript or wrapped for parallel training, or ``example_input`` is not made of tensors.
+        ValueError: for an impossible option, naming its value, before any work starts; or if the network has nothing to prune, or
+            fails on its input.
         FloatingPointError: if a score is not finite, naming the layer.
+        DeadNetwork: with ``on_collapse="error"``, if no path is left.
     """
+    check_network(network)
+    if on_collapse not in ON_COLLAPSE:
+        near = get_close_matches(str(on_collapse), ON_COLLAPSE, n=1, cutoff=0)[0]
+        raise ValueError(f"on_collapse: {on_collapse!r} is not one of {', '.join(ON_COLLAPSE)}; did you mean {near!r}?")
     check_options(density=density, kept=kept, effective_density=effective_density, rounds=rounds, schedule=schedule, scope=scope)
     if effective_density is not None:
         inputs = example_of(network, input_shape, example_input)
@@ -109,6 +124,11 @@ def prune(
     if pruner.needs_input or norm or input_shape is not None or example_input is not None:
         subject.inputs = example_of(network, input_shape, example_input)
     subject.batches, subject.loss, subject.train_mode = _batches_of(pruner, batches, 0), loss, train_mode
+    shown = subject.inputs
+    if shown is None and pruner.needs_batches and on_collapse != "ignore":
+        shown = example_of(network, None, next(images for images, _ in subject.batches if len(images))[:1])
+    if shown is None and on_collapse == "error":
+        raise ValueError("on_collapse='error' has to see whether a path is left: give input_shape=(C, H, W) or example_input=")
 
     competing = [list(subject.weights)] if scope == "global" else [[name] for name in subject.weights]
     sizes = [sum(subject.weights[name].numel() for name in names) for names in competing]
@@ -152,7 +172,23 @@ def prune(
         raise ValueError(f"{pruner.name} brings back weights that masks= removed, so it cannot go on from them; leave masks out")
     followers = follow(network, subject.masks, subject.inputs, bias=bias, norm=norm)
     found = Masks({**subject.masks, **followers}, followers)
+    if on_collapse != "ignore":
+        try:
+            collapse = _collapse(network, found, shown, subject.skeleton)
+        except (RuntimeError, ValueError) as error:
+            if on_collapse == "error" or pruner.needs_input:
+                raise
+            # The pruner had no need to know what the network computes, so that this cannot be followed is no reason to end here.
+            collapse = None
+            pruner.notes = (*pruner.notes, f"whether a path from input to output is left could not be checked: {error}")
+        if collapse is not None and on_collapse == "error":
+            raise DeadNetwork(f"{collapse}, or on_collapse='warn' to prune it anyway")
+        if collapse is not None:
+            # Above this frame lies that of the decorator.
+            warnings.warn(f"{pruner.name}: {collapse}, or on_collapse='ignore' if this is meant", UserWarning, stacklevel=3)
     found.apply(network)
+    if note := left_out_note(network, left_out(network, found), all_of_them=False):
+        pruner.notes = (*pruner.notes, note)
     return found
 
 
@@ -204,6 +240,20 @@ def _batches_of(pruner: Pruner, batches: Batches | Callable[[int], Batches], ind
     return drawn
 
 
+def _collapse(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...] | None, skeleton: Skeleton | None) -> str | None:
+    """What to say of a network without a path from input to output, in one sentence; ``None`` of one that has a path."""
+    emptied = [name for name in masks.weights if not bool(masks[name].any())]
+    if inputs is None:
+        if not emptied:
+            return None
+        return (
+            f"layers with no weight left: {', '.join(emptied)}; give input_shape= or example_input= to learn whether a path from input"
+            " to output remains"
+        )
+    paths = Paths(network, inputs, skeleton=skeleton)
+    return None if paths.left(masks) else death(masks.density, paths.broken(masks), emptied)
+
+
 def _check_batches(pruner: Pruner, batches: Batches) -> None:
     wanted = f"{pruner.name} scores on data: give batches=, a list of (images, labels) pairs"
     if not isinstance(batches, Sequence) or len(batches) == 0:
@@ -229,7 +279,7 @@ def _kept_for(network: nn.Module, pruner: Pruner, density: Fraction, inputs: tup
     paths = Paths(network, inputs)
 
     def effective(kept: int) -> int:
-        found = prune(copy.deepcopy(network), pruner, kept=kept, **options)
+        found = prune(copy.deepcopy(network), pruner, kept=kept, on_collapse="ignore", **options)
         return sum(int(on.count_nonzero()) for on in paths.effective(found).values())
 
     return nearest(effective, wanted, highest)

@@ -22,7 +22,7 @@ LEVELS = [
     {"followers"},
     {"flow"},
     {"masks", "schedules", "selection", "bisection", "plainly"},
-    {"durable"},
+    {"durable", "parameters"},
 ]
 ALONE = {"networks", "data", "figures"}  # know nothing of ours outside their own room; anyone above the pruners may know them
 LEVEL = {room: index for index, level in enumerate(LEVELS) for room in level}

@@ -97,7 +97,7 @@ def _found(path: str, arguments: tuple[tuple[str, Any], ...], shape: tuple[int, 
     else:
         torch.manual_seed(0)
         pruned = build(full, "cpu")
-        masks = prune(pruned, SynFlow(), density=Fraction(str(density)), input_shape=shape)
+        masks = prune(pruned, SynFlow(), density=Fraction(str(density)), input_shape=shape, on_collapse="ignore")
         wanted = diagnose(pruned, masks, input_shape=shape).sparse_flops
     above = bisect_left(widths, wanted, key=lambda width: measure(build(width)))
     near = widths[max(0, above - 1) : above + 1]

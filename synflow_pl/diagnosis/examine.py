@@ -13,6 +13,7 @@ from synflow_pl.diagnosis.scores import conservation_error, moments, synaptic_fl
 from synflow_pl.flow import Paths, example_of, linearise, record
 from synflow_pl.followers import living_inputs, living_units
 from synflow_pl.masks import Masks
+from synflow_pl.parameters import check_network, left_out, left_out_note
 
 __all__ = ["diagnose"]
 
@@ -22,7 +23,7 @@ def diagnose(
     masks: Masks,
     *,
     input_shape: Sequence[int] | None = None,
-    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    example_input: Tensor | Sequence[Tensor] | None = None,
     scores: Mapping[str, Tensor] | None = None,
 ) -> Diagnosis:
     """Say what was really kept.
@@ -31,12 +32,16 @@ def diagnose(
         network: the pruned network.
         masks: its masks.
         input_shape: (C, H, W), for networks with one input.
-        example_input: instead of it, a tensor or a tuple of them with the batch dimension.
+        example_input: instead of it, a tensor, or a tuple or list of the tensors that ``forward()`` takes by position, with the batch
+            dimension.
         scores: by name, in the masks' shapes, to look at instead of SynFlow's in the pruned network; of the weights kept only.
 
     Raises:
-        ValueError: if masks or scores are not the network's, or neither input is given.
+        TypeError: if the network is TorchScript or wrapped for parallel training, or ``example_input`` is not made of tensors.
+        ValueError: if masks or scores are not the network's, neither input is given, the network fails on it, or a parameter has no
+            values (lazy, meta).
     """
+    check_network(network)
     masks.parameters(network)
     inputs = example_of(network, input_shape, example_input)
     recording = record(network, inputs)
@@ -53,6 +58,8 @@ def diagnose(
         told = {name: moments(scores[name], masks[name]) for name in masks.weights}
         sums = {name: its.sum for name, its in told.items()}
     flops = count_flops(recording, masks)
+    aside = left_out(network, masks)
+    notes = (_DENSE if skeleton.gated else None, left_out_note(network, aside), flops.note, *skeleton.notes)
     living = {name: masks[name] for name in masks.weights}
     units, read = living_units(network, living), living_inputs(network, living)
     layers = tuple(
@@ -84,7 +91,8 @@ def diagnose(
         sparse_flops=flops.sparse,
         conservation_error=conservation_error(sums, skeleton.separating),
         inhomogeneous=inhomogeneous(network, recording, skeleton.unknown({})),
-        notes=(*((_DENSE,) if skeleton.gated else ()), *skeleton.notes),
+        left_out={part.module: part.size for part in aside},
+        notes=tuple(note for note in notes if note is not None),
         broken=broken,
     )
 

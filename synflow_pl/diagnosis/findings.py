@@ -13,12 +13,9 @@ from rich.console import Group
 
 from synflow_pl.diagnosis.files import write_csv, write_json
 from synflow_pl.diagnosis.table import drawn, plain
+from synflow_pl.flow.paths import DeadNetwork, death
 
 __all__ = ["DeadNetwork", "Diagnosis", "Layer"]
-
-
-class DeadNetwork(RuntimeError):
-    """No path of living weights leads from input to output."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +89,8 @@ class Diagnosis:
             scores, over those layers that every path from input to output passes once. By Theorem 2 of Tanaka et al. 2020 (network-wise
             conservation) it is zero, but for rounding, for the synaptic saliency of a network that has homogeneous functions only;
             SynFlow's is that of the skeleton. For other scores it is not.
+        left_out: by module name ("" for the network itself), how many numbers its parameters without a mask hold: they take no part and
+            stay dense.
         inhomogeneous: by module name, what in it breaks the homogeneity that this theorem rests on, and is replaced by something linear
             in the skeleton: a normalisation, a nonlinearity, a gate, attention.
         notes: in whole sentences, what to know about these figures.
@@ -108,6 +107,7 @@ class Diagnosis:
     sparse_flops: int
     conservation_error: float
     inhomogeneous: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     broken: str | None = None
     died: tuple[int, float] | None = None
@@ -136,15 +136,7 @@ class Diagnosis:
     def collapse(self) -> str | None:
         """What to be warned of, without a full stop: a dead network, or layers with no weight left; ``None`` if there is nothing."""
         if not self.alive:
-            where = ""
-            if self.broken is not None:
-                why = "has no weight left" if self.broken in self.collapsed else "has weights left, but none on a path from the input"
-                where = f"; it breaks at {self.broken!r}, which {why}"
-            when = f"since round {self.died[0]}, at density {self.died[1]:.6g}" if self.died else f"at density {self.density:.6g}"
-            return (
-                f"the network is dead: no path of living weights leads from input to output {when}{where};"
-                " try more rounds, a larger density, another scope (local)"
-            )
+            return death(self.density, self.broken, self.collapsed, self.died)
         return f"layers with no weight left, though a path remains: {', '.join(self.collapsed)}" if self.collapsed else None
 
     # -- how it is read

@@ -4,16 +4,21 @@ The dense count is its formulas' for every operation they know: matrix products,
 too), attention. A weight of a layer is multiplied once for each position, padding included, so the sparse count of an operation is
 its dense one times the fraction kept of the weight *that it reads*, which may be a part of a parameter (the queries' rows of a fused
 projection). An operation that reads none (attention, a product of two signals) counts as dense.
+
+Fused recurrent layers and deformable convolution, which torch does not count, have formulas of their own here. What does a fixed, small
+number of operations for each entry of its input or output (activations, normalisation, pooling, resizing, lookups) is not counted, as
+in the papers. Any other operation without a formula is named, so that no product is left out in silence.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from synflow_pl.flow.recording import Operation, Recording, Value
@@ -30,14 +35,48 @@ _VIEWS = frozenset(
 )
 
 
+# Operations that are not counted and that torch does not mark as pointwise, reduction or view.
+_UNCOUNTED = frozenset(
+    """
+    _softmax _safe_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin sort topk argsort argmax argmin var_mean std_mean var
+    std norm linalg_vector_norm embedding embedding_bag _embedding_bag _embedding_bag_forward_only _weight_norm_interface _weight_norm
+    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _native_batch_norm_legit_functional
+    cudnn_batch_norm miopen_batch_norm native_layer_norm _fused_rms_norm native_group_norm max_pool1d max_pool2d_with_indices
+    max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d
+    adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d fractional_max_pool2d fractional_max_pool3d max_unpool2d
+    max_unpool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_bicubic2d
+    _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_3d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
+    replication_pad2d replication_pad3d constant_pad_nd cat stack clone copy _to_copy contiguous lift_fresh fill zero repeat
+    repeat_interleave roll flip rot90 tril triu im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
+    index _unsafe_index index_select gather scatter scatter_add scatter_reduce index_add index_put _unsafe_index_put index_copy
+    index_fill index_reduce masked_scatter masked_select slice_scatter select_scatter diagonal_scatter as_strided_scatter take
+    take_along_dim glu rrelu_with_noise native_dropout dropout alpha_dropout native_alpha_dropout fill_diagonal nonzero unique
+    _unique2 unique_dim bincount histc bucketize searchsorted one_hot diag_embed bernoulli multinomial normal uniform randn_like
+    rand_like randint_like resize set unfold _reshape_alias _unsafe_view view_copy _pack_padded_sequence _pad_packed_sequence
+    """.split()
+)
+
+
 @dataclass
 class Flops:
-    """FLOPs of a pass, dense and sparse, in all and of the products with each parameter."""
+    """FLOPs of a pass, dense and sparse, in all and of the products with each parameter, and the names of the operations without a
+    formula.
+    """
 
     dense: int = 0
     sparse: int = 0
     dense_of: Counter[str] = field(default_factory=Counter)
     sparse_of: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def note(self) -> str | None:
+        """What the counts leave out, in one sentence; ``None`` if nothing."""
+        if not self.missing:
+            return None
+        listed = ", ".join(name if times == 1 else f"{name} ({times} times)" for name, times in self.missing.items())
+        return f"FLOPs leave out operations without a formula: {listed}"
 
 
 def count_flops(recording: Recording, masks: Masks) -> Flops:
@@ -59,6 +98,8 @@ def count_flops(recording: Recording, masks: Masks) -> Flops:
             living.update(_followed(operation, recording.tensors, living))
         flops = _dense(operation, recording.tensors)
         if flops is None:
+            if not _small(operation, recording.tensors):
+                counted.missing[_called(operation)] += 1
             continue
         sparse = flops
         for number in read:
@@ -79,6 +120,20 @@ def _dense(operation: Operation, tensors: list[Tensor]) -> int | None:
         query, key, value = (tensors[given[name].number].shape for name in ("query", "key", "value"))
         heads = (*query[:-2],)  # grouped queries share heads of keys and values
         return sdpa_flop_count(query, (*heads, *key[-2:]), (*heads, *value[-2:]))
+    name, output = _called(operation), operation.outputs[0]
+    if name in _RECURRENT:
+        rows = tensors[given["input"].number]
+        weights = [tensors[value.number] for value in operation.reads if _is_weight(name, given, value, tensors)]
+        return 2 * (rows.numel() // rows.shape[-1]) * sum(weight.numel() for weight in weights)
+    if name == "torchvision.deform_conv2d":
+        assert output is not None
+        made = tensors[output.number]
+        return 2 * tensors[given["weight"].number].numel() * made.shape[0] * made.shape[2:].numel()
+    if name in ("aten.dot", "aten.vdot"):
+        return 2 * tensors[given["self"].number].numel()
+    if name == "aten.addbmm":
+        left, right = (tensors[given[key].number].shape for key in ("batch1", "batch2"))
+        return 2 * left.numel() * right[-1]
     packet = operation.target.overloadpacket
     if packet in (torch.ops.aten.mv, torch.ops.aten.addmv):
         matrix = given["self" if packet is torch.ops.aten.mv else "mat"]
@@ -90,9 +145,45 @@ def _dense(operation: Operation, tensors: list[Tensor]) -> int | None:
         return tensors[item.number] if isinstance(item, Value) else item
 
     args, kwargs = tree_map(leaf, (operation.args, operation.kwargs), is_leaf=lambda item: isinstance(item, Value))
-    output = operation.outputs[0]
     assert output is not None
     return int(flop_registry[packet](*args, **kwargs, out_val=tensors[output.number]))
+
+
+# By name, the arguments that hold the weights of a fused recurrent layer, each of which is multiplied once for each step of each
+# sequence: the rows of its input, packed or not.
+_RECURRENT: dict[str, tuple[str, ...]] = {
+    "aten.mkldnn_rnn_layer": ("weight0", "weight1"),
+    "aten._cudnn_rnn": ("weight",),
+    "aten.miopen_rnn": ("weight",),
+    "aten._lstm_mps": ("params",),
+}
+
+
+def _is_weight(name: str, given: dict[str, Any], value: Value, tensors: list[Tensor]) -> bool:
+    """Whether a value that a fused recurrent layer reads is one of its matrices."""
+    weights = tree_leaves([given[key] for key in _RECURRENT[name]], is_leaf=lambda leaf: isinstance(leaf, Value))
+    return value in weights and tensors[value.number].dim() > 1
+
+
+def _called(operation: Operation) -> str:
+    """The operation's name with its namespace, without overload: ``aten.convolution``, ``torchvision.deform_conv2d``."""
+    return operation.target._schema.name.replace("::", ".")
+
+
+def _small(operation: Operation, tensors: list[Tensor]) -> bool:
+    """Whether an operation without a formula is one that is not counted: it makes no new numbers, or few operations for each."""
+    makes = any(output is not None and tensors[output.number].is_floating_point() for output in operation.outputs)
+    makes = makes or any(output is not None and tensors[output.number].is_complex() for output in operation.outputs)
+    reads = any(tensors[value.number].is_floating_point() or tensors[value.number].is_complex() for value in operation.reads)
+    tags = operation.target.tags
+    return (
+        not (makes and reads)
+        or operation.target.is_view
+        or torch.Tag.pointwise in tags
+        or torch.Tag.reduction in tags
+        or torch.Tag.view_copy in tags
+        or (operation.target.namespace in ("aten", "prims") and operation.name in _UNCOUNTED)
+    )
 
 
 def _followed(operation: Operation, tensors: list[Tensor], living: dict[int, tuple[str, Tensor]]) -> dict[int, tuple[str, Tensor]]:

@@ -66,7 +66,7 @@ def largest_ratio(
     weighing = _Weighing(pruner)
     # A pruning that is interrupted before its end leaves the network dense: that saves a copy of it.
     with suppress(_Weighed):
-        prune(network, weighing, density=density, rounds=rounds, schedule=schedule, on_round=on_round, **options)
+        prune(network, weighing, density=density, rounds=rounds, schedule=schedule, on_round=on_round, on_collapse="ignore", **options)
     return RoundRatio(*max(((ratio, index) for index, ratio in weighing.ratios.items()), key=lambda found: found[0]))
 
 

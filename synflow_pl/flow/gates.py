@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow.builder import Builder
+from synflow_pl.flow.meetings import Attention, Average, Gate, Product
 from synflow_pl.flow.normalisation import NORMALISATIONS
 from synflow_pl.flow.recording import Operation, Value
 
@@ -72,18 +73,15 @@ def set_level(builder: Builder, operation: Operation) -> None:
             builder.level[output.number], builder.mixed[output.number] = level, mixed
 
 
-def gated(builder: Builder, operation: Operation, signal: Value, by: Value) -> None:
-    """The operation's output is a signal that another one gates: the flow of the signal, as it is."""
+def gated(builder: Builder, operation: Operation, signal: Value, by: Value, shuts: bool = True) -> None:
+    """The operation's output is a signal that another one gates: the flow of the signal, as it is. ``shuts`` says whether a gate of
+    zero lets nothing pass.
+    """
     builder.gated = True
     if builder.open_gates:
-        builder.step(operation, _open, builder.resolve(signal), builder.resolve(by))
+        builder.step(operation, Gate(signal.number, by.number, shuts), builder.resolve(signal), builder.resolve(by))
     else:
         builder.same(operation, signal)
-
-
-def _open(signal: Tensor, by: Tensor) -> Tensor:
-    # A gate that is shut throughout lets its signal pass; a signal that is not there cannot be gated.
-    return signal + signal * by
 
 
 def gate(builder: Builder, operation: Operation, left: Value, right: Value) -> None:
@@ -142,14 +140,28 @@ def contract(builder: Builder, operation: Operation, left: Value, right: Value) 
         support = ~(recorded <= torch.finfo(recorded.dtype).tiny)
     mean = builder.constant(_average(support, recorded.dtype, summed))
     if builder.open_gates:
+        if _modulated(builder, left) or _modulated(builder, right):
+            return builder.step(operation, Product(left.number, right.number), builder.resolve(left), builder.resolve(right))
         signal, by = (right, left) if averaging is left else (left, right)
-        return builder.step(operation, _open_contraction, mean, builder.resolve(signal), builder.resolve(by), averaging is left)
+        average = Average(signal.number, by.number, averaging is left, max(levels) == SHARES)
+        return builder.step(operation, average, mean, builder.resolve(signal), builder.resolve(by))
     args = (mean, builder.resolve(right)) if averaging is left else (builder.resolve(left), mean)
     builder.step(operation, torch.matmul, *args)
 
 
-def _open_contraction(mean: Tensor, signal: Tensor, by: Tensor, first: bool) -> Tensor:
-    return _open(mean @ signal, by.sum(-1, keepdim=True)) if first else _open(signal @ mean, by.sum(-2, keepdim=True))
+def _modulated(builder: Builder, value: Value) -> bool:
+    """Whether a value is a matrix of prunable weights that something made from the input is multiplied into."""
+    makers = {number: step for step in builder.steps for number in step.outputs}
+    number = builder.resolve(value).number
+    while number in makers:
+        step = makers[number]
+        if any(operand in builder.weights for operand in step.operands):
+            return step.name in ("mul", "div")
+        flowing = [operand for operand in step.operands if operand in builder.flow]
+        if step.name not in _SHAPES | _PARTS | {"t", "mul", "div"} or not flowing:
+            return False
+        number = flowing[0]
+    return False
 
 
 def attention(builder: Builder, operation: Operation) -> None:
@@ -172,23 +184,15 @@ def attention(builder: Builder, operation: Operation) -> None:
     mean = builder.constant(_average(support, builder.tensor(value).dtype, -1))
     if builder.open_gates:
         asking = [builder.resolve(signal) if builder.carries(signal) else None for signal in (query, key)]
-        return builder.step(operation, _open_attention, mean, builder.resolve(value), heads, *asking)
+        keys = builder.tensor(query).shape[-3] // builder.tensor(key).shape[-3]
+        meeting = Attention(value.number, value.number, _averaged, heads, keys)
+        return builder.step(operation, meeting, mean, builder.resolve(value), *asking)
     builder.step(operation, _averaged, mean, builder.resolve(value), heads)
 
 
 def _averaged(mean: Tensor, value: Tensor, heads: int) -> Tensor:
     # Grouped queries share a head of values.
     return mean @ (value if heads == 1 else value.repeat_interleave(heads, -3))
-
-
-def _open_attention(mean: Tensor, value: Tensor, heads: int, query: Tensor | None, key: Tensor | None) -> Tensor:
-    attended = _averaged(mean, value, heads)
-    by = torch.zeros_like(attended)
-    if query is not None:
-        by = by + query.sum(-1, keepdim=True)
-    if key is not None:
-        by = by + _averaged(mean, key, query.shape[-3] // key.shape[-3] if query is not None else heads).sum(-1, keepdim=True)
-    return _open(attended, by)
 
 
 def _average(support: Tensor, dtype: torch.dtype, dim: int) -> Tensor:

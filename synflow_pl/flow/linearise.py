@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from synflow_pl.flow.builder import Builder
 from synflow_pl.flow.recording import Recording, record
+from synflow_pl.flow.replay import uneven_weights
 from synflow_pl.flow.rules import apply_rule
 from synflow_pl.flow.skeleton import Skeleton
 from synflow_pl.masks import prunable
@@ -29,8 +30,11 @@ def linearise(
         ValueError: if no input reaches an output, or nothing is prunable.
     """
     recording = record(network, inputs) if recording is None else recording
-    builder = Builder(recording, prunable(network), dict(network.named_parameters()), open_gates)
+    weights = prunable(network)
+    builder = Builder(recording, weights, dict(network.named_parameters()), open_gates)
     for operation in recording.operations:
         if builder.turn_to(operation):
             apply_rule(builder, operation)
-    return builder.finish(type(network).__name__)
+    skeleton = builder.finish(type(network).__name__)
+    skeleton.uneven = uneven_weights(recording, weights) & skeleton.weights
+    return skeleton

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from synflow_pl.flow.builder import Builder, Rule
 from synflow_pl.flow.recording import Operation, Value
@@ -31,11 +32,22 @@ def _batch_norm(builder: Builder, operation: Operation) -> None:
         # No running statistics: normalised by the batch, like an instance norm.
         return _gain(builder, operation, given["input"], weight, channels)
     gain = gain if weight is None else gain * builder.tensor(weight)
+    if builder.in_weights and builder.open_gates:
+        dims = tuple(dim for dim in range(builder.tensor(given["input"]).dim()) if dim != 1)
+        return builder.step(operation, _with_mean, builder.resolve(given["input"]), dims)
     builder.step(operation, torch.mul, builder.resolve(given["input"]), builder.gain(gain.reshape(channels), weight))
+
+
+def _with_mean(weight: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """What an entry of a standardised weight depends on: itself, and the mean."""
+    return weight + weight.mean(dims, keepdim=True)
 
 
 def _layer_norm(builder: Builder, operation: Operation) -> None:
     given = operation.bound()
+    if builder.in_weights and builder.open_gates:
+        dims = tuple(range(-len(given["normalized_shape"]), 0))
+        return builder.step(operation, _with_mean, builder.resolve(given["input"]), dims)
     _gain(builder, operation, given["input"], given.get("weight"))
 
 

@@ -2,13 +2,14 @@
 
 Decided on the structure alone, at the inputs' real size: a unit is a (channel, position) pair, padding is none. Masks stand in for
 weights and ones for gains; attention connects any two tokens that it does not mask out, and what gates a signal (a gate, queries, keys)
-is connected to all that it acts on. Nothing is summed up: a number of paths can leave any range, so after each step all that is
-left of a number is whether it is zero.
+is connected to all that it acts on, be it a constant that a bias makes. A weight that is computed from others (a standardised one) is
+connected where it is not zero, whatever was removed. Nothing is summed up: a number of paths can leave any range, so after each step
+all that is left of a number is whether it is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +19,37 @@ from torch.utils._pytree import tree_map
 
 from synflow_pl.flow.convolution import widened
 from synflow_pl.flow.linearise import linearise
-from synflow_pl.flow.recording import Recording
+from synflow_pl.flow.meetings import Meeting
+from synflow_pl.flow.recording import Recording, Value, record
+from synflow_pl.flow.replay import Replay, computed_weights, draws
 from synflow_pl.flow.skeleton import Skeleton, Step
-from synflow_pl.masks import Masks
+from synflow_pl.masks import Masks, prunable
 
-__all__ = ["Paths", "path_left"]
+__all__ = ["DeadNetwork", "Paths", "death", "path_left"]
+
+
+class DeadNetwork(RuntimeError):
+    """No path of kept weights leads from input to output."""
+
+
+def death(density: float, broken: str | None, emptied: Collection[str], died: tuple[int, float] | None = None) -> str:
+    """Describe a dead network in one sentence, without a full stop.
+
+    Args:
+        density: fraction of prunable weights kept.
+        broken: the weight past which no path leads, as :meth:`Paths.broken` names it.
+        emptied: names of the weights of which nothing is kept.
+        died: the round after which no path was left and the density after it, where they are known.
+    """
+    where = ""
+    if broken is not None:
+        why = "has no weight left" if broken in emptied else "has weights left, but none on a path from the input"
+        where = f"; it breaks at {broken!r}, which {why}"
+    when = f"since round {died[0]}, at density {died[1]:.6g}" if died else f"at density {density:.6g}"
+    return (
+        f"the network is dead: no path of living weights leads from input to output {when}{where};"
+        " try more rounds, a larger density, another scope (local)"
+    )
 
 
 class Paths:
@@ -32,17 +59,37 @@ class Paths:
         network: the network under study.
         inputs: as :func:`synflow_pl.flow.example_of` gives them.
         recording: the network's recording, where one is at hand.
+        skeleton: the network's skeleton, where one is at hand; without gates and computed weights it shows all paths.
     """
 
-    def __init__(self, network: nn.Module, inputs: tuple[Tensor, ...], recording: Recording | None = None) -> None:
-        self._skeleton: Skeleton = linearise(network, inputs, recording, open_gates=True)
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: tuple[Tensor, ...],
+        recording: Recording | None = None,
+        skeleton: Skeleton | None = None,
+    ) -> None:
+        self._meetings: Replay | None = None
+        self._computed: Replay | None = None
+        self._parameters: dict[str, Tensor] = {}
+        if skeleton is None or skeleton.gated or skeleton.uneven:
+            recording = record(network, inputs) if recording is None else recording
+            skeleton = linearise(network, inputs, recording, open_gates=True)
+            weights = prunable(network)
+            if skeleton.meetings:
+                self._meetings = Replay(recording, {number for met in skeleton.meetings for number in (met.signal, met.by)})
+                self._parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+            if acting := computed_weights(recording, weights):
+                self._computed = Replay(recording, acting)
+                self._drawn = draws({name: weights[name] for names in acting.values() for name in names})
+        self._skeleton = skeleton
         # Double precision, since single may be convolved by a transform (Winograd's) that leaves crumbs where nothing is.
         self._device = inputs[0].device
         self._dtype = torch.float32 if self._device.type == "mps" else torch.float64
 
     def left(self, masks: Masks) -> bool:
         """Whether a path of living weights is left from input to output: a network without one is dead, whatever its layers hold."""
-        return bool(self._skeleton.flow(self._structure(masks), gains=False, compute=_connect) > 0)
+        return bool(self._skeleton.flow(self._structure(masks), gains=False, compute=self._connecting(masks)) > 0)
 
     def broken(self, masks: Masks) -> str | None:
         """Where a dead network breaks: the first weight past which no path of living weights from the input leads, in the order in
@@ -50,11 +97,12 @@ class Paths:
         reached, or nothing reads them.
         """
         reached: list[str] = []
+        connecting = self._connecting(masks)
 
         def connect(function: Callable[..., Any], step: Step, arguments: Sequence[Any]) -> Any:
             if (acting := self._skeleton.acting(step)) and self._skeleton.arrives(step, arguments):
                 reached.append(acting[0])
-            return _connect(function, step, arguments)
+            return connecting(function, step, arguments)
 
         left = self._skeleton.flow(self._structure(masks), gains=False, compute=connect) > 0
         return None if bool(left) else reached[-1]
@@ -62,11 +110,38 @@ class Paths:
     def effective(self, masks: Masks) -> dict[str, Tensor]:
         """By name, bool: which weights lie on a path of living weights from input to output, in the shape of their masks."""
         structure = self._structure(masks)
-        on = self._skeleton.gradients(structure, gains=False, compute=_connect)
+        on = self._skeleton.gradients(structure, gains=False, compute=self._connecting(masks))
         return {
             name: masks[name] & (on[name] > 0).to(masks[name].device) if name in on else torch.zeros_like(masks[name])
             for name in masks.weights
         }
+
+    def _connecting(self, masks: Masks) -> Callable[[Callable[..., Any], Step, Sequence[Any]], Any]:
+        """What a step connects in the network with these masks, for :meth:`Skeleton.flow`."""
+        met: dict[int, Tensor] = {}
+        zeros: dict[int, Tensor] = {}
+        if self._computed is not None:
+            drawn = {name: value * masks[name].to(value) if name in masks else value for name, value in self._drawn.items()}
+            zeros = {number: (value == 0) | value.isnan() for number, value in self._computed.values(drawn).items()}
+
+        def values(number: int) -> Tensor:
+            if not met:
+                assert self._meetings is not None
+                masked = {name: self._parameters[name] * masks[name].to(self._parameters[name]) for name in masks}
+                met.update(self._meetings.values(self._parameters | masked))
+            return met[number]
+
+        def connect(function: Callable[..., Any], step: Step, arguments: Sequence[Any]) -> Any:
+            if any(isinstance(value, Value) and value.number in zeros for value in step.args) and self._skeleton.reads_flow(step):
+                arguments = [
+                    _Support.apply(item, zeros[value.number]) if isinstance(value, Value) and value.number in zeros else item
+                    for value, item in zip(step.args, arguments, strict=True)
+                ]
+            if isinstance(step.function, Meeting):
+                return _Mark.apply(step.function.connect(arguments, values))
+            return _connect(function, step, arguments)
+
+        return connect
 
     def _structure(self, masks: Masks) -> dict[str, Tensor]:
         return {name: masks[name].to(self._device, self._dtype) for name in masks.weights if name in self._skeleton.weights}
@@ -93,6 +168,18 @@ class _Mark(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
         return (gradients[0] > 0).to(gradients[0].dtype)
+
+
+class _Support(torch.autograd.Function):
+    """Ones where a computed weight is not zero; backwards, the gradient of what it is computed from."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, zero: Tensor) -> Tensor:
+        return (~zero).to(value.dtype).view(value.shape)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return (gradients[0] > 0).to(gradients[0].dtype), None
 
 
 def _connect(function: Callable[..., Any], step: Step, arguments: Sequence[Any]) -> Any:

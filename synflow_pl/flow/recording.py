@@ -115,29 +115,44 @@ class _Recorder(TorchDispatchMode):
 
 
 def example_of(
-    network: nn.Module, input_shape: Sequence[int] | None, example_input: Tensor | tuple[Tensor, ...] | None
+    network: nn.Module, input_shape: Sequence[int] | None, example_input: Tensor | Sequence[Tensor] | None
 ) -> tuple[Tensor, ...]:
     """The inputs that show a network its input's shape: one image of ones, or ``example_input`` moved to where the network is.
 
     Args:
-        network: gives device and precision.
+        network: gives device and precision: those of its first real floating-point parameter.
         input_shape: (C, H, W) or whatever follows the batch dimension, for a network with one input.
-        example_input: a tensor or a tuple of them, with the batch dimension; instead of ``input_shape``.
+        example_input: a tensor, or a tuple or list of tensors, the arguments of ``forward()`` by position, with the batch dimension;
+            instead of ``input_shape``.
 
     Raises:
-        ValueError: if neither or both are given, or a size is not positive.
+        TypeError: if ``example_input`` is or holds anything but tensors.
+        ValueError: if neither or both are given, a size is not positive, or no parameter gives a precision.
     """
-    parameter = next(network.parameters())
+    parameter = next((parameter for parameter in network.parameters() if parameter.is_floating_point()), None)
+    if parameter is None:
+        raise ValueError(f"{type(network).__name__} has no parameter of real floating-point numbers, so there is nothing to prune")
     if (input_shape is None) == (example_input is None):
         raise ValueError("give either input_shape=(C, H, W) or example_input=, a tensor or a tuple of tensors with a batch dimension")
     if input_shape is not None:
-        if not all(isinstance(size, int) and size > 0 for size in input_shape):
-            raise ValueError(f"input_shape: {tuple(input_shape)} must be positive whole numbers without the batch, such as (3, 32, 32)")
+        if not isinstance(input_shape, Sequence) or not all(isinstance(size, int) and size > 0 for size in input_shape):
+            shown = tuple(input_shape) if isinstance(input_shape, Sequence) else input_shape
+            raise ValueError(f"input_shape: {shown} must be positive whole numbers without the batch, such as (3, 32, 32)")
         return (torch.ones(1, *input_shape, device=parameter.device, dtype=parameter.dtype),)
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = tuple(example_input) if isinstance(example_input, (tuple, list)) else (example_input,)
+    for index, tensor in enumerate(inputs):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"example_input{f'[{index}]' if isinstance(example_input, (tuple, list)) else ''}: expected a tensor, got"
+                f" {'None' if tensor is None else f'a {type(tensor).__name__}'}; give one tensor, or a tuple of the tensors that"
+                " forward() takes by position, and set everything else inside a module that wraps the network"
+            )
+        if tensor.is_meta:
+            raise ValueError("example_input: a tensor on the meta device has no values; give one on the network's device")
+    if not inputs:
+        raise ValueError("example_input: an empty tuple shows no input; give the tensors that forward() takes by position")
     return tuple(
-        tensor.detach().to(parameter.device, parameter.dtype if tensor.is_floating_point() else tensor.dtype)  # type: ignore[union-attr]
-        for tensor in inputs
+        tensor.detach().to(parameter.device, parameter.dtype if tensor.is_floating_point() else tensor.dtype) for tensor in inputs
     )
 
 
@@ -151,6 +166,31 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def _explained(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    """Turn an error of the network's own ``forward()`` on these inputs into a ValueError that names them.
+
+    What fails inside only because it is being recorded is raised as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        try:
+            with evaluating(network), torch.random.fork_rng(devices=[]), torch.no_grad():
+                copies = {name: tensor.clone() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+                functional_call(network, copies, inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as cause:
+            shapes = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in inputs)
+            reason = str(cause).strip().partition("\n")[0].rstrip(".")
+            raise ValueError(
+                f"{type(network).__name__} fails on an input of {shapes} ({type(cause).__name__}: {reason}); correct input_shape, or"
+                " give the example_input that forward() takes (whole numbers for words)"
+            ) from cause
+        raise error
 
 
 @contextmanager
@@ -196,7 +236,15 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     def forward(state: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Any:
         return functional_call(network, state, inputs, tie_weights=False)
 
-    with evaluating(network), _attention_in_parts(), torch.random.fork_rng(devices=[]), torch.no_grad(), modules, recorder:
+    with (
+        _explained(network, inputs),
+        evaluating(network),
+        _attention_in_parts(),
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+        modules,
+        recorder,
+    ):
         result = functionalize(forward)(state, inputs)
     outputs = tuple(recorder.value(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and is_number(leaf))
     return Recording(fed, named, outputs, recorder.operations, recorder.tensors)

@@ -23,6 +23,7 @@ from torch import Tensor
 from synflow_pl.flow.builder import Builder, Rule
 from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.gates import attention, contract, gate, gated, set_level
+from synflow_pl.flow.meetings import Gate, Kernel
 from synflow_pl.flow.normalisation import NORMALISATIONS
 from synflow_pl.flow.recording import Operation
 
@@ -110,7 +111,7 @@ def _divide(builder: Builder, operation: Operation) -> None:
         return builder.same(operation, below)
     if builder.in_weights:
         return builder.step(operation, torch.div, builder.resolve(above), builder.gain(builder.tensor(below)))
-    gated(builder, operation, above, below)
+    gated(builder, operation, above, below, shuts=False)
 
 
 def _add_product(builder: Builder, operation: Operation) -> None:
@@ -120,6 +121,8 @@ def _add_product(builder: Builder, operation: Operation) -> None:
     if builder.carries(left) and builder.carries(right):
         builder.gated = True
         product = builder.resolve(left)
+        if builder.open_gates:
+            return builder.step(operation, Gate(left.number, right.number), product, builder.resolve(right), builder.operand(base))
     elif builder.carries(left) or builder.carries(right):
         product = left if builder.carries(left) else right
         factor = builder.factor(right if builder.carries(left) else left)
@@ -139,6 +142,9 @@ def _convolution(builder: Builder, operation: Operation) -> None:
     if builder.carries(signal) and builder.carries(weight) and not builder.in_weights:
         # A kernel computed from the input gates it.
         builder.gated = True
+        if builder.open_gates:
+            meeting = Kernel(signal.number, weight.number, tuple(geometry))
+            return builder.step(operation, meeting, builder.resolve(signal), builder.resolve(weight))
         kernel = builder.constant(builder.tensor(weight).abs())
     else:
         kernel = builder.factor(weight)
@@ -191,16 +197,26 @@ def _copy(builder: Builder, operation: Operation) -> None:
 def _glu(builder: Builder, operation: Operation) -> None:
     signal, dim = operation.args[0], operation.args[1] if len(operation.args) > 1 else -1
     builder.gated = True
-    builder.step(operation, _open_half if builder.open_gates else _first_half, builder.resolve(signal), dim)
+    if builder.open_gates:
+        return builder.step(operation, Gate(signal.number, signal.number, halves=dim), builder.resolve(signal))
+    builder.step(operation, _first_half, builder.resolve(signal), dim)
 
 
 def _first_half(signal: Tensor, dim: int) -> Tensor:
     return signal.chunk(2, dim)[0]
 
 
-def _open_half(signal: Tensor, dim: int) -> Tensor:
-    first, second = signal.chunk(2, dim)
-    return first + first * second
+def _moments(builder: Builder, operation: Operation) -> None:
+    if not builder.open_gates:
+        return builder.stand_in(operation)
+    given = operation.bound()
+    dims = given.get("dim") or tuple(range(builder.tensor(given["self"]).dim()))
+    for index in range(len(operation.outputs)):
+        builder.step(operation, _mean, builder.resolve(given["self"]), dims, given.get("keepdim", False), output=index)
+
+
+def _mean(signal: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+    return signal.mean(dims, keepdim=keepdim)
 
 
 def _bicubic(builder: Builder, operation: Operation) -> None:
@@ -231,6 +247,7 @@ _RULES: dict[str, Rule] = {
     "copy": _copy,
     "minimum": _minimum,
     "glu": _glu,
+    **dict.fromkeys(("var_mean", "std_mean", "var", "std"), _moments),
     "upsample_bicubic2d": _bicubic,
     "_upsample_bicubic2d_aa": _bicubic,
     **dict.fromkeys(

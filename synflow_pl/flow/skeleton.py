@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from synflow_pl.flow.convolution import convolve, multiply
 from synflow_pl.flow.cuts import LONGEST_STRETCH, cuts, peak_power
+from synflow_pl.flow.meetings import Meeting
 from synflow_pl.flow.recording import Value
 
 __all__ = ["Block", "Skeleton", "Step", "magnitude"]
@@ -59,10 +61,18 @@ class StandIn:
     def __call__(self, signal: Tensor) -> Tensor:
         return signal if signal.shape == self.shape else signal.mean().expand(self.shape)
 
-    def off(self, signal: Tensor) -> float:
-        """How far the stand-in is from the operation on this flow: the sum of differences over the sum of the true values."""
-        true = self.truth(signal.detach())
-        return float((true - self(signal)).abs().sum() / true.abs().sum())
+    def off(self, signal: Tensor) -> float | None:
+        """How far the stand-in is from the operation on this flow, in [0, inf): the sum of differences over the sum of the true values.
+
+        ``None`` where that has no meaning: the operation cannot be computed on this flow (it needs complex numbers, or another shape
+        than a stand-in before it gave), is zero throughout, or is not finite.
+        """
+        try:
+            true = self.truth(signal.detach())
+            off = float((true - self(signal)).abs().sum() / true.abs().sum())
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return None
+        return off if math.isfinite(off) else None
 
 
 class Block(NamedTuple):
@@ -91,7 +101,10 @@ class Skeleton:
         gated: whether one signal gates another somewhere, so that there may be weights without flow by construction.
         separating: names of the weights that every path from input to output passes, once: a chain's layers.
         silent: names of multiplicative parameters that are zero throughout and count as ones.
+        uneven: names of the weights of which a removed entry is no zero in the kernel that is used (standardised weights).
     """
+
+    uneven: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -223,16 +236,17 @@ class Skeleton:
             total = self.flow(leaves, blocks, gains=gains, compute=compute, into=reused)
         return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
 
-    def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+    def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float | None]:
         """The operations that the skeleton has no rule for, by name, each with how far its stand-in is off on the flow through
-        ``weights``: the sum of differences over the sum of the true values; the worst where an operation is met several times.
+        ``weights``: the sum of differences over the sum of the true values; the worst where an operation is met several times, and
+        ``None`` where that cannot be computed.
         """
-        found: dict[str, float] = {}
+        found: dict[str, float | None] = {}
 
         def watch(step: Step | None, arguments: Sequence[Any]) -> None:
             if step is not None and isinstance(step.function, StandIn):
-                off = step.function.off(arguments[0])
-                found[step.function.operation] = max(off, found.get(step.function.operation, 0.0))
+                known = (found.get(step.function.operation), step.function.off(arguments[0]))
+                found[step.function.operation] = max((off for off in known if off is not None), default=None)
 
         if any(isinstance(step.function, StandIn) for step in self._steps):
             with torch.no_grad():
@@ -243,6 +257,15 @@ class Skeleton:
         """Names of the weights that act on the signal in a step; none unless it is a contraction."""
         return self._acting.get(step.outputs[0], ())
 
+    @property
+    def meetings(self) -> list[Meeting]:
+        """The functions of the steps in which two signals meet, where paths are looked for."""
+        return [step.function for step in self._steps if isinstance(step.function, Meeting)]
+
+    def reads_flow(self, step: Step) -> bool:
+        """Whether a step reads a value that carries flow."""
+        return not self._flow.isdisjoint(step.operands)
+
     def arrives(self, step: Step, arguments: Sequence[Any]) -> bool:
         """Whether any flow arrives at a step, given its arguments."""
         given = zip(step.args, arguments, strict=True)
@@ -251,8 +274,12 @@ class Skeleton:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is not as it should be, for a report: the operations without a rule, on the flow through the network as it is."""
-        off = [f"{name} (off by {share:.0%})" for name, share in self.unknown({}).items()]
-        return (f"operations without a rule, taken for the identity or an average: {', '.join(off)}",) if off else ()
+        off = [f"{name} (off by {share:.0%})" if share is not None else name for name, share in self.unknown({}).items()]
+        notes = [f"operations without a rule, taken for the identity or an average: {', '.join(off)}"] if off else []
+        if self.uneven:
+            names = ", ".join(sorted(self.uneven))
+            notes.append(f"removed weights are not zero in the kernel that is computed from them (standardised weights): {names}")
+        return tuple(notes)
 
     def conservation(self, weights: Mapping[str, Tensor]) -> float:
         """How far flow is from being conserved (Tanaka et al. 2020, Theorem 2), in [0, inf): what passes through each cut, the sum of

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.flow import Block
+from synflow_pl.flow import Block, Skeleton
 from synflow_pl.masks import prunable
 from synflow_pl.schedules import kept_weights
 
@@ -50,6 +50,7 @@ class Subject:
         batches: (images (N, C, H, W), labels (N,)) pairs for data-driven pruners.
         loss: (logits, labels) to a scalar, the mean over a batch.
         train_mode: whether data-driven pruners score in train mode.
+        skeleton: the network's skeleton, where the pruner made one; whether a path is left is seen in it.
     """
 
     network: nn.Module
@@ -64,6 +65,7 @@ class Subject:
     apart: dict[str, Tensor] = field(default_factory=dict)
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
     train_mode: bool = False
+    skeleton: Skeleton | None = None
 
     @property
     def kept(self) -> int:

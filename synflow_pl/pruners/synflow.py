@@ -42,7 +42,9 @@ class SynFlow(Pruner):
     def prepare(self, subject: Subject) -> None:
         assert subject.inputs is not None
         self._memory = {}
-        self._skeleton = skeleton = linearise(self.followed(subject.network), subject.inputs)
+        followed = self.followed(subject.network)
+        self._skeleton = skeleton = linearise(followed, subject.inputs)
+        subject.skeleton = skeleton if followed is subject.network else None
         for name, weight in subject.weights.items():
             positive = self.positive(weight)
             if not positive.any():

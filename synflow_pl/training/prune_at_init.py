@@ -305,6 +305,7 @@ class PruneAtInit(Callback):
             example_input=self._example(trainer, pl_module),
             batches=self._batches(trainer),
             loss=find_loss(pl_module),
+            on_collapse="ignore",  # the diagnosis that follows reports it
             **options,
         )
         if isinstance(pruner, Watched):

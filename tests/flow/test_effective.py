@@ -270,10 +270,15 @@ class Gated(nn.Module):
         return self.signal(x) * torch.sigmoid(self.gate(x))
 
 
-def test_a_gate_counts_where_there_is_something_to_gate() -> None:
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gate_counts_where_there_is_something_to_gate(bias: bool) -> None:
     masks = Masks({"signal.weight": torch.tensor([[True, False], [False, False]]), "gate.weight": torch.ones(2, 2, dtype=torch.bool)})
-    told = diagnose(Gated(), masks, input_shape=(2,))
-    assert [layer.effective for layer in told.layers] == [1, 2]  # the second unit's gate has nothing to gate
+    network = Gated()
+    if not bias:
+        nn.init.zeros_(network.signal.bias)
+    told = diagnose(network, masks, input_shape=(2,))
+    # The second unit's gate has only the signal's bias to gate, or nothing.
+    assert [layer.effective for layer in told.layers] == [1, 4 if bias else 2]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,127 @@
+"""Parameters: networks that cannot be pruned, and the parameters of a network that no mask covers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+__all__ = ["LeftOut", "check_network", "left_out", "left_out_note"]
+
+# A note names at most so many layers.
+_MOST_NAMES = 20
+# What a layer has beside its weights: never pruned, and so many that they are only counted.
+_PLAIN = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def check_network(network: object) -> None:
+    """Refuse a network that cannot be pruned or diagnosed as it is, in one sentence, before any work starts.
+
+    Args:
+        network: anything that was given as a network.
+
+    Raises:
+        TypeError: if it is not a module, or it or a part of it is compiled to TorchScript or wrapped for parallel training.
+        ValueError: if a parameter has no values that can be worked with: lazy, on the meta device, made in inference mode, or sparse.
+    """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
+    for name, module in network.named_modules():
+        where = f"the module {name!r}" if name else "the network"
+        kind = type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{where} is TorchScript ({kind}), whose operations cannot be recorded; prune the module that it was made from"
+                " and script that afterwards"
+            )
+        if isinstance(module, (DataParallel, DistributedDataParallel)) or kind == "FullyShardedDataParallel":
+            raise TypeError(f"{where} is wrapped in {kind}; prune the module inside it (its .module) and wrap that afterwards")
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ValueError(f"{name!r} is lazy and has no shape yet; run the network once on a batch, then prune it")
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name!r} is on the meta device and has no values; move the network by to_empty() and initialise it first"
+            )
+        if tensor.is_inference():
+            raise ValueError(
+                f"{name!r} was made in inference mode and cannot be changed; build the network outside torch.inference_mode()"
+            )
+        if tensor.layout not in (torch.strided, torch._mkldnn):  # type: ignore[attr-defined]
+            raise ValueError(f"{name!r} has the layout {tensor.layout}; a mask needs a dense tensor, so convert it by to_dense() first")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Parameters of one module that no mask covers.
+
+    Attributes:
+        module: its name, "" for the network itself.
+        kind: name of its class.
+        size: how many numbers they hold.
+        plain: whether they are a bias, a gain or a shift only.
+    """
+
+    module: str
+    kind: str
+    size: int
+    plain: bool
+
+
+def left_out(network: nn.Module, covered: Collection[str]) -> list[LeftOut]:
+    """List the parameters that no mask covers, by the module that owns them, in the network's order.
+
+    The parameters of a parametrisation go by the module whose weight it computes.
+
+    Args:
+        network: the network under study.
+        covered: names of the parameters that have a mask.
+    """
+    present = dict(network.named_parameters(remove_duplicate=False))
+    seen = {id(present[name]) for name in covered if name in present}
+    found: dict[str, LeftOut] = {}
+    for name, parameter in network.named_parameters():
+        if id(parameter) in seen:
+            continue
+        owner = name.rpartition(".")[0]
+        owner = owner.partition("parametrizations.")[0].rstrip(".") if "parametrizations" in owner.split(".") else owner
+        module = network.get_submodule(owner)
+        before = found.get(owner, LeftOut(owner, _kind(module), 0, True))
+        plain = isinstance(module, _PLAIN) or _is_bias(name, parameter)
+        found[owner] = LeftOut(owner, before.kind, before.size + parameter.numel(), before.plain and plain)
+    return list(found.values())
+
+
+def left_out_note(network: nn.Module, parts: Collection[LeftOut], *, all_of_them: bool = True) -> str | None:
+    """Say in one sentence how many parameters take no part, and whose they are; ``None`` if there are none.
+
+    Args:
+        network: the network under study.
+        parts: as :func:`left_out` gives them.
+        all_of_them: ``False`` gives ``None`` where only biases, gains and shifts are left out.
+    """
+    named = [part for part in parts if not part.plain]
+    plain = sum(part.size for part in parts if part.plain)
+    if not parts or not (named or all_of_them):
+        return None
+    total = sum(parameter.numel() for parameter in network.parameters())
+    listed = [f"{part.module or type(network).__name__} ({part.kind}, {part.size:,})" for part in named[:_MOST_NAMES]]
+    if len(named) > _MOST_NAMES:
+        listed.append(f"{len(named) - _MOST_NAMES} more ({sum(part.size for part in named[_MOST_NAMES:]):,})")
+    if plain:
+        listed.append(f"biases and normalisations ({plain:,})")
+    return f"{sum(part.size for part in parts):,} of {total:,} parameters take no part and stay dense: {', '.join(listed)}"
+
+
+def _kind(module: nn.Module) -> str:
+    if nn.utils.parametrize.is_parametrized(module):
+        return f"{type(module).__mro__[1].__name__}, parametrised"
+    computed = isinstance(getattr(module, "weight", None), Tensor) and "weight" not in (*module._parameters, *module._buffers)
+    return type(module).__name__ + (", weight computed" if computed else "")
+
+
+def _is_bias(name: str, parameter: Tensor) -> bool:
+    return parameter.dim() < 2 and "bias" in name.rpartition(".")[2]
