@@ -69,13 +69,16 @@ class Agreement:
             except Unverifiable:
                 raise error from None
 
+    def widened(self, network: nn.Module) -> nn.Module:
+        """Convert a network, in place, to the precision that outputs are compared in: double where the forward pass allows it."""
+        return network.to(self._dtype) if self._dtype else network
+
     def difference(self, small: nn.Module) -> str:
         """Run the smaller network and say where its outputs differ, as in ``output[1] in train mode``; "" where they agree.
 
         Args:
-            small: The smaller network. It is changed.
+            small: The smaller network, :meth:`widened`. It is changed.
         """
-        small = small.to(self._dtype) if self._dtype else small
         found = [self._run(small, trial, training)[0] for trial, training in self._trials]
         exact = [{path: EXACT * _size(leaf) if self._dtype else 0.0 for path, leaf in made.items()} for made in self._truth]
         if not (where := self._apart(found, exact)):
@@ -99,8 +102,7 @@ class Agreement:
         self._trials: list[tuple[Inputs, bool]] = []
         self._truth: list[Leaves] = []
         self._coarse = False
-        whole = self._build()
-        whole = whole.to(self._dtype) if self._dtype else whole
+        whole = self.widened(self._build())
         example, *noise = _candidates(inputs)
         reads: list[Counter[str]] = []
         error = self._first_accepted(whole, [example], False, reads)
@@ -166,8 +168,7 @@ class Agreement:
 
     def _nudged(self, step: float) -> list[Leaves]:
         """What the whole network gives after its floating-point inputs and parameters are changed by about ``step`` of their size."""
-        whole = self._build()
-        whole = whole.to(self._dtype) if self._dtype else whole
+        whole = self.widened(self._build())
         with _seeded(), torch.no_grad():
             for parameter in whole.parameters():
                 if parameter.is_floating_point():

@@ -282,7 +282,7 @@ class Compaction:
 
     def _fault(self, network: nn.Module, agreement: Agreement) -> tuple[str, str | None]:
         """What is wrong with the smaller network, "" if nothing, and the module in which it fails."""
-        small = duplicate(network)
+        small = agreement.widened(duplicate(network))  # before it gets its tensors, which are in double precision
         running: list[str] = []
         for name, module in small.named_modules():
             module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
@@ -314,6 +314,11 @@ def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
         raise ValueError(_converts(network, conversions)) from error
     if conversions.called:
         raise ValueError(_converts(network, conversions))
+    if (other := next((x for x in recording.tensors if x.layout != torch.strided), None)) is not None:
+        raise ValueError(
+            f"{type(network).__name__}.forward computes with tensors of layout {other.layout}, which compaction cannot follow; use"
+            " dense tensors, or leave the network whole"
+        )
     return recording
 
 
