@@ -114,8 +114,9 @@ class Compaction:
         """Decide what is kept, until the smaller network is verified: what stands against it, if anything does."""
         agreement = None
         whole: dict[str, str] = {}  # modules that cannot be smaller, with the reason
+        fixed: set[str] = set()  # modules whose grouped convolutions cannot have fewer groups
         while True:
-            self._units: Coupling = Coupling(self._recording, whole)
+            self._units: Coupling = Coupling(self._recording, whole, fixed)
             self._roots: Tensor = self._units.roots()
             self._readings: list[Reading] = self._read(masks)
             if self._branching:
@@ -137,11 +138,18 @@ class Compaction:
             self.notes += (agreement.note,) if agreement.note else ()
             if where is None:
                 return fault
+            if where not in fixed and self._has_groups(where):
+                fixed.add(where)
+                continue
             while where in whole:  # the modules around it may depend on its size
                 if not where:
                     return fault
                 where = where.rpartition(".")[0]
             whole[where] = fault
+
+    def _has_groups(self, module: str) -> bool:
+        convolutions = (operation for operation in self._recording.operations if operation.name == "convolution")
+        return any(operation.module == module and operation.bound()["groups"] > 1 for operation in convolutions)
 
     # -- what is known
 
@@ -309,6 +317,10 @@ def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
         with pinning(network), conversions:
             recording = record(network, inputs)
     except RuntimeError as error:
+        if isinstance(error, NotImplementedError):
+            raise ValueError(
+                f"{type(network).__name__}.forward has an operation that cannot be recorded ({first_line(error)})"
+            ) from error
         if not conversions.called:
             raise
         raise ValueError(_converts(network, conversions)) from error

@@ -72,9 +72,9 @@ def replay(
             branching.append(operation)
         made: list[Tensor | None]
         if blurred or operation.name in _FORGETFUL or (some and not followed(operation)):
-            made = [None if value is None else _all_nan(recording.tensors[value.number]) for value in operation.outputs]
+            made = _varying(operation, recording)
         else:
-            made = _run(operation, tensor)
+            made = _attempt(operation, tensor, recording)
         for value, result in zip(operation.outputs, made, strict=True):
             if value is None or result is None:
                 continue
@@ -104,6 +104,18 @@ _FORGETFUL = frozenset(
 
 def _all_nan(recorded: Tensor) -> Tensor:
     return torch.full_like(recorded, NAN, dtype=torch.float64) if recorded.is_floating_point() else recorded
+
+
+def _attempt(operation: Operation, tensor: Callable[[Value], Tensor], recording: Recording) -> list[Tensor | None]:
+    """Run an operation; one that is not implemented in double precision counts as varying."""
+    try:
+        return _run(operation, tensor)
+    except RuntimeError:
+        return _varying(operation, recording)
+
+
+def _varying(operation: Operation, recording: Recording) -> list[Tensor | None]:
+    return [None if value is None else _all_nan(recording.tensors[value.number]) for value in operation.outputs]
 
 
 def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor | None]:

@@ -12,7 +12,7 @@ No layer or architecture is known here, only ATen operations (:mod:`synflow_pl.f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -48,6 +48,7 @@ class Coupling:
     Args:
         recording: of the network.
         whole: by name, modules in which nothing may be smaller, with the reason.
+        fixed: names of modules whose forward fixes the number of groups of its grouped convolutions.
 
     Attributes:
         axes: by value number, the numbers along each of its dimensions.
@@ -57,8 +58,8 @@ class Coupling:
         notes: what to know, in whole sentences without a full stop.
     """
 
-    def __init__(self, recording: Recording, whole: Mapping[str, str] = MappingProxyType({})) -> None:
-        self.recording = recording
+    def __init__(self, recording: Recording, whole: Mapping[str, str] = MappingProxyType({}), fixed: Collection[str] = ()) -> None:
+        self.recording, self.fixed = recording, fixed
         self.axes: dict[int, list[Axis]] = {}
         self.pinned: list[tuple[Tensor, str]] = []
         self.contractions: list[Contraction] = []
@@ -164,7 +165,8 @@ def _unknown(units: Coupling, operation: Operation) -> None:
 
 def _pointwise(units: Coupling, operation: Operation) -> None:
     output = operation.outputs[0]
-    assert output is not None
+    if output is None:  # a comparison of whole tensors gives a Python number
+        return _unknown(units, operation)
     shape = units.tensor(output).shape
     axes: list[Axis] = []
     for place in range(-len(shape), 0):
@@ -191,7 +193,8 @@ def _convolution(units: Coupling, operation: Operation) -> None:
         return _unknown(units, operation)
     units.pin(kernel, "the extent of a kernel")
     if groups > 1:
-        rows = _groups(units, groups, channels, first, second, transposed)
+        still = transposed or operation.module in units.fixed
+        rows = _groups(units, groups, channels, first, second, still)
     else:
         rows, columns = (second, first) if transposed else (first, second)
         units.contract(operation, signal, weight, rows, columns, channels)
@@ -200,9 +203,9 @@ def _convolution(units: Coupling, operation: Operation) -> None:
     units.set(operation, [None, rows, *[None] * len(kernel)])
 
 
-def _groups(units: Coupling, groups: int, channels: Axis, first: Axis, second: Axis, transposed: bool) -> Axis:
+def _groups(units: Coupling, groups: int, channels: Axis, first: Axis, second: Axis, still: bool) -> Axis:
     """In a grouped convolution all inputs and outputs of a group go together, or groups would differ in size."""
-    if transposed or channels is None or first is None:  # a kernel that is computed or fixed may have no rows to take out
+    if still or channels is None or first is None:  # a kernel that is computed or fixed may have no rows to take out
         units.pin([channels, first, second], "a grouped convolution of fixed size")
         return None
     units.pin([second], "the size of a group")

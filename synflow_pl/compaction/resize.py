@@ -47,6 +47,7 @@ def resize(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
             for name, there in held.items():
                 if there is not None and id(there) in replaced:
                     held[name] = replaced[id(there)]  # type: ignore[assignment]
+    for module in network.modules():  # a weight may be computed from parameters of modules below
         for hook in module._forward_pre_hooks.values():
             _compute(module, hook)
         _account(module)
