@@ -7,28 +7,25 @@ row keeps every column that matters to it, and with the column all that goes wit
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from synflow_pl.compaction.agreement import Agreement, Unverifiable, duplicate, first_line
+from synflow_pl.compaction.branches import Conversions
 from synflow_pl.compaction.constants import replay, varying
 from synflow_pl.compaction.coupling import OUTPUT, Coupling
+from synflow_pl.compaction.outputs import Opaque, pinning
 from synflow_pl.compaction.reading import Reading, read
 from synflow_pl.compaction.resize import resize
-from synflow_pl.flow import evaluating, example_of, record
-from synflow_pl.flow.recording import Operation
+from synflow_pl.flow import example_of, record
+from synflow_pl.flow.recording import Operation, Recording
 from synflow_pl.masks import Masks
 
 __all__ = ["Compaction", "compact"]
-
-EXACT = 1e-9
-"""Largest difference that is put down to rounding in double precision, of the largest output."""
 
 
 def compact(
@@ -78,28 +75,17 @@ class Compaction:
         masks.parameters(network)
         self._training = training
         self._full = _masked(network, masks)
-        self._recording = record(network, inputs)
+        self._recording = _recorded(network, inputs)
         self._biases = self._own_biases(network)
-        whole: dict[str, str] = {}  # modules that cannot be smaller, with the reason
-        while True:
-            self._units = Coupling(self._recording, whole)
-            self._roots = self._units.roots()
-            self._readings = self._read(masks)
-            self._alive = self._keep()
-            self.kept = self._indices()
-            self.notes = self._explain(network, masks)
-            smaller = self._smaller()
-            fault, where = self._fault(network, masks, inputs, smaller)
-            if fault is None or not where or where in whole:
-                break
-            whole[where] = fault
-        self.network = resize(copy.deepcopy(network), smaller)
-        self.masks = Masks({name: self.cut(name, masks[name]) for name in masks}, masks.followers)
-        if fault is not None:
+        self.notes: tuple[str, ...] = ()
+        self._tensors: dict[str, Tensor] = {}
+        if not (fault := self._shrink(network, masks, inputs)):
+            self.network = resize(duplicate(network), self._tensors)
+            self.masks = Masks({name: self.cut(name, masks[name]) for name in masks}, masks.followers)
+        else:
             self.kept = {name: [torch.arange(size) for size in tensor.shape] for name, tensor in self._full.items()}
             self.notes = (f"nothing was taken out: {fault}",)
-            self.network, self.masks = copy.deepcopy(network), masks
-            masks.apply(self.network)
+            self.network, self.masks = _whole(network, masks), masks
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         """What is left of a tensor in the shape of the parameter or buffer ``name``."""
@@ -123,6 +109,47 @@ class Compaction:
         lines = [f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}".rstrip() for row in rows]
         rule = "-" * max(map(len, lines))
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *(f"Kept: {note}." for note in self.notes)])
+
+    def _shrink(self, network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> str:
+        """Decide what is kept, until the smaller network is verified: what stands against it, if anything does."""
+        agreement = None
+        whole: dict[str, str] = {}  # modules that cannot be smaller, with the reason
+        fixed: set[str] = set()  # modules whose grouped convolutions cannot have fewer groups
+        while True:
+            self._units: Coupling = Coupling(self._recording, whole, fixed)
+            self._roots: Tensor = self._units.roots()
+            self._readings: list[Reading] = self._read(masks)
+            if self._branching:
+                return (
+                    f"{type(network).__name__}.forward reads values of tensors that depend on its input"
+                    f" ({_places(self._branching)}), and may take another branch on other values"
+                )
+            self._alive: Tensor = self._keep()
+            self.kept = self._indices()
+            self.notes = self._explain(network, masks)
+            self._tensors = self._smaller()
+            if whole and all(self._tensors[name].shape == tensor.shape for name, tensor in self._full.items()):
+                return next(iter(whole.values()))
+            try:
+                agreement = agreement or Agreement(partial(_whole, network, masks), inputs, training=self._training)
+            except Unverifiable as error:
+                return str(error)
+            fault, where = self._fault(network, agreement)
+            self.notes += (agreement.note,) if agreement.note else ()
+            if where is None:
+                return fault
+            if where not in fixed and self._has_groups(where):
+                fixed.add(where)
+                continue
+            while where in whole:  # the modules around it may depend on its size
+                if not where:
+                    return fault
+                where = where.rpartition(".")[0]
+            whole[where] = fault
+
+    def _has_groups(self, module: str) -> bool:
+        convolutions = (operation for operation in self._recording.operations if operation.name == "convolution")
+        return any(operation.module == module and operation.bound()["groups"] > 1 for operation in convolutions)
 
     # -- what is known
 
@@ -163,7 +190,7 @@ class Compaction:
                 foldable = self._sources.get(found.weight.number) in self._biases
                 readings.append(read(found, operation, self._recording.tensors[made.number], tensor, foldable))  # type: ignore[arg-type]
 
-        replay(self._recording, self._given(masks), watch)
+        self._branching = replay(self._recording, self._given(masks), watch)
         return readings
 
     def _given(self, masks: Masks) -> dict[int, Tensor]:
@@ -261,37 +288,69 @@ class Compaction:
 
     # -- whether it is so
 
-    def _fault(
-        self, network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...], smaller: dict[str, Tensor]
-    ) -> tuple[str | None, str]:
-        """Run both on noise in double precision: what is wrong with the smaller one, if anything, and in which module."""
-        with torch.random.fork_rng():
-            noise = tuple(torch.cat([_noise(tensor), _noise(tensor)]) for tensor in inputs)
-        whole = copy.deepcopy(network).double()
-        masks.apply(whole)
-        try:
-            truth = _outputs(whole, noise)
-        except RuntimeError as error:
-            return f"in double precision, {type(network).__name__}.forward fails ({str(error).splitlines()[0]})", ""
-        del whole  # two large networks at a time are enough
-        small = resize(copy.deepcopy(network).double(), smaller)
+    def _fault(self, network: nn.Module, agreement: Agreement) -> tuple[str, str | None]:
+        """What is wrong with the smaller network, "" if nothing, and the module in which it fails."""
+        small = agreement.widened(duplicate(network))  # before it gets its tensors, which are in double precision
         running: list[str] = []
         for name, module in small.named_modules():
             module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
             module.register_forward_hook(lambda *_: (running.pop(), None)[1])
         try:
-            found = _outputs(small, noise)
-            if self._training:
-                with torch.random.fork_rng(), _double():
-                    small.train()(*noise)
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-            where = running[-1] if running else ""
-            what = type(small.get_submodule(where)).__name__
-            return f"with smaller layers, {what}.forward fails ({str(error).splitlines()[0]})", where
-        for a, b in zip(truth, found, strict=True):
-            if a.shape != b.shape or not float((a - b).abs().max()) <= EXACT * float(a.abs().max()):
-                return f"{type(network).__name__} with smaller layers gives something else; its forward depends on their sizes", ""
-        return None, ""
+            where = agreement.difference(resize(small, self._tensors))
+        except Opaque:
+            raise
+        except Exception as error:  # a forward may raise anything
+            module = small.get_submodule(running[-1] if running else "")
+            return f"with smaller layers, {type(module).__name__}.forward fails ({first_line(error)})", running[-1] if running else ""
+        if where:
+            return (
+                f"{type(network).__name__} with smaller layers gives something else ({where}); its forward depends on their sizes",
+                None,
+            )
+        return "", None
+
+
+def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
+    """The recording of a network, in which every tensor that it returns is an output."""
+    conversions = Conversions()
+    try:
+        with pinning(network), conversions:
+            recording = record(network, inputs)
+    except RuntimeError as error:
+        if isinstance(error, NotImplementedError):
+            raise ValueError(
+                f"{type(network).__name__}.forward has an operation that cannot be recorded ({first_line(error)})"
+            ) from error
+        if not conversions.called:
+            raise
+        raise ValueError(_converts(network, conversions)) from error
+    if conversions.called:
+        raise ValueError(_converts(network, conversions))
+    if (other := next((x for x in recording.tensors if x.layout != torch.strided), None)) is not None:
+        raise ValueError(
+            f"{type(network).__name__}.forward computes with tensors of layout {other.layout}, which compaction cannot follow; use"
+            " dense tensors, or leave the network whole"
+        )
+    return recording
+
+
+def _converts(network: nn.Module, conversions: Conversions) -> str:
+    return (
+        f"{type(network).__name__}.forward reads values of tensors by {conversions.called}, so it may take another branch on other"
+        " values and cannot be compacted; compute with tensors throughout, or leave the network whole"
+    )
+
+
+def _places(operations: Sequence[Operation]) -> str:
+    """Operations with the modules that called them, each once."""
+    return ", ".join(dict.fromkeys(f"{x.name} in {x.module}" if x.module else x.name for x in operations))
+
+
+def _whole(network: nn.Module, masks: Masks) -> nn.Module:
+    """A copy of the network with removed weights at zero."""
+    whole = duplicate(network)
+    masks.apply(whole)
+    return whole
 
 
 def _masked(network: nn.Module, masks: Masks) -> dict[str, Tensor]:
@@ -303,26 +362,3 @@ def _masked(network: nn.Module, masks: Masks) -> dict[str, Tensor]:
     for name, mask in masks.items():
         found[name].masked_fill_(~mask.to(found[name].device), 0)
     return found
-
-
-def _noise(tensor: Tensor) -> Tensor:
-    """Another input of that kind; whole numbers in another order, since what they mean is not known."""
-    if tensor.is_floating_point():
-        return torch.randn_like(tensor, dtype=torch.float64)
-    return tensor.flatten()[torch.randperm(tensor.numel(), device=tensor.device)].view_as(tensor)
-
-
-@contextmanager
-def _double() -> Iterator[None]:
-    """What is made of whole numbers is in double precision inside."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    with evaluating(network), torch.no_grad(), _double():
-        return [leaf for leaf in tree_leaves(network(*inputs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

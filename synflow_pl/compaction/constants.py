@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+from synflow_pl.compaction.branches import decisive
 from synflow_pl.compaction.coupling import BATCH_NORMS, VIEWS, followed
 from synflow_pl.flow.recording import Operation, Recording, Value
 
@@ -36,7 +37,7 @@ def varying(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def replay(
     recording: Recording, given: Mapping[int, Tensor], watch: Watch, after: Callable[[Operation, Tensor], None] | None = None
-) -> None:
+) -> list[Operation]:
     """Run a recording on other numbers.
 
     Args:
@@ -44,7 +45,11 @@ def replay(
         given: by value number, tensors in place of the recorded ones: NaN is what varies.
         watch: called before each operation with its place, itself, and what gives the tensor of a value.
         after: called after each operation with itself and what it gave first.
+
+    Returns:
+        The operations by which Python saw something of what varies, so that the forward pass may take another branch on other values.
     """
+    branching: list[Operation] = []
     values: dict[int, Tensor] = dict(given)
     # Inputs of whole numbers, and indices and comparisons that were made from a NaN.
     changing = {value.number for value in recording.inputs if not recording.tensors[value.number].is_floating_point()}
@@ -54,17 +59,22 @@ def replay(
         found = recording.tensors[value.number] if found is None else found
         return found.double() if found.is_floating_point() else found
 
+    def varies(value: Value) -> bool:
+        return value.number in changing or (tensor(value).is_floating_point() and bool(tensor(value).isnan().any()))
+
     last = {value.number: index for index, operation in enumerate(recording.operations) for value in operation.reads}
     for index, operation in enumerate(recording.operations):
         watch(index, operation, tensor)
         reads = operation.reads
         blurred = any(value.number in changing for value in reads)
-        some = blurred or any(tensor(value).isnan().any() for value in reads if tensor(value).is_floating_point())
+        some = any(map(varies, reads))
+        if any(varies(value) for value in _decisive(operation, tensor)):
+            branching.append(operation)
         made: list[Tensor | None]
         if blurred or operation.name in _FORGETFUL or (some and not followed(operation)):
-            made = [None if value is None else _all_nan(recording.tensors[value.number]) for value in operation.outputs]
+            made = _varying(operation, recording)
         else:
-            made = _run(operation, tensor)
+            made = _attempt(operation, tensor, recording)
         for value, result in zip(operation.outputs, made, strict=True):
             if value is None or result is None:
                 continue
@@ -76,14 +86,36 @@ def replay(
         for value in reads:
             if last[value.number] == index and value.number not in given:
                 values.pop(value.number, None)
+    return branching
+
+
+def _decisive(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Value]:
+    arguments = decisive(
+        operation.target, operation.args, lambda x: isinstance(x, Value) and tensor(x).dtype in (torch.bool, torch.uint8)
+    )
+    return [leaf for leaf in tree_leaves(arguments, is_leaf=lambda x: isinstance(x, Value)) if isinstance(leaf, Value)]
 
 
 # Their results cannot be had from the numbers alone: memory as it lies, and random numbers.
-_FORGETFUL = frozenset("as_strided empty empty_strided bernoulli rand randn rand_like randn_like native_dropout".split())
+_FORGETFUL = frozenset(
+    """as_strided empty empty_like new_empty empty_strided bernoulli rand randn rand_like randn_like native_dropout""".split()
+)
 
 
 def _all_nan(recorded: Tensor) -> Tensor:
     return torch.full_like(recorded, NAN, dtype=torch.float64) if recorded.is_floating_point() else recorded
+
+
+def _attempt(operation: Operation, tensor: Callable[[Value], Tensor], recording: Recording) -> list[Tensor | None]:
+    """Run an operation; one that is not implemented in double precision counts as varying."""
+    try:
+        return _run(operation, tensor)
+    except RuntimeError:
+        return _varying(operation, recording)
+
+
+def _varying(operation: Operation, recording: Recording) -> list[Tensor | None]:
+    return [None if value is None else _all_nan(recording.tensors[value.number]) for value in operation.outputs]
 
 
 def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor | None]:

@@ -12,7 +12,7 @@ No layer or architecture is known here, only ATen operations (:mod:`synflow_pl.f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -48,6 +48,7 @@ class Coupling:
     Args:
         recording: of the network.
         whole: by name, modules in which nothing may be smaller, with the reason.
+        fixed: names of modules whose forward fixes the number of groups of its grouped convolutions.
 
     Attributes:
         axes: by value number, the numbers along each of its dimensions.
@@ -57,8 +58,8 @@ class Coupling:
         notes: what to know, in whole sentences without a full stop.
     """
 
-    def __init__(self, recording: Recording, whole: Mapping[str, str] = MappingProxyType({})) -> None:
-        self.recording = recording
+    def __init__(self, recording: Recording, whole: Mapping[str, str] = MappingProxyType({}), fixed: Collection[str] = ()) -> None:
+        self.recording, self.fixed = recording, fixed
         self.axes: dict[int, list[Axis]] = {}
         self.pinned: list[tuple[Tensor, str]] = []
         self.contractions: list[Contraction] = []
@@ -164,7 +165,8 @@ def _unknown(units: Coupling, operation: Operation) -> None:
 
 def _pointwise(units: Coupling, operation: Operation) -> None:
     output = operation.outputs[0]
-    assert output is not None
+    if output is None:  # a comparison of whole tensors gives a Python number
+        return _unknown(units, operation)
     shape = units.tensor(output).shape
     axes: list[Axis] = []
     for place in range(-len(shape), 0):
@@ -191,7 +193,8 @@ def _convolution(units: Coupling, operation: Operation) -> None:
         return _unknown(units, operation)
     units.pin(kernel, "the extent of a kernel")
     if groups > 1:
-        rows = _groups(units, groups, channels, first, second, transposed)
+        still = transposed or operation.module in units.fixed
+        rows = _groups(units, groups, channels, first, second, still)
     else:
         rows, columns = (second, first) if transposed else (first, second)
         units.contract(operation, signal, weight, rows, columns, channels)
@@ -200,15 +203,13 @@ def _convolution(units: Coupling, operation: Operation) -> None:
     units.set(operation, [None, rows, *[None] * len(kernel)])
 
 
-def _groups(units: Coupling, groups: int, channels: Axis, first: Axis, second: Axis, transposed: bool) -> Axis:
+def _groups(units: Coupling, groups: int, channels: Axis, first: Axis, second: Axis, still: bool) -> Axis:
     """In a grouped convolution all inputs and outputs of a group go together, or groups would differ in size."""
-    assert first is not None
-    assert second is not None
-    if transposed or channels is None:
+    if still or channels is None or first is None:  # a kernel that is computed or fixed may have no rows to take out
         units.pin([channels, first, second], "a grouped convolution of fixed size")
         return None
     units.pin([second], "the size of a group")
-    if len(second) > 1:
+    if len(channels) > groups:
         units.notes.add("of a grouped convolution with several channels to a group, only whole groups can go")
     for inputs, rows in zip(channels.chunk(groups), first.chunk(groups), strict=True):
         whole = torch.cat([inputs, rows])
@@ -437,6 +438,47 @@ def _reshaped(units: Coupling, axes: list[Axis], before: list[int], after: list[
     return free
 
 
+def _sized(units: Coupling, operation: Operation) -> None:
+    """A new tensor whose size is given by numbers: it reads nothing, and what meets it meets a dimension of fixed size."""
+
+
+def _index(units: Coupling, operation: Operation) -> None:
+    """Entries at given places along some dimensions; the others stay as they are."""
+    signal, indices = units.of(operation.args[0]), list(operation.args[1])
+    places = [place for place, index in enumerate(indices) if index is not None]
+    given = [units.tensor(indices[place]) for place in places]
+    if any(index.dtype in (torch.bool, torch.uint8) for index in given):
+        return _unknown(units, operation)
+    for place in places:
+        units.pin(units.of(indices[place]), "used as an index")
+    units.pin([signal[place] for place in places], "indexed")
+    made: list[Axis] = [None] * max(index.dim() for index in given)
+    rest = [axis for place, axis in enumerate(signal) if place not in places]
+    first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
+    units.set(operation, [*rest[:first], *made, *rest[first:]])
+
+
+def _index_select(units: Coupling, operation: Operation) -> None:
+    signal, dim = list(units.of(operation.args[0])), operation.args[1]
+    if not signal:
+        return _unknown(units, operation)
+    units.pin([signal[dim], *units.of(operation.args[2])], "indexed")
+    signal[dim] = None
+    units.set(operation, signal)
+
+
+def _index_add(units: Coupling, operation: Operation) -> None:
+    """Entries are added at given places along one dimension."""
+    value, dim, index, added = operation.args[:4]
+    signal, other = units.of(value), units.of(added)
+    if not signal or len(signal) != len(other):
+        return _unknown(units, operation)
+    dim %= len(signal)
+    units.pin([signal[dim], other[dim], *units.of(index)], "indexed")
+    joined = [None if place == dim else units.join(*both) for place, both in enumerate(zip(signal, other, strict=True))]
+    units.set(operation, joined)
+
+
 def _same(units: Coupling, operation: Operation) -> None:
     units.set(operation, units.of(operation.args[0]))
 
@@ -480,4 +522,9 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("split", "split_with_sizes"), _split),
     **dict.fromkeys(VIEWS, _view),
     **dict.fromkeys(("alias", "detach", "_to_copy", "lift_fresh", "contiguous"), _same),
+    **dict.fromkeys("zeros_like ones_like full_like empty_like rand_like randn_like".split(), _same),
+    **dict.fromkeys("new_zeros new_ones new_full new_empty".split(), _sized),
+    "index": _index,
+    "index_select": _index_select,
+    "index_add": _index_add,
 }

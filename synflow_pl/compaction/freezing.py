@@ -24,6 +24,8 @@ def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Mask
     """The masks, and with them as followers the biases of linear and convolution layers and the gains and shifts of BatchNorms: living
     where the input can reach their unit.
 
+    Nothing is held if the forward pass may take another branch on other values of its input.
+
     Args:
         network: the network under study; left as it is.
         masks: its masks.
@@ -64,7 +66,8 @@ def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Mask
         elif operation.name == "addmm":
             note([operation.args[0]], made)
 
-    replay(recording, given, before, after)
+    if replay(recording, given, before, after):
+        return masks  # on other values the input may take another way
     held = {name: alive for name, alive in reached.items() if not alive.all() and name not in masks}
     both = {name: masks[name] & reached[name] for name in masks.followers if name in reached}
     return Masks({**masks, **held, **both}, [*masks.followers, *held])

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 __all__ = ["resize"]
 
@@ -42,8 +47,22 @@ def resize(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
             for name, there in held.items():
                 if there is not None and id(there) in replaced:
                     held[name] = replaced[id(there)]  # type: ignore[assignment]
+    for module in network.modules():  # a weight may be computed from parameters of modules below
+        for hook in module._forward_pre_hooks.values():
+            _compute(module, hook)
         _account(module)
     return network
+
+
+@torch.no_grad()
+def _compute(module: nn.Module, hook: Any) -> None:
+    """Weights that torch computes before each forward and keeps as attributes get their new shape."""
+    if isinstance(hook, BasePruningMethod):
+        hook(module, ())
+    elif isinstance(hook, WeightNorm):
+        setattr(module, hook.name, hook.compute_weight(module))
+    elif isinstance(hook, SpectralNorm):
+        setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
 
 
 def _account(module: nn.Module) -> None:
