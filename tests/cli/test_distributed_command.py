@@ -229,6 +229,7 @@ def test_a_signal_ends_both_processes_within_a_batch(folder: Path, number: signa
     assert read(folder / "lightning_logs/two/checkpoints/last.ckpt")["global_step"] <= before + 2
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_training_ends_both_processes(folder: Path) -> None:
     words = ["--pruning.rounds", "100000", "--run", "two"]
     pruned = folder / "lightning_logs/two/metrics.csv"
