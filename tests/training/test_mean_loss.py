@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from test_classifier import Fixed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -81,6 +81,34 @@ def test_each_of_several_validation_loaders_has_metrics_of_its_own() -> None:
         [(2 * fixed_loss(0) + fixed_loss(1)) / 3, (3 * fixed_loss(0) + fixed_loss(6)) / 4]
     )
     assert [each[f"val/accuracy/dataloader_idx_{index}"] for index, each in enumerate(found)] == pytest.approx([2 / 3, 3 / 4])
+
+
+class Interrupted(Callback):
+    """Fails in the second batch of training, validation or test."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            raise FloatingPointError
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    on_test_batch_start = on_validation_batch_start
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_an_interrupted_stage_leaves_nothing_in_the_metrics_of_the_next(stage: str) -> None:
+    module = Classifier(Fixed([6.0, 5, 4, 3, 2, 1, 0]), 7, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    options: dict[str, Any] = {"max_epochs": 1, **QUIET}
+    with pytest.raises(FloatingPointError):
+        getattr(Trainer(callbacks=[Interrupted()], **options), stage)(module, loader([6] * 8, 2))
+    run = Trainer(**options)
+    getattr(run, stage)(module, loader([0] * 8, 2))
+    name = {"fit": "train", "validate": "val", "test": "test"}[stage]
+    assert float(run.callback_metrics[f"{name}/loss"]) == pytest.approx(fixed_loss(0))
+    assert float(run.callback_metrics[f"{name}/accuracy"]) == 1
 
 
 def test_metrics_add_nothing_to_the_weights_of_a_classifier() -> None:
