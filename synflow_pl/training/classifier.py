@@ -68,6 +68,23 @@ class Classifier(LightningModule):
         if self.compiled and self.network._compiled_call_impl is None:
             self.network.compile()
 
+    def on_fit_start(self) -> None:
+        """Reset all metrics: a fit that was interrupted left its own in them."""
+        self._reset_metrics("train", "val", "test_each_epoch")
+
+    def on_validation_start(self) -> None:
+        """Reset the metrics of a validation."""
+        self._reset_metrics("val", "test_each_epoch")
+
+    def on_test_start(self) -> None:
+        """Reset the metrics of a test."""
+        self._reset_metrics("test")
+
+    def _reset_metrics(self, *stages: str) -> None:
+        for stage in stages:
+            for metric in (getattr(self, f"{stage}_metrics"), self.losses[f"{stage}_loss"]):
+                metric.reset()
+
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, num_classes)."""
         if self.channels_last:
@@ -104,8 +121,7 @@ class Classifier(LightningModule):
             self._step(batch, "test_each_epoch" if dataloader_idx else "val", add_dataloader_idx=False)
         else:
             if dataloader_idx and not batch_idx:  # the metrics of the loader before have been computed
-                for metric in (self.val_metrics, self.losses["val_loss"]):
-                    metric.reset()  # type: ignore[operator]
+                self._reset_metrics("val")
             self._step(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:

@@ -39,8 +39,7 @@ def compute_on_all_ranks(trainer: Trainer) -> None:
 class _Eager(_LoggerConnector):
     """Computes the metrics that were logged in steps when the last step has ended."""
 
-    ending = False
-    """Whether the last step has ended and the hooks of the epoch's end run."""
+    ending = False  # true from the end of the last step to the end of the epoch's last hook
 
     def epoch_end_reached(self) -> None:
         super().epoch_end_reached()

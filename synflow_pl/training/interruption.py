@@ -46,7 +46,7 @@ class Interruption:
 
         Args:
             trainer: the trainer of the fit, with Lightning's handlers in place.
-            numbers: signals to handle; by default all that this class speaks of.
+            numbers: signals to handle; by default SIGINT, SIGTERM and, in a SLURM job, SIGUSR1.
         """
         if trainer.received_sigterm:
             self._wish = self._wish or signal.SIGTERM

@@ -195,6 +195,34 @@ def test_two_processes_that_show_their_progress_end_by_themselves(folder: Path, 
     assert read(folder / "lightning_logs/two/checkpoints/last.ckpt")["global_step"] == 12
 
 
+@pytest.mark.slow
+def test_processes_that_torchrun_started_end_by_themselves_too(folder: Path, port: str) -> None:
+    (folder / "named.yaml").write_text("run: two\n")
+    launcher = [*TORCHRUN, "--nproc_per_node", "2", "--master_port", port, "-m", "synflow_pl"]
+    done = run_command([*launcher, *TWO[len(OURS) :], *FEW, "-c", "named.yaml"], folder, PLACES)
+    assert done.returncode == 0, done.output
+    assert read(folder / "lightning_logs/two/checkpoints/last.ckpt")["global_step"] == 12
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_a_signal_stopped_them(folder: Path) -> None:
+    words = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "20", "--trainer.limit_val_batches", "2"]
+    words += ["--trainer.callbacks+=crash.Steps", "--pruning.rounds", "2", "--run"]
+    steps = folder / "steps"
+    with Command([*TWO, *words, "two"], folder, PLACES) as command:
+        command.wait_until(lambda: steps.is_file() and int(steps.read_text() or 0) >= 3)
+        command.send(signal.SIGTERM)
+        assert command.wait().returncode == 128 + signal.SIGTERM
+    for name in ("two", "whole"):
+        done = run_command([*TWO, *words, name, "--ckpt_path", "last"], folder, PLACES)
+        assert done.returncode == 0, done.output
+    resumed, whole = (read(folder / f"lightning_logs/{name}/checkpoints/last.ckpt") for name in ("two", "whole"))
+    assert resumed["global_step"] == whole["global_step"] == 40
+    for name, tensor in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], tensor, rtol=1e-4, atol=1e-6)
+    assert outcome(folder / "lightning_logs/two")[0].keys() == outcome(folder / "lightning_logs/whole")[0].keys()
+
+
 def second_rank(command: Command) -> int:
     """The process that the first one started as the second rank."""
     ranks = [pid for pid in command.processes() if b"\0LOCAL_RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
@@ -229,6 +257,7 @@ def test_a_signal_ends_both_processes_within_a_batch(folder: Path, number: signa
     assert read(folder / "lightning_logs/two/checkpoints/last.ckpt")["global_step"] <= before + 2
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_training_ends_both_processes(folder: Path) -> None:
     words = ["--pruning.rounds", "100000", "--run", "two"]
     pruned = folder / "lightning_logs/two/metrics.csv"

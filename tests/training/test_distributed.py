@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from test_data import Few, fit
 from test_precision import Small
 from test_prune_at_init import OPTIMIZERS, Classes, classifier
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from synflow_pl import Classifier, Masks, PruneAtInit
@@ -206,6 +206,10 @@ class Losses(Callback):
         with (self.folder / f"metrics-{trainer.global_rank}").open("a") as file:
             file.write(f"{metrics['val/loss']!r} {metrics['val/accuracy']!r}\n")
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        means = [repr(float(trainer.callback_metrics[f"train/{name}"])) for name in ("loss", "accuracy")]
+        (self.folder / f"epoch-{trainer.global_rank}").write_text(" ".join(means))
+
 
 def numbers(path: Path) -> Tensor:
     return torch.tensor([[float(word) for word in line.split()] for line in path.read_text().splitlines()])
@@ -229,7 +233,35 @@ def test_two_processes_train_a_pruned_network_as_one_does(tmp_path: Path) -> Non
     torch.testing.assert_close(shared, numbers(tmp_path / "1/losses-0"), rtol=1e-4, atol=1e-5)
     for rank in range(2):  # metrics are those of all images, on every rank
         torch.testing.assert_close(numbers(tmp_path / f"2/metrics-{rank}"), numbers(tmp_path / "1/metrics-0"), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(numbers(tmp_path / f"2/epoch-{rank}"), numbers(tmp_path / "1/epoch-0"), rtol=1e-4, atol=1e-5)
     zeros = [{name: tensor == 0 for name, tensor in state.items() if name.endswith("weight")} for state in held.values()]
     assert same(*zeros)
     for name in held[1]:
         torch.testing.assert_close(held[2][name], held[1][name], rtol=1e-3, atol=1e-5)
+
+
+class Odd(Few):
+    """Digits of which 33 are held out and 33 are the test set."""
+
+    def images(self, train: bool) -> tuple[Tensor, Tensor]:
+        images, labels = super().images(train)
+        return (images, labels) if train else (images[:33], labels[:33])
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+@pytest.mark.parametrize("batch_size", [34, 10, 4])
+def test_two_processes_evaluate_images_that_they_cannot_divide_as_one_does(stage: str, batch_size: int) -> None:
+    torch.manual_seed(0)
+    module = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
+    data = Odd(val_size=33, batch_size=batch_size)
+    found = []
+    for options in ({"devices": 2, "strategy": "ddp_fork"}, {"devices": 1}):
+        run = Trainer(**QUIET, **options)  # type: ignore[arg-type]
+        found.append(getattr(run, stage)(module, datamodule=data, verbose=False)[0])
+    assert found[0].keys() == found[1].keys()
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    if stage == "validate":
+        images, labels = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
+        assert len(labels) == 33
+        by_hand = nn.functional.cross_entropy(module(images), labels).item()
+        assert found[0]["val/loss"] == pytest.approx(by_hand, rel=1e-5)
