@@ -8,7 +8,7 @@ from typing import Any
 from pytorch_lightning.utilities import rank_zero_info
 
 from synflow_pl.cli.resume import differing
-from synflow_pl.training.checkpoints import KEY
+from synflow_pl.training.checkpoints import states
 
 __all__ = ["overruled"]
 
@@ -34,7 +34,9 @@ def overruled(was: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Mappin
                 f"{key}: the checkpoint was trained with {was.get(key)}, not {now.get(key)}, whose state it cannot give; go on with"
                 " that one, or start from the weights with --network_weights in place of --ckpt_path"
             )
-    fixed = ["model.optimizer.", "model.scheduler."] + (["pruning."] if not trains or checkpoint.get(KEY, {}).get("masks") else [])
+    fixed = ["model.optimizer.", "model.scheduler."] + (
+        ["pruning."] if not trains or any(state.get("masks") for state in states(checkpoint).values()) else []
+    )
     for key in keys:
         if key.startswith(tuple(fixed)) and not (trains and key == "pruning.compact"):  # that one the callback refuses
             rank_zero_info(f"{key}: {now.get(key)} has no effect; the checkpoint's {was.get(key)} stays.")

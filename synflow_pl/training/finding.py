@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from synflow_pl.pruners import Pruner
+from synflow_pl.training.losses import find_loss
 
 __all__ = ["find_batches", "find_example", "find_loss", "find_network"]
 
@@ -93,9 +93,3 @@ def find_batches(trainer: Trainer, pruner: Pruner) -> list[tuple[Tensor, Tensor]
             if sum(len(images) for images, _ in batches) >= _IMAGES:
                 break
     return batches
-
-
-def find_loss(pl_module: LightningModule) -> Callable[[Tensor, Tensor], Tensor]:
-    """The classifier's own loss, (logits, labels) to a scalar; cross-entropy where it has none."""
-    loss = getattr(pl_module, "loss", None)
-    return loss if callable(loss) else cross_entropy
