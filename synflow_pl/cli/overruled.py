@@ -8,7 +8,7 @@ from typing import Any
 from pytorch_lightning.utilities import rank_zero_info
 
 from synflow_pl.cli.resume import differing
-from synflow_pl.training.checkpoints import KEY
+from synflow_pl.training.checkpoints import states
 
 __all__ = ["overruled", "tell_overruled"]
 
@@ -29,7 +29,7 @@ def overruled(
         same_run: whether the run is resumed in its own folder.
     """
     fixed = ["model.optimizer.", "model.scheduler."]
-    if not trains or (checkpoint.get(KEY) or {}).get("masks"):
+    if not trains or any(state.get("masks") for state in states(checkpoint).values()):
         fixed.append("pruning.")
     if trains:
         fixed.append("network_weights")

@@ -13,10 +13,49 @@ from torch import Tensor, nn
 
 from synflow_pl.masks import Masks
 
-__all__ = ["KEY", "differences", "find_checkpoint", "load_masks", "load_weights", "read"]
+__all__ = ["KEY", "attribute_of", "differences", "find_checkpoint", "load_masks", "load_weights", "read", "states"]
 
 KEY = "synflow_pl"
-"""The key of a checkpoint that holds ``masks`` (Masks.state_dict) and ``network``, the prefix of the network's weights."""
+"""The key of a checkpoint under which PruneAtInit stores ``network``, the prefix of the network's weights, and ``masks``
+(Masks.state_dict). Of several PruneAtInit in one Trainer, it holds these under ``networks``, by that prefix."""
+
+
+def states(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what each PruneAtInit stored in a checkpoint, by the prefix of its network's weights.
+
+    Args:
+        content: Content of the checkpoint.
+
+    Returns:
+        The state of each callback under a prefix such as ``"network."``; empty if the checkpoint was written without PruneAtInit.
+    """
+    stored = content.get(KEY)
+    if not stored:
+        return {}
+    networks: dict[str, dict[str, Any]] = stored["networks"] if "networks" in stored else {stored.get("network", "network."): stored}
+    return networks
+
+
+def attribute_of(prefix: str) -> str:
+    """Return the attribute of the LightningModule that a prefix of parameter names belongs to, without what torch.compile adds."""
+    return prefix.replace("_orig_mod.", "").removesuffix(".")
+
+
+def _prefix(content: Mapping[str, Any], path: Path, attribute: str | None) -> str:
+    """Return the prefix of one network's weights in a checkpoint: of the one there is, or of the one that is asked for.
+
+    Raises:
+        ValueError: if there are several and none of them is asked for.
+    """
+    stored = states(content)
+    if len(stored) <= 1:
+        return next(iter(stored), "network.")
+    found = next((prefix for prefix in stored if attribute is not None and attribute_of(prefix) == attribute), None)
+    if found is None:
+        names = ", ".join(repr(attribute_of(prefix)) for prefix in stored)
+        asked = "none is asked for" if attribute is None else f"{attribute!r} is none of them"
+        raise ValueError(f"{str(path)!r} holds several pruned networks, {names}, and {asked}; give attribute= one of these names")
+    return found
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
@@ -40,7 +79,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     return found[-1]
 
 
-def load_weights(network: nn.Module, path: str | os.PathLike[str], *, strict: bool = True) -> nn.Module:
+def load_weights(network: nn.Module, path: str | os.PathLike[str], *, strict: bool = True, attribute: str | None = None) -> nn.Module:
     """Load weights from a file into the plain network: those of a checkpoint or a run, a plain ``state_dict``, or a safetensors file.
 
     The file may hold them in nested dicts, such as ``{"model": state_dict, "epoch": 3}``, and under the names that
@@ -54,17 +93,19 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str], *, strict: bo
         network: filled in place, or left as it is if an error is raised.
         path: a ``.ckpt`` file or a run's folder, a ``.safetensors`` file, or what ``torch.save(network.state_dict(), path)`` wrote.
         strict: ``False`` loads what fits by name and shape, and names the rest in a warning.
+        attribute: Attribute of the LightningModule whose weights are loaded; needed only for a checkpoint of several pruned networks.
 
     Returns:
         The network.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, holds no weights, they are another network's, or several of its parts fit.
+        ValueError: if it cannot be read, holds no weights, they are another network's, or several of its parts fit; or if it holds
+            several pruned networks and ``attribute`` names none of them.
     """
     path = find_checkpoint(path)
     own = network.state_dict()
-    state = _with_tied(_choose(_read(path), own, path, strict=strict), own)
+    state = _with_tied(_choose(_read(path, attribute), own, path, strict=strict), own)
     fitting = {name: tensor for name, tensor in state.items() if name in own and _fits(tensor, own[name])}
     if len(fitting) < max(len(own), len(state)):
         told = differences(state, own)
@@ -102,7 +143,7 @@ _COUNTERS = ("n_averaged",)
 """Tensors that ``torch.optim.swa_utils.AveragedModel`` keeps beside the network in its attribute ``module``."""
 
 
-def _read(path: Path) -> list[tuple[str, _State]]:
+def _read(path: Path, attribute: str | None) -> list[tuple[str, _State]]:
     """Return every part of a file of weights that may be the network's, with its place in the file, by the names in the file."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -114,7 +155,7 @@ def _read(path: Path) -> list[tuple[str, _State]]:
             raise ValueError(f"{str(path)!r} cannot be read as safetensors; it is damaged or something else: {error}") from error
     content = read(path)
     if isinstance(content, Mapping) and KEY in content and isinstance(content.get("state_dict"), Mapping):
-        prefix = content[KEY].get("network", "network.")
+        prefix = _prefix(content, path, attribute)
         state = {name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)}
         if not state:
             raise ValueError(f"{str(path)!r} holds no weight whose name begins with {prefix!r}; was it written by another program?")
@@ -232,12 +273,18 @@ def _some(names: list[str]) -> str:
     return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 
 
-def load_masks(checkpoint: str | os.PathLike[str]) -> Masks | None:
+def load_masks(checkpoint: str | os.PathLike[str], attribute: str | None = None) -> Masks | None:
     """The masks that a checkpoint, or a run's last one, was trained under; ``None`` if it was trained dense.
+
+    Args:
+        checkpoint: A checkpoint or a run's folder.
+        attribute: Attribute of the LightningModule whose masks are returned; needed only for a checkpoint of several pruned networks.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
+        ValueError: if it holds several pruned networks and ``attribute`` names none of them.
     """
-    content: Mapping[str, Any] = read(find_checkpoint(checkpoint))
-    state = content.get(KEY, {}).get("masks")
+    path = find_checkpoint(checkpoint)
+    content: Mapping[str, Any] = read(path)
+    state = states(content).get(_prefix(content, path, attribute), {}).get("masks")
     return None if state is None else Masks.from_state_dict(state)

@@ -49,6 +49,7 @@ class Classifier(LightningModule):
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self._lr: float | None = None
         self.loss = nn.CrossEntropyLoss() if loss is None else loss
         self.decay_everything = decay_everything
         self.compiled = compile
@@ -60,6 +61,25 @@ class Classifier(LightningModule):
         self.train_metrics, self.val_metrics, self.test_metrics = (metrics.clone(prefix=f"{x}/") for x in ("train", "val", "test"))
         self.test_each_epoch_metrics = metrics.clone(prefix="test_each_epoch/")
         self.losses = nn.ModuleDict({f"{stage}_loss": MeanLoss() for stage in ("train", "val", "test", "test_each_epoch")})
+
+    @property
+    def lr(self) -> float | None:
+        """Learning rate that is used instead of the optimiser's own; ``None`` for that one. Lightning's LearningRateFinder sets it.
+
+        Setting it during a fit also changes the optimisers and what their schedules start from.
+        """
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float | None) -> None:
+        self._lr = lr
+        if self._trainer is None or lr is None:
+            return
+        for optimizer in self._trainer.optimizers:
+            _set_lr(optimizer, lr)
+        for config in self._trainer.lr_scheduler_configs:
+            if hasattr(config.scheduler, "base_lrs"):  # ReduceLROnPlateau has none
+                config.scheduler.base_lrs = [lr] * len(config.scheduler.base_lrs)
 
     def setup(self, stage: str) -> None:
         """Compile the network and lay it out in memory, in the process that is going to run it."""
@@ -142,9 +162,30 @@ class Classifier(LightningModule):
                 {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
             ]
         optimizer = self.optimizer(groups)
+        if self._lr is not None:
+            _set_lr(optimizer, self._lr)
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
+            # A metric of the validation is there in the epochs that are validated.
+            validated = self._trainer.check_val_every_n_epoch if self._trainer is not None else None
+            frequency = 1 if scheduler.monitor.startswith("train/") else validated or 1
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor, "frequency": frequency},
+            }
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError(
+                "model.scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau does not say which metric it monitors; use"
+                " pytorch_lightning.cli.ReduceLROnPlateau with model.scheduler.monitor, such as val/loss"
+            )
         return [optimizer], [scheduler]
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group, and what schedules start from."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if "initial_lr" in group:
+            group["initial_lr"] = lr

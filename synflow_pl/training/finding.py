@@ -12,9 +12,9 @@ from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from synflow_pl.pruners import Pruner
+from synflow_pl.training.losses import find_loss
 
 __all__ = ["FreshBatches", "find_batches", "find_example", "find_loss", "find_network"]
 
@@ -153,9 +153,3 @@ def _accepts_draw(function: Callable[..., Any]) -> bool:
 def _given(trainer: Trainer) -> Callable[..., Iterable[tuple[Tensor, Tensor]]] | None:
     given = getattr(getattr(trainer, "datamodule", None), "pruning_batches", None)
     return given if callable(given) else None
-
-
-def find_loss(pl_module: LightningModule) -> Callable[[Tensor, Tensor], Tensor]:
-    """The classifier's own loss, (logits, labels) to a scalar; cross-entropy where it has none."""
-    loss = getattr(pl_module, "loss", None)
-    return loss if callable(loss) else cross_entropy

@@ -11,7 +11,7 @@ from pytorch_lightning import Trainer
 
 from synflow_pl.pruners import Pruner
 
-__all__ = ["Gradual", "check_time", "last_step"]
+__all__ = ["End", "Gradual", "check_time", "last_step", "progress"]
 
 
 @dataclass
@@ -19,20 +19,59 @@ class Gradual:
     """Where a gradual pruning stands.
 
     Attributes:
-        begun: optimiser steps that had been taken when it began.
+        begun: progress of the training when it began, as :func:`progress` counts it.
         done: rounds that are over.
+        begun_steps: optimiser steps of all optimisers together when it began; ``None`` in checkpoints that do not have it.
     """
 
     begun: int
     done: int = 0
+    begun_steps: int | None = None
 
-    def due(self, step: int, last: int, rounds: int) -> int:
-        """How many of the ``rounds`` are to be over after optimiser step ``step``; all of them from ``last`` on."""
-        return rounds if step >= last else (step - self.begun) * rounds // (last - self.begun)
+    @classmethod
+    def starting(cls, trainer: Trainer) -> Gradual:
+        """Return the state of a gradual pruning that begins now."""
+        return cls(begun=progress(trainer), begun_steps=trainer.global_step)
+
+    def align(self, trainer: Trainer) -> None:
+        """Count from the present progress where a new training begins to count again at zero."""
+        self.begun = min(self.begun, progress(trainer))
+        if self.begun_steps is not None:
+            self.begun_steps = min(self.begun_steps, trainer.global_step)
+
+    def due(self, trainer: Trainer, end: End, rounds: int) -> int:
+        """Return how many of the ``rounds`` are to be over now; all of them from the end on."""
+        begun_steps = self.begun if self.begun_steps is None else self.begun_steps
+        clocks = ((progress(trainer), self.begun, end.progress), (trainer.global_step, begun_steps, end.steps))
+        return max(
+            rounds if now >= last else (now - begun) * rounds // (last - begun) for now, begun, last in clocks if last is not None
+        )
 
 
-def last_step(trainer: Trainer, over: float, at_epoch: int) -> int:
-    """The optimiser step by which a gradual pruning is over, counted from the start of training.
+@dataclass(frozen=True)
+class End:
+    """When a gradual pruning has to be over: at whichever of the two numbers is reached first.
+
+    Attributes:
+        progress: progress of the training, as :func:`progress` counts it; ``None`` if the training is not limited by it.
+        steps: optimiser steps of all optimisers together; ``None`` if the training is not limited by them.
+    """
+
+    progress: int | None
+    steps: int | None
+
+
+def progress(trainer: Trainer) -> int:
+    """Return how far the training is: in optimiser steps, or in batches where the module steps its optimisers by hand.
+
+    ``trainer.global_step`` counts the steps of every optimiser, so with two of them it runs twice as fast as the batches.
+    """
+    manual = not trainer.lightning_module.automatic_optimization
+    return trainer.fit_loop.total_batch_idx + 1 if manual else trainer.global_step
+
+
+def last_step(trainer: Trainer, over: float, at_epoch: int) -> End:
+    """Return when a gradual pruning is over, counted from the start of training.
 
     Args:
         trainer: about to train.
@@ -42,17 +81,26 @@ def last_step(trainer: Trainer, over: float, at_epoch: int) -> int:
     Raises:
         ValueError: if the training has no end, or the pruning would end before it begins.
     """
-    steps = trainer.estimated_stepping_batches
-    if math.isinf(steps):
+    total = trainer.estimated_stepping_batches
+    if math.isinf(total):
         raise ValueError("gradual pruning takes a part of the training, so that must have an end: give max_epochs or max_steps")
-    last = math.ceil(Fraction(str(over)) * int(steps))
-    epochs = trainer.max_epochs
-    if epochs not in (None, -1) and at_epoch * int(steps) >= last * epochs:
-        raise ValueError(
-            f"at_epoch: {at_epoch} lies after the end of the gradual pruning, step {last} of {steps}; begin earlier, or let it take"
-            " more of the training (over)"
+    epochs, part = trainer.max_epochs, Fraction(str(over))
+    if trainer.lightning_module.automatic_optimization:
+        end = End(math.ceil(part * int(total)), None)
+    else:
+        batches = trainer.num_training_batches
+        counted = None if epochs in (None, -1) or math.isinf(batches) else int(batches) * epochs
+        end = End(
+            math.ceil(part * counted) if counted is not None else None,
+            math.ceil(part * trainer.max_steps) if trainer.max_steps != -1 else None,
         )
-    return last
+        total = total if counted is None else counted
+    if end.progress is not None and epochs not in (None, -1) and at_epoch * int(total) >= end.progress * epochs:
+        raise ValueError(
+            f"at_epoch: {at_epoch} lies after the end of the gradual pruning, step {end.progress} of {total}; begin earlier, or let it"
+            " take more of the training (over)"
+        )
+    return end
 
 
 def check_time(

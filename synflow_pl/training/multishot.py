@@ -18,7 +18,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from synflow_pl.durable import replacing
 from synflow_pl.schedules import SCHEDULES, as_density
-from synflow_pl.training.checkpoints import KEY, find_checkpoint, read
+from synflow_pl.training.checkpoints import find_checkpoint, read, states
 from synflow_pl.training.collective_metrics import compute_on_all_ranks
 
 __all__ = ["REWIND", "RewindPoint", "ended", "level_density", "mark_ended", "resumable"]
@@ -76,7 +76,8 @@ class RewindPoint(Callback):
             for state in checkpoint["optimizer_states"]:
                 state["state"] = {}
             checkpoint["callbacks"] = {}  # they speak of the run that they were saved in
-            checkpoint.get(KEY, {}).pop("masks", None)
+            for state in states(checkpoint).values():
+                state.pop("masks", None)
             with replacing(path) as file:
                 torch.save(checkpoint, file)
             unfinished.unlink()

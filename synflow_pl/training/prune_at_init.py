@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
@@ -31,14 +33,17 @@ from synflow_pl.pruners.watched import Watched
 from synflow_pl.pruning import check_options, prune
 from synflow_pl.schedules import SCHEDULES, as_density
 from synflow_pl.training.agreement import Ranks
-from synflow_pl.training.averages import averages
-from synflow_pl.training.checkpoints import KEY, find_checkpoint, load_masks, load_weights
+from synflow_pl.training.averages import averages, refuse_mid_epoch
+from synflow_pl.training.checkpoints import KEY, attribute_of, find_checkpoint, load_masks, load_weights, states
 from synflow_pl.training.compacted import Compacted, check_compactable, rebuild
 from synflow_pl.training.finders import let_finders_wait
 from synflow_pl.training.finding import FreshBatches, find_batches, find_example, find_loss, find_network
-from synflow_pl.training.gradual import Gradual, check_time, last_step
+from synflow_pl.training.gradual import End, Gradual, check_time, last_step
+from synflow_pl.training.losses import BROADCAST, Loss, takes_two
+from synflow_pl.training.monitors import check_monitors
 from synflow_pl.training.panels import show_density, show_diagnosis, show_masks, show_rounds, wants_pictures
 from synflow_pl.training.precision import scorable, unrounded
+from synflow_pl.training.zeros import Zeros, tensors_around
 
 __all__ = ["PruneAtInit"]
 
@@ -48,6 +53,10 @@ class PruneAtInit(Callback):
 
     Works around any LightningModule and any data. The masks travel in every full checkpoint under one fixed key; a checkpoint that
     has masks is never pruned again, whatever the options say.
+
+    Masks belong to one network. Fitted again, the same network keeps its masks, and another network is pruned anew. A pruning that
+    fails leaves the network as it was, without masks. Several networks of one module are pruned by one callback each, with
+    ``network`` naming them.
 
     Args:
         pruner: gives the scores; ``None`` trains the whole network.
@@ -69,6 +78,8 @@ class PruneAtInit(Callback):
             weights that this fit starts from: rewinding (Frankle & Carbin 2019). Then ``ckpt_path`` may be a checkpoint without masks.
         masks: path of a masks file to train with; nothing is pruned then, and the options of pruning are not used.
         network: attribute of the LightningModule that is pruned ("backbone"); by default its ``network``, else all of it.
+        loss: (outputs, labels) to the mean loss, for a pruner that scores on data; by default the module's attribute ``loss``,
+            ``criterion``, ``loss_fn`` or ``loss_function``, if that is a module or function of two arguments.
         input_shape: (C, H, W); by default from the data module, else ``example_input_array``, else from one training batch.
         on_collapse: what to do if no input-output path is left.
         compact: train a smaller network without the units that cannot change the output; checkpoints stay full-size. Only for what is
@@ -84,6 +95,7 @@ class PruneAtInit(Callback):
 
     Raises:
         ValueError: for an impossible option, naming its value.
+        TypeError: if ``loss`` cannot be called with two arguments.
         FileNotFoundError: if there is no file at ``masks``.
         DeadNetwork: when the fit starts, if no input-output path is left.
     """
@@ -111,6 +123,7 @@ class PruneAtInit(Callback):
         on_collapse: Literal["error", "warn"] = "error",
         compact: bool = False,
         freeze_dead: bool = False,
+        loss: nn.Module | None = None,
     ) -> None:
         self._from_file = Masks.load(masks) if masks is not None else None
         if self._from_file is None and pruner is not None:
@@ -125,6 +138,8 @@ class PruneAtInit(Callback):
             raise ValueError(f"on_collapse: {on_collapse!r} is not one of error, warn")
         if sanity is not None and (sanity not in SANITY or pruner is None):
             raise ValueError(f"sanity: {sanity!r} must be one of {', '.join(SANITY)}, and needs a pruner")
+        if loss is not None and (isinstance(loss, type) or not callable(loss) or not takes_two(loss)):
+            raise TypeError(f"loss: {loss!r} must be a module or function of two arguments, (outputs, labels) to the mean loss")
         check_time(pruner, at_epoch, trained, masks, sanity, effective_density)
         if compact and (at_epoch or (pruner is not None and masks is None and pruner.over is not None)):
             raise ValueError("compact: true needs masks that are final before the first step; leave out at_epoch and gradual pruning")
@@ -135,6 +150,7 @@ class PruneAtInit(Callback):
         self.at_epoch = at_epoch
         self.trained = find_checkpoint(trained) if trained is not None else None
         self.network = network
+        self.loss: Loss | None = loss
         self.input_shape = tuple(input_shape) if input_shape is not None else None
         self.on_collapse = on_collapse
         self.fresh_batches = fresh_batches
@@ -150,11 +166,23 @@ class PruneAtInit(Callback):
         }  # fmt: skip
         self._restored = False
         self._gradual: Gradual | None = None
-        self._last_step = 0
+        self._end = End(None, None)
         self._inputs: tuple[Tensor, ...] = ()
         self._ranks: Ranks
         self._unrounded: dict[str, Tensor] = {}
         self._holds: dict[int, Hold] = {}
+        self._zeros: Zeros | None = None
+        self._pruned: weakref.ref[nn.Module] | None = None
+        self._label = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: the pruned network itself in place of a weak reference to it."""
+        return {**self.__dict__, "_pruned": self._pruned() if self._pruned is not None else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled."""
+        network = state["_pruned"]
+        self.__dict__.update(state, _pruned=weakref.ref(network) if network is not None else None)
 
     @property
     def _prunes(self) -> bool:
@@ -180,8 +208,32 @@ class PruneAtInit(Callback):
             DeadNetwork: if no path is left, unless a warning is enough.
         """
         self.check_now()
-        self._ranks = Ranks(trainer)
+        self._start(trainer, pl_module)
         self._begin(trainer, pl_module)
+        self._let_go()
+
+    # -- state of one network and one fit
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop what belongs to an earlier fit."""
+        self._ranks = Ranks(trainer)
+        self._let_go()
+        self._inputs, self._unrounded, self._watched, self._restored = (), {}, None, False
+        self._label = self.network or type(pl_module).__name__ if len(_callbacks(trainer, self)) > 1 else ""
+
+    def _forget(self) -> None:
+        """Drop what belongs to an earlier network."""
+        self.masks, self.diagnosis, self.survival, self.seconds = None, None, None, 0.0
+        self._gradual, self._watched, self._pruned, self._restored = None, None, None, False
+
+    def _belongs(self, network: nn.Module) -> bool:
+        """Whether the masks and all that was reported of them are this network's."""
+        return self._pruned is not None and self._pruned() is network
+
+    @property
+    def _says(self) -> str:
+        """How messages begin: with the network's name, if there are several."""
+        return f"Pruning {self._label}" if self._label else "Pruning"
 
     def check_now(self) -> None:
         """Refuse to prune without a fit where there is nothing to prune by, or it is to be done during a training.
@@ -199,7 +251,8 @@ class PruneAtInit(Callback):
         """Refuse what cannot work before anything is computed."""
         if stage != "fit":
             return
-        self._ranks = Ranks(trainer)
+        self._start(trainer, pl_module)
+        _refuse_overlap(_callbacks(trainer, self), pl_module)
         if not self._prunes:
             return
         _refuse_shards(trainer)
@@ -220,11 +273,20 @@ class PruneAtInit(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune, unless there are masks already or it is too early; then hold the masks."""
+        check_monitors(trainer, pl_module)
+        network, _ = find_network(pl_module, self.network)
+        if not self._belongs(network):
+            if self._restored:
+                self._pruned = weakref.ref(network)
+            else:
+                self._forget()
         # Before anything else: a rank that has masks and one that has none would go different ways, and wait for each other.
         self._ranks.agree(masks=self.masks.items() if self.masks is not None else ())
         if self.masks is not None:
             if self._restored:
-                rank_zero_info(f"Pruning: not again; the checkpoint's masks are kept (density {self.masks.density:.6g}).")
+                rank_zero_info(f"{self._says}: not again; the checkpoint's masks are kept (density {self.masks.density:.6g}).")
+            else:
+                rank_zero_info(f"{self._says}: not again; the network keeps its masks (density {self.masks.density:.6g}).")
             self._keep(trainer, pl_module, self.masks)
         elif self._prunes and self.at_epoch == 0:
             if trainer.ckpt_path is not None and self.trained is None:
@@ -241,7 +303,9 @@ class PruneAtInit(Callback):
             if epoch > self.at_epoch or (epoch == self.at_epoch and within):
                 raise ValueError(_untimely(trainer))
         if self._over is not None:
-            self._last_step = last_step(trainer, self._over, self.at_epoch)
+            self._end = last_step(trainer, self._over, self.at_epoch)
+            if self._gradual is not None:
+                self._gradual.align(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune, if this is the epoch to do so."""
@@ -251,8 +315,25 @@ class PruneAtInit(Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune now, or take the first of many small steps in a gradual pruning: nothing removed yet."""
         network, _ = find_network(pl_module, self.network)
+        dense = [parameter.detach().clone() for parameter in network.parameters()]
+        try:
+            self._forget()
+            self._pruned = weakref.ref(network)
+            self._mask(trainer, pl_module, network)
+        except BaseException:
+            # A second attempt has to find the network that the first one found, and no masks that nobody has looked at.
+            with torch.no_grad():
+                for parameter, before in zip(network.parameters(), dense, strict=True):
+                    parameter.copy_(before)
+            self._let_go()
+            self.masks, self._gradual, self._pruned = None, None, None
+            raise
+
+    def _mask(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> None:
+        """Choose the masks, hold them, and report what was kept."""
         if self._over is not None:
-            self._gradual = Gradual(begun=trainer.global_step)
+            self._find_loss(pl_module, network)
+            self._gradual = Gradual.starting(trainer)
             weights = prunable(network, self._options["exclude"])
             return self._keep(trainer, pl_module, Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}))
         started = time.perf_counter()
@@ -281,13 +362,16 @@ class PruneAtInit(Callback):
         self.survival = Survival() if self._rounds > 1 and not self.pruner.regrows else None
         if self.trained is not None:
             rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-            load_weights(scored, self.trained)
-            previous = load_masks(self.trained)
-        with tqdm(total=self._rounds, desc=f"Pruning, {type(self.pruner).__name__}", unit="round", leave=False, disable=hidden) as bar:
+            attribute = attribute_of(find_network(pl_module, self.network)[1])
+            load_weights(scored, self.trained, attribute=attribute)
+            previous = load_masks(self.trained, attribute)
+        with tqdm(
+            total=self._rounds, desc=f"{self._says}, {type(self.pruner).__name__}", unit="round", leave=False, disable=hidden
+        ) as bar:
 
             def on_round(index: int, density: float, masks: Mapping[str, Tensor]) -> None:
                 bar.update()
-                show_density(trainer.loggers, index, density)
+                show_density(trainer.loggers, index, density, self._label)
                 if self.survival is not None:
                     self.survival(index, density, masks)
 
@@ -299,28 +383,46 @@ class PruneAtInit(Callback):
     def _prune(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module, **options: Any) -> Masks:
         assert self.pruner is not None
         pruner = Watched(self.pruner, options["rounds"]) if wants_pictures(trainer.loggers) else self.pruner
-        masks = prune(
-            network,
-            pruner,
-            example_input=self._example(trainer, pl_module),
-            batches=self._batches(trainer),
-            loss=find_loss(pl_module),
-            on_collapse="ignore",  # the diagnosis that follows reports it
-            **options,
-        )
+        if self.pruner.needs_batches:
+            options |= {"loss": self._find_loss(pl_module, network), "batches": self._batches(trainer)}
+        with warnings.catch_warnings():
+            if self.loss is None:
+                # The module's training step has a way to bring outputs and labels to one shape, which its loss alone does not have.
+                warnings.filterwarnings("error", BROADCAST, UserWarning)
+            try:
+                masks = prune(
+                    network,
+                    pruner,
+                    example_input=self._example(trainer, pl_module),
+                    on_collapse="ignore",  # the diagnosis that follows reports it
+                    **options,
+                )
+            except UserWarning as warning:
+                raise ValueError(
+                    f"the loss of {type(pl_module).__name__} compares outputs and labels of different shapes; give PruneAtInit loss=, a"
+                    " function of (outputs, labels) that brings them to one shape as the training step does"
+                ) from warning
         if isinstance(pruner, Watched):
             self._watched = pruner.after(self._watched)
         return masks
 
     def _batches(self, trainer: Trainer) -> Sequence[tuple[Tensor, Tensor]] | Callable[[int], Sequence[tuple[Tensor, Tensor]]]:
         assert self.pruner is not None
-        if not self.pruner.needs_batches:
-            return ()
         if not self.fresh_batches:
             return find_batches(trainer, self.pruner)
         fresh = FreshBatches(trainer, self.pruner)
         first = self._gradual.done if self._gradual is not None else 0  # a gradual pruning has its rounds one by one
         return lambda index: fresh(first + index)
+
+    def _find_loss(self, pl_module: LightningModule, network: nn.Module) -> Loss | None:
+        """The loss that the pruner scores by, if it scores on data.
+
+        Raises:
+            ValueError: if the module has none that is known for sure.
+        """
+        if self.pruner is None or not self.pruner.needs_batches or self._from_file is not None:
+            return None
+        return self.loss or find_loss(pl_module, network)
 
     def _example(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor, ...]:
         self._inputs = self._inputs or find_example(trainer, pl_module, self.input_shape)
@@ -333,18 +435,38 @@ class PruneAtInit(Callback):
         self.masks.apply(network)
         for average in averages(trainer):
             self.masks.apply(find_network(average, self.network)[0])
-        self._let_go()
-        for optimizer in trainer.optimizers:
-            self._holds[id(optimizer)] = self.masks.hold(network, optimizer)
+        self._hold(trainer, pl_module, self.masks)
         self._ranks.agree(masks=self.masks.items(), weights=network.named_parameters())
         folder = trainer.log_dir  # Lightning broadcasts it, so every rank has to ask
 
         def save() -> None:
             # Only the first rank need have a logger: others that torchrun or SLURM started do not know the run.
             if folder is not None and isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)):
-                masks.save(Path(folder) / "masks.safetensors")
+                masks.save(Path(folder) / (f"masks_{self._label}.safetensors" if self._label else "masks.safetensors"))
 
         self._ranks.once(save)
+
+    def _hold(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
+        """Keep removed weights at zero: after each optimiser step, and where something else writes them."""
+        network, prefix = find_network(pl_module, self.network)
+        for hold in self._holds.values():
+            hold.remove()
+        self._holds.clear()
+        for optimizer in trainer.optimizers:
+            # A wrapper that does not call Optimizer.__init__ has no hooks; what it writes is set to zero after the batch.
+            if hasattr(optimizer, "_optimizer_step_post_hooks"):
+                self._holds[id(optimizer)] = masks.hold(network, optimizer)
+        if self._zeros is None:
+            others = _callbacks(trainer, self)
+            owned = (find_network(pl_module, other.network)[0] for other in others)
+            skip = {*map(id, others), *(id(module) for owner in owned if owner is not pl_module for module in owner.modules())}
+
+            def kept() -> Iterator[nn.Module]:
+                return (find_network(average, self.network)[0] for average in averages(trainer))
+
+            self._zeros = Zeros(prefix, lambda: tensors_around(trainer, pl_module, skip), kept)
+            self._zeros.written = len(self._holds) < len(trainer.optimizers)
+        self._zeros.hold(network, masks)
 
     def _compact(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on the network is small, and so is all that holds its parameters."""
@@ -353,8 +475,7 @@ class PruneAtInit(Callback):
         self._let_go()
         self._compacted = Compacted(network, self.masks, example_of(network, None, self._example(trainer, pl_module)))
         rebuild(trainer, pl_module)
-        for optimizer in trainer.optimizers:
-            self._holds[id(optimizer)] = self._compacted.masks.hold(network, optimizer)
+        self._hold(trainer, pl_module, self._compacted.masks)
         rank_zero_info(self._compacted.told)
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, how: str, took: str) -> None:
@@ -375,30 +496,37 @@ class PruneAtInit(Callback):
 
         self.diagnosis = told = self._ranks.once(told_once)
         rank_zero_info(
-            f"Pruning: {how} {told.kept:,} of {told.total:,} weights (density {told.density:.6g},"
+            f"{self._says}: {how} {told.kept:,} of {told.total:,} weights (density {told.density:.6g},"
             f" effective {told.effective_density:.6g}){took}."
         )
         rank_zero_info(told.table())
         for note in self.pruner.notes if self.pruner is not None and self._from_file is None else ():
-            rank_zero_info(f"Pruning: {note}.")
+            rank_zero_info(f"{self._says}: {note}.")
         if trainer.is_global_zero:
-            show_diagnosis(trainer.loggers, told)
-            show_masks(trainer.loggers, network, self.masks)
+            show_diagnosis(trainer.loggers, told, self._label)
+            show_masks(trainer.loggers, network, self.masks, self._label)
             if self._watched is not None:
-                show_rounds(trainer.loggers, network, self._inputs, self.masks, self._watched)
+                show_rounds(trainer.loggers, network, self._inputs, self.masks, self._watched, self._label)
         self._watched = None
         if message := told.collapse:
             if not told.alive and self.on_collapse == "error":
                 raise DeadNetwork(f"{message}, or on_collapse warn to train it anyway")
-            rank_zero_warn(f"Pruning: {message}")
+            rank_zero_warn(f"{self._says}: {message}")
 
     # -- training
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Train with zeros, also where something has written weights since the last optimiser step."""
+        if self._zeros is not None:
+            self._zeros.check_batch(batch_idx)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """In a gradual pruning: cut, if a round is due."""
+        if self._zeros is not None and self._zeros.written:
+            self._zeros.check()
         if self._gradual is None or self._over is None or self.pruner is None or self.masks is None:
             return
-        due = self._gradual.due(trainer.global_step, self._last_step, self._rounds)
+        due = self._gradual.due(trainer, self._end, self._rounds)
         if due <= self._gradual.done:
             return
         network = find_network(pl_module, self.network)[0]
@@ -411,17 +539,29 @@ class PruneAtInit(Callback):
         masks = self._ranks.once(lambda: self._prune(trainer, pl_module, scorable(network, {}), masks=before, **options).state_dict())
         self._keep(trainer, pl_module, Masks.from_state_dict(masks))
         self._gradual.done = due
-        show_density(trainer.loggers, due, self.masks.density)
+        show_density(trainer.loggers, due, self.masks.density, self._label)
         if due == self._rounds:
-            self._report(trainer, pl_module, f"{type(self.pruner).__name__} has kept", f" by step {trainer.global_step}")
+            try:
+                self._report(trainer, pl_module, f"{type(self.pruner).__name__} has kept", f" by step {trainer.global_step}")
+            except DeadNetwork:
+                self._let_go()
+                self.masks, self._gradual, self._pruned = None, None, None  # fitted again, the network is not trained dead
+                raise
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: Any) -> None:
+        """Validate with zeros, also where a hook has written weights for the validation."""
+        if self._zeros is not None and batch_idx == 0 and trainer.state.fn == TrainerFn.FITTING:
+            self._zeros.check()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so, if training ended too early for all that was asked."""
+        if self._zeros is not None:
+            self._zeros.check()
         if self._prunes and self.masks is None:
-            rank_zero_warn(f"Pruning: training ended before epoch {self.at_epoch}, so nothing was pruned")
+            rank_zero_warn(f"{self._says}: training ended before epoch {self.at_epoch}, so nothing was pruned")
         elif self._gradual is not None and self._over is not None and self.masks is not None and self._gradual.done < self._rounds:
             rank_zero_warn(
-                f"Pruning: training ended after round {self._gradual.done} of {self._rounds}, at density {self.masks.density:.6g}"
+                f"{self._says}: training ended after round {self._gradual.done} of {self._rounds}, at density {self.masks.density:.6g}"
             )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -431,12 +571,18 @@ class PruneAtInit(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the optimisers go, and give the network its size back."""
-        self._let_go()
-        self._restore()
+        self._finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the network its size back."""
+        """Let the optimisers go, and give the network its size back, since no teardown follows."""
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._zeros is not None:
+            self._zeros.check()
+        self._let_go()
         self._restore()
+        self._inputs, self._unrounded = (), {}
 
     def _restore(self) -> None:
         if self._compacted is not None:
@@ -447,6 +593,9 @@ class PruneAtInit(Callback):
         for hold in self._holds.values():
             hold.remove()
         self._holds.clear()
+        if self._zeros is not None:
+            self._zeros.release()
+        self._zeros = None
 
     # -- checkpoints
 
@@ -454,26 +603,95 @@ class PruneAtInit(Callback):
         """Put the masks into the checkpoint, under one fixed key whatever this class is called."""
         _, prefix = find_network(pl_module, self.network)
         state: dict[str, Any] = {"network": prefix, "compact": self.compact}
-        checkpoint[KEY] = state
         if self.masks is not None:
             state["masks"] = self.masks.state_dict()
         if self._gradual is not None:
             state["gradual"] = asdict(self._gradual)
+        if len(_callbacks(trainer, self)) == 1:
+            checkpoint[KEY] = state
+        else:
+            checkpoint.setdefault(KEY, {"networks": {}})["networks"][prefix] = state
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the masks out of a checkpoint that has them; nothing will be pruned then, but for what is left of a gradual pruning."""
-        state = checkpoint.get(KEY, {})
-        if trainer.state.fn == TrainerFn.FITTING and state.get("masks") is not None and state.get("compact", False) != self.compact:
+        """Take the masks out of a checkpoint that has them; nothing will be pruned then, but for what is left of a gradual pruning.
+
+        Raises:
+            ValueError: if training cannot be resumed from it with these callbacks.
+        """
+        network, prefix = find_network(pl_module, self.network)
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        stored = {attribute_of(name): state for name, state in states(checkpoint).items()}
+        if fitting:
+            present = [attribute_of(find_network(pl_module, other.network)[1]) for other in _callbacks(trainer, self)]
+            _refuse_unclaimed(trainer, present, stored)
+            refuse_mid_epoch(trainer, checkpoint)
+        state = stored.get(attribute_of(prefix), {})
+        if fitting and state.get("masks") is not None and state.get("compact", False) != self.compact:
             raise ValueError(
                 f"compact: the checkpoint was trained with compact {str(not self.compact).lower()}, and its optimiser's state has that"
                 " size; go on in the same way"
             )
         if state.get("masks") is not None:
-            if trainer.state.fn == TrainerFn.FITTING:
+            if fitting:
                 _refuse_shards(trainer)
-            self.masks, self._restored = Masks.from_state_dict(state["masks"]), True
-        if state.get("gradual") is not None:
-            self._gradual = Gradual(**state["gradual"])
+            masks = Masks.from_state_dict(state["masks"])
+            if self.masks is None or not self._belongs(network) or not _equal(self.masks, masks):
+                self._forget()
+                self.masks = masks
+            self._pruned, self._restored = weakref.ref(network), fitting
+            self._gradual = Gradual(**state["gradual"]) if state.get("gradual") is not None else None
+        elif fitting or (self.masks is not None and self._belongs(network) and not _holds(network, self.masks)):
+            self._forget()
+
+
+def _callbacks(trainer: Trainer, own: PruneAtInit) -> list[PruneAtInit]:
+    """Return the callbacks of this class in a Trainer; only ``own`` if that is called without being one of them."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # the trainer's connectors set it
+    found = [callback for callback in callbacks if isinstance(callback, PruneAtInit)]
+    return found if own in found else [own]
+
+
+def _refuse_overlap(callbacks: Sequence[PruneAtInit], pl_module: LightningModule) -> None:
+    """Refuse two callbacks that would prune the same weights.
+
+    Raises:
+        ValueError: naming the networks.
+    """
+    seen: dict[int, str] = {}
+    for callback in callbacks:
+        network, prefix = find_network(pl_module, callback.network)
+        name = attribute_of(prefix) or type(pl_module).__name__
+        for parameter in network.parameters():
+            if (other := seen.get(id(parameter))) is not None:
+                raise ValueError(
+                    f"two PruneAtInit prune the same weights, those of {other!r} and of {name!r}; leave one out, or give each a network"
+                    " of its own (network=)"
+                )
+        seen.update({id(parameter): name for parameter in network.parameters()})
+
+
+def _refuse_unclaimed(trainer: Trainer, present: Sequence[str], stored: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to train a network dense again whose masks are in a checkpoint.
+
+    Raises:
+        ValueError: naming the network that no callback prunes.
+    """
+    for name, state in stored.items():
+        if state.get("masks") is not None and name not in present:
+            names = ", ".join(repr(other) for other in present)
+            raise ValueError(
+                f"the checkpoint {str(trainer.ckpt_path)!r} holds the masks of {name!r}, which no PruneAtInit of this Trainer prunes"
+                f" (they prune {names}); add one with network={name!r}, or start anew without ckpt_path"
+            )
+
+
+def _equal(some: Masks, others: Masks) -> bool:
+    return some.keys() == others.keys() and all(torch.equal(mask.cpu(), others[name].cpu()) for name, mask in some.items())
+
+
+def _holds(network: nn.Module, masks: Masks) -> bool:
+    """Whether the removed weights of a network are zero."""
+    return not any(bool(parameter[~mask.to(parameter.device)].any()) for parameter, mask in masks.parameters(network))
 
 
 def _refuse_shards(trainer: Trainer) -> None:

@@ -254,3 +254,39 @@ def test_a_checkpoint_with_masks_cannot_be_gone_on_with_in_shards(tmp_path: Path
     run.state.fn = "fit"  # type: ignore[assignment]
     with pytest.raises(ValueError, match="FSDPStrategy shards parameters"):
         PruneAtInit(None).on_load_checkpoint(run, classifier(), torch.load(tmp_path / "last.ckpt", weights_only=True))
+
+
+# -- averages that resume
+
+
+class WithSwa(Callback):
+    """Learning rates of each step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def averaged(folder: Path, path: Path | None = None, **saving: Any) -> tuple[Watched, list[float]]:
+    rates, module = WithSwa(), Watched()
+    averaging = StochasticWeightAveraging(0.01, swa_epoch_start=2, annealing_epochs=3)
+    keep = ModelCheckpoint(dirpath=folder, filename="{epoch}-{step}", save_top_k=-1, **saving)
+    pruning = PruneAtInit(SynFlow(), density=0.1)
+    trainer(folder, pruning, averaging, rates, keep, max_epochs=4).fit(module, Classes(), ckpt_path=path)
+    return module, rates.rates
+
+
+def test_stochastic_averaging_resumes_between_epochs_bit_for_bit_and_is_refused_within_one(tmp_path: Path) -> None:
+    whole, rates = averaged(tmp_path / "epochs")
+    for step in (8, 16, 24):
+        again, rest = averaged(tmp_path / "again", tmp_path / f"epochs/epoch={step // 8 - 1}-step={step}.ckpt")
+        assert rest == rates[step:]
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    averaged(tmp_path / "steps", every_n_train_steps=5)
+    for step in (10, 15, 20, 25):
+        with pytest.raises(ValueError, match="StochasticWeightAveraging cannot resume in the middle of epoch"):
+            averaged(tmp_path / "again", tmp_path / f"steps/epoch={(step - 1) // 8}-step={step}.ckpt")
+    _, rest = averaged(tmp_path / "again", tmp_path / "steps/epoch=0-step=5.ckpt")  # before the average began
+    assert rest == rates[5:]

@@ -207,3 +207,61 @@ def test_trained_weights_go_with_nothing_that_prunes_at_another_time(tmp_path: P
             PruneAtInit(**{"pruner": SynFlow(), "density": 0.5, "trained": path, **options})  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         PruneAtInit(Random(), density=0.5, trained=tmp_path / "nowhere.ckpt")
+
+
+# -- several optimisers, stepped by hand
+
+
+class ByHand(Classifier):
+    """Steps each of its optimisers so many times a batch, or only in some batches."""
+
+    def __init__(self, steps: list[int], every: int = 1) -> None:
+        super().__init__(classifier().network)
+        self.automatic_optimization, self.steps, self.every = False, steps, every
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:  # type: ignore[override]
+        optimizers: Any = self.optimizers()
+        for optimizer, steps in zip(optimizers if isinstance(optimizers, list) else [optimizers], self.steps, strict=True):
+            for _ in range(steps if index % self.every == 0 else 0):
+                optimizer.zero_grad()
+                self.manual_backward(self.loss(self(batch[0]), batch[1]))
+                optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        layers = [layer for layer in self.network.modules() if isinstance(layer, torch.nn.Linear)]
+        return [torch.optim.SGD(layer.parameters(), lr=0.01) for layer in layers[: len(self.steps)]]
+
+
+def by_hand(folder: Path, module: ByHand, path: Path | None = None, **options: Any) -> list[int]:
+    watch, callback = Watch(), PruneAtInit(GradualMagnitude(over=0.5), density=0.1, rounds=4, **options.pop("pruning", {}))
+    saving = ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
+    trainer(folder, callback, watch, saving, **options).fit(module, Classes(), ckpt_path=path)
+    return watch.kept
+
+
+@pytest.mark.parametrize("steps", [[1], [1, 1], [1, 1, 1], [5, 1], [3]], ids=str)
+def test_gradual_pruning_by_hand_counts_batches_and_not_the_steps_of_all_optimisers(tmp_path: Path, steps: list[int]) -> None:
+    kept = by_hand(tmp_path, ByHand(steps), max_epochs=4)
+    assert kept == [after(batch, 16, 4, 0.1) for batch in range(1, 33)]
+    rest = by_hand(tmp_path / "again", ByHand(steps), tmp_path / "epoch=0.ckpt", max_epochs=4)
+    assert rest == kept[8:]
+
+
+def test_gradual_pruning_counts_batches_where_few_of_them_step(tmp_path: Path) -> None:
+    kept = by_hand(tmp_path, ByHand([1, 1], every=4), max_epochs=4)
+    assert kept == [after(batch, 16, 4, 0.1) for batch in range(1, 33)]
+
+
+def test_gradual_pruning_by_hand_begins_at_the_epoch_asked_for(tmp_path: Path) -> None:
+    kept = by_hand(tmp_path, ByHand([1, 1]), max_epochs=4, pruning={"at_epoch": 1})
+    assert kept == [TOTAL] * 8 + [after(batch, 8, 4, 0.1) for batch in range(1, 25)]
+    with pytest.raises(ValueError, match="at_epoch: 3 lies after the end of the gradual pruning, step 16 of 32"):
+        by_hand(tmp_path, ByHand([1, 1]), max_epochs=4, pruning={"at_epoch": 3})
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": -1}, {"max_epochs": 100}], ids=["without epochs", "before the last epoch"])
+def test_gradual_pruning_by_hand_ends_within_the_steps_that_the_training_is_limited_to(tmp_path: Path, limit: Any) -> None:
+    # 32 steps of two optimisers are 16 batches; half of them is 8.
+    kept = by_hand(tmp_path, ByHand([1, 1]), max_steps=32, **limit)
+    assert len(kept) == 16
+    assert kept == [after(batch, 8, 4, 0.1) for batch in range(1, 17)]

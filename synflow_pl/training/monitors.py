@@ -1,0 +1,71 @@
+"""Monitors: metrics that callbacks and schedules watch, checked before a training that would never log them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.utilities.seed import isolate_rng
+
+from synflow_pl.training.classifier import Classifier
+
+__all__ = ["check_monitors"]
+
+_OTHERS = ("train/gradient_norm", "train/images_per_second", "pruning/density", "pruning/effective_density")
+
+
+def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Refuse a metric that is monitored and never logged; Lightning would find out at the end of the first epoch.
+
+    Only our classifier's metrics are known; those of another module are left to Lightning.
+
+    Args:
+        trainer: About to train, its schedules configured.
+        pl_module: Module that is trained.
+
+    Raises:
+        ValueError: naming the metric, who monitors it, and what to do.
+    """
+    if not isinstance(pl_module, Classifier):
+        return
+    monitored = list(_monitored(trainer))
+    if not monitored:
+        return
+    names = [str(name).removeprefix("train/") for name in ("train/loss", *pl_module.train_metrics.keys())]
+    validated = _validates(trainer)
+    logged = [f"train/{name}" for name in names] + [f"val/{name}" for name in names if validated]
+    if validated and getattr(getattr(trainer, "datamodule", None), "test_each_epoch", False):
+        logged += [f"test_each_epoch/{name}" for name in names]
+    for who, option, metric in monitored:
+        if metric in logged or metric in _OTHERS or metric.startswith("lr-"):
+            continue
+        if metric.startswith("val/") and not validated:
+            raise ValueError(
+                f"{option}: {who} monitors {metric!r}, but nothing is validated on; keep images for validation (data.val_size,"
+                f" trainer.limit_val_batches), or monitor train/{metric.removeprefix('val/')}"
+            )
+        if type(pl_module) is Classifier:  # another class may log more
+            near = get_close_matches(metric, logged, n=1, cutoff=0)[0]
+            raise ValueError(f"{option}: {who} monitors {metric!r}, which is never logged; did you mean {near!r}?")
+
+
+def _monitored(trainer: Trainer) -> Iterator[tuple[str, str, str]]:
+    """Yield who monitors a metric, the option that asked for it, and the metric."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the trainer's connectors set it
+        if isinstance(callback, (EarlyStopping, ModelCheckpoint)) and callback.monitor:
+            yield type(callback).__name__, "trainer.callbacks", callback.monitor
+    for config in trainer.lr_scheduler_configs:
+        if config.reduce_on_plateau and config.monitor:
+            yield type(config.scheduler).__name__, "model.scheduler", config.monitor
+
+
+def _validates(trainer: Trainer) -> bool:
+    """Return whether the training has validations."""
+    source = trainer.fit_loop.epoch_loop.val_loop._data_source
+    if not trainer.limit_val_batches or not source.is_defined():
+        return False
+    with isolate_rng():
+        loaders = source.dataloader()
+    return loaders is not None and not (isinstance(loaders, (list, tuple, dict)) and not loaders)

@@ -1,0 +1,280 @@
+"""The state of a callback belongs to one network and one fit."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningDataModule
+from pytorch_lightning.callbacks import ModelCheckpoint
+from test_prune_at_init import OPTIMIZERS, Classes, classifier, trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from synflow_pl import Classifier, Masks, PruneAtInit, prune
+from synflow_pl.diagnosis import DeadNetwork
+from synflow_pl.networks import FC
+from synflow_pl.pruners import SNIP, GradualMagnitude, Magnitude, Random, SynFlow
+
+
+def seeded(seed: int, width: int = 16) -> Classifier:
+    torch.manual_seed(seed)
+    return Classifier(FC((1, 2, 4), depth=3, width=width), optimizer=OPTIMIZERS["SGD"])
+
+
+def fit(folder: Path, callback: PruneAtInit, module: Any, *others: Callback, data: Any = None, **options: Any) -> None:
+    run = {"max_epochs": 1, "enable_checkpointing": any(isinstance(other, ModelCheckpoint) for other in others)}
+    path = options.pop("ckpt_path", None)
+    trainer(folder, callback, *others, **(run | options)).fit(module, data or Classes(), ckpt_path=path)
+
+
+def same(some: Masks | None, others: Masks | None) -> bool:
+    assert some is not None
+    assert others is not None
+    return some.keys() == others.keys() and all(torch.equal(some[name], others[name]) for name in some)
+
+
+def held(module: Classifier, masks: Masks) -> bool:
+    return not any(bool(parameter[~mask].any()) for parameter, mask in masks.parameters(module.network))
+
+
+def test_one_callback_gives_each_network_of_a_loop_its_own_masks_and_report(tmp_path: Path) -> None:
+    callback, seen = PruneAtInit(SynFlow(), density=0.2, rounds=3), []
+    for seed, width in ((0, 16), (1, 16), (2, 24)):
+        module = seeded(seed, width)
+        expected = prune(copy.deepcopy(module.network), SynFlow(), density=0.2, rounds=3, input_shape=(1, 2, 4))
+        fit(tmp_path, callback, module)
+        assert same(callback.masks, expected)
+        assert held(module, expected)
+        assert callback.diagnosis is not None
+        assert callback.diagnosis.total == expected.total
+        assert callback.survival is not None
+        seen.append((callback.diagnosis, callback.survival))
+    assert len({id(part) for parts in seen for part in parts}) == 6
+
+
+def test_a_copy_of_a_network_is_another_network(tmp_path: Path) -> None:
+    callback, base = PruneAtInit(Random(), density=0.5), seeded(0)
+    twin = copy.deepcopy(base)
+    fit(tmp_path, callback, base)
+    first = callback.masks
+    torch.manual_seed(99)
+    fit(tmp_path, callback, twin)
+    assert not same(first, callback.masks)
+    assert callback.masks is not None
+    assert held(twin, callback.masks)
+
+
+def test_folds_of_a_cross_validation_are_scored_on_their_own_images(tmp_path: Path) -> None:
+    class Fold(Classes):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.seed = seed
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            images = torch.randn(64, 1, 2, 4, generator=torch.Generator().manual_seed(self.seed))
+            return DataLoader(TensorDataset(images, torch.arange(64) % 10), batch_size=64)
+
+    reused, base = PruneAtInit(SNIP(), density=0.2), seeded(0)
+    for fold in range(2):
+        alone = PruneAtInit(SNIP(), density=0.2)
+        fit(tmp_path, alone, copy.deepcopy(base), data=Fold(fold))
+        fit(tmp_path, reused, copy.deepcopy(base), data=Fold(fold))
+        assert same(reused.masks, alone.masks)
+
+
+@pytest.mark.parametrize("pruner", [Magnitude(), GradualMagnitude(over=0.5)], ids=["at once", "gradually"])
+def test_the_same_network_keeps_its_masks_and_report_in_another_fit(tmp_path: Path, pruner: Any) -> None:
+    callback, module = PruneAtInit(pruner, density=0.25, rounds=4), seeded(0)
+    fit(tmp_path, callback, module)
+    masks, report = callback.masks, callback.diagnosis
+    fit(tmp_path, callback, module)
+    assert callback.masks is masks
+    assert callback.diagnosis is report
+    fit(tmp_path, callback, Classifier(module.network, optimizer=OPTIMIZERS["SGD"]))  # another classifier around the same network
+    assert callback.masks is masks
+
+
+def test_gradual_pruning_starts_again_on_another_network(tmp_path: Path) -> None:
+    callback = PruneAtInit(GradualMagnitude(over=1.0), density=0.25, rounds=4)
+    for seed in range(2):
+        fit(tmp_path, callback, module := seeded(seed))
+        assert callback.masks is not None
+        assert callback.masks.density == 0.25
+        assert held(module, callback.masks)
+
+
+def test_gradual_pruning_that_was_cut_short_is_completed_by_the_next_fit_of_the_network(tmp_path: Path) -> None:
+    callback, module = PruneAtInit(GradualMagnitude(over=1.0), density=0.25, rounds=8, at_epoch=1), seeded(0)
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.should_stop = trainer.global_step == 11
+
+    with pytest.warns(UserWarning, match="training ended after round 3 of 8"):
+        fit(tmp_path, callback, module, Stop(), max_epochs=2)
+    assert callback.masks is not None
+    first = callback.masks
+    fit(tmp_path, callback, module, max_epochs=2)
+    assert callback.masks.density == 0.25
+    assert not any(bool((callback.masks[name] & ~first[name]).any()) for name in first)
+
+
+def test_the_example_is_that_of_the_present_data(tmp_path: Path) -> None:
+    class Wide(LightningDataModule):
+        input_shape = (1, 2, 8)
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(TensorDataset(torch.randn(32, 1, 2, 8), torch.arange(32) % 10), batch_size=8)
+
+    callback = PruneAtInit(SynFlow(), density=0.2, rounds=2)
+    fit(tmp_path, callback, seeded(0))
+    fit(tmp_path, callback, Classifier(FC((1, 2, 8), depth=3, width=16)), data=Wide())
+    assert callback.masks is not None
+    assert callback.masks["layers.1.weight"].shape == (16, 16)
+
+
+def test_a_dead_network_is_not_trained_at_the_second_attempt(tmp_path: Path) -> None:
+    callback, module = PruneAtInit(Magnitude(), kept=1), seeded(0)
+    dense = copy.deepcopy(module.network.state_dict())
+    for _ in range(2):
+        with pytest.raises(DeadNetwork):
+            fit(tmp_path, callback, module)
+        assert callback.masks is None
+        assert all(torch.equal(dense[name], tensor) for name, tensor in module.network.state_dict().items())
+    other = PruneAtInit(Magnitude(), density=0.5)
+    fit(tmp_path, other, module)  # the network is as it was, so another density may be tried
+    assert other.diagnosis is not None
+    assert other.diagnosis.alive
+    with pytest.raises(DeadNetwork):
+        fit(tmp_path, callback, seeded(1))
+
+
+def test_a_network_that_died_gradually_is_not_trained_at_the_second_attempt(tmp_path: Path) -> None:
+    callback, module = PruneAtInit(GradualMagnitude(over=0.5), kept=1, rounds=2), seeded(0)
+    for _ in range(2):
+        with pytest.raises(DeadNetwork):
+            fit(tmp_path, callback, module)
+        assert callback.masks is None
+
+
+class Broken(SynFlow):
+    """A pruner that fails in its second round, once."""
+
+    fails = True
+
+    def score(self, subject: Any) -> Any:
+        if self.fails and subject.density < 0.3:
+            self.fails = False
+            raise KeyboardInterrupt
+        return super().score(subject)
+
+
+def test_a_pruning_that_was_interrupted_is_done_again(tmp_path: Path) -> None:
+    callback, module = PruneAtInit(Broken(), density=0.1, rounds=2), seeded(0)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tmp_path, callback, module)
+    assert callback.masks is None
+    fit(tmp_path, callback, module)
+    assert callback.masks is not None
+    assert callback.masks.kept == -(-callback.masks.total // 10)
+
+
+class Fails(Callback):
+    """Stops the training by an error."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 3:
+            raise RuntimeError("out of memory")
+
+
+def test_after_a_training_that_failed_another_network_is_pruned_anew_and_the_same_one_keeps_its_masks(tmp_path: Path) -> None:
+    callback, module = PruneAtInit(SynFlow(), density=0.2), seeded(0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(tmp_path, callback, module, Fails())
+    masks = callback.masks
+    assert masks is not None
+    assert not callback._holds  # the optimiser of the failed fit is not held any longer
+    assert not module.network._state_dict_pre_hooks
+    fit(tmp_path, callback, module)
+    assert callback.masks is masks
+    assert held(module, masks)
+    fit(tmp_path, callback, seeded(1))
+    assert not same(callback.masks, masks)
+
+
+def test_a_checkpoint_decides_over_what_the_callback_knows(tmp_path: Path) -> None:
+    first = PruneAtInit(SynFlow(), density=0.2)
+    fit(tmp_path, first, seeded(0), ModelCheckpoint(dirpath=tmp_path, filename="sparse"))
+    fit(tmp_path, PruneAtInit(None), seeded(0), ModelCheckpoint(dirpath=tmp_path, filename="dense"))
+    callback, module = PruneAtInit(SynFlow(), density=0.5), seeded(1)
+    fit(tmp_path, callback, module)
+    fit(tmp_path, callback, module, max_epochs=2, ckpt_path=tmp_path / "sparse.ckpt")
+    assert same(callback.masks, first.masks)
+    assert callback.diagnosis is None  # it was of other masks
+    with pytest.raises(ValueError, match="was trained without masks"):
+        fit(tmp_path, callback, module, max_epochs=2, ckpt_path=tmp_path / "dense.ckpt")
+    fit(tmp_path, callback, again := seeded(2))
+    assert not same(callback.masks, first.masks)
+    assert callback.masks is not None
+    assert held(again, callback.masks)
+
+
+def test_a_test_of_another_checkpoint_does_not_change_what_another_network_is_trained_with(tmp_path: Path) -> None:
+    class Tested(Classes):
+        def test_dataloader(self) -> DataLoader[Any]:
+            return self.train_dataloader()
+
+    fit(tmp_path, PruneAtInit(SynFlow(), density=0.1), seeded(5), ModelCheckpoint(dirpath=tmp_path, filename="other"))
+    callback, module = PruneAtInit(SynFlow(), density=0.5), seeded(0)
+    fit(tmp_path, callback, module)
+    trainer(tmp_path, callback, enable_checkpointing=False).test(seeded(6), Tested(), ckpt_path=tmp_path / "other.ckpt")
+    fit(tmp_path, callback, module)
+    assert callback.masks is not None
+    assert callback.masks.density == 0.5
+
+
+def test_a_callback_is_pickled_with_the_network_that_its_masks_belong_to(tmp_path: Path) -> None:
+    callback, network = PruneAtInit(SynFlow(), density=0.2), seeded(0).network
+    fit(tmp_path, callback, Classifier(network, optimizer=partial(torch.optim.SGD, lr=0.1)))
+    again, twin = pickle.loads(pickle.dumps((callback, network)))
+    fit(tmp_path, again, Classifier(twin))
+    assert same(again.masks, callback.masks)
+    fit(tmp_path, again, seeded(3))
+    assert not same(again.masks, callback.masks)
+
+
+def test_masks_from_a_file_are_held_in_each_network(tmp_path: Path) -> None:
+    first = PruneAtInit(Random(), density=0.3)
+    fit(tmp_path, first, classifier())
+    assert first.masks is not None
+    first.masks.save(tmp_path / "masks.safetensors")
+    callback = PruneAtInit(None, masks=tmp_path / "masks.safetensors")
+    for seed in range(2):
+        fit(tmp_path, callback, module := seeded(seed))
+        assert same(callback.masks, first.masks)
+        assert held(module, first.masks)
+
+
+def test_a_network_that_the_module_builds_in_setup_is_another_one_in_each_fit(tmp_path: Path) -> None:
+    class Late(Classifier):
+        def setup(self, stage: str) -> None:
+            torch.manual_seed(self.seed)
+            self.network = FC((1, 2, 4), depth=3, width=16)
+            super().setup(stage)
+
+        seed = 0
+
+    callback, module = PruneAtInit(SynFlow(), density=0.2), Late(FC((1, 2, 4), depth=3, width=16))
+    masks: list[dict[str, Tensor]] = []
+    for module.seed in (0, 1):
+        fit(tmp_path, callback, module)
+        assert callback.masks is not None
+        assert held(module, callback.masks)
+        masks.append(dict(callback.masks))
+    assert not all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
