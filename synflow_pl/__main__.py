@@ -20,7 +20,9 @@ def main() -> None:
         cause = storage_error(error)
         if cause is None:
             raise
-        _refuse(could_not_write(None, cause), status=1)
+        # An OSError without a number is a sentence of ours about the one that caused it.
+        ours = isinstance(error, OSError) and error.errno is None
+        _refuse(str(error) if ours else could_not_write(None, cause), status=1)
 
 
 def _dispatch() -> None:

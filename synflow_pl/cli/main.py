@@ -563,9 +563,8 @@ class CLI(LightningCLI):
         """The checkpoint that a test is of: that of the command ``test``, or the network as a training has just left it."""
         path = self.options.get("ckpt_path") if self.subcommand == "test" else None
         if path is None or self.run_folder is None:
-            epochs: Any = self.trainer.fit_loop.epoch_progress.current
             now = yaml.safe_load(self._config_text)
-            return Tested("", max(0, epochs.processed - 1), self.trainer.global_step, untested(now, now))
+            return Tested("", None, self.trainer.global_step, untested(now, now))
         content = read(path)
         changed = untested(yaml.safe_load((self.run_folder / CONFIG).read_text()), yaml.safe_load(self._config_text))
         name = os.path.relpath(path, self.run_folder)

@@ -25,13 +25,13 @@ class Tested:
 
     Attributes:
         checkpoint: path of the checkpoint within the run; empty for the network as a training in this process left it.
-        epoch: epoch of the checkpoint, counted from 0.
+        epoch: epoch of the checkpoint, counted from 0; ``None`` for a network that was just trained, whose epoch the trainer knows.
         steps: optimiser steps that the checkpoint was trained for, at least 0.
         otherwise: options that matter to the test and differ from those of the run; empty if none does.
     """
 
     checkpoint: str
-    epoch: int
+    epoch: int | None
     steps: int
     otherwise: str
 
@@ -98,7 +98,8 @@ class RunCSV(CSVLogger):
         """Log metrics; a row of a test says which checkpoint was tested."""
         if self.tested is not None and _of_a_test(metrics):
             tested = self.tested
-            metrics = {**metrics, "epoch": tested.epoch, CHECKPOINT: tested.checkpoint or "trained", OTHERWISE: tested.otherwise}
+            epoch = {} if tested.epoch is None else {"epoch": tested.epoch}
+            metrics = {**metrics, **epoch, CHECKPOINT: tested.checkpoint or "trained", OTHERWISE: tested.otherwise}
             step = tested.step
         super().log_metrics(metrics, step)
 

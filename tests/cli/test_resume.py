@@ -94,7 +94,7 @@ def test_stopped_in_pruning_it_starts_again_in_the_same_run_and_says_so(
     assert runs() == [NAME]
     assert sorted(path.name.partition(".tfevents")[0] for path in RUN.iterdir()) == [
         *(OWNER, "checkpoints", "config.yaml", "diagnosis.csv", "diagnosis.json", "events.out", "machines.txt", "masks.safetensors"),
-        "metrics.csv",
+        *("metrics.csv", "training.json"),
     ]
     with open(RUN / "metrics.csv", newline="") as file:
         assert len([row for row in csv.DictReader(file) if row["pruning/density"]]) == 2

@@ -1,0 +1,127 @@
+"""A storage that fails: a full disk, a read-only folder and a file in the place of a folder are one sentence, at every write."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from synflow_pl.__main__ import main
+
+FIT = ["fit", "-c", "demo", "--pruning.rounds", "2", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+FIT += ["--trainer.limit_val_batches", "1", "--trainer.enable_progress_bar", "false"]
+
+
+def on_a_small_disk(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a shell script in a folder that is a file system of 2.5 MB."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here (unshare -rm)")
+    mount = f"mount -t tmpfs -o size=2500k none {folder} || exit 99; cd {folder}; {script}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PY": sys.executable}
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", mount], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == 99:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
+    return done
+
+
+WRITES = """
+import os
+from pathlib import Path
+import torch
+from matplotlib.figure import Figure
+from synflow_pl import Masks
+from synflow_pl.diagnosis.files import write_csv, write_json
+from synflow_pl.figures.style import save
+from synflow_pl.runs import RunCSV
+from synflow_pl.runs.record import Training, write_record
+from synflow_pl.training import DurableCheckpointIO
+
+checkpoint = lambda size: DurableCheckpointIO().save_checkpoint({"weights": torch.zeros(size)}, "last.ckpt")
+checkpoint(1000)
+whole = Path("last.ckpt").read_bytes()
+rows = [{"value": "x" * 100000}] * 40
+writes = {
+    "last.ckpt": lambda: checkpoint(1_000_000),
+    "masks.safetensors": lambda: Masks({"w": torch.ones(3_000_000, dtype=torch.bool)}).save("masks.safetensors"),
+    "diagnosis.csv": lambda: write_csv("diagnosis.csv", rows),
+    "diagnosis.json": lambda: write_json("diagnosis.json", rows),
+    "metrics.csv": lambda: RunCSV(Path(".")).experiment.log_metrics({"value": "x" * 4_000_000}) or logger.save(),
+}
+logger = RunCSV(Path("."))
+writes["metrics.csv"] = lambda: (logger.experiment.log_metrics({"value": "x" * 4_000_000}, 1), logger.save())
+small = {"training.json": lambda: write_record(Path("."), Training(True)), "picture.png": lambda: save(Figure(), "picture")}
+
+
+def fails(name, write):
+    try:
+        write()
+    except OSError as error:
+        assert f"{name}' could not be written (No space left on device)" in str(error), (name, error)
+        assert "make room" in str(error)
+    else:
+        raise AssertionError(name)
+
+
+for name, write in writes.items():
+    fails(name, write)
+    Path("metrics.csv").unlink(missing_ok=True)
+with open("filler", "wb", buffering=0) as filler:
+    try:
+        while filler.write(bytes(4096)):
+            pass
+    except OSError:
+        pass
+for name, write in small.items():
+    fails(name, write)
+assert Path("last.ckpt").read_bytes() == whole
+assert sorted(os.listdir()) == ["filler", "last.ckpt"], os.listdir()
+print("right")
+"""
+
+
+def test_every_write_to_a_full_disk_is_one_sentence_and_what_was_there_survives(tmp_path: Path) -> None:
+    script = tmp_path.parent / f"{tmp_path.name}.py"
+    script.write_text(WRITES)
+    done = on_a_small_disk(f'"$PY" {script}', tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "right"), done.stderr
+
+
+def test_a_training_on_a_full_disk_ends_with_one_sentence(tmp_path: Path) -> None:
+    done = on_a_small_disk(f'"$PY" -m synflow_pl {" ".join(FIT)}; status=$?; find . -name "*.ckpt" -size 0; exit $status', tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith("synflow_pl: error: ")
+    assert "No space left on device" in said
+    assert ".ckpt\n" not in done.stdout
+
+
+@pytest.mark.parametrize("command", [FIT, ["prune", "-c", "demo"], ["multishot", "--levels", "1", "-c", "demo"]])
+def test_a_file_called_lightning_logs_is_named(
+    command: list[str], folder: Path, touched: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("lightning_logs").touch()
+    monkeypatch.setattr(sys, "argv", ["synflow_pl", *command])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith("synflow_pl: error: ")
+    assert "'lightning_logs' cannot be made: 'lightning_logs' is a file; move it away" in said[-1]
+    assert touched == []
+
+
+@pytest.mark.parametrize("typed", [["fti", "-c", "demo"], ["Fit"], ["trian"], []])
+def test_a_misspelt_subcommand_is_answered_with_all_of_them(
+    typed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["synflow_pl", *typed])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert "compact, demo, experiment, export, fit, multishot, predict, prune, report, sweep, test, validate" in said
+    assert len(said.splitlines()) == 1
