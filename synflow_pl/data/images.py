@@ -117,7 +117,10 @@ class Images(LightningDataModule, ABC):
 
     @abstractmethod
     def images(self, train: bool) -> tuple[Tensor, Tensor]:
-        """The training or test images, uint8 (N, C, H, W), and labels, int64 (N,); reads, never downloads."""
+        """The training or test images, uint8 (N, C, H, W), and labels, integers (N,) in [0, ``num_classes``).
+
+        Files are read here and never downloaded.
+        """
 
     def dataset(self, train: bool, transform: Any) -> Dataset[tuple[Any, int]]:
         """The same for the pipeline ``torchvision``: each image passed through ``transform``, and all the ``labels``."""
@@ -144,7 +147,14 @@ class Images(LightningDataModule, ABC):
     # -- stages
 
     def setup(self, stage: str) -> None:
-        """Open what ``stage`` needs, and nothing else: the test set only for ``test`` and ``predict``."""
+        """Open and check what ``stage`` needs, and nothing else.
+
+        The test set is opened for ``test``, for ``predict`` without ``predict_on``, with ``validate_on_test``, and for ``fit`` with
+        ``test_each_epoch``.
+
+        Raises:
+            ValueError: If the images or labels are not what the class says, or none are left to train on.
+        """
         if stage in ("fit", "validate"):
             self._split(self._count(train=True))
             if self.validate_on_test:
@@ -232,10 +242,11 @@ class Images(LightningDataModule, ABC):
         return image_files(self.predict_on)
 
     def pruning_batches(self, images_per_class: int | None = None, augment: bool = False, draw: int = 0) -> list[Batch]:
-        """Training images to score on, equally many of each class, drawn by seed: the same on every rank.
+        """Training images to score on, drawn by seed: the same on every rank.
 
         Args:
-            images_per_class: at least 1; ``None`` is that of the data module.
+            images_per_class: Images of each class, at least 1; ``None`` is the option of the data module, and where that is ``None``
+                too, 10, or all images of a class that has fewer, with a warning.
             augment: crop and flip them as for training.
             draw: number of the sample, at least 0: another one draws other images, for fresh batches in every round of a pruning.
 
