@@ -149,7 +149,7 @@ def test_layers_of_other_classes_with_weights_are_named_with_their_sizes() -> No
     tagger, pruner = Tagger(), SynFlow()
     masks = prune(tagger, pruner, density=0.5, rounds=2, input_shape=(5, 8))
     note = (
-        "660 of 692 parameters take no part and stay dense: parts.rnn (LSTM, 576), parts.own (Own, 64), biases and normalisations (20)"
+        "660 of 692 parameters take no part and stay dense: parts.rnn (LSTM, 576), parts.own (Own, 64), biases, gains and shifts (20)"
     )
     assert pruner.notes[-1] == note
     told = diagnose(tagger, masks, input_shape=(5, 8))
@@ -162,7 +162,7 @@ def test_biases_and_normalisations_alone_are_no_note_of_the_pruner_and_counted_i
     masks = prune(network, pruner, density=0.5, rounds=2, input_shape=(8,))
     assert pruner.notes == ()
     assert (
-        "12 of 52 parameters take no part and stay dense: biases and normalisations (12)"
+        "12 of 52 parameters take no part and stay dense: biases, gains and shifts (12)"
         in diagnose(network, masks, input_shape=(8,)).notes
     )
     followed = prune(network, pruner, density=0.5, rounds=2, input_shape=(8,), bias=True, norm=True)

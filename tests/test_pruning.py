@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from synflow_pl import Masks, diagnose, prune
 from synflow_pl.bisection import nearest

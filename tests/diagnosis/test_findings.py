@@ -151,7 +151,7 @@ def test_a_gate_goes_by_the_module_that_multiplies_and_counts_as_a_dense_connect
     assert told.inhomogeneous == {"squeeze.1": "nonlinearity", "Squeezed": "gate"}
     assert told.notes == (
         "gates and attention count as dense connections: what weighs a signal is connected to all of it",
-        "4 of 12 parameters take no part and stay dense: biases and normalisations (4)",
+        "4 of 12 parameters take no part and stay dense: biases, gains and shifts (4)",
     )
     assert all(note in told.table() for note in told.notes)
 

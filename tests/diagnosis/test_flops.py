@@ -171,7 +171,8 @@ def test_an_operation_without_a_formula_is_named(function: Any, name: str) -> No
 
 def test_activations_normalisation_pooling_and_lookups_are_not_named() -> None:
     network = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.MaxPool2d(2), nn.GroupNorm(2, 8), nn.Upsample(scale_factor=2), nn.Hardswish(),
-        nn.AdaptiveAvgPool2d(2), nn.PixelShuffle(2), nn.Flatten(), nn.LayerNorm(32), nn.Linear(32, 8), nn.GLU(), nn.Softmax(-1),
-    )  # fmt: skip
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.MaxPool2d(2), nn.GroupNorm(2, 8)),
+        nn.Sequential(nn.Upsample(scale_factor=2), nn.Hardswish(), nn.AdaptiveAvgPool2d(2), nn.PixelShuffle(2), nn.Flatten()),
+        nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 8), nn.GLU(), nn.Softmax(-1)),
+    )
     assert not any("FLOPs" in note for note in diagnose(network, keeping(network, 5), input_shape=(3, 8, 8)).notes)
