@@ -90,7 +90,7 @@ def left_out(network: nn.Module, covered: Collection[str]) -> list[LeftOut]:
         owner = owner.partition("parametrizations.")[0].rstrip(".") if "parametrizations" in owner.split(".") else owner
         module = network.get_submodule(owner)
         before = found.get(owner, LeftOut(owner, _kind(module), 0, True))
-        plain = isinstance(module, _PLAIN) or _is_bias(name, parameter)
+        plain = isinstance(module, _PLAIN) or _is_vector(name, parameter)
         found[owner] = LeftOut(owner, before.kind, before.size + parameter.numel(), before.plain and plain)
     return list(found.values())
 
@@ -112,7 +112,7 @@ def left_out_note(network: nn.Module, parts: Collection[LeftOut], *, all_of_them
     if len(named) > _MOST_NAMES:
         listed.append(f"{len(named) - _MOST_NAMES} more ({sum(part.size for part in named[_MOST_NAMES:]):,})")
     if plain:
-        listed.append(f"biases and normalisations ({plain:,})")
+        listed.append(f"biases, gains and shifts ({plain:,})")
     return f"{sum(part.size for part in parts):,} of {total:,} parameters take no part and stay dense: {', '.join(listed)}"
 
 
@@ -123,5 +123,9 @@ def _kind(module: nn.Module) -> str:
     return type(module).__name__ + (", weight computed" if computed else "")
 
 
-def _is_bias(name: str, parameter: Tensor) -> bool:
-    return parameter.dim() < 2 and "bias" in name.rpartition(".")[2]
+def _is_vector(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a bias, a gain or a token rather than a layer's weight."""
+    if parameter.dim() < 2:
+        return True
+    own = name.rpartition(".")[2]
+    return parameter.numel() == max(parameter.shape) and not any(word in own for word in ("weight", "kernel", "original"))

@@ -265,7 +265,7 @@ def test_the_effective_density_is_the_nearest_of_all(pruner: type[Pruner], densi
     # One round never falls: whoever keeps more, keeps what he kept before. So all of them can be looked at.
     found = {}
     for kept in range(1, 91):
-        every = prune(subject := small(), pruner(), kept=kept, **options)
+        every = prune(subject := small(), pruner(), kept=kept, on_collapse="ignore", **options)
         found[kept] = diagnose(subject, every, input_shape=(1, 2, 2)).effective
     wanted = round(90 * density + 0.499)
     assert abs(effective - wanted) == min(abs(count - wanted) for count in found.values())
@@ -297,3 +297,46 @@ def test_what_cannot_be_reached_is_come_near_to() -> None:
     assert nearest(lambda kept: 0 if kept < 40 else 30, 10, 100) == 10  # 0 is as near as anything
     assert nearest(lambda kept: 0 if kept < 40 else 30, 20, 100) == 40
     assert nearest(lambda kept: kept // 10, 90, 100) == 100
+
+
+class Towers(nn.Module):
+    """Two convolutions, and a normalisation that reads one or both of them."""
+
+    def __init__(self, read: str) -> None:
+        super().__init__()
+        self.read = read
+        self.a, self.b = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(3, 4, 1, bias=False)
+        self.norm, self.fc = nn.BatchNorm2d(8 if read == "concatenation" else 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        if self.read == "both":
+            y = self.norm(a) + self.norm(b)
+        elif self.read == "one, then a sum":
+            y = self.norm(a + self.norm(b))
+        elif self.read == "sum":
+            y = self.norm(a + b)
+        elif self.read == "one, then the input":
+            y = self.norm(a) + self.norm(x.mean(1, keepdim=True).expand_as(b))
+        elif self.read == "concatenation":
+            y = sum(self.norm(torch.cat([a, b], 1)).chunk(2, 1))
+        elif self.read == "gain used elsewhere":
+            y = self.norm(a) + b * self.norm.weight.view(1, -1, 1, 1)
+        elif self.read == "one twice":
+            y = self.norm(a) + self.norm(self.a(2 * x)) + b
+        else:
+            y = self.norm(a) + b
+        return self.fc(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("read", ["both", "one, then a sum", "sum", "one, then the input", "concatenation", "gain used elsewhere"])
+def test_a_gain_that_something_else_is_normalised_by_follows_no_unit(read: str) -> None:
+    masks = prune(Towers(read), SynFlow(), density=0.2, rounds=2, input_shape=(3, 4, 4), norm=True)
+    assert "norm.weight" not in masks
+
+
+@pytest.mark.parametrize("read", ["one", "one twice"])
+def test_a_gain_follows_the_units_of_the_one_layer_that_is_normalised_by_it(read: str) -> None:
+    masks = prune(Towers(read), SynFlow(), density=0.2, rounds=2, input_shape=(3, 4, 4), norm=True)
+    assert torch.equal(masks["norm.weight"], masks["a.weight"].flatten(1).any(1))
+    assert torch.equal(masks["norm.bias"], masks["norm.weight"])

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from synflow_pl.flow.recording import Operation, Recording, Value
+from synflow_pl.flow.rules import SIMPLE
 from synflow_pl.masks import Masks
 
 __all__ = ["Flops", "count_flops"]
@@ -36,24 +37,15 @@ _VIEWS = frozenset(
 
 
 # Operations that are not counted and that torch does not mark as pointwise, reduction or view.
-_UNCOUNTED = frozenset(
+_UNCOUNTED = SIMPLE | frozenset(
     """
-    _softmax _safe_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin sort topk argsort argmax argmin var_mean std_mean var
-    std norm linalg_vector_norm embedding embedding_bag _embedding_bag _embedding_bag_forward_only _weight_norm_interface _weight_norm
-    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _native_batch_norm_legit_functional
-    cudnn_batch_norm miopen_batch_norm native_layer_norm _fused_rms_norm native_group_norm max_pool1d max_pool2d_with_indices
-    max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d
-    adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d fractional_max_pool2d fractional_max_pool3d max_unpool2d
-    max_unpool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
-    _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_bicubic2d
-    _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_3d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
-    replication_pad2d replication_pad3d constant_pad_nd cat stack clone copy _to_copy contiguous lift_fresh fill zero repeat
-    repeat_interleave roll flip rot90 tril triu im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
-    index _unsafe_index index_select gather scatter scatter_add scatter_reduce index_add index_put _unsafe_index_put index_copy
-    index_fill index_reduce masked_scatter masked_select slice_scatter select_scatter diagonal_scatter as_strided_scatter take
-    take_along_dim glu rrelu_with_noise native_dropout dropout alpha_dropout native_alpha_dropout fill_diagonal nonzero unique
-    _unique2 unique_dim bincount histc bucketize searchsorted one_hot diag_embed bernoulli multinomial normal uniform randn_like
-    rand_like randint_like resize set unfold _reshape_alias _unsafe_view view_copy _pack_padded_sequence _pad_packed_sequence
+    cumprod logcumsumexp cummin argsort argmax argmin var_mean std_mean var std norm linalg_vector_norm embedding embedding_bag
+    _embedding_bag _embedding_bag_forward_only _weight_norm _native_batch_norm_legit_functional fractional_max_pool2d
+    fractional_max_pool3d max_unpool2d max_unpool3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
+    upsample_bicubic2d _upsample_bicubic2d_aa grid_sampler_3d constant_pad_nd copy rot90 scatter_reduce _unsafe_index_put index_copy
+    index_fill index_reduce masked_scatter masked_select as_strided_scatter take take_along_dim glu alpha_dropout nonzero unique
+    _unique2 unique_dim bincount histc bucketize searchsorted one_hot diag_embed multinomial normal uniform randint_like resize set
+    unsafe_split_with_sizes _pack_padded_sequence _pad_packed_sequence
     """.split()
 )
 

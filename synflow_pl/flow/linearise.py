@@ -30,11 +30,11 @@ def linearise(
         ValueError: if no input reaches an output, or nothing is prunable.
     """
     recording = record(network, inputs) if recording is None else recording
-    weights = prunable(network)
-    builder = Builder(recording, weights, dict(network.named_parameters()), open_gates)
+    weights, parameters = prunable(network), dict(network.named_parameters())
+    builder = Builder(recording, weights, parameters, open_gates)
     for operation in recording.operations:
         if builder.turn_to(operation):
             apply_rule(builder, operation)
     skeleton = builder.finish(type(network).__name__)
-    skeleton.uneven = uneven_weights(recording, weights) & skeleton.weights
+    skeleton.uneven = uneven_weights(recording, weights, parameters) & skeleton.weights
     return skeleton

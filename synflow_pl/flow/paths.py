@@ -75,13 +75,14 @@ class Paths:
         if skeleton is None or skeleton.gated or skeleton.uneven:
             recording = record(network, inputs) if recording is None else recording
             skeleton = linearise(network, inputs, recording, open_gates=True)
-            weights = prunable(network)
+            parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
             if skeleton.meetings:
                 self._meetings = Replay(recording, {number for met in skeleton.meetings for number in (met.signal, met.by)})
-                self._parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
-            if acting := computed_weights(recording, weights):
+                self._parameters = parameters
+            if acting := computed_weights(recording, prunable(network)):
                 self._computed = Replay(recording, acting)
-                self._drawn = draws({name: weights[name] for names in acting.values() for name in names})
+                # As everywhere in the structure, a gain that is zero is no reason to die.
+                self._drawn = draws({name: parameters[name] for name in self._computed.names if name in parameters})
         self._skeleton = skeleton
         # Double precision, since single may be convolved by a transform (Winograd's) that leaves crumbs where nothing is.
         self._device = inputs[0].device

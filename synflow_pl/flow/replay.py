@@ -46,6 +46,11 @@ class Replay:
         self._given = {number: recording.tensors[number] for number in needed - made}
         self._names = {number: name for number, name in recording.parameters.items() if number in self._given}
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the parameters and buffers that the values depend on."""
+        return frozenset(self._names.values())
+
     @torch.no_grad()
     def values(self, parameters: Mapping[str, Tensor]) -> dict[int, Tensor]:
         """The values asked for, by number.
@@ -130,13 +135,14 @@ def draws(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return drawn
 
 
-def uneven_weights(recording: Recording, weights: Mapping[str, Tensor]) -> frozenset[str]:
+def uneven_weights(recording: Recording, weights: Collection[str], parameters: Mapping[str, Tensor]) -> frozenset[str]:
     """Names of the weights of which a removed entry is no zero in what acts on the signal: weights that are standardised, say, of which
     a mean is taken off.
 
     Args:
         recording: of the network.
-        weights: the prunable parameters by name.
+        weights: names of the prunable parameters.
+        parameters: all parameters, by name.
     """
     acting = computed_weights(recording, weights)
     if not acting:
@@ -144,13 +150,13 @@ def uneven_weights(recording: Recording, weights: Mapping[str, Tensor]) -> froze
     replay = Replay(recording, acting)
     masked = {name for names in acting.values() for name in names}
     # Half of the entries, whichever way entries are grouped.
-    checks = {name: _checkerboard(weights[name]) for name in masked}
-    drawn = draws({name: weights[name] for name in masked})
-    values = replay.values({name: drawn[name] * checks[name] for name in masked})
+    checks = {name: _checkerboard(parameters[name]) for name in masked}
+    drawn = draws({name: parameters[name] for name in replay.names if name in parameters})
+    values = replay.values(drawn | {name: drawn[name] * check for name, check in checks.items()})
     found: set[str] = set()
     for number, names in acting.items():
         value = values[number]
-        if value.numel() != sum(weights[name].numel() for name in names):
+        if value.numel() != sum(parameters[name].numel() for name in names):
             continue
         removed = sum(int((checks[name] == 0).count_nonzero()) for name in names)
         if int((value == 0).count_nonzero()) < removed:

@@ -27,7 +27,7 @@ from synflow_pl.flow.meetings import Gate, Kernel
 from synflow_pl.flow.normalisation import NORMALISATIONS
 from synflow_pl.flow.recording import Operation
 
-__all__ = ["apply_rule"]
+__all__ = ["SIMPLE", "apply_rule"]
 
 aten = torch.ops.aten
 
@@ -61,6 +61,9 @@ _CREATES = frozenset(
     bernoulli zero fill
     """.split()
 )
+
+# What computes little for each entry, or nothing.
+SIMPLE = _IDENTITY | _LINEAR | _VIEW | _CREATES | NORMALISATIONS.keys()
 
 
 def apply_rule(builder: Builder, operation: Operation) -> None:

@@ -149,8 +149,11 @@ class Squeezed(nn.Module):
 def test_a_gate_goes_by_the_module_that_multiplies_and_counts_as_a_dense_connection() -> None:
     told = diagnose(Squeezed(), masks(layer=FULL, squeeze_0=FULL), input_shape=(2,))
     assert told.inhomogeneous == {"squeeze.1": "nonlinearity", "Squeezed": "gate"}
-    assert told.notes == ("gates and attention count as dense connections: what weighs a signal is connected to all of it",)
-    assert told.notes[0] in told.table()
+    assert told.notes == (
+        "gates and attention count as dense connections: what weighs a signal is connected to all of it",
+        "4 of 12 parameters take no part and stay dense: biases, gains and shifts (4)",
+    )
+    assert all(note in told.table() for note in told.notes)
 
 
 # -- how it is read

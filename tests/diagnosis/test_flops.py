@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -103,3 +105,74 @@ def test_all_of_a_network_is_what_torch_counts(network: nn.Module) -> None:
     assert told.flops == counter.get_total_flops() == sum(layer.flops for layer in told.layers)
     for layer in told.layers:
         assert layer.sparse_flops * layer.total == layer.flops * layer.kept
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+        super().__init__()
+        self.rnn = kind(6, 4, batch_first=True, **options)
+        self.last = nn.Linear(4 * (2 if self.rnn.bidirectional else 1), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.rnn(x)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True, "num_layers": 2}, {"bias": False}])
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_a_recurrent_layer_counts_each_weight_once_a_step_in_every_precision(
+    kind: type[nn.RNNBase], gates: int, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    network = Recurrent(kind, **options).to(dtype)
+    weights = sum(p.numel() for name, p in network.rnn.named_parameters() if "weight" in name)
+    told = diagnose(network, keeping(network, 5), input_shape=(5, 6))
+    assert told.flops == 2 * 5 * (weights + network.last.weight.numel())
+    assert not any("FLOPs" in note for note in told.notes)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_deformable_convolution_counts_its_kernel_at_each_position(groups: int) -> None:
+    ops = pytest.importorskip("torchvision.ops")
+
+    class Deformable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.where, self.layer = nn.Conv2d(3, 18, 3, padding=1), ops.DeformConv2d(3, 6, 3, padding=1, groups=groups)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x, self.where(x))
+
+    told = diagnose(Deformable(), Masks({"where.weight": torch.ones(18, 3, 3, 3, dtype=torch.bool)}), input_shape=(3, 4, 4))
+    assert told.flops == 2 * 16 * (27 * 18 + 27 // groups * 6)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda layer, x: torch.cdist(layer(x), x), "aten._cdist_forward"),
+        (lambda layer, x: torch.fft.rfft(layer(x)).abs(), "aten._fft_r2c"),
+        (lambda layer, x: torch.linalg.inv(layer(x)), "aten.linalg_inv_ex"),
+        (lambda layer, x: nn.functional.bilinear(layer(x), x, torch.ones(2, 4, 4)), "aten._trilinear"),
+    ],
+)
+def test_an_operation_without_a_formula_is_named(function: Any, name: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(self.layer, x + torch.eye(4))
+
+    network = Net()
+    told = diagnose(network, keeping(network, 16), input_shape=(4, 4))
+    assert f"FLOPs leave out operations without a formula: {name}" in told.notes
+
+
+def test_activations_normalisation_pooling_and_lookups_are_not_named() -> None:
+    network = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.MaxPool2d(2), nn.GroupNorm(2, 8)),
+        nn.Sequential(nn.Upsample(scale_factor=2), nn.Hardswish(), nn.AdaptiveAvgPool2d(2), nn.PixelShuffle(2), nn.Flatten()),
+        nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 8), nn.GLU(), nn.Softmax(-1)),
+    )
+    assert not any("FLOPs" in note for note in diagnose(network, keeping(network, 5), input_shape=(3, 8, 8)).notes)
