@@ -2,7 +2,7 @@
 
 Both run in double precision on the example and on noise, in eval mode and, if the smaller network is to be trained, in train mode as
 well. Random operations give the same number at every position, since a layer with fewer units would draw other numbers from the same
-seed: dropout becomes the identity.
+seed: dropout becomes a constant factor.
 """
 
 from __future__ import annotations
@@ -315,14 +315,15 @@ class _Steady(TorchDispatchMode):
 
 
 def _steady(name: str, result: Any, args: tuple[Any, ...]) -> Any:
-    """A random operation's result with the randomness taken out: the probability for a draw of zeros and ones, and half a deviation
-    above the mean for others. Operations that are not known give what they drew from the seed.
+    """A random operation's result with the randomness taken out: half of the probability for a draw of zeros and ones, half a
+    deviation above the mean for others, so that neither
+    a share nor noise cancels out. Operations that are not known give what they drew from the seed.
     """
     if name in ("bernoulli", "bernoulli_"):
         share = args[1] if len(args) > 1 else 0.5 if name.endswith("_") else args[0]
-        return result.copy_(share) if isinstance(share, Tensor) else result.fill_(share)
+        return (result.copy_(share) if isinstance(share, Tensor) else result.fill_(share)).div_(2)
     if name == "native_dropout":
-        result[0].copy_(args[0])
+        result[0].copy_(args[0]).div_(2)
         return result
     if name in ("rand", "rand_like", "randn", "randn_like", "uniform_", "normal_"):
         given = [*args[1:], *[0.0, 1.0][len(args) - 1 :]] if name.endswith("_") else [0.0, 1.0]

@@ -303,10 +303,8 @@ class Compaction:
             module = small.get_submodule(running[-1] if running else "")
             return f"with smaller layers, {type(module).__name__}.forward fails ({first_line(error)})", running[-1] if running else ""
         if where:
-            return (
-                f"{type(network).__name__} with smaller layers gives something else ({where}); its forward depends on their sizes",
-                None,
-            )
+            why = "it uses units there that evaluation does without" if "train" in where else "its forward depends on their sizes"
+            return f"{type(network).__name__} with smaller layers gives something else ({where}); {why}", None
         return "", None
 
 
