@@ -32,6 +32,9 @@ EXACT = 1e-9
 MAGNIFIED = 1e-4
 """Largest difference, of the largest output, that is put down to rounding where the network magnifies rounding to that."""
 
+BATCH = 5
+"""Smallest batch in train mode, where the network accepts it: batch normalisation of two images gives plus and minus one alone."""
+
 Inputs = tuple[Tensor, ...]
 Leaves = dict[str, Any]
 
@@ -117,7 +120,8 @@ class Agreement:
         if not self._trials:
             raise Unverifiable(f"on inputs of the example's size and batch, {type(whole).__name__}.forward {error}")
         if training:
-            if error := self._first_accepted(whole, [*noise, example], True, reads):
+            larger = list(_candidates(inputs, max(2, -(-BATCH // max(len(x) if x.dim() else 1 for x in inputs)))))[1:]
+            if error := self._first_accepted(whole, [*larger, *noise, example], True, reads):
                 raise Unverifiable(f"in train mode, {type(whole).__name__}.forward {error}")
             if more := reads[-1] - reads[0]:
                 raise Unverifiable(
@@ -215,15 +219,15 @@ def first_line(error: BaseException) -> str:
 # -- inputs
 
 
-def _candidates(inputs: Inputs) -> Iterator[Inputs]:
-    """The example, then noise of its kinds: two examples along the first dimension, one, and one with its whole numbers as they are.
+def _candidates(inputs: Inputs, count: int = 2) -> Iterator[Inputs]:
+    """The example, then noise of its kinds: ``count`` examples along the first dimension, one, and one with whole numbers as they are.
 
     What whole numbers mean is not known, so they are put in another order.
     """
     yield inputs
     with torch.random.fork_rng():
         if all(tensor.dim() for tensor in inputs):
-            yield tuple(torch.cat([_noise(tensor), _noise(tensor)]) for tensor in inputs)
+            yield tuple(torch.cat([_noise(tensor) for _ in range(count)]) for tensor in inputs)
         yield tuple(map(_noise, inputs))
         yield tuple(_noise(tensor) if tensor.is_floating_point() else tensor for tensor in inputs)
 

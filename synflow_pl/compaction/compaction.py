@@ -310,10 +310,10 @@ class Compaction:
 
 def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     """The recording of a network, in which every tensor that it returns is an output."""
-    conversions = Conversions()
+    conversions, copied = Conversions(), duplicate(network)  # a forward may keep what it computed as attributes
     try:
-        with pinning(network), conversions:
-            recording = record(network, inputs)
+        with pinning(copied), conversions:
+            recording = record(copied, inputs)
     except RuntimeError as error:
         if isinstance(error, NotImplementedError):
             raise ValueError(
