@@ -2,7 +2,7 @@
 
 Both run in double precision on the example and on noise, in eval mode and, if the smaller network is to be trained, in train mode as
 well. Random operations give the same number at every position, since a layer with fewer units would draw other numbers from the same
-seed: dropout becomes the identity.
+seed: dropout becomes a constant factor.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ EXACT = 1e-9
 """Largest difference that is put down to rounding in double precision, of the largest output."""
 MAGNIFIED = 1e-4
 """Largest difference, of the largest output, that is put down to rounding where the network magnifies rounding to that."""
+
+BATCH = 5
+"""Smallest batch in train mode, where the network accepts it: batch normalisation of two images gives plus and minus one alone."""
 
 Inputs = tuple[Tensor, ...]
 Leaves = dict[str, Any]
@@ -117,7 +120,8 @@ class Agreement:
         if not self._trials:
             raise Unverifiable(f"on inputs of the example's size and batch, {type(whole).__name__}.forward {error}")
         if training:
-            if error := self._first_accepted(whole, [*noise, example], True, reads):
+            larger = list(_candidates(inputs, max(2, -(-BATCH // max(len(x) if x.dim() else 1 for x in inputs)))))[1:]
+            if error := self._first_accepted(whole, [*larger, *noise, example], True, reads):
                 raise Unverifiable(f"in train mode, {type(whole).__name__}.forward {error}")
             if more := reads[-1] - reads[0]:
                 raise Unverifiable(
@@ -215,15 +219,15 @@ def first_line(error: BaseException) -> str:
 # -- inputs
 
 
-def _candidates(inputs: Inputs) -> Iterator[Inputs]:
-    """The example, then noise of its kinds: two examples along the first dimension, one, and one with its whole numbers as they are.
+def _candidates(inputs: Inputs, count: int = 2) -> Iterator[Inputs]:
+    """The example, then noise of its kinds: ``count`` examples along the first dimension, one, and one with whole numbers as they are.
 
     What whole numbers mean is not known, so they are put in another order.
     """
     yield inputs
     with torch.random.fork_rng():
         if all(tensor.dim() for tensor in inputs):
-            yield tuple(torch.cat([_noise(tensor), _noise(tensor)]) for tensor in inputs)
+            yield tuple(torch.cat([_noise(tensor) for _ in range(count)]) for tensor in inputs)
         yield tuple(map(_noise, inputs))
         yield tuple(_noise(tensor) if tensor.is_floating_point() else tensor for tensor in inputs)
 
@@ -315,14 +319,15 @@ class _Steady(TorchDispatchMode):
 
 
 def _steady(name: str, result: Any, args: tuple[Any, ...]) -> Any:
-    """A random operation's result with the randomness taken out: the probability for a draw of zeros and ones, and half a deviation
-    above the mean for others. Operations that are not known give what they drew from the seed.
+    """A random operation's result with the randomness taken out: half of the probability for a draw of zeros and ones, half a
+    deviation above the mean for others, so that neither
+    a share nor noise cancels out. Operations that are not known give what they drew from the seed.
     """
     if name in ("bernoulli", "bernoulli_"):
         share = args[1] if len(args) > 1 else 0.5 if name.endswith("_") else args[0]
-        return result.copy_(share) if isinstance(share, Tensor) else result.fill_(share)
+        return (result.copy_(share) if isinstance(share, Tensor) else result.fill_(share)).div_(2)
     if name == "native_dropout":
-        result[0].copy_(args[0])
+        result[0].copy_(args[0]).div_(2)
         return result
     if name in ("rand", "rand_like", "randn", "randn_like", "uniform_", "normal_"):
         given = [*args[1:], *[0.0, 1.0][len(args) - 1 :]] if name.endswith("_") else [0.0, 1.0]

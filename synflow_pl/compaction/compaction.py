@@ -303,19 +303,17 @@ class Compaction:
             module = small.get_submodule(running[-1] if running else "")
             return f"with smaller layers, {type(module).__name__}.forward fails ({first_line(error)})", running[-1] if running else ""
         if where:
-            return (
-                f"{type(network).__name__} with smaller layers gives something else ({where}); its forward depends on their sizes",
-                None,
-            )
+            why = "it uses units there that evaluation does without" if "train" in where else "its forward depends on their sizes"
+            return f"{type(network).__name__} with smaller layers gives something else ({where}); {why}", None
         return "", None
 
 
 def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     """The recording of a network, in which every tensor that it returns is an output."""
-    conversions = Conversions()
+    conversions, copied = Conversions(), duplicate(network)  # a forward may keep what it computed as attributes
     try:
-        with pinning(network), conversions:
-            recording = record(network, inputs)
+        with pinning(copied), conversions:
+            recording = record(copied, inputs)
     except RuntimeError as error:
         if isinstance(error, NotImplementedError):
             raise ValueError(

@@ -135,7 +135,7 @@ def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor
         result = args[0].reshape(args[1])
     else:
         result = operation.target(*args, **kwargs)
-    made = list(result) if isinstance(result, (tuple, list)) else [result]
+    made = [x if isinstance(x, Tensor) else None for x in (result if isinstance(result, (tuple, list)) else (result,))]
     made += [None] * (len(operation.outputs) - len(made))
     if torch.Tag.pointwise in operation.target.tags and operation.name not in _PRODUCTS:
         # Whatever the operation makes of NaN itself.
