@@ -11,8 +11,9 @@ Each rule gives every layer a wish, the fraction of its weights that it would ke
 - ``igq``, ideal gas quotas (Vysogorets & Kempe 2023): 1 / (1 + F * n) in a layer of n weights, one F for all: the lengths of coupled
   cylinders under one force.
 
-The factor (or F) is where the quotas add up to what is to be kept. A layer that is full passes its excess on to the others, in
-proportion to their wishes (the code of Su et al. passes it to the layers that follow). Quotas are made whole by largest remainders, so that their sum is exact.
+The factor (or F) is where the quotas add up to what is to be kept. A layer that is full passes its excess on to the others in
+proportion (the code of Su et al. passes it to the layers that follow). Quotas are made whole by largest remainders, so that their sum
+is exact.
 """
 
 from __future__ import annotations
