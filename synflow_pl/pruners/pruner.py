@@ -47,7 +47,7 @@ class Subject:
         density: the density that the coming cut will leave, in (0, 1].
         scope: who competes, "global" or "local".
         inputs: an example of the network's inputs, or ``None`` where no pruner asked for it.
-        batches: (images (N, C, H, W), labels (N,)) pairs for data-driven pruners.
+        batches: (images (N, C, H, W), labels (N,)) pairs of the present round, for data-driven pruners.
         loss: (logits, labels) to a scalar, the mean over a batch.
         train_mode: whether data-driven pruners score in train mode.
         skeleton: the network's skeleton, where the pruner made one; whether a path is left is seen in it.

@@ -11,8 +11,9 @@ Each rule gives every layer a wish, the fraction of its weights that it would ke
 - ``igq``, ideal gas quotas (Vysogorets & Kempe 2023): 1 / (1 + F * n) in a layer of n weights, one F for all: the lengths of coupled
   cylinders under one force.
 
-The factor (or F) is where the quotas add up to what is to be kept. A layer that is full passes its excess on to the others, in
-proportion to their wishes. Quotas are made whole by largest remainders, so that their sum is exact.
+The factor (or F) is where the quotas add up to what is to be kept. A layer that is full passes its excess on to the others in
+proportion (the code of Su et al. passes it to the layers that follow). Quotas are made whole by largest remainders, so that their sum
+is exact.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["Rule", "quotas"]
 
 Rule = Literal["uniform", "er", "erk", "smart_ratio", "igq"]
 LAST_LAYER = 0.3
-"""What smart ratio keeps of the last layer, and in networks that are not residual of each linear layer."""
+"""Fraction that smart ratio keeps of the last layer of a residual network and of each linear layer of any other."""
 
 
 def quotas(rule: Rule, shapes: Sequence[Sequence[int]], kept: int, *, residual: bool = True) -> list[int]:

@@ -1,8 +1,8 @@
 """SynFlow-L2: synaptic flow through the squares of a network (Gebhart et al. 2021, "A unified paths perspective for pruning at
 initialization"; Patil & Dovrolis 2021, "PHEW", Section 3), in two variants.
 
-The skeleton of w^2 instead of |w|: its flow R is the sum over all input-output paths of the squares of the weights on them, the trace
-of the path kernel. :class:`SynFlowL2` scores a weight by its share of it,
+The skeleton of w^2 instead of |w|: its flow R is the sum over all input-output paths of the squares of the weights on them. This is
+the trace of the path kernel. :class:`SynFlowL2` scores a weight by its share of R,
 
     S(w) = w^2 * dR/d(w^2) = 1/2 w * dR/dw,
 

@@ -170,7 +170,7 @@ def test_pruning_from_earlier_masks_scores_the_network_behind_them(case: str, ea
 
 
 def test_scores_of_grasp_do_not_depend_on_what_removed_weights_could_do() -> None:
-    # A unit whose outgoing weight is removed: its gradient with respect to that weight is large and is no part of the flow.
+    # A unit whose outgoing weight is removed: the gradient of that weight is large and does not count.
     subject = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 2, bias=False)).double()
     subject[0].weight.data = torch.tensor([[1.0], [50.0]], dtype=torch.float64)
     subject[1].weight.data = torch.tensor([[1.0, 0.5], [-2.0, 0.25]], dtype=torch.float64)
