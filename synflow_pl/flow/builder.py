@@ -55,6 +55,7 @@ class Builder:
         level: by number, how much a value looks like a gate (:mod:`synflow_pl.flow.gates`).
         mixed: by number, how many products of two signals lie behind a value.
         gated: whether one signal has been found to gate another.
+        errors: by the number of a difference between a pointwise function of a signal and the signal itself, the signal.
     """
 
     def __init__(self, recording: Recording, weights: Collection[str], parameters: Collection[str], open_gates: bool = False) -> None:
@@ -67,6 +68,7 @@ class Builder:
         self.level: dict[int, int] = {}
         self.mixed: dict[int, int] = {}
         self.gated = False
+        self.errors: dict[int, Value] = {}
         self._fed = {value.number: torch.ones_like(self.tensor(value).abs()) for value in recording.inputs if value.number in self.flow}
         # By the number of a touched value, the signals that it was made from.
         self._behind: dict[int, tuple[Value, ...]] = {}

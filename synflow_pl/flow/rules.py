@@ -83,6 +83,11 @@ def _add(builder: Builder, operation: Operation) -> None:
     left, right = operation.args[:2]
     if not (builder.carries(left) and builder.carries(right)):
         return builder.same(operation, left if builder.carries(left) else right)
+    if operation.name == "sub" and builder.resolve(left) == builder.resolve(right):
+        builder.errors[operation.outputs[0].number] = builder.resolve(left)  # type: ignore[union-attr]
+    for signal, error in ((left, right), (right, left)):
+        if builder.errors.get(builder.resolve(error).number) == builder.resolve(signal):
+            return builder.same(operation, signal)  # a straight-through estimator: x + (round(x) - x).detach()
     # A difference is a sum here: flow has no sign.
     alpha = abs(operation.kwargs.get("alpha", 1))
     add = torch.add if alpha == 1 else partial(torch.add, alpha=alpha)
@@ -193,6 +198,14 @@ def _where(builder: Builder, operation: Operation) -> None:
     _add(builder, Operation(operation.target, (left, right), {}, operation.outputs))
 
 
+def _put(builder: Builder, operation: Operation) -> None:
+    signal, places = operation.args[:2]
+    chosen = any(builder.tensor(place).dtype == torch.bool and place.number in builder.touched for place in places if place is not None)
+    if chosen and builder.carries(signal):
+        return builder.same(operation, signal)  # y[y < 0] = 0: where is decided by the signal itself, a nonlinearity
+    builder.replay(operation)
+
+
 def _blend(share: Tensor, left: Any, right: Any) -> Tensor:
     return share * left + (1 - share) * right
 
@@ -246,6 +259,7 @@ _RULES: dict[str, Rule] = {
     "masked_fill": _fill_masked,
     "where": _where,
     "copy": _copy,
+    "index_put": _put,
     "_to_copy": _convert,
     "minimum": _minimum,
     "glu": _glu,

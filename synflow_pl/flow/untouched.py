@@ -138,7 +138,7 @@ class _Walk:
             return
         self._seen[id(kind)] = kind
         held = {name: value for name, value in vars(kind).items() if not name.startswith("__")}
-        self._ahead += [value for value in held.values() if isinstance(value, (dict, list, set, deque))]
+        self._ahead += [value for value in held.values() if isinstance(value, (dict, list, set, deque, types.FunctionType))]
         self._restore.append(functools.partial(_put_back_class, kind, held))
 
 
