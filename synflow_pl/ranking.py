@@ -187,10 +187,10 @@ def _present(marks: Tensor) -> Tensor:
 
 
 def _product(score: Tensor | Saliency) -> Tensor:
-    """A score multiplied out, flattened; in place of its gradient."""
+    """A score multiplied out, flattened, in memory that may be written to; in place of its gradient where that is contiguous."""
     if isinstance(score, Saliency):
-        return score.gradient.reshape(-1).mul_(score.weight.reshape(-1))
-    return score.reshape(-1)
+        return score.gradient.contiguous().view(-1).mul_(score.weight.reshape(-1))
+    return score.contiguous().view(-1)
 
 
 def factor(score: Tensor | Saliency) -> Tensor:

@@ -8,8 +8,9 @@ is a gain, its magnitude as recorded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -17,11 +18,24 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from synflow_pl.flow.convolution import convolve
+from synflow_pl.flow.noise import average
 from synflow_pl.flow.recording import Operation, Recording, Value, is_number
 from synflow_pl.flow.skeleton import Skeleton, StandIn, Step
 from synflow_pl.flow.uniform import shorten
 
-__all__ = ["Builder", "Rule"]
+__all__ = ["CREATES", "UNIT", "Builder", "Rule"]
+
+# How much a value that is either zero or one looks like a gate (:mod:`synflow_pl.flow.gates`).
+UNIT = 3
+# They look at their argument's shape alone.
+CREATES = frozenset(
+    """
+    zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full new_empty new_empty_strided
+    zero fill uniform normal_functional exponential geometric cauchy log_normal random
+    """.split()
+)
+# They read rows of a table.
+_LOOKUPS = frozenset("embedding _embedding_bag _embedding_bag_forward_only index index_select gather take".split())
 
 
 class Builder:
@@ -36,10 +50,12 @@ class Builder:
     Attributes:
         flow: numbers of the values that carry flow.
         weights: numbers of the values that depend on prunable parameters and on no input.
-        touched: numbers of the values that depend on the input and carry no flow: indices, comparisons.
+        touched: numbers of the values that depend on the input and carry no flow: whole numbers, indices, comparisons. Where they
+            become floating point, flow comes in, or passes on if they were made from flow.
         level: by number, how much a value looks like a gate (:mod:`synflow_pl.flow.gates`).
         mixed: by number, how many products of two signals lie behind a value.
         gated: whether one signal has been found to gate another.
+        errors: by the number of a difference between a pointwise function of a signal and the signal itself, the signal.
     """
 
     def __init__(self, recording: Recording, weights: Collection[str], parameters: Collection[str], open_gates: bool = False) -> None:
@@ -52,7 +68,12 @@ class Builder:
         self.level: dict[int, int] = {}
         self.mixed: dict[int, int] = {}
         self.gated = False
-        self._fed = {value.number: torch.ones_like(self.tensor(value)) for value in recording.inputs if value.number in self.flow}
+        self.errors: dict[int, Value] = {}
+        self._fed = {value.number: torch.ones_like(self.tensor(value).abs()) for value in recording.inputs if value.number in self.flow}
+        # By the number of a touched value, the signals that it was made from.
+        self._behind: dict[int, tuple[Value, ...]] = {}
+        # By number, the operations that make values of random numbers and constants.
+        self._random: dict[int, Operation] = {}
         self._origin = {number: {name} for number, name in recording.parameters.items() if name in parameters}
         self._constants: dict[int, Tensor] = {}
         self._gains: set[int] = set()
@@ -79,21 +100,37 @@ class Builder:
         From here on :meth:`carries` says which of its arguments are meant.
         """
         values = operation.reads
+        touched = operation.name not in CREATES and any(value.number in self.touched for value in values)
         for carried in (self.flow, self.weights):
+            if carried is self.weights and touched and operation.name in _LOOKUPS:
+                continue  # a table that is a layer's weight too
             if any(self.resolve(value).number in carried for value in values):
                 self._carried = carried
                 return True
-        names = set().union(*(self._origin.get(value.number, ()) for value in values))
-        if operation.name == "embedding" and operation.args[1].number in self.touched:
-            # Where words come in, flow comes in.
-            self.source(operation)
+        if touched:
+            self.enter(operation, [value for value in values if value.number in self.touched])
             return False
+        random = any(self.is_random(value) for value in values)
+        if random and operation.name == "_local_scalar_dense":
+            raise ValueError(
+                "forward() decides by a random number, in eval mode too, so each pass may be another network; take the random number"
+                " out of eval mode (if self.training: ...)"
+            )
+        names = set().union(*(self._origin.get(value.number, ()) for value in values))
         for output in operation.outputs:
-            if output is not None and any(value.number in self.touched for value in values):
-                self.touched.add(output.number)
-            elif output is not None and names:
+            if output is not None and random:
+                self._random[output.number] = operation
+            if output is not None and names:
                 self._origin[output.number] = names
         return False
+
+    def is_random(self, value: Value) -> bool:
+        """Whether a value is made of random numbers and carries no flow."""
+        return value.number in self._random or value.number in self.recording.noise
+
+    def average(self, value: Value) -> Tensor:
+        """What a value that :meth:`is_random` is on average, in floating point."""
+        return average(value.number, self._random, self.recording.noise, self.recording.tensors)
 
     def carries(self, argument: Any) -> bool:
         """Whether an argument of the operation at hand carries what it passes on: flow or, where it reads none, weights."""
@@ -130,6 +167,10 @@ class Builder:
             return self.resolve(argument)
         if argument.number in self.touched:
             return self.constant(torch.ones_like(self.tensor(argument), dtype=torch.float32))
+        if self.is_random(argument):
+            # Noise of mean zero scales a signal up or down as often.
+            tensor = self.average(argument)
+            return self.gain(tensor if bool(tensor.any()) else torch.ones_like(tensor), argument)
         return self.gain(self.tensor(argument), argument)
 
     def gain(self, tensor: Tensor, *of: Any) -> Value:
@@ -170,8 +211,10 @@ class Builder:
         outputs = tuple(value.number if value is not None else -1 for value in operation.outputs)
         self.steps.append(Step(operation.name, function or operation.target, self.operand(operation.args), kwargs, outputs, False))
         for value in operation.outputs:
-            if value is not None:
-                (self._carried if is_number(self.tensor(value)) else self.touched).add(value.number)
+            if value is not None and is_number(self.tensor(value)):
+                self._carried.add(value.number)
+            elif value is not None:
+                self.touch(value, [signal for signal in operation.reads if self.carries(signal)])
 
     def same(self, operation: Operation, argument: Any) -> None:
         """The operation does nothing in the skeleton but, where shapes differ, spread its argument out."""
@@ -184,17 +227,32 @@ class Builder:
         if output.number != (number := self.resolve(argument).number):  # else it gave back what it was given
             self._alias[output.number] = number
 
-    def source(self, operation: Operation) -> None:
-        """The operation's output is where flow comes in: ones."""
-        output = operation.outputs[0]
-        assert output is not None
-        self._fed[output.number] = torch.ones_like(self.tensor(output))
-        self.flow.add(output.number)
+    def touch(self, value: Value, signals: Sequence[Value]) -> None:
+        """A value is whole numbers, indices or truth values made from these signals."""
+        self.touched.add(value.number)
+        self._behind[value.number] = tuple(dict.fromkeys(self.resolve(signal) for signal in signals))
 
-    def drop(self, operation: Operation) -> None:
-        """The operation carries nothing on."""
-        if not self.in_weights:
-            self.touched.update(output.number for output in operation.outputs if output is not None)
+    def enter(self, operation: Operation, touched: Sequence[Value]) -> None:
+        """The operation reads touched values: its outputs are touched too or, in floating point, carry flow.
+
+        What was made from the input itself is where flow comes in, ones; what was made from signals passes their flow on, as a
+        pointwise function does (a step, a rounding) or, where shapes differ, plain averaging.
+        """
+        behind = dict.fromkeys(signal for value in touched for signal in self._behind.get(value.number, ()))
+        truths = any(self.tensor(value).dtype == torch.bool for value in touched)
+        for index, output in enumerate(operation.outputs):
+            if output is None:
+                continue
+            if not is_number(self.tensor(output)):
+                self.touch(output, list(behind))
+            elif behind:
+                self._carried = self.flow if any(signal.number in self.flow for signal in behind) else self.weights
+                shape = self.tensor(output).shape
+                self.step(operation, _spread, shape, *(signal for signal in behind if signal.number in self._carried), output=index)
+            else:
+                self._fed[output.number] = torch.ones_like(self.tensor(output).abs())
+                self.flow.add(output.number)
+            self.level[output.number] = UNIT if truths else 0
 
     def stand_in(self, operation: Operation) -> None:
         """For an operation without a rule: the identity where shapes agree, else plain averaging."""
@@ -203,7 +261,7 @@ class Builder:
             if output is None:
                 continue
             if not is_number(self.tensor(output)):
-                self.touched.add(output.number)
+                self.touch(output, signals)
                 continue
             shape = self.tensor(output).shape
             signal = next((value for value in signals if self.tensor(value).shape == shape), signals[0])
@@ -255,6 +313,23 @@ class Builder:
 
     def _lives(self, value: Value) -> bool:
         return self.resolve(value).number in self.flow or self.resolve(value).number in self.weights
+
+
+def _spread(shape: Sequence[int], *signals: Tensor) -> Tensor:
+    """The sum of signals in this shape: each as it is, broadcast or, where that does not go, its mean."""
+    total: Tensor | None = None
+    for signal in signals:
+        if signal.numel() == prod(shape):
+            part = signal.reshape(shape)
+        elif signal.dim() <= len(shape) and all(
+            size in (1, other) for size, other in zip(signal.shape[::-1], shape[::-1], strict=False)
+        ):
+            part = signal.expand(shape)
+        else:
+            part = signal.mean().expand(shape)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 Rule = Callable[[Builder, Operation], None]

@@ -26,14 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synflow_pl.flow.builder import Builder
+from synflow_pl.flow.builder import UNIT, Builder
 from synflow_pl.flow.meetings import Attention, Average, Gate, Product
 from synflow_pl.flow.normalisation import NORMALISATIONS
 from synflow_pl.flow.recording import Operation, Value
 
 __all__ = ["attention", "contract", "gate", "gated", "set_level"]
 
-SHARES, UNIT, BOUNDED, ACTIVATED = 4, 3, 2, 1
+SHARES, BOUNDED, ACTIVATED = 4, 2, 1
 _LEVELS = {
     **dict.fromkeys(("_softmax", "_safe_softmax"), SHARES),
     **dict.fromkeys(("sigmoid", "hardsigmoid"), UNIT),

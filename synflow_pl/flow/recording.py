@@ -1,8 +1,12 @@
 """Recording: what a network computes, as a flat list of tensor operations.
 
-The network runs once, in eval mode, on one example, below autograd and behind functionalisation. So it does not matter whether an
-operation was called from a module, `torch.nn.functional` or a tensor method, nor whether it worked in place: what is seen is a
-sequence of pure ATen operations between numbered values. Nothing of the network is changed: weights, buffers, mode, random state.
+The network runs once, in eval mode, on one example, below autograd. So it does not matter whether an operation was called from a
+module, `torch.nn.functional`, a tensor method, a custom autograd function or TorchScript: what is seen is a sequence of ATen operations
+between numbered values. Operations that write in place are recorded as pure ones (:mod:`synflow_pl.flow.aliasing`). The network runs on
+plain tensors, and nothing of it is changed: what it writes to and what it stores is put back.
+
+Random numbers are replaced by what they are on average, so that no value depends on a seed; which values they were made from is
+recorded (:mod:`synflow_pl.flow.noise`).
 """
 
 from __future__ import annotations
@@ -14,11 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, functionalize
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.module_tracker import ModuleTracker
 
+from synflow_pl.flow.aliasing import functional_form, is_view, scattered, writes
+from synflow_pl.flow.noise import Noise, silenced
+from synflow_pl.flow.untouched import untouched
 from synflow_pl.plainly import plainly
 
 __all__ = ["Operation", "Recording", "Value", "evaluating", "example_of", "is_number", "record"]
@@ -75,6 +82,7 @@ class Recording:
         outputs: floating-point values that came out.
         operations: in order of execution; each value is the output of at most one of them.
         tensors: every recorded value's tensor, by number; constants made on the way are found here.
+        noise: the values that are random numbers, by number, with their distribution. Their tensors hold what they are on average.
     """
 
     inputs: tuple[Value, ...]
@@ -82,36 +90,205 @@ class Recording:
     outputs: tuple[Value, ...] = ()
     operations: list[Operation] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
+    noise: dict[int, Noise] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Group:
+    """A tensor and its views, and the writes to views that the tensor's own value does not show yet."""
+
+    root: _Entry | None = None
+    generation: int = 0
+    pending: list[tuple[_Entry, int]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A tensor of the pass: its number, and what it is a view of and how, where it is one."""
+
+    tensor: Tensor
+    number: int
+    group: _Group
+    generation: int
+    parent: _Entry | None = None
+    view: tuple[Any, tuple[Any, ...], dict[str, Any], int] | None = None
 
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, modules: ModuleTracker) -> None:
         super().__init__()
         self._modules = modules
-        self.tensors: list[Tensor] = []  # strong references, or an id could be given to another tensor
+        self.tensors: list[Tensor] = []
         self.operations: list[Operation] = []
-        self._numbers: dict[int, int] = {}
+        self.noise: dict[int, Noise] = {}
+        self._entries: dict[int, _Entry] = {}  # they hold their tensor, or its id could be given to another
+        # By memory: the numbers of the values that lie there, whether the pass made it, and what was there before the pass wrote to it.
+        self._lying: dict[int, list[int]] = {}
+        self._made: set[int] = set()
+        self._before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
+        # The tracker's names begin with the network's class.
+        self._module = ""
 
     def value(self, tensor: Tensor) -> Value:
-        number = self._numbers.get(id(tensor))
-        if number is None:
-            number = self._numbers[id(tensor)] = len(self.tensors)
-            self.tensors.append(tensor)
-        return Value(number)
+        """The value of a tensor as it is now."""
+        entry = self._entries.get(id(tensor))
+        if entry is None:
+            entry = self._enter(tensor, self._number(tensor))
+        elif entry.generation != entry.group.generation:
+            self._refresh(entry)
+        return Value(entry.number)
+
+    def restore(self) -> None:
+        """Put back what the pass has written to and has not made itself."""
+        for tensor, before in self._before.values():
+            memory = tensor.untyped_storage()
+            if memory.nbytes() != before.nbytes():
+                memory.resize_(before.nbytes())
+            memory.copy_(before)
+
+    def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self._module = max(self._modules.parents, key=lambda name: name.count(".")).partition(".")[2]
+        read = self._refer(args), self._refer(kwargs)
+        if written := writes(target):
+            return self._write(target, args, kwargs, read, written)
+        result = target(*args, **kwargs)
+        noise = silenced(target, args, kwargs, result)
+        outputs = result if isinstance(result, (tuple, list)) else (result,)
+        values = []
+        for index, output in enumerate(outputs):
+            if isinstance(output, Tensor) and id(output) not in self._entries:
+                parent = self._entries.get(id(args[0])) if args and isinstance(args[0], Tensor) and is_view(target) else None
+                self._allocated(output)
+                self._enter(output, self._number(output), parent, (target, args[1:], kwargs, index))
+            values.append(self.value(output) if isinstance(output, Tensor) else None)
+        self.operations.append(Operation(target, *read, tuple(values), self._module))
+        self._note(noise, values)
+        return result
+
+    def _write(self, target: Any, args: Any, kwargs: Any, read: tuple[Any, Any], written: tuple[str, ...]) -> Any:
+        given = {**dict(zip([argument.name for argument in target._schema.arguments], args, strict=False)), **kwargs}
+        changed = [leaf for name in written for leaf in tree_leaves(given.get(name)) if isinstance(leaf, Tensor)]
+        for tensor in changed:
+            self._preserve(tensor)
+        result = target(*args, **kwargs)
+        noise = silenced(target, args, kwargs, result)
+        for tensor in changed:
+            entry = self._entries[id(tensor)]
+            entry.number, group = self._number(tensor), entry.group
+            group.generation += 1
+            entry.generation = group.generation
+            if entry is not group.root:
+                if group.pending and group.pending[-1][0] is entry:
+                    group.pending.pop()
+                group.pending.append((entry, entry.number))
+        outputs = [leaf for leaf in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(leaf, Tensor)]
+        for output in outputs:
+            self._allocated(output)
+        values = [self.value(tensor) for tensor in outputs or changed]
+        form = functional_form(target)
+        names = [argument.name for argument in target._schema.arguments]
+        outs = {argument.name for argument in target._schema.arguments if argument.is_out} if form is not target else set()
+        arguments = tuple(item for name, item in zip(names, read[0], strict=False) if name not in outs)
+        others = {key: item for key, item in read[1].items() if key not in outs}
+        self.operations.append(Operation(form, arguments, others, tuple(values), self._module))
+        self._note(noise, values)
+        return result
+
+    def _note(self, noise: Noise | None, values: Sequence[Value | None]) -> None:
+        if noise is not None and values and values[0] is not None:
+            self.noise[values[0].number] = noise
 
     def _refer(self, tree: Any) -> Any:
         return tree_map(lambda leaf: self.value(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
-    def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        before = self._refer(args), self._refer(kwargs)
-        result = target(*args, **kwargs)
-        outputs = result if isinstance(result, (tuple, list)) else (result,)
-        values = tuple(self.value(output) if isinstance(output, Tensor) else None for output in outputs)
-        # The tracker's names begin with the network's class.
-        module = max(self._modules.parents, key=lambda name: name.count(".")).partition(".")[2]
-        self.operations.append(Operation(target, *before, values, module))
-        return result
+    def _number(self, tensor: Tensor) -> int:
+        self.tensors.append(tensor)
+        self._lying.setdefault(_memory(tensor), []).append(len(self.tensors) - 1)
+        return len(self.tensors) - 1
+
+    def _allocated(self, tensor: Tensor) -> None:
+        """Note memory that an operation of the pass returned, unless something of before the pass lies in it."""
+        if (place := _memory(tensor)) not in self._lying:
+            self._made.add(place)
+
+    def _enter(self, tensor: Tensor, number: int, parent: _Entry | None = None, view: Any = None) -> _Entry:
+        group = _Group() if parent is None else parent.group
+        entry = self._entries[id(tensor)] = _Entry(
+            tensor, number, group, group.generation, parent, view if parent is not None else None
+        )
+        if parent is None:
+            group.root = entry
+        return entry
+
+    def _preserve(self, tensor: Tensor) -> None:
+        """Let the values that lie where a write is due have memory of their own."""
+        place = _memory(tensor)
+        numbers = self._lying.pop(place, [])
+        if not isinstance(place, int) or not numbers:
+            return
+        before = tensor.untyped_storage().clone()
+        if place not in self._made and place not in self._before:
+            self._before[place] = tensor, before
+        for number in numbers:
+            old = self.tensors[number]
+            if old.is_conj() or old.is_neg():
+                self.tensors[number] = old.clone()
+            else:
+                copy = torch.empty(0, dtype=old.dtype, device=old.device)
+                self.tensors[number] = copy.set_(before, old.storage_offset(), old.size(), old.stride())
+
+    # -- views after a write
+
+    def _refresh(self, entry: _Entry) -> None:
+        """Give a tensor that was written to through another view its present value."""
+        group = entry.group
+        root = group.root
+        assert root is not None
+        for written, number in group.pending:
+            root.number = self._replaced(written, number)
+            root.generation = group.generation
+        group.pending.clear()
+        root.generation = group.generation
+        if entry is not root:
+            entry.number = self._seen(entry)
+            entry.generation = group.generation
+
+    def _seen(self, entry: _Entry) -> int:
+        """The value of a view, taken anew from the root."""
+        if entry.parent is None or entry.view is None:
+            return entry.number
+        target, rest, kwargs, index = entry.view
+        return self._also(target, (Value(self._seen(entry.parent)), *rest), kwargs)[index]
+
+    def _replaced(self, entry: _Entry, number: int) -> int:
+        """The value of the root with a view of it replaced by the value ``number``."""
+        if entry.parent is None or entry.view is None:
+            return number
+        shape = entry.parent.tensor.shape
+        target, rest = scattered(*entry.view, shape)
+        if target is None:
+            return self._replaced(entry.parent, number)
+        if "scatter" in target._schema.name:
+            if target is torch.ops.aten.as_strided_scatter.default:
+                rest = (list(entry.tensor.shape), list(entry.tensor.stride()), entry.tensor.storage_offset())
+            number = self._also(target, (Value(self._seen(entry.parent)), Value(number), *rest), {})[0]
+        else:
+            number = self._also(target, (Value(number), *rest), {})[0]
+        return self._replaced(entry.parent, number)
+
+    def _also(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+        """Record an operation that the network has not called itself."""
+        given = [self.tensors[item.number] if isinstance(item, Value) else item for item in args]
+        result = given[0].reshape(args[1]) if target is torch.ops.aten.view.default else target(*given, **kwargs)
+        numbers = [self._number(output) for output in (result if isinstance(result, (tuple, list)) else (result,))]
+        self.operations.append(Operation(target, args, kwargs, tuple(Value(number) for number in numbers), self._module))
+        return numbers
+
+
+def _memory(tensor: Tensor) -> int:
+    """What tells the memory of one tensor from that of others."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else -id(tensor)
 
 
 def example_of(
@@ -178,7 +355,7 @@ def _explained(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]
         yield
     except Exception as error:
         try:
-            with evaluating(network), torch.random.fork_rng(devices=[]), torch.no_grad():
+            with untouched(network), evaluating(network), torch.random.fork_rng(devices=[]), torch.no_grad():
                 copies = {name: tensor.clone() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
                 functional_call(network, copies, inputs)
         except torch.OutOfMemoryError:
@@ -204,47 +381,71 @@ def _attention_in_parts() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
+@contextmanager
+def _constant(network: nn.Module) -> Iterator[None]:
+    """Parameters that need no gradient, and afterwards parameters and buffers that are what they were, in memory and in value."""
+    held = [(tensor, tensor.detach()) for tensor in (*network.parameters(), *network.buffers())]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad and parameter.is_leaf]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for tensor, before in held:
+            if tensor.data_ptr() != before.data_ptr() or tensor.shape != before.shape:
+                tensor.data = before
+        for buffer, before in buffers:
+            # Kernels of BatchNorm write to their statistics without saying so.
+            if not torch.equal(torch.nan_to_num(buffer), torch.nan_to_num(before)):
+                buffer.detach().copy_(before)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 @plainly()
 def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     """Run ``network`` once on ``inputs`` and write down what it computed.
 
     Args:
-        network: any module; it is left exactly as it was found.
+        network: any module; it is left exactly as it was, and so is whatever its forward pass stores tensors in.
         inputs: as :func:`example_of` gives them.
 
     Returns:
         The recording. Its tensors are those of this one pass, at the network's own precision.
+
+    Raises:
+        ValueError: if the network creates parameters in its first forward pass.
     """
-    # A buffer may be written to even in eval mode (a step counter), so the pass gets copies.
-    copies = {id(buffer): buffer.detach().clone() for buffer in network.buffers()}
-    copies |= {id(parameter): parameter.detach() for parameter in network.parameters()}
-    # Each tensor of each module once, though a module may have several names and a tensor several owners: torch would tie them by
-    # name, and then gives a module with two names the pass's tensor back instead of its own.
-    state = {
-        f"{prefix}.{name}".lstrip("."): copies[id(tensor)]
-        for prefix, module in network.named_modules()
-        for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
-    }
+    _check_created(network)
     modules = ModuleTracker()
     recorder = _Recorder(modules)
-    named = {
-        recorder.value(copies[id(tensor)]).number: name for name, tensor in (*network.named_parameters(), *network.named_buffers())
-    }
-    fed = tuple(recorder.value(tensor) for tensor in inputs)
+    names = {id(tensor): name for name, tensor in network.named_parameters()}
+    parameters = dict(network.named_parameters())
+    unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]  # a fused graph would hide its operations
+    with _explained(network, inputs), untouched(network), evaluating(network), _constant(network):
+        named = {recorder.value(tensor).number: name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+        fed = tuple(recorder.value(tensor) for tensor in inputs)
+        try:
+            with _attention_in_parts(), unoptimised, torch.no_grad(), modules, recorder:
+                result = network(*inputs)
+            leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and is_number(leaf)]
+            outputs = tuple(recorder.value(leaf) for leaf in leaves)
+            created = [name for name, tensor in network.named_parameters() if id(tensor) not in names and name not in parameters]
+        finally:
+            recorder.restore()
+    if created:
+        raise ValueError(_CREATED.format(type(network).__name__, ", ".join(created)))
+    return Recording(fed, named, outputs, recorder.operations, recorder.tensors, recorder.noise)
 
-    def forward(state: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Any:
-        return functional_call(network, state, inputs, tie_weights=False)
 
-    with (
-        _explained(network, inputs),
-        evaluating(network),
-        _attention_in_parts(),
-        torch.random.fork_rng(devices=[]),
-        torch.no_grad(),
-        modules,
-        recorder,
-    ):
-        result = functionalize(forward)(state, inputs)
-    outputs = tuple(recorder.value(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and is_number(leaf))
-    return Recording(fed, named, outputs, recorder.operations, recorder.tensors)
+_CREATED = (
+    "{} creates parameters in its first forward pass ({}), so they could not be pruned; call the network once on an example before"
+    " pruning it"
+)
+
+
+def _check_created(network: nn.Module) -> None:
+    created = [name for name, tensor in network.named_parameters() if torch.nn.parameter.is_lazy(tensor)]
+    if created:
+        raise ValueError(_CREATED.format(type(network).__name__, ", ".join(created)))

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synflow_pl.flow.builder import Builder, Rule
+from synflow_pl.flow.builder import CREATES, Builder, Rule
 from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.gates import attention, contract, gate, gated, set_level
 from synflow_pl.flow.meetings import Gate, Kernel
 from synflow_pl.flow.normalisation import NORMALISATIONS
-from synflow_pl.flow.recording import Operation
+from synflow_pl.flow.recording import Operation, is_number
 
 __all__ = ["SIMPLE", "apply_rule"]
 
@@ -37,7 +37,10 @@ _IDENTITY = frozenset(
     relu leaky_relu rrelu_with_noise elu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus relu6 softsign
     log_sigmoid_forward threshold hardshrink softshrink clamp clamp_min clamp_max _prelu_kernel _softmax _safe_softmax _log_softmax
     exp expm1 exp2 log log1p log2 sqrt rsqrt reciprocal square pow erf sin cos sign round floor ceil neg rsub abs nan_to_num
-    native_dropout dropout clone alias detach _to_copy contiguous lift_fresh native_alpha_dropout fill_diagonal
+    native_dropout dropout clone alias detach contiguous lift_fresh native_alpha_dropout fill_diagonal bernoulli normal poisson
+    heaviside sgn trunc remainder fmod logit erfc erfinv sinh cosh tan asin acos atan asinh acosh atanh log10 sinc deg2rad rad2deg
+    fake_quantize_per_tensor_affine_cachemask _fake_quantize_per_tensor_affine_cachemask_tensor_qparams
+    fake_quantize_per_channel_affine_cachemask
     """.split()
 )
 # Already linear with non-negative coefficients, or a choice among entries: replayed as they are.
@@ -50,28 +53,23 @@ _LINEAR = frozenset(
     upsample_nearest2d upsample_nearest3d upsample_bilinear2d _upsample_bilinear2d_aa upsample_linear1d upsample_trilinear3d
     grid_sampler_2d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
     index index_select gather diagonal tril triu movedim slice_scatter select_scatter index_put _unsafe_index as_strided scatter
-    scatter_add index_add repeat_interleave maximum unsafe_split diagonal_scatter
+    scatter_add index_add index_copy repeat_interleave maximum unsafe_split diagonal_scatter _pack_padded_sequence
     """.split()
 )
 _VIEW = frozenset({"view", "_unsafe_view", "_reshape_alias", "view_copy", "reshape"})
-# They look at their argument's shape alone.
-_CREATES = frozenset(
-    """
-    zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty new_empty_strided
-    bernoulli zero fill
-    """.split()
-)
 
 # What computes little for each entry, or nothing.
-SIMPLE = _IDENTITY | _LINEAR | _VIEW | _CREATES | NORMALISATIONS.keys()
+SIMPLE = _IDENTITY | _LINEAR | _VIEW | CREATES | NORMALISATIONS.keys()
 
 
 def apply_rule(builder: Builder, operation: Operation) -> None:
     """Add to ``builder`` what the operation becomes."""
     name = operation.name
+    if name == "bernoulli" and any(argument.name == "p" for argument in operation.target._schema.arguments):
+        return  # the argument gives the shape alone
     if name in _RULES:
         _RULES[name](builder, operation)
-    elif name in _CREATES:
+    elif name in CREATES:
         return  # a constant, like one made without the signal
     elif name in _IDENTITY:
         builder.same(operation, next(value for value in operation.reads if builder.carries(value)))
@@ -89,6 +87,11 @@ def _add(builder: Builder, operation: Operation) -> None:
     left, right = operation.args[:2]
     if not (builder.carries(left) and builder.carries(right)):
         return builder.same(operation, left if builder.carries(left) else right)
+    if operation.name == "sub" and builder.resolve(left) == builder.resolve(right):
+        builder.errors[operation.outputs[0].number] = builder.resolve(left)  # type: ignore[union-attr]
+    for signal, error in ((left, right), (right, left)):
+        if builder.errors.get(builder.resolve(error).number) == builder.resolve(signal):
+            return builder.same(operation, signal)  # a straight-through estimator: x + (round(x) - x).detach()
     # A difference is a sum here: flow has no sign.
     alpha = abs(operation.kwargs.get("alpha", 1))
     add = torch.add if alpha == 1 else partial(torch.add, alpha=alpha)
@@ -174,17 +177,29 @@ def _pad(builder: Builder, operation: Operation) -> None:
     builder.step(operation, aten.constant_pad_nd, builder.resolve(operation.args[0]), operation.args[1], 0.0)
 
 
+def _convert(builder: Builder, operation: Operation) -> None:
+    """To another precision, or to whole numbers or truth values."""
+    output, signal = operation.outputs[0], operation.args[0]
+    assert output is not None
+    return builder.same(operation, signal) if is_number(builder.tensor(output)) else builder.touch(output, [signal])
+
+
 def _fill_masked(builder: Builder, operation: Operation) -> None:
     signal, mask = operation.args[:2]
-    if not builder.carries(signal) or mask.number in builder.touched:
-        return builder.same(operation, signal) if builder.carries(signal) else builder.drop(operation)
+    if not builder.carries(signal):
+        return  # all that carries is the value that it is filled with
+    if mask.number in builder.touched:
+        return builder.same(operation, signal)
+    if builder.is_random(mask):
+        return builder.step(operation, torch.mul, builder.resolve(signal), builder.constant(1 - builder.average(mask)))
     builder.step(operation, torch.masked_fill, builder.resolve(signal), builder.tensor(mask), 0.0)
 
 
 def _where(builder: Builder, operation: Operation) -> None:
     condition, left, right = operation.args[:3]
-    if not (builder.carries(left) or builder.carries(right)):
-        return builder.drop(operation)
+    if builder.is_random(condition):
+        share = builder.average(condition)
+        return builder.step(operation, _blend, builder.constant(share), builder.operand(left), builder.operand(right))
     if condition.number not in builder.touched:
         condition = builder.tensor(condition)
         return builder.step(operation, torch.where, condition, builder.operand(left), builder.operand(right))
@@ -192,9 +207,24 @@ def _where(builder: Builder, operation: Operation) -> None:
     _add(builder, Operation(operation.target, (left, right), {}, operation.outputs))
 
 
+def _put(builder: Builder, operation: Operation) -> None:
+    signal, places = operation.args[:2]
+    chosen = any(builder.tensor(place).dtype == torch.bool and place.number in builder.touched for place in places if place is not None)
+    if chosen and builder.carries(signal):
+        return builder.same(operation, signal)  # y[y < 0] = 0: where is decided by the signal itself, a nonlinearity
+    builder.replay(operation)
+
+
+def _blend(share: Tensor, left: Any, right: Any) -> Tensor:
+    return share * left + (1 - share) * right
+
+
 def _copy(builder: Builder, operation: Operation) -> None:
     source = operation.args[1]
-    return builder.same(operation, source) if builder.carries(source) else builder.drop(operation)
+    if builder.carries(source):
+        builder.same(operation, source)
+    elif source.number in builder.touched:
+        builder.enter(operation, [source])
 
 
 def _glu(builder: Builder, operation: Operation) -> None:
@@ -248,6 +278,8 @@ _RULES: dict[str, Rule] = {
     "masked_fill": _fill_masked,
     "where": _where,
     "copy": _copy,
+    "index_put": _put,
+    "_to_copy": _convert,
     "minimum": _minimum,
     "glu": _glu,
     **dict.fromkeys(("var_mean", "std_mean", "var", "std"), _moments),

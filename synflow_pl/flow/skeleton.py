@@ -225,16 +225,18 @@ class Skeleton:
             blocks: of the weights among them that are cut down to their living units and inputs.
             gains: as in :meth:`flow`.
             compute: as in :meth:`flow`.
-            into: gradients of an earlier call whose memory may be used again, for some of the same weights or for blocks of them.
+            into: gradients of an earlier call whose memory may be used again, for some of the same weights or for blocks of them. Their
+                memory layout does not matter; one that does not fill its memory (an expanded tensor) is left alone.
 
         Returns:
-            Non-negative tensors in the weights' shapes.
+            Non-negative tensors in the weights' shapes, in any memory layout; each of them may be written to.
         """
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        reused = {name: memory.view(-1)[: leaves[name].numel()].view(leaves[name].shape) for name, memory in into.items()}
+        rooms = {name: _room(memory, leaves[name].shape) for name, memory in into.items()}
+        reused = {name: room for name, room in rooms.items() if room is not None}
         with torch.enable_grad():
             total = self.flow(leaves, blocks, gains=gains, compute=compute, into=reused)
-        return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+        return dict(zip(leaves, _separate(torch.autograd.grad(total, list(leaves.values()))), strict=True))
 
     def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float | None]:
         """The operations that the skeleton has no rule for, by name, each with how far its stand-in is off on the flow through
@@ -314,6 +316,27 @@ def _through_block(function: Callable[..., Tensor], arguments: Sequence[Any], bl
     signal, weight, *rest = arguments
     part = function(signal.index_select(1, block.inputs), weight, *rest)
     return part.new_zeros(part.shape[0], units, *part.shape[2:]).index_copy(1, block.units, part)
+
+
+def _room(memory: Tensor, shape: torch.Size) -> Tensor | None:
+    """The memory of a tensor as a contiguous tensor of this shape, or ``None`` where its entries overlap or have gaps between them.
+
+    Autograd returns a gradient in whatever layout its kernel wrote: a convolution at few positions returns it in channels-last order.
+    """
+    in_order = memory.permute(sorted(range(memory.dim()), key=memory.stride, reverse=True))
+    return in_order.view(-1)[: shape.numel()].view(shape) if in_order.is_contiguous() else None
+
+
+def _separate(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """These gradients, each in memory of its own: that of a sum is one number expanded, and two terms of a sum share theirs."""
+    taken: set[int] = set()
+    separate = []
+    for gradient in gradients:
+        if gradient.data_ptr() in taken or _room(gradient, gradient.shape) is None:
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
+        taken.add(gradient.data_ptr())
+        separate.append(gradient)
+    return separate
 
 
 def _leaves(argument: Any) -> list[Any]:

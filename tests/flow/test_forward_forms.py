@@ -1,0 +1,303 @@
+"""Forms of forward(): noise, whole numbers, writes in place, custom autograd functions; the flow through a pointwise function is the
+same however it is written.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from synflow_pl import Masks, prune
+from synflow_pl.flow import Paths, linearise
+from synflow_pl.pruners import SynFlow
+
+
+class Net(nn.Module):
+    """Two layers with an activation each, and one between the first and the last where ``shortcut`` is given."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor], shortcut: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.activation, self.shortcut = activation, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.activation(self.a(x))
+        second = self.activation(self.b(first))
+        return self.c(first + second if self.shortcut else second)
+
+
+def gradients(activation: Callable[[Tensor], Tensor], shortcut: bool) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    network = Net(activation, shortcut).double()
+    skeleton = linearise(network, (torch.ones(2, 6, dtype=torch.float64),))
+    assert skeleton.unknown({}) == {}
+    parameters = dict(network.named_parameters())
+    return skeleton.gradients({name: parameters[name].detach().abs() for name in skeleton.weights})
+
+
+def same_flow(activation: Callable[[Tensor], Tensor]) -> None:
+    """The activation passes on what a ReLU does."""
+    for shortcut in (False, True):
+        found, right = gradients(activation, shortcut), gradients(F.relu, shortcut)
+        for name in right:
+            torch.testing.assert_close(found[name], right[name], rtol=1e-12, atol=0)
+
+
+def share(x: Tensor) -> Tensor:
+    return torch.rand(2, 1, dtype=x.dtype)
+
+
+NOISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda x: F.dropout(x, 0.3),
+    "dropout in place": lambda x: F.dropout(x.clone(), 0.3, inplace=True),
+    "dropout of features": lambda x: F.dropout2d(x[..., None, None], 0.3)[..., 0, 0],
+    "fused dropout": lambda x: torch.native_dropout(x, 0.3, True)[0],
+    "gaussian dropout": lambda x: x * (1 + 0.2 * torch.randn_like(x)),
+    "added": lambda x: x + torch.randn_like(x),
+    "added in place": lambda x: x + torch.empty_like(x).normal_(),
+    "drawn around the signal": lambda x: torch.normal(x, 0.1),
+    "bernoulli": lambda x: x * torch.bernoulli(torch.full_like(x, 0.5)) / 0.5,
+    "rarely kept": lambda x: x * (torch.rand(2, 1) < 0.25) / 0.25,
+    "rounded": lambda x: x / 0.25 * torch.floor(0.25 + share(x)),
+    "where": lambda x: torch.where(torch.rand_like(x) < 0.25, x, torch.zeros((), dtype=x.dtype)) / 0.25,
+    "filled": lambda x: x.masked_fill(torch.rand_like(x) < 0.75, 0) / 0.25,
+    "uniform": lambda x: x * torch.empty_like(x).uniform_(0.5, 1.5),
+    "randomised slope": lambda x: F.rrelu(x, training=True),
+    "shuffled": lambda x: x[torch.randperm(2)],
+    "of mean zero": lambda x: x * torch.randn(1, dtype=x.dtype),
+    "stochastic depth": lambda x: torchvision.ops.stochastic_depth(x, 0.4, "row", True),
+    "sampled": lambda x: torch.bernoulli(torch.sigmoid(x)),
+    "gumbel": lambda x: x - torch.log(-torch.log(torch.rand_like(x))),
+}
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_noise_that_is_on_in_eval_mode_is_the_identity_on_flow(name: str) -> None:
+    same_flow(NOISE[name])
+
+
+@pytest.mark.parametrize("name", ["dropout", "rarely kept", "stochastic depth", "gaussian dropout"])
+def test_masks_do_not_depend_on_the_seed_of_noise(name: str) -> None:
+    found: list[Masks] = []
+    torch.manual_seed(0)
+    dense = Net(NOISE[name], shortcut=True)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(prune(copy.deepcopy(dense), SynFlow(), density=0.2, rounds=10, example_input=torch.ones(2, 6)))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_a_forward_pass_that_decides_by_a_random_number_is_refused() -> None:
+    def skip(x: Tensor) -> Tensor:
+        return x if torch.rand(1).item() < 0.5 else F.relu(x)
+
+    with pytest.raises(ValueError, match="decides by a random number"):
+        gradients(skip, shortcut=True)
+
+
+STEPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "x > 0": lambda x: (x > 0).to(x.dtype),
+    "not x <= 0": lambda x: 1 - (x <= 0).to(x.dtype),
+    "where": lambda x: torch.where(x > 0, 1.0, 0.0).to(x.dtype),
+    "window": lambda x: ((x > -1) & (x < 1)).to(x.dtype),
+    "filled": lambda x: torch.zeros_like(x).masked_fill(x > 0, 1.0),
+    "sign": torch.sign,
+    "heaviside": lambda x: torch.heaviside(x, x.new_zeros(())),
+    "clamp": lambda x: x.clamp(0, 1),
+    "int8": lambda x: (x * 16).to(torch.int8).to(x.dtype) / 16,
+    "buckets": lambda x: torch.bucketize(x, torch.linspace(-1, 1, 5, dtype=x.dtype)).to(x.dtype),
+    "straight through": lambda x: x + (x.round() - x).detach(),
+    "relu by a product": lambda x: x * (x > 0),
+    "relu by a choice": lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+    "relu by an index": lambda x: _set(x.clone(), x < 0),
+    "fake quantisation": lambda x: torch.fake_quantize_per_tensor_affine(x.float(), 0.1, 0, -128, 127).double(),
+}
+
+
+def _set(y: Tensor, at: Tensor) -> Tensor:
+    y[at] = 0
+    return y
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_pointwise_function_through_truth_values_or_whole_numbers_is_the_identity_on_flow(name: str) -> None:
+    same_flow(STEPS[name])
+
+
+def _slices(x: Tensor) -> Tensor:
+    y = x.new_empty(x.shape)
+    y[:, :4] = x[:, :4]
+    y[:, 4:].copy_(x[:, 4:])
+    return y
+
+
+def _chunks(x: Tensor) -> Tensor:
+    y = x.clone()
+    left, right = y.chunk(2, 1)
+    left.relu_()
+    right.mul_(1.0)
+    return y
+
+
+def _nested(x: Tensor) -> Tensor:
+    y = torch.zeros(2, 2, 4, dtype=x.dtype)
+    y[0].view(-1)[:8].copy_(x[0])
+    y[1].unsqueeze(0).view(2, 4)[:] = x[1].view(2, 4)
+    return y.view(2, 8)
+
+
+def _transposed(x: Tensor) -> Tensor:
+    y = torch.zeros(8, 2, dtype=x.dtype)
+    y.t().add_(x)
+    return y.t()
+
+
+def _rows(x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    for row, given in zip(y.unbind(0), x, strict=True):
+        row.copy_(given)
+    return y
+
+
+def _diagonal(x: Tensor) -> Tensor:
+    y = torch.zeros(2, 8, 8, dtype=x.dtype)
+    torch.diagonal(y, dim1=1, dim2=2).copy_(x)
+    return y.sum(2)
+
+
+def _buffer(x: Tensor) -> Tensor:
+    y = torch.zeros(2, 16, dtype=x.dtype)
+    y[:, :8] = x
+    return torch.roll(y, 8, 1)[:, 8:]
+
+
+WRITES: dict[str, Callable[[Tensor], Tensor]] = {
+    "slices": _slices,
+    "chunks": _chunks,
+    "nested views": _nested,
+    "transposed": _transposed,
+    "rows": _rows,
+    "diagonal": _diagonal,
+    "rolling buffer": _buffer,
+    "out=": lambda x: torch.add(x, 0, out=torch.empty_like(x)),
+    "scatter": lambda x: torch.zeros_like(x).scatter_(1, torch.arange(8).expand(2, 8), x),
+    "index": lambda x: torch.zeros_like(x).index_put_((torch.arange(2),), x),
+    "circular padding": lambda x: F.pad(x[:, None], (1, 1), mode="circular")[:, 0, 1:-1],
+    "checkpoint": lambda x: checkpoint(F.relu, x, use_reentrant=False),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_flow_passes_through_what_is_written_in_place(name: str) -> None:
+    same_flow(WRITES[name])
+
+
+class Old(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
+class WithSetup(Old):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.sign()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+
+class Dirty(Old):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        x.relu_()
+        ctx.mark_dirty(x)
+        return x
+
+
+class Several(Old):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Any:  # type: ignore[override]
+        largest = x.argmax()
+        ctx.mark_non_differentiable(largest)
+        return x.clamp(min=0), x > 0, largest, None
+
+
+@pytest.mark.parametrize("activation", [Old.apply, WithSetup.apply, Dirty.apply, lambda x: Several.apply(x)[0]], ids=range(4))
+def test_a_custom_autograd_function_is_what_its_forward_computes(activation: Callable[[Tensor], Tensor]) -> None:
+    same_flow(activation)
+
+
+class Entering(nn.Module):
+    """What comes in, made floating point by ``enter``, then two layers."""
+
+    def __init__(self, enter: nn.Module | Callable[..., Tensor], width: int) -> None:
+        super().__init__()
+        self.enter, self.a, self.b = enter, nn.Linear(width, 8), nn.Linear(8, 4)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(self.enter(*inputs))))
+
+
+WHOLE: dict[str, tuple[Callable[..., Tensor], int, tuple[Tensor, ...]]] = {
+    "one-hot": (lambda x: F.one_hot(x, 20).float(), 20, (torch.randint(20, (2, 7)),)),
+    "bytes": (lambda x: x.flatten(1).float() / 255, 12, (torch.randint(256, (2, 3, 2, 2), dtype=torch.uint8),)),
+    "divided": (lambda x: x.flatten(1) / 255, 12, (torch.randint(256, (2, 3, 2, 2)),)),
+    "truth values": (lambda x: x.float(), 5, (torch.rand(2, 5) > 0.5,)),
+    "embedding": (nn.Embedding(20, 6), 6, (torch.randint(20, (2, 7)),)),
+    "bags": (nn.EmbeddingBag(20, 6), 6, (torch.randint(20, (12,)), torch.tensor([0, 5, 9]))),
+    "rows of a table": (lambda x: torch.ones(20, 6)[x], 6, (torch.randint(20, (2, 7)),)),
+    "a choice": (lambda x: torch.where(x > 3, 1.0, -1.0), 7, (torch.randint(20, (2, 7)),)),
+    "counted": (lambda x: torch.stack([x.eq(k).sum(1) for k in range(4)], 1).float(), 4, (torch.randint(4, (2, 7)),)),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_flow_comes_in_where_whole_numbers_become_floating_point(name: str) -> None:
+    enter, width, inputs = WHOLE[name]
+    network = Entering(enter, width)
+    masks = prune(network, SynFlow(), density=0.2, rounds=3, example_input=inputs)
+    assert masks.kept == masks.total - int(0.8 * masks.total)
+    assert Paths(network, inputs).left(masks)
+
+
+def test_a_packed_sequence_carries_flow_to_every_step() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.rnn, self.b = nn.Linear(4, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(self.a(x), lengths, batch_first=True)
+            return self.b(nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0])
+
+    torch.manual_seed(0)
+    network, inputs = Packed(), (torch.randn(2, 7, 4), torch.tensor([7, 4]))
+    skeleton = linearise(network, inputs)
+    assert skeleton.weights == {"a.weight", "b.weight"}
+    assert skeleton.unknown({}) == {}
+
+
+def test_a_padded_circle_is_a_convolution_of_uniform_flow() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
+    skeleton = linearise(network, (torch.ones(1, 3, 5, 5, dtype=torch.float64),))
+    skeleton._cut_before = {}
+    first, last = (network[place].weight.detach().abs() for place in (0, 2))
+    found = skeleton.gradients({"0.weight": first, "2.weight": last})
+    by_unit = 25 * last.sum((0, 2, 3))
+    torch.testing.assert_close(found["0.weight"], by_unit[:, None, None, None].expand_as(first), rtol=1e-12, atol=0)

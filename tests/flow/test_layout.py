@@ -1,0 +1,123 @@
+"""Memory layout: autograd returns gradients in any layout, and scores do not depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from synflow_pl import Masks, prune
+from synflow_pl.flow import Skeleton, example_of, linearise, magnitude
+from synflow_pl.pruners import SNIP, SynFlow
+
+
+class Decoder(nn.Module):
+    """Few positions, upsampling, then a large convolution, whose gradient comes in channels-last order."""
+
+    def __init__(self, channels: int = 128) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, channels, 3, stride=2, padding=1)
+        self.up = nn.Conv2d(channels, channels, 3, padding=1)
+        self.last = nn.Conv2d(channels, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.up(F.interpolate(F.relu(self.down(x)), scale_factor=4))))
+
+
+class Forgetful(SynFlow):
+    """SynFlow that writes each round's gradients to fresh memory."""
+
+    def _remember(self, gradients: dict[str, Tensor], subject: object) -> None:
+        pass
+
+
+def weights(skeleton: Skeleton, network: nn.Module) -> dict[str, Tensor]:
+    parameters = dict(network.named_parameters())
+    return {name: magnitude(parameters[name]) for name in skeleton.weights}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5), (4, 4), (8, 2), (16, 16)], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_decoder_is_pruned_to_the_exact_density_at_every_size_and_in_every_layout(
+    size: tuple[int, int], layout: torch.memory_format
+) -> None:
+    found: list[Masks] = []
+    for pruner in (SynFlow(), Forgetful()):
+        torch.manual_seed(0)
+        network = Decoder().double().to(memory_format=layout)
+        found.append(prune(network, pruner, density=0.1, rounds=4, input_shape=(3, *size)))
+    assert found[0].kept == found[0].total - int(0.9 * found[0].total)
+    for name in found[0]:
+        assert torch.equal(found[0][name], found[1][name]), name
+
+
+def arranged(tensor: Tensor, layout: str) -> Tensor:
+    """A tensor of the same shape in this layout; its values do not matter."""
+    arrangements: dict[str, Callable[[], Tensor]] = {
+        "contiguous": tensor.clone,
+        "transposed": lambda: tensor.transpose(0, 1).contiguous().transpose(0, 1),
+        "channels last": lambda: tensor.movedim(1, -1).contiguous().movedim(-1, 1),
+        "expanded": lambda: tensor.new_zeros(()).expand(tensor.shape),
+        "with gaps": lambda: torch.stack((tensor, tensor), -1)[..., 0],
+    }
+    return arrangements[layout]()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels last", "expanded", "with gaps"])
+def test_memory_of_any_layout_can_be_given_for_gradients(layout: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6, 5)).double()
+    skeleton = linearise(network, example_of(network, (3, 6, 6), None))
+    given = weights(skeleton, network)
+    right = {name: gradient.clone() for name, gradient in skeleton.gradients(given).items()}
+    memory = {name: arranged(gradient, layout) for name, gradient in right.items()}
+    found = skeleton.gradients(given, into=memory)
+    for name, gradient in right.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=0)
+
+
+class Summed(nn.Module):
+    """The product with a sum of weights, and a weight that is summed: gradients that are shared and expanded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5, bias=False), nn.Linear(6, 5, bias=False)
+        self.last = nn.Linear(5, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.linear(x, self.first.weight + self.second.weight)
+        return F.relu(hidden).sum(1, keepdim=True) * self.last.weight.sum()
+
+
+def test_each_gradient_has_memory_of_its_own() -> None:
+    network = Summed()
+    skeleton = linearise(network, example_of(network, (6,), None))
+    gradients = skeleton.gradients(weights(skeleton, network))
+    right = {name: gradient.clone() for name, gradient in gradients.items()}
+    assert right.keys() == dict(network.named_parameters()).keys()
+    for name, gradient in gradients.items():
+        gradient.fill_(-1)
+        gradient.copy_(right[name])
+        gradients[name].mul_(2)
+        assert all(torch.equal(other, right[key]) for key, other in gradients.items() if key != name), name
+        gradient.copy_(right[name])
+
+
+@pytest.mark.parametrize("pruner", [SynFlow(), SNIP()], ids=lambda pruner: pruner.name)
+def test_a_weight_whose_gradient_is_expanded_is_pruned(pruner: SynFlow | SNIP) -> None:
+    torch.manual_seed(0)
+
+    class Expanded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.last = nn.Linear(6, 5), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.enter(x) * self.last.weight.sum()
+
+    batches = [(torch.randn(8, 6), torch.randint(5, (8,)))]
+    masks = prune(Expanded(), pruner, density=0.5, rounds=3, input_shape=(6,), batches=batches)
+    assert masks.kept == masks.total - int(0.5 * masks.total)
