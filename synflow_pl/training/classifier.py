@@ -101,6 +101,7 @@ class Classifier(LightningModule):
         self._reset_metrics("test")
 
     def _reset_metrics(self, *stages: str) -> None:
+        metric: Any
         for stage in stages:
             for metric in (getattr(self, f"{stage}_metrics"), self.losses[f"{stage}_loss"]):
                 metric.reset()

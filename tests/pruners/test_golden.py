@@ -39,6 +39,10 @@ def test_our_masks_are_the_authors(path: Path) -> None:
     name, pruner, exponent, rounds, *options = path.stem.split("-")
     build, shape = NETWORKS[name]
     network = fill_by_formula(build())
+    if pruner == "synflow":
+        # In float32, what 100 rounds leave of ResNet-20 depends on the order in which a processor's kernels add: on some, about 30 of
+        # 27,000 kept weights are others than the authors'. In float64 all processors agree, and with the authors.
+        network.double()
     masks = prune(
         network,
         PRUNERS[pruner](),
