@@ -288,7 +288,7 @@ def _limit(limit: float, over: threading.Event, stacks: Any, said: list[str]) ->
     since: dict[int, float] = {}
     while not over.wait(0.2):
         # Not active_children(), which waits for children that another thread waits for.
-        running = [child.pid for child in list(multiprocessing.process._children)]  # type: ignore[attr-defined]
+        running = sorted(child.pid for child in list(multiprocessing.process._children))  # type: ignore[attr-defined]
         since = {pid: since.get(pid, time.monotonic()) for pid in running}
         if any(time.monotonic() - began > limit for began in since.values()):
             for pid in running:

@@ -47,7 +47,7 @@ def test_ranks_in_different_collectives_fail_within_the_limit_with_both_stacks(t
         command.wait_for("rank 0")
         command.wait_for("rank 1")
         assert len(command.processes()) >= 3
-        with pytest.raises(Hanging, match=r"mismatch.py[\s\S]*did not end within 2 s") as raised:
+        with pytest.raises(Hanging, match=r"mismatch.py[\s\S]*did not end within") as raised:
             command.wait(2)
         assert not command.processes()
     said = str(raised.value)
@@ -93,6 +93,9 @@ def mismatch(rank: int, store: str) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_forked_ranks_in_different_collectives_fail_within_the_limit_with_both_stacks(tmp_path: Path) -> None:
-    both = r"longer than[\s\S]*in recv[\s\S]*--- process[\s\S]*in barrier"
-    with pytest.raises(Hanging, match=both), limited_ranks(3), pytest.raises(ProcessExitedException):
+    with pytest.raises(Hanging, match="longer than") as raised, limited_ranks(3), pytest.raises(ProcessExitedException):
         multiprocessing.start_processes(mismatch, (str(tmp_path / "store"),), nprocs=2, start_method="fork")
+    said = str(raised.value)
+    assert said.count("--- process") == 2
+    assert "in recv" in said
+    assert "in barrier" in said

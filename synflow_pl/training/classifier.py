@@ -103,7 +103,8 @@ class Classifier(LightningModule):
     def _reset_metrics(self, *stages: str) -> None:
         metric: Any
         for stage in stages:
-            for metric in (getattr(self, f"{stage}_metrics"), self.losses[f"{stage}_loss"]):
+            metrics: list[Any] = [getattr(self, f"{stage}_metrics"), self.losses[f"{stage}_loss"]]
+            for metric in metrics:
                 metric.reset()
 
     def forward(self, images: Tensor) -> Tensor:
