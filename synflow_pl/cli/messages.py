@@ -7,6 +7,7 @@ nobody reads them. Here its explanation is read for the option, the value and wh
 from __future__ import annotations
 
 import argparse
+import enum
 import inspect
 import re
 import sys
@@ -15,6 +16,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
+import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 from synflow_pl.cli import COMMANDS, OF_THE_TRAINER
@@ -31,6 +33,15 @@ _NO_CLASS = (
     "Import path does not correspond",
     "No subclass named",
 )
+
+
+def _represent(dumper: yaml.SafeDumper, member: enum.Enum) -> yaml.Node:
+    """Write a member of an enum as what its class can be called with in a configuration: its text, else its name."""
+    return dumper.represent_str(member.value if isinstance(member, str) else member.name)
+
+
+# Arguments of other people's classes have enums as defaults where their type says text (Lightning's Timer), which PyYAML refuses.
+yaml.SafeDumper.add_multi_representer(enum.Enum, _represent)
 
 
 def sentence(message: str, status: int = 2) -> NoReturn:

@@ -13,7 +13,7 @@ from synflow_pl.training.classifier import Classifier
 
 __all__ = ["check_monitors"]
 
-_OTHERS = ("train/gradient_norm", "train/images_per_second", "pruning/density", "pruning/effective_density")
+_OTHERS = ("train/gradient_norm", "train/images_per_second", "pruning/density", "pruning/effective_density", "epoch", "step")
 
 
 def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
@@ -39,16 +39,22 @@ def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
     if validated and getattr(getattr(trainer, "datamodule", None), "test_each_epoch", False):
         logged += [f"test_each_epoch/{name}" for name in names]
     for who, option, metric in monitored:
-        if metric in logged or metric in _OTHERS or metric.startswith("lr-"):
+        if metric in logged or metric in _OTHERS or metric.startswith("lr-") or "/dataloader_idx_" in metric:
             continue
         if metric.startswith("val/") and not validated:
             raise ValueError(
                 f"{option}: {who} monitors {metric!r}, but nothing is validated on; keep images for validation (data.val_size,"
                 f" trainer.limit_val_batches), or monitor train/{metric.removeprefix('val/')}"
             )
-        if type(pl_module) is Classifier:  # another class may log more
+        if not _strangers(trainer, pl_module):
             near = get_close_matches(metric, logged, n=1, cutoff=0)[0]
             raise ValueError(f"{option}: {who} monitors {metric!r}, which is never logged; did you mean {near!r}?")
+
+
+def _strangers(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Return whether a class that is neither ours nor Lightning's may log further metrics."""
+    kinds = [type(pl_module), *(type(callback) for callback in trainer.callbacks)]  # type: ignore[attr-defined]
+    return any(kind.__module__.partition(".")[0] not in ("synflow_pl", "pytorch_lightning") for kind in kinds)
 
 
 def _monitored(trainer: Trainer) -> Iterator[tuple[str, str, str]]:

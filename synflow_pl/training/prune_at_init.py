@@ -227,7 +227,7 @@ class PruneAtInit(Callback):
         self._gradual, self._watched, self._pruned, self._restored = None, None, None, False
 
     def _belongs(self, network: nn.Module) -> bool:
-        """Whether the masks and all that was reported of them are this network's."""
+        """Return whether the masks and their report are this network's."""
         return self._pruned is not None and self._pruned() is network
 
     @property
@@ -690,7 +690,7 @@ def _equal(some: Masks, others: Masks) -> bool:
 
 
 def _holds(network: nn.Module, masks: Masks) -> bool:
-    """Whether the removed weights of a network are zero."""
+    """Return whether the removed weights of a network are zero."""
     return not any(bool(parameter[~mask.to(parameter.device)].any()) for parameter, mask in masks.parameters(network))
 
 

@@ -169,3 +169,15 @@ def test_a_shell_sees_one_line_and_exit_status_2(typed: str, tmp_path: Path) -> 
     assert done.stderr.startswith("synflow_pl: error: ")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_members_of_enums_are_written_as_what_their_class_is_called_with() -> None:
+    import enum
+
+    import yaml
+    from pytorch_lightning.callbacks.timer import Interval
+
+    class Colour(enum.Enum):
+        RED = 1
+
+    assert yaml.safe_load(yaml.safe_dump({"interval": Interval.step, "colour": Colour.RED})) == {"interval": "step", "colour": "RED"}
