@@ -6,7 +6,7 @@ import argparse
 import csv
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from synflow_pl.diagnosis import diagnose
 from synflow_pl.export import FORMATS, Facts, export, write_card
 from synflow_pl.flow import example_of
 from synflow_pl.masks import Masks
+from synflow_pl.runs.progress import progress
 from synflow_pl.training import find_checkpoint, load_weights
-from synflow_pl.training.checkpoints import load_masks
+from synflow_pl.training.checkpoints import load_masks, read
 
 __all__ = ["compact_command", "export_command"]
 
@@ -87,7 +88,7 @@ def _write(own: argparse.Namespace, rest: Sequence[str], formats: Sequence[str],
             raise ValueError(f"{str(checkpoint)!r} was trained dense: it has no masks, so there is nothing to take out; prune first")
         shape = tuple(cli.datamodule.input_shape)
         inputs = example_of(network, shape, None)
-        told, small = _told(cli, network, masks), network
+        told, small = _told(cli, network, masks, checkpoint), network
         if masks is not None and compacted:
             masks.apply(network)
             compaction = Compaction(network, masks, inputs)
@@ -158,18 +159,28 @@ def _facts(cli: CLI, told: dict[str, Any]) -> Facts:
     return Facts(tuple(data.input_shape), data.num_classes, tuple(data.mean), tuple(data.std), model.class_path, arguments, told)
 
 
-def _told(cli: CLI, network: nn.Module, masks: Masks | None) -> dict[str, Any]:
+def _told(cli: CLI, network: nn.Module, masks: Masks | None, checkpoint: Path) -> dict[str, Any]:
     told: dict[str, Any] = {"name": cli.run_folder.name if cli.run_folder else type(network).__name__}
     told["data"] = type(cli.datamodule).__name__
     if masks is not None:
         found = diagnose(network, masks, input_shape=cli.datamodule.input_shape)
         told["density"] = f"{found.density:.6g} ({found.kept:,} of {found.total:,} weights)"
         told["effective density"] = f"{found.effective_density:.6g}"
-    for metric in ("test/accuracy", "val/accuracy"):
-        if (accuracy := _last(cli.run_folder, metric)) is not None:
-            told[f"{metric}, the last in the run's metrics.csv"] = f"{accuracy:.2%}"
+    if (accuracy := _tested(cli.run_folder, checkpoint)) is not None:
+        told["test/accuracy"] = f"{accuracy:.2%}"
+    if (accuracy := _last(cli.run_folder, "val/accuracy")) is not None:
+        told["val/accuracy, the last in the run's metrics.csv"] = f"{accuracy:.2%}"
     told["torch"] = str(torch.__version__)
     return told
+
+
+def _tested(run: Path | None, checkpoint: Path) -> float | None:
+    """Return the accuracy that a test of this checkpoint had; in runs of older versions, that of the last test."""
+    if run is None or not (run / "metrics.csv").is_file():
+        return None
+    told = progress(run)
+    content = read(checkpoint) if told.tests else None
+    return told.tests.get(int(content.get("global_step", -1))) if isinstance(content, Mapping) else told.final
 
 
 def _last(run: Path | None, metric: str) -> float | None:

@@ -238,7 +238,7 @@ class CLI(LightningCLI):
 
     @property
     def _is_first(self) -> bool:
-        """Whether this is the first of several processes, or the only one."""
+        """Return whether this is the first of several processes, or the only one."""
         return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
     def _parse_ckpt_path(self) -> None:
@@ -363,7 +363,7 @@ class CLI(LightningCLI):
             print(f"No run with these settings to go on in, so a new one is begun{''.join(f'; {remark}' for remark in remarks)}.")
 
     def _take_over(self) -> None:
-        """Where the checkpoint to resume from overrules options of this command, let the settings of its run stand in their place.
+        """Replace options that the checkpoint to resume from overrules by the settings of its run.
 
         So config.yaml says what the run was trained with. A run that has come to its end, with these settings, is not trained again.
         """

@@ -21,7 +21,7 @@ __all__ = ["RunCSV", "RunTensorBoard", "Tested"]
 
 @dataclass(frozen=True)
 class Tested:
-    """What a test evaluates.
+    """The subject of a test: a checkpoint and the options it is tested with.
 
     Attributes:
         checkpoint: path of the checkpoint within the run; empty for the network as a training in this process left it.

@@ -278,7 +278,7 @@ def untested(run: Mapping[str, Any], test: Mapping[str, Any]) -> str:
 
 
 def _whole(limit: Any) -> bool:
-    """Whether a limit of batches is none: 1.0 is everything, and 1 is one batch."""
+    """Return whether a limit of batches is none: 1.0 is everything, and 1 is one batch."""
     return limit is None or (isinstance(limit, float) and limit == 1)
 
 

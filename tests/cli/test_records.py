@@ -1,4 +1,4 @@
-"""What a run says of itself: its configuration after a resume, its end, and the checkpoint that a test was of."""
+"""Tests of the record of a run: its configuration after a resume, its end, and the checkpoint of each test."""
 
 from __future__ import annotations
 
