@@ -29,7 +29,7 @@ TURNED: dict[int, Any] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: np.rot90(pixels),
 }
-"""What a viewer shows of stored pixels, by EXIF orientation."""
+"""Transformation of stored pixels to those that a viewer shows, by EXIF orientation."""
 
 
 def decoded(path: Path, channels: int) -> np.ndarray:
