@@ -230,6 +230,8 @@ class Skeleton:
         Returns:
             Non-negative tensors in the weights' shapes.
         """
+        if not weights:
+            return {}
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         reused = {name: memory.view(-1)[: leaves[name].numel()].view(leaves[name].shape) for name, memory in into.items()}
         with torch.enable_grad():
