@@ -166,6 +166,11 @@ def prune(
             del scores
             if on_round is not None:
                 on_round(index + 1, left / total, subject.masks)
+    else:
+        pruner.notes = ()  # nothing was scored
+    # Followers are biases and gains, which this note only counts.
+    if note := left_out_note(network, left_out(network, subject.masks), all_of_them=False):
+        pruner.notes = (*pruner.notes, note)
     pruner.finish(subject)
     subject.weights.clear()  # their memory serves what is still to be done
     if masks is not None and any(bool((mask & ~masks[name].to(mask.device)).any()) for name, mask in subject.masks.items()):
@@ -176,9 +181,9 @@ def prune(
         try:
             collapse = _collapse(network, found, shown, subject.skeleton)
         except (RuntimeError, ValueError) as error:
-            if on_collapse == "error" or pruner.needs_input:
+            if on_collapse == "error":
                 raise
-            # The pruner had no need to know what the network computes, so that this cannot be followed is no reason to end here.
+            # The masks are right all the same.
             collapse = None
             pruner.notes = (*pruner.notes, f"whether a path from input to output is left could not be checked: {error}")
         if collapse is not None and on_collapse == "error":
@@ -187,8 +192,6 @@ def prune(
             # Above this frame lies that of the decorator.
             warnings.warn(f"{pruner.name}: {collapse}, or on_collapse='ignore' if this is meant", UserWarning, stacklevel=3)
     found.apply(network)
-    if note := left_out_note(network, left_out(network, found), all_of_them=False):
-        pruner.notes = (*pruner.notes, note)
     return found
 
 

@@ -65,7 +65,7 @@ def synaptic_flow(skeleton: Skeleton, network: nn.Module, masks: Masks) -> tuple
 
     with torch.enable_grad():
         total = skeleton.flow(weights, watch=watch)
-    gradients = torch.autograd.grad(total, list(weights.values()), materialize_grads=True)
+    gradients = torch.autograd.grad(total, list(weights.values()), materialize_grads=True) if weights else ()
     scores = {name: torch.zeros_like(parameters[name], dtype=dtype) for name in masks.weights}
     scores |= {name: weights[name].detach() * gradient for name, gradient in zip(weights, gradients, strict=True)}
     return scores, float(total.detach()), sum(powers)

@@ -231,6 +231,8 @@ class Skeleton:
         Returns:
             Non-negative tensors in the weights' shapes, in any memory layout; each of them may be written to.
         """
+        if not weights:
+            return {}
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         rooms = {name: _room(memory, leaves[name].shape) for name, memory in into.items()}
         reused = {name: room for name, room in rooms.items() if room is not None}

@@ -123,7 +123,7 @@ def test_an_unknown_quota_is_refused_where_it_is_given() -> None:
 @pytest.mark.parametrize("rounds", [1, 4])
 def test_random_pruning_fills_its_quotas_exactly(rule: Rule, rounds: int) -> None:
     network = ResNet(20)
-    masks = prune(network, Random(quota=rule), density=0.05, rounds=rounds)
+    masks = prune(network, Random(quota=rule), density=0.05, rounds=rounds, on_collapse="ignore")
     expected = quotas(rule, [mask.shape for mask in masks.values()], masks.kept)
     found = [int(mask.sum()) for mask in masks.values()]
     # Rounding may differ by one where an earlier round has left no more.
