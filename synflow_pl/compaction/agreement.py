@@ -171,7 +171,7 @@ class Agreement:
         return leaves(output, type(network).__name__), watch
 
     def _nudged(self, step: float) -> list[Leaves]:
-        """What the whole network gives after its floating-point inputs and parameters are changed by about ``step`` of their size."""
+        """Return the whole network's outputs after a relative change of its floating-point inputs and parameters by about ``step``."""
         whole = self.widened(self._build())
         with _seeded(), torch.no_grad():
             for parameter in whole.parameters():
@@ -222,7 +222,7 @@ def first_line(error: BaseException) -> str:
 def _candidates(inputs: Inputs, count: int = 2) -> Iterator[Inputs]:
     """The example, then noise of its kinds: ``count`` examples along the first dimension, one, and one with whole numbers as they are.
 
-    What whole numbers mean is not known, so they are put in another order.
+    Whole numbers may be indices, classes or steps, so they are shuffled rather than drawn.
     """
     yield inputs
     with torch.random.fork_rng():
@@ -267,7 +267,7 @@ def _gap(truth: Any, made: Any) -> float:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """The same random numbers of torch, NumPy and Python each time, and their states as before afterwards."""
+    """Seed torch, NumPy and Python inside the context, and restore their random states afterwards."""
     states = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -282,7 +282,7 @@ def _seeded() -> Iterator[None]:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
-    """What is made of whole numbers is in this precision inside."""
+    """Set the precision of tensors that are made without naming one; ``None`` leaves it."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype or before)
     try:

@@ -32,7 +32,7 @@ def decisive(target: Any, args: tuple[Any, ...], is_mask: Callable[[Any], bool])
     name = target._schema.name.split("::")[1]
     if torch.Tag.data_dependent_output not in target.tags and torch.Tag.dynamic_output_shape not in target.tags:
         return args if name in _COMPARED else ()
-    if name == "index":  # of the indices, masks alone: whole numbers give a size that is known
+    if name == "index":  # whole numbers as indices give a known size, masks do not
         return tuple(index for index in args[1] if is_mask(index))
     if name in ("masked_select", "repeat_interleave"):
         return (args[-1] if name == "masked_select" else args[0],)

@@ -49,7 +49,8 @@ def compact(
         A new network, where the old one is.
 
     Raises:
-        ValueError: if the masks are not the network's, or neither input is given.
+        ValueError: if the masks are not the network's, or neither input is given, or an output cannot be looked into, or the
+            forward pass converts tensors to lists or arrays or cannot be recorded.
     """
     return Compaction(network, masks, example_of(network, input_shape, example_input)).network
 
@@ -61,8 +62,8 @@ class Compaction:
         network: left as it is; what its masks remove counts as zero.
         masks: of the network.
         inputs: as :func:`synflow_pl.flow.example_of` gives them.
-        training: the smaller network is to be trained: no weight, shift or statistic counts as constant then, but what the masks hold
-            at zero, and nothing is folded.
+        training: the smaller network is to be trained, so that its outputs are compared in train mode as well: no weight, shift or
+            statistic counts as constant then, but what the masks hold at zero, and nothing is folded.
 
     Attributes:
         network: the smaller network, or a copy of the whole one where something stood against it.
@@ -289,7 +290,7 @@ class Compaction:
     # -- whether it is so
 
     def _fault(self, network: nn.Module, agreement: Agreement) -> tuple[str, str | None]:
-        """What is wrong with the smaller network, "" if nothing, and the module in which it fails."""
+        """Return what is wrong with the smaller network, "" if nothing is, and the module in which it fails."""
         small = agreement.widened(duplicate(network))  # before it gets its tensors, which are in double precision
         running: list[str] = []
         for name, module in small.named_modules():

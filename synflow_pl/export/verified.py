@@ -34,8 +34,8 @@ def export(network: nn.Module, original: nn.Module, facts: Facts, path: Path, im
         The largest difference over the largest output.
 
     Raises:
-        ValueError: if the network cannot be written so, or what was written does not agree with ``original``, or the path ends on
-            something else.
+        ValueError: if the network returns anything but one floating-point tensor, or cannot be written so, or what was written does not
+            agree with ``original``, or the path ends on something else.
         ImportError: for ONNX, without the packages that it needs.
     """
     if path.suffix.removeprefix(".") not in FORMATS:
@@ -44,6 +44,14 @@ def export(network: nn.Module, original: nn.Module, facts: Facts, path: Path, im
     network = copy.deepcopy(network).cpu().float().eval()
     original = copy.deepcopy(original).cpu().float().eval()
     images = images.cpu().float()
+    with torch.no_grad():
+        given = original(images[:2])
+    if not isinstance(given, Tensor) or not given.is_floating_point():
+        kind = f"a tensor of {given.dtype}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        raise ValueError(
+            f"{type(original).__name__}.forward returns {kind}, and a file is verified by one floating-point tensor of logits; wrap the"
+            " network in a module that returns it"
+        )
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder) / path.name
         try:

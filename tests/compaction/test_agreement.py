@@ -1,4 +1,4 @@
-"""What a smaller network is compared on: its example, noise of the example's kind, and train mode."""
+"""A smaller network is compared on its example, on noise of the example's kind, and in train mode."""
 
 from __future__ import annotations
 

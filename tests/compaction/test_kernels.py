@@ -142,7 +142,7 @@ def test_depthwise_convolutions_with_a_parametrised_kernel_get_smaller() -> None
     assert told.network.d.groups == told.network.d.in_channels == told.network.d.out_channels < 8
 
 
-@pytest.mark.parametrize("name", ["nf_regnet_b0", "eca_nfnet_l0"])
+@pytest.mark.parametrize("name", ["nf_regnet_b0", pytest.param("eca_nfnet_l0", marks=pytest.mark.slow)])
 def test_networks_with_standardised_grouped_kernels_do_what_they_did(name: str) -> None:
     torch.manual_seed(0)
     network = pytest.importorskip("timm").create_model(name, pretrained=False).double().eval()

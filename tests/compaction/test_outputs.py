@@ -1,4 +1,4 @@
-"""Every tensor that a network returns stays what it was, whatever it is in."""
+"""Every tensor that a network returns stays what it was, in containers and objects of any class."""
 
 from __future__ import annotations
 

@@ -230,3 +230,19 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, networks: tuple
     FORMATS["safetensors"](small, FACTS, tmp_path / "a.safetensors", images(2))
     with pytest.raises(ValueError, match=r"a\.safetensors' gives nan for black images"):
         load_exported(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("give", "kind"),
+    [(lambda y: (y, y), "a tuple"), (lambda y: y > 0, "a tensor of torch.bool"), (lambda y: {"logits": y}, "a dict")],
+    ids=["tuple", "booleans", "dict"],
+)
+def test_a_network_that_returns_no_logits_is_refused_before_a_file_is_written(tmp_path: Path, give, kind: str) -> None:  # type: ignore[no-untyped-def]
+    class Heads(nn.Sequential):
+        def forward(self, x: Tensor) -> object:
+            return give(super().forward(x))
+
+    network = Heads(nn.Flatten(), nn.Linear(48, 3))
+    with pytest.raises(ValueError, match=f"Heads.forward returns {kind}, and a file is verified by one floating-point tensor"):
+        export(network, network, None, tmp_path / "model.pt2", torch.randn(2, 3, 4, 4))  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
