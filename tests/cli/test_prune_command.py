@@ -117,6 +117,22 @@ def test_a_pruner_that_scores_on_data_gets_them(folder: Path, generated: None, m
     assert {path.suffix for path in snip.run_folder.glob("layers_over_rounds*")} == set()
 
 
+def test_fresh_batches_of_an_overlay_are_drawn_by_the_seed_and_change_the_masks(folder: Path) -> None:
+    force = ["-c", "demo", "--model.network.width", "4", "-c", "pruners/force", "--pruning.rounds", "4", *CPU]
+    runs = {"first": [], "again": [], "same": ["--pruning.fresh_batches", "false"], "seed": ["--data.seed", "1"]}
+    masks = {}
+    for name, options in runs.items():
+        pruned(*force, *options, "--run", name)
+        masks[name] = Masks.load(folder / "lightning_logs" / name / "masks.safetensors")
+
+    def equal(left: str, right: str) -> bool:
+        return all(torch.equal(mask, masks[right][name]) for name, mask in masks[left].items())
+
+    assert equal("first", "again")
+    assert not equal("first", "same")
+    assert not equal("first", "seed")
+
+
 def test_a_dead_network_is_a_sentence_and_leaves_its_table_behind(folder: Path, touched: list[str]) -> None:
     status, line = refused("-c", "mnist_fc", "-c", "pruners/magnitude", "--pruning.density", "0.01", *CPU)
     assert status == 1
