@@ -303,7 +303,8 @@ def example_of(
     Raises:
         ValueError: if neither or both are given, or a size is not positive.
     """
-    parameter = next(network.parameters())
+    # A complex gain or a counter says nothing about the precision of an input.
+    parameter = next((one for one in network.parameters() if one.is_floating_point()), next(network.parameters()))
     if (input_shape is None) == (example_input is None):
         raise ValueError("give either input_shape=(C, H, W) or example_input=, a tensor or a tuple of tensors with a batch dimension")
     if input_shape is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,8 +61,13 @@ class StandIn:
         return signal if signal.shape == self.shape else signal.mean().expand(self.shape)
 
     def off(self, signal: Tensor) -> float:
-        """How far the stand-in is from the operation on this flow: the sum of differences over the sum of the true values."""
-        true = self.truth(signal.detach())
+        """How far the stand-in is from the operation on this flow: the sum of differences over the sum of the true values. NaN where
+        the operation cannot be run on it (it takes complex numbers, say) or its values sum to zero.
+        """
+        try:
+            true = self.truth(signal.detach())
+        except (RuntimeError, TypeError, ValueError):
+            return math.nan
         return float((true - self(signal)).abs().sum() / true.abs().sum())
 
 
@@ -227,14 +233,16 @@ class Skeleton:
 
     def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """The operations that the skeleton has no rule for, by name, each with how far its stand-in is off on the flow through
-        ``weights``: the sum of differences over the sum of the true values; the worst where an operation is met several times.
+        ``weights``: the sum of differences over the sum of the true values; the worst where an operation is met several times. NaN
+        where that cannot be known.
         """
         found: dict[str, float] = {}
 
         def watch(step: Step | None, arguments: Sequence[Any]) -> None:
             if step is not None and isinstance(step.function, StandIn):
                 off = step.function.off(arguments[0])
-                found[step.function.operation] = max(off, found.get(step.function.operation, 0.0))
+                known = found.get(step.function.operation, math.nan)
+                found[step.function.operation] = off if math.isnan(known) else known if math.isnan(off) else max(off, known)
 
         if any(isinstance(step.function, StandIn) for step in self._steps):
             with torch.no_grad():
@@ -253,7 +261,8 @@ class Skeleton:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is not as it should be, for a report: the operations without a rule, on the flow through the network as it is."""
-        off = [f"{name} (off by {share:.0%})" for name, share in self.unknown({}).items()]
+        unknown = self.unknown({})
+        off = [name if math.isnan(share) else f"{name} (off by {share:.0%})" for name, share in unknown.items()]
         return (f"operations without a rule, taken for the identity or an average: {', '.join(off)}",) if off else ()
 
     def conservation(self, weights: Mapping[str, Tensor]) -> float:
