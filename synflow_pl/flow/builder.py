@@ -155,7 +155,7 @@ class Builder:
             if self._lives(item):
                 return self.resolve(item)
             tensor = self.tensor(item)
-            return self.constant(torch.zeros_like(tensor)) if is_number(tensor) else tensor
+            return self.constant(torch.zeros_like(tensor, dtype=tensor.dtype.to_real())) if is_number(tensor) else tensor
 
         return tree_map(leaf, argument, is_leaf=lambda item: isinstance(item, Value))
 

@@ -196,5 +196,5 @@ def _averaged(mean: Tensor, value: Tensor, heads: int) -> Tensor:
 
 
 def _average(support: Tensor, dtype: torch.dtype, dim: int) -> Tensor:
-    mean = support.to(torch.promote_types(dtype, torch.float32))  # in half precision three thirds are not one
+    mean = support.to(torch.promote_types(dtype.to_real(), torch.float32))  # in half precision three thirds are not one
     return mean / mean.sum(dim, keepdim=True).clamp_min(1)

@@ -26,6 +26,7 @@ from synflow_pl.flow.gates import attention, contract, gate, gated, set_level
 from synflow_pl.flow.meetings import Gate, Kernel
 from synflow_pl.flow.normalisation import NORMALISATIONS
 from synflow_pl.flow.recording import Operation, is_number
+from synflow_pl.flow.spectra import SPECTRA
 
 __all__ = ["SIMPLE", "apply_rule"]
 
@@ -39,6 +40,7 @@ _IDENTITY = frozenset(
     exp expm1 exp2 log log1p log2 sqrt rsqrt reciprocal square pow erf sin cos sign round floor ceil neg rsub abs nan_to_num
     native_dropout dropout clone alias detach contiguous lift_fresh native_alpha_dropout fill_diagonal bernoulli normal poisson
     heaviside sgn trunc remainder fmod logit erfc erfinv sinh cosh tan asin acos atan asinh acosh atanh log10 sinc deg2rad rad2deg
+    angle _conj _conj_physical conj_physical resolve_conj resolve_neg _neg_view
     fake_quantize_per_tensor_affine_cachemask _fake_quantize_per_tensor_affine_cachemask_tensor_qparams
     fake_quantize_per_channel_affine_cachemask
     """.split()
@@ -52,7 +54,7 @@ _LINEAR = frozenset(
     avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d
     upsample_nearest2d upsample_nearest3d upsample_bilinear2d _upsample_bilinear2d_aa upsample_linear1d upsample_trilinear3d
     grid_sampler_2d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
-    index index_select gather diagonal tril triu movedim slice_scatter select_scatter index_put _unsafe_index as_strided scatter
+    index index_select gather diagonal tril triu movedim slice_scatter select_scatter _unsafe_index scatter
     scatter_add index_add index_copy repeat_interleave maximum unsafe_split diagonal_scatter _pack_padded_sequence
     """.split()
 )
@@ -274,6 +276,7 @@ _RULES: dict[str, Rule] = {
     "convolution": _convolution,
     **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "addmv", "mv"), _product),
     **NORMALISATIONS,
+    **SPECTRA,
     "constant_pad_nd": _pad,
     "masked_fill": _fill_masked,
     "where": _where,

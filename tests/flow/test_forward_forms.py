@@ -301,3 +301,95 @@ def test_a_padded_circle_is_a_convolution_of_uniform_flow() -> None:
     found = skeleton.gradients({"0.weight": first, "2.weight": last})
     by_unit = 25 * last.sum((0, 2, 3))
     torch.testing.assert_close(found["0.weight"], by_unit[:, None, None, None].expand_as(first), rtol=1e-12, atol=0)
+
+
+class Fourier(nn.Module):
+    """A layer of a Fourier neural operator: products in the lowest modes of the spectrum, written into a new tensor."""
+
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self.mix, self.written = nn.Parameter(torch.randn(6, 6, 4, dtype=torch.cfloat) / 6), written
+
+    def forward(self, h: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(h)
+        modes = torch.einsum("bix,iox->box", spectrum[..., :4], self.mix)
+        if self.written:
+            whole = torch.zeros_like(spectrum)
+            whole[..., :4] = modes
+            modes = whole
+        return torch.fft.irfft(modes, n=h.shape[-1])
+
+
+class Operator(nn.Module):
+    def __init__(self, written: bool, gain: bool) -> None:
+        super().__init__()
+        if gain:
+            self.gain = nn.Parameter(torch.ones(1, dtype=torch.cfloat))
+        self.up, self.spectral, self.down = nn.Linear(1, 6), Fourier(written), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.spectral(self.up(x).transpose(1, 2))).transpose(1, 2))
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("gain", [False, True])
+def test_the_real_layers_around_a_fourier_layer_are_pruned(written: bool, gain: bool) -> None:
+    torch.manual_seed(0)
+    network = Operator(written, gain)
+    pruner = SynFlow()
+    masks = prune(network, pruner, density=0.5, rounds=3, input_shape=(16, 1))
+    assert masks.kept == masks.total - int(0.5 * masks.total)
+    assert not any("without a rule" in note for note in pruner.notes)
+
+
+def test_the_flow_through_a_fourier_transform_is_that_of_its_matrix() -> None:
+    torch.manual_seed(0)
+    matrix = torch.fft.fft(torch.eye(6, dtype=torch.float64), norm="ortho").abs()
+
+    class Transform(nn.Module):
+        def __init__(self, plain: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.plain = nn.Linear(4, 6), nn.Linear(6, 3), plain
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x)
+            return self.b(hidden @ matrix if self.plain else torch.fft.fft(hidden, norm="ortho").abs())
+
+    found = []
+    for plain in (True, False):
+        torch.manual_seed(0)
+        network = Transform(plain).double()
+        skeleton = linearise(network, (torch.ones(2, 4, dtype=torch.float64),))
+        skeleton._cut_before = {}
+        found.append(skeleton.gradients({name: network.get_parameter(name).detach().abs() for name in skeleton.weights}))
+    for name in ("a.weight", "b.weight"):
+        torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        lambda x: torch.stft(x, 16, 8, window=torch.ones(16), return_complex=True).abs(),
+        lambda x: torch.view_as_real(torch.stft(x, 16, 8, window=torch.ones(16), return_complex=True)).pow(2).sum(-1),
+        lambda x: torch.fft.fft2(x.reshape(2, 1, 8, 16)).real[:, 0, :, :].repeat(1, 2, 1)[:, :9],
+        lambda x: torch.view_as_complex(x.reshape(2, 8, 8, 2)).angle().repeat(1, 2, 2)[:, :9],
+        lambda x: torch.polar(x, x).imag.reshape(2, 8, 16).repeat(1, 2, 1)[:, :9],
+    ],
+    ids=["stft", "power", "fft2", "pairs", "polar"],
+)
+def test_a_network_behind_a_spectrogram_is_pruned(front: Callable[[Tensor], Tensor]) -> None:
+    class Speech(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(9, 8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.relu(self.a(front(x))).mean(-1))
+
+    torch.manual_seed(0)
+    network, inputs = Speech(), (torch.randn(2, 128),)
+    pruner = SynFlow()
+    masks = prune(network, pruner, density=0.3, rounds=2, example_input=inputs)
+    assert masks.kept == masks.total - int(0.7 * masks.total)
+    assert Paths(network, inputs).left(masks)
+    assert not any("without a rule" in note for note in pruner.notes)
