@@ -62,7 +62,7 @@ _CREATES = frozenset(
     """.split()
 )
 
-# What computes little for each entry, or nothing.
+# Operations that compute little for each entry, or nothing.
 SIMPLE = _IDENTITY | _LINEAR | _VIEW | _CREATES | NORMALISATIONS.keys()
 
 
