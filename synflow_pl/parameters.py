@@ -13,7 +13,7 @@ __all__ = ["LeftOut", "check_network", "left_out", "left_out_note"]
 
 # A note names at most so many layers.
 _MOST_NAMES = 20
-# What a layer has beside its weights: never pruned, and so many that they are only counted.
+# The parameters of these layers are never pruned, and so many that the note only counts them.
 _PLAIN = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -124,7 +124,7 @@ def _kind(module: nn.Module) -> str:
 
 
 def _is_vector(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a bias, a gain or a token rather than a layer's weight."""
+    """Return whether a parameter is a bias, a gain or a token rather than a layer's weight."""
     if parameter.dim() < 2:
         return True
     own = name.rpartition(".")[2]

@@ -244,7 +244,7 @@ def _batches_of(pruner: Pruner, batches: Batches | Callable[[int], Batches], ind
 
 
 def _collapse(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...] | None, skeleton: Skeleton | None) -> str | None:
-    """What to say of a network without a path from input to output, in one sentence; ``None`` of one that has a path."""
+    """Describe a network without a path from input to output in one sentence; return ``None`` if there is a path."""
     emptied = [name for name in masks.weights if not bool(masks[name].any())]
     if inputs is None:
         if not emptied:

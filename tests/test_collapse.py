@@ -1,4 +1,4 @@
-"""What pruning from Python says when no path from input to output is left."""
+"""Warnings and errors of prune() when no path from input to output is left."""
 
 from __future__ import annotations
 

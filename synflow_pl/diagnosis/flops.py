@@ -64,7 +64,7 @@ class Flops:
 
     @property
     def note(self) -> str | None:
-        """What the counts leave out, in one sentence; ``None`` if nothing."""
+        """The operations that the counts leave out, in one sentence; ``None`` if there are none."""
         if not self.missing:
             return None
         listed = ", ".join(name if times == 1 else f"{name} ({times} times)" for name, times in self.missing.items())
@@ -152,7 +152,7 @@ _RECURRENT: dict[str, tuple[str, ...]] = {
 
 
 def _is_weight(name: str, given: dict[str, Any], value: Value, tensors: list[Tensor]) -> bool:
-    """Whether a value that a fused recurrent layer reads is one of its matrices."""
+    """Return whether a value that a fused recurrent layer reads is one of its matrices."""
     weights = tree_leaves([given[key] for key in _RECURRENT[name]], is_leaf=lambda leaf: isinstance(leaf, Value))
     return value in weights and tensors[value.number].dim() > 1
 
@@ -163,7 +163,7 @@ def _called(operation: Operation) -> str:
 
 
 def _small(operation: Operation, tensors: list[Tensor]) -> bool:
-    """Whether an operation without a formula is one that is not counted: it makes no new numbers, or few operations for each."""
+    """Return whether an operation without a formula is one that is not counted: it makes no new numbers, or few operations for each."""
     makes = any(output is not None and tensors[output.number].is_floating_point() for output in operation.outputs)
     makes = makes or any(output is not None and tensors[output.number].is_complex() for output in operation.outputs)
     reads = any(tensors[value.number].is_floating_point() or tensors[value.number].is_complex() for value in operation.reads)

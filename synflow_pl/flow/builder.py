@@ -221,7 +221,7 @@ class Builder:
         output = operation.outputs[0]
         assert output is not None
         shape = self.tensor(output).shape
-        # Where paths are looked for, what is computed from a weight has a number of its own, by which its zeros can be looked up.
+        # A skeleton for paths gives each value that is computed from a weight its own number, by which its zeros are looked up.
         if self.tensor(argument).shape != shape or (self.open_gates and self.in_weights and output.number != argument.number):
             return self.step(operation, torch.broadcast_to, self.resolve(argument), shape)
         if output.number != (number := self.resolve(argument).number):  # else it gave back what it was given

@@ -150,7 +150,7 @@ def contract(builder: Builder, operation: Operation, left: Value, right: Value) 
 
 
 def _modulated(builder: Builder, value: Value) -> bool:
-    """Whether a value is a matrix of prunable weights that something made from the input is multiplied into."""
+    """Return whether a value is a matrix of prunable weights multiplied by a signal."""
     makers = {number: step for step in builder.steps for number in step.outputs}
     number = builder.resolve(value).number
     while number in makers:

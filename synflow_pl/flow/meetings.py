@@ -20,7 +20,7 @@ __all__ = ["Attention", "Average", "Gate", "Kernel", "Meeting", "Product"]
 Values = Callable[[int], Tensor]
 """By number of a recorded value, what the network computes there with the masks at hand."""
 
-# What rounding may leave of a zero, as a part of the largest entry.
+# Rounding may leave such a part of the largest entry where the exact value is zero.
 _CRUMB = 1e-6
 
 
@@ -40,10 +40,10 @@ class Meeting:
         return self.connect(arguments, None)
 
     def connect(self, arguments: Sequence[Any], values: Values | None) -> Tensor:
-        """What the step connects: positive where its output depends on the input.
+        """Return a tensor that is positive where the output of the step depends on the input.
 
         Args:
-            arguments: of the step, positive where a value depends on the input.
+            arguments: The arguments of the step, positive where a value depends on the input.
             values: see :data:`Values`; ``None`` if they are not known.
         """
         raise NotImplementedError

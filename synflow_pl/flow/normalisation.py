@@ -39,7 +39,7 @@ def _batch_norm(builder: Builder, operation: Operation) -> None:
 
 
 def _with_mean(weight: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """What an entry of a standardised weight depends on: itself, and the mean."""
+    """Connect each entry of a standardised weight to itself and to all entries that its mean is taken over."""
     return weight + weight.mean(dims, keepdim=True)
 
 

@@ -2,7 +2,7 @@
 
 Decided on the structure alone, at the inputs' real size: a unit is a (channel, position) pair, padding is none. Masks stand in for
 weights and ones for gains; attention connects any two tokens that it does not mask out, and what gates a signal (a gate, queries, keys)
-is connected to all that it acts on, be it a constant that a bias makes. A weight that is computed from others (a standardised one) is
+is connected to all that it acts on, constants that a bias makes included. A weight that is computed from others (a standardised one) is
 connected where it is not zero, whatever was removed. Nothing is summed up: a number of paths can leave any range, so after each step
 all that is left of a number is whether it is zero.
 """
@@ -118,7 +118,7 @@ class Paths:
         }
 
     def _connecting(self, masks: Masks) -> Callable[[Callable[..., Any], Step, Sequence[Any]], Any]:
-        """What a step connects in the network with these masks, for :meth:`Skeleton.flow`."""
+        """Return the function that computes what a step connects with these masks, for :meth:`Skeleton.flow`."""
         met: dict[int, Tensor] = {}
         zeros: dict[int, Tensor] = {}
         if self._computed is not None:

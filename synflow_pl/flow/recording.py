@@ -349,7 +349,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 def _explained(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]:
     """Turn an error of the network's own ``forward()`` on these inputs into a ValueError that names them.
 
-    What fails inside only because it is being recorded is raised as it is.
+    An error that ``forward()`` raises only while it is recorded passes unchanged.
     """
     try:
         yield

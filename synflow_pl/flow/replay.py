@@ -12,7 +12,7 @@ from synflow_pl.flow.recording import Operation, Recording, Value, is_number
 
 __all__ = ["Replay", "computed_weights", "draws", "uneven_weights"]
 
-# What moves the entries of a weight about, or changes their precision: its zeros are those of the weight.
+# Operations that move the entries of a weight or change their precision, so that their zeros are those of the weight.
 _MOVES = frozenset(
     """
     t transpose permute view _unsafe_view view_copy reshape _reshape_alias slice narrow select split split_with_sizes unbind unsqueeze
@@ -28,7 +28,7 @@ class Replay:
     from.
 
     Args:
-        recording: of the network.
+        recording: The recording of the network.
         wanted: numbers of the values to compute.
     """
 
@@ -85,7 +85,7 @@ class Replay:
 
 
 def _fixed(operation: Operation) -> bool:
-    """Whether an operation's outputs stay as they were recorded."""
+    """Return whether an operation's outputs stay as they were recorded."""
     tags = operation.target.tags
     return torch.Tag.dynamic_output_shape in tags or operation.target._schema.is_mutable
 
@@ -95,7 +95,7 @@ def computed_weights(recording: Recording, weights: Collection[str]) -> dict[int
     with the names of these weights.
 
     Args:
-        recording: of the network.
+        recording: The recording of the network.
         weights: names of the prunable parameters.
     """
     signals = {value.number for value in recording.inputs}
@@ -140,7 +140,7 @@ def uneven_weights(recording: Recording, weights: Collection[str], parameters: M
     a mean is taken off.
 
     Args:
-        recording: of the network.
+        recording: The recording of the network.
         weights: names of the prunable parameters.
         parameters: all parameters, by name.
     """

@@ -60,7 +60,7 @@ _LINEAR = frozenset(
 )
 _VIEW = frozenset({"view", "_unsafe_view", "_reshape_alias", "view_copy", "reshape"})
 
-# What computes little for each entry, or nothing.
+# Operations that compute little for each entry, or nothing.
 SIMPLE = _IDENTITY | _LINEAR | _VIEW | CREATES | NORMALISATIONS.keys()
 
 

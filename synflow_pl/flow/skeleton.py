@@ -267,7 +267,7 @@ class Skeleton:
         return [step.function for step in self._steps if isinstance(step.function, Meeting)]
 
     def reads_flow(self, step: Step) -> bool:
-        """Whether a step reads a value that carries flow."""
+        """Return whether a step reads a value that carries flow."""
         return not self._flow.isdisjoint(step.operands)
 
     def arrives(self, step: Step, arguments: Sequence[Any]) -> bool:

@@ -221,3 +221,27 @@ def test_a_file_that_cannot_be_written_whole_does_not_replace_the_one_that_is_th
         told.to_csv(tmp_path / "table.csv")
     assert (tmp_path / "table.csv").read_text() == before
     assert os.listdir(tmp_path) == ["table.csv"]
+
+
+class Spectrum(nn.Module):
+    """Operations without a rule, of which what a stand-in is off by cannot be computed on the flow, or is nothing of nothing."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer, self.head, self.kind = nn.Linear(8, 8), nn.Linear(8, 2), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        if self.kind == "complex":
+            x = x + torch.fft.irfft(torch.fft.rfft(x), n=8)
+        else:
+            x = x + torch.frac(x) * 0 if self.kind == "zero" else x + torch.logit(torch.sigmoid(x).frac())
+        return self.head(x)
+
+
+@pytest.mark.parametrize("kind", ["complex", "zero", "infinite"])
+def test_a_stand_in_whose_error_cannot_be_computed_is_named_without_a_figure(kind: str) -> None:
+    told = diagnose(Spectrum(kind), masks(layer=[[1] * 8] * 8, head=[[1] * 8] * 2), input_shape=(8,))
+    (note,) = (note for note in told.notes if note.startswith("operations without a rule"))
+    assert "nan" not in note
+    assert "inf" not in note

@@ -1,4 +1,4 @@
-"""Whether a path is left, against whether the output moves with the input, where signals meet and weights are computed."""
+"""Compare whether a path is left with whether the output moves with the input, where signals meet and weights are computed."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_network_is_alive_where_its_output_moves_with_the_input(name: str) -> 
             made = network(torch.randn(16, *shape).double())
         moves = float((made - made[0]).abs().max()) > 1e-9 * float(made.abs().max())
         assert told.alive == moves
-        # Whether the zeros are there already makes no difference.
+        # The diagnosis is the same before and after the masks are applied.
         assert diagnose(network, masks, input_shape=shape).effective == told.effective
         seen.add(moves)
     assert seen == {True, False}
