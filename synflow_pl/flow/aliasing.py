@@ -7,6 +7,7 @@ of the same tensor afterwards reads it anew from the new whole.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ __all__ = ["functional_form", "is_view", "scattered", "writes"]
 aten = torch.ops.aten
 
 
+@cache
 def writes(target: Any) -> tuple[str, ...]:
     """Names of the arguments that an operation writes to."""
     return tuple(
@@ -23,6 +25,7 @@ def writes(target: Any) -> tuple[str, ...]:
     )
 
 
+@cache
 def is_view(target: Any) -> bool:
     """Whether an operation returns views of its first argument and writes nothing."""
     returned = target._schema.returns
@@ -37,6 +40,7 @@ _FORMS = {
 }
 
 
+@cache
 def functional_form(target: Any) -> Any:
     """The operation without the write: ``add`` of ``add_``, or of ``add(..., out=)``. The same operation where there is none."""
     if target in _FORMS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,9 +49,8 @@ def silenced(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result
 
     What is drawn from a distribution that is not known here stays as drawn, from the seed that every recording has.
     """
-    space, _, name = target._schema.name.partition("::")
-    name = name.rstrip("_")
-    if space != "aten" or name not in _KINDS:
+    kind = _kind(target)
+    if kind is None:
         return None
     drawn = result[0] if isinstance(result, (tuple, list)) else result
     arguments = target._schema.arguments
@@ -58,7 +58,7 @@ def silenced(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result
     given |= {**dict(zip([argument.name for argument in arguments], args, strict=False)), **kwargs}
     if not isinstance(drawn, Tensor):
         return None
-    return _KINDS[name](given, result, drawn)
+    return kind(given, result, drawn)
 
 
 def _filled(tensor: Tensor, value: Any) -> Tensor:
@@ -130,6 +130,12 @@ _KINDS: dict[str, Callable[[Mapping[str, Any], Any, Tensor], Noise | None]] = {
     **dict.fromkeys(("randint", "randint_like", "random"), _integers),
     "randperm": _permutation,
 }
+
+
+@cache
+def _kind(target: Any) -> Callable[[Mapping[str, Any], Any, Tensor], Noise | None] | None:
+    space, _, name = target._schema.name.partition("::")
+    return _KINDS.get(name.rstrip("_")) if space == "aten" else None
 
 
 def average(number: int, makers: Mapping[int, Operation], noise: Mapping[int, Noise], tensors: Sequence[Tensor]) -> Tensor:

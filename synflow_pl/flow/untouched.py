@@ -8,10 +8,11 @@ that a pass writes to are put back by :mod:`synflow_pl.flow.recording`, which se
 from __future__ import annotations
 
 import functools
+import operator
 import random
 import sys
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, MutableMapping, MutableSequence, MutableSet
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = ["untouched"]
 _HOLDERS = {"builtins", "collections", "types", "dataclasses", "weakref"}
 _MACHINERY = (sys.stdlib_module_names - _HOLDERS - {"__main__"}) | {"torch", "lightning", "pytorch_lightning", "lightning_fabric"}
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), Tensor, torch.dtype, torch.device, torch.Size, types.ModuleType)
+_CONTAINERS = frozenset({dict, OrderedDict, list, set, deque})
 _ABSENT = object()
 
 
@@ -62,6 +64,8 @@ class _Walk:
         self._restore = restore
         self._seen: dict[int, Any] = {}  # strong references, or an id could be given to another object
         self._ahead: list[Any] = []
+        self._empty: list[Any] = []
+        restore.append(self._put_back_empty)
 
     def over(self, start: Any) -> None:
         self._ahead.append(start)
@@ -73,7 +77,9 @@ class _Walk:
             self._visit(item)
 
     def _visit(self, item: Any) -> None:
-        if isinstance(item, torch.Generator):
+        if type(item) in _CONTAINERS:
+            self._contents(item)
+        elif type(item) is torch.Generator:
             self._restore.append(functools.partial(item.set_state, item.get_state()))
         elif isinstance(item, types.FunctionType):
             for cell in item.__closure__ or ():
@@ -96,10 +102,17 @@ class _Walk:
                     if kind.__module__.partition(".")[0] not in {*_MACHINERY, "builtins"}:
                         self._class(kind)
 
+    def _put_back_empty(self) -> None:
+        for container in self._empty:
+            if container:
+                container.clear()
+
     def _contents(self, item: Any) -> None:
-        if isinstance(item, (dict, MutableMapping)):
+        if type(item) in _CONTAINERS and not item:
+            self._empty.append(item)  # most are: a module has a dozen empty dicts of hooks
+        elif isinstance(item, (dict, MutableMapping)):
             entries = dict(item.items())
-            self._ahead += entries.values()
+            self._ahead += [value for value in entries.values() if not isinstance(value, _PLAIN)]
             self._restore.append(functools.partial(_put_back_mapping, item, entries))
         elif isinstance(item, (list, deque, MutableSequence)) and not isinstance(item, bytearray):
             self._ahead += (members := list(item))
@@ -113,14 +126,11 @@ class _Walk:
         if isinstance(held, dict):
             self._contents(held)
             self._seen[id(held)] = held
-        for kind in type(item).__mro__:
-            slots = kind.__dict__.get("__slots__", ())
-            for name in (slots,) if isinstance(slots, str) else tuple(slots):
-                slot = kind.__dict__.get(name)
-                if isinstance(slot, types.MemberDescriptorType):
-                    value = slot.__get__(item, kind) if _is_set(slot, item, kind) else _ABSENT
-                    self._ahead.append(value)
-                    self._restore.append(functools.partial(_put_back_slot, slot, item, kind, value))
+        kind: Any = type(item)
+        for slot in _slots(kind):
+            value = slot.__get__(item) if _is_set(slot, item) else _ABSENT
+            self._ahead.append(value)
+            self._restore.append(functools.partial(_put_back_slot, slot, item, value))
 
     def _cell(self, cell: types.CellType) -> None:
         if id(cell) in self._seen:
@@ -143,7 +153,7 @@ class _Walk:
 
 
 def _same(left: list[Any], right: list[Any]) -> bool:
-    return len(left) == len(right) and all(one is other for one, other in zip(left, right, strict=True))
+    return len(left) == len(right) and all(map(operator.is_, left, right))
 
 
 def _put_back_mapping(mapping: Any, entries: dict[Any, Any]) -> None:
@@ -165,19 +175,28 @@ def _put_back_set(held: Any, members: list[Any]) -> None:
             held.add(member)
 
 
-def _is_set(slot: Any, item: Any, kind: type) -> bool:
+@functools.lru_cache(4096)
+def _slots(kind: type) -> tuple[Any, ...]:
+    """What gives access to the attributes that instances keep in ``__slots__``."""
+    if kind.__module__ == "builtins":
+        return ()
+    held = [vars(base) for base in kind.__mro__ if "__slots__" in vars(base)]
+    return tuple(slot for names in held for slot in names.values() if isinstance(slot, types.MemberDescriptorType))
+
+
+def _is_set(slot: Any, item: Any) -> bool:
     try:
-        slot.__get__(item, kind)
+        slot.__get__(item)
     except AttributeError:
         return False
     return True
 
 
-def _put_back_slot(slot: Any, item: Any, kind: type, value: Any) -> None:
+def _put_back_slot(slot: Any, item: Any, value: Any) -> None:
     if value is not _ABSENT:
-        if not _is_set(slot, item, kind) or slot.__get__(item, kind) is not value:
+        if not _is_set(slot, item) or slot.__get__(item) is not value:
             slot.__set__(item, value)
-    elif _is_set(slot, item, kind):
+    elif _is_set(slot, item):
         slot.__delete__(item)
 
 
