@@ -27,7 +27,7 @@ def writes(target: Any) -> tuple[str, ...]:
 
 @cache
 def is_view(target: Any) -> bool:
-    """Whether an operation returns views of its first argument and writes nothing."""
+    """Return whether an operation returns views of its first argument and writes nothing."""
     returned = target._schema.returns
     return bool(returned) and returned[0].alias_info is not None and not returned[0].alias_info.is_write
 
@@ -68,7 +68,7 @@ def scattered(view: Any, rest: tuple[Any, ...], kwargs: dict[str, Any], index: i
         rest: its arguments behind the tensor.
         kwargs: its other arguments.
         index: which of its outputs the view is.
-        shape: of the tensor that it is a view of.
+        shape: Shape of the tensor that was viewed.
 
     Returns:
         An operation and its arguments behind the tensors. ``*_scatter`` takes the old whole and the new part, any other operation the

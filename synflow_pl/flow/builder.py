@@ -125,11 +125,11 @@ class Builder:
         return False
 
     def is_random(self, value: Value) -> bool:
-        """Whether a value is made of random numbers and carries no flow."""
+        """Return whether a value is made of random numbers and carries no flow."""
         return value.number in self._random or value.number in self.recording.noise
 
     def average(self, value: Value) -> Tensor:
-        """What a value that :meth:`is_random` is on average, in floating point."""
+        """Return the mean of a value that :meth:`is_random`, in floating point."""
         return average(value.number, self._random, self.recording.noise, self.recording.tensors)
 
     def carries(self, argument: Any) -> bool:

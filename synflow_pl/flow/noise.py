@@ -24,7 +24,7 @@ __all__ = ["AFFINE", "Noise", "average", "silenced"]
 
 # So many levels of the distribution: a share that is given in thousandths is averaged exactly.
 _LEVELS = 1000
-# What keeps an average an average, where one operand is random.
+# The mean of their output is their output for the mean, where one operand is random.
 AFFINE = frozenset(
     """
     add sub rsub mul div neg view _unsafe_view reshape _reshape_alias expand clone alias detach _to_copy lift_fresh permute transpose t
@@ -47,7 +47,7 @@ class Noise:
 def silenced(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Noise | None:
     """Overwrite the random numbers that an operation has drawn by their mean. Returns how they are distributed, ``None`` if none are.
 
-    What is drawn from a distribution that is not known here stays as drawn, from the seed that every recording has.
+    Numbers of any other distribution stay as drawn, from the seed that every recording has.
     """
     kind = _kind(target)
     if kind is None:
@@ -139,13 +139,13 @@ def _kind(target: Any) -> Callable[[Mapping[str, Any], Any, Tensor], Noise | Non
 
 
 def average(number: int, makers: Mapping[int, Operation], noise: Mapping[int, Noise], tensors: Sequence[Tensor]) -> Tensor:
-    """What a value that is made of random numbers and constants is on average.
+    """Return the mean of a value that is made of random numbers and constants.
 
     Args:
-        number: of the value.
+        number: Number of the value.
         makers: by number of their output, the operations that random numbers reach.
-        noise: of the recording.
-        tensors: of the recording.
+        noise: Random numbers of the recording.
+        tensors: Tensors of the recording.
     """
     from synflow_pl.flow.recording import Value
 

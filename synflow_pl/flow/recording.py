@@ -287,7 +287,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _memory(tensor: Tensor) -> int:
-    """What tells the memory of one tensor from that of others."""
+    """Return a number that tensors share exactly if they share memory."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else -id(tensor)
 
 

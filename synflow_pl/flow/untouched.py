@@ -177,7 +177,7 @@ def _put_back_set(held: Any, members: list[Any]) -> None:
 
 @functools.lru_cache(4096)
 def _slots(kind: type) -> tuple[Any, ...]:
-    """What gives access to the attributes that instances keep in ``__slots__``."""
+    """Return the descriptors of the attributes that instances keep in ``__slots__``."""
     if kind.__module__ == "builtins":
         return ()
     held = [vars(base) for base in kind.__mro__ if "__slots__" in vars(base)]

@@ -243,7 +243,7 @@ def test_a_custom_autograd_function_is_what_its_forward_computes(activation: Cal
 
 
 class Entering(nn.Module):
-    """What comes in, made floating point by ``enter``, then two layers."""
+    """Two layers that read the input after ``enter`` has made it floating point."""
 
     def __init__(self, enter: nn.Module | Callable[..., Tensor], width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Whatever forward() stores or writes to, recording leaves the network as it was."""
+"""Recording leaves the network as it was, whatever forward() stores or writes to."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _keeper() -> Callable[[Any, Tensor], None]:
 
 
 def picture(item: Any, seen: set[int]) -> Any:
-    """What an object holds, as plain values that can be compared."""
+    """Return the contents of an object as plain values that can be compared."""
     if isinstance(item, Tensor):
         return type(item).__name__, id(item), item.requires_grad, item.detach().tolist()
     if isinstance(item, torch.Generator):
