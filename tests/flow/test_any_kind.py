@@ -153,7 +153,7 @@ def test_flow_is_conserved_and_density_exact_and_a_path_left(name: str) -> None:
     weights = {key: parameter.detach().abs().double() for key, parameter in prunable(network).items()}
     assert skeleton.weights == weights.keys()
     assert skeleton.conservation(weights) < 1e-12
-    uneven = "removed weights are not zero in the kernel that is computed from them (standardised weights): 0.weight, 1.weight"
+    uneven = "removed weights are not zero in the kernel that is computed from them (standardised weights): 0.weight, 2.weight"
     assert skeleton.notes == ((uneven,) if name == "standardised" else ())
     masks = prune(network, pruner, density=0.3, rounds=20, input_shape=shape)
     assert masks.kept == -(-3 * masks.total // 10)
