@@ -98,7 +98,10 @@ def _decisive(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[V
 
 # Their results cannot be had from the numbers alone: memory as it lies, and random numbers.
 _FORGETFUL = frozenset(
-    """as_strided empty empty_like new_empty empty_strided bernoulli rand randn rand_like randn_like native_dropout""".split()
+    """
+    as_strided empty empty_like new_empty empty_strided bernoulli rand randn rand_like randn_like native_dropout uniform
+    normal_functional exponential random
+    """.split()
 )
 
 

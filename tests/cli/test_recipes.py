@@ -1,5 +1,6 @@
 """Every recipe and every overlay, found by globbing, trains for one step on generated data."""
 
+import itertools
 import math
 import os
 from fractions import Fraction
@@ -138,10 +139,24 @@ def test_every_sanity_check_goes_over_a_pruner_s_overlay(overlay: str, pruner: s
     assert type(pruning(cli).pruner) is SANITY_CLASSES[overlay.removeprefix("sanity/")]
 
 
+def combinations() -> list[tuple[str, str | None, str]]:
+    """Every recipe with every pruner's overlay, the overlays of the optimiser in turn: a Latin square, in which any two of a recipe, an
+    optimiser's overlay and a pruner's overlay meet.
+    """
+    optims = [None, *OPTIMS]
+    pairs = itertools.product(enumerate(RECIPES), enumerate(PRUNERS))
+    return [(recipe, optims[(i + j) % len(optims)], pruner) for (i, recipe), (j, pruner) in pairs]
+
+
+def test_any_two_of_recipe_optimiser_and_pruner_are_tried_together() -> None:
+    tried = {frozenset(pair) for combination in combinations() for pair in itertools.combinations(combination, 2)}
+    sets = (RECIPES, [None, *OPTIMS], PRUNERS)
+    wanted = {frozenset(pair) for a, b in itertools.combinations(sets, 2) for pair in itertools.product(a, b)}
+    assert tried == wanted
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("optim", [None, *OPTIMS])
-@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize(("recipe", "optim", "pruner"), combinations())
 def test_every_recipe_trains_with_every_overlay(recipe: str, optim: str | None, pruner: str, folder: Path, generated: None) -> None:
     check(one_step(recipe, *([optim] if optim else []), pruner))
 
