@@ -1,8 +1,8 @@
 """Aliasing: what a write to one view of a tensor means for the tensor and its other views.
 
 A recording has pure operations only. So where a network writes to a tensor in place, the recording has an operation that returns the
-new value; where it writes to a view (a slice, say), the whole is that value scattered into the old whole; and what reads another view
-of the same tensor afterwards reads it anew from the new whole.
+new value. Where it writes to a view (a slice, say), that value is scattered into the old whole, and another view of the same tensor is
+taken anew from the new whole when it is read.
 """
 
 from __future__ import annotations

@@ -50,6 +50,7 @@ class KeepProgress(Checkpoint):
             return
         compute_on_all_ranks(trainer)  # or a rank that reads a metric waits for one that saves
         self.interruption = Interruption()
+        self._after_validation, self._between_epochs, self._monitored = False, False, {}  # of an earlier fit that was interrupted
         folder = self.folder if self.folder is not None else Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
         self._path = Path(trainer.strategy.broadcast(str(folder))) / LAST
         if trainer.is_global_zero:

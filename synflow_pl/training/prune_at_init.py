@@ -35,6 +35,7 @@ from synflow_pl.schedules import SCHEDULES, as_density
 from synflow_pl.training.agreement import Ranks
 from synflow_pl.training.averages import averages, refuse_mid_epoch
 from synflow_pl.training.checkpoints import KEY, attribute_of, find_checkpoint, load_masks, load_weights, states
+from synflow_pl.training.collective_metrics import compute_on_all_ranks
 from synflow_pl.training.compacted import Compacted, check_compactable, rebuild
 from synflow_pl.training.finders import let_finders_wait
 from synflow_pl.training.finding import FreshBatches, find_batches, find_example, find_loss, find_network
@@ -251,6 +252,7 @@ class PruneAtInit(Callback):
         """Refuse what cannot work before anything is computed."""
         if stage != "fit":
             return
+        compute_on_all_ranks(trainer)  # or a rank that reads a metric may wait for one that compares masks
         self._start(trainer, pl_module)
         _refuse_overlap(_callbacks(trainer, self), pl_module)
         if not self._prunes:

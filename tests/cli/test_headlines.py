@@ -156,7 +156,7 @@ class Shell:
 
     Args:
         folder: the working directory.
-        data: where the data sets are.
+        data: folder of the data sets.
     """
 
     def __init__(self, folder: Path, data: Path) -> None:

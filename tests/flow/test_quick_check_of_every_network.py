@@ -22,7 +22,7 @@ from synflow_pl.schedules import kept_weights
 from tests.flow import any_network
 
 DENSITY = Fraction(1, 10)
-# Of each family of torchvision, and those of timm that are smaller than their native size in any_network.csv and of another kind.
+# Networks of each family of torchvision, and of timm where any_network.csv has a smaller input than the native one.
 NATIVE = """
     torchvision/alexnet torchvision/convnext_tiny torchvision/densenet121 torchvision/efficientnet_b0 torchvision/efficientnet_v2_s
     torchvision/googlenet torchvision/inception_v3 torchvision/mnasnet0_5 torchvision/mobilenet_v2 torchvision/mobilenet_v3_large
