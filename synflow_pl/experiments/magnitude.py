@@ -34,6 +34,10 @@ class SquaredMagnitudes(Callback):
     def __init__(self) -> None:
         self.snapshots: list[Snapshot] = []
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the snapshots of an earlier fit."""
+        self.snapshots = []
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what training starts from."""
         self._look(pl_module, trainer.current_epoch)
