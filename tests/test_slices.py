@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import in_slice, parse_slice
+
+from tests.conftest import in_slice, parse_slice
 
 
 def test_a_slice_is_given_as_its_number_and_the_number_of_slices() -> None:

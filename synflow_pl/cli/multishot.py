@@ -125,8 +125,23 @@ def _clear(run: Path) -> None:
 
 
 def fit(args: list[str], lock: IO[str]) -> int:
-    """Run ``synflow_pl`` in a process of its own, so that every level starts alike and may start further processes; its exit status."""
-    return subprocess.run([sys.executable, "-m", "synflow_pl", *args], pass_fds=[lock.fileno()], check=False).returncode
+    """Run ``synflow_pl`` in a process of its own, so that every level starts alike and may start further processes.
+
+    A signal that stops a training is the training's to handle: it saves a checkpoint and ends. Ctrl-C reaches it from the terminal as
+    it reaches this process; SIGTERM, which is sent to one process, is forwarded.
+
+    Returns:
+        The exit status.
+    """
+    with subprocess.Popen([sys.executable, "-m", "synflow_pl", *args], pass_fds=[lock.fileno()]) as process:
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            return process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _compare(run: Path, options: list[str]) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 from matplotlib.axes import Axes
@@ -139,8 +140,8 @@ def test_a_figure_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path:
     save(lines(), tmp_path / "lines")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full(self: Figure, path: Path, **_: object) -> None:
-        path.write_bytes(b"half a pict")
+    def full(self: Figure, file: IO[bytes], **_: object) -> None:
+        file.write(b"half a pict")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full)

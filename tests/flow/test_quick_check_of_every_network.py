@@ -58,7 +58,8 @@ def at_native_size(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def check(network: nn.Module, shape: tuple[int, ...]) -> None:
-    masks = prune(network, SynFlow(), density=DENSITY, rounds=2, input_shape=shape)
+    # Two rounds may leave no path; the slow tests take as many rounds as the table says.
+    masks = prune(network, SynFlow(), density=DENSITY, rounds=2, input_shape=shape, on_collapse="ignore")
     assert masks.kept == kept_weights(masks.total, DENSITY)
     for parameter, mask in masks.parameters(network):
         assert not torch.any(parameter[~mask])
