@@ -11,11 +11,11 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python -m synflow_pl demo
 
 test: $(VENV)/installed-test check
-	$(VENV)/bin/python -m pytest -n $(JOBS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 # SLICE=3/12 runs the third of twelve slices.
 test-slow: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n $(JOBS) -m slow $(if $(SLICE),--slice $(SLICE))
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m slow $(if $(SLICE),--slice $(SLICE))
 
 check: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
@@ -24,7 +24,7 @@ check: $(VENV)/installed-test
 
 # The suite on the lower bounds that setup.cfg states.
 test-lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest -n $(JOBS)
+	$(LOWEST)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 # A stamp file says that an environment is ready: a second call does not install again, a changed setup.cfg does.
 $(VENV)/installed: setup.cfg

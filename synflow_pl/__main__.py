@@ -16,6 +16,8 @@ def main() -> None:
     """Run the command line; the console script ``synflow_pl`` comes here too."""
     try:
         _dispatch()
+    except KeyboardInterrupt:
+        _refuse("stopped by Ctrl-C", status=130)
     except Exception as error:
         cause = storage_error(error)
         if cause is None:
