@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from synflow_pl.compaction.branches import Conversions, decisive
-from synflow_pl.compaction.outputs import Opaque, leaves
 from synflow_pl.flow import evaluating
+from synflow_pl.flow.outputs import Opaque, leaves
 from synflow_pl.plainly import plainly
 
 __all__ = ["Agreement", "Unverifiable", "duplicate", "first_line"]

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.noise import average
+from synflow_pl.flow.outputs import Opaque
 from synflow_pl.flow.recording import Operation, Recording, Value, is_number
 from synflow_pl.flow.skeleton import Skeleton, StandIn, Step
 from synflow_pl.flow.uniform import shorten
@@ -286,11 +287,19 @@ class Builder:
 
         Raises:
             ValueError: if no input reaches an output of the network ``name``.
+            Opaque: If that may be because a part of its output cannot be looked into.
         """
         outputs = [self.resolve(value).number for value in self.recording.outputs]
-        reached = tuple(number for number in outputs if number in self.flow)
-        if not reached:
+        flowing = tuple(number for number in outputs if number in self.flow)
+        if not flowing and self.recording.opaque:
+            raise Opaque(self.recording.opaque, "pruning")
+        if not flowing:
             raise ValueError(f"no output of {name} depends on its input, so nothing can flow; check forward()")
+        weighted = set(self.weights)  # what no weight has acted on (the input itself, returned) would be a path that nothing can cut
+        for step in self.steps:
+            if not weighted.isdisjoint(step.operands):
+                weighted.update(step.outputs)
+        reached = tuple(number for number in flowing if number in weighted) or flowing
         names = {number: name for number, name in self.recording.parameters.items() if number in self.weights}
         unused = len(self.recording.tensors) + len(self._constants)
         steps, fed, reached = shorten(self.steps, self._fed, reached, lambda number: self._made(number).shape, unused)

@@ -11,7 +11,7 @@ recorded (:mod:`synflow_pl.flow.noise`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from synflow_pl.flow.aliasing import functional_form, is_view, scattered, writes
 from synflow_pl.flow.noise import Noise, silenced
+from synflow_pl.flow.outputs import tensors
 from synflow_pl.flow.untouched import untouched
 from synflow_pl.plainly import plainly
 
@@ -79,10 +80,11 @@ class Recording:
     Attributes:
         inputs: the values fed in.
         parameters: parameter and buffer names by value number.
-        outputs: floating-point values that came out.
+        outputs: Each tensor that came out, in containers and objects of any class; booleans and whole numbers converted to float32.
         operations: in order of execution; each value is the output of at most one of them.
         tensors: every recorded value's tensor, by number; constants made on the way are found here.
         noise: the values that are random numbers, by number, with their distribution. Their tensors hold what they are on average.
+        opaque: Place and type of the first part of the output that cannot be looked into, "" if there is none.
     """
 
     inputs: tuple[Value, ...]
@@ -91,6 +93,7 @@ class Recording:
     operations: list[Operation] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     noise: dict[int, Noise] = field(default_factory=dict)
+    opaque: str = ""
 
 
 @dataclass(eq=False)
@@ -140,11 +143,7 @@ class _Recorder(TorchDispatchMode):
 
     def restore(self) -> None:
         """Put back what the pass has written to and has not made itself."""
-        for tensor, before in self._before.values():
-            memory = tensor.untyped_storage()
-            if memory.nbytes() != before.nbytes():
-                memory.resize_(before.nbytes())
-            memory.copy_(before)
+        _put_back(self._before)
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -162,7 +161,9 @@ class _Recorder(TorchDispatchMode):
                 self._allocated(output)
                 self._enter(output, self._number(output), parent, (target, args[1:], kwargs, index))
             values.append(self.value(output) if isinstance(output, Tensor) else None)
-        self.operations.append(Operation(target, *read, tuple(values), self._module))
+        operation = Operation(target, *read, tuple(values), self._module)
+        if not values or any(value not in operation.reads for value in values):  # else it gave back what it was given
+            self.operations.append(operation)
         self._note(noise, values)
         return result
 
@@ -286,6 +287,31 @@ class _Recorder(TorchDispatchMode):
         return numbers
 
 
+class _Writes(TorchDispatchMode):
+    """Keeps what was in memory before a pass writes to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = {**dict(zip([argument.name for argument in target._schema.arguments], args, strict=False)), **kwargs}
+        for leaf in tree_leaves([given.get(name) for name in writes(target)]):
+            if isinstance(leaf, Tensor) and leaf.layout is torch.strided and (place := _memory(leaf)) not in self.before:
+                self.before[place] = leaf, leaf.untyped_storage().clone()
+        return target(*args, **kwargs)
+
+
+def _put_back(held: Mapping[int, tuple[Tensor, torch.UntypedStorage]]) -> None:
+    """Give memory the contents it had."""
+    for tensor, before in held.values():
+        memory = tensor.untyped_storage()
+        if memory.nbytes() != before.nbytes():
+            memory.resize_(before.nbytes())
+        memory.copy_(before)
+
+
 def _memory(tensor: Tensor) -> int:
     """Return a number that tensors share exactly if they share memory."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else -id(tensor)
@@ -354,10 +380,15 @@ def _explained(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]
     try:
         yield
     except Exception as error:
+        written = _Writes()
         try:
             with untouched(network), evaluating(network), torch.random.fork_rng(devices=[]), torch.no_grad():
                 copies = {name: tensor.clone() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
-                functional_call(network, copies, inputs)
+                try:
+                    with written:
+                        functional_call(network, copies, inputs)
+                finally:
+                    _put_back(written.before)
         except torch.OutOfMemoryError:
             raise
         except Exception as cause:
@@ -428,15 +459,14 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
         fed = tuple(recorder.value(tensor) for tensor in inputs)
         try:
             with _attention_in_parts(), unoptimised, torch.no_grad(), modules, recorder:
-                result = network(*inputs)
-            leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and is_number(leaf)]
+                leaves, opaque = tensors(network(*inputs), type(network).__name__)
             outputs = tuple(recorder.value(leaf) for leaf in leaves)
             created = [name for name, tensor in network.named_parameters() if id(tensor) not in names and name not in parameters]
         finally:
             recorder.restore()
     if created:
         raise ValueError(_CREATED.format(type(network).__name__, ", ".join(created)))
-    return Recording(fed, named, outputs, recorder.operations, recorder.tensors, recorder.noise)
+    return Recording(fed, named, outputs, recorder.operations, recorder.tensors, recorder.noise, opaque)
 
 
 _CREATED = (
