@@ -47,11 +47,11 @@ def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Pa
     embedded: set[int] = set()
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-            owned.add(id(module.weight))
+            owned |= _own(module, ("weight",))
         elif isinstance(module, nn.MultiheadAttention):
-            owned.update(id(getattr(module, name)) for name in _ATTENTION_WEIGHTS if getattr(module, name) is not None)
+            owned |= _own(module, _ATTENTION_WEIGHTS)
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            embedded.add(id(module.weight))
+            embedded |= _own(module, ("weight",))
     competing = {name: p for name, p in network.named_parameters() if id(p) in owned - embedded}
     found = {name: p for name, p in competing.items() if p.is_floating_point()}
     if competing and not found:
@@ -74,6 +74,15 @@ def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Pa
             + ("" if patterns else _elsewhere(network))
         )
     return found
+
+
+def _own(module: nn.Module, names: Iterable[str]) -> set[int]:
+    """Return the ids of a module's parameters of these names.
+
+    A weight that is computed (a parametrisation, `spectral_norm`) is not among them, nor read: in train mode reading it would change
+    the buffers that it is computed with.
+    """
+    return {id(parameter) for name in names if (parameter := module._parameters.get(name)) is not None}
 
 
 def _elsewhere(network: nn.Module) -> str:

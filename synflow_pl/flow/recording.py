@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.module_tracker import ModuleTracker
 
 from synflow_pl.flow.aliasing import functional_form, is_view, scattered, writes
-from synflow_pl.flow.noise import Noise, silenced
+from synflow_pl.flow.noise import Noise, WithoutAlphaDropout, silenced
 from synflow_pl.flow.outputs import tensors
 from synflow_pl.flow.untouched import untouched
 from synflow_pl.plainly import plainly
@@ -118,6 +119,8 @@ class _Entry:
 
 
 class _Recorder(TorchDispatchMode):
+    supports_higher_order_operators = True
+
     def __init__(self, modules: ModuleTracker) -> None:
         super().__init__()
         self._modules = modules
@@ -131,6 +134,7 @@ class _Recorder(TorchDispatchMode):
         self._before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
         # The tracker's names begin with the network's class.
         self._module = ""
+        self._within = 0  # higher-order operators that are running
 
     def value(self, tensor: Tensor) -> Value:
         """The value of a tensor as it is now."""
@@ -147,6 +151,17 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(target, HigherOrderOperator):
+            self._within += 1
+            try:
+                with self:
+                    return _controlled(target, args)
+            finally:
+                self._within -= 1
+        if self._within:  # where operations that are made of others still have to be taken apart
+            with self:
+                if (result := target.decompose(*args, **kwargs)) is not NotImplemented:
+                    return result
         self._module = max(self._modules.parents, key=lambda name: name.count(".")).partition(".")[2]
         read = self._refer(args), self._refer(kwargs)
         if written := writes(target):
@@ -287,8 +302,30 @@ class _Recorder(TorchDispatchMode):
         return numbers
 
 
+def _controlled(target: HigherOrderOperator, args: Any) -> Any:
+    """Run an operation that calls functions: one of two, or one until a condition fails.
+
+    Raises:
+        ValueError: If it is another operation, whose functions are not called as they are.
+    """
+    if target is torch.ops.higher_order.cond:
+        chosen, yes, no, operands = args
+        return yes(*operands) if chosen else no(*operands)
+    if target is torch.ops.higher_order.while_loop:
+        condition, body, carried, others = args
+        while condition(*carried, *others):
+            carried = tuple(body(*carried, *others))
+        return carried
+    raise ValueError(
+        f"forward() calls the higher-order operator {target.name()}, whose operations cannot be recorded; use tensor operations in its"
+        " place for pruning"
+    )
+
+
 class _Writes(TorchDispatchMode):
     """Keeps what was in memory before a pass writes to it."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -296,6 +333,8 @@ class _Writes(TorchDispatchMode):
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(target, HigherOrderOperator):
+            return target(*args, **kwargs)  # its functions may not write
         given = {**dict(zip([argument.name for argument in target._schema.arguments], args, strict=False)), **kwargs}
         for leaf in tree_leaves([given.get(name) for name in writes(target)]):
             if isinstance(leaf, Tensor) and leaf.layout is torch.strided and (place := _memory(leaf)) not in self.before:
@@ -458,7 +497,7 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
         named = {recorder.value(tensor).number: name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
         fed = tuple(recorder.value(tensor) for tensor in inputs)
         try:
-            with _attention_in_parts(), unoptimised, torch.no_grad(), modules, recorder:
+            with _attention_in_parts(), unoptimised, torch.no_grad(), modules, WithoutAlphaDropout(), recorder:
                 leaves, opaque = tensors(network(*inputs), type(network).__name__)
             outputs = tuple(recorder.value(leaf) for leaf in leaves)
             created = [name for name, tensor in network.named_parameters() if id(tensor) not in names and name not in parameters]
