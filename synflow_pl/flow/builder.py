@@ -300,10 +300,15 @@ class Builder:
             if not weighted.isdisjoint(step.operands):
                 weighted.update(step.outputs)
         reached = tuple(number for number in flowing if number in weighted) or flowing
+        # Decisions are made of other outputs as a rule, and often of more entries: what is trained decides what is kept.
+        decisions = {self.resolve(Value(number)).number for number in self.recording.decisions}
+        trained = tuple(number for number in reached if number not in decisions)
+        partial = bool(trained) and len(trained) < len(reached) and not self.open_gates
+        reached = trained if partial else reached
         names = {number: name for number, name in self.recording.parameters.items() if number in self.weights}
         unused = len(self.recording.tensors) + len(self._constants)
         steps, fed, reached = shorten(self.steps, self._fed, reached, lambda number: self._made(number).shape, unused)
-        return Skeleton(
+        skeleton = Skeleton(
             steps=_name_weights(steps, names),
             inputs=fed,
             parameters={number: self.recording.tensors[number] for number in names},
@@ -315,6 +320,8 @@ class Builder:
             flow=self.flow.union(number for step in steps if step.outputs[0] >= unused for number in step.outputs),
             gated=self.gated,
         )
+        skeleton.partial = partial
+        return skeleton
 
     def _made(self, number: int) -> Tensor:
         """A recorded tensor, or one that belongs to the structure."""

@@ -64,21 +64,22 @@ def leaves(output: Any, name: str) -> dict[str, Any]:
     return listed
 
 
-def tensors(output: Any, name: str) -> tuple[tuple[Tensor, ...], str]:
-    """Return the tensors of an output in floating point, and the first part that cannot be looked into.
+def tensors(output: Any, name: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], str]:
+    """Return the tensors of an output, its decisions in floating point, and the first part that cannot be looked into.
 
     Args:
         output: What a network returned.
         name: The network's class.
 
     Returns:
-        Each tensor once, floating-point and complex ones as they are, booleans and whole numbers converted to float32; and the place
-        and type of the part, for :class:`Opaque`, "" if there is none.
+        Each floating-point and complex tensor once; each tensor of booleans or whole numbers once, converted to float32; and the
+        place and type of the part, for :class:`Opaque`, "" if there is none.
     """
     listed, opaque = _walk(output)
-    held = {id(leaf): leaf for leaf in listed.values() if isinstance(leaf, Tensor)}
-    converted = tuple(leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.float() for leaf in held.values())
-    return converted, _place(name, *opaque[0]) if opaque else ""
+    held = {id(leaf): leaf for leaf in listed.values() if isinstance(leaf, Tensor)}.values()
+    numbers = tuple(leaf for leaf in held if leaf.is_floating_point() or leaf.is_complex())
+    decisions = tuple(leaf.float() for leaf in held if not (leaf.is_floating_point() or leaf.is_complex()))
+    return numbers, decisions, _place(name, *opaque[0]) if opaque else ""
 
 
 def _walk(output: Any) -> tuple[dict[str, Any], list[tuple[str, Any]]]:

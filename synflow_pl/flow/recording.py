@@ -85,6 +85,7 @@ class Recording:
         operations: in order of execution; each value is the output of at most one of them.
         tensors: every recorded value's tensor, by number; constants made on the way are found here.
         noise: the values that are random numbers, by number, with their distribution. Their tensors hold what they are on average.
+        decisions: Numbers of the outputs that were booleans or whole numbers.
         opaque: Place and type of the first part of the output that cannot be looked into, "" if there is none.
     """
 
@@ -94,6 +95,7 @@ class Recording:
     operations: list[Operation] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     noise: dict[int, Noise] = field(default_factory=dict)
+    decisions: frozenset[int] = frozenset()
     opaque: str = ""
 
 
@@ -498,14 +500,15 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
         fed = tuple(recorder.value(tensor) for tensor in inputs)
         try:
             with _attention_in_parts(), unoptimised, torch.no_grad(), modules, WithoutAlphaDropout(), recorder:
-                leaves, opaque = tensors(network(*inputs), type(network).__name__)
-            outputs = tuple(recorder.value(leaf) for leaf in leaves)
+                numbers, decisions, opaque = tensors(network(*inputs), type(network).__name__)
+            outputs = tuple(recorder.value(leaf) for leaf in (*numbers, *decisions))
+            decided = frozenset(recorder.value(leaf).number for leaf in decisions)
             created = [name for name, tensor in network.named_parameters() if id(tensor) not in names and name not in parameters]
         finally:
             recorder.restore()
     if created:
         raise ValueError(_CREATED.format(type(network).__name__, ", ".join(created)))
-    return Recording(fed, named, outputs, recorder.operations, recorder.tensors, recorder.noise, opaque)
+    return Recording(fed, named, outputs, recorder.operations, recorder.tensors, recorder.noise, decided, opaque)
 
 
 _CREATED = (

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import prune
+from synflow_pl.diagnosis import diagnose
 from synflow_pl.flow import example_of, path_left, record
 from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruners import SynFlow
 from tests.compaction.test_outputs import KINDS, TwoHeads, generated
 
+DECISIONS = ("booleans", "whole numbers", "bytes", "indices", "booleans in an object")
+ALONE = ("booleans alone", "a distribution", "an attribute of a tensor")
+BY_MAGNITUDE = "cut by magnitude, since no flow passes through them (queries, keys, gates, parts not used): "
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if kind not in ("booleans alone", "a distribution", "an attribute of a tensor")]
-)
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in DECISIONS + ALONE])
 def test_layers_of_both_outputs_are_scored_whatever_holds_them(kind: str) -> None:
     torch.manual_seed(0)
     network = TwoHeads(KINDS[kind])
@@ -27,6 +30,45 @@ def test_layers_of_both_outputs_are_scored_whatever_holds_them(kind: str) -> Non
     masks = prune(network, pruner, density=0.3, rounds=4, input_shape=(8,))
     assert not any("magnitude" in note or "kept dense" in note for note in pruner.notes)
     assert 0 < int(masks["marks.weight"].sum()) < masks["marks.weight"].numel()
+
+
+@pytest.mark.parametrize("kind", DECISIONS)
+def test_layers_of_decisions_are_named_and_effective(kind: str) -> None:
+    torch.manual_seed(0)
+    network = TwoHeads(KINDS[kind])
+    pruner = SynFlow()
+    masks = prune(network, pruner, density=0.3, rounds=4, input_shape=(8,))
+    assert f"{BY_MAGNITUDE}hidden.weight, marks.weight" in pruner.notes
+    effective = {layer.name: layer.effective for layer in diagnose(network, masks, input_shape=(8,)).layers}
+    assert effective["marks.weight"] > 0
+    assert path_left(network, masks, example_of(network, (8,), None))
+
+
+def test_booleans_that_are_the_only_output_are_scored() -> None:
+    torch.manual_seed(0)
+    network, pruner = TwoHeads(KINDS["booleans alone"]), SynFlow()
+    masks = prune(network, pruner, density=0.3, rounds=4, input_shape=(8,))
+    assert 0 < int(masks["marks.weight"].sum()) < masks["marks.weight"].numel()
+    assert pruner.notes[0] == f"{BY_MAGNITUDE}scores.weight"
+
+
+def test_a_large_mask_beside_a_small_output_does_not_take_its_weights() -> None:
+    class Segments(nn.Module):
+        def __init__(self, decide: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.decide = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 5, 1), decide
+
+        def forward(self, x: Tensor) -> Any:
+            hidden = self.b(self.a(x).relu()).relu()
+            out = self.c(hidden).mean((2, 3))
+            return {"out": out, "mask": hidden.sum(1) > 0, "class": hidden.argmax(1)} if self.decide else out
+
+    torch.manual_seed(0)
+    plain = Segments(False)
+    beside = copy.deepcopy(plain)
+    beside.decide = True
+    right, masks = (prune(each, SynFlow(), density=0.1, rounds=4, input_shape=(3, 12, 12)) for each in (plain, beside))
+    assert all(torch.equal(masks[name], right[name]) for name in right)
 
 
 @pytest.mark.parametrize("kind", ["a dataclass", "an object with a list of dicts", "slots", "a UserDict", "a namespace"])
