@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -22,6 +23,8 @@ from synflow_pl.durable import replacing
 __all__ = ["Masks", "prunable"]
 
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+# So many classes are named where none of them has prunable weights.
+_MOST_KINDS = 4
 
 
 def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Parameter]:
@@ -44,11 +47,11 @@ def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Pa
     embedded: set[int] = set()
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-            owned.add(id(module.weight))
+            owned |= _own(module, ("weight",))
         elif isinstance(module, nn.MultiheadAttention):
-            owned.update(id(getattr(module, name)) for name in _ATTENTION_WEIGHTS if getattr(module, name) is not None)
+            owned |= _own(module, _ATTENTION_WEIGHTS)
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            embedded.add(id(module.weight))
+            embedded |= _own(module, ("weight",))
     competing = {name: p for name, p in network.named_parameters() if id(p) in owned - embedded}
     found = {name: p for name, p in competing.items() if p.is_floating_point()}
     if competing and not found:
@@ -67,9 +70,28 @@ def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Pa
         raise ValueError(
             f"{type(network).__name__} has no prunable weight"
             + (f" left after exclude={patterns}" if patterns else "")
-            + "; linear, convolution and attention layers have them"
+            + "; linear, convolution and attention layers of torch.nn and of classes derived from them have them"
+            + ("" if patterns else _elsewhere(network))
         )
     return found
+
+
+def _own(module: nn.Module, names: Iterable[str]) -> set[int]:
+    """Return the ids of a module's parameters of these names.
+
+    A weight that is computed (a parametrisation, `spectral_norm`) is not among them, nor read: in train mode reading it would change
+    the buffers that it is computed with.
+    """
+    return {id(parameter) for name in names if (parameter := module._parameters.get(name)) is not None}
+
+
+def _elsewhere(network: nn.Module) -> str:
+    """Return the classes of the modules that hold a network's parameters, the largest first, as the end of a sentence."""
+    sizes: Counter[str] = Counter()
+    for module in network.modules():
+        sizes[type(module).__name__] += sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    listed = [f"{kind} ({size:,})" for kind, size in sizes.most_common(_MOST_KINDS) if size]
+    return f", and its parameters are in {', '.join(listed)}" if listed else ""
 
 
 class Masks(Mapping[str, Tensor]):

@@ -56,6 +56,16 @@ def test_excluded_layers_stay_and_a_pattern_that_matches_nothing_is_named() -> N
         prunable(nn.ReLU())
 
 
+def test_a_network_without_prunable_weights_is_refused_with_the_classes_that_hold_its_parameters() -> None:
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8, 4))
+
+    with pytest.raises(ValueError, match=r"Sequential has no prunable weight; .*its parameters are in Dense \(64\), Embedding \(12\)$"):
+        prunable(nn.Sequential(nn.Embedding(3, 4), Dense(), Dense(), nn.ReLU()))
+
+
 def test_density_counts_weights_and_not_followers() -> None:
     masks = Masks({"w": torch.tensor([[True, False], [False, False]]), "b": torch.tensor([True, False])}, followers=["b"])
     assert (masks.kept, masks.total, masks.density) == (1, 4, 0.25)

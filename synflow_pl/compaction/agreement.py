@@ -17,12 +17,13 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from synflow_pl.compaction.branches import Conversions, decisive
-from synflow_pl.compaction.outputs import Opaque, leaves
 from synflow_pl.flow import evaluating
+from synflow_pl.flow.outputs import Opaque, leaves
 from synflow_pl.plainly import plainly
 
 __all__ = ["Agreement", "Unverifiable", "duplicate", "first_line"]
@@ -299,6 +300,8 @@ class _Steady(TorchDispatchMode):
         reads: How often each operation read values of tensors other than parameters and buffers for Python.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, own: set[int], dtype: torch.dtype | None) -> None:
         super().__init__()
         self._own, self._dtype = own, dtype
@@ -306,6 +309,8 @@ class _Steady(TorchDispatchMode):
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(target, HigherOrderOperator):
+            return target(*args, **kwargs)
         for argument in decisive(target, args, lambda x: isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8)):
             if isinstance(argument, Tensor) and (argument.layout != torch.strided or argument.data_ptr() not in self._own):
                 self.reads[target._schema.name] += 1

@@ -18,10 +18,10 @@ from synflow_pl.compaction.agreement import Agreement, Unverifiable, duplicate, 
 from synflow_pl.compaction.branches import Conversions
 from synflow_pl.compaction.constants import replay, varying
 from synflow_pl.compaction.coupling import OUTPUT, Coupling
-from synflow_pl.compaction.outputs import Opaque, pinning
 from synflow_pl.compaction.reading import Reading, read
 from synflow_pl.compaction.resize import resize
 from synflow_pl.flow import example_of, record
+from synflow_pl.flow.outputs import Opaque
 from synflow_pl.flow.recording import Operation, Recording
 from synflow_pl.masks import Masks
 
@@ -310,10 +310,14 @@ class Compaction:
 
 
 def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
-    """The recording of a network, in which every tensor that it returns is an output."""
+    """Return the recording of a network.
+
+    Raises:
+        ValueError: If the network cannot be compacted for what its forward pass does.
+    """
     conversions, copied = Conversions(), duplicate(network)  # a forward may keep what it computed as attributes
     try:
-        with pinning(copied), conversions:
+        with conversions:
             recording = record(copied, inputs)
     except RuntimeError as error:
         if isinstance(error, NotImplementedError):
@@ -325,6 +329,8 @@ def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
         raise ValueError(_converts(network, conversions)) from error
     if conversions.called:
         raise ValueError(_converts(network, conversions))
+    if recording.opaque:
+        raise Opaque(recording.opaque, "compaction")
     if (other := next((x for x in recording.tensors if x.layout != torch.strided), None)) is not None:
         raise ValueError(
             f"{type(network).__name__}.forward computes with tensors of layout {other.layout}, which compaction cannot follow; use"

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.noise import average
+from synflow_pl.flow.outputs import Opaque
 from synflow_pl.flow.recording import Operation, Recording, Value, is_number
 from synflow_pl.flow.skeleton import Skeleton, StandIn, Step
 from synflow_pl.flow.uniform import shorten
@@ -286,15 +287,28 @@ class Builder:
 
         Raises:
             ValueError: if no input reaches an output of the network ``name``.
+            Opaque: If that may be because a part of its output cannot be looked into.
         """
         outputs = [self.resolve(value).number for value in self.recording.outputs]
-        reached = tuple(number for number in outputs if number in self.flow)
-        if not reached:
+        flowing = tuple(number for number in outputs if number in self.flow)
+        if not flowing and self.recording.opaque:
+            raise Opaque(self.recording.opaque, "pruning")
+        if not flowing:
             raise ValueError(f"no output of {name} depends on its input, so nothing can flow; check forward()")
+        weighted = set(self.weights)  # what no weight has acted on (the input itself, returned) would be a path that nothing can cut
+        for step in self.steps:
+            if not weighted.isdisjoint(step.operands):
+                weighted.update(step.outputs)
+        reached = tuple(number for number in flowing if number in weighted) or flowing
+        # Decisions are made of other outputs as a rule, and often of more entries: what is trained decides what is kept.
+        decisions = {self.resolve(Value(number)).number for number in self.recording.decisions}
+        trained = tuple(number for number in reached if number not in decisions)
+        partial = bool(trained) and len(trained) < len(reached) and not self.open_gates
+        reached = trained if partial else reached
         names = {number: name for number, name in self.recording.parameters.items() if number in self.weights}
         unused = len(self.recording.tensors) + len(self._constants)
         steps, fed, reached = shorten(self.steps, self._fed, reached, lambda number: self._made(number).shape, unused)
-        return Skeleton(
+        skeleton = Skeleton(
             steps=_name_weights(steps, names),
             inputs=fed,
             parameters={number: self.recording.tensors[number] for number in names},
@@ -306,6 +320,8 @@ class Builder:
             flow=self.flow.union(number for step in steps if step.outputs[0] >= unused for number in step.outputs),
             gated=self.gated,
         )
+        skeleton.partial = partial
+        return skeleton
 
     def _made(self, number: int) -> Tensor:
         """A recorded tensor, or one that belongs to the structure."""

@@ -3,6 +3,8 @@
 A network may draw random numbers in eval mode (functional dropout that is always on, stochastic depth, noise that is added or
 multiplied). Scores must not depend on the seed, so while a network is recorded each random number is its mean. What has been made of it
 by more than scaling and shifting, a comparison say, is averaged over its distribution.
+
+Alpha dropout keeps the mean and the variance of a signal by a gain and a shift, so its mean is no identity; it is left out.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from synflow_pl.flow.recording import Operation, Value
 
-__all__ = ["AFFINE", "Noise", "average", "silenced"]
+__all__ = ["AFFINE", "Noise", "WithoutAlphaDropout", "average", "silenced"]
 
 # So many levels of the distribution: a share that is given in thousandths is averaged exactly.
 _LEVELS = 1000
@@ -42,6 +46,25 @@ class Noise:
     """
 
     at: Callable[[float], Tensor]
+
+
+_ALPHA_DROPOUTS = frozenset(
+    getattr(room, name)
+    for room, names in (
+        (functional, ("alpha_dropout", "feature_alpha_dropout")),
+        (torch, ("alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_")),
+    )
+    for name in names
+)
+
+
+class WithoutAlphaDropout(TorchFunctionMode):
+    """Alpha dropout gives back its input, as it does when it is off."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _ALPHA_DROPOUTS:
+            return args[0] if args else (kwargs or {})["input"]
+        return func(*args, **(kwargs or {}))
 
 
 def silenced(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Noise | None:

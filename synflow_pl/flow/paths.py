@@ -59,7 +59,7 @@ class Paths:
         network: the network under study.
         inputs: as :func:`synflow_pl.flow.example_of` gives them.
         recording: the network's recording, where one is at hand.
-        skeleton: the network's skeleton, where one is at hand; without gates and computed weights it shows all paths.
+        skeleton: the network's skeleton, where one is at hand; without gates, computed weights and decisions it shows all paths.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Paths:
         self._meetings: Replay | None = None
         self._computed: Replay | None = None
         self._parameters: dict[str, Tensor] = {}
-        if skeleton is None or skeleton.gated or skeleton.uneven:
+        if skeleton is None or skeleton.gated or skeleton.uneven or skeleton.partial:
             recording = record(network, inputs) if recording is None else recording
             skeleton = linearise(network, inputs, recording, open_gates=True)
             parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}

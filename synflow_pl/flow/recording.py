@@ -11,20 +11,22 @@ recorded (:mod:`synflow_pl.flow.noise`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.module_tracker import ModuleTracker
 
 from synflow_pl.flow.aliasing import functional_form, is_view, scattered, writes
-from synflow_pl.flow.noise import Noise, silenced
+from synflow_pl.flow.noise import Noise, WithoutAlphaDropout, silenced
+from synflow_pl.flow.outputs import tensors
 from synflow_pl.flow.untouched import untouched
 from synflow_pl.plainly import plainly
 
@@ -79,10 +81,12 @@ class Recording:
     Attributes:
         inputs: the values fed in.
         parameters: parameter and buffer names by value number.
-        outputs: floating-point values that came out.
+        outputs: Each tensor that came out, in containers and objects of any class; booleans and whole numbers converted to float32.
         operations: in order of execution; each value is the output of at most one of them.
         tensors: every recorded value's tensor, by number; constants made on the way are found here.
         noise: the values that are random numbers, by number, with their distribution. Their tensors hold what they are on average.
+        decisions: Numbers of the outputs that were booleans or whole numbers.
+        opaque: Place and type of the first part of the output that cannot be looked into, "" if there is none.
     """
 
     inputs: tuple[Value, ...]
@@ -91,6 +95,8 @@ class Recording:
     operations: list[Operation] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     noise: dict[int, Noise] = field(default_factory=dict)
+    decisions: frozenset[int] = frozenset()
+    opaque: str = ""
 
 
 @dataclass(eq=False)
@@ -115,6 +121,8 @@ class _Entry:
 
 
 class _Recorder(TorchDispatchMode):
+    supports_higher_order_operators = True
+
     def __init__(self, modules: ModuleTracker) -> None:
         super().__init__()
         self._modules = modules
@@ -128,6 +136,7 @@ class _Recorder(TorchDispatchMode):
         self._before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
         # The tracker's names begin with the network's class.
         self._module = ""
+        self._within = 0  # higher-order operators that are running
 
     def value(self, tensor: Tensor) -> Value:
         """The value of a tensor as it is now."""
@@ -140,14 +149,21 @@ class _Recorder(TorchDispatchMode):
 
     def restore(self) -> None:
         """Put back what the pass has written to and has not made itself."""
-        for tensor, before in self._before.values():
-            memory = tensor.untyped_storage()
-            if memory.nbytes() != before.nbytes():
-                memory.resize_(before.nbytes())
-            memory.copy_(before)
+        _put_back(self._before)
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(target, HigherOrderOperator):
+            self._within += 1
+            try:
+                with self:
+                    return _controlled(target, args)
+            finally:
+                self._within -= 1
+        if self._within:  # where operations that are made of others still have to be taken apart
+            with self:
+                if (result := target.decompose(*args, **kwargs)) is not NotImplemented:
+                    return result
         self._module = max(self._modules.parents, key=lambda name: name.count(".")).partition(".")[2]
         read = self._refer(args), self._refer(kwargs)
         if written := writes(target):
@@ -162,7 +178,9 @@ class _Recorder(TorchDispatchMode):
                 self._allocated(output)
                 self._enter(output, self._number(output), parent, (target, args[1:], kwargs, index))
             values.append(self.value(output) if isinstance(output, Tensor) else None)
-        self.operations.append(Operation(target, *read, tuple(values), self._module))
+        operation = Operation(target, *read, tuple(values), self._module)
+        if not values or any(value not in operation.reads for value in values):  # else it gave back what it was given
+            self.operations.append(operation)
         self._note(noise, values)
         return result
 
@@ -286,6 +304,55 @@ class _Recorder(TorchDispatchMode):
         return numbers
 
 
+def _controlled(target: HigherOrderOperator, args: Any) -> Any:
+    """Run an operation that calls functions: one of two, or one until a condition fails.
+
+    Raises:
+        ValueError: If it is another operation, whose functions are not called as they are.
+    """
+    if target is torch.ops.higher_order.cond:
+        chosen, yes, no, operands = args
+        return yes(*operands) if chosen else no(*operands)
+    if target is torch.ops.higher_order.while_loop:
+        condition, body, carried, others = args
+        while condition(*carried, *others):
+            carried = tuple(body(*carried, *others))
+        return carried
+    raise ValueError(
+        f"forward() calls the higher-order operator {target.name()}, whose operations cannot be recorded; use tensor operations in its"
+        " place for pruning"
+    )
+
+
+class _Writes(TorchDispatchMode):
+    """Keeps what was in memory before a pass writes to it."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(target, HigherOrderOperator):
+            return target(*args, **kwargs)  # its functions may not write
+        given = {**dict(zip([argument.name for argument in target._schema.arguments], args, strict=False)), **kwargs}
+        for leaf in tree_leaves([given.get(name) for name in writes(target)]):
+            if isinstance(leaf, Tensor) and leaf.layout is torch.strided and (place := _memory(leaf)) not in self.before:
+                self.before[place] = leaf, leaf.untyped_storage().clone()
+        return target(*args, **kwargs)
+
+
+def _put_back(held: Mapping[int, tuple[Tensor, torch.UntypedStorage]]) -> None:
+    """Give memory the contents it had."""
+    for tensor, before in held.values():
+        memory = tensor.untyped_storage()
+        if memory.nbytes() != before.nbytes():
+            memory.resize_(before.nbytes())
+        memory.copy_(before)
+
+
 def _memory(tensor: Tensor) -> int:
     """Return a number that tensors share exactly if they share memory."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else -id(tensor)
@@ -354,10 +421,15 @@ def _explained(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]
     try:
         yield
     except Exception as error:
+        written = _Writes()
         try:
             with untouched(network), evaluating(network), torch.random.fork_rng(devices=[]), torch.no_grad():
                 copies = {name: tensor.clone() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
-                functional_call(network, copies, inputs)
+                try:
+                    with written:
+                        functional_call(network, copies, inputs)
+                finally:
+                    _put_back(written.before)
         except torch.OutOfMemoryError:
             raise
         except Exception as cause:
@@ -427,16 +499,16 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
         named = {recorder.value(tensor).number: name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
         fed = tuple(recorder.value(tensor) for tensor in inputs)
         try:
-            with _attention_in_parts(), unoptimised, torch.no_grad(), modules, recorder:
-                result = network(*inputs)
-            leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and is_number(leaf)]
-            outputs = tuple(recorder.value(leaf) for leaf in leaves)
+            with _attention_in_parts(), unoptimised, torch.no_grad(), modules, WithoutAlphaDropout(), recorder:
+                numbers, decisions, opaque = tensors(network(*inputs), type(network).__name__)
+            outputs = tuple(recorder.value(leaf) for leaf in (*numbers, *decisions))
+            decided = frozenset(recorder.value(leaf).number for leaf in decisions)
             created = [name for name, tensor in network.named_parameters() if id(tensor) not in names and name not in parameters]
         finally:
             recorder.restore()
     if created:
         raise ValueError(_CREATED.format(type(network).__name__, ", ".join(created)))
-    return Recording(fed, named, outputs, recorder.operations, recorder.tensors, recorder.noise)
+    return Recording(fed, named, outputs, recorder.operations, recorder.tensors, recorder.noise, decided, opaque)
 
 
 _CREATED = (

@@ -148,7 +148,8 @@ def uneven_weights(recording: Recording, weights: Collection[str], parameters: M
     if not acting:
         return frozenset()
     replay = Replay(recording, acting)
-    masked = {name for names in acting.values() for name in names}
+    # A weight that acts through an operation that cannot be computed anew (an index, say) is not judged.
+    masked = {name for names in acting.values() for name in names} & replay.names
     # Half of the entries, whichever way entries are grouped.
     checks = {name: _checkerboard(parameters[name]) for name in masked}
     drawn = draws({name: parameters[name] for name in replay.names if name in parameters})
@@ -156,7 +157,7 @@ def uneven_weights(recording: Recording, weights: Collection[str], parameters: M
     found: set[str] = set()
     for number, names in acting.items():
         value = values[number]
-        if value.numel() != sum(parameters[name].numel() for name in names):
+        if not masked.issuperset(names) or value.numel() != sum(parameters[name].numel() for name in names):
             continue
         removed = sum(int((checks[name] == 0).count_nonzero()) for name in names)
         if int((value == 0).count_nonzero()) < removed:

@@ -102,9 +102,11 @@ class Skeleton:
         separating: names of the weights that every path from input to output passes, once: a chain's layers.
         silent: names of multiplicative parameters that are zero throughout and count as ones.
         uneven: names of the weights of which a removed entry is no zero in the kernel that is used (standardised weights).
+        partial: whether the network also returns booleans or whole numbers made of flow, which are no outputs of the skeleton.
     """
 
     uneven: frozenset[str] = frozenset()
+    partial: bool = False
 
     def __init__(
         self,

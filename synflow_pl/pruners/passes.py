@@ -30,6 +30,9 @@ def passes(subject: Subject, *, train_mode: bool = False) -> Iterator[Forward]:
     Args:
         subject: of which the pass uses the network alone; weights not given are the network's own.
         train_mode: BatchNorm normalises by each batch's own statistics, dropout drops; running statistics do not move.
+
+    Raises:
+        TypeError: If the network returns anything but a tensor; raised by the pass.
     """
     network = subject.network
     kind = next(iter(subject.weights.values()))
@@ -38,7 +41,12 @@ def passes(subject: Subject, *, train_mode: bool = False) -> Iterator[Forward]:
     def forward(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
         # In train mode, and sometimes in eval mode, a pass writes to its buffers: it gets copies.
         buffers = {name: state[name].clone() for name, _ in network.named_buffers()}
-        logits: Tensor = functional_call(network, {**state, **buffers, **weights}, (_cast(images, kind),))
+        logits = functional_call(network, {**state, **buffers, **weights}, (_cast(images, kind),))
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"{type(network).__name__} returns a {type(logits).__name__}, but pruning by data needs one tensor, the logits: wrap"
+                " the network in a module that returns them, and prune that"
+            )
         return logits
 
     devices = [kind.device] if kind.device.type == "cuda" else []

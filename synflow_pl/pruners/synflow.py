@@ -100,7 +100,7 @@ class SynFlow(Pruner):
         assert self._skeleton is not None
         flowing = self._flowing(subject)
         apart = {name: torch.ones_like(mask) for name, mask in subject.masks.items() if name not in flowing}
-        if self._skeleton.gated:
+        if self._skeleton.gated or self._skeleton.partial:
             ones = {name: torch.ones_like(weight) for name, weight in flowing.items()}
             reached = {name: gradient > 0 for name, gradient in self._skeleton.gradients(ones, gains=False).items()}
             for name, living in living_units(subject.network, reached).items():

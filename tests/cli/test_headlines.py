@@ -30,7 +30,7 @@ from synflow_pl.data import CIFAR10, MNIST
 from tests.data.generated import cifar, mnist
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-LIMIT = 240.0
+LIMIT = 480.0
 """Seconds for one command on a busy machine with two cores; a hang is reported with the stacks of all processes."""
 RUN = "lightning_logs/mnist_fc-synflow-density0.1-seed0"
 

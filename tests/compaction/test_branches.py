@@ -45,6 +45,10 @@ def repeat(network: Exit, h: Tensor, early: Tensor) -> Tensor:
 
 READS: dict[str, tuple[Give, str]] = {
     "if": (lambda n, h, y: y if y.abs().max() < 100 else n.more(h), "_local_scalar_dense"),
+    "cond": (
+        lambda n, h, y: torch.cond(y.abs().max() < 100, lambda h, y: y * 1, lambda h, y: n.more(h), (h, y)),
+        "_local_scalar_dense",
+    ),
     "item": (lambda n, h, y: y if y.sum().item() < 100 else n.more(h), "_local_scalar_dense"),
     "while": (loop, "_local_scalar_dense"),
     "range": (repeat, "_local_scalar_dense"),

@@ -12,7 +12,9 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from synflow_pl import Masks, prune
@@ -75,6 +77,10 @@ NOISE: dict[str, Callable[[Tensor], Tensor]] = {
     "of mean zero": lambda x: x * torch.randn(1, dtype=x.dtype),
     "stochastic depth": lambda x: torchvision.ops.stochastic_depth(x, 0.4, "row", True),
     "sampled": lambda x: torch.bernoulli(torch.sigmoid(x)),
+    "alpha dropout": lambda x: F.alpha_dropout(x, 0.3, training=True),
+    "alpha dropout by its operation": lambda x: torch.alpha_dropout(input=x, p=0.3, train=True),
+    "alpha dropout in place": lambda x: F.alpha_dropout(x.clone(), 0.3, training=True, inplace=True),
+    "alpha dropout of features": lambda x: F.feature_alpha_dropout(x, 0.3, training=True),
     "gumbel": lambda x: x - torch.log(-torch.log(torch.rand_like(x))),
 }
 
@@ -101,6 +107,45 @@ def test_a_forward_pass_that_decides_by_a_random_number_is_refused() -> None:
 
     with pytest.raises(ValueError, match="decides by a random number"):
         gradients(skip, shortcut=True)
+
+
+def halved(x: Tensor) -> Tensor:
+    count = torch.tensor(0)
+    return while_loop(lambda index, _: index < 3, lambda index, y: (index + 1, y * 1.0), (count, x))[1]
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        lambda x: torch.cond(x.sum() > 0, lambda y: y.relu(), lambda y: y.tanh(), (x,)),
+        lambda x: torch.cond(torch.tensor(False), lambda y: y * 7, lambda y: y.tanh(), (x,)),
+        halved,
+        lambda x: torch.vmap(lambda row: row.relu())(x),
+    ],
+)
+def test_flow_passes_through_the_function_that_a_higher_order_operator_calls(activation: Callable[[Tensor], Tensor]) -> None:
+    same_flow(activation)
+
+
+def test_weights_in_the_branch_that_runs_are_scored() -> None:
+    class Chooses(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x).relu()
+            return self.c(torch.cond(hidden.sum() >= 0, lambda y: self.b(y), lambda y: y, (hidden,)))
+
+    torch.manual_seed(0)
+    pruner = SynFlow()
+    masks = prune(Chooses(F.relu, False), pruner, density=0.3, rounds=4, input_shape=(6,))
+    assert 0 < int(masks["b.weight"].sum()) < masks["b.weight"].numel()
+    assert not any("no flow" in note for note in pruner.notes)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_another_higher_order_operator_is_refused_by_its_name() -> None:
+    with pytest.raises(
+        ValueError, match=r"^forward\(\) calls the higher-order operator flex_attention, whose operations cannot be recorded"
+    ):
+        gradients(lambda x: flex_attention(x.view(2, 1, 1, 8), x.view(2, 1, 1, 8), x.view(2, 1, 1, 8)).view(2, 8), shortcut=False)
 
 
 STEPS: dict[str, Callable[[Tensor], Tensor]] = {

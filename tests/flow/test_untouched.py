@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
-from synflow_pl import prune
+from synflow_pl import Compaction, prune
+from synflow_pl.diagnosis import diagnose
 from synflow_pl.flow import linearise, record
 from synflow_pl.pruners import SynFlow
 
@@ -177,7 +179,7 @@ def test_what_forward_stores_is_put_back_when_it_fails() -> None:
 
     network = Storing(fail)
     before = picture(network, set())
-    with pytest.raises(RuntimeError, match="on purpose"):
+    with pytest.raises(ValueError, match="RuntimeError: on purpose"):
         record(network, (torch.randn(2, 5, 8),))
     assert picture(network, set()) == before
 
@@ -215,6 +217,37 @@ def test_every_value_keeps_the_numbers_that_it_had_when_it_was_made() -> None:
         output = operation.outputs[0]
         assert output is not None
         torch.testing.assert_close(operation.target(*given, **operation.kwargs), recording.tensors[output.number])
+
+
+def test_buffers_that_a_weight_is_computed_with_stay_in_train_mode() -> None:
+    network = nn.Sequential(parametrizations.spectral_norm(nn.Linear(8, 8)), nn.utils.spectral_norm(nn.Linear(8, 8)), nn.Linear(8, 2))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    masks = prune(network, SynFlow(), density=0.5, rounds=2, input_shape=(8,))
+    diagnose(network, masks, input_shape=(8,))
+    Compaction(network, masks, (torch.ones(1, 8),))
+    masks.apply(network)
+    assert network.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items() if name not in masks)
+
+
+def test_a_value_that_an_operation_gives_back_as_it_was_has_one_maker() -> None:
+    class Cache(nn.Module):
+        """Begins with an empty tensor, as caches of transformers do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.gate = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            cached = torch.cat([torch.tensor([]), self.layer(x)], -1)
+            return (cached.softmax(-1) * self.gate(x)) @ cached.t()
+
+    network = Cache()
+    recording = record(network, (torch.ones(2, 4),))
+    made = [output.number for operation in recording.operations for output in operation.outputs if output is not None]
+    assert len(made) == len(set(made))
+    masks = prune(network, SynFlow(), density=0.5, rounds=2, input_shape=(4,))
+    assert diagnose(network, masks, input_shape=(4,)).alive
 
 
 def test_a_network_that_creates_its_parameters_late_is_refused() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch.func import functional_call
 
 from synflow_pl import prune
 from synflow_pl.networks import ResNet
-from synflow_pl.pruners import FORCE, SNIP, GraSP, Pruner, Subject
+from synflow_pl.pruners import FORCE, NTKSAP, SNIP, GraSP, Pruner, Subject
 from tests.pruners.networks import half_square, scores, small, small_batches
 
 
@@ -92,3 +94,18 @@ def test_iterated_it_scores_the_loss_of_what_is_left() -> None:
     assert sum(int(mask.sum()) for mask in living[1].values()) == 11  # 20 * (6 / 20) ** (1 / 2) = 10.95
     assert all(torch.equal(seen[1][name], score) for name, score in expected.items())
     assert any(not torch.allclose(seen[0][name][mask], seen[1][name][mask]) for name, mask in living[1].items())
+
+
+@pytest.mark.parametrize("pruner", [SNIP, GraSP, FORCE, NTKSAP])
+def test_a_network_that_returns_no_tensor_is_refused_by_what_it_returns(pruner: type[Pruner]) -> None:
+    class Outputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=self.layer(x), hidden=x)
+
+    batches = [(torch.randn(2, 4), torch.tensor([0, 1]))]
+    with pytest.raises(TypeError, match=r"^Outputs returns a SimpleNamespace, but pruning by data needs one tensor, the logits: wrap"):
+        prune(Outputs(), pruner(), density=0.5, rounds=1, input_shape=(4,), batches=batches)

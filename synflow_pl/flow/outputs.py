@@ -1,8 +1,8 @@
 """Outputs: every tensor that a network returns, whatever container or object it is in.
 
-Two networks compute the same function only if all that they return is equal: booleans and whole numbers as well as floating-point
-tensors, in dataclasses, named tuples and objects of any class as well as in tuples. So outputs are looked into attribute by attribute,
-and an output that cannot be looked into is refused rather than left out of the comparison.
+Booleans and whole numbers count as well as floating-point tensors, and dataclasses, named tuples and objects of any class are looked
+into attribute by attribute: a recording lists all of these tensors as outputs, and two networks compute the same function only if all
+of them are equal. A part that cannot be looked into is named, so that a comparison can refuse it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import enum
 import functools
 import types
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set, ValuesView
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence, Set, ValuesView
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Opaque", "leaves", "pinning", "tensors"]
+__all__ = ["Opaque", "leaves", "tensors"]
 
 _PLAIN = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice, type, enum.Enum, type(...), type(NotImplemented)),
@@ -29,10 +28,23 @@ _CLOSED = (
     *(types.CodeType, types.FrameType, types.ModuleType),
 )
 """Types of values whose tensors cannot be listed without running code or reaching what is no output."""
+_LISTED = (Mapping, Sequence, ValuesView)
+"""Types of containers whose items are listed."""
 
 
 class Opaque(ValueError):
-    """An output that cannot be looked into."""
+    """An output that cannot be looked into.
+
+    Args:
+        place: Which part of the output it is, and its type.
+        who: What would need its tensors.
+    """
+
+    def __init__(self, place: str, who: str) -> None:
+        super().__init__(
+            f"{who} cannot look into {place}, so it cannot see its tensors; return tensors and numbers in tuples, lists, dicts or"
+            " objects with attributes"
+        )
 
 
 def leaves(output: Any, name: str) -> dict[str, Any]:
@@ -46,13 +58,41 @@ def leaves(output: Any, name: str) -> dict[str, Any]:
         Opaque: If a part is of a kind that cannot be looked into: a function, a generator, a module, a NumPy array, a tensor without
             entries of its own.
     """
+    listed, opaque = _walk(output)
+    if opaque:
+        raise Opaque(_place(name, *opaque[0]), "compaction")
+    return listed
+
+
+def tensors(output: Any, name: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], str]:
+    """Return the tensors of an output, its decisions in floating point, and the first part that cannot be looked into.
+
+    Args:
+        output: What a network returned.
+        name: The network's class.
+
+    Returns:
+        Each floating-point and complex tensor once; each tensor of booleans or whole numbers once, converted to float32; and the
+        place and type of the part, for :class:`Opaque`, "" if there is none.
+    """
+    listed, opaque = _walk(output)
+    held = {id(leaf): leaf for leaf in listed.values() if isinstance(leaf, Tensor)}.values()
+    numbers = tuple(leaf for leaf in held if leaf.is_floating_point() or leaf.is_complex())
+    decisions = tuple(leaf.float() for leaf in held if not (leaf.is_floating_point() or leaf.is_complex()))
+    return numbers, decisions, _place(name, *opaque[0]) if opaque else ""
+
+
+def _walk(output: Any) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+    """Return the tensors and plain values by the expression that reaches them, and the parts that cannot be looked into."""
     listed: dict[str, Any] = {}
-    entered: set[int] = set()
+    opaque: list[tuple[str, Any]] = []
+    entered: dict[int, Any] = {}  # strong references, or an id could be given to another object
 
     def enter(value: Any, path: str) -> None:
         if isinstance(value, Tensor):
             if value.is_nested or value.is_quantized or value.is_meta:
-                raise _opaque(name, path, value)
+                opaque.append((path, value))
+                return
             listed[path] = value if value.layout == torch.strided else value.to_dense()
             for attribute, part in vars(value).items():
                 enter(part, f"{path}.{attribute}")
@@ -61,60 +101,28 @@ def leaves(output: Any, name: str) -> dict[str, Any]:
         elif isinstance(value, Set) and all(isinstance(part, _PLAIN) for part in value):
             listed[path] = frozenset(value)
         elif id(value) not in entered:
-            entered.add(id(value))
-            if isinstance(value, (*_CLOSED, Set)):  # the order of a set of tensors differs from run to run
-                raise _opaque(name, path, value)
-            parts = list(_parts(value))
-            if not parts and not isinstance(value, Collection) and not hasattr(value, "__dict__"):
-                raise _opaque(name, path, value)
+            entered[id(value)] = value
+            parts = [] if isinstance(value, (*_CLOSED, Set)) else list(_parts(value))  # a set of tensors has no order of its own
+            empty = isinstance(value, _LISTED) or hasattr(value, "__dict__")
+            if not parts and (isinstance(value, (*_CLOSED, Set)) or not empty):
+                opaque.append((path, value))
             for step, part in parts:
                 enter(part, path + step)
 
     enter(output, "output")
-    return listed
+    return listed, opaque
 
 
-def tensors(output: Any, name: str) -> tuple[Tensor, ...]:
-    """Return the tensors of an output, floating-point or complex; booleans and whole numbers are converted to float64.
-
-    Args:
-        output: What a network returned.
-        name: The network's class, for the error message.
-
-    Raises:
-        Opaque: If a part of the output cannot be looked into.
-    """
-    held = (leaf for leaf in leaves(output, name).values() if isinstance(leaf, Tensor))
-    return tuple(leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.double() for leaf in held)
-
-
-@contextmanager
-def pinning(network: nn.Module) -> Iterator[None]:
-    """Let ``network`` return a flat tuple of all its tensors inside the context, so that a recording lists each as an output.
-
-    Args:
-        network: A network; a hook is registered on it and removed again.
-    """
-    handle = network.register_forward_hook(lambda module, _, output: tensors(output, type(module).__name__))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _opaque(name: str, path: str, value: Any) -> Opaque:
+def _place(name: str, path: str, value: Any) -> str:
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-    return Opaque(
-        f"compaction cannot look into {path} of {name}.forward, a value of type {kind}, so it cannot compare it; return tensors and"
-        " numbers in tuples, lists, dicts or objects with attributes"
-    )
+    return f"{path} of {name}.forward, a value of type {kind}"
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Each part of a container or object with the expression that selects it: items first, then attributes."""
     if isinstance(value, Mapping):
         yield from ((f"[{key!r}]", value[key]) for key in value)
-    elif isinstance(value, (Sequence, ValuesView)):
+    elif isinstance(value, _LISTED):
         yield from ((f"[{index}]", part) for index, part in enumerate(value))
     attributes = dict(getattr(value, "__dict__", {}))
     for kind in type(value).__mro__:
