@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -17,7 +18,8 @@ def main() -> None:
     try:
         _dispatch()
     except KeyboardInterrupt:
-        _refuse("stopped by Ctrl-C", status=130)
+        # A training that is stopped has its own sentence; nothing else has anything to resume from.
+        _refuse("stopped by SIGINT", status=128 + signal.SIGINT)
     except Exception as error:
         cause = storage_error(error)
         if cause is None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["cannot_make", "could_not_write", "make_folder", "replacing", "storage_error", "tidy"]
+__all__ = ["cannot_make", "check_folder", "could_not_write", "make_folder", "replacing", "storage_error", "tidy"]
 
 # Ends the name of a file that is being written; nothing that is looked for ends so.
 _UNFINISHED = ".unfinished"
@@ -80,7 +80,7 @@ def could_not_write(path: str | os.PathLike[str] | None, error: OSError) -> str:
     what = repr(str(name)) if name is not None else "a file"
     action = "written" if path is not None else "read or written"
     if error.errno in _FORBIDDEN:
-        instead = "choose a folder that can be written (--trainer.default_root_dir), or change its permissions"
+        instead = "choose a folder that can be written, or change its permissions"
     elif error.errno in _NO_FOLDER:
         instead = "move away the file that is in the place of a folder, or choose another folder"
     elif error.errno in _UNREACHABLE:
@@ -90,8 +90,12 @@ def could_not_write(path: str | os.PathLike[str] | None, error: OSError) -> str:
     return f"{what} could not be {action} ({error.strerror or error}); what was there before is whole, {instead}"
 
 
-def make_folder(path: str | os.PathLike[str]) -> None:
+def make_folder(path: str | os.PathLike[str], option: str = "") -> None:
     """Make a folder and its parents, if they do not exist.
+
+    Args:
+        path: path of the folder.
+        option: option of the command line that chooses the folder.
 
     Raises:
         OSError: naming the folder, and the file that is in its place if one is.
@@ -100,24 +104,47 @@ def make_folder(path: str | os.PathLike[str]) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(cannot_make(path, error)) from error
+        raise OSError(cannot_make(path, error, option)) from error
 
 
-def cannot_make(path: Path, error: OSError) -> str:
+def cannot_make(path: Path, error: OSError, option: str = "") -> str:
     """Return one sentence which says that a folder cannot be made, why, and what to do.
 
     Args:
         path: path of the folder.
         error: error of the operating system.
+        option: option of the command line that chooses the folder.
     """
-    file = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), None)
-    if file is not None:
-        why = f"{str(file)!r} is a file; move it away, or choose another folder"
+    by = f" ({option})" if option else ""
+    file = next((each for each in (path, *path.parents) if os.path.lexists(each) and not each.is_dir()), None)
+    if file is not None and file.is_symlink() and not file.exists():
+        why = f"{str(file)!r} is a link to {os.readlink(file)!r}, which does not exist; remove the link, or choose another folder{by}"
+    elif file is not None:
+        why = f"{str(file)!r} is a file; move it away, or choose another folder{by}"
     elif error.errno in _FULL:
         why = f"{error.strerror}; make room and start again"
     else:
-        why = f"{error.strerror or error}; choose a folder that can be written (--trainer.default_root_dir)"
+        why = f"{error.strerror or error}; choose a folder that can be written{by}"
     return f"the folder {str(path)!r} cannot be made: {why}"
+
+
+def check_folder(path: str | os.PathLike[str], option: str) -> None:
+    """Make a folder if it does not exist, and check before long work that files can be written into it.
+
+    Args:
+        path: path of the folder.
+        option: option of the command line that chooses the folder.
+
+    Raises:
+        OSError: naming the folder, the cause and the option.
+    """
+    make_folder(path, option)
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        why = f"{error.strerror}; choose a folder that can be written ({option}), or change its permissions"
+        raise OSError(f"nothing can be written into {str(path)!r}: {why}") from error
 
 
 def _sync_folder(folder: Path) -> None:

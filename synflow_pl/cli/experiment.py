@@ -21,7 +21,7 @@ from tqdm import tqdm
 from synflow_pl import figures
 from synflow_pl.cli.experiment_plan import Plan, Training, pruner_of
 from synflow_pl.cli.main import _prepare, _quieten
-from synflow_pl.cli.messages import sentence
+from synflow_pl.cli.options import Options, near, sentence
 from synflow_pl.diagnosis.files import write_csv
 from synflow_pl.experiments import (
     largest_difference,
@@ -67,11 +67,8 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
     """The experiment's own options, and the network and data that are built of the others."""
     name = args[0]
     if name not in EXPERIMENTS:
-        sentence(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
-    parser = argparse.ArgumentParser(
-        f"synflow_pl experiment {name}", usage="%(prog)s [OPTIONS] [OPTIONS OF fit]", description=EXPERIMENTS[name].__doc__,
-        allow_abbrev=False,
-    )  # fmt: skip
+        sentence(f"there is no experiment {name!r}{near(name, list(EXPERIMENTS))}; there are {', '.join(EXPERIMENTS)}")
+    parser = Options(f"experiment {name}", usage="%(prog)s [OPTIONS] [OPTIONS OF fit]", description=EXPERIMENTS[name].__doc__)
     if name != "magnitude":
         default = ["synflow"] if name == "schedule" else _PRUNERS
         parser.add_argument(
@@ -104,7 +101,7 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
     except (FileNotFoundError, ValueError) as error:
         sentence(str(error))
     _quieten()
-    return own, (Training if name == "magnitude" else Plan)(prepared, name)
+    return own, (Training if name == "magnitude" else Plan)(prepared, name, parser.names)
 
 
 def _units(own: argparse.Namespace, plan: Plan, command: str) -> None:

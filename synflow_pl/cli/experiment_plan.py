@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,9 @@ def _leave_dense(parser: LightningArgumentParser) -> None:
 class Plan(CLI):
     """The network and the data that a command line means; nothing is trained."""
 
-    def __init__(self, args: list[str], experiment: str) -> None:
+    def __init__(self, args: list[str], experiment: str, own: Sequence[str] = ()) -> None:
         self.experiment = experiment
-        super().__init__(args)
+        super().__init__(args, own)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
@@ -118,10 +118,10 @@ class Plan(CLI):
 class Training(CLI):
     """A dense training that is looked at."""
 
-    def __init__(self, args: list[str], experiment: str) -> None:
+    def __init__(self, args: list[str], experiment: str, own: Sequence[str] = ()) -> None:
         self.experiment = experiment
         self.watch = SquaredMagnitudes()
-        super().__init__([*args, "--config", str(find_recipe("pruners/dense"))])
+        super().__init__([*args, "--config", str(find_recipe("pruners/dense"))], own)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from synflow_pl.cli.main import CLI, _prepare, _quieten
 from synflow_pl.cli.messages import named, sentence
+from synflow_pl.cli.options import Options
 from synflow_pl.compaction import Compaction
 from synflow_pl.diagnosis import diagnose
+from synflow_pl.durable import check_folder
 from synflow_pl.export import FORMATS, Facts, export, write_card
 from synflow_pl.flow import example_of
 from synflow_pl.masks import Masks
+from synflow_pl.runs import run_of
 from synflow_pl.runs.progress import progress
 from synflow_pl.training import find_checkpoint, load_weights
 from synflow_pl.training.checkpoints import load_masks, read
@@ -38,7 +41,7 @@ def compact_command(args: list[str]) -> None:
     """
     parser = _parser("compact", compact_command)
     own, rest = parser.parse_known_args(args)
-    _write(own, rest, ["safetensors"], compacted=True, table=True)
+    _write(own, rest, parser.names, ["safetensors"], compacted=True, table=True)
 
 
 def export_command(args: list[str]) -> None:
@@ -53,16 +56,12 @@ def export_command(args: list[str]) -> None:
         "--compact", choices=["true", "false"], default="true", help="whether units that cannot change the output are left out first"
     )
     own, rest = parser.parse_known_args(args)
-    _write(own, rest, own.format, compacted=own.compact == "true", table=False)
+    _write(own, rest, parser.names, own.format, compacted=own.compact == "true", table=False)
 
 
-def _parser(name: str, command: Any) -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> Any:
-            sentence(message)
-
+def _parser(name: str, command: Any) -> Options:
     about = command.__doc__.partition("\n")[0]
-    parser = Parser(f"synflow_pl {name}", usage="%(prog)s --ckpt_path RUN [OPTIONS]", description=about, allow_abbrev=False)
+    parser = Options(name, usage="%(prog)s --ckpt_path RUN [OPTIONS]", description=about)
     parser.add_argument("--ckpt_path", required=True, help="a run, or a checkpoint of one")
     parser.add_argument("--output", default=None, help="path of the files without ending; by default RUN/export/model")
     return parser
@@ -75,13 +74,17 @@ class _Loaded(CLI):
         pass
 
 
-def _write(own: argparse.Namespace, rest: Sequence[str], formats: Sequence[str], *, compacted: bool, table: bool) -> None:
+def _write(
+    own: argparse.Namespace, rest: Sequence[str], names: Sequence[str], formats: Sequence[str], *, compacted: bool, table: bool
+) -> None:
     try:
         if own.output is not None:
             _check_place(Path(own.output), formats)
         checkpoint = find_checkpoint(own.ckpt_path)
+        if own.output is None:
+            _check_place((run_of(checkpoint) or Path(".")) / "export" / "model", formats)
         _quieten()
-        cli = _Loaded(_prepare(["validate", "--ckpt_path", str(checkpoint), "--trainer.accelerator", "cpu", *rest]))
+        cli = _Loaded(_prepare(["validate", "--ckpt_path", str(checkpoint), "--trainer.accelerator", "cpu", *rest]), names)
         network: nn.Module = load_weights(cli.model.network, checkpoint).eval()
         masks = load_masks(checkpoint)
         if masks is None and table:
@@ -116,13 +119,15 @@ def _write(own: argparse.Namespace, rest: Sequence[str], formats: Sequence[str],
 
 
 def _check_place(output: Path, formats: Sequence[str]) -> None:
-    """Refuse before any work what cannot become files."""
+    """Refuse before any work what cannot become files.
+
+    Raises:
+        ValueError: if the name cannot be that of a file.
+        OSError: if the folder cannot be made or written into.
+    """
     if output.suffix.removeprefix(".") in FORMATS:
         raise ValueError(f"--output: {str(output)!r} ends on {output.suffix}, which is added; leave it out")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output: the folder {str(output.parent)!r} cannot be made ({error.strerror}); choose another") from error
+    check_folder(output.parent, "--output")
     for file in (output.with_name(f"{output.name}.{name}") for name in (*formats, "md")):
         if file.exists() and not file.is_file():
             raise ValueError(f"--output: {str(file)!r} is there and is no file; choose another path")

@@ -10,7 +10,7 @@ import signal
 import threading
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -161,13 +161,19 @@ class _ShowConfig(SaveConfigCallback):
 
 
 class CLI(LightningCLI):
-    """``fit``, ``validate``, ``test``, ``predict``: LightningCLI with our data, classifier and callback."""
+    """``fit``, ``validate``, ``test``, ``predict``: LightningCLI with our data, classifier and callback.
+
+    Args:
+        args: the command line, resolved.
+        own: names of options that the subcommand parses by itself; they are named where a misspelt option is near to them.
+    """
 
     trainer_kind: type[Trainer] = Trainer
     """Its methods are the subcommands."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], own: Sequence[str] = ()) -> None:
         self.typed = args
+        self._own = own
         self.recipes = [Path(args[i + 1]) for i, arg in enumerate(args) if arg == "--config" and i + 1 < len(args)]
         self.run_folder: Path | None = None
         self.metrics: list[Any] | None = None
@@ -200,6 +206,8 @@ class CLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         kwargs.setdefault("allow_abbrev", False)
         parser: LightningArgumentParser = super().init_parser(**kwargs)
+        if isinstance(parser, Parser):
+            parser.own = self._own
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

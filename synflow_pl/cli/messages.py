@@ -10,8 +10,8 @@ import argparse
 import enum
 import inspect
 import re
-import sys
 import textwrap
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
@@ -20,6 +20,8 @@ import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 from synflow_pl.cli import COMMANDS, OF_THE_TRAINER
+from synflow_pl.cli.options import near as _near
+from synflow_pl.cli.options import sentence
 
 __all__ = ["OURS", "Parser", "clarify", "named", "refuse_function", "sentence"]
 
@@ -42,12 +44,6 @@ def _represent(dumper: yaml.SafeDumper, member: enum.Enum) -> yaml.Node:
 
 # Arguments of other people's classes have enums as defaults where their type says text (Lightning's Timer), which PyYAML refuses.
 yaml.SafeDumper.add_multi_representer(enum.Enum, _represent)
-
-
-def sentence(message: str, status: int = 2) -> NoReturn:
-    """Print one sentence to standard error and leave; exit status 2 is a mistake in the options."""
-    print(f"synflow_pl: error: {message}", file=sys.stderr)
-    raise SystemExit(status)
 
 
 def classes(option: str) -> list[str]:
@@ -182,17 +178,15 @@ def _expected(message: str) -> str:
     return " or ".join(dict.fromkeys(expected)) or "possible there"
 
 
-def _near(wrong: str, known: list[str]) -> str:
-    near = [] if wrong.isdigit() else get_close_matches(wrong, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 class Parser(LightningArgumentParser):
     """A parser whose errors are one sentence with the nearest right name, and whose help says each option in a line or two."""
 
+    own: Sequence[str] = ()
+    """Names of options that the subcommand has beside these and parses by itself."""
+
     def options(self) -> list[str]:
         """All option names, of subcommands too, without leading dashes."""
-        names: list[str] = []
+        names: list[str] = [*self.own]
         for action in self._actions:
             names += [option[2:] for option in action.option_strings if option.startswith("--") and not option.endswith("+")]
             if isinstance(action, argparse._SubParsersAction):

@@ -10,13 +10,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from synflow_pl.cli.main import CLI, _prepare, _quieten
 from synflow_pl.cli.messages import named, sentence
+from synflow_pl.cli.options import Options
 from synflow_pl.cli.resume import OWNER
 from synflow_pl.durable import make_folder
 from synflow_pl.masks import Masks
@@ -60,15 +62,17 @@ def multishot(args: list[str]) -> None:
     print(f"\n{_table(runs)}")
 
 
-def planned(args: list[str]) -> tuple[argparse.Namespace, Plan]:
+def planned(args: list[str], own_options: Sequence[str] = ()) -> tuple[argparse.Namespace, Plan]:
     """The command's own options (``levels``, ``rewind``, and ``options``, those of ``fit``), and what those mean.
 
     What cannot be is a sentence on standard error and exit status 2.
+
+    Args:
+        args: what stands after ``multishot`` on the command line.
+        own_options: names of options of a command that these levels are part of.
     """
-    parser = argparse.ArgumentParser(
-        "synflow_pl multishot", usage="%(prog)s --levels L [--rewind K] [OPTIONS OF fit]", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("--levels", type=int, required=True, help="cuts, each followed by a training, at least 1")
+    parser = Options("multishot", usage="%(prog)s --levels L [--rewind K] [OPTIONS OF fit]", description=__doc__)
+    parser.add_argument("--levels", type=int, required=True, help="a number of cuts, each followed by a training, at least 1")
     parser.add_argument(
         "--rewind", type=int, default=0, help="epoch of level 0 that survivors go back to; 0 is initialisation (default)"
     )
@@ -76,7 +80,7 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan]:
     own.options = options
     if own.levels < 1:
         sentence(f"levels: {own.levels} must be at least 1")
-    plan = Plan.of(own.options)
+    plan = Plan.of(own.options, [*parser.names, *own_options])
     _check(plan, own.rewind)
     return own, plan
 
@@ -112,6 +116,9 @@ def _train(run: Path, options: list[str], start: list[str], rewind: int | None, 
         else:
             _clear(run)
     status = fit(["fit", *options, *start], lock)
+    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        name = signal.Signals(status - 128).name
+        sentence(f"stopped by {name} in {run.name}; the same multishot command goes on there, without --ckpt_path", status)
     if status != 0:
         raise SystemExit(status)
 
@@ -127,21 +134,32 @@ def _clear(run: Path) -> None:
 def fit(args: list[str], lock: IO[str]) -> int:
     """Run ``synflow_pl`` in a process of its own, so that every level starts alike and may start further processes.
 
-    A signal that stops a training is the training's to handle: it saves a checkpoint and ends. Ctrl-C reaches it from the terminal as
-    it reaches this process; SIGTERM, which is sent to one process, is forwarded.
+    Ctrl-C reaches that process too, and SIGTERM is passed on to it; it is waited for then, since it writes a checkpoint before it ends.
+
+    Args:
+        args: subcommand and options.
+        lock: open file that the process holds as well.
 
     Returns:
-        The exit status.
+        Its exit status, 128 and the number of the signal that ended it or that came meanwhile.
     """
-    with subprocess.Popen([sys.executable, "-m", "synflow_pl", *args], pass_fds=[lock.fileno()]) as process:
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        signal.signal(signal.SIGINT, lambda *_: None)
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        try:
-            return process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    came: list[int] = []
+    process = subprocess.Popen([sys.executable, "-m", "synflow_pl", *args], pass_fds=[lock.fileno()])
+
+    def note(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        if number == signal.SIGTERM:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        return 128 + came[0]
+    return status if status >= 0 else 128 - status
 
 
 def _compare(run: Path, options: list[str]) -> None:
@@ -161,11 +179,11 @@ class Plan(CLI):
     """A command line that has been parsed and filled in; nothing is built or run."""
 
     @classmethod
-    def of(cls, options: list[str]) -> Plan:
-        """What these options of ``fit`` mean."""
+    def of(cls, options: list[str], own: Sequence[str] = ()) -> Plan:
+        """What these options of ``fit`` mean; ``own`` names options that the subcommand parses by itself."""
         _quieten()
         try:
-            return cls(_prepare(["fit", *options]))
+            return cls(_prepare(["fit", *options]), own)
         except FileNotFoundError as error:
             sentence(str(error))
 
@@ -195,7 +213,7 @@ class Plan(CLI):
 @contextmanager
 def _alone(root: Path, base: str) -> Iterator[IO[str]]:
     """Nobody else works on these levels meanwhile. What is started holds the lock too: a run goes on when this process is killed."""
-    make_folder(root)
+    make_folder(root, "--trainer.default_root_dir")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the run that was started ends as well
     path = root / f".{base}.lock"
     with open(path, "w") as lock:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from synflow_pl.cli.messages import sentence
+from synflow_pl.cli.options import Options, sentence
 from synflow_pl.data.folder import fitting, image_files
 from synflow_pl.data.stream import Files
-from synflow_pl.durable import replacing
+from synflow_pl.durable import check_folder, replacing
 from synflow_pl.export import load_exported
 
 __all__ = ["predict_exported", "write_predictions"]
@@ -49,15 +47,11 @@ def predict_exported(args: list[str]) -> None:
     Args:
         args: ``--ckpt_path FILE``, ``--data.predict_on FOLDER``, ``--output PATH``, ``--trust``.
     """
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> Any:
-            sentence(message)
-
-    parser = Parser(
-        "synflow_pl predict", usage="%(prog)s --ckpt_path FILE --data.predict_on FOLDER [--output CSV] [--trust]",
-        description=predict_exported.__doc__.partition("\n")[0] if predict_exported.__doc__ else None, allow_abbrev=False,
-    )  # fmt: skip
+    parser = Options(
+        "predict",
+        usage="%(prog)s --ckpt_path FILE --data.predict_on FOLDER [--output CSV] [--trust]",
+        description=predict_exported.__doc__.partition("\n")[0] if predict_exported.__doc__ else None,
+    )
     parser.add_argument("--ckpt_path", required=True, help=f"a file that export wrote: {', '.join(EXPORTED)}")
     parser.add_argument("--data.predict_on", dest="folder", required=True, help="a folder of images")
     parser.add_argument("--output", default=None, help="the CSV file; by default predictions.csv beside the network")
@@ -66,6 +60,7 @@ def predict_exported(args: list[str]) -> None:
     network_file = Path(own.ckpt_path)
     output = Path(own.output) if own.output else network_file.with_name("predictions.csv")
     try:
+        check_folder(output.parent, "--output")
         exported = load_exported(network_file, trust=own.trust)
         facts = exported.facts
         paths = image_files(Path(own.folder).expanduser())

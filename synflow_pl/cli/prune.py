@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from synflow_pl.cli import multishot
 from synflow_pl.cli.main import CLI, _quieten, resolved
 from synflow_pl.cli.messages import named, sentence
+from synflow_pl.cli.options import Options
 from synflow_pl.cli.resume import write_config
 from synflow_pl.diagnosis import Comparison, Diagnosis
 from synflow_pl.figures import density_by_pruner, density_per_layer, layers_over_rounds
@@ -28,20 +29,15 @@ def prune(args: list[str]) -> None:
     Args:
         args: options of ``fit``; ``--compare NAME NAME ...`` puts overlays of ``configs/pruners`` side by side.
     """
-    own = _Own("synflow_pl prune", add_help=False, allow_abbrev=False)
+    own = Options("prune", add_help=False)
     own.add_argument("--compare", nargs="*")
     own.add_argument("--run")
     given, options = own.parse_known_args(args)
     _quieten()
     if given.compare is None:
-        _Prune(resolved(["prune", *options, *(["--run", given.run] if given.run else [])]))
+        _Prune(resolved(["prune", *options, *(["--run", given.run] if given.run else [])]), own=own.names)
     else:
-        _compare(given.compare, given.run, options)
-
-
-class _Own(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        sentence(message)
+        _compare(given.compare, given.run, options, own.names)
 
 
 class _Trainer(Trainer):
@@ -74,13 +70,14 @@ class _Prune(CLI):
     Args:
         args: as they are typed, resolved.
         folder: of the run; by default one of its own, named by recipe, pruner, density and seed.
+        own: names of options of this command alone.
     """
 
     trainer_kind = _Trainer
 
-    def __init__(self, args: list[str], folder: Path | None = None) -> None:
+    def __init__(self, args: list[str], own: Sequence[str] = (), folder: Path | None = None) -> None:
         self._folder = folder
-        super().__init__(args)
+        super().__init__(args, own)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -147,12 +144,12 @@ class _Plan(multishot.Plan, _Prune):
         return "compare"
 
 
-def _compare(overlays: list[str], name: str | None, options: list[str]) -> None:
+def _compare(overlays: list[str], name: str | None, options: list[str], own: Sequence[str]) -> None:
     """Prune once with each overlay, from the same weights, and put what came of it side by side."""
     if len(set(overlays)) < max(2, len(overlays)):
         sentence(f"compare: {' '.join(overlays) or 'no name'} is not at least two different names of pruners, such as snip grasp")
     commands = {overlay: _over(options, overlay) for overlay in overlays}
-    plans = {overlay: _Plan(resolved(["prune", *command])) for overlay, command in commands.items()}
+    plans = {overlay: _Plan(resolved(["prune", *command]), own) for overlay, command in commands.items()}
     for overlay, plan in plans.items():
         _check(overlay, plan)
     first = plans[overlays[0]]
@@ -162,7 +159,7 @@ def _compare(overlays: list[str], name: str | None, options: list[str]) -> None:
     for overlay, command in commands.items():
         # The seed that was drawn, if it was to be drawn: all begin with the same weights.
         same = ["--seed_everything", str(first.options.seed_everything), "--pruning.on_collapse", "warn"]
-        callback = pruning(_Prune(resolved(["prune", *command, *same]), group / overlay).trainer)
+        callback = pruning(_Prune(resolved(["prune", *command, *same]), folder=group / overlay).trainer)
         assert callback.diagnosis is not None
         told[overlay], seconds[overlay] = callback.diagnosis, callback.seconds
     comparison = Comparison(told, seconds)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from pathlib import Path
+
+from synflow_pl.cli.options import Options, sentence
 
 __all__ = ["report"]
 
@@ -16,11 +16,10 @@ def report(args: list[str]) -> None:
     Args:
         args: folders of runs, and the command's options.
     """
-    parser = argparse.ArgumentParser(
-        "synflow_pl report",
+    parser = Options(
+        "report",
         description="Read runs and write a table (CSV, Markdown, LaTeX) and figures: accuracy against compression, effective density"
         " and FLOPs, with bands of a sample deviation; weights left in each layer.",
-        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="runs, or folders of runs: lightning_logs, a sweep's")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write into (default: report)")
@@ -29,14 +28,16 @@ def report(args: list[str]) -> None:
     own = parser.parse_args(args)
 
     from synflow_pl.cli.recipes import overlays
+    from synflow_pl.durable import check_folder, storage_error
     from synflow_pl.runs.report import report as written
     from synflow_pl.runs.table import as_markdown
 
     try:
+        check_folder(own.out, "--out")
         told = written(own.runs, own.out, overlays(), reference=own.reference, paper=own.paper)
     except (OSError, ValueError) as error:
-        print(f"synflow_pl: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        full = isinstance(error, OSError) and storage_error(error) is not None
+        sentence(" ".join(str(error).split()), status=1 if full else 2)
     print(as_markdown(told.cells, own.reference))
     if own.reference not in {cell.pruner for cell in told.cells}:
         print(f"There is no run of {own.reference} to compare with; name another pruner with --reference.")

@@ -21,6 +21,7 @@ from synflow_pl.cli.messages import clarify, sentence
 from synflow_pl.cli.multishot import Plan, multishot, planned
 from synflow_pl.cli.narrower import narrower, width_of
 from synflow_pl.cli.recipes import find_recipe
+from synflow_pl.durable import check_folder
 from synflow_pl.runs.launchers import Refused, Slurm, here, on_slurm
 from synflow_pl.runs.sweep import FAILED, Sweep, Task, accuracy, check_own, held
 from synflow_pl.training import find_checkpoint
@@ -51,9 +52,9 @@ def sweep(args: list[str]) -> None:
         print(f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}")
         return
     try:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        check_folder(folder / "logs", "--folder")
     except OSError as error:
-        sentence(f"--folder: {str(folder)!r} cannot be made or written into ({error.strerror}); choose another")
+        sentence(str(error), status=1)
     try:
         _run(tasks, left, folder, own)
     except KeyboardInterrupt:
@@ -170,15 +171,16 @@ def _gpus() -> int:
 
 def _checked(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task]:
     """The sweep's runs; what ``fit`` would refuse is refused before the first of them, for each kind of run once."""
+    own = [option[2:] for action in _parser()._actions for option in action.option_strings if option.startswith("--")]
     try:
         tasks = grid.tasks([*_QUIET, *extra])
         for task in {(task.recipe, task.options[3], task.levels, task.like): task for task in tasks}.values():
             if task.levels:
-                planned(["--levels", str(task.levels), *task.options])
+                planned(["--levels", str(task.levels), *task.options], own)
             elif task.like:
                 width_of(task)  # what it is costs a pruning, and is found out when the run begins
             else:
-                Plan.of(list(task.options))
+                Plan.of(list(task.options), own)
         check_own(folder, tasks)
     except (ValueError, FileNotFoundError) as error:
         sentence(str(error))

@@ -1,7 +1,7 @@
 """The run folder: one under ``lightning_logs`` for each training.
 
 A run holds ``config.yaml``, ``metrics.csv``, TensorBoard's events, ``masks.safetensors``, ``diagnosis.csv`` and
-``diagnosis.json``, ``machines.txt``, and ``checkpoints/``.
+``diagnosis.json``, ``training.json``, ``machines.txt``, and ``checkpoints/``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def claim(root: Path, name: str) -> Path:
     """
     if not re.fullmatch(r"[\w.+=@-]+", name) or name.startswith("."):
         raise ValueError(f"run: {name!r} cannot be a run's name; use letters, digits and any of . _ + = @ -")
-    make_folder(root)
+    make_folder(root, "--trainer.default_root_dir")
     number = 1
     while True:
         folder = root / (name if number == 1 else f"{name}-{number}")
@@ -38,7 +38,7 @@ def claim(root: Path, name: str) -> Path:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise OSError(cannot_make(folder, error)) from error
+            raise OSError(cannot_make(folder, error, "--trainer.default_root_dir")) from error
         else:
             return folder
 

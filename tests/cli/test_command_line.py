@@ -379,16 +379,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
 def test_a_run_holds_its_configuration_metrics_events_masks_and_checkpoints(fitted: tuple[Path, str]) -> None:
     folder, _ = fitted
     assert folder.parts[-2:] == ("lightning_logs", "real")
-    patterns = [
-        "config.yaml",
-        "machines.txt",
-        "training.json",
-        "metrics.csv",
-        "diagnosis.csv",
-        "events.out.tfevents.*",
-        "masks.safetensors",
-    ]
-    patterns += ["checkpoints/*.ckpt"]
+    patterns = ["config.yaml", "machines.txt", "metrics.csv", "diagnosis.csv", "events.out.tfevents.*", "masks.safetensors"]
+    patterns += ["training.json", "checkpoints/*.ckpt"]
     for pattern in patterns:
         assert len(list(folder.glob(pattern))) == 1, pattern
     names = {path.name.partition(".")[0] for path in folder.iterdir()} - {""}  # that of .owner

@@ -270,7 +270,7 @@ def test_the_report_of_a_sweep_is_written_as_printed(shell: Shell, made: Callabl
     shutil.move(shell.folder / RUN, shell.folder / "sweeps/mnist" / RUN)
     done = shell.run("synflow_pl report sweeps/mnist")
     assert done.returncode == 0, done.output
-    assert "1 runs reported" in done.output
+    assert "MNIST, FC" in done.output
 
 
 def test_tensorboard_starts_as_printed(shell: Shell, made: Callable[[str], tuple[Path, Finished]]) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -251,3 +252,37 @@ def test_killed_and_started_again_with_the_same_command_it_ends_as_asked(how: si
     for number in range(3):
         assert [int(row["epoch"]) for row in rows(number, "val/loss")] == [0, 1, 2]
     assert Masks.load(level(2) / "masks.safetensors").kept == 1262
+
+
+SLOW_TO_END = """#!/bin/sh
+trap 'sleep 0.7; echo whole > checkpoint; exit 143' INT TERM
+echo $$ > started
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_level_that_a_signal_stops_is_waited_for_until_its_checkpoint_is_written(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "level"
+    program.write_text(SLOW_TO_END)
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+    def stop() -> None:
+        while not Path("started").is_file() or not Path("started").read_text().strip():
+            time.sleep(0.02)
+        if number == signal.SIGINT:  # a terminal sends it to both
+            os.kill(int(Path("started").read_text()), number)
+        os.kill(os.getpid(), number)
+
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with open("lock", "w") as lock:
+        assert command.fit([], lock) == 128 + number
+    thread.join()
+    assert Path("checkpoint").read_text() == "whole\n"
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before

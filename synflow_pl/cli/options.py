@@ -1,0 +1,78 @@
+"""Own options of the subcommands, parsed without torch; a mistake in them is one sentence that names the nearest right option."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+__all__ = ["Options", "near", "sentence"]
+
+_KINDS = {"int": "a whole number", "float": "a number", "Path": "a path"}
+
+
+def sentence(message: str, status: int = 2) -> NoReturn:
+    """Print one sentence to standard error and leave; exit status 2 is a mistake in the options."""
+    print(f"synflow_pl: error: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def near(wrong: str, known: Sequence[str]) -> str:
+    """Return "; did you mean NAME?" with the nearest of the known names, or an empty text if none is near."""
+    close = [] if wrong.isdigit() else get_close_matches(wrong, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class Options(argparse.ArgumentParser):
+    """A parser of options whose errors are one sentence, with exit status 2; options may not be abbreviated.
+
+    Args:
+        name: name of the subcommand.
+        options: further arguments of ``argparse.ArgumentParser``.
+    """
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(f"synflow_pl {name}", allow_abbrev=False, **options)
+        self._typed: list[str] = []
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the options, without leading dashes."""
+        return [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and note what was typed for the errors."""
+        self._typed = list(args if args is not None else sys.argv[1:])
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with one sentence."""
+        sentence(self._clear(message))
+
+    def _clear(self, message: str) -> str:
+        """Return argparse's message as one sentence."""
+        if unknown := re.search(r"unrecognized arguments: (.*)", message):
+            first = unknown[1].split()[0].partition("=")[0].lstrip("-")
+            return f"there is no option {first}{near(first, self.names) or '; see --help'}"
+        if missing := re.search(r"arguments are required: (\S+?)(?:,|$)", message):
+            name = missing[1].lstrip("-")
+            typed = [arg[2:].partition("=")[0] for arg in self._typed if arg.startswith("--")]
+            if wrong := get_close_matches(name, [other for other in typed if other not in self.names], n=1, cutoff=0.6):
+                return f"there is no option {wrong[0]}; did you mean {name}?"
+            return f"{missing[1]} is missing; {self._help_of(name)}"
+        if invalid := re.search(r"argument ([^:]+): invalid (\w+) value: '(.*)'", message):
+            return f"{self._long(invalid[1])}: {invalid[3]!r} is not {_KINDS.get(invalid[2], f'a {invalid[2]}')}"
+        if choice := re.search(r"argument ([^:]+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            choices = [each.strip(" '") for each in choice[3].split(",")]
+            return f"{self._long(choice[1])}: {choice[2]!r} is not one of {', '.join(choices)}{near(choice[2], choices)}"
+        return " ".join(message.split())
+
+    def _long(self, name: str) -> str:
+        return name.split("/")[-1].lstrip("-")
+
+    def _help_of(self, name: str) -> str:
+        action = next(each for each in self._actions if name in (each.dest, each.metavar, *(o[2:] for o in each.option_strings)))
+        return f"expected {action.help}"
