@@ -70,8 +70,8 @@ def refuse(path: _Path, content: Mapping[str, Any], module: LightningModule, opt
     needed = {"state_dict"} if optimizers is None else {"state_dict", "optimizer_states", "lr_schedulers", "loops"}
     if not isinstance(content, Mapping) or not needed <= content.keys():
         raise ValueError(f"{str(path)!r} holds weights only, and a whole checkpoint is needed; {instead}, or give another checkpoint")
-    own = module.state_dict()
-    if told := differences(under_names_of(own, content["state_dict"]), own):
+    weights = module.state_dict()
+    if told := differences(under_names_of(weights, content["state_dict"]), weights):
         raise ValueError(
             f"the checkpoint {str(path)!r} does not fit this network: {told}; give the options of the run that it is from, or"
             f" {instead} if it holds the weights of the network alone"
