@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from synflow_pl.cli import COMMANDS, OF_THE_TRAINER
-from synflow_pl.durable import could_not_write, storage_error
+from synflow_pl.durable import explain, storage_error
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
             raise
         # An OSError without a number is a sentence of ours about the one that caused it.
         ours = isinstance(error, OSError) and error.errno is None
-        _refuse(str(error) if ours else could_not_write(None, cause), status=1)
+        _refuse(explain(error if ours else cause), status=1)
 
 
 def _dispatch() -> None:

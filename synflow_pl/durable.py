@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["cannot_make", "check_folder", "could_not_write", "make_folder", "replacing", "storage_error", "tidy"]
+__all__ = ["cannot_make", "check_folder", "could_not_write", "explain", "make_folder", "replacing", "storage_error", "tidy"]
 
 # Ends the name of a file that is being written; nothing that is looked for ends so.
 _UNFINISHED = ".unfinished"
@@ -88,6 +88,16 @@ def could_not_write(path: str | os.PathLike[str] | None, error: OSError) -> str:
     else:
         instead = "make room and start again"
     return f"{what} could not be {action} ({error.strerror or error}); what was there before is whole, {instead}"
+
+
+def explain(error: BaseException) -> str:
+    """Return one sentence about an error: what :func:`could_not_write` says of a storage that failed, else the error's own message.
+
+    Args:
+        error: an error of the operating system, or one whose message is a sentence already.
+    """
+    raw = isinstance(error, OSError) and storage_error(error) is error
+    return " ".join((could_not_write(None, error) if raw else str(error)).split())  # type: ignore[arg-type]
 
 
 def make_folder(path: str | os.PathLike[str], option: str = "") -> None:

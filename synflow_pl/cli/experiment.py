@@ -23,6 +23,7 @@ from synflow_pl.cli.experiment_plan import Plan, Training, pruner_of
 from synflow_pl.cli.main import _prepare, _quieten
 from synflow_pl.cli.options import Options, near, sentence
 from synflow_pl.diagnosis.files import write_csv
+from synflow_pl.durable import explain
 from synflow_pl.experiments import (
     largest_difference,
     largest_ratio,
@@ -60,7 +61,7 @@ def experiment(args: list[str]) -> None:
     try:
         EXPERIMENTS[args[0]](own, plan, shlex.join(["synflow_pl", "experiment", *args]))
     except (ValueError, OSError, FloatingPointError) as error:
-        sentence(" ".join(str(error).split()), status=1)
+        sentence(explain(error), status=1)
 
 
 def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:

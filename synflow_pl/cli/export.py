@@ -18,7 +18,7 @@ from synflow_pl.cli.messages import named, sentence
 from synflow_pl.cli.options import Options
 from synflow_pl.compaction import Compaction
 from synflow_pl.diagnosis import diagnose
-from synflow_pl.durable import check_folder
+from synflow_pl.durable import check_folder, explain
 from synflow_pl.export import FORMATS, Facts, export, write_card
 from synflow_pl.flow import example_of
 from synflow_pl.masks import Masks
@@ -115,7 +115,7 @@ def _write(
             if differences:  # whatever became of the others
                 print(f"{os.path.relpath(write_card(output, facts, differences))} says what they are")
     except (ValueError, OSError, ImportError) as error:
-        sentence(" ".join(str(error).split()), status=1)
+        sentence(explain(error), status=1)
 
 
 def _check_place(output: Path, formats: Sequence[str]) -> None:

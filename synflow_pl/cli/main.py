@@ -36,7 +36,7 @@ from synflow_pl.cli.recording import Recording
 from synflow_pl.cli.untrained import warn_untrained
 from synflow_pl.data import Images
 from synflow_pl.diagnosis import DeadNetwork
-from synflow_pl.durable import could_not_write, storage_error
+from synflow_pl.durable import could_not_write, explain, storage_error
 from synflow_pl.runs import CONFIG, PRUNED, RunCSV, RunTensorBoard, claim, run_of
 from synflow_pl.runs.loggers import Tested
 from synflow_pl.runs.machine import note_machine
@@ -282,8 +282,7 @@ class CLI(LightningCLI):
         except (ValueError, TypeError, FileNotFoundError, ImportError, MisconfigurationException) as error:
             sentence(clarify(str(error), []))
         except OSError as error:
-            cause = storage_error(error)
-            sentence(" ".join((could_not_write(None, cause) if cause is error else str(error)).split()), status=1)
+            sentence(explain(error), status=1)
 
     def _fill_in(self) -> None:
         """Give the network the data's ``input_shape`` and ``num_classes``, the classifier its ``num_classes``, and the schedule the
@@ -601,7 +600,7 @@ def _said(error: Exception) -> str | None:
         while cause is not None and not _is_ours(cause):
             cause = cause.__context__  # a full disk fails the logger too, while it is being closed
         if cause is not None:
-            return str(cause)
+            return explain(cause)
     failed = storage_error(error)
     return could_not_write(None, failed) if failed is not None else None
 

@@ -180,7 +180,7 @@ class Plan(CLI):
 
     @classmethod
     def of(cls, options: list[str], own: Sequence[str] = ()) -> Plan:
-        """What these options of ``fit`` mean; ``own`` names options that the subcommand parses by itself."""
+        """Return what these options of ``fit`` mean; ``own`` names options that the subcommand parses by itself."""
         _quieten()
         try:
             return cls(_prepare(["fit", *options]), own)

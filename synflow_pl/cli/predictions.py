@@ -14,7 +14,7 @@ from torch import Tensor
 from synflow_pl.cli.options import Options, sentence
 from synflow_pl.data.folder import fitting, image_files
 from synflow_pl.data.stream import Files
-from synflow_pl.durable import check_folder, replacing
+from synflow_pl.durable import check_folder, explain, replacing
 from synflow_pl.export import load_exported
 
 __all__ = ["predict_exported", "write_predictions"]
@@ -72,4 +72,4 @@ def predict_exported(args: list[str]) -> None:
             found.append(exported(images).softmax(1))
         write_predictions(output, paths, torch.cat(found))
     except (ValueError, OSError, ImportError) as error:
-        sentence(" ".join(str(error).split()), status=1)
+        sentence(explain(error), status=1)

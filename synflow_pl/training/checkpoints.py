@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from synflow_pl.masks import Masks
 
-__all__ = ["KEY", "attribute_of", "differences", "find_checkpoint", "load_masks", "load_weights", "read", "states"]
+__all__ = ["KEY", "attribute_of", "differences", "find_checkpoint", "load_masks", "load_weights", "read", "states", "under_names_of"]
 
 KEY = "synflow_pl"
 """The key of a checkpoint under which PruneAtInit stores ``network``, the prefix of the network's weights, and ``masks``
@@ -226,6 +226,25 @@ def _unwrapped(state: _State, own: _State) -> Iterator[tuple[str, _State]]:
 def _canonical(name: str) -> str:
     """Return the name of a tensor without the attributes that wrappers add at any depth."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def under_names_of(own: Iterable[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a ``state_dict`` under the names of a module, without what DDP or ``torch.compile`` adds to names.
+
+    Args:
+        own: names of the module's tensors.
+        state: the ``state_dict``; a name that is not the module's, however it is wrapped, stays as it is.
+    """
+    names: dict[str, list[str]] = {}
+    for name in own:
+        names.setdefault(_canonical(name), []).append(name)
+    known = set().union(*names.values())
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        same = names.get(_canonical(name), [])
+        short = same[0] if len(same) == 1 and name not in known else name
+        renamed[name if short in state and short != name else short] = tensor
+    return renamed
 
 
 def _fits(tensor: Tensor, own: Tensor) -> bool:

@@ -11,7 +11,7 @@ from pytorch_lightning.trainer.connectors.checkpoint_connector import _Checkpoin
 from pytorch_lightning.utilities import rank_zero_info
 from torch.optim import Optimizer
 
-from synflow_pl.training.checkpoints import differences
+from synflow_pl.training.checkpoints import differences, under_names_of
 
 __all__ = ["Resuming", "refuse"]
 
@@ -44,6 +44,9 @@ class Resuming(_CheckpointConnector):
         """Read the checkpoint that the first rank names."""
         path, finished = self.trainer.strategy.broadcast((checkpoint_path, self._finished()))
         super().resume_start(path, weights_only=weights_only)
+        if "state_dict" in self._loaded_checkpoint:
+            names = self.trainer.lightning_module.state_dict()
+            self._loaded_checkpoint["state_dict"] = under_names_of(names, self._loaded_checkpoint["state_dict"])
         # A callback or a time limit ended the training, and the loops of a checkpoint do not say so.
         self.trainer.should_stop = self.trainer.should_stop or finished
         if path is not None and not finished:
@@ -67,8 +70,12 @@ def refuse(path: _Path, content: Mapping[str, Any], module: LightningModule, opt
     needed = {"state_dict"} if optimizers is None else {"state_dict", "optimizer_states", "lr_schedulers", "loops"}
     if not isinstance(content, Mapping) or not needed <= content.keys():
         raise ValueError(f"{str(path)!r} holds weights only, and a whole checkpoint is needed; {instead}, or give another checkpoint")
-    if told := differences(content["state_dict"], module.state_dict()):
-        raise ValueError(f"the checkpoint {str(path)!r} does not fit this network: {told}")
+    weights = module.state_dict()
+    if told := differences(under_names_of(weights, content["state_dict"]), weights):
+        raise ValueError(
+            f"the checkpoint {str(path)!r} does not fit this network: {told}; give the options of the run that it is from, or"
+            f" {instead} if it holds the weights of the network alone"
+        )
     for optimizer, state in zip(optimizers or (), content["optimizer_states"] if optimizers is not None else (), strict=False):
         own, its = ({key for group in groups for key in group} for groups in (optimizer.param_groups, state["param_groups"]))
         if lacking := sorted(own - its - {"initial_lr"}):

@@ -498,3 +498,21 @@ def test_killed_in_pruning_in_an_epoch_and_in_writing_it_ends_the_same_to_the_la
         each.mkdir()
     undisturbed(whole, 4)
     check(folder, whole, crash(folder, ["pruning", "writing", "epoch"], 4))
+
+
+@pytest.mark.parametrize(("wrapper", "network"), [("network._orig_mod.", "network._orig_mod."), ("module.network.", "network.")])
+def test_a_checkpoint_is_validated_and_resumed_under_the_names_of_compile_and_ddp(wrapper: str, network: str, folder: Path) -> None:
+    options = ["-c", "demo", "--model.network.width", "2", "--trainer.accelerator", "cpu", "--pruning.rounds", "2", *QUIET]
+    options += ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    run(["fit", *options, "--trainer.max_epochs", "1", "--run", "a"])
+    content = torch.load("lightning_logs/a/checkpoints/last.ckpt", weights_only=True)
+    content["state_dict"] = {name.replace("network.", wrapper, 1): tensor for name, tensor in content["state_dict"].items()}
+    content["synflow_pl"]["network"] = network
+    torch.save(content, "wrapped.ckpt")
+    states = []
+    for path in ("lightning_logs/a", "wrapped.ckpt"):
+        run(["validate", *options, "--ckpt_path", path])
+        cli = run(["fit", *options, "--trainer.max_epochs", "2", "--run", "b", "--ckpt_path", path])
+        assert cli.trainer.global_step == 4
+        states.append(cli.model.network.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

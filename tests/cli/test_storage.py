@@ -125,3 +125,25 @@ def test_a_misspelt_subcommand_is_answered_with_all_of_them(
     said = capsys.readouterr().err
     assert "compact, demo, experiment, export, fit, multishot, predict, prune, report, sweep, test, validate" in said
     assert len(said.splitlines()) == 1
+
+
+READ_ONLY = {
+    "test --ckpt_path ro/a": "'ro/a/metrics.csv' could not be",
+    "export --ckpt_path ro/a": "cannot be made: Read-only file system; choose a folder that can be written (--output)",
+    "report ro --out ro": "nothing can be written into 'ro': Read-only file system; choose a folder that can be written (--out)",
+    "fit -c demo --trainer.default_root_dir ro": "choose a folder that can be written (--trainer.default_root_dir)",
+}
+
+
+@pytest.mark.slow
+def test_a_read_only_run_is_answered_in_one_sentence_that_says_what_to_do(tmp_path: Path) -> None:
+    lines = [f'"$PY" -m synflow_pl {" ".join(FIT)} --model.network.width 1 --run a >log 2>&1']
+    lines += ["mkdir ro; mount -t tmpfs -o size=20m none ro; cp -r lightning_logs/a ro/; mount -o remount,ro ro"]
+    lines += [f'"$PY" -m synflow_pl {command} 2>&1 | tail -n 1' for command in READ_ONLY]
+    done = on_a_small_disk("; ".join(lines), tmp_path)
+    said = done.stdout.splitlines()
+    assert len(said) == len(READ_ONLY), done.stderr
+    for line, expected in zip(said, READ_ONLY.values(), strict=True):
+        assert line.startswith("synflow_pl: error: ")
+        assert expected in line
+        assert "Errno" not in line
