@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from synflow_pl.flow.aliasing import functional_form, is_view, scattered, writes
+from synflow_pl.flow.control import Controlled
 from synflow_pl.flow.noise import Noise, WithoutAlphaDropout, silenced
 from synflow_pl.flow.outputs import tensors
 from synflow_pl.flow.untouched import untouched
@@ -134,7 +135,6 @@ class _Recorder(TorchDispatchMode):
         self._made: set[int] = set()
         self._before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
         self._module = ""
-        self._within = 0  # higher-order operators that are running
 
     def value(self, tensor: Tensor) -> Value:
         """The value of a tensor as it is now."""
@@ -152,13 +152,11 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if isinstance(target, HigherOrderOperator):
-            self._within += 1
-            try:
-                with self:
-                    return _controlled(target, args)
-            finally:
-                self._within -= 1
-        if self._within or torch.is_inference_mode_enabled():  # where operations that are made of others still have to be taken apart
+            raise ValueError(
+                f"forward() calls the higher-order operator {target.name()}, whose operations cannot be recorded; use tensor operations"
+                " in its place for pruning"
+            )
+        if torch.is_inference_mode_enabled():  # where operations that are made of others still have to be taken apart
             with self:
                 if (result := target.decompose(*args, **kwargs)) is not NotImplemented:
                     return result
@@ -300,26 +298,6 @@ class _Recorder(TorchDispatchMode):
         numbers = [self._number(output) for output in (result if isinstance(result, (tuple, list)) else (result,))]
         self.operations.append(Operation(target, args, kwargs, tuple(Value(number) for number in numbers), self._module))
         return numbers
-
-
-def _controlled(target: HigherOrderOperator, args: Any) -> Any:
-    """Run an operation that calls functions: one of two, or one until a condition fails.
-
-    Raises:
-        ValueError: If it is another operation, whose functions are not called as they are.
-    """
-    if target is torch.ops.higher_order.cond:
-        chosen, yes, no, operands = args
-        return yes(*operands) if chosen else no(*operands)
-    if target is torch.ops.higher_order.while_loop:
-        condition, body, carried, others = args
-        while condition(*carried, *others):
-            carried = tuple(body(*carried, *others))
-        return carried
-    raise ValueError(
-        f"forward() calls the higher-order operator {target.name()}, whose operations cannot be recorded; use tensor operations in its"
-        " place for pruning"
-    )
 
 
 class _Writes(TorchDispatchMode):
@@ -520,7 +498,15 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
         named = {recorder.value(tensor).number: name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
         fed = tuple(recorder.value(tensor) for tensor in inputs)
         try:
-            with _attention_in_parts(), unoptimised, torch.no_grad(), _named(network, running), WithoutAlphaDropout(), recorder:
+            with (
+                _attention_in_parts(),
+                unoptimised,
+                torch.no_grad(),
+                _named(network, running),
+                WithoutAlphaDropout(),
+                Controlled(),
+                recorder,
+            ):
                 numbers, decisions, opaque = tensors(network(*inputs), type(network).__name__)
             outputs = tuple(recorder.value(leaf) for leaf in (*numbers, *decisions))
             decided = frozenset(recorder.value(leaf).number for leaf in decisions)
