@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from synflow_pl.compaction.branches import Conversions, decisive
 from synflow_pl.flow import evaluating
+from synflow_pl.flow.control import Controlled
 from synflow_pl.flow.outputs import Opaque, leaves
 from synflow_pl.plainly import plainly
 
@@ -160,7 +161,7 @@ class Agreement:
         conversions = Conversions()
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(evaluating(network))
-            for context in (_seeded(), _default_dtype(self._dtype), plainly(), conversions, watch):
+            for context in (_seeded(), _default_dtype(self._dtype), plainly(), Controlled(), conversions, watch):
                 stack.enter_context(context)
             try:
                 output = network.train(training)(*given)

@@ -167,13 +167,21 @@ class Compaction:
         """By the name of a weight that one layer reads once, its bias, there or not: where constants can be folded into."""
         if self._training:
             return {}
-        reads = Counter(self._recording.parameters.get(x.number) for operation in self._recording.operations for x in operation.reads)
+        operations = self._recording.operations
+        reads = Counter(self._recording.parameters.get(x.number) for operation in operations for x in operation.reads)
+        # A weight's transpose may be read more than once, or be transposed again.
+        for number, source in self._sources.items():
+            if number not in self._recording.parameters:
+                reads[source] += sum(x.number == number for operation in operations for x in operation.reads) - 1
+        # A layer multiplies by its transposed weight; a product with the weight as it is has units and inputs the other way round.
+        products = [operation for operation in operations if operation.name != "t" and operation.name not in ("convolution",)]
+        turned = {self._recording.parameters.get(x.number) for operation in products for x in operation.reads}
         modules = dict(network.named_modules())
         found = {}
         for name, count in reads.items():
             layer = modules.get(name.removesuffix(".weight")) if name is not None and name.endswith(".weight") else None
             plain = isinstance(layer, nn.Linear) or (isinstance(layer, nn.modules.conv._ConvNd) and not layer.transposed)
-            if name is None or layer is None or not plain or count != 1:
+            if name is None or layer is None or not plain or count != 1 or name in turned:
                 continue
             bias = name.removesuffix("weight") + "bias"
             if layer.bias is None or reads[bias] == 1:
@@ -331,6 +339,11 @@ def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
         raise ValueError(_converts(network, conversions))
     if recording.opaque:
         raise Opaque(recording.opaque, "compaction")
+    if any(tensor.is_meta for tensor in recording.tensors):
+        raise ValueError(
+            f"{type(network).__name__}.forward computes with tensors on the meta device (forward-mode derivatives make such), which"
+            " have no values and cannot be compacted; compute without them, or leave the network whole"
+        )
     if (other := next((x for x in recording.tensors if x.layout != torch.strided), None)) is not None:
         raise ValueError(
             f"{type(network).__name__}.forward computes with tensors of layout {other.layout}, which compaction cannot follow; use"

@@ -45,7 +45,7 @@ _UNCOUNTED = SIMPLE | frozenset(
     upsample_bicubic2d _upsample_bicubic2d_aa grid_sampler_3d constant_pad_nd copy rot90 scatter_reduce _unsafe_index_put index_copy
     index_fill index_reduce masked_scatter masked_select as_strided_scatter take take_along_dim glu alpha_dropout nonzero unique
     _unique2 unique_dim bincount histc bucketize searchsorted one_hot diag_embed multinomial normal uniform randint_like resize set
-    unsafe_split_with_sizes _pack_padded_sequence _pad_packed_sequence
+    unsafe_split_with_sizes _pack_padded_sequence _pad_packed_sequence _to_copy index_put _index_put_impl
     """.split()
 )
 

@@ -22,9 +22,9 @@ from torch._ops import HigherOrderOperator
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.module_tracker import ModuleTracker
 
 from synflow_pl.flow.aliasing import functional_form, is_view, scattered, writes
+from synflow_pl.flow.control import Controlled
 from synflow_pl.flow.noise import Noise, WithoutAlphaDropout, silenced
 from synflow_pl.flow.outputs import tensors
 from synflow_pl.flow.untouched import untouched
@@ -123,9 +123,9 @@ class _Entry:
 class _Recorder(TorchDispatchMode):
     supports_higher_order_operators = True
 
-    def __init__(self, modules: ModuleTracker) -> None:
+    def __init__(self, running: list[str]) -> None:
         super().__init__()
-        self._modules = modules
+        self._running = running
         self.tensors: list[Tensor] = []
         self.operations: list[Operation] = []
         self.noise: dict[int, Noise] = {}
@@ -134,9 +134,7 @@ class _Recorder(TorchDispatchMode):
         self._lying: dict[int, list[int]] = {}
         self._made: set[int] = set()
         self._before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
-        # The tracker's names begin with the network's class.
         self._module = ""
-        self._within = 0  # higher-order operators that are running
 
     def value(self, tensor: Tensor) -> Value:
         """The value of a tensor as it is now."""
@@ -154,17 +152,15 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if isinstance(target, HigherOrderOperator):
-            self._within += 1
-            try:
-                with self:
-                    return _controlled(target, args)
-            finally:
-                self._within -= 1
-        if self._within:  # where operations that are made of others still have to be taken apart
+            raise ValueError(
+                f"forward() calls the higher-order operator {target.name()}, whose operations cannot be recorded; use tensor operations"
+                " in its place for pruning"
+            )
+        if torch.is_inference_mode_enabled():  # where operations that are made of others still have to be taken apart
             with self:
                 if (result := target.decompose(*args, **kwargs)) is not NotImplemented:
                     return result
-        self._module = max(self._modules.parents, key=lambda name: name.count(".")).partition(".")[2]
+        self._module = self._running[-1] if self._running else ""
         read = self._refer(args), self._refer(kwargs)
         if written := writes(target):
             return self._write(target, args, kwargs, read, written)
@@ -304,26 +300,6 @@ class _Recorder(TorchDispatchMode):
         return numbers
 
 
-def _controlled(target: HigherOrderOperator, args: Any) -> Any:
-    """Run an operation that calls functions: one of two, or one until a condition fails.
-
-    Raises:
-        ValueError: If it is another operation, whose functions are not called as they are.
-    """
-    if target is torch.ops.higher_order.cond:
-        chosen, yes, no, operands = args
-        return yes(*operands) if chosen else no(*operands)
-    if target is torch.ops.higher_order.while_loop:
-        condition, body, carried, others = args
-        while condition(*carried, *others):
-            carried = tuple(body(*carried, *others))
-        return carried
-    raise ValueError(
-        f"forward() calls the higher-order operator {target.name()}, whose operations cannot be recorded; use tensor operations in its"
-        " place for pruning"
-    )
-
-
 class _Writes(TorchDispatchMode):
     """Keeps what was in memory before a pass writes to it."""
 
@@ -454,6 +430,29 @@ def _attention_in_parts() -> Iterator[None]:
 
 
 @contextmanager
+def _named(network: nn.Module, running: list[str]) -> Iterator[None]:
+    """Keep the names of the modules that are running in a list, the innermost last."""
+    names = {id(module): name for name, module in network.named_modules()}
+
+    def enter(module: nn.Module, _: Any) -> None:
+        # A module that the network does not list runs as a part of the one that calls it.
+        running.append(names.get(id(module), running[-1] if running else ""))
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        running.pop()
+
+    handles = (
+        nn.modules.module.register_module_forward_pre_hook(enter),
+        nn.modules.module.register_module_forward_hook(leave, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def _constant(network: nn.Module) -> Iterator[None]:
     """Parameters that need no gradient, and afterwards parameters and buffers that are what they were, in memory and in value."""
     held = [(tensor, tensor.detach()) for tensor in (*network.parameters(), *network.buffers())]
@@ -490,8 +489,8 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
         ValueError: if the network creates parameters in its first forward pass.
     """
     _check_created(network)
-    modules = ModuleTracker()
-    recorder = _Recorder(modules)
+    running: list[str] = []
+    recorder = _Recorder(running)
     names = {id(tensor): name for name, tensor in network.named_parameters()}
     parameters = dict(network.named_parameters())
     unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]  # a fused graph would hide its operations
@@ -499,7 +498,15 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
         named = {recorder.value(tensor).number: name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
         fed = tuple(recorder.value(tensor) for tensor in inputs)
         try:
-            with _attention_in_parts(), unoptimised, torch.no_grad(), modules, WithoutAlphaDropout(), recorder:
+            with (
+                _attention_in_parts(),
+                unoptimised,
+                torch.no_grad(),
+                _named(network, running),
+                WithoutAlphaDropout(),
+                Controlled(),
+                recorder,
+            ):
                 numbers, decisions, opaque = tensors(network(*inputs), type(network).__name__)
             outputs = tuple(recorder.value(leaf) for leaf in (*numbers, *decisions))
             decided = frozenset(recorder.value(leaf).number for leaf in decisions)

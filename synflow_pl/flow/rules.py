@@ -161,6 +161,24 @@ def _convolution(builder: Builder, operation: Operation) -> None:
     builder.step(operation, convolve, builder.factor(signal), kernel, None, *geometry, contraction=True)
 
 
+def _deformable(builder: Builder, operation: Operation) -> None:
+    """A convolution that reads beside its places: of uniform flow the same. Offsets and factors that are signals are gates."""
+    signal, weight, offset, factor, _, *numbers = operation.args
+    if not builder.carries(signal):
+        return builder.stand_in(operation)
+    geometry = (numbers[0:2], numbers[2:4], numbers[4:6], False, [0, 0], numbers[6])
+    gates = [builder.resolve(value) for value in (offset, factor) if builder.carries(value)]
+    builder.gated |= bool(gates)
+    if gates and builder.open_gates:
+        return builder.step(operation, _deformed, builder.factor(signal), builder.factor(weight), geometry, *gates, contraction=True)
+    builder.step(operation, convolve, builder.factor(signal), builder.factor(weight), None, *geometry, contraction=True)
+
+
+def _deformed(signal: Tensor, weight: Tensor, geometry: tuple[Any, ...], *gates: Tensor) -> Tensor:
+    """The convolution of a signal that changes wherever one of the gates does."""
+    return convolve(signal + sum(gate.mean() for gate in gates), weight, None, *geometry)
+
+
 def _product(builder: Builder, operation: Operation) -> None:
     *added, left, right = operation.args
     both = builder.carries(left) and builder.carries(right)
@@ -274,6 +292,7 @@ _RULES: dict[str, Rule] = {
     "div": _divide,
     "addcmul": _add_product,
     "convolution": _convolution,
+    "deform_conv2d": _deformable,
     **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "addmv", "mv"), _product),
     **NORMALISATIONS,
     **SPECTRA,

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from synflow_pl.flow import evaluating
+from synflow_pl.flow.control import Controlled
 from synflow_pl.pruners.pruner import Subject
 
 __all__ = ["Forward", "batch_statistics", "gradients_of", "loss_gradients", "mean_losses", "passes"]
@@ -50,7 +51,7 @@ def passes(subject: Subject, *, train_mode: bool = False) -> Iterator[Forward]:
         return logits
 
     devices = [kind.device] if kind.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), evaluating(network), torch.enable_grad():
+    with torch.random.fork_rng(devices), evaluating(network), torch.enable_grad(), Controlled():
         if train_mode:
             network.train()
         yield forward

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
 
+from synflow_pl import Masks, prune
+from synflow_pl.diagnosis import diagnose
 from synflow_pl.flow import Skeleton, example_of, linearise
 from synflow_pl.flow.builder import Builder
 from synflow_pl.flow.recording import Operation, Recording, Value
 from synflow_pl.flow.rules import apply_rule
 from synflow_pl.masks import prunable
 from synflow_pl.networks import FC
+from synflow_pl.pruners import SynFlow
 
 
 def skeleton_of(network: nn.Module, shape: tuple[int, ...]) -> Skeleton:
@@ -341,3 +346,45 @@ def test_every_fused_kernel_of_attention_is_the_same_average(kernel: str, causal
     mean = builder._constants[step.args[0].number]
     expected = [[1.0, 0.0], [0.5, 0.5]] if causal else [[0.5, 0.5], [0.5, 0.5]]
     assert mean.view(2, 2).tolist() == expected
+
+
+class Deformable(nn.Module):
+    """A convolution whose offsets, and factors where there are any, are computed from its input; or a plain one."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.offsets = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 18, 3, padding=1)
+        self.factors, self.kernel = nn.Conv2d(8, 9, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1, bias=False)
+        self.last, self.kind = nn.Conv2d(6, 2, 1), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if self.kind == "plain":
+            return self.last(self.kernel(x))
+        factors = self.factors(x).sigmoid() if self.kind == "modulated" else None
+        return self.last(deform_conv2d(x, self.offsets(x), self.kernel.weight, padding=1, mask=factors))
+
+
+@pytest.mark.parametrize("kind", ["deformable", "modulated"])
+def test_a_deformable_convolution_passes_the_flow_of_a_plain_one(kind: str) -> None:
+    torch.manual_seed(0)
+    plain = Deformable("plain")
+    other = copy.deepcopy(plain)
+    other.kind = kind
+    pruner = SynFlow()
+    right, masks = (prune(each, pruner, density=0.3, rounds=4, input_shape=(3, 9, 9)) for each in (plain, other))
+    assert all(torch.equal(masks[name], right[name]) for name in right)
+    assert not any("without a rule" in note for note in pruner.notes)
+
+
+def test_offsets_are_effective_as_long_as_the_kernel_that_they_move() -> None:
+    network = Deformable("modulated")
+    masks = Masks({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(network).items()})
+    assert all(layer.effective == layer.total for layer in diagnose(network, masks, input_shape=(3, 9, 9)).layers)
+    masks["kernel.weight"].zero_()
+    assert not any(layer.effective for layer in diagnose(network, masks, input_shape=(3, 9, 9)).layers)
+    masks["kernel.weight"].fill_(True)
+    masks["offsets.weight"].zero_()
+    told = {layer.name: layer.effective for layer in diagnose(network, masks, input_shape=(3, 9, 9)).layers}
+    assert told["offsets.weight"] == 0
+    assert told["factors.weight"] == masks["factors.weight"].numel()

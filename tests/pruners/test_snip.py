@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -109,3 +110,26 @@ def test_a_network_that_returns_no_tensor_is_refused_by_what_it_returns(pruner: 
     batches = [(torch.randn(2, 4), torch.tensor([0, 1]))]
     with pytest.raises(TypeError, match=r"^Outputs returns a SimpleNamespace, but pruning by data needs one tensor, the logits: wrap"):
         prune(Outputs(), pruner(), density=0.5, rounds=1, input_shape=(4,), batches=batches)
+
+
+@pytest.mark.parametrize("pruner", [SNIP, GraSP, FORCE, NTKSAP])
+def test_a_branch_by_cond_is_scored_as_the_function_that_runs(pruner: type[Pruner]) -> None:
+    class Chooses(nn.Module):
+        def __init__(self, by_cond: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.by_cond = nn.Linear(4, 8), nn.Linear(8, 3), by_cond
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x).relu()
+            if not self.by_cond:
+                return self.b(hidden)
+            return torch.cond(hidden.sum() >= 0, lambda y: self.b(y), lambda y: self.b(-y), (hidden,))
+
+    torch.manual_seed(0)
+    plain = Chooses(False)
+    other = copy.deepcopy(plain)
+    other.by_cond = True
+    batches = [(torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2]))]
+    options = {"density": 0.5, "rounds": 1, "input_shape": (4,), "batches": batches}
+    right, masks = (prune(each, pruner(seed=0) if pruner is NTKSAP else pruner(), **options) for each in (plain, other))
+    assert all(torch.equal(right[name], masks[name]) for name in right)
