@@ -148,13 +148,16 @@ def check_folder(path: str | os.PathLike[str], option: str) -> None:
     Raises:
         OSError: naming the folder, the cause and the option.
     """
-    make_folder(path, option)
+    try:
+        make_folder(path)
+    except OSError as error:
+        raise OSError(f"{option}: {error}") from error
     try:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        why = f"{error.strerror}; choose a folder that can be written ({option}), or change its permissions"
-        raise OSError(f"nothing can be written into {str(path)!r}: {why}") from error
+        why = f"{error.strerror}; choose a folder that can be written, or change its permissions"
+        raise OSError(f"{option}: nothing can be written into {str(path)!r}: {why}") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -68,7 +68,7 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
     """The experiment's own options, and the network and data that are built of the others."""
     name = args[0]
     if name not in EXPERIMENTS:
-        sentence(f"there is no experiment {name!r}{near(name, list(EXPERIMENTS))}; there are {', '.join(EXPERIMENTS)}")
+        sentence(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}{near(name, list(EXPERIMENTS))}")
     parser = Options(f"experiment {name}", usage="%(prog)s [OPTIONS] [OPTIONS OF fit]", description=EXPERIMENTS[name].__doc__)
     if name != "magnitude":
         default = ["synflow"] if name == "schedule" else _PRUNERS

@@ -62,12 +62,12 @@ class Options(argparse.ArgumentParser):
             typed = [arg[2:].partition("=")[0] for arg in self._typed if arg.startswith("--")]
             if wrong := get_close_matches(name, [other for other in typed if other not in self.names], n=1, cutoff=0.6):
                 return f"there is no option {wrong[0]}; did you mean {name}?"
-            return f"{missing[1]} is missing; {self._help_of(name)}"
+            return f"{message} ({self._help_of(name)})"
         if invalid := re.search(r"argument ([^:]+): invalid (\w+) value: '(.*)'", message):
             return f"{self._long(invalid[1])}: {invalid[3]!r} is not {_KINDS.get(invalid[2], f'a {invalid[2]}')}"
         if choice := re.search(r"argument ([^:]+): invalid choice: '(.*)' \(choose from (.*)\)", message):
             choices = [each.strip(" '") for each in choice[3].split(",")]
-            return f"{self._long(choice[1])}: {choice[2]!r} is not one of {', '.join(choices)}{near(choice[2], choices)}"
+            return f"{message}{near(choice[2], choices)}"
         return " ".join(message.split())
 
     def _long(self, name: str) -> str:
@@ -75,4 +75,4 @@ class Options(argparse.ArgumentParser):
 
     def _help_of(self, name: str) -> str:
         action = next(each for each in self._actions if name in (each.dest, each.metavar, *(o[2:] for o in each.option_strings)))
-        return f"expected {action.help}"
+        return str(action.help)

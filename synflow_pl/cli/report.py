@@ -28,7 +28,7 @@ def report(args: list[str]) -> None:
     own = parser.parse_args(args)
 
     from synflow_pl.cli.recipes import overlays
-    from synflow_pl.durable import check_folder, explain, storage_error
+    from synflow_pl.durable import check_folder, explain
     from synflow_pl.runs.report import report as written
     from synflow_pl.runs.table import as_markdown
 
@@ -36,8 +36,7 @@ def report(args: list[str]) -> None:
         check_folder(own.out, "--out")
         told = written(own.runs, own.out, overlays(), reference=own.reference, paper=own.paper)
     except (OSError, ValueError) as error:
-        full = isinstance(error, OSError) and storage_error(error) is not None
-        sentence(explain(error), status=1 if full else 2)
+        sentence(explain(error))
     print(as_markdown(told.cells, own.reference))
     if own.reference not in {cell.pruner for cell in told.cells}:
         print(f"There is no run of {own.reference} to compare with; name another pruner with --reference.")

@@ -21,7 +21,7 @@ from synflow_pl.cli.messages import clarify, sentence
 from synflow_pl.cli.multishot import Plan, multishot, planned
 from synflow_pl.cli.narrower import narrower, width_of
 from synflow_pl.cli.recipes import find_recipe
-from synflow_pl.durable import check_folder
+from synflow_pl.durable import check_folder, storage_error
 from synflow_pl.runs.launchers import Refused, Slurm, here, on_slurm
 from synflow_pl.runs.sweep import FAILED, Sweep, Task, accuracy, check_own, held
 from synflow_pl.training import find_checkpoint
@@ -54,7 +54,8 @@ def sweep(args: list[str]) -> None:
     try:
         check_folder(folder / "logs", "--folder")
     except OSError as error:
-        sentence(str(error), status=1)
+        cause = storage_error(error) or error
+        sentence(f"--folder: {str(folder)!r} cannot be made or written into ({cause.strerror}); choose another")
     try:
         _run(tasks, left, folder, own)
     except KeyboardInterrupt:

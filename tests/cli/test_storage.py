@@ -129,8 +129,8 @@ def test_a_misspelt_subcommand_is_answered_with_all_of_them(
 
 READ_ONLY = {
     "test --ckpt_path ro/a": "'ro/a/metrics.csv' could not be",
-    "export --ckpt_path ro/a": "cannot be made: Read-only file system; choose a folder that can be written (--output)",
-    "report ro --out ro": "nothing can be written into 'ro': Read-only file system; choose a folder that can be written (--out)",
+    "export --ckpt_path ro/a": "--output: the folder 'ro/a/export' cannot be made: Read-only file system",
+    "report ro --out ro": "--out: nothing can be written into 'ro': Read-only file system; choose a folder",
     "fit -c demo --trainer.default_root_dir ro": "choose a folder that can be written (--trainer.default_root_dir)",
 }
 
