@@ -5,7 +5,7 @@ VENV := .venv
 JOBS ?= 2
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-slow test-lowest check clean
+.PHONY: demo test test-slow test-lowest check docs clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m synflow_pl demo
@@ -21,6 +21,10 @@ check: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+# The documentation site, into site/; a warning is an error.
+docs: $(VENV)/installed-docs
+	$(VENV)/bin/python -m mkdocs build --strict --quiet
 
 # The suite on the lower bounds that setup.cfg states.
 test-lowest: $(LOWEST)/installed
@@ -38,6 +42,10 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --editable ".[test]"
 	@touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --editable ".[docs]"
+	@touch $@
+
 $(LOWEST)/installed: setup.cfg
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv
@@ -45,4 +53,4 @@ $(LOWEST)/installed: setup.cfg
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) build dist site *.egg-info
