@@ -29,9 +29,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.pairs import grown, machine, reset_peak
+from benchmarks.timing import environment, grown, reset_peak
 from synflow_pl import Compaction, Masks, prune
-from synflow_pl.flow import example_of, path_left
+from synflow_pl.flow import example_of, is_connected
 from synflow_pl.networks import VGG, ResNet, TinyResNet
 from synflow_pl.pruners import SNIP, Magnitude, SynFlow
 
@@ -192,7 +192,7 @@ def cell(name: str, pruner: str, density: float, seconds: float, folder: Path) -
         memory = peak(one, folder / "network.pt")
         rows[what] = {
             "network": name, "pruner": pruner, "density": density, "what": what,
-            "alive": what == "dense" or path_left(network, masks, inputs),
+            "alive": what == "dense" or is_connected(network, masks, inputs),
             "parameters": size(one), "MFLOPs": round(flops(one) / 1e6, 2),
             "file MB": round((folder / "network.safetensors").stat().st_size / 1e6, 3), "peak MB": round(memory / 1e6, 1),
         }  # fmt: skip
@@ -292,7 +292,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.table:
         return tell(read(options.output))
-    print(machine())
+    print(environment())
     multiprocessing.set_forkserver_preload(["torch", "synflow_pl.networks"])
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"  # for the processes of `peak`: glibc hands back each tensor as it is freed
     with tempfile.TemporaryDirectory() as made:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.compact import SHAPE, build, cut, flops, size
-from benchmarks.pairs import in_turn, machine
+from benchmarks.timing import environment, in_turn
 from synflow_pl import Compaction
 from synflow_pl.compaction import freeze
 from synflow_pl.flow import example_of
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"VGG-16, density {options.density}, batch {options.batch}: {machine()}")
+    print(f"VGG-16, density {options.density}, batch {options.batch}: {environment()}")
     network = build("VGG-16")
     masks, inputs = cut(network, "synflow", options.density), example_of(network, SHAPE, None)
     networks = {

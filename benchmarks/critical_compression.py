@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import prune
-from synflow_pl.flow import example_of, linearise, path_left
+from synflow_pl.flow import example_of, is_connected, linearise
 from synflow_pl.masks import prunable
 from synflow_pl.networks import VGG, ResNet
 from synflow_pl.pruners import FORCE, LAMP, NTKSAP, PHEW, SNIP, GraSP, InvertedGraSP, Magnitude, Pruner, Random, SynFlow, SynFlowL2
-from synflow_pl.pruners.wiring import wiring
+from synflow_pl.pruners.layer_graph import layer_graph
 
 SHAPE = (3, 32, 32)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -57,7 +57,7 @@ COSTLY = ("snip_iterative", "force", "ntk_sap")
 def fewest_weights(network: nn.Module) -> int:
     """The fewest weights on any path from input to output, one for each layer that it goes through."""
     layers = {name: parameter.detach() for name, parameter in prunable(network).items()}
-    wires = wiring(linearise(network, example_of(network, SHAPE, None)), layers)
+    wires = layer_graph(linearise(network, example_of(network, SHAPE, None)), layers)
     fewest = {name: 1 for name, entry in wires.entries.items() if entry.any()}
     for _ in layers:
         for reader, source in wires.feeds:
@@ -82,7 +82,7 @@ def leaves_a_path(dense: nn.Module, make: Callable[[], Pruner], rounds: int, bat
     """Whether a path is left in a copy of the network when ``kept`` weights are."""
     network = copy.deepcopy(dense)
     inputs = example_of(network, SHAPE, None)
-    return path_left(network, prune(network, make(), kept=kept, rounds=rounds, example_input=inputs, batches=batches), inputs)
+    return is_connected(network, prune(network, make(), num_kept=kept, rounds=rounds, example_input=inputs, batches=batches), inputs)
 
 
 def main() -> None:

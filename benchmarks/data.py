@@ -20,14 +20,14 @@ import time
 import torch
 from torch import Tensor
 
-from synflow_pl.data import CIFAR10, Images, TinyImageNet
+from synflow_pl.data import CIFAR10, ImageDataModule, TinyImageNet
 from synflow_pl.data.loader import Loader
-from synflow_pl.runs.machine import machine
+from synflow_pl.runs.environment import environment
 
-SETS: list[tuple[type[Images], int]] = [(CIFAR10, 50_000), (TinyImageNet, 20_000)]
+SETS: list[tuple[type[ImageDataModule], int]] = [(CIFAR10, 50_000), (TinyImageNet, 20_000)]
 
 
-def random_images(kind: type[Images], count: int, **options: object) -> Images:
+def random_images(kind: type[ImageDataModule], count: int, **options: object) -> ImageDataModule:
     """A data set of that kind that holds random images."""
     images = torch.empty(count, *kind.input_shape, dtype=torch.uint8).random_()
 
@@ -35,9 +35,9 @@ def random_images(kind: type[Images], count: int, **options: object) -> Images:
         def images(self, train: bool) -> tuple[Tensor, Tensor]:
             return images, torch.arange(count) % self.num_classes
 
-        dataset = Images.dataset  # also Tiny ImageNet's are not decoded: what is measured is what comes after
+        dataset = ImageDataModule.dataset  # also Tiny ImageNet's are not decoded: what is measured is what comes after
 
-    data: Images = Random(val_size=0, **options)
+    data: ImageDataModule = Random(val_size=0, **options)
     data.setup("fit")
     return data
 
@@ -53,7 +53,9 @@ def speed(loader: Loader, seconds: float) -> float:
     return done / (time.perf_counter() - started)
 
 
-def start_and_memory(kind: type[Images], count: int, threads: int, told: multiprocessing.Queue[tuple[list[float], float]]) -> None:
+def start_and_memory(
+    kind: type[ImageDataModule], count: int, threads: int, told: multiprocessing.Queue[tuple[list[float], float]]
+) -> None:
     """Seconds until the first batch of three epochs, and the bytes by which an epoch raises the peak of memory."""
     torch.set_num_threads(threads)
     data = random_images(kind, count)
@@ -78,7 +80,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(machine())
+    print(environment())
     print(f"{options.threads} threads in memory, {options.workers} workers of torchvision, batches of 128, crops and flips")
     for kind, count in SETS:
         shape = "x".join(map(str, kind.input_shape))

@@ -22,7 +22,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.pairs import Seconds, machine, table
+from benchmarks.timing import Seconds, environment, table
 from synflow_pl.cli.main import run
 from synflow_pl.data import CIFAR10
 from synflow_pl.networks import VGG, ResNet
@@ -108,7 +108,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     os.environ |= {"IMAGES": str(options.images), "RECIPE": options.recipe, "CHANNELS_LAST": str(int(options.device == "cuda"))}
-    print(machine())
+    print(environment())
     with tempfile.TemporaryDirectory() as folder:
         trainer: dict[str, Any] = {
             "accelerator": options.device, "devices": 1, "max_epochs": options.epochs + 2, "precision": options.precision,

@@ -18,7 +18,7 @@ import torch
 import torchvision
 from torch import nn
 
-from benchmarks.pairs import machine
+from benchmarks.timing import environment
 from synflow_pl import prune
 from synflow_pl.networks import FC, VGG, Conv, ResNet, TinyResNet
 from synflow_pl.pruners import SynFlow
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("docs/growth.png"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(machine())
+    print(environment())
     seconds(FC, (1, 28, 28), 2)
     by_rounds = []
     for rounds in ROUNDS:

@@ -20,7 +20,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from benchmarks.pairs import give_back_at_once, grown, in_turn, machine, reset_peak, table
+from benchmarks.timing import environment, give_back_at_once, grown, in_turn, reset_peak, table
 from synflow_pl import Masks, prune
 from synflow_pl.networks import VGG, ResNet, TinyResNet
 from synflow_pl.pruners import SynFlow
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(machine())
+    print(environment())
     for name in options.networks:
         if options.check:
             check(name, options)

@@ -21,9 +21,9 @@ import yaml
 
 from synflow_pl.cli.multishot import Plan
 from synflow_pl.cli.recipes import overlays, recipe_folder
-from synflow_pl.durable import replacing
+from synflow_pl.io import atomic_write
 from synflow_pl.runs import MACHINES
-from synflow_pl.runs.reading import LeftOut, Read, compared, find_runs, read
+from synflow_pl.runs.run_record import RunRecord, SkippedRun, compared, find_runs, read
 
 README = Path(__file__).parents[1] / "README.md"
 DETAILS = README.parent / "docs" / "accuracies.md"
@@ -44,7 +44,7 @@ class Entry:
     recipe: str
     pruner: str
     density: float
-    run: Read | None
+    run: RunRecord | None
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -90,16 +90,16 @@ def fill(readme: Path, details: Path, folders: Sequence[Path]) -> None:
     rows = [["recipe", "pruner", "density", "accuracy", "seed", "machine", "command"], ["---"] * 7]
     rows += [entry.row() for name in order for entry in told[name]]
     for path, text in ((readme, "".join(lines)), (details, _HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows))):
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(text.encode())
     print(f"{sum(entry.run is not None for of in told.values() for entry in of)} accuracies in {readme} and {details}")
 
 
-def _readable(folders: Iterable[Path]) -> Iterator[Read]:
+def _readable(folders: Iterable[Path]) -> Iterator[RunRecord]:
     for folder in folders:
         try:
             yield read(folder, overlays())
-        except LeftOut as reason:
+        except SkippedRun as reason:
             print(f"left out: {folder}: {reason}")
 
 
@@ -109,7 +109,7 @@ def _expanded(text: str) -> Iterable[str]:
     return map("".join, product(*parts))
 
 
-def _entries(recipe: str, runs: Sequence[Read]) -> Iterator[Entry]:
+def _entries(recipe: str, runs: Sequence[RunRecord]) -> Iterator[Entry]:
     for pruner, density in _COLUMNS:
         empty = Entry(recipe, pruner, density, None)
         alike = [run for run in runs if (run.pruner, run.density) == (pruner, density) and run.accuracies.final is not None]

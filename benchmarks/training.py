@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.prune import custom_from_mask
 
-from benchmarks.pairs import in_turn, machine, table
 from benchmarks.pruning import masked
+from benchmarks.timing import environment, in_turn, table
 from synflow_pl import prune
 from synflow_pl.networks import VGG, ResNet
 from synflow_pl.pruners import SNIP, GraSP, Random
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(machine())
+    print(environment())
     for what in options.what:
         for name in options.networks:
             (steps if what == "steps" else scores)(name, options)

@@ -23,7 +23,6 @@ from torch import nn
 from synflow_pl import diagnose, prune
 from synflow_pl.networks import FC, VGG, Conv, ResNet, TinyResNet, TinyVGG
 from synflow_pl.pruners import SynFlow
-from synflow_pl.runs.machine import machine
 
 DIGITS, CIFAR, TINY = (1, 28, 28), (3, 32, 32), (3, 64, 64)
 Build = Callable[[], nn.Module]
@@ -38,7 +37,7 @@ ZOO: dict[str, tuple[Build, tuple[int, int, int]]] = {
     "resnet20_gains": (of(ResNet, 20, residual_gains=True), CIFAR),
     **{f"tiny_vgg{d}{'_bn' * bn}": (of(TinyVGG, d, batch_norm=bn), TINY) for d in (11, 13, 16, 19) for bn in (False, True)},
     **{f"tiny_resnet{d}": (of(TinyResNet, d), TINY) for d in (18, 34, 50, 101, 152)},
-    **{f"wide_tiny_resnet{d}": (of(TinyResNet, d, widen=2), TINY) for d in (18, 34, 50, 101, 152)},
+    **{f"wide_tiny_resnet{d}": (of(TinyResNet, d, width_factor=2), TINY) for d in (18, 34, 50, 101, 152)},
     "tiny_resnet18_gains": (of(TinyResNet, 18, residual_gains=True), TINY),
 }
 """Every network of ours by a name, and the shape of its images. Tests go through this list too."""
@@ -73,7 +72,7 @@ def main() -> None:
     if options.list:
         print("\n".join(names))
         return
-    print(f"{machine()}, {options.rounds} rounds")
+    print(f"{environment()}, {options.rounds} rounds")
     print(f"{'network':<22}{'weights':>13}{'kept':>13}{'seconds':>10}{'peak GB':>10}   state")
     for name in names:
         with multiprocessing.get_context("spawn").Pool(1) as alone:

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from synflow_pl.cli import COMMANDS, OF_THE_TRAINER
-from synflow_pl.durable import explain, storage_error
+from synflow_pl.io import explain, storage_error
 
 
 def main() -> None:

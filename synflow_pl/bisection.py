@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["nearest"]
+__all__ = ["nearest_attainable"]
 
 
-def nearest(measure: Callable[[int], int], wanted: int, highest: int) -> int:
+def nearest_attainable(measure: Callable[[int], int], wanted: int, highest: int) -> int:
     """A whole number at which ``measure`` comes nearest to ``wanted``.
 
     Exact where ``measure`` never falls. Where it falls here and there (the effective weights of an iterated pruner), what is found is

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from synflow_pl.durable import replacing
+from synflow_pl.io import atomic_write
 
 __all__ = ["Masks", "prunable"]
 
@@ -205,7 +205,7 @@ class Masks(Mapping[str, Tensor]):
 
         tensors = {name: mask.cpu().contiguous() for name, mask in self._masks.items()}
         about = {"order": json.dumps(list(tensors)), "followers": json.dumps(sorted(self.followers))}
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(save(tensors, about))
 
     @classmethod

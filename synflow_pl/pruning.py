@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from synflow_pl.bisection import nearest
-from synflow_pl.flow import DeadNetwork, Paths, Skeleton, death, example_of
-from synflow_pl.followers import follow
+from synflow_pl.bias_norm_masks import follow
+from synflow_pl.bisection import nearest_attainable
+from synflow_pl.flow import Connectivity, DeadNetwork, LinearNetwork, disconnection_message, example_of
 from synflow_pl.masks import Masks, prunable
+from synflow_pl.numerics import full_precision
 from synflow_pl.parameters import check_network, left_out, left_out_note
-from synflow_pl.plainly import plainly
-from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
-from synflow_pl.ranking import Ranking, Regrowing, compete, factor
+from synflow_pl.pruners.base import Pruner, PruningState, Saliency
 from synflow_pl.schedules import SCHEDULES, as_density, keeps, kept_weights
+from synflow_pl.selection import PruningGroup, RegrowingGroup, factor, make_groups
 
 __all__ = ["check_options", "prune"]
 
@@ -36,13 +36,13 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 """(images (N, C, H, W), labels (N,)) pairs."""
 
 
-@plainly()
+@full_precision()
 def prune(
     network: nn.Module,
     pruner: Pruner,
     *,
     density: float | Fraction | None = None,
-    kept: int | None = None,
+    num_kept: int | None = None,
     effective_density: float | Fraction | None = None,
     masks: Masks | None = None,
     rounds: int | None = None,
@@ -52,8 +52,8 @@ def prune(
     example_input: Tensor | Sequence[Tensor] | None = None,
     batches: Batches | Callable[[int], Batches] = (),
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
-    bias: bool = False,
-    norm: bool = False,
+    mask_bias: bool = False,
+    mask_norm: bool = False,
     exclude: Iterable[str] = (),
     train_mode: bool = False,
     on_round: Callable[[int, float, Mapping[str, Tensor]], None] | None = None,
@@ -67,11 +67,11 @@ def prune(
         network: any module with linear, convolution or attention layers.
         pruner: gives the scores.
         density: fraction of prunable weights kept, in (0, 1]; exact: ``n - floor((1 - density) * n)`` weights live.
-        kept: instead of ``density``, the number of weights kept, in [1, n]; with ``scope="global"`` only.
+        num_kept: instead of ``density``, the number of weights kept, in [1, n]; with ``scope="global"`` only.
         effective_density: instead of ``density``, the fraction of prunable weights that are kept and lie on a path of living weights
-            from input to output, in (0, 1]; the nearest attainable, found by pruning with ever better guesses of ``kept``.
+            from input to output, in (0, 1]; the nearest attainable, found by pruning with ever better guesses of ``num_kept``.
         masks: of an earlier pruning, to go on from: what they removed stays removed, and the rounds start at their density.
-            ``density`` and ``kept`` count all prunable weights all the same.
+            ``density`` and ``num_kept`` count all prunable weights all the same.
         rounds: score-then-cut steps, at least 1; ``None`` is the pruner's own number (SynFlow 100, one-shot methods 1).
         schedule: density after each round; ``None`` is the pruner's own (exponential but for gradual pruning).
         scope: ``"global"``, all layers in one ranking, or ``"local"``, each layer alone and each at ``density``.
@@ -81,8 +81,8 @@ def prune(
         batches: (images (N, C, H, W), labels (N,)) pairs, for data-driven pruners; or a function from the index of a round, from 0, to
             such pairs, for fresh batches in every round. It must return the same for the same index.
         loss: (logits, labels) to the mean loss of a batch, for data-driven pruners.
-        bias: mask biases too, each living as long as its unit; ``density`` still counts weights only.
-        norm: the same for the gain and shift of a normalisation that reads a prunable layer.
+        mask_bias: mask biases too, each living as long as its unit; ``density`` still counts weights only.
+        mask_norm: the same for the gain and shift of a normalisation that reads a prunable layer.
         exclude: shell-style patterns of parameter names that stay dense (a dense classifier is ``["fc.*"]``).
         train_mode: score in train mode, for data-driven pruners.
         on_round: called with (round, density, masks) after each round, rounds counted from 1; the masks by name, to look at and not to
@@ -105,23 +105,25 @@ def prune(
     if on_collapse not in ON_COLLAPSE:
         near = get_close_matches(str(on_collapse), ON_COLLAPSE, n=1, cutoff=0)[0]
         raise ValueError(f"on_collapse: {on_collapse!r} is not one of {', '.join(ON_COLLAPSE)}; did you mean {near!r}?")
-    check_options(density=density, kept=kept, effective_density=effective_density, rounds=rounds, schedule=schedule, scope=scope)
+    check_options(
+        density=density, num_kept=num_kept, effective_density=effective_density, rounds=rounds, schedule=schedule, scope=scope
+    )
     if effective_density is not None:
         inputs = example_of(network, input_shape, example_input)
         options = {
             "masks": masks, "rounds": rounds, "schedule": schedule, "example_input": inputs, "batches": batches, "loss": loss,
-            "bias": bias, "norm": norm, "exclude": exclude, "train_mode": train_mode,
+            "mask_bias": mask_bias, "mask_norm": mask_norm, "exclude": exclude, "train_mode": train_mode,
         }  # fmt: skip
-        kept = _kept_for(network, pruner, as_density(effective_density), inputs, options)
-    subject = Subject.of(network, exclude)
+        num_kept = _kept_for(network, pruner, as_density(effective_density), inputs, options)
+    subject = PruningState.of(network, exclude)
     subject.scope = scope
     if masks is not None:
         _go_on(subject, masks)
     total = sum(weight.numel() for weight in subject.weights.values())
-    if kept is not None and kept > total:
-        raise ValueError(f"kept: {kept} is more than the {total} prunable weights there are")
-    target = as_density(density) if density is not None else Fraction(kept or 0, total)
-    if pruner.needs_input or norm or input_shape is not None or example_input is not None:
+    if num_kept is not None and num_kept > total:
+        raise ValueError(f"num_kept: {num_kept} is more than the {total} prunable weights there are")
+    target = as_density(density) if density is not None else Fraction(num_kept or 0, total)
+    if pruner.needs_input or mask_norm or input_shape is not None or example_input is not None:
         subject.inputs = example_of(network, input_shape, example_input)
     subject.batches, subject.loss, subject.train_mode = _batches_of(pruner, batches, 0), loss, train_mode
     shown = subject.inputs
@@ -147,9 +149,9 @@ def prune(
         if masks is not None:
             _silence(subject)
         rankings, after = [], []
-        ranking_of = Regrowing if pruner.regrows else Ranking
+        ranking_of = RegrowingGroup if pruner.regrows else PruningGroup
         for names, share in zip(competing, shares, strict=True):
-            parts = compete(subject, names, ranking_of)
+            parts = make_groups(subject, names, ranking_of)
             rankings += parts
             after += keeps(schedule, share, rounds, [ranking.alive for ranking in parts])
         for index in range(rounds):
@@ -175,7 +177,7 @@ def prune(
     subject.weights.clear()  # their memory serves what is still to be done
     if masks is not None and any(bool((mask & ~masks[name].to(mask.device)).any()) for name, mask in subject.masks.items()):
         raise ValueError(f"{pruner.name} brings back weights that masks= removed, so it cannot go on from them; leave masks out")
-    followers = follow(network, subject.masks, subject.inputs, bias=bias, norm=norm)
+    followers = follow(network, subject.masks, subject.inputs, mask_bias=mask_bias, mask_norm=mask_norm)
     found = Masks({**subject.masks, **followers}, followers)
     if on_collapse != "ignore":
         try:
@@ -198,7 +200,7 @@ def prune(
 def check_options(
     *,
     density: float | Fraction | None,
-    kept: int | None,
+    num_kept: int | None,
     effective_density: float | Fraction | None,
     rounds: int | None,
     schedule: str | None,
@@ -209,18 +211,18 @@ def check_options(
     Raises:
         ValueError: naming the value and what was expected.
     """
-    if sum(given is not None for given in (density, kept, effective_density)) != 1:
+    if sum(given is not None for given in (density, num_kept, effective_density)) != 1:
         raise ValueError(
-            "give either density, in (0, 1], or kept, a number of weights, or effective_density, in (0, 1];"
-            f" got density={density}, kept={kept}, effective_density={effective_density}"
+            "give either density, in (0, 1], or num_kept, a number of weights, or effective_density, in (0, 1];"
+            f" got density={density}, num_kept={num_kept}, effective_density={effective_density}"
         )
     for given in (density, effective_density):
         if given is not None:
             as_density(given)
-    if kept is not None and (isinstance(kept, bool) or not isinstance(kept, int) or kept < 1):
-        raise ValueError(f"kept: {kept!r} must be a whole number of weights, at least 1")
+    if num_kept is not None and (isinstance(num_kept, bool) or not isinstance(num_kept, int) or num_kept < 1):
+        raise ValueError(f"num_kept: {num_kept!r} must be a whole number of weights, at least 1")
     if density is None and scope == "local":
-        counted = "kept counts" if kept is not None else "effective_density is about"
+        counted = "kept counts" if num_kept is not None else "effective_density is about"
         raise ValueError(f"{counted} the weights of the whole network; with scope='local' give density instead")
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1):
         raise ValueError(f"rounds: {rounds!r} must be a whole number, at least 1; leave it out for the pruner's own number")
@@ -243,7 +245,7 @@ def _batches_of(pruner: Pruner, batches: Batches | Callable[[int], Batches], ind
     return drawn
 
 
-def _collapse(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...] | None, skeleton: Skeleton | None) -> str | None:
+def _collapse(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...] | None, skeleton: LinearNetwork | None) -> str | None:
     """Describe a network without a path from input to output in one sentence; return ``None`` if there is a path."""
     emptied = [name for name in masks.weights if not bool(masks[name].any())]
     if inputs is None:
@@ -253,8 +255,8 @@ def _collapse(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...] | Non
             f"layers with no weight left: {', '.join(emptied)}; give input_shape= or example_input= to learn whether a path from input"
             " to output remains"
         )
-    paths = Paths(network, inputs, skeleton=skeleton)
-    return None if paths.left(masks) else death(masks.density, paths.broken(masks), emptied)
+    paths = Connectivity(network, inputs, skeleton=skeleton)
+    return None if paths.left(masks) else disconnection_message(masks.density, paths.broken(masks), emptied)
 
 
 def _check_batches(pruner: Pruner, batches: Batches) -> None:
@@ -279,16 +281,16 @@ def _kept_for(network: nn.Module, pruner: Pruner, density: Fraction, inputs: tup
     highest, wanted = total if masks is None else masks.kept, kept_weights(total, density)
     if wanted > highest:
         raise ValueError(f"{wanted} of {total} weights are to be effective, but masks= leaves {highest}; ask for fewer")
-    paths = Paths(network, inputs)
+    paths = Connectivity(network, inputs)
 
     def effective(kept: int) -> int:
-        found = prune(copy.deepcopy(network), pruner, kept=kept, on_collapse="ignore", **options)
+        found = prune(copy.deepcopy(network), pruner, num_kept=kept, on_collapse="ignore", **options)
         return sum(int(on.count_nonzero()) for on in paths.effective(found).values())
 
-    return nearest(effective, wanted, highest)
+    return nearest_attainable(effective, wanted, highest)
 
 
-def _go_on(subject: Subject, masks: Masks) -> None:
+def _go_on(subject: PruningState, masks: Masks) -> None:
     """Let the subject start where an earlier pruning ended."""
     masks.parameters(subject.network)
     if set(masks.weights) != subject.masks.keys():
@@ -300,17 +302,19 @@ def _go_on(subject: Subject, masks: Masks) -> None:
 
 
 def _share(kept: int, alive: int) -> Fraction:
-    """``kept`` of ``alive`` weights; a layer in which less lives than it is to keep keeps all of it."""
+    """``num_kept`` of ``alive`` weights; a layer in which less lives than it is to keep keeps all of it."""
     return min(Fraction(1), Fraction(kept, alive)) if alive else Fraction(1)
 
 
-def _silence(subject: Subject) -> None:
+def _silence(subject: PruningState) -> None:
     """Zero the working copies where nothing lives; a pruner may have made ones of a layer that is gone throughout."""
     for name, mask in subject.masks.items():
         subject.weights[name].masked_fill_(~mask, 0)
 
 
-def _unscored(pruner: Pruner, subject: Subject, scores: Mapping[str, Tensor | Saliency], after: list[list[int]] | None) -> list[str]:
+def _unscored(
+    pruner: Pruner, subject: PruningState, scores: Mapping[str, Tensor | Saliency], after: list[list[int]] | None
+) -> list[str]:
     """Names of the parameters that the pruner's first scores say nothing about: zero throughout. They stay dense.
 
     Raises:

@@ -17,8 +17,8 @@ from synflow_pl import Classifier, PruneAtInit, prune
 from synflow_pl.data import Digits
 from synflow_pl.data.loader import Loader
 from synflow_pl.networks import Conv, ResNet
-from synflow_pl.pruners import Pruner, Random, Subject, SynFlow
-from synflow_pl.selection import lowest, marked
+from synflow_pl.order_statistics import smallest_mask, smallest_of_many
+from synflow_pl.pruners import Pruner, PruningState, Random, SynFlow
 
 # What makes the host wait for a device: a number is asked for, or the size of something.
 SYNCS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal")
@@ -69,7 +69,7 @@ def test_late_rounds_write_less_than_early_ones() -> None:
 
 
 def test_a_round_asks_a_device_for_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synflow_pl.ranking._answers_at_once", lambda device: False)
+    monkeypatch.setattr("synflow_pl.selection._answers_at_once", lambda device: False)
     few, more = costs(3), costs(8)
     assert sum(more.calls[name] - few.calls[name] for name in SYNCS) == 5
 
@@ -80,7 +80,7 @@ def test_what_waits_for_no_device_chooses_the_same_masks(monkeypatch: pytest.Mon
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     expected = prune(network, SynFlow(), density=0.01, rounds=30, input_shape=(3, 32, 32))
     network.load_state_dict(state)
-    monkeypatch.setattr("synflow_pl.ranking._answers_at_once", lambda device: False)
+    monkeypatch.setattr("synflow_pl.selection._answers_at_once", lambda device: False)
     found = prune(network, SynFlow(), density=0.01, rounds=30, input_shape=(3, 32, 32))
     assert all(torch.equal(mask, found[name]) for name, mask in expected.items())
 
@@ -92,10 +92,10 @@ def test_of_several_tensors_the_marked_go_lowest_first_and_of_equals_the_later(c
     # In the order they go: the last 1, the middle one, the first; then 2, then 5. The 0 and the -3 take no part.
     order = [(1, 1), (1, 0), (0, 2), (0, 0), (1, 3)]
     gone = sorted(order[:count])
-    found = list(lowest(parts, among, 5, count))
+    found = list(smallest_of_many(parts, among, 5, count))
     assert [(part, int(at)) for part, places in enumerate(found) for at in places] == gone
     with Counted() as counted:
-        marks = marked(parts, among, count)
+        marks = smallest_mask(parts, among, count)
     assert sum(counted.calls[name] for name in SYNCS) == 0
     assert [(part, int(at)) for part, places in enumerate(marks) for at in places.nonzero()] == gone
 
@@ -128,7 +128,7 @@ def test_a_pruner_is_asked_for_its_scores_once_a_round() -> None:
     class Asked(Random):
         times = 0
 
-        def score(self, subject: Subject) -> Any:
+        def score(self, subject: PruningState) -> Any:
             Asked.times += 1
             return super().score(subject)
 

@@ -7,23 +7,37 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import Masks, diagnose, prune
-from synflow_pl.bisection import nearest
+from synflow_pl.bisection import nearest_attainable
 from synflow_pl.networks import FC
-from synflow_pl.pruners import FORCE, LAMP, NTKSAP, PHEW, SNIP, GraSP, Magnitude, Pruner, Random, Shuffled, Subject, SynFlow, SynFlowL2
+from synflow_pl.pruners import (
+    FORCE,
+    LAMP,
+    NTKSAP,
+    PHEW,
+    SNIP,
+    GraSP,
+    Magnitude,
+    Pruner,
+    PruningState,
+    Random,
+    Shuffled,
+    SynFlow,
+    SynFlowL2,
+)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "give either density, in \\(0, 1\\], or kept"),
-        ({"density": 0.1, "kept": 3}, "give either density"),
+        ({"density": 0.1, "num_kept": 3}, "give either density"),
         ({"density": 0}, r"density: 0 is not in \(0, 1\]"),
         ({"density": 1.5}, r"density: 1.5 is not in \(0, 1\]"),
-        ({"kept": 0}, "kept: 0 must be a whole number of weights, at least 1"),
-        ({"kept": 10**9}, "kept: 1000000000 is more than the 119400 prunable weights"),
-        ({"kept": 5, "scope": "local"}, "kept counts the weights of the whole network; with scope='local' give density"),
+        ({"num_kept": 0}, "num_kept: 0 must be a whole number of weights, at least 1"),
+        ({"num_kept": 10**9}, "num_kept: 1000000000 is more than the 119400 prunable weights"),
+        ({"num_kept": 5, "scope": "local"}, "num_kept counts the weights of the whole network; with scope='local' give density"),
         ({"effective_density": 0.1, "scope": "local"}, "effective_density is about the weights of the whole network; with scope"),
-        ({"effective_density": 0.1, "kept": 3}, "give either density"),
+        ({"effective_density": 0.1, "num_kept": 3}, "give either density"),
         ({"effective_density": 1.1}, r"density: 1.1 is not in \(0, 1\]"),
         ({"density": 0.1, "rounds": 0}, "rounds: 0 must be a whole number, at least 1"),
         ({"density": 0.1, "rounds": 2.0}, "rounds: 2.0 must be a whole number"),
@@ -36,7 +50,7 @@ from synflow_pl.pruners import FORCE, LAMP, NTKSAP, PHEW, SNIP, GraSP, Magnitude
 )
 def test_an_impossible_option_is_named_before_any_work(options: dict[str, Any], message: str) -> None:
     class Unasked(Pruner):
-        def score(self, subject: Subject) -> Any:
+        def score(self, subject: PruningState) -> Any:
             raise AssertionError("asked for scores")
 
     with pytest.raises(ValueError, match=message):
@@ -81,7 +95,7 @@ def test_a_pruner_is_told_the_density_to_come() -> None:
     densities = []
 
     class Curious(Magnitude):
-        def score(self, subject: Subject) -> Any:
+        def score(self, subject: PruningState) -> Any:
             densities.append(float(subject.density))
             return super().score(subject)
 
@@ -107,7 +121,7 @@ def test_a_bias_lives_exactly_as_long_as_its_unit() -> None:
     network[0].weight.data = torch.tensor([[5.0, 4.0], [0.1, 0.2], [3.0, 0.3]])
     network[2].weight.data = torch.tensor([[1.0, 1.0, 1.0]])
     network[0].bias.data = torch.tensor([7.0, 8.0, 9.0])
-    masks = prune(network, Magnitude(), kept=6, bias=True)
+    masks = prune(network, Magnitude(), num_kept=6, bias=True)
     assert masks["0.bias"].tolist() == [True, False, True]
     assert masks["2.bias"].tolist() == [True]
     assert network[0].bias.tolist() == [7.0, 0.0, 9.0]
@@ -118,7 +132,7 @@ def test_a_bias_lives_exactly_as_long_as_its_unit() -> None:
 def test_the_units_of_a_transposed_convolution_are_its_second_dimension() -> None:
     network = nn.Sequential(nn.ConvTranspose2d(2, 3, 1))
     network[0].weight.data = torch.tensor([[1.0, 0.1, 3.0], [2.0, 0.2, 0.3]]).view(2, 3, 1, 1)
-    assert prune(network, Magnitude(), kept=3, bias=True)["0.bias"].tolist() == [True, False, True]
+    assert prune(network, Magnitude(), num_kept=3, bias=True)["0.bias"].tolist() == [True, False, True]
 
 
 def test_a_normalisation_follows_the_layer_that_it_reads_and_no_other() -> None:
@@ -134,7 +148,7 @@ def test_a_normalisation_follows_the_layer_that_it_reads_and_no_other() -> None:
     network = Net()
     network.conv.weight.data = torch.tensor([5.0, 0.1]).view(2, 1, 1, 1)
     nn.init.constant_(network.bn.bias, 3.0)
-    masks = prune(network, Magnitude(), kept=1, norm=True, input_shape=(1, 2, 2))
+    masks = prune(network, Magnitude(), num_kept=1, norm=True, input_shape=(1, 2, 2))
     assert masks.followers == {"bn.weight", "bn.bias"}
     assert network.bn.bias.tolist() == [3.0, 0.0]
     assert network.bn.weight.tolist() == [1.0, 0.0]
@@ -188,7 +202,7 @@ def test_earlier_masks_that_leave_too_little_or_speak_of_others_are_refused() ->
 def test_a_layer_that_is_gone_throughout_stays_gone_and_no_score_is_missed() -> None:
     network = magnitudes([1.0, 2.0], [3.0, 4.0], [5.0, 6.0])
     earlier = Masks({"0.weight": torch.ones(2, 2, dtype=torch.bool), "1.weight": torch.zeros(1, 2, dtype=torch.bool)})
-    assert prune(network, Magnitude(), kept=2, masks=earlier)["0.weight"].tolist() == [[False, False], [True, True]]
+    assert prune(network, Magnitude(), num_kept=2, masks=earlier)["0.weight"].tolist() == [[False, False], [True, True]]
 
 
 def test_with_the_local_scope_a_layer_keeps_what_it_has_where_that_is_less_than_its_share() -> None:
@@ -209,7 +223,7 @@ def test_batches_may_be_a_function_of_the_round() -> None:
     asked: list[int] = []
 
     class Seeing(SNIP):
-        def score(self, subject: Subject) -> dict[str, Tensor]:
+        def score(self, subject: PruningState) -> dict[str, Tensor]:
             assert float(subject.batches[0][0].flatten()[0]) == 1.0 + asked[-1]
             return super().score(subject)
 
@@ -265,7 +279,7 @@ def test_the_effective_density_is_the_nearest_of_all(pruner: type[Pruner], densi
     # One round never falls: whoever keeps more, keeps what he kept before. So all of them can be looked at.
     found = {}
     for kept in range(1, 91):
-        every = prune(subject := small(), pruner(), kept=kept, on_collapse="ignore", **options)
+        every = prune(subject := small(), pruner(), num_kept=kept, on_collapse="ignore", **options)
         found[kept] = diagnose(subject, every, input_shape=(1, 2, 2)).effective
     wanted = round(90 * density + 0.499)
     assert abs(effective - wanted) == min(abs(count - wanted) for count in found.values())
@@ -289,14 +303,14 @@ def test_what_is_asked_for_gives_what_is_wanted(wanted: int) -> None:
         tried.append(kept)
         return kept // 2
 
-    assert half(nearest(half, wanted, 100)) == wanted
+    assert half(nearest_attainable(half, wanted, 100)) == wanted
     assert len(tried) < 12
 
 
 def test_what_cannot_be_reached_is_come_near_to() -> None:
-    assert nearest(lambda kept: 0 if kept < 40 else 30, 10, 100) == 10  # 0 is as near as anything
-    assert nearest(lambda kept: 0 if kept < 40 else 30, 20, 100) == 40
-    assert nearest(lambda kept: kept // 10, 90, 100) == 100
+    assert nearest_attainable(lambda kept: 0 if kept < 40 else 30, 10, 100) == 10  # 0 is as near as anything
+    assert nearest_attainable(lambda kept: 0 if kept < 40 else 30, 20, 100) == 40
+    assert nearest_attainable(lambda kept: kept // 10, 90, 100) == 100
 
 
 class Towers(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from synflow_pl.cli.errors import exit_with_error
 from synflow_pl.cli.main import CLI, run
-from synflow_pl.cli.messages import sentence
 from synflow_pl.training import PruneAtInit
 
 __all__ = ["demo"]
@@ -25,7 +25,7 @@ def demo(args: list[str]) -> None:
     dense = _train_and_test(["-c", "demo", "-c", "pruners/dense", *args])
     callback = next(callback for callback in sparse.callbacks if isinstance(callback, PruneAtInit))
     if sparse.run_folder is None or callback.diagnosis is None:
-        sentence("the demo needs its runs; leave out fast_dev_run")
+        exit_with_error("the demo needs its runs; leave out fast_dev_run")
     print(f"\n{callback.diagnosis.table()}\n")
     print("                       weights   test accuracy")
     for name, cli, kept in (("dense", dense, callback.diagnosis.total), ("sparse, SynFlow", sparse, callback.diagnosis.kept)):

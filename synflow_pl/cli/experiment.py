@@ -21,9 +21,8 @@ from tqdm import tqdm
 from synflow_pl import figures
 from synflow_pl.cli.experiment_plan import Plan, Training, pruner_of
 from synflow_pl.cli.main import _prepare, _quieten
-from synflow_pl.cli.options import Options, near, sentence
+from synflow_pl.cli.options import Options, exit_with_error, near
 from synflow_pl.diagnosis.files import write_csv
-from synflow_pl.durable import explain
 from synflow_pl.experiments import (
     largest_difference,
     largest_ratio,
@@ -33,8 +32,9 @@ from synflow_pl.experiments import (
 )
 from synflow_pl.figures.style import save
 from synflow_pl.flow import linearise, unit_sums
+from synflow_pl.io import explain
 from synflow_pl.schedules import SCHEDULES
-from synflow_pl.training.finding import find_loss
+from synflow_pl.training.introspection import find_loss
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,14 +61,14 @@ def experiment(args: list[str]) -> None:
     try:
         EXPERIMENTS[args[0]](own, plan, shlex.join(["synflow_pl", "experiment", *args]))
     except (ValueError, OSError, FloatingPointError) as error:
-        sentence(explain(error), status=1)
+        exit_with_error(explain(error), status=1)
 
 
 def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
     """The experiment's own options, and the network and data that are built of the others."""
     name = args[0]
     if name not in EXPERIMENTS:
-        sentence(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}{near(name, list(EXPERIMENTS))}")
+        exit_with_error(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}{near(name, list(EXPERIMENTS))}")
     parser = Options(f"experiment {name}", usage="%(prog)s [OPTIONS] [OPTIONS OF fit]", description=EXPERIMENTS[name].__doc__)
     if name != "magnitude":
         default = ["synflow"] if name == "schedule" else _PRUNERS
@@ -93,14 +93,14 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
         )
     own, options = parser.parse_known_args(args[1:])
     if getattr(own, "noise", None) is not None and own.noise < 1:
-        sentence(f"noise: {own.noise} must be a number of images, at least 1")
+        exit_with_error(f"noise: {own.noise} must be a number of images, at least 1")
     if name == "schedule" and (min(own.rounds) < 1 or min(own.exponents) <= 0):
-        sentence(f"rounds {own.rounds} must be at least 1 each, and exponents {own.exponents} positive: density is 10^-exponent")
+        exit_with_error(f"rounds {own.rounds} must be at least 1 each, and exponents {own.exponents} positive: density is 10^-exponent")
     try:
         own.made = {overlay: pruner_of(overlay) for overlay in getattr(own, "pruners", ())}
         prepared = _prepare(["fit", *options])
     except (FileNotFoundError, ValueError) as error:
-        sentence(str(error))
+        exit_with_error(str(error))
     _quieten()
     return own, (Training if name == "magnitude" else Plan)(prepared, name, parser.names)
 

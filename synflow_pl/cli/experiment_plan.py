@@ -13,14 +13,14 @@ from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor
 from tqdm import tqdm
 
+from synflow_pl.cli.errors import import_class
 from synflow_pl.cli.main import CLI
-from synflow_pl.cli.messages import named
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.experiments import SquaredMagnitudes, first_scores
 from synflow_pl.flow import example_of
 from synflow_pl.pruners import Pruner
 from synflow_pl.runs import claim
-from synflow_pl.training.finding import find_loss
+from synflow_pl.training.introspection import find_loss
 
 __all__ = ["Plan", "Training", "pruner_of"]
 
@@ -35,7 +35,7 @@ def pruner_of(overlay: str) -> Pruner:
     said = yaml.safe_load(find_recipe(f"pruners/{overlay}").read_text())["pruning"]["pruner"]
     if said is None:
         raise ValueError(f"pruners: {overlay!r} prunes nothing, so it has no scores")
-    pruner: Pruner = named(said["class_path"])(**said.get("init_args", {}))
+    pruner: Pruner = import_class(said["class_path"])(**said.get("init_args", {}))
     return pruner
 
 

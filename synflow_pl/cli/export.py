@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synflow_pl.cli.errors import exit_with_error, import_class
 from synflow_pl.cli.main import CLI, _prepare, _quieten
-from synflow_pl.cli.messages import named, sentence
 from synflow_pl.cli.options import Options
 from synflow_pl.compaction import Compaction
 from synflow_pl.diagnosis import diagnose
-from synflow_pl.durable import check_folder, explain
-from synflow_pl.export import FORMATS, Facts, export, write_card
+from synflow_pl.export import FORMATS, Metadata, export, write_card
 from synflow_pl.flow import example_of
+from synflow_pl.io import check_folder, explain
 from synflow_pl.masks import Masks
 from synflow_pl.runs import run_of
 from synflow_pl.runs.progress import progress
@@ -115,7 +115,7 @@ def _write(
             if differences:  # whatever became of the others
                 print(f"{os.path.relpath(write_card(output, facts, differences))} says what they are")
     except (ValueError, OSError, ImportError) as error:
-        sentence(explain(error), status=1)
+        exit_with_error(explain(error), status=1)
 
 
 def _check_place(output: Path, formats: Sequence[str]) -> None:
@@ -151,9 +151,9 @@ def _real(cli: CLI) -> Tensor:
     return torch.cat(found)[:_IMAGES]
 
 
-def _facts(cli: CLI, told: dict[str, Any]) -> Facts:
+def _facts(cli: CLI, told: dict[str, Any]) -> Metadata:
     model, data = cli.options.model.network, cli.datamodule
-    signature = inspect.signature(named(model.class_path)).parameters
+    signature = inspect.signature(import_class(model.class_path)).parameters
     arguments = {}
     for key, value in (model.get("init_args") or {}).items():
         value = list(value) if isinstance(value, tuple) else value
@@ -161,7 +161,7 @@ def _facts(cli: CLI, told: dict[str, Any]) -> Facts:
         # Trained weights are in the file; they need not be downloaded to be replaced.
         if value != (list(default) if isinstance(default, tuple) else default) and key not in ("weights", "pretrained"):
             arguments[key] = f"torch.nn.{value.__name__}" if isinstance(value, type) else value
-    return Facts(tuple(data.input_shape), data.num_classes, tuple(data.mean), tuple(data.std), model.class_path, arguments, told)
+    return Metadata(tuple(data.input_shape), data.num_classes, tuple(data.mean), tuple(data.std), model.class_path, arguments, told)
 
 
 def _told(cli: CLI, network: nn.Module, masks: Masks | None, checkpoint: Path) -> dict[str, Any]:

@@ -27,28 +27,28 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from synflow_pl.cli import COMMANDS, resume, slurm
-from synflow_pl.cli.inside import check_inside
-from synflow_pl.cli.messages import OURS, Parser, clarify, named, refuse_function, sentence
-from synflow_pl.cli.overruled import overruled, tell_overruled
+from synflow_pl.cli.checkpoint_overrides import checkpoint_overrides, warn_of_overrides
+from synflow_pl.cli.errors import OURS, Parser, clarify, exit_with_error, import_class, refuse_function
+from synflow_pl.cli.path_checks import check_output_paths
 from synflow_pl.cli.predictions import write_predictions
 from synflow_pl.cli.recipes import find_recipe
-from synflow_pl.cli.recording import Recording
+from synflow_pl.cli.record_callback import Recording
 from synflow_pl.cli.untrained import warn_untrained
-from synflow_pl.data import Images
+from synflow_pl.data import ImageDataModule
 from synflow_pl.diagnosis import DeadNetwork
-from synflow_pl.durable import could_not_write, explain, storage_error
+from synflow_pl.io import could_not_write, explain, storage_error
 from synflow_pl.runs import CONFIG, PRUNED, RunCSV, RunTensorBoard, claim, run_of
+from synflow_pl.runs.environment import record_environment
 from synflow_pl.runs.loggers import Tested
-from synflow_pl.runs.machine import note_machine
-from synflow_pl.runs.reading import untested
-from synflow_pl.runs.record import Training, read_record, write_record
-from synflow_pl.training import Classifier, DurableCheckpointIO, KeepProgress, PruneAtInit, Reseed, find_checkpoint, load_weights
-from synflow_pl.training.agreement import Disagreement
+from synflow_pl.runs.run_record import untested
+from synflow_pl.runs.training_record import Training, read_record, write_record
+from synflow_pl.training import Classifier, DurableCheckpointIO, LastCheckpoint, PruneAtInit, Reseed, find_checkpoint, load_weights
+from synflow_pl.training.checkpoint_connector import CheckpointConnector, refuse
 from synflow_pl.training.checkpoints import read
-from synflow_pl.training.interruption import Stopped
-from synflow_pl.training.pace import Pace
-from synflow_pl.training.panels import show_hyperparameters
-from synflow_pl.training.resuming import Resuming, refuse
+from synflow_pl.training.distributed import Disagreement
+from synflow_pl.training.signals import Stopped
+from synflow_pl.training.throughput import Throughput
+from synflow_pl.training.visualization import show_hyperparameters
 
 __all__ = ["CLI", "resolved", "run"]
 
@@ -73,7 +73,7 @@ def resolved(args: list[str]) -> list[str]:
     try:
         return _prepare(args)
     except (FileNotFoundError, ValueError) as error:
-        sentence(str(error))
+        exit_with_error(str(error))
 
 
 def _quieten() -> None:
@@ -183,7 +183,7 @@ class CLI(LightningCLI):
         self._finished = False
         super().__init__(
             Classifier,
-            Images,
+            ImageDataModule,
             trainer_class=self.trainer_kind,
             subclass_mode_data=True,
             seed_everything_default=0,
@@ -227,7 +227,7 @@ class CLI(LightningCLI):
             help="Whether network_weights must be this network's to the last tensor; false loads what fits.",
         )
         parser.add_argument(
-            "--checkpoint_every",
+            "--checkpoint_every_n_steps",
             type=int,
             default=500,
             help="Optimiser steps after which a checkpoint is written, as at the end of each epoch.",
@@ -255,17 +255,17 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         path = self.options.get("ckpt_path")
         if self.options.get("weights_only") is False:
-            sentence("weights_only: false would let a checkpoint run code; leave it out")
+            exit_with_error("weights_only: false would let a checkpoint run code; leave it out")
         if path and not (path == "last" and self.subcommand == "fit"):
             try:
                 self.options["ckpt_path"] = str(find_checkpoint(path))
             except FileNotFoundError as error:
-                sentence(str(error))
+                exit_with_error(str(error))
 
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is one sentence, and no data has been touched by then."""
         try:
-            check_inside(self.options.trainer, self.typed)
+            check_output_paths(self.options.trainer, self.typed)
             self._fill_in()
             self._go_on()
             self._take_over()
@@ -280,9 +280,9 @@ class CLI(LightningCLI):
             self._load_network_weights()
             self._open_run()
         except (ValueError, TypeError, FileNotFoundError, ImportError, MisconfigurationException) as error:
-            sentence(clarify(str(error), []))
+            exit_with_error(clarify(str(error), []))
         except OSError as error:
-            sentence(explain(error), status=1)
+            exit_with_error(explain(error), status=1)
 
     def _fill_in(self) -> None:
         """Give the network the data's ``input_shape`` and ``num_classes``, the classifier its ``num_classes``, and the schedule the
@@ -291,7 +291,7 @@ class CLI(LightningCLI):
         """
         model = self.options.model
         refuse_function(model.network.class_path)
-        data = named(self.options.data.class_path)
+        data = import_class(self.options.data.class_path)
         for name in ("input_shape", "num_classes"):
             value = getattr(data, name, None)
             if isinstance(value, (int, tuple)):
@@ -317,7 +317,7 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, without loggers: they come with the run, which is opened when nothing can be refused any more."""
         trainer: Trainer = super().instantiate_trainer(**{"logger": False, **kwargs})
-        trainer._checkpoint_connector = Resuming(trainer, self._rewind_metrics, finished=lambda: self._finished)
+        trainer._checkpoint_connector = CheckpointConnector(trainer, self._rewind_metrics, finished=lambda: self._finished)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = DurableCheckpointIO()
         slurm.listen(trainer)
@@ -327,7 +327,7 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks = [Reseed(), *callbacks]
             if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run") and not config.get("barebones"):
-                callbacks.append(KeepProgress(self.options.checkpoint_every))
+                callbacks.append(LastCheckpoint(self.options.checkpoint_every_n_steps))
         trainer: Trainer = super()._instantiate_trainer(config, callbacks)
         return trainer
 
@@ -387,7 +387,7 @@ class CLI(LightningCLI):
         same = self._going_on is not None or self._resumed(root) is not None
         was, now = yaml.safe_load((run / CONFIG).read_text()), yaml.safe_load(text)
         settings = resume.settings_of(run)
-        keys = overruled(settings, self._typed_settings, content, trains=True, same_run=same)
+        keys = checkpoint_overrides(settings, self._typed_settings, content, trains=True, same_run=same)
         if keys and not any(key.endswith("model.optimizer.class_path") or key.endswith("scheduler.class_path") for key in keys):
             effective = resume.replaced(now, was, keys)
             if not resume.missing_files(effective["pruning"]):
@@ -421,7 +421,7 @@ class CLI(LightningCLI):
             trains = self.subcommand == "fit"
             root = Path(self.options.trainer.get("default_root_dir") or ".")
             same = trains and self._resumed(root) is not None
-            tell_overruled(resume.settings_of(run), self._typed_settings, content, trains=trains, same_run=same)
+            warn_of_overrides(resume.settings_of(run), self._typed_settings, content, trains=trains, same_run=same)
 
     def _rewind_metrics(self, content: Mapping[str, Any]) -> None:
         """Forget what was logged after the checkpoint, since it is trained again."""
@@ -437,7 +437,7 @@ class CLI(LightningCLI):
             self.trainer.loggers = self._loggers(config.get("logger"))
         if self.trainer.loggers and self.subcommand == "fit":
             self.callbacks.insert(0, LearningRateMonitor())
-            self.callbacks.append(Pace())  # after PruneAtInit
+            self.callbacks.append(Throughput())  # after PruneAtInit
         if self.run_folder is not None and self.subcommand == "fit":
             self.callbacks.insert(0, Recording(self.run_folder))
         if self.run_folder is not None and self.subcommand == "fit":
@@ -462,7 +462,7 @@ class CLI(LightningCLI):
             resume.write_config(folder, self._recorded or self._config_text)
         if self.subcommand == "fit" and not self._finished:
             write_record(folder, Training(False))
-        note_machine(folder)
+        record_environment(folder)
         return folder
 
     def _resumed(self, root: Path) -> Path | None:
@@ -482,9 +482,15 @@ class CLI(LightningCLI):
 
     def _default_name(self) -> str:
         pruning = self.options.pruning
-        if pruning.masks and (source := Path(pruning.masks).resolve().parent.name).endswith(PRUNED):
+        if pruning.masks_path and (source := Path(pruning.masks_path).resolve().parent.name).endswith(PRUNED):
             return source.removesuffix(PRUNED)
-        amount = f"density{pruning.density:g}" if pruning.density is not None else f"kept{pruning.kept}" if pruning.kept else "density1"
+        amount = (
+            f"density{pruning.density:g}"
+            if pruning.density is not None
+            else f"kept{pruning.num_kept}"
+            if pruning.num_kept
+            else "density1"
+        )
         if pruning.effective_density is not None:
             amount = f"effective{pruning.effective_density:g}"
         return "-".join([self.recipe_name, self._pruner_name(), amount, f"seed{self.options.seed_everything}"])
@@ -492,8 +498,8 @@ class CLI(LightningCLI):
     def _pruner_name(self) -> str:
         """What a run's name calls the pruner: its overlay, else its class, and what is done about it."""
         pruning = self.options.pruning
-        if pruning.masks:
-            path = Path(pruning.masks).resolve()
+        if pruning.masks_path:
+            path = Path(pruning.masks_path).resolve()
             return f"masks_{path.parent.name if run_of(path) is not None else path.stem}"
         overlay = next((path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None)
         pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
@@ -528,7 +534,7 @@ class CLI(LightningCLI):
             said = _said(error)
             if said is None:
                 raise
-            sentence(" ".join(said.split()), status=1)
+            exit_with_error(" ".join(said.split()), status=1)
 
     def _stopped(self, stopped: Stopped) -> NoReturn:
         """Say where training can go on, and leave with the signal's exit status."""
@@ -542,7 +548,7 @@ class CLI(LightningCLI):
                 raise SystemExit(0)
             resumable = self.run_folder is not None and self.subcommand == "fit"
             again = f"; the same command with --ckpt_path last {what} there" if resumable else ""
-            sentence(f"{stopped}{where}{again}", status=128 + stopped.number)
+            exit_with_error(f"{stopped}{where}{again}", status=128 + stopped.number)
         raise SystemExit(0)
 
     # -- what is said at the end
@@ -582,7 +588,7 @@ class CLI(LightningCLI):
         if self.trainer.world_size > 1:
             raise ValueError(f"predict runs on one device, not {self.trainer.world_size}; add --trainer.devices 1")
         batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
-        images = self.datamodule.predict_files if self.datamodule.predict_on is not None else itertools.count()
+        images = self.datamodule.predict_files if self.datamodule.predict_dir is not None else itertools.count()
         write_predictions((self.run_folder or Path(".")) / "predictions.csv", images, torch.cat(batches))  # type: ignore[arg-type]
 
 
@@ -613,7 +619,7 @@ def _is_ours(error: BaseException) -> bool:
 
 def _set_default(config: Namespace, name: str, value: Any) -> None:
     """Set an argument of a class to ``value``, if the class has it and the options leave it at its default."""
-    argument = inspect.signature(named(config.class_path)).parameters.get(name)
+    argument = inspect.signature(import_class(config.class_path)).parameters.get(name)
     if argument is None:
         return
     default = list(argument.default) if isinstance(argument.default, tuple) else argument.default

@@ -16,15 +16,15 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from synflow_pl.cli.errors import exit_with_error, import_class
 from synflow_pl.cli.main import CLI, _prepare, _quieten
-from synflow_pl.cli.messages import named, sentence
 from synflow_pl.cli.options import Options
 from synflow_pl.cli.resume import OWNER
-from synflow_pl.durable import make_folder
+from synflow_pl.io import make_folder
 from synflow_pl.masks import Masks
 from synflow_pl.runs import CONFIG, MACHINES
-from synflow_pl.runs.record import RECORD
-from synflow_pl.training.multishot import REWIND, ended, level_density, mark_ended, resumable
+from synflow_pl.runs.training_record import RECORD
+from synflow_pl.training.rewinding import REWIND, ended, level_density, mark_ended, resumable
 
 __all__ = ["Plan", "multishot", "planned"]
 
@@ -55,7 +55,7 @@ def multishot(args: list[str]) -> None:
                 its += ["--trainer.callbacks+=synflow_pl.training.RewindPoint", f"--trainer.callbacks.epoch={own.rewind}"]
                 start = []
             else:
-                its += ["--pruning.trained", str(runs[level - 1])]
+                its += ["--pruning.score_from", str(runs[level - 1])]
                 start = ["--ckpt_path", str(runs[0] / REWIND)]
             _train(run, its, start, own.rewind if level == 0 else None, lock)
             mark_ended(run, level, own.levels, own.rewind, its_density)
@@ -79,7 +79,7 @@ def planned(args: list[str], own_options: Sequence[str] = ()) -> tuple[argparse.
     own, options = parser.parse_known_args(args)
     own.options = options
     if own.levels < 1:
-        sentence(f"levels: {own.levels} must be at least 1")
+        exit_with_error(f"levels: {own.levels} must be at least 1")
     plan = Plan.of(own.options, [*parser.names, *own_options])
     _check(plan, own.rewind)
     return own, plan
@@ -89,15 +89,19 @@ def _check(plan: Plan, rewind: int) -> None:
     """Refuse what cannot go with levels, before the first of them."""
     pruning, trainer = plan.options.pruning, plan.options.trainer
     if pruning.pruner is None or pruning.density is None:
-        sentence("multishot needs a pruner and --pruning.density, which the last level will have; kept cannot be used here")
-    if named(pruning.pruner.class_path).over is not None:
-        sentence(f"pruning.pruner: {pruning.pruner.class_path} prunes while it trains, and multishot between trainings; choose another")
-    given = [name for name in ("at_epoch", "masks", "trained") if pruning.get(name)]
+        exit_with_error("multishot needs a pruner and --pruning.density, which the last level will have; num_kept cannot be used here")
+    if import_class(pruning.pruner.class_path).end_fraction is not None:
+        exit_with_error(
+            f"pruning.pruner: {pruning.pruner.class_path} prunes while it trains, and multishot between trainings; choose another"
+        )
+    given = [name for name in (("at_epoch", "masks_path", "score_from")) if pruning.get(name)]
     given += ["sanity"] if pruning.sanity in ("shuffle", "reinitialise") else []
     if given or plan.options.get("ckpt_path"):
-        sentence(f"{f'pruning.{given[0]}' if given else 'ckpt_path'} cannot go with multishot, which sets it from level to level")
+        exit_with_error(
+            f"{f'pruning.{given[0]}' if given else 'ckpt_path'} cannot go with multishot, which sets it from level to level"
+        )
     if rewind < 0 or (trainer.max_epochs not in (None, -1) and rewind >= trainer.max_epochs):
-        sentence(f"rewind: {rewind} must be an epoch of the training, at least 0 and less than max_epochs={trainer.max_epochs}")
+        exit_with_error(f"rewind: {rewind} must be an epoch of the training, at least 0 and less than max_epochs={trainer.max_epochs}")
 
 
 def _train(run: Path, options: list[str], start: list[str], rewind: int | None, lock: IO[str]) -> None:
@@ -110,7 +114,7 @@ def _train(run: Path, options: list[str], start: list[str], rewind: int | None, 
         try:
             found = resumable(run, rewind)
         except ValueError as error:
-            sentence(str(error))
+            exit_with_error(str(error))
         if found is not None:
             start = ["--ckpt_path", str(run)]
         else:
@@ -118,7 +122,7 @@ def _train(run: Path, options: list[str], start: list[str], rewind: int | None, 
     status = fit(["fit", *options, *start], lock)
     if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         name = signal.Signals(status - 128).name
-        sentence(f"stopped by {name} in {run.name}; the same multishot command goes on there, without --ckpt_path", status)
+        exit_with_error(f"stopped by {name} in {run.name}; the same multishot command goes on there, without --ckpt_path", status)
     if status != 0:
         raise SystemExit(status)
 
@@ -127,7 +131,7 @@ def _clear(run: Path) -> None:
     """Remove a run that was stopped before there was anything to go on from; nothing else that may bear its name."""
     strange = [path.name for path in run.iterdir() if path.name not in _OF_A_RUN and not path.name.startswith("events.out.tfevents")]
     if strange:
-        sentence(f"{run} is no run that was stopped: there is {strange[0]} in it; move it away, or give another --run")
+        exit_with_error(f"{run} is no run that was stopped: there is {strange[0]} in it; move it away, or give another --run")
     shutil.rmtree(run)
 
 
@@ -169,7 +173,7 @@ def _compare(run: Path, options: list[str]) -> None:
     was, asked = (Plan.of(args).flat for args in (["--config", str(run / CONFIG)], options))
     for key in sorted(was.keys() | asked.keys()):
         if was.get(key) != asked.get(key):
-            sentence(
+            exit_with_error(
                 f"{run} was begun with {key}={was.get(key)}, not {asked.get(key)}; give the same options to go on,"
                 " or another --run to begin anew"
             )
@@ -185,7 +189,7 @@ class Plan(CLI):
         try:
             return cls(_prepare(["fit", *options]), own)
         except FileNotFoundError as error:
-            sentence(str(error))
+            exit_with_error(str(error))
 
     def before_instantiate_classes(self) -> None:
         pass
@@ -220,7 +224,7 @@ def _alone(root: Path, base: str) -> Iterator[IO[str]]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sentence(f"another process works on {root / base}; wait for it or end it, or give another --run")
+            exit_with_error(f"another process works on {root / base}; wait for it or end it, or give another --run")
         yield lock
         os.unlink(path)
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-__all__ = ["Options", "near", "sentence"]
+__all__ = ["Options", "exit_with_error", "near"]
 
 _KINDS = {"int": "a whole number", "float": "a number", "Path": "a path"}
 
 
-def sentence(message: str, status: int = 2) -> NoReturn:
+def exit_with_error(message: str, status: int = 2) -> NoReturn:
     """Print one sentence to standard error and leave; exit status 2 is a mistake in the options."""
     print(f"synflow_pl: error: {message}", file=sys.stderr)
     raise SystemExit(status)
@@ -50,7 +50,7 @@ class Options(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Leave with one sentence."""
-        sentence(self._clear(message))
+        exit_with_error(self._clear(message))
 
     def _clear(self, message: str) -> str:
         """Return argparse's message as one sentence."""

@@ -10,8 +10,8 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from synflow_pl.cli import multishot
+from synflow_pl.cli.errors import exit_with_error, import_class
 from synflow_pl.cli.main import CLI, _quieten, resolved
-from synflow_pl.cli.messages import named, sentence
 from synflow_pl.cli.options import Options
 from synflow_pl.cli.resume import write_config
 from synflow_pl.diagnosis import Comparison, Diagnosis
@@ -116,7 +116,7 @@ class _Prune(CLI):
         folder = os.path.relpath(self.run_folder)
         print(
             f"\nThe run lies in  {folder}\n"
-            f"Train it with    python -m synflow_pl fit -c {folder}/{CONFIG} --pruning.masks {folder}/masks.safetensors"
+            f"Train it with    python -m synflow_pl fit -c {folder}/{CONFIG} --pruning.masks_path {folder}/masks.safetensors"
         )
 
 
@@ -147,7 +147,9 @@ class _Plan(multishot.Plan, _Prune):
 def _compare(overlays: list[str], name: str | None, options: list[str], own: Sequence[str]) -> None:
     """Prune once with each overlay, from the same weights, and put what came of it side by side."""
     if len(set(overlays)) < max(2, len(overlays)):
-        sentence(f"compare: {' '.join(overlays) or 'no name'} is not at least two different names of pruners, such as snip grasp")
+        exit_with_error(
+            f"compare: {' '.join(overlays) or 'no name'} is not at least two different names of pruners, such as snip grasp"
+        )
     commands = {overlay: _over(options, overlay) for overlay in overlays}
     plans = {overlay: _Plan(resolved(["prune", *command]), own) for overlay, command in commands.items()}
     for overlay, plan in plans.items():
@@ -178,8 +180,8 @@ def _check(overlay: str, plan: _Plan) -> None:
     """Refuse what cannot be compared, before anything is pruned."""
     options = plan.options.pruning
     if options.pruner is None:
-        sentence(f"compare: {overlay!r} prunes nothing; leave it out")
-    if named(options.pruner.class_path).over is not None:
-        sentence(f"compare: {overlay!r} prunes during a training, and nothing is trained here; leave it out")
-    if given := [option for option in ("masks", "at_epoch") if options.get(option)]:
-        sentence(f"pruning.{given[0]} cannot go with compare, which prunes at initialisation")
+        exit_with_error(f"compare: {overlay!r} prunes nothing; leave it out")
+    if import_class(options.pruner.class_path).end_fraction is not None:
+        exit_with_error(f"compare: {overlay!r} prunes during a training, and nothing is trained here; leave it out")
+    if given := [option for option in ("masks_path", "at_epoch") if options.get(option)]:
+        exit_with_error(f"pruning.{given[0]} cannot go with compare, which prunes at initialisation")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from synflow_pl.cli.options import Options, sentence
+from synflow_pl.cli.options import Options, exit_with_error
 
 __all__ = ["report"]
 
@@ -28,15 +28,15 @@ def report(args: list[str]) -> None:
     own = parser.parse_args(args)
 
     from synflow_pl.cli.recipes import overlays
-    from synflow_pl.durable import check_folder, explain
-    from synflow_pl.runs.report import report as written
-    from synflow_pl.runs.table import as_markdown
+    from synflow_pl.io import check_folder, explain
+    from synflow_pl.runs.report_files import report as written
+    from synflow_pl.runs.report_table import as_markdown
 
     try:
         check_folder(own.out, "--out")
         told = written(own.runs, own.out, overlays(), reference=own.reference, paper=own.paper)
     except (OSError, ValueError) as error:
-        sentence(explain(error))
+        exit_with_error(explain(error))
     print(as_markdown(told.cells, own.reference))
     if own.reference not in {cell.pruner for cell in told.cells}:
         print(f"There is no run of {own.reference} to compare with; name another pruner with --reference.")

@@ -12,9 +12,9 @@ from typing import IO, Any
 
 import yaml
 
-from synflow_pl.durable import replacing, tidy
+from synflow_pl.io import atomic_write, remove_partial_files
 from synflow_pl.runs import CONFIG, MACHINES
-from synflow_pl.runs.record import RECORD
+from synflow_pl.runs.training_record import RECORD
 from synflow_pl.training import find_checkpoint
 
 __all__ = ["OWNER", "begin_again", "differing", "go_on", "missing_files", "own", "replaced", "settings", "settings_of"]
@@ -100,7 +100,7 @@ def replaced(now: Mapping[str, Any], was: Mapping[str, Any], keys: Sequence[str]
 
 def missing_files(pruning: Mapping[str, Any]) -> list[str]:
     """Return the files of masks or trained weights that the options of pruning name and that do not exist any more."""
-    return [str(pruning[name]) for name in ("masks", "trained") if pruning.get(name) and not Path(pruning[name]).exists()]
+    return [str(pruning[name]) for name in ("masks_path", "score_from") if pruning.get(name) and not Path(pruning[name]).exists()]
 
 
 def _newest(run: Path) -> float:
@@ -146,10 +146,10 @@ def begin_again(run: Path) -> None:
     for pattern in _OF_A_TRAINING:
         for path in run.glob(pattern):
             path.unlink()
-    tidy(run)
+    remove_partial_files(run)
 
 
 def write_config(run: Path, text: str) -> None:
     """Write the configuration of a run."""
-    with replacing(run / CONFIG) as file:
+    with atomic_write(run / CONFIG) as file:
         file.write(text.encode())

@@ -10,7 +10,7 @@ from typing import NoReturn
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Trainer
 
-from synflow_pl.training.interruption import Stopped
+from synflow_pl.training.signals import Stopped
 
 __all__ = ["listen", "queue_again", "restarted"]
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from synflow_pl.cli.dense_baselines import dense_baseline, width_of
+from synflow_pl.cli.errors import clarify, exit_with_error
 from synflow_pl.cli.main import run
-from synflow_pl.cli.messages import clarify, sentence
 from synflow_pl.cli.multishot import Plan, multishot, planned
-from synflow_pl.cli.narrower import narrower, width_of
 from synflow_pl.cli.recipes import find_recipe
-from synflow_pl.durable import check_folder, storage_error
-from synflow_pl.runs.launchers import Refused, Slurm, here, on_slurm
-from synflow_pl.runs.sweep import FAILED, Sweep, Task, accuracy, check_own, held
+from synflow_pl.io import check_folder, storage_error
+from synflow_pl.runs.launchers import LauncherError, Slurm, here, on_slurm
+from synflow_pl.runs.sweep_grid import FAILED, Sweep, Task, accuracy, check_own, held
 from synflow_pl.training import find_checkpoint
 
 __all__ = ["parsed", "sweep"]
@@ -55,7 +55,7 @@ def sweep(args: list[str]) -> None:
         check_folder(folder / "logs", "--folder")
     except OSError as error:
         cause = storage_error(error) or error
-        sentence(f"--folder: {str(folder)!r} cannot be made or written into ({cause.strerror}); choose another")
+        exit_with_error(f"--folder: {str(folder)!r} cannot be made or written into ({cause.strerror}); choose another")
     try:
         _run(tasks, left, folder, own)
     except KeyboardInterrupt:
@@ -146,7 +146,7 @@ def parsed(args: Sequence[str]) -> tuple[Namespace, Sweep, list[str]]:
             try:
                 files.append(find_recipe(value if "/" in value or Path(value).is_file() else f"sweeps/{value}"))
             except FileNotFoundError as error:
-                sentence(str(error))
+                exit_with_error(str(error))
             del ours[-1 if equals else -2 :]
         index += 1
     try:
@@ -158,7 +158,7 @@ def parsed(args: Sequence[str]) -> tuple[Namespace, Sweep, list[str]]:
         if own.parallel is not None and own.parallel < 1:
             raise ValueError(f"parallel: {own.parallel} must be at least 1")
     except (ArgumentError, ValueError, TypeError) as error:
-        sentence(clarify(str(error), sorted(option.lstrip("-") for option in known)))
+        exit_with_error(clarify(str(error), sorted(option.lstrip("-") for option in known)))
     own.name = files[-1].stem if files else "sweep"
     own.parallel = own.parallel or max(1, _gpus())
     return own, grid, extra
@@ -184,7 +184,7 @@ def _checked(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task]:
                 Plan.of(list(task.options), own)
         check_own(folder, tasks)
     except (ValueError, FileNotFoundError) as error:
-        sentence(str(error))
+        exit_with_error(str(error))
     return tasks
 
 
@@ -218,8 +218,8 @@ def _launched(jobs: Sequence[_Job], own: Namespace) -> Iterator[tuple[_Job, int]
         return
     try:
         yield from on_slurm(_work, jobs, own.slurm, jobs[0].folder / "slurm", _PRELOAD)
-    except Refused as error:
-        sentence(str(error))
+    except LauncherError as error:
+        exit_with_error(str(error))
 
 
 def _work(job: _Job, place: int) -> None:
@@ -269,7 +269,7 @@ def _train_and_test(folder: Path, task: Task, made: Path) -> None:
         multishot(task.train(folder)[1:])
         run(task.test(folder))
         return
-    more, about = narrower(task) if task.like else ((), None)
+    more, about = dense_baseline(task) if task.like else ((), None)
     goes_on = _goes_on(made)
     if made.exists() and not goes_on:
         shutil.rmtree(made)

@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from synflow_pl.compaction.branches import Conversions, decisive
 from synflow_pl.flow import evaluating
-from synflow_pl.flow.control import Controlled
-from synflow_pl.flow.outputs import Opaque, leaves
-from synflow_pl.plainly import plainly
+from synflow_pl.graph.control import Controlled
+from synflow_pl.graph.outputs import Opaque, leaves
+from synflow_pl.numerics import full_precision
 
 __all__ = ["Agreement", "Unverifiable", "duplicate", "first_line"]
 
@@ -161,7 +161,7 @@ class Agreement:
         conversions = Conversions()
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(evaluating(network))
-            for context in (_seeded(), _default_dtype(self._dtype), plainly(), Controlled(), conversions, watch):
+            for context in (_seeded(), _default_dtype(self._dtype), full_precision(), Controlled(), conversions, watch):
                 stack.enter_context(context)
             try:
                 output = network.train(training)(*given)

@@ -1,7 +1,7 @@
 """Compaction: the smaller network that does what a pruned one does.
 
 A unit is taken out if it cannot change the output: nothing living reads it, or what it holds is a constant that folds exactly into the
-biases of what does. Decided backwards from the output, for all coupled slices at once (:mod:`synflow_pl.compaction.coupling`): a kept
+biases of what does. Decided backwards from the output, for all coupled slices at once (:mod:`synflow_pl.compaction.channel_groups`): a kept
 row keeps every column that matters to it, and with the column all that goes with it.
 """
 
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from synflow_pl.compaction.agreement import Agreement, Unverifiable, duplicate, first_line
 from synflow_pl.compaction.branches import Conversions
-from synflow_pl.compaction.constants import replay, varying
-from synflow_pl.compaction.coupling import OUTPUT, Coupling
-from synflow_pl.compaction.reading import Reading, read
+from synflow_pl.compaction.channel_groups import OUTPUT, ChannelGroups
+from synflow_pl.compaction.channel_usage import ChannelUsage, read
+from synflow_pl.compaction.constant_propagation import interpret, unknown
 from synflow_pl.compaction.resize import resize
-from synflow_pl.flow import example_of, record
-from synflow_pl.flow.outputs import Opaque
-from synflow_pl.flow.recording import Operation, Recording
+from synflow_pl.flow import example_of, trace
+from synflow_pl.graph.outputs import Opaque
+from synflow_pl.graph.trace import Graph, Operation
 from synflow_pl.masks import Masks
 
 __all__ = ["Compaction", "compact"]
@@ -117,9 +117,9 @@ class Compaction:
         whole: dict[str, str] = {}  # modules that cannot be smaller, with the reason
         fixed: set[str] = set()  # modules whose grouped convolutions cannot have fewer groups
         while True:
-            self._units: Coupling = Coupling(self._recording, whole, fixed)
+            self._units: ChannelGroups = ChannelGroups(self._recording, whole, fixed)
             self._roots: Tensor = self._units.roots()
-            self._readings: list[Reading] = self._read(masks)
+            self._readings: list[ChannelUsage] = self._read(masks)
             if self._branching:
                 return (
                     f"{type(network).__name__}.forward reads values of tensors that depend on its input"
@@ -188,9 +188,9 @@ class Compaction:
                 found[name] = bias
         return found
 
-    def _read(self, masks: Masks) -> list[Reading]:
+    def _read(self, masks: Masks) -> list[ChannelUsage]:
         at = {contraction.index: contraction for contraction in self._units.contractions}
-        readings: list[Reading] = []
+        readings: list[ChannelUsage] = []
 
         def watch(index: int, operation: Operation, tensor: object) -> None:
             if (found := at.get(index)) is not None:
@@ -199,16 +199,16 @@ class Compaction:
                 foldable = self._sources.get(found.weight.number) in self._biases
                 readings.append(read(found, operation, self._recording.tensors[made.number], tensor, foldable))  # type: ignore[arg-type]
 
-        self._branching = replay(self._recording, self._given(masks), watch)
+        self._branching = interpret(self._recording, self._given(masks), watch)
         return readings
 
     def _given(self, masks: Masks) -> dict[int, Tensor]:
         """NaN for what varies: the input, and in training all that is trained or gathered."""
-        given = {value.number: varying(self._recording.tensors[value.number]) for value in self._recording.inputs}
+        given = {value.number: unknown(self._recording.tensors[value.number]) for value in self._recording.inputs}
         for number, name in self._recording.parameters.items():
             tensor = self._full[name]
             if self._training and tensor.is_floating_point():
-                tensor = varying(tensor)
+                tensor = unknown(tensor)
                 if name in masks:
                     tensor = tensor.masked_fill(~masks[name].to(tensor.device), 0)
             given[number] = tensor
@@ -226,7 +226,7 @@ class Compaction:
         while before != (before := int(alive.sum())):
             for reading in reversed(self._readings):
                 rows, columns = (self._roots[numbers] for numbers in (reading.contraction.rows, reading.contraction.columns))
-                alive[columns[reading.matters[alive[rows]].any(0)]] = True
+                alive[columns[reading.needed[alive[rows]].any(0)]] = True
         return alive
 
     def _indices(self) -> dict[str, list[Tensor]]:
@@ -251,7 +251,7 @@ class Compaction:
                 continue
             bias = self._biases[weight]
             gone = ~self._alive[self._roots[reading.contraction.columns]]
-            adds = reading.adds[:, gone].sum(1).to(self._full[weight].device)
+            adds = reading.bias_term[:, gone].sum(1).to(self._full[weight].device)
             # A column that stays as its layer's last gives nothing any more: its constant is in the bias.
             tensors[weight] = tensors[weight].index_fill(1, gone.nonzero().flatten().to(adds.device), 0)
             if bias in tensors:
@@ -279,7 +279,7 @@ class Compaction:
         unfolded = torch.zeros_like(needed)
         for reading in self._readings:
             rows, columns = (self._roots[numbers] for numbers in (reading.contraction.rows, reading.contraction.columns))
-            unfolded[columns[reading.constant & reading.matters[self._alive[rows]].any(0)]] = True
+            unfolded[columns[reading.constant & reading.needed[self._alive[rows]].any(0)]] = True
         if count := int(unfolded[everything].sum()):
             notes.append(f"{count:,} units that hold a constant which cannot be folded (padding makes it differ from place to place)")
         return (*notes, *sorted(self._units.notes))
@@ -317,7 +317,7 @@ class Compaction:
         return "", None
 
 
-def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
+def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
     """Return the recording of a network.
 
     Raises:
@@ -326,7 +326,7 @@ def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     conversions, copied = Conversions(), duplicate(network)  # a forward may keep what it computed as attributes
     try:
         with conversions:
-            recording = record(copied, inputs)
+            recording = trace(copied, inputs)
     except RuntimeError as error:
         if isinstance(error, NotImplementedError):
             raise ValueError(

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.compaction.constants import replay, varying
-from synflow_pl.compaction.coupling import BATCH_NORMS
-from synflow_pl.flow import record
-from synflow_pl.flow.recording import Operation, Value
+from synflow_pl.compaction.channel_groups import BATCH_NORMS
+from synflow_pl.compaction.constant_propagation import interpret, unknown
+from synflow_pl.flow import trace
+from synflow_pl.graph.trace import Operation, Value
 from synflow_pl.masks import Masks
 
 __all__ = ["freeze"]
@@ -31,7 +31,7 @@ def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Mask
         masks: its masks.
         inputs: as :func:`synflow_pl.flow.example_of` gives them.
     """
-    recording = record(network, inputs)
+    recording = trace(network, inputs)
     names = recording.parameters
     trained = {name for name, _ in network.named_parameters()}
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
@@ -39,13 +39,13 @@ def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Mask
     added = {id(module.bias) for module in (*norms, *layers) if module.bias is not None}
     means = {id(module.running_mean) for module in norms}
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    given = {value.number: varying(recording.tensors[value.number]) for value in recording.inputs}
+    given = {value.number: unknown(recording.tensors[value.number]) for value in recording.inputs}
     for number, name in names.items():
         tensor = tensors[name].detach()
         if id(tensors[name]) in added | means:  # as if all were held that may be: where the input comes, it shows all the same
             given[number] = torch.zeros_like(tensor)
         elif name in trained:
-            given[number] = varying(tensor)
+            given[number] = unknown(tensor)
         if name in masks:
             given[number] = given[number].masked_fill(~masks[name].to(tensor.device), 0)
     reached: dict[str, Tensor] = {}
@@ -66,7 +66,7 @@ def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Mask
         elif operation.name == "addmm":
             note([operation.args[0]], made)
 
-    if replay(recording, given, before, after):
+    if interpret(recording, given, before, after):
         return masks  # on other values the input may take another way
     held = {name: alive for name, alive in reached.items() if not alive.all() and name not in masks}
     both = {name: masks[name] & reached[name] for name in masks.followers if name in reached}

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
+from synflow_pl.data.cifar_pickle import open_pickled
+from synflow_pl.data.datamodule import ImageDataModule
 from synflow_pl.data.downloads import check_md5, fetch, unpack
-from synflow_pl.data.images import Images
-from synflow_pl.data.pickled import open_pickled
 
 __all__ = ["CIFAR10"]
 
 
-class CIFAR10(Images):
+class CIFAR10(ImageDataModule):
     """Photographs, 32x32 colour, 10 classes; 170 MB to download. Crops and flips as in Tanaka et al. 2020."""
 
     input_shape = (3, 32, 32)

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synflow_pl.data.images import Images
+from synflow_pl.data.datamodule import ImageDataModule
 
 __all__ = ["Digits"]
 
 
-class Digits(Images):
+class Digits(ImageDataModule):
     """5,000 training and 1,000 test images of MNIST, 500 and 100 of each digit, 28x28 grey; nothing to download."""
 
     input_shape = (1, 28, 28)

@@ -11,15 +11,15 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from synflow_pl.data.images import Images
-from synflow_pl.data.stream import Files
+from synflow_pl.data.datamodule import ImageDataModule
+from synflow_pl.data.torchvision_loader import Files
 
 __all__ = ["ImageNet"]
 
 _NOT_HELD = "pipeline: ImageNet does not fit in memory; leave it at torchvision, and give it num_workers"
 
 
-class ImageNet(Images):
+class ImageNet(ImageDataModule):
     """Photographs at 224x224, 1,000 classes, from ``train/`` and ``val/`` with a folder for each class; nothing is downloaded.
 
     Its own ``val`` images are the test set here, since the labels of its ``test`` images were never published. Images are streamed:
@@ -34,7 +34,7 @@ class ImageNet(Images):
         num_workers: processes that load images, per device; 0 loads them in the training process.
         augment: random crops and flips of training images.
         validate_on_test: validate on the test set, as most papers did; nothing is held out then. Warns.
-        predict_on: folder of images of one's own for ``predict``, in place of the test set.
+        predict_dir: folder of images of one's own for ``predict``, in place of the test set.
         images_per_class: Training images of each class that data-driven pruners score on, at least 1, an error if a class has fewer;
             ``None`` takes 10, or all images of a class that has fewer, with a warning.
     """
@@ -55,7 +55,7 @@ class ImageNet(Images):
         num_workers: int = 8,
         augment: bool = True,
         validate_on_test: bool = False,
-        predict_on: str | None = None,
+        predict_dir: str | None = None,
         images_per_class: int | None = None,
     ) -> None:
         if pipeline == "memory":
@@ -69,7 +69,7 @@ class ImageNet(Images):
             num_workers,
             augment,
             validate_on_test,
-            predict_on,
+            predict_dir,
             images_per_class=images_per_class,
         )
 

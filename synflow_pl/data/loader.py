@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from synflow_pl.data.draws import draws, permutation
+from synflow_pl.data.counter_rng import draws, permutation
 
 __all__ = ["Batch", "Key", "Loader", "Source", "sizes"]
 

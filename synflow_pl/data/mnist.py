@@ -7,14 +7,14 @@ from pathlib import Path
 from torch import Tensor
 from torchvision import datasets
 
+from synflow_pl.data.datamodule import ImageDataModule
 from synflow_pl.data.downloads import fetch, gunzip
 from synflow_pl.data.idx import read_idx
-from synflow_pl.data.images import Images
 
 __all__ = ["MNIST"]
 
 
-class MNIST(Images):
+class MNIST(ImageDataModule):
     """Handwritten digits, 28x28 grey, 10 classes; 12 MB to download. No augmentation, as in Tanaka et al. 2020."""
 
     input_shape = (1, 28, 28)

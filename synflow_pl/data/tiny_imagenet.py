@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from synflow_pl.data.decoded import decoded
+from synflow_pl.data.datamodule import ImageDataModule
+from synflow_pl.data.decode_cache import decode_cached
 from synflow_pl.data.downloads import fetch, unpack
-from synflow_pl.data.images import Images
-from synflow_pl.data.stream import Files
+from synflow_pl.data.torchvision_loader import Files
 
 __all__ = ["TinyImageNet"]
 
 
-class TinyImageNet(Images):
+class TinyImageNet(ImageDataModule):
     """Photographs, 64x64 colour, 200 classes; 248 MB to download. Crops and flips as in Tanaka et al. 2020.
 
     Its own ``val`` images are the test set here, as in the papers; the labels of its ``test`` images were never published. Files are
@@ -53,7 +53,7 @@ class TinyImageNet(Images):
     def images(self, train: bool) -> tuple[Tensor, Tensor]:
         paths, labels = self._files(train)
         cache = self.data_dir / f"tiny-imagenet-200-{'train' if train else 'val'}"
-        return decoded(paths, self.input_shape, cache), labels
+        return decode_cached(paths, self.input_shape, cache), labels
 
     def dataset(self, train: bool, transform: Any) -> Dataset[tuple[Any, int]]:
         paths, labels = self._files(train)

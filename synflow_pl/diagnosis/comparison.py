@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
+from synflow_pl.diagnosis.diagnosis import Diagnosis
+from synflow_pl.diagnosis.diagnosis_table import empty, fraction, plain, short
 from synflow_pl.diagnosis.files import write_csv
-from synflow_pl.diagnosis.findings import Diagnosis
-from synflow_pl.diagnosis.table import empty, fraction, plain, short
 
 __all__ = ["Comparison"]
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from synflow_pl.flow.recording import Operation, Recording, Value
 from synflow_pl.flow.rules import SIMPLE
+from synflow_pl.graph.trace import Graph, Operation, Value
 from synflow_pl.masks import Masks
 
 __all__ = ["Flops", "count_flops"]
@@ -71,7 +71,7 @@ class Flops:
         return f"FLOPs leave out operations without a formula: {listed}"
 
 
-def count_flops(recording: Recording, masks: Masks) -> Flops:
+def count_flops(recording: Graph, masks: Masks) -> Flops:
     """FLOPs of the recorded pass: of all its images together.
 
     Args:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from torch import nn
 
 from synflow_pl.flow.normalisation import NORMALISATIONS
-from synflow_pl.flow.recording import Operation, Recording, is_number
+from synflow_pl.graph.trace import Graph, Operation, is_number
 
 __all__ = ["inhomogeneous"]
 
@@ -26,7 +26,7 @@ _NONLINEARITIES = frozenset(
 _GATES = frozenset("mul div glu mm bmm baddbmm addcmul".split())
 
 
-def inhomogeneous(network: nn.Module, recording: Recording, unknown: Collection[str] = ()) -> dict[str, str]:
+def inhomogeneous(network: nn.Module, recording: Graph, unknown: Collection[str] = ()) -> dict[str, str]:
     """By name of a module, in order of execution, what in it is not homogeneous: normalisation, nonlinearity, gate, attention, or an
     operation without a rule; several joined by "and". What a network does outside its submodules goes by the network's class.
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.flow import Skeleton, magnitude
-from synflow_pl.flow.skeleton import Step
+from synflow_pl.flow import LinearNetwork, magnitude
+from synflow_pl.flow.linear_network import Node
 from synflow_pl.masks import Masks
 
 __all__ = ["Moments", "conservation_error", "moments", "synaptic_flow"]
@@ -42,7 +42,7 @@ def _scaled(value: Tensor, power: int) -> float:
         return math.copysign(math.inf, float(value))
 
 
-def synaptic_flow(skeleton: Skeleton, network: nn.Module, masks: Masks) -> tuple[dict[str, Tensor], float, int]:
+def synaptic_flow(skeleton: LinearNetwork, network: nn.Module, masks: Masks) -> tuple[dict[str, Tensor], float, int]:
     """SynFlow's scores S(w) = |w| dR/d|w| in the pruned network (Tanaka et al. 2020, Equation 2), zeroed already or not.
 
     Returns:
@@ -59,7 +59,7 @@ def synaptic_flow(skeleton: Skeleton, network: nn.Module, masks: Masks) -> tuple
     }
     powers: list[int] = []
 
-    def watch(step: Step | None, arguments: Sequence[Any]) -> None:
+    def watch(step: Node | None, arguments: Sequence[Any]) -> None:
         if step is None:
             powers.append(round(math.log2(float(arguments[1]))))
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from synflow_pl.experiments.scores import lowest_and_sum
 from synflow_pl.flow import Block
-from synflow_pl.pruners import Pruner, Saliency, Subject
-from synflow_pl.pruners.around import Around
+from synflow_pl.pruners import Pruner, PruningState, Saliency
+from synflow_pl.pruners.around import PrunerWrapper
 from synflow_pl.pruning import prune
 
 __all__ = ["RoundRatio", "largest_ratio"]
@@ -74,7 +74,7 @@ class _Weighed(Exception):
     """The last cut has been weighed."""
 
 
-class _Weighing(Around):
+class _Weighing(PrunerWrapper):
     """Weighs what each cut takes: the scores under the masks before it, and under those that it leaves.
 
     Args:
@@ -89,7 +89,7 @@ class _Weighing(Around):
         self._blocks: Mapping[str, Block] = {}
         self._totals: dict[str, float] = {}
 
-    def score(self, subject: Subject) -> Mapping[str, Tensor | Saliency]:
+    def score(self, subject: PruningState) -> Mapping[str, Tensor | Saliency]:
         self._weigh(subject)
         self._round += 1
         scores = super().score(subject)
@@ -100,11 +100,11 @@ class _Weighing(Around):
         self._totals = self._sums(subject, all_compete=self.regrows)
         return scores
 
-    def finish(self, subject: Subject) -> None:
+    def finish(self, subject: PruningState) -> None:
         self._weigh(subject)
         raise _Weighed
 
-    def _weigh(self, subject: Subject) -> None:
+    def _weigh(self, subject: PruningState) -> None:
         """Weigh the cut that has been made since the last scores."""
         if not self._scores:
             return
@@ -114,13 +114,13 @@ class _Weighing(Around):
             self.ratios[self._round] = taken / min(left)
         self._scores = {}
 
-    def _sums(self, subject: Subject, all_compete: bool = False) -> dict[str, float]:
+    def _sums(self, subject: PruningState, all_compete: bool = False) -> dict[str, float]:
         """By parameter name, the sum of the scores of what lives."""
         sums = {}
         for name, score in self._scores.items():
             mask = torch.ones_like(subject.masks[name]) if all_compete else subject.masks[name]
-            if name in subject.apart:
-                mask = mask & ~subject.apart[name]
+            if name in subject.ranked_separately:
+                mask = mask & ~subject.ranked_separately[name]
             if name in self._blocks:
                 units, inputs = self._blocks[name]
                 mask = mask.index_select(0, units).index_select(1, inputs)

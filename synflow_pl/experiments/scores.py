@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from synflow_pl.pruners import Pruner, Saliency, Subject
+from synflow_pl.pruners import Pruner, PruningState, Saliency
 from synflow_pl.schedules import as_density
 
 __all__ = ["first_scores", "lowest_and_sum"]
@@ -47,7 +47,7 @@ def first_scores(
     Raises:
         ValueError: if the pruner needs data and there is none.
     """
-    subject = Subject.of(network, exclude)
+    subject = PruningState.of(network, exclude)
     subject.inputs, subject.batches, subject.loss = inputs, batches, loss
     subject.density, subject.train_mode = as_density(density), train_mode
     if pruner.needs_batches and not batches:
@@ -55,7 +55,7 @@ def first_scores(
     pruner.prepare(subject)
     found = {}
     for name, score in pruner.score(subject).items():
-        apart = subject.apart.get(name)
+        apart = subject.ranked_separately.get(name)
         if apart is None or not bool(apart.all()):
             written = score.weight * score.gradient if isinstance(score, Saliency) else score.detach().clone()
             found[name] = written if apart is None else written.masked_fill_(apart, 0)

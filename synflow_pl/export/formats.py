@@ -1,7 +1,7 @@
 """Formats: safetensors, ONNX and torch.export, one writer and one reader each.
 
 A safetensors file holds tensors alone, so the network that they belong to is built again by its class and cut to their sizes. ONNX and
-torch.export hold what is computed as well. Each has the :class:`~synflow_pl.export.facts.Facts` in it.
+torch.export hold what is computed as well. Each has the :class:`~synflow_pl.export.metadata.Metadata` in it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from synflow_pl import networks
 from synflow_pl.compaction import resize
 from synflow_pl.export import checksums
-from synflow_pl.export.facts import KEY, Facts
+from synflow_pl.export.metadata import KEY, Metadata
 
 __all__ = ["FORMATS", "Exported", "is_ours", "load_exported", "short"]
 
@@ -38,7 +38,7 @@ class Exported:
         ValueError: when called with images of another shape or dtype.
     """
 
-    facts: Facts
+    facts: Metadata
     run: Run
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ def load_exported(path: Path, *, trust: bool = False, network: nn.Module | None 
 # -- safetensors
 
 
-def _write_safetensors(network: nn.Module, facts: Facts, path: Path, example: Tensor) -> None:
+def _write_safetensors(network: nn.Module, facts: Metadata, path: Path, example: Tensor) -> None:
     from safetensors.torch import save_file
 
     persistent = network.state_dict().keys()
@@ -99,7 +99,7 @@ def _read_safetensors(path: Path, network: nn.Module | None) -> Exported:
 
     try:
         with safe_open(path, framework="pt") as file:
-            facts = Facts.read((file.metadata() or {}).get(KEY), str(path))
+            facts = Metadata.read((file.metadata() or {}).get(KEY), str(path))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} cannot be read as safetensors; it is damaged or something else: {error}") from error
@@ -114,13 +114,13 @@ def _read_safetensors(path: Path, network: nn.Module | None) -> Exported:
     return Exported(facts, network)
 
 
-def is_ours(facts: Facts) -> bool:
+def is_ours(facts: Metadata) -> bool:
     """Whether the network can be built by its name."""
     room, _, name = facts.network.rpartition(".")
     return room == networks.__name__ and name in networks.__all__
 
 
-def _build(facts: Facts, path: Path) -> nn.Module:
+def _build(facts: Metadata, path: Path) -> nn.Module:
     """The network that the file names: one of ours, since a name in a stranger's file shall not decide what is imported."""
     name = facts.network.rpartition(".")[2]
     if not is_ours(facts):
@@ -142,7 +142,7 @@ def _argument(value: Any) -> Any:
 # -- ONNX
 
 
-def _write_onnx(network: nn.Module, facts: Facts, path: Path, example: Tensor) -> None:
+def _write_onnx(network: nn.Module, facts: Metadata, path: Path, example: Tensor) -> None:
     _need("onnx", "onnxscript", "onnxruntime")
     with _quiet("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir"):
         program = torch.onnx.export(
@@ -167,14 +167,14 @@ def _read_onnx(path: Path) -> Exported:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors share no other class
         raise ValueError(f"{str(path)!r} cannot be read as ONNX; it is damaged or something else: {short(error)}") from error
-    facts = Facts.read(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
+    facts = Metadata.read(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
     return Exported(facts, lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]))
 
 
 # -- torch.export
 
 
-def _write_pt2(network: nn.Module, facts: Facts, path: Path, example: Tensor) -> None:
+def _write_pt2(network: nn.Module, facts: Metadata, path: Path, example: Tensor) -> None:
     with _quiet("torch.fx.experimental.symbolic_shapes"):
         program = torch.export.export(network, (example,), dynamic_shapes=_batch(network))
     with open(path, "wb") as file:
@@ -195,10 +195,10 @@ def _read_pt2(path: Path) -> Exported:
             program = torch.export.load(file, extra_files=extra)
     except Exception as error:  # whatever unpickling and schema checks may raise
         raise ValueError(f"{str(path)!r} cannot be read as .pt2; it is damaged or something else: {short(error)}") from error
-    return Exported(Facts.read(extra[KEY], str(path)), program.module())
+    return Exported(Metadata.read(extra[KEY], str(path)), program.module())
 
 
-Writer = Callable[[nn.Module, Facts, Path, Tensor], None]
+Writer = Callable[[nn.Module, Metadata, Path, Tensor], None]
 FORMATS: dict[str, Writer] = {"safetensors": _write_safetensors, "onnx": _write_onnx, "pt2": _write_pt2}
 """By name, which is also the file's ending, what writes (network, facts, path, example images)."""
 _READERS: dict[str, Callable[[Path], Exported]] = {".onnx": _read_onnx, ".pt2": _read_pt2}

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synflow_pl.durable import replacing
+from synflow_pl.io import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,7 +147,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> list[Path]:
     written = []
     for kind, unsaid in (("png", "Software"), ("pdf", "CreationDate")):
         target = path.with_name(f"{path.name}.{kind}")
-        with replacing(target) as file, rc_context({"pdf.fonttype": 42}):  # TrueType: publishers refuse matplotlib's default
+        with atomic_write(target) as file, rc_context({"pdf.fonttype": 42}):  # TrueType: publishers refuse matplotlib's default
             figure.savefig(file, format=kind, metadata={unsaid: None})
         written.append(target)
     return written

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from synflow_pl.flow.convolution import convolve
-from synflow_pl.flow.noise import average
-from synflow_pl.flow.outputs import Opaque
-from synflow_pl.flow.recording import Operation, Recording, Value, is_number
-from synflow_pl.flow.skeleton import Skeleton, StandIn, Step
-from synflow_pl.flow.uniform import shorten
+from synflow_pl.flow.deduplicate_positions import deduplicate_positions
+from synflow_pl.flow.linear_network import Fallback, LinearNetwork, Node
+from synflow_pl.graph.noise import average
+from synflow_pl.graph.outputs import Opaque
+from synflow_pl.graph.trace import Graph, Operation, Value, is_number
 
 __all__ = ["CREATES", "UNIT", "Builder", "Rule"]
 
@@ -59,10 +59,10 @@ class Builder:
         errors: by the number of a difference between a pointwise function of a signal and the signal itself, the signal.
     """
 
-    def __init__(self, recording: Recording, weights: Collection[str], parameters: Collection[str], open_gates: bool = False) -> None:
+    def __init__(self, recording: Graph, weights: Collection[str], parameters: Collection[str], open_gates: bool = False) -> None:
         self.recording = recording
         self.open_gates = open_gates
-        self.steps: list[Step] = []
+        self.steps: list[Node] = []
         self.flow = {value.number for value in recording.inputs if is_number(self.tensor(value))}
         self.touched = {value.number for value in recording.inputs} - self.flow
         self.weights = {number for number, name in recording.parameters.items() if name in weights}
@@ -203,14 +203,14 @@ class Builder:
         """One of the operation's outputs, the first, becomes ``function(*args)``."""
         value = operation.outputs[output]
         assert value is not None
-        self.steps.append(Step(operation.name, function, args, {}, (value.number,), contraction))
+        self.steps.append(Node(operation.name, function, args, {}, (value.number,), contraction))
         self._carried.add(value.number)
 
     def replay(self, operation: Operation, function: Callable[..., Any] | None = None) -> None:
         """The operation stays as it is."""
         kwargs = {key: self.operand(item) for key, item in operation.kwargs.items() if key != "dtype"}
         outputs = tuple(value.number if value is not None else -1 for value in operation.outputs)
-        self.steps.append(Step(operation.name, function or operation.target, self.operand(operation.args), kwargs, outputs, False))
+        self.steps.append(Node(operation.name, function or operation.target, self.operand(operation.args), kwargs, outputs, False))
         for value in operation.outputs:
             if value is not None and is_number(self.tensor(value)):
                 self._carried.add(value.number)
@@ -280,9 +280,9 @@ class Builder:
                 result = operation.target(*args, **kwargs)
                 return result if isinstance(result, Tensor) else result[index]
 
-            self.step(operation, StandIn(str(operation.target), shape, truth), self.resolve(signal), output=index)
+            self.step(operation, Fallback(str(operation.target), shape, truth), self.resolve(signal), output=index)
 
-    def finish(self, name: str) -> Skeleton:
+    def finish(self, name: str) -> LinearNetwork:
         """The skeleton.
 
         Raises:
@@ -307,8 +307,8 @@ class Builder:
         reached = trained if partial else reached
         names = {number: name for number, name in self.recording.parameters.items() if number in self.weights}
         unused = len(self.recording.tensors) + len(self._constants)
-        steps, fed, reached = shorten(self.steps, self._fed, reached, lambda number: self._made(number).shape, unused)
-        skeleton = Skeleton(
+        steps, fed, reached = deduplicate_positions(self.steps, self._fed, reached, lambda number: self._made(number).shape, unused)
+        skeleton = LinearNetwork(
             steps=_name_weights(steps, names),
             inputs=fed,
             parameters={number: self.recording.tensors[number] for number in names},
@@ -351,7 +351,7 @@ def _spread(shape: Sequence[int], *signals: Tensor) -> Tensor:
 Rule = Callable[[Builder, Operation], None]
 
 
-def _name_weights(steps: list[Step], names: dict[int, str]) -> list[Step]:
+def _name_weights(steps: list[Node], names: dict[int, str]) -> list[Node]:
     """Mark the steps whose weight is a plain matrix or kernel that nothing else reads."""
     readers = Counter(number for step in steps for number in step.operands)
     made_by = {step.outputs[0]: step for step in steps}

@@ -29,7 +29,7 @@ from torch import Tensor
 from synflow_pl.flow.builder import UNIT, Builder
 from synflow_pl.flow.meetings import Attention, Average, Gate, Product
 from synflow_pl.flow.normalisation import NORMALISATIONS
-from synflow_pl.flow.recording import Operation, Value
+from synflow_pl.graph.trace import Operation, Value
 
 __all__ = ["attention", "contract", "gate", "gated", "set_level"]
 

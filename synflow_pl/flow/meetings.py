@@ -1,7 +1,7 @@
 """Meetings: products of two signals in a skeleton that shows what is connected.
 
 A product depends on the input through each of its factors where the other one is there: it carries flow itself, or is a constant other
-than zero, which a bias may make. Without values that are known (outside :class:`synflow_pl.flow.Paths`), constants count as absent.
+than zero, which a bias may make. Without values that are known (outside :class:`synflow_pl.flow.Connectivity`), constants count as absent.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow.builder import Builder, Rule
-from synflow_pl.flow.recording import Operation, Value
+from synflow_pl.graph.trace import Operation, Value
 
 __all__ = ["NORMALISATIONS"]
 

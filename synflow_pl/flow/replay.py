@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from synflow_pl.flow.recording import Operation, Recording, Value, is_number
+from synflow_pl.graph.trace import Graph, Operation, Value, is_number
 
 __all__ = ["Replay", "computed_weights", "draws", "uneven_weights"]
 
@@ -32,7 +32,7 @@ class Replay:
         wanted: numbers of the values to compute.
     """
 
-    def __init__(self, recording: Recording, wanted: Collection[int]) -> None:
+    def __init__(self, recording: Graph, wanted: Collection[int]) -> None:
         self._wanted = frozenset(wanted)
         needed = set(wanted)
         self._operations: list[Operation] = []
@@ -90,7 +90,7 @@ def _fixed(operation: Operation) -> bool:
     return torch.Tag.dynamic_output_shape in tags or operation.target._schema.is_mutable
 
 
-def computed_weights(recording: Recording, weights: Collection[str]) -> dict[int, tuple[str, ...]]:
+def computed_weights(recording: Graph, weights: Collection[str]) -> dict[int, tuple[str, ...]]:
     """By number, the values that are computed from weights alone, by more than moving their entries, and that act on a signal; each
     with the names of these weights.
 
@@ -135,7 +135,7 @@ def draws(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return drawn
 
 
-def uneven_weights(recording: Recording, weights: Collection[str], parameters: Mapping[str, Tensor]) -> frozenset[str]:
+def uneven_weights(recording: Graph, weights: Collection[str], parameters: Mapping[str, Tensor]) -> frozenset[str]:
     """Names of the weights of which a removed entry is no zero in what acts on the signal: weights that are standardised, say, of which
     a mean is taken off.
 

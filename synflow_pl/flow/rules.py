@@ -25,8 +25,8 @@ from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.gates import attention, contract, gate, gated, set_level
 from synflow_pl.flow.meetings import Gate, Kernel
 from synflow_pl.flow.normalisation import NORMALISATIONS
-from synflow_pl.flow.recording import Operation, is_number
 from synflow_pl.flow.spectra import SPECTRA
+from synflow_pl.graph.trace import Operation, is_number
 
 __all__ = ["SIMPLE", "apply_rule"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow.builder import Builder, Rule
-from synflow_pl.flow.recording import Operation
+from synflow_pl.graph.trace import Operation
 
 __all__ = ["SPECTRA"]
 

@@ -28,12 +28,12 @@ class TinyResNet(nn.Module):
     """ResNet-18, 34, 50, 101 or 152 for images of 32x32 to 64x64, and their wide versions; convolutions Kaiming normal by fan-out, the
     classifier as PyTorch draws it (Kaiming uniform).
 
-    ``widen=2`` at depth 18 is not the network published as WideResNet-18 with SynFlow: there the width never took effect, and what was
+    ``width_factor=2`` at depth 18 is not the network published as WideResNet-18 with SynFlow: there the width never took effect, and what was
     trained is a plain ResNet-18 (the recipes ``*_wrn18_as_published``).
 
     Args:
         depth: weight layers.
-        widen: times the channels, above 0, as in Zagoruyko & Komodakis 2016: of whole blocks at depths 18 and 34, of the 3x3
+        width_factor: times the channels, above 0, as in Zagoruyko & Komodakis 2016: of whole blocks at depths 18 and 34, of the 3x3
             convolution alone in the bottlenecks of the others. The stem gets narrower below 1, and stays 64 wide above.
         residual_gains: each identity shortcut has a gain of one per channel, not trained, that can be pruned like a weight.
         input_shape: (C, H, W).
@@ -43,7 +43,7 @@ class TinyResNet(nn.Module):
     def __init__(
         self,
         depth: Literal[18, 34, 50, 101, 152] = 18,
-        widen: float = 1,
+        width_factor: float = 1,
         residual_gains: bool = False,
         input_shape: Sequence[int] = (3, 64, 64),
         num_classes: int = 200,
@@ -52,9 +52,9 @@ class TinyResNet(nn.Module):
         if depth not in _PLANS:
             raise ValueError(f"TinyResNet: depth={depth} is not one of {', '.join(map(str, _PLANS))}")
         check_sizes(self, num_classes=num_classes)
-        if widen <= 0:
-            raise ValueError(f"TinyResNet: widen={widen} must be above 0; 1 is the original's width")
-        channels = scaled(_WIDTH, min(widen, 1))
+        if width_factor <= 0:
+            raise ValueError(f"TinyResNet: width_factor={width_factor} must be above 0; 1 is the original's width")
+        channels = scaled(_WIDTH, min(width_factor, 1))
         self.conv = nn.Conv2d(input_shape[0], channels, kernel_size=3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
@@ -64,11 +64,11 @@ class TinyResNet(nn.Module):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 if depth < 50:
-                    out = scaled(plain, widen)
+                    out = scaled(plain, width_factor)
                     blocks.append(Basic(channels, out, stride, residual_gains))
                 else:
-                    out = scaled(plain, min(widen, 1)) * _EXPANSION
-                    blocks.append(Bottleneck(channels, scaled(plain, widen), out, stride, residual_gains))
+                    out = scaled(plain, min(width_factor, 1)) * _EXPANSION
+                    blocks.append(Bottleneck(channels, scaled(plain, width_factor), out, stride, residual_gains))
                 channels = out
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)

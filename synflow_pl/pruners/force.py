@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from synflow_pl.pruners.passes import loss_gradients, passes
-from synflow_pl.pruners.pruner import Pruner, Subject
+from synflow_pl.pruners.base import Pruner, PruningState
+from synflow_pl.pruners.forward import loss_gradients, stateless_forward
 
 __all__ = ["FORCE"]
 
@@ -26,8 +26,8 @@ class FORCE(Pruner):
     needs_batches = True
     regrows = True
 
-    def score(self, subject: Subject) -> dict[str, Tensor]:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
         pruned = {name: weight * subject.masks[name] for name, weight in subject.weights.items()}
-        with passes(subject, train_mode=subject.train_mode) as forward:
+        with stateless_forward(subject, train_mode=subject.train_mode) as forward:
             gradients = loss_gradients(subject, forward, pruned)
         return {name: gradient.mul_(subject.weights[name]).abs_() for name, gradient in gradients.items()}

@@ -19,7 +19,7 @@ class GradualMagnitude(Magnitude):
     """Keeps the weights that are largest while they are trained; ``PruneAtInit`` spreads its rounds over the training's steps.
 
     Args:
-        over: fraction of the training by whose end the last round is over, in (0, 1].
+        end_fraction: fraction of the training by whose end the last round is over, in (0, 1].
 
     Raises:
         ValueError: unless it is.
@@ -27,9 +27,9 @@ class GradualMagnitude(Magnitude):
 
     rounds = 100
     schedule = "cubic"
-    over: float | None = 0.5
+    end_fraction: float | None = 0.5
 
-    def __init__(self, over: float = 0.5) -> None:
-        if not 0 < over <= 1:
-            raise ValueError(f"over: {over} must be a fraction of the training, in (0, 1]")
-        self.over = over
+    def __init__(self, end_fraction: float = 0.5) -> None:
+        if not 0 < end_fraction <= 1:
+            raise ValueError(f"end_fraction: {end_fraction} must be a fraction of the training, in (0, 1]")
+        self.end_fraction = end_fraction

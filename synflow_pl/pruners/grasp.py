@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from synflow_pl.pruners.passes import gradients_of, mean_losses, passes
-from synflow_pl.pruners.pruner import Pruner, Subject
+from synflow_pl.pruners.base import Pruner, PruningState
+from synflow_pl.pruners.forward import gradients_of, mean_losses, stateless_forward
 
 __all__ = ["GraSP", "InvertedGraSP"]
 
@@ -42,9 +42,9 @@ class GraSP(Pruner):
             raise ValueError(f"temperature: {temperature} must be positive; the paper uses 200")
         self.temperature = temperature
 
-    def score(self, subject: Subject) -> dict[str, Tensor]:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
         # Fused attention has no second derivative; written out it has.
-        with sdpa_kernel(SDPBackend.MATH), passes(subject, train_mode=subject.train_mode) as forward:
+        with sdpa_kernel(SDPBackend.MATH), stateless_forward(subject, train_mode=subject.train_mode) as forward:
             leaves = {name: weight.detach().requires_grad_() for name, weight in subject.weights.items()}
             flow = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
             products = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
@@ -75,5 +75,5 @@ def _add_products(
 class InvertedGraSP(GraSP):
     """Keeps the largest -w * Hg, as the comparison that Tanaka et al. 2020 published did by a slip of sign."""
 
-    def score(self, subject: Subject) -> dict[str, Tensor]:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
         return {name: score.neg_() for name, score in super().score(subject).items()}

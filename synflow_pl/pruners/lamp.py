@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from synflow_pl.pruners.pruner import Pruner, Subject
+from synflow_pl.pruners.base import Pruner, PruningState
 
 __all__ = ["LAMP"]
 
@@ -20,7 +20,7 @@ __all__ = ["LAMP"]
 class LAMP(Pruner):
     """Keeps large weights, as compared with the weights of their own layer that would outlive them."""
 
-    def score(self, subject: Subject) -> dict[str, Tensor]:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
         return {name: _score(weight) for name, weight in subject.weights.items()}
 
 

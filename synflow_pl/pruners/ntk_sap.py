@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl.masks import prunable
-from synflow_pl.pruners.passes import batch_statistics, gradients_of, passes
-from synflow_pl.pruners.pruner import Pruner, Subject
+from synflow_pl.pruners.base import Pruner, PruningState
+from synflow_pl.pruners.forward import batch_statistics, gradients_of, stateless_forward
 
 __all__ = ["NTKSAP"]
 
@@ -51,7 +51,7 @@ class NTKSAP(Pruner):
         self.epsilon = epsilon
         self.seed = seed
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, subject: PruningState) -> None:
         super().prepare(subject)
         assert subject.inputs is not None
         if len(subject.inputs) != 1 or not subject.inputs[0].is_floating_point():
@@ -60,14 +60,14 @@ class NTKSAP(Pruner):
         # One generator for all rounds, on the CPU, so that what is drawn does not depend on the device.
         self._generator = torch.Generator().manual_seed(torch.initial_seed() if self.seed is None else self.seed)
 
-    def score(self, subject: Subject) -> dict[str, Tensor]:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
         weight = next(iter(subject.weights.values()))
         images = self._like(weight.new_empty(self.images, *self._shape))
         masks = {name: mask.to(subject.weights[name].dtype).requires_grad_() for name, mask in subject.masks.items()}
         drawn = {name: self._kaiming(weight) for name, weight in subject.weights.items()}
         changed = {name: weight + self.epsilon * self._like(weight) for name, weight in drawn.items()}
         others = self._others(subject, weight)
-        with passes(subject) as forward:
+        with stateless_forward(subject) as forward:
             statistics = batch_statistics(subject, forward, _masked(drawn, masks) | others, images)
             here = forward(_masked(drawn, masks) | others | statistics, images)
             there = forward(_masked(changed, masks) | others | statistics, images)
@@ -78,7 +78,7 @@ class NTKSAP(Pruner):
     def _kaiming(self, weight: Tensor) -> Tensor:
         return nn.init.kaiming_normal_(torch.empty(weight.shape, dtype=weight.dtype), generator=self._generator).to(weight.device)
 
-    def _others(self, subject: Subject, kind: Tensor) -> dict[str, Tensor]:
+    def _others(self, subject: PruningState, kind: Tensor) -> dict[str, Tensor]:
         """Return values, by name, for the parameters that are not pruned; they depend on the architecture and on the generator only."""
         network = subject.network
         drawn = {id(parameter) for parameter in prunable(network).values()}

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from synflow_pl.flow import linearise, magnitude
 from synflow_pl.masks import prunable
-from synflow_pl.pruners.pruner import Pruner, Subject
-from synflow_pl.pruners.wiring import Wiring, wiring
-from synflow_pl.selection import smallest
+from synflow_pl.order_statistics import smallest
+from synflow_pl.pruners.base import Pruner, PruningState
+from synflow_pl.pruners.layer_graph import LayerGraph, layer_graph
 
 __all__ = ["PHEW"]
 
@@ -48,12 +48,12 @@ class PHEW(Pruner):
     def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, subject: PruningState) -> None:
         super().prepare(subject)
         assert subject.inputs is not None
         layers = prunable(subject.network)
         self._skeleton = skeleton = linearise(subject.network, subject.inputs)
-        self._wiring = wiring(skeleton, {name: parameter.detach() for name, parameter in layers.items()})
+        self._wiring = layer_graph(skeleton, {name: parameter.detach() for name, parameter in layers.items()})
         ones = {name: torch.ones_like(parameter, dtype=torch.float64) for name, parameter in layers.items()}
         self._usable = {name: gradient > 0 for name, gradient in skeleton.gradients(ones, gains=False).items()}
         if subject.scope == "local":
@@ -61,7 +61,7 @@ class PHEW(Pruner):
         if idle := [name for name, usable in self._usable.items() if not usable.flatten(1).any(1).all()]:
             raise ValueError(f"PHEW cannot walk to the output from every unit of {', '.join(idle)}; exclude them, or choose SynFlow")
 
-    def score(self, subject: Subject) -> dict[str, Tensor]:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(torch.initial_seed() if self.seed is None else self.seed)
         magnitudes = {}
         for name, parameter in prunable(subject.network).items():
@@ -88,7 +88,7 @@ class PHEW(Pruner):
             chosen = alive
         return {name: rank.to(subject.weights[name]) for name, rank in graph.parts(ranks).items()}
 
-    def _on_a_path(self, graph: _Graph, subject: Subject, keep: Tensor) -> Tensor:
+    def _on_a_path(self, graph: _Graph, subject: PruningState, keep: Tensor) -> Tensor:
         """Of the weights kept, those that lie on a path of weights kept."""
         masks = {name: part.to(subject.weights[name].device, torch.float64) for name, part in graph.parts(keep).items()}
         carried = self._skeleton.gradients(masks, gains=False)
@@ -102,7 +102,7 @@ class _Graph:
     layers.
     """
 
-    def __init__(self, wires: Wiring, magnitudes: dict[str, Tensor], counted: list[str]) -> None:
+    def __init__(self, wires: LayerGraph, magnitudes: dict[str, Tensor], counted: list[str]) -> None:
         self._magnitudes = magnitudes
         self._largest = max(float(tensor.max()) for tensor in magnitudes.values())
         edges = units = ports = 0

@@ -14,7 +14,7 @@ from collections.abc import Collection, Hashable, Iterable
 import torch
 from torch import Tensor, fx, nn
 
-from synflow_pl.flow import record
+from synflow_pl.flow import trace
 from synflow_pl.masks import prunable
 
 __all__ = ["is_residual"]
@@ -68,7 +68,7 @@ class _Depths:
 
 
 def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    recording = record(network, inputs)
+    recording = trace(network, inputs)
     layers = prunable(network)
     weights = (number for number, name in recording.parameters.items() if name in layers)
     depths = _Depths((value.number for value in recording.inputs), weights)

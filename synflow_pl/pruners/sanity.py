@@ -13,27 +13,27 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from synflow_pl.pruners.around import Around
-from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
+from synflow_pl.pruners.around import PrunerWrapper
+from synflow_pl.pruners.base import Pruner, PruningState, Saliency
 
 __all__ = ["SANITY", "Inverted", "Reinitialised", "Shuffled"]
 
 
-class Inverted(Around):
+class Inverted(PrunerWrapper):
     """Keeps in each round what the other pruner would have removed first.
 
     Args:
         pruner: gives the scores.
     """
 
-    def score(self, subject: Subject) -> Mapping[str, Tensor | Saliency]:
+    def score(self, subject: PruningState) -> Mapping[str, Tensor | Saliency]:
         return {
             name: Saliency(score.weight, -score.gradient) if isinstance(score, Saliency) else -score
             for name, score in super().score(subject).items()
         }
 
 
-class _Drawing(Around):
+class _Drawing(PrunerWrapper):
     """One that draws at random.
 
     Args:
@@ -59,7 +59,7 @@ class Shuffled(_Drawing):
         seed: of the places; ``None`` follows the global seed without drawing from it.
     """
 
-    def finish(self, subject: Subject) -> None:
+    def finish(self, subject: PruningState) -> None:
         super().finish(subject)
         for name, order in self._orders(subject.masks).items():
             mask = subject.masks[name]
@@ -79,12 +79,12 @@ class Reinitialised(_Drawing):
     """
 
     @torch.no_grad()
-    def finish(self, subject: Subject) -> None:
+    def finish(self, subject: PruningState) -> None:
         super().finish(subject)
         for name, order in self._orders(subject.masks).items():
             parameter = subject.network.get_parameter(name)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
-SANITY: dict[str, type[Around]] = {"invert": Inverted, "shuffle": Shuffled, "reinitialise": Reinitialised}
+SANITY: dict[str, type[PrunerWrapper]] = {"invert": Inverted, "shuffle": Shuffled, "reinitialise": Reinitialised}
 """The checks by what they do."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from synflow_pl.pruners.passes import loss_gradients, passes
-from synflow_pl.pruners.pruner import Pruner, Subject
+from synflow_pl.pruners.base import Pruner, PruningState
+from synflow_pl.pruners.forward import loss_gradients, stateless_forward
 
 __all__ = ["SNIP"]
 
@@ -23,7 +23,7 @@ class SNIP(Pruner):
 
     needs_batches = True
 
-    def score(self, subject: Subject) -> dict[str, Tensor]:
-        with passes(subject, train_mode=subject.train_mode) as forward:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
+        with stateless_forward(subject, train_mode=subject.train_mode) as forward:
             gradients = loss_gradients(subject, forward, subject.weights)
         return {name: gradient.mul_(subject.weights[name]).abs_() for name, gradient in gradients.items()}

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from synflow_pl.pruners.pruner import Saliency, Subject
+from synflow_pl.pruners.base import PruningState, Saliency
 from synflow_pl.pruners.synflow import SynFlow
 
 __all__ = ["SynFlowL2", "SynFlowL2AsPublished"]
@@ -60,7 +60,7 @@ class SynFlowL2AsPublished(SynFlowL2):
     passes through are ranked by magnitude among themselves, as in :class:`SynFlow`.
     """
 
-    def score(self, subject: Subject) -> dict[str, Saliency | Tensor]:
+    def score(self, subject: PruningState) -> dict[str, Saliency | Tensor]:
         return {
             name: Saliency(score.weight.sqrt(), score.gradient) if isinstance(score, Saliency) else score
             for name, score in super().score(subject).items()

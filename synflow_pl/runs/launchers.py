@@ -19,14 +19,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["Refused", "Slurm", "here", "on_slurm"]
+__all__ = ["LauncherError", "Slurm", "here", "on_slurm"]
 
 Item = TypeVar("Item")
 _BETWEEN_LOOKS = 2.0
 """Seconds between two looks at SLURM's queue."""
 
 
-class Refused(RuntimeError):
+class LauncherError(RuntimeError):
     """Why SLURM takes no jobs, in a sentence."""
 
 
@@ -119,10 +119,10 @@ def on_slurm(
     try:
         import submitit
     except ImportError as error:
-        raise Refused("--launcher slurm needs submitit, an extra: pip install synflow_pl[slurm]") from error
+        raise LauncherError("--launcher slurm needs submitit, an extra: pip install synflow_pl[slurm]") from error
     missing = [command for command in ("sbatch", "srun", "squeue") if shutil.which(command) is None]
     if missing:
-        raise Refused(
+        raise LauncherError(
             f"--launcher slurm: there is no {missing[0]} here; start the sweep where jobs are submitted, or leave the option out"
         )
 
@@ -148,7 +148,7 @@ def on_slurm(
     try:
         jobs = executor.map_array(Job(), items)
     except submitit.core.utils.FailedJobError as error:
-        raise Refused(f"SLURM does not take the jobs: {' '.join(str(error).split())}") from error
+        raise LauncherError(f"SLURM does not take the jobs: {' '.join(str(error).split())}") from error
     left = {job.job_id: item for job, item in zip(jobs, items, strict=True)}
     try:
         while left:

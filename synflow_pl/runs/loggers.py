@@ -13,7 +13,7 @@ from typing import Any
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from synflow_pl.durable import could_not_write, replacing, storage_error
+from synflow_pl.io import atomic_write, could_not_write, storage_error
 from synflow_pl.runs.progress import CHECKPOINT, OTHERWISE
 
 __all__ = ["RunCSV", "RunTensorBoard", "Tested"]
@@ -78,7 +78,7 @@ class _AppendingWriter(_ExperimentWriter):
         writer = csv.DictWriter(text, fieldnames=self.metrics_keys, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        with replacing(self.metrics_file_path) as file:
+        with atomic_write(self.metrics_file_path) as file:
             file.write(text.getvalue().encode())
 
 

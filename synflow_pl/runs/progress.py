@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from synflow_pl.runs.folder import CONFIG
-from synflow_pl.runs.record import read_record
+from synflow_pl.runs.run_folder import CONFIG
+from synflow_pl.runs.training_record import read_record
 
 __all__ = ["CHECKPOINT", "OTHERWISE", "Progress", "configuration", "ended", "progress"]
 

@@ -6,7 +6,7 @@ import csv
 from dataclasses import dataclass
 from importlib.resources import files
 
-from synflow_pl.runs.reading import Read
+from synflow_pl.runs.run_record import RunRecord
 
 __all__ = ["Published", "published"]
 
@@ -24,7 +24,7 @@ class Published:
     deviation: tuple[float, ...]
 
 
-def published(like: Read) -> list[Published]:
+def published(like: RunRecord) -> list[Published]:
     """The curves of the network and the data of a run; none if there are none."""
     data, model = _DATA.get(like.data), _model(like)
     text = files(__package__).joinpath("published.csv").read_text()
@@ -41,10 +41,10 @@ def published(like: Read) -> list[Published]:
     return curves
 
 
-def _model(run: Read) -> str | None:
+def _model(run: RunRecord) -> str | None:
     """The model as the authors call it: its kind and its name."""
     get = {name.removeprefix("network.init_args."): value for name, value in run.setting.items()}.get
     kind, depth = run.network.partition("-")[0], get("depth")
     if kind in ("VGG", "TinyVGG"):
         return f"{'lottery' if kind == 'VGG' else 'tiny'} vgg{depth}-bn" if get("batch_norm", True) else None
-    return f"tiny resnet{depth}" if kind == "TinyResNet" and get("widen", 1) == 1 else None
+    return f"tiny resnet{depth}" if kind == "TinyResNet" and get("width_factor", 1) == 1 else None

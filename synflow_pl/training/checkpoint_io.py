@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from synflow_pl.durable import replacing
+from synflow_pl.io import atomic_write
 from synflow_pl.training.checkpoints import read
 
 __all__ = ["DurableCheckpointIO"]
@@ -28,7 +28,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: if that cannot be done; the checkpoint that was there before is whole.
         """
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(

@@ -26,7 +26,7 @@ class Classifier(LightningModule):
         optimizer: class path (torch.optim.SGD) and options; called with the parameters.
         scheduler: class path (torch.optim.lr_scheduler.MultiStepLR) and options; called with the optimiser and stepped once an epoch.
         loss: (logits, labels) to the mean loss; by default torch.nn.CrossEntropyLoss.
-        decay_everything: apply weight decay to norms and biases as well, as most papers' code does; ``false`` spares all
+        decay_norm_and_bias: apply weight decay to norms and biases as well, as most papers' code does; ``false`` spares all
             parameters with one dimension.
         compile: run the network through torch.compile, in place: its names, and so its checkpoints, stay those of the plain one.
         channels_last: hold convolutions and images with channels innermost in memory, which is faster on GPUs in mixed precision.
@@ -39,7 +39,7 @@ class Classifier(LightningModule):
         optimizer: OptimizerCallable = lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True),
         scheduler: LRSchedulerCallable | None = None,
         loss: nn.Module | None = None,
-        decay_everything: bool = True,
+        decay_norm_and_bias: bool = True,
         compile: bool = False,
         channels_last: bool = False,
     ) -> None:
@@ -51,7 +51,7 @@ class Classifier(LightningModule):
         self.scheduler = scheduler
         self._lr: float | None = None
         self.loss = nn.CrossEntropyLoss() if loss is None else loss
-        self.decay_everything = decay_everything
+        self.decay_norm_and_bias = decay_norm_and_bias
         self.compiled = compile
         self.channels_last = channels_last
         accuracies = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
@@ -158,7 +158,7 @@ class Classifier(LightningModule):
         """The optimiser, with or without weight decay on norms and biases, and its scheduler."""
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         groups: Any = parameters
-        if not self.decay_everything:
+        if not self.decay_norm_and_bias:
             groups = [
                 {"params": [parameter for parameter in parameters if parameter.dim() > 1]},
                 {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},

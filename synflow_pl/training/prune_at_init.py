@@ -24,26 +24,26 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from synflow_pl.compaction import freeze
-from synflow_pl.diagnosis import DeadNetwork, Diagnosis, Survival, diagnose
-from synflow_pl.flow import Paths, example_of
+from synflow_pl.diagnosis import DeadNetwork, Diagnosis, MaskHistory, diagnose
+from synflow_pl.flow import Connectivity, example_of
 from synflow_pl.masks import Hold, Masks, prunable
 from synflow_pl.pruners import Pruner
+from synflow_pl.pruners.recording import RecordingPruner
 from synflow_pl.pruners.sanity import SANITY
-from synflow_pl.pruners.watched import Watched
 from synflow_pl.pruning import check_options, prune
 from synflow_pl.schedules import SCHEDULES, as_density
-from synflow_pl.training.agreement import Ranks
-from synflow_pl.training.averages import averages, refuse_mid_epoch
+from synflow_pl.training.averaged_models import averaged_models, refuse_mid_epoch
 from synflow_pl.training.checkpoints import KEY, attribute_of, find_checkpoint, load_masks, load_weights, states
 from synflow_pl.training.collective_metrics import compute_on_all_ranks
 from synflow_pl.training.compacted import Compacted, check_compactable, rebuild
-from synflow_pl.training.finders import let_finders_wait
-from synflow_pl.training.finding import FreshBatches, find_batches, find_example, find_loss, find_network
-from synflow_pl.training.gradual import End, Gradual, check_time, last_step
+from synflow_pl.training.distributed import Ranks
+from synflow_pl.training.gradual_pruning import End, Gradual, check_time, last_step
+from synflow_pl.training.introspection import FreshBatches, find_batches, find_example, find_loss, find_network
 from synflow_pl.training.losses import BROADCAST, Loss, takes_two
 from synflow_pl.training.monitors import check_monitors
-from synflow_pl.training.panels import show_density, show_diagnosis, show_masks, show_rounds, wants_pictures
 from synflow_pl.training.precision import scorable, unrounded
+from synflow_pl.training.tuner_order import let_finders_wait
+from synflow_pl.training.visualization import show_density, show_diagnosis, show_masks, show_rounds, wants_pictures
 from synflow_pl.training.zeros import Zeros, tensors_around
 
 __all__ = ["PruneAtInit"]
@@ -62,22 +62,22 @@ class PruneAtInit(Callback):
     Args:
         pruner: gives the scores; ``None`` trains the whole network.
         density: fraction of prunable weights kept, in (0, 1].
-        kept: instead of ``density``, the number of weights kept.
+        num_kept: instead of ``density``, the number of weights kept.
         effective_density: instead of ``density``, the fraction of prunable weights that are kept and on a living path, in (0, 1].
         rounds: score-then-cut steps, at least 1; ``None`` is the pruner's own number.
         schedule: density after each round; ``None`` is the pruner's own.
         scope: all layers in one ranking, or each layer alone.
-        bias: mask biases too, each living as long as its unit.
-        norm: the same for gains and shifts of normalisations that read a prunable layer.
+        mask_bias: mask biases too, each living as long as its unit.
+        mask_norm: the same for gains and shifts of normalisations that read a prunable layer.
         exclude: shell-style patterns of parameter names, within the network, that stay dense; one or a list.
         train_mode: data-driven pruners score in train mode, BatchNorm on each batch's own statistics; running ones do not move.
         fresh_batches: data-driven pruners score on other images in each round; else all rounds share the same.
         sanity: a sanity check of Frankle et al. 2021: invert the scores, shuffle the masks within layers, or reinitialise the weights.
         at_epoch: prune after so many epochs of training, at least 0; 0 is before the first step. A pruner whose rounds are spread over
             the training (GradualMagnitude) begins then.
-        trained: a run or checkpoint whose trained weights are scored and whose masks are gone on from, while survivors keep the
+        score_from: a run or checkpoint whose trained weights are scored and whose masks are gone on from, while survivors keep the
             weights that this fit starts from: rewinding (Frankle & Carbin 2019). Then ``ckpt_path`` may be a checkpoint without masks.
-        masks: path of a masks file to train with; nothing is pruned then, and the options of pruning are not used.
+        masks_path: path of a masks file to train with; nothing is pruned then, and the options of pruning are not used.
         network: attribute of the LightningModule that is pruned ("backbone"); by default its ``network``, else all of it.
         loss: (outputs, labels) to the mean loss, for a pruner that scores on data; by default the module's attribute ``loss``,
             ``criterion``, ``loss_fn`` or ``loss_function``, if that is a module or function of two arguments.
@@ -97,7 +97,7 @@ class PruneAtInit(Callback):
     Raises:
         ValueError: for an impossible option, naming its value.
         TypeError: if ``loss`` cannot be called with two arguments.
-        FileNotFoundError: if there is no file at ``masks``.
+        FileNotFoundError: if there is no file at ``masks_path``.
         DeadNetwork: when the fit starts, if no input-output path is left.
     """
 
@@ -105,20 +105,20 @@ class PruneAtInit(Callback):
         self,
         pruner: Pruner | None,
         density: float | None = None,
-        kept: int | None = None,
+        num_kept: int | None = None,
         effective_density: float | None = None,
         rounds: int | None = None,
         schedule: Literal["exponential", "linear", "cubic"] | None = None,
         scope: Literal["global", "local"] = "global",
-        bias: bool = False,
-        norm: bool = False,
+        mask_bias: bool = False,
+        mask_norm: bool = False,
         exclude: Sequence[str] | str = (),
         train_mode: bool = False,
         fresh_batches: bool = False,
         sanity: Literal["invert", "shuffle", "reinitialise"] | None = None,
         at_epoch: int = 0,
-        trained: str | os.PathLike[str] | None = None,
-        masks: str | os.PathLike[str] | None = None,
+        score_from: str | os.PathLike[str] | None = None,
+        masks_path: str | os.PathLike[str] | None = None,
         network: str | None = None,
         input_shape: Sequence[int] | None = None,
         on_collapse: Literal["error", "warn"] = "error",
@@ -126,14 +126,14 @@ class PruneAtInit(Callback):
         freeze_dead: bool = False,
         loss: nn.Module | None = None,
     ) -> None:
-        self._from_file = Masks.load(masks) if masks is not None else None
+        self._from_file = Masks.load(masks_path) if masks_path is not None else None
         if self._from_file is None and pruner is not None:
             check_options(
-                density=density, kept=kept, effective_density=effective_density, rounds=rounds, schedule=schedule, scope=scope
+                density=density, num_kept=num_kept, effective_density=effective_density, rounds=rounds, schedule=schedule, scope=scope
             )
-        elif self._from_file is None and (density not in (None, 1) or kept is not None or rounds is not None):
+        elif self._from_file is None and (density not in (None, 1) or num_kept is not None or rounds is not None):
             raise ValueError(
-                f"density={density}, kept={kept}, rounds={rounds}, but no pruner; name one, or leave them out for a dense network"
+                f"density={density}, num_kept={num_kept}, rounds={rounds}, but no pruner; name one, or leave them out for a dense network"
             )
         if on_collapse not in ("error", "warn"):
             raise ValueError(f"on_collapse: {on_collapse!r} is not one of error, warn")
@@ -141,15 +141,15 @@ class PruneAtInit(Callback):
             raise ValueError(f"sanity: {sanity!r} must be one of {', '.join(SANITY)}, and needs a pruner")
         if loss is not None and (isinstance(loss, type) or not callable(loss) or not takes_two(loss)):
             raise TypeError(f"loss: {loss!r} must be a module or function of two arguments, (outputs, labels) to the mean loss")
-        check_time(pruner, at_epoch, trained, masks, sanity, effective_density)
-        if compact and (at_epoch or (pruner is not None and masks is None and pruner.over is not None)):
+        check_time(pruner, at_epoch, score_from, masks_path, sanity, effective_density)
+        if compact and (at_epoch or (pruner is not None and masks_path is None and pruner.end_fraction is not None)):
             raise ValueError("compact: true needs masks that are final before the first step; leave out at_epoch and gradual pruning")
         self.compact = compact
         self.freeze_dead = freeze_dead
         self._compacted: Compacted | None = None
         self.pruner = SANITY[sanity](pruner) if sanity is not None and pruner is not None else pruner
         self.at_epoch = at_epoch
-        self.trained = find_checkpoint(trained) if trained is not None else None
+        self.score_from = find_checkpoint(score_from) if score_from is not None else None
         self.network = network
         self.loss: Loss | None = loss
         self.input_shape = tuple(input_shape) if input_shape is not None else None
@@ -157,12 +157,12 @@ class PruneAtInit(Callback):
         self.fresh_batches = fresh_batches
         self.masks: Masks | None = None
         self.diagnosis: Diagnosis | None = None
-        self.survival: Survival | None = None
+        self.survival: MaskHistory | None = None
         self.seconds = 0.0
-        self._watched: Watched | None = None
+        self._watched: RecordingPruner | None = None
         self._options: dict[str, Any] = {
-            "density": density, "kept": kept, "effective_density": effective_density, "rounds": rounds, "schedule": schedule,
-            "scope": scope, "bias": bias, "norm": norm, "train_mode": train_mode,
+            "density": density, "num_kept": num_kept, "effective_density": effective_density, "rounds": rounds, "schedule": schedule,
+            "scope": scope, "mask_bias": mask_bias, "mask_norm": mask_norm, "train_mode": train_mode,
             "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
         }  # fmt: skip
         self._restored = False
@@ -191,7 +191,7 @@ class PruneAtInit(Callback):
 
     @property
     def _over(self) -> float | None:
-        return self.pruner.over if self.pruner is not None and self._from_file is None else None
+        return self.pruner.end_fraction if self.pruner is not None and self._from_file is None else None
 
     @property
     def _rounds(self) -> int:
@@ -243,7 +243,7 @@ class PruneAtInit(Callback):
             ValueError: naming the reason.
         """
         if self.pruner is None or self._from_file is not None:
-            raise ValueError("there is no pruner to prune by; name one (pruning.pruner), and leave out pruning.masks")
+            raise ValueError("there is no pruner to prune by; name one (pruning.pruner), and leave out pruning.masks_path")
         if self._over is not None or self.at_epoch:
             during = f"{type(self.pruner).__name__} prunes" if self._over is not None else f"at_epoch: {self.at_epoch} is"
             raise ValueError(f"{during} during a training, and nothing is trained here; choose another pruner or time, or use fit")
@@ -270,7 +270,7 @@ class PruneAtInit(Callback):
             check_compactable(trainer, pl_module, network)
         at_start = self.at_epoch == 0 and self._over is None
         let_finders_wait(trainer, self, sparse=at_start)
-        if at_start and self.trained is None and self._from_file is None and trainer.is_global_zero:
+        if at_start and self.score_from is None and self._from_file is None and trainer.is_global_zero:
             self._unrounded = unrounded(trainer, network)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -291,7 +291,7 @@ class PruneAtInit(Callback):
                 rank_zero_info(f"{self._says}: not again; the network keeps its masks (density {self.masks.density:.6g}).")
             self._keep(trainer, pl_module, self.masks)
         elif self._prunes and self.at_epoch == 0:
-            if trainer.ckpt_path is not None and self.trained is None:
+            if trainer.ckpt_path is not None and self.score_from is None:
                 raise ValueError(_untimely(trainer))
             self._begin(trainer, pl_module)
         self._unrounded = {}
@@ -361,12 +361,12 @@ class PruneAtInit(Callback):
         hidden = trainer.progress_bar_callback is None
         scored = scorable(network, self._unrounded)
         rewound, previous = {}, None
-        self.survival = Survival() if self._rounds > 1 and not self.pruner.regrows else None
-        if self.trained is not None:
+        self.survival = MaskHistory() if self._rounds > 1 and not self.pruner.regrows else None
+        if self.score_from is not None:
             rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             attribute = attribute_of(find_network(pl_module, self.network)[1])
-            load_weights(scored, self.trained, attribute=attribute)
-            previous = load_masks(self.trained, attribute)
+            load_weights(scored, self.score_from, attribute=attribute)
+            previous = load_masks(self.score_from, attribute)
         with tqdm(
             total=self._rounds, desc=f"{self._says}, {type(self.pruner).__name__}", unit="round", leave=False, disable=hidden
         ) as bar:
@@ -378,13 +378,13 @@ class PruneAtInit(Callback):
                     self.survival(index, density, masks)
 
             masks = self._prune(trainer, pl_module, scored, masks=previous, on_round=on_round, **self._options)
-        if self.trained is not None or scored is not network:
+        if self.score_from is not None or scored is not network:
             network.load_state_dict(rewound or scored.state_dict())
         return masks
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module, **options: Any) -> Masks:
         assert self.pruner is not None
-        pruner = Watched(self.pruner, options["rounds"]) if wants_pictures(trainer.loggers) else self.pruner
+        pruner = RecordingPruner(self.pruner, options["rounds"]) if wants_pictures(trainer.loggers) else self.pruner
         if self.pruner.needs_batches:
             options |= {"loss": self._find_loss(pl_module, network), "batches": self._batches(trainer)}
         with warnings.catch_warnings():
@@ -404,7 +404,7 @@ class PruneAtInit(Callback):
                     f"the loss of {type(pl_module).__name__} compares outputs and labels of different shapes; give PruneAtInit loss=, a"
                     " function of (outputs, labels) that brings them to one shape as the training step does"
                 ) from warning
-        if isinstance(pruner, Watched):
+        if isinstance(pruner, RecordingPruner):
             self._watched = pruner.after(self._watched)
         return masks
 
@@ -435,7 +435,7 @@ class PruneAtInit(Callback):
         self.masks = masks
         network, _ = find_network(pl_module, self.network)
         self.masks.apply(network)
-        for average in averages(trainer):
+        for average in averaged_models(trainer):
             self.masks.apply(find_network(average, self.network)[0])
         self._hold(trainer, pl_module, self.masks)
         self._ranks.agree(masks=self.masks.items(), weights=network.named_parameters())
@@ -464,7 +464,7 @@ class PruneAtInit(Callback):
             skip = {*map(id, others), *(id(module) for owner in owned if owner is not pl_module for module in owner.modules())}
 
             def kept() -> Iterator[nn.Module]:
-                return (find_network(average, self.network)[0] for average in averages(trainer))
+                return (find_network(average, self.network)[0] for average in averaged_models(trainer))
 
             self._zeros = Zeros(prefix, lambda: tensors_around(trainer, pl_module, skip), kept)
             self._zeros.written = len(self._holds) < len(trainer.optimizers)
@@ -494,7 +494,7 @@ class PruneAtInit(Callback):
             told = diagnose(network, masks, example_input=inputs)
             if told.alive or self.survival is None:
                 return told
-            return replace(told, died=self.survival.died(Paths(network, inputs)))
+            return replace(told, died=self.survival.died(Connectivity(network, inputs)))
 
         self.diagnosis = told = self._ranks.once(told_once)
         rank_zero_info(
@@ -532,11 +532,11 @@ class PruneAtInit(Callback):
         if due <= self._gradual.done:
             return
         network = find_network(pl_module, self.network)[0]
-        density, kept = self._options["density"], self._options["kept"]
-        target = as_density(density) if density is not None else Fraction(kept, self.masks.total)
+        density, num_kept = self._options["density"], self._options["num_kept"]
+        target = as_density(density) if density is not None else Fraction(num_kept, self.masks.total)
         schedule = SCHEDULES[self._options["schedule"] or self.pruner.schedule]
         then = schedule(target, Fraction(due, self._rounds)) if due < self._rounds else target
-        options = self._options | {"density": then, "kept": None, "rounds": 1}
+        options = self._options | {"density": then, "num_kept": None, "rounds": 1}
         before = self.masks
         masks = self._ranks.once(lambda: self._prune(trainer, pl_module, scorable(network, {}), masks=before, **options).state_dict())
         self._keep(trainer, pl_module, Masks.from_state_dict(masks))

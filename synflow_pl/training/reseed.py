@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
-from synflow_pl.data.draws import draws
+from synflow_pl.data.counter_rng import draws
 
 __all__ = ["Reseed"]
 

@@ -71,7 +71,7 @@ def command(epochs: int, *more: str) -> list[str]:
         "--run",
         "crash",
     ]
-    return ["fit", *options, "--checkpoint_every", str(EVERY), "--trainer.enable_progress_bar", "false", *more]
+    return ["fit", *options, "--checkpoint_every_n_steps", str(EVERY), "--trainer.enable_progress_bar", "false", *more]
 
 
 def start(folder: Path, epochs: int, temporary: Path | None, *more: str) -> subprocess.Popen[bytes]:

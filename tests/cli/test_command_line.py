@@ -331,7 +331,7 @@ def test_a_run_is_named_by_recipe_pruner_density_and_seed(built: Built) -> None:
 
 
 def test_a_run_without_a_recipe_is_named_by_data_and_network(built: Built) -> None:
-    assert built("fit", *FC_ON_DIGITS, "--pruning.kept", "500").run_folder == Path("lightning_logs/digits_fc-synflow-kept500-seed0")
+    assert built("fit", *FC_ON_DIGITS, "--pruning.num_kept", "500").run_folder == Path("lightning_logs/digits_fc-synflow-kept500-seed0")
 
 
 def test_a_run_of_torchvision_s_network_bears_the_network_s_name(built: Built) -> None:
@@ -482,7 +482,7 @@ def test_images_of_one_s_own_are_predicted_by_name(fitted: tuple[Path, str]) -> 
     for index in (2, 0, 1):
         Image.fromarray(pixels[index, 0].numpy()).save(own / f"{index}.png")
     found = []
-    for options in ([], ["--data.predict_on", "own"]):
+    for options in ([], ["--data.predict_dir", "own"]):
         run(["predict", "--ckpt_path", str(folder), *options, *QUIET])
         found.append(rows(folder / "predictions.csv"))
         (folder / "predictions.csv").unlink()
@@ -500,9 +500,9 @@ def test_predictions_of_several_devices_are_refused(fitted: tuple[Path, str], ca
 
 def test_a_folder_that_is_not_there_is_one_sentence(fitted: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run(["predict", "--ckpt_path", str(fitted[0]), "--data.predict_on", "nowhere", *QUIET])
+        run(["predict", "--ckpt_path", str(fitted[0]), "--data.predict_dir", "nowhere", *QUIET])
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last == "synflow_pl: error: predict_on: there is no folder 'nowhere'; give one that holds images"
+    assert last == "synflow_pl: error: predict_dir: there is no folder 'nowhere'; give one that holds images"
 
 
 def test_a_resumed_run_keeps_its_masks_and_is_not_pruned_again(fitted: tuple[Path, str]) -> None:
@@ -519,7 +519,7 @@ def test_a_resumed_run_keeps_its_masks_and_is_not_pruned_again(fitted: tuple[Pat
 
 def test_masks_of_one_run_train_another(fitted: tuple[Path, str]) -> None:
     folder, _ = fitted
-    asked = ["--pruning.masks", "lightning_logs/real/masks.safetensors", "--trainer.default_root_dir", "elsewhere"]
+    asked = ["--pruning.masks_path", "lightning_logs/real/masks.safetensors", "--trainer.default_root_dir", "elsewhere"]
     cli = run(["fit", *FC_ON_DIGITS, "--seed_everything", "1", *asked, *SHORT])
     assert cli.run_folder is not None
     assert cli.run_folder.parts == ("elsewhere", "lightning_logs", "digits_fc-masks_real-density1-seed1")
@@ -576,7 +576,7 @@ def test_two_processes_prune_at_the_same_later_step(pruner: str, cuts: int, fold
         "--pruning.scope",
         "local",
     ]
-    options += ["--pruning.pruner.over", "0.75"] if cuts > 1 else []
+    options += ["--pruning.pruner.end_fraction", "0.75"] if cuts > 1 else []
     processes = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "4", "--run", "two"]
     command = [sys.executable, "-m", "synflow_pl", "fit", *FC_ON_DIGITS, *SHORT, *options, *processes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(synflow_pl.__file__).parents[1])}

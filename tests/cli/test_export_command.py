@@ -43,12 +43,12 @@ def test_a_run_becomes_files_that_predict_what_it_predicts(fitted: Path, capsys:
     assert "- val/accuracy" in card
     files = sorted(path.name for path in (fitted / "export").iterdir())
     assert files == ["model.md", "model.onnx", "model.pt2", "model.safetensors"]
-    run(["predict", "--ckpt_path", str(fitted), "--data.predict_on", str(own), "--trainer.accelerator", "cpu", *QUIET])
+    run(["predict", "--ckpt_path", str(fitted), "--data.predict_dir", str(own), "--trainer.accelerator", "cpu", *QUIET])
     truth = lines(fitted / "predictions.csv")
     assert len(truth) == 7
     for name in ("onnx", "pt2", "safetensors"):
         trust = ["--trust"] if name == "pt2" else []
-        predict_exported(["--ckpt_path", str(fitted / "export" / f"model.{name}"), "--data.predict_on", str(own), *trust])
+        predict_exported(["--ckpt_path", str(fitted / "export" / f"model.{name}"), "--data.predict_dir", str(own), *trust])
         found = lines(fitted / "export" / "predictions.csv")
         assert [line[:2] for line in found] == [line[:2] for line in truth]
         assert [float(line[2]) for line in found[1:]] == pytest.approx([float(line[2]) for line in truth[1:]], abs=1e-4)
@@ -66,7 +66,7 @@ def test_a_run_becomes_files_that_predict_what_it_predicts(fitted: Path, capsys:
         (export_command, ["--ckpt_path", ".", "--output", "/dev/null/model"], "--output: the folder '/dev/null' cannot be made"),
         (compact_command, [], "the following arguments are required: --ckpt_path"),
         (export_command, ["--ckpt_path", "nowhere", "--format", "tflite"], "invalid choice: 'tflite'"),
-        (predict_exported, ["--ckpt_path", "nowhere.onnx", "--data.predict_on", "."], "there is no file 'nowhere.onnx'"),
+        (predict_exported, ["--ckpt_path", "nowhere.onnx", "--data.predict_dir", "."], "there is no file 'nowhere.onnx'"),
     ],
 )
 def test_a_mistake_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str], command, args, message) -> None:  # type: ignore[no-untyped-def]
@@ -115,7 +115,7 @@ def test_damaged_and_foreign_files_are_not_predicted_from(fitted: Path, capsys: 
     own.mkdir()
     Image.new("L", (28, 28)).save(own / "a.png")
     export_command(["--ckpt_path", str(fitted), "--output", "model"])
-    given = ["--data.predict_on", str(own), "--trust"]
+    given = ["--data.predict_dir", str(own), "--trust"]
     for name in ("onnx", "pt2", "safetensors"):
         whole = Path(f"model.{name}").read_bytes()
         for content in (whole[: len(whole) // 2], whole[:-1], b"", b"something else"):
@@ -125,7 +125,7 @@ def test_damaged_and_foreign_files_are_not_predicted_from(fitted: Path, capsys: 
     refused(capsys, folder, predict_exported, ["--ckpt_path", "model.md", *given], "'model.md' is not one of .safetensors, .onnx, .pt2")
     (own / "b.png").write_bytes((own / "a.png").read_bytes()[:40])
     refused(capsys, folder, predict_exported, ["--ckpt_path", "model.onnx", *given], "b.png")
-    refused(capsys, folder, predict_exported, ["--ckpt_path", "model.onnx", "--data.predict_on", "none"], "there is no folder 'none'")
+    refused(capsys, folder, predict_exported, ["--ckpt_path", "model.onnx", "--data.predict_dir", "none"], "there is no folder 'none'")
 
 
 def test_a_format_that_fails_takes_no_card_from_the_others(

@@ -65,17 +65,17 @@ HEADLINES = (
     Headline(FIT, says="SynFlow kept"),
     Headline("synflow_pl fit -c cifar10_vgg16 -c pruners/magnitude --pruning.density 0.05", epochs=2, says="Magnitude kept"),
     Headline(f"synflow_pl test --ckpt_path {RUN}", needs=FIT, says="test/accuracy"),
-    Headline("synflow_pl predict --ckpt_path lightning_logs/NAME --data.predict_on FOLDER", needs=FIT, says=r"predictions\.csv"),
+    Headline("synflow_pl predict --ckpt_path lightning_logs/NAME --data.predict_dir FOLDER", needs=FIT, says=r"predictions\.csv"),
     Headline(PRUNE, says="fc"),
     Headline(
-        "synflow_pl fit -c mnist_fc --pruning.masks lightning_logs/mnist_fc-synflow-density0.01-seed0-pruned/masks.safetensors",
+        "synflow_pl fit -c mnist_fc --pruning.masks_path lightning_logs/mnist_fc-synflow-density0.01-seed0-pruned/masks.safetensors",
         needs=PRUNE,
         epochs=2,
         says="masks from a file kept",
     ),
     Headline("synflow_pl prune -c cifar10_vgg16 --compare synflow snip magnitude", says="magnitude", slow=True),
     Headline("synflow_pl fit -c mnist_conv -c pruners/snip --pruning.at_epoch 2", epochs=4, says="SNIP kept"),
-    Headline("synflow_pl fit -c mnist_conv -c pruners/gradual --pruning.pruner.over 0.75", epochs=2),
+    Headline("synflow_pl fit -c mnist_conv -c pruners/gradual --pruning.pruner.end_fraction 0.75", epochs=2),
     Headline("synflow_pl multishot -c mnist_conv -c pruners/magnitude --levels 5", epochs=2),
     Headline("synflow_pl multishot -c mnist_conv -c pruners/magnitude --levels 5 --rewind 2 --run late", epochs=4, slow=True),
     Headline("synflow_pl fit -c cifar10_vgg16 --trainer.strategy ddp --trainer.devices 2", epochs=2, says="SynFlow kept"),
@@ -98,7 +98,7 @@ HEADLINES = (
 NEEDED = {headline.needs for headline in HEADLINES}
 ELSEWHERE = {
     "synflow_pl fit -c cifar10_resnet20 --trainer.strategy ddp --trainer.devices 2 --trainer.sync_batchnorm true": "GPUs only",
-    "synflow_pl predict --ckpt_path lightning_logs/NAME/export/model.onnx --data.predict_on FOLDER": "below, after export",
+    "synflow_pl predict --ckpt_path lightning_logs/NAME/export/model.onnx --data.predict_dir FOLDER": "below, after export",
     "synflow_pl report sweeps/mnist": "below, after a run of the sweep",
     "synflow_pl report sweeps/figure6_cifar10 --paper": "test_report.py",
 }

@@ -33,7 +33,7 @@ MISTAKES = {
     "export --ckptpath x": "there is no option ckptpath; did you mean ckpt_path?",
     "export --ckpt_path x --format onx": "argument --format: invalid choice: 'onx' (choose from",
     "compact": "the following arguments are required: --ckpt_path (a run",
-    "predict --ckpt_path model.onnx --data.predict_on . --outptu x": "there is no option outptu; did you mean output?",
+    "predict --ckpt_path model.onnx --data.predict_dir . --outptu x": "there is no option outptu; did you mean output?",
     "demo --trainer.max_epoch 1": "there is no option trainer.max_epoch; did you mean trainer.max_epochs?",
     "test --ckpt_pth x -c demo": "there is no option ckpt_pth; did you mean ckpt_path?",
     "validate -c demo --data.batch_sise 5": "there is no option batch_sise; did you mean batch_size?",
@@ -68,7 +68,7 @@ def test_a_mistake_in_an_option_of_a_subcommand_is_one_sentence_with_the_nearest
         ("sweep -c sweeps/digits --folder place/in", "--folder"),
         ("export --ckpt_path nowhere.ckpt --output place/in/model", "--output"),
         ("compact --ckpt_path nowhere.ckpt --output place/in/model", "--output"),
-        ("predict --ckpt_path model.onnx --data.predict_on . --output place/in/x.csv", "--output"),
+        ("predict --ckpt_path model.onnx --data.predict_dir . --output place/in/x.csv", "--output"),
         ("fit -c demo --trainer.default_root_dir place/in", "--trainer.default_root_dir"),
     ],
 )

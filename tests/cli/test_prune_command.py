@@ -230,7 +230,7 @@ def test_a_training_from_masks_bears_the_name_of_the_run_that_has_them(built: Ca
         if place != "elsewhere":
             (folder / place / "config.yaml").touch()
     names = [
-        built("fit", "-c", "mnist_fc", "--pruning.masks", f"{place}/masks.safetensors").run_folder.name  # type: ignore[union-attr]
+        built("fit", "-c", "mnist_fc", "--pruning.masks_path", f"{place}/masks.safetensors").run_folder.name  # type: ignore[union-attr]
         for place in ("some-pruned", "compared/snip", "elsewhere")
     ]
     assert names == ["some", "mnist_fc-masks_snip-density0.1-seed0", "mnist_fc-masks_masks-density0.1-seed0"]

@@ -58,7 +58,7 @@ def test_its_training_commands_are_understood_and_make_the_run_that_it_tests(bui
     fits = [words for words in commands("synflow_pl") if words[0] == "fit"]
     assert len(fits) >= 2
     for words in fits:
-        if "--help" not in words and "--pruning.masks" not in words:
+        if "--help" not in words and "--pruning.masks_path" not in words:
             built(*words)
     (tested,) = [words for words in commands("synflow_pl") if words[0] == "test"]
     assert (folder / tested[tested.index("--ckpt_path") + 1]).is_dir()
@@ -70,7 +70,7 @@ def test_its_prune_commands_are_understood_and_make_the_masks_that_it_trains_wit
     assert [plan.subcommand for plan in plans] == ["prune"] * len(prunings)
     assert any("--compare" in words for words in prunings)
     command.prune([*prunings[0][1:], *QUIET])
-    (training,) = [words for words in commands("synflow_pl") if "--pruning.masks" in words]
+    (training,) = [words for words in commands("synflow_pl") if "--pruning.masks_path" in words]
     cli = run([*training, *QUIET, "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"])
     assert sum(int(p.count_nonzero()) for p in cli.model.network.parameters() if p.dim() > 1) == 1194
 

@@ -14,8 +14,8 @@ from conftest import QUIET
 from synflow_pl.cli.main import CLI, run
 from synflow_pl.cli.recipes import overlays
 from synflow_pl.runs.progress import progress
-from synflow_pl.runs.reading import LeftOut, read
-from synflow_pl.runs.record import read_record
+from synflow_pl.runs.run_record import SkippedRun, read
+from synflow_pl.runs.training_record import read_record
 from synflow_pl.training import find_checkpoint
 from synflow_pl.training.checkpoints import read as content_of
 
@@ -76,7 +76,7 @@ def test_an_ended_run_is_trained_further_with_more_epochs_and_its_test_is_no_lon
     assert read(RUN, overlays()).accuracies.final is not None
     run([*FIT, *EARLY, "--trainer.max_epochs", "3", "--run", "a", "--ckpt_path", str(RUN)])
     assert content_of(find_checkpoint(RUN))["global_step"] == 9
-    with pytest.raises(LeftOut, match="it is not tested yet"):
+    with pytest.raises(SkippedRun, match="it is not tested yet"):
         read(RUN, overlays())
     run(["test", "--ckpt_path", str(RUN), *QUIET])
     assert read(RUN, overlays()).accuracies.final is not None

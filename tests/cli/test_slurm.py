@@ -18,7 +18,7 @@ from synflow_pl.training.checkpoints import read
 
 START = Path(__file__).resolve().parents[3] / "shared/slurm/start.sh"
 SHORT = ["--model.network.width", "2", "--trainer.max_epochs", "12", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "1"]
-SHORT += ["--trainer.enable_progress_bar", "false", "--pruning.rounds", "3", "--checkpoint_every", "20"]
+SHORT += ["--trainer.enable_progress_bar", "false", "--pruning.rounds", "3", "--checkpoint_every_n_steps", "20"]
 
 
 def slurm(*command: str) -> str:

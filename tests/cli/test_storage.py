@@ -36,7 +36,7 @@ from synflow_pl import Masks
 from synflow_pl.diagnosis.files import write_csv, write_json
 from synflow_pl.figures.style import save
 from synflow_pl.runs import RunCSV
-from synflow_pl.runs.record import Training, write_record
+from synflow_pl.runs.training_record import Training, write_record
 from synflow_pl.training import DurableCheckpointIO
 
 checkpoint = lambda size: DurableCheckpointIO().save_checkpoint({"weights": torch.zeros(size)}, "last.ckpt")

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from synflow_pl.cli import sweep as module
 from synflow_pl.cli.sweep import sweep
-from synflow_pl.runs.sweep import FAILED, Sweep, held
+from synflow_pl.runs.sweep_grid import FAILED, Sweep, held
 from synflow_pl.training import Classifier
 
 SHORT = ["--model.network.width", "4", "--trainer.max_epochs", "3", "--trainer.accelerator", "cpu"]
@@ -169,7 +169,7 @@ def test_a_network_that_has_no_width_is_refused_before_any_run(
     with pytest.raises(SystemExit) as left:
         sweep(["-c", "grid.yaml", "--pruners", "[narrower_flops]", "--model.network", "torch.nn.Flatten"])
     assert left.value.code == 2
-    assert "torch.nn.Flatten has no argument width or widen, so that there is no narrower one" in capsys.readouterr().err
+    assert "torch.nn.Flatten has no argument width or width_factor, so that there is no narrower one" in capsys.readouterr().err
     assert attempts == []
 
 

@@ -13,7 +13,7 @@ from synflow_pl.masks import Masks
 from synflow_pl.networks import FC
 from synflow_pl.pruners import Magnitude
 from synflow_pl.pruning import prune
-from synflow_pl.runs.sweep import Sweep
+from synflow_pl.runs.sweep_grid import Sweep
 
 FILES = sorted((recipe_folder() / "sweeps").glob("*.yaml"))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import Compaction, Masks, compact
-from synflow_pl.flow.outputs import leaves
+from synflow_pl.graph.outputs import leaves
 from synflow_pl.masks import prunable
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from synflow_pl import Compaction, prune
 from synflow_pl.diagnosis import diagnose
-from synflow_pl.flow import record
+from synflow_pl.flow import trace
 from synflow_pl.pruners import SynFlow
 
 
@@ -87,7 +87,7 @@ def test_a_forward_pass_with_values_that_are_nowhere_is_refused() -> None:
 def test_an_operation_is_recorded_with_the_innermost_module_that_runs() -> None:
     inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     network = nn.Sequential(inner, nn.Sequential(inner, nn.Linear(4, 2)))
-    names = [operation.module for operation in record(network, (torch.ones(1, 4),)).operations if operation.name in ("addmm", "relu")]
+    names = [operation.module for operation in trace(network, (torch.ones(1, 4),)).operations if operation.name in ("addmm", "relu")]
     assert names == ["0.0", "0.1", "0.0", "0.1", "1.1"]
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from synflow_pl.data.folder import fitting
+from synflow_pl.data.image_folder import fitting
 
 SHAPES = [(28, 28), (60, 40), (40, 60), (7, 90), (90, 7), (33, 32), (1, 1)]
 

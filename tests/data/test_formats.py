@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from synflow_pl.data import CIFAR10, CIFAR100, MNIST, FashionMNIST, Images
+from synflow_pl.data import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageDataModule
 from synflow_pl.data import cifar10 as cifar10_module
 from tests.data.generated import FORMATS, TwoClasses, TwoLarge, cifar, imagenet, mnist, tiny_imagenet
 
@@ -32,7 +32,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return request.param, tmp_path, FORMATS[request.param](request.param, tmp_path, 4)
 
 
-def labels_of(kind: type[Images], train: bool) -> list[int]:
+def labels_of(kind: type[ImageDataModule], train: bool) -> list[int]:
     if kind in (TwoClasses, TwoLarge):
         return [0, 0, 1, 1] if train else [0, 1]
     return [0, 1, 2, 3] if train else [0, 1]

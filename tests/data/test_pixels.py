@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from synflow_pl.data import Digits, Images
+from synflow_pl.data import Digits, ImageDataModule
 from synflow_pl.data.pixels import UnreadableImage, decode
-from synflow_pl.data.stream import Files
+from synflow_pl.data.torchvision_loader import Files
 from tests.data.generated import FORMATS, TwoClasses, TwoLarge
 
 RANDOM = np.random.default_rng(0)
@@ -225,7 +225,7 @@ def odd_files(folder: Path, shape: tuple[int, int]) -> dict[str, Path]:
     return {name: folder / name for name in pictures}
 
 
-def read_all(data: Images) -> None:
+def read_all(data: ImageDataModule) -> None:
     data.setup("fit")
     for _ in data.train_dataloader():
         pass
@@ -255,7 +255,7 @@ def test_training_images_of_every_mode_are_the_8_bit_picture(kind: Any, pipeline
 
 def test_images_of_a_folder_are_predicted_alike_in_every_mode(tmp_path: Path) -> None:
     odd_files(tmp_path, (28, 28))
-    data = Digits(predict_on=str(tmp_path))
+    data = Digits(predict_dir=str(tmp_path))
     data.setup("predict")
     ((images, _),) = data.predict_dataloader()
     assert torch.equal(images[0], images[1])
@@ -267,7 +267,7 @@ def test_a_refused_image_is_one_sentence_from_a_worker_process_too(workers: int,
     for name in ("a.png", "b.png"):
         Image.fromarray(GREY).save(tmp_path / name)
     transparent(tmp_path / "b.png", "alpha")
-    data = Digits(predict_on=str(tmp_path), num_workers=workers)
+    data = Digits(predict_dir=str(tmp_path), num_workers=workers)
     data.setup("predict")
     with pytest.raises(UnreadableImage) as refused:
         list(data.predict_dataloader())

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from synflow_pl.data import CIFAR10, CIFAR100, MNIST, FashionMNIST, Images, TinyImageNet
+from synflow_pl.data import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageDataModule, TinyImageNet
 from tests.data.generated import TwoClasses
 
 REAL = [
@@ -130,7 +130,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is kilobytes on Linux only")
 @pytest.mark.parametrize("kind", [pytest.param(CIFAR10, marks=pytest.mark.slow), CIFAR100])
-def test_the_images_are_in_memory_once(kind: type[Images], request: pytest.FixtureRequest) -> None:
+def test_the_images_are_in_memory_once(kind: type[ImageDataModule], request: pytest.FixtureRequest) -> None:
     """153.6 MB, and at most a quarter more: one of CIFAR-10's five files, a few batches, the allocator."""
     folder = request.getfixturevalue(f"real_{kind.__name__.lower()}")
     done = subprocess.run(

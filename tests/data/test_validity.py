@@ -11,7 +11,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from synflow_pl.data import Images
+from synflow_pl.data import ImageDataModule
 from synflow_pl.networks import FC
 from synflow_pl.pruners import SynFlow
 from synflow_pl.training import Classifier, PruneAtInit
@@ -21,7 +21,7 @@ PIXELS = torch.randint(256, (COUNT, 1, 6, 6), generator=torch.Generator().manual
 LABELS = torch.arange(COUNT) % 3
 
 
-class Own(Images):
+class Own(ImageDataModule):
     input_shape = (1, 6, 6)
     num_classes = 3
     mean = (0.5,)

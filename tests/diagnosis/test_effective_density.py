@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from synflow_pl import Masks, diagnose, prune
-from synflow_pl.flow import Paths, example_of
+from synflow_pl.flow import Connectivity, example_of
 from synflow_pl.masks import prunable
 from synflow_pl.networks import FC, VGG, Conv, ResNet
 from synflow_pl.pruners import SynFlow
@@ -46,7 +46,7 @@ def test_removing_what_is_not_effective_leaves_all_that_is(name: str, seed: int)
     generator = torch.Generator().manual_seed(seed)
     masks = Masks({key: torch.rand(w.shape, generator=generator) < 0.3 for key, w in prunable(network).items()})
     first = diagnose(network, masks, input_shape=shape)
-    effective = Masks(Paths(network, example_of(network, shape, None)).effective(masks))
+    effective = Masks(Connectivity(network, example_of(network, shape, None)).effective(masks))
     again = diagnose(network, effective, input_shape=shape)
     assert again.kept == again.effective == first.effective
 

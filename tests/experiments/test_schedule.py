@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from synflow_pl.experiments import largest_ratio
 from synflow_pl.networks import FC, VGG
-from synflow_pl.pruners import FORCE, Magnitude, Pruner, Random, Subject, SynFlow
+from synflow_pl.pruners import FORCE, Magnitude, Pruner, PruningState, Random, SynFlow
 
 IMAGENET = (3, 224, 224)
 
@@ -81,7 +81,7 @@ def test_where_weights_come_back_all_compete_in_every_round() -> None:
 
 def test_negative_scores_are_refused() -> None:
     class Signed(Pruner):
-        def score(self, subject: Subject) -> dict[str, Tensor]:
+        def score(self, subject: PruningState) -> dict[str, Tensor]:
             return {name: -weight for name, weight in subject.weights.items()}
 
     with pytest.raises(ValueError, match=r"Signed gives negative scores \(in '0.weight'\)"):

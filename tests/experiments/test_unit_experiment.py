@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from synflow_pl.experiments import first_scores, unit_differences
 from synflow_pl.flow import example_of, linearise, unit_sums
 from synflow_pl.networks import FC, VGG, Conv, ResNet
-from synflow_pl.pruners import SNIP, Magnitude, Pruner, Random, Subject, SynFlow, SynFlowL2
-from synflow_pl.pruners.passes import loss_gradients, passes
+from synflow_pl.pruners import SNIP, Magnitude, Pruner, PruningState, Random, SynFlow, SynFlowL2
+from synflow_pl.pruners.forward import loss_gradients, stateless_forward
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "fc": (lambda: FC((1, 4, 4), depth=4, width=12), (1, 4, 4)),
@@ -29,8 +29,8 @@ class Saliency(Pruner):
 
     needs_batches = True
 
-    def score(self, subject: Subject) -> dict[str, Tensor]:
-        with passes(subject) as forward:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
+        with stateless_forward(subject) as forward:
             gradients = loss_gradients(subject, forward, subject.weights)
         return {name: gradient * subject.weights[name] for name, gradient in gradients.items()}
 

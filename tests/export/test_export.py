@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import compact, prune
-from synflow_pl.export import FORMATS, Facts, export, load_exported, verify, write_card
+from synflow_pl.export import FORMATS, Metadata, export, load_exported, verify, write_card
 from synflow_pl.networks import ResNet
 from synflow_pl.pruners import SynFlow
 
 SHAPE = (2, 8, 8)
-FACTS = Facts(
+FACTS = Metadata(
     SHAPE, 10, (0.5, 0.5), (0.25, 0.25), "synflow_pl.networks.ResNet", {"depth": 8, "width": 8, "input_shape": list(SHAPE)},
     {"name": "small", "density": 0.05},
 )  # fmt: skip
@@ -169,7 +169,7 @@ def load_like(run):  # type: ignore[no-untyped-def]
 def test_a_safetensors_file_builds_nothing_but_our_networks(tmp_path: Path, networks: tuple[nn.Module, nn.Module]) -> None:
     from safetensors.torch import save_file
 
-    facts = Facts(SHAPE, 10, (0.5, 0.5), (0.5, 0.5), "os.system", {"command": "true"})
+    facts = Metadata(SHAPE, 10, (0.5, 0.5), (0.5, 0.5), "os.system", {"command": "true"})
     save_file({"weight": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"synflow_pl": facts.json()})
     with pytest.raises(ValueError, match=r"the weights of os\.system, which is not of synflow_pl\.networks"):
         load_exported(tmp_path / "a.safetensors")

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from synflow_pl import Masks, prune
-from synflow_pl.flow import example_of, linearise, magnitude, path_left
-from synflow_pl.pruners import Subject, SynFlow
+from synflow_pl.flow import example_of, is_connected, linearise, magnitude
+from synflow_pl.pruners import PruningState, SynFlow
 from synflow_pl.schedules import kept_weights
 
 TABLE = Path(__file__).with_name("any_network.csv")
@@ -120,9 +120,9 @@ class Watched(SynFlow):
 
     apart = 0
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, subject: PruningState) -> None:
         super().prepare(subject)
-        self.apart = sum(int(apart.sum()) for apart in subject.apart.values())
+        self.ranked_separately = sum(int(apart.sum()) for apart in subject.ranked_separately.values())
 
 
 def spread(network: nn.Module, masks: Masks, silent: list[str], shape: tuple[int, ...]) -> float:
@@ -165,7 +165,7 @@ def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
             for key, tensor in _tensors(network):
                 tensor.copy_(before[key])
         masks = prune(network, pruner, density=DENSITY, rounds=count, input_shape=shape)
-        if alive := path_left(network, masks, inputs):
+        if alive := is_connected(network, masks, inputs):
             break
     assert masks.kept == kept_weights(masks.total, DENSITY)
     assert modes == [module.training for module in network.modules()]
@@ -183,7 +183,7 @@ def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
         rounds=count,
         result="path left" if alive else "no path left",
         spread=spread(network, masks, silent, shape),
-        by_magnitude=pruner.apart,
+        by_magnitude=pruner.ranked_separately,
         as_ones=" ".join(silent),
         emptied=" ".join(key for key, mask in masks.items() if not mask.any()),
         unknown=" ".join(f"{key} (off by {value:.0%})" for key, value in unknown.items()),

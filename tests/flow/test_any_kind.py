@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synflow_pl import prune
-from synflow_pl.flow import example_of, linearise, path_left
+from synflow_pl.flow import example_of, is_connected, linearise
 from synflow_pl.masks import prunable
 from synflow_pl.pruners import SynFlow
 
@@ -102,7 +102,7 @@ def test_flow_comes_in_where_words_are_embedded() -> None:
     network = Words()
     masks = prune(network, SynFlow(), density=0.3, rounds=10, example_input=torch.zeros(1, 3, dtype=torch.int64))
     assert "head.weight" not in masks  # shared with the embedding
-    assert path_left(network, masks, (torch.zeros(1, 3, dtype=torch.int64),))
+    assert is_connected(network, masks, (torch.zeros(1, 3, dtype=torch.int64),))
 
 
 class Standardised(nn.Conv2d):
@@ -157,7 +157,7 @@ def test_flow_is_conserved_and_density_exact_and_a_path_left(name: str) -> None:
     assert skeleton.notes == ((uneven,) if name == "standardised" else ())
     masks = prune(network, pruner, density=0.3, rounds=20, input_shape=shape)
     assert masks.kept == -(-3 * masks.total // 10)
-    assert path_left(network, masks, example_of(network, shape, None))
+    assert is_connected(network, masks, example_of(network, shape, None))
 
 
 def test_a_token_with_no_flow_of_its_own_gets_it_through_attention() -> None:

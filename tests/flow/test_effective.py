@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import Masks, diagnose
-from synflow_pl.flow import Paths, example_of, path_left
+from synflow_pl.flow import Connectivity, example_of, is_connected
 from synflow_pl.masks import prunable
 
 Weight = tuple[str, tuple[int, ...]]
@@ -154,7 +154,7 @@ def test_it_is_what_walking_from_unit_to_unit_finds(seed: int) -> None:
     density = choose([0.1, 0.2, 0.4])
     masks = Masks({name: torch.rand(p.shape, generator=generator) < density for name, p in prunable(network).items()})
     expected = network.walked(masks)
-    paths = Paths(network, example_of(network, (1, network.size, network.size), None))
+    paths = Connectivity(network, example_of(network, (1, network.size, network.size), None))
     found = paths.effective(masks)
     assert all(torch.equal(found[name], on) for name, on in expected.items())
     assert paths.left(masks) == any(bool(on.any()) for on in expected.values())
@@ -212,7 +212,7 @@ def test_it_is_what_listing_every_path_finds(kind: str, seed: int) -> None:
     for path in (path for source in sources.flatten() for path in paths(int(source), ())):
         for name, at in path:
             expected[name][at] = True
-    found = Paths(network, example_of(network, network.shape, None)).effective(masks)
+    found = Connectivity(network, example_of(network, network.shape, None)).effective(masks)
     assert all(torch.equal(found[name], on) for name, on in expected.items())
 
 
@@ -225,7 +225,7 @@ def test_a_path_is_found_beside_any_number_of_others() -> None:
     assert diagnose(network, masks, input_shape=(17,)).effective == masks.kept == 400 * 257
     only = torch.zeros_like(mask)
     only[0, 0] = True
-    assert path_left(network, Masks({**masks, "399.weight": only}), (torch.ones(1, 17),))
+    assert is_connected(network, Masks({**masks, "399.weight": only}), (torch.ones(1, 17),))
 
 
 def test_density_and_effective_density_are_told_apart() -> None:

@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from synflow_pl import Masks, prune
-from synflow_pl.flow import Paths, linearise
+from synflow_pl.flow import Connectivity, linearise
 from synflow_pl.pruners import SynFlow
 
 
@@ -317,7 +317,7 @@ def test_flow_comes_in_where_whole_numbers_become_floating_point(name: str) -> N
     network = Entering(enter, width)
     masks = prune(network, SynFlow(), density=0.2, rounds=3, example_input=inputs)
     assert masks.kept == masks.total - int(0.8 * masks.total)
-    assert Paths(network, inputs).left(masks)
+    assert Connectivity(network, inputs).left(masks)
 
 
 def test_a_packed_sequence_carries_flow_to_every_step() -> None:
@@ -436,5 +436,5 @@ def test_a_network_behind_a_spectrogram_is_pruned(front: Callable[[Tensor], Tens
     pruner = SynFlow()
     masks = prune(network, pruner, density=0.3, rounds=2, example_input=inputs)
     assert masks.kept == masks.total - int(0.7 * masks.total)
-    assert Paths(network, inputs).left(masks)
+    assert Connectivity(network, inputs).left(masks)
     assert not any("without a rule" in note for note in pruner.notes)

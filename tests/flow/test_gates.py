@@ -13,16 +13,16 @@ from torchvision.ops import deform_conv2d
 
 from synflow_pl import Masks, prune
 from synflow_pl.diagnosis import diagnose
-from synflow_pl.flow import Skeleton, example_of, linearise
+from synflow_pl.flow import LinearNetwork, example_of, linearise
 from synflow_pl.flow.builder import Builder
-from synflow_pl.flow.recording import Operation, Recording, Value
 from synflow_pl.flow.rules import apply_rule
+from synflow_pl.graph.trace import Graph, Operation, Value
 from synflow_pl.masks import prunable
 from synflow_pl.networks import FC
 from synflow_pl.pruners import SynFlow
 
 
-def skeleton_of(network: nn.Module, shape: tuple[int, ...]) -> Skeleton:
+def skeleton_of(network: nn.Module, shape: tuple[int, ...]) -> LinearNetwork:
     return linearise(network, example_of(network, shape, None))
 
 
@@ -338,7 +338,7 @@ def test_every_fused_kernel_of_attention_is_the_same_average(kernel: str, causal
     given = {"query": Value(0), "key": Value(1), "value": Value(2), "is_causal": causal, **KERNELS[kernel]}
     args = [given.get(argument.name) for argument in target._schema.arguments if not argument.kwarg_only]
     output = torch.zeros(1, 1, 2, 1)
-    recording = Recording((Value(2),), {}, (Value(3),), [Operation(target, tuple(args), {}, (Value(3),))], [query, key, value, output])
+    recording = Graph((Value(2),), {}, (Value(3),), [Operation(target, tuple(args), {}, (Value(3),))], [query, key, value, output])
     builder = Builder(recording, (), ())
     assert builder.turn_to(recording.operations[0])
     apply_rule(builder, recording.operations[0])

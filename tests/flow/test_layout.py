@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synflow_pl import Masks, prune
-from synflow_pl.flow import Skeleton, example_of, linearise, magnitude
+from synflow_pl.flow import LinearNetwork, example_of, linearise, magnitude
 from synflow_pl.pruners import SNIP, SynFlow
 
 
@@ -34,7 +34,7 @@ class Forgetful(SynFlow):
         pass
 
 
-def weights(skeleton: Skeleton, network: nn.Module) -> dict[str, Tensor]:
+def weights(skeleton: LinearNetwork, network: nn.Module) -> dict[str, Tensor]:
     parameters = dict(network.named_parameters())
     return {name: magnitude(parameters[name]) for name in skeleton.weights}
 

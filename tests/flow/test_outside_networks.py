@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from synflow_pl import Compaction, Masks, prune
 from synflow_pl.diagnosis import diagnose
 from synflow_pl.flow import example_of
-from synflow_pl.flow.outputs import leaves
+from synflow_pl.graph.outputs import leaves
 from synflow_pl.pruners import SynFlow
 from synflow_pl.schedules import kept_weights
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.flow import Skeleton, example_of, linearise
+from synflow_pl.flow import LinearNetwork, example_of, linearise
 from synflow_pl.masks import prunable
 from synflow_pl.networks import VGG, ResNet
 
 
-def gradients(network: nn.Module, rescale: bool = True) -> tuple[Skeleton, dict[str, Tensor]]:
+def gradients(network: nn.Module, rescale: bool = True) -> tuple[LinearNetwork, dict[str, Tensor]]:
     skeleton = linearise(network, example_of(network, (3, 32, 32), None))
     if not rescale:
         skeleton._cut_before = {}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from synflow_pl import prune
 from synflow_pl.diagnosis import diagnose
-from synflow_pl.flow import example_of, path_left, record
+from synflow_pl.flow import example_of, is_connected, trace
 from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruners import SynFlow
 from tests.compaction.test_outputs import KINDS, TwoHeads, generated
@@ -41,7 +41,7 @@ def test_layers_of_decisions_are_named_and_effective(kind: str) -> None:
     assert f"{BY_MAGNITUDE}hidden.weight, marks.weight" in pruner.notes
     effective = {layer.name: layer.effective for layer in diagnose(network, masks, input_shape=(8,)).layers}
     assert effective["marks.weight"] > 0
-    assert path_left(network, masks, example_of(network, (8,), None))
+    assert is_connected(network, masks, example_of(network, (8,), None))
 
 
 def test_booleans_that_are_the_only_output_are_scored() -> None:
@@ -93,7 +93,7 @@ def test_a_step_of_the_logits_beside_them_changes_no_mask() -> None:
 @pytest.mark.parametrize("give", [lambda a, b: (a, b, a), lambda a, b: {"a": a, "b": b, "rest": [b, b]}])
 def test_a_tensor_returned_twice_counts_once(give: Callable[[Tensor, Tensor], Any]) -> None:
     torch.manual_seed(0)
-    recording = record(TwoHeads(give), (torch.ones(1, 8),))
+    recording = trace(TwoHeads(give), (torch.ones(1, 8),))
     assert len(recording.outputs) == 2
 
 
@@ -126,9 +126,9 @@ class Echo(nn.Module):
 def test_an_input_that_is_returned_is_no_path_through_the_network() -> None:
     network = Echo()
     masks = Masks({name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in prunable(network).items()})
-    assert not path_left(network, masks, example_of(network, (8,), None))
+    assert not is_connected(network, masks, example_of(network, (8,), None))
     with pytest.warns(UserWarning, match="the network is dead"):
-        prune(network, SynFlow(), kept=1, rounds=1, input_shape=(8,))
+        prune(network, SynFlow(), num_kept=1, rounds=1, input_shape=(8,))
 
 
 def test_words_that_are_returned_are_no_path_through_the_network() -> None:
@@ -142,4 +142,4 @@ def test_words_that_are_returned_are_no_path_through_the_network() -> None:
 
     network = Words()
     masks = Masks({"head.weight": torch.zeros(4, 8, dtype=torch.bool)})
-    assert not path_left(network, masks, (torch.tensor([[1, 2, 3]]),))
+    assert not is_connected(network, masks, (torch.tensor([[1, 2, 3]]),))

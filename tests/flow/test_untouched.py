@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 
 from synflow_pl import Compaction, prune
 from synflow_pl.diagnosis import diagnose
-from synflow_pl.flow import linearise, record
+from synflow_pl.flow import linearise, trace
 from synflow_pl.pruners import SynFlow
 
 
@@ -152,7 +152,7 @@ def test_what_forward_stores_is_put_back_after_recording(name: str) -> None:
     network = Storing(STORES[name]())
     state, python = torch.get_rng_state(), random.getstate()
     before = picture(network, set())
-    record(network, (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)),))
+    trace(network, (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)),))
     assert picture(network, set()) == before
     assert torch.equal(torch.get_rng_state(), state)
     assert random.getstate() == python
@@ -180,21 +180,21 @@ def test_what_forward_stores_is_put_back_when_it_fails() -> None:
     network = Storing(fail)
     before = picture(network, set())
     with pytest.raises(ValueError, match="RuntimeError: on purpose"):
-        record(network, (torch.randn(2, 5, 8),))
+        trace(network, (torch.randn(2, 5, 8),))
     assert picture(network, set()) == before
 
 
 def test_an_input_that_forward_writes_to_keeps_its_values() -> None:
     inputs = torch.randn(2, 8)
     before = inputs.clone()
-    record(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 2)), (inputs,))
+    trace(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 2)), (inputs,))
     assert torch.equal(inputs, before)
 
 
 def test_what_a_hook_collects_is_put_back() -> None:
     network, features = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)), list[Tensor]()
     network[0].register_forward_hook(lambda module, given, made: features.append(made))
-    record(network, (torch.randn(2, 8),))
+    trace(network, (torch.randn(2, 8),))
     assert features == []
 
 
@@ -211,7 +211,7 @@ def test_every_value_keeps_the_numbers_that_it_had_when_it_was_made() -> None:
             table.add_(1)
             return self.layer(x * table * first)
 
-    recording = record(Counting(), (torch.ones(1, 4),))
+    recording = trace(Counting(), (torch.ones(1, 4),))
     for operation in recording.operations:
         given = [recording.tensors[item.number] if hasattr(item, "number") else item for item in operation.args]
         output = operation.outputs[0]
@@ -243,7 +243,7 @@ def test_a_value_that_an_operation_gives_back_as_it_was_has_one_maker() -> None:
             return (cached.softmax(-1) * self.gate(x)) @ cached.t()
 
     network = Cache()
-    recording = record(network, (torch.ones(2, 4),))
+    recording = trace(network, (torch.ones(2, 4),))
     made = [output.number for operation in recording.operations for output in operation.outputs if output is not None]
     assert len(made) == len(set(made))
     masks = prune(network, SynFlow(), density=0.5, rounds=2, input_shape=(4,))

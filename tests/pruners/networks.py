@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from synflow_pl.flow import example_of
-from synflow_pl.pruners import Pruner, Subject
+from synflow_pl.pruners import Pruner, PruningState
 
 
 def small() -> nn.Module:
@@ -44,7 +44,7 @@ def scores(
     **options: Any,
 ) -> dict[str, Tensor]:
     """What the pruner scores, at some masks, before the loop cuts."""
-    subject = Subject.of(network)
+    subject = PruningState.of(network)
     subject.batches, subject.loss, subject.density = batches, loss, density
     for name, value in options.items():
         setattr(subject, name, value)

@@ -181,7 +181,7 @@ def test_scores_of_grasp_do_not_depend_on_what_removed_weights_could_do() -> Non
     other[0].weight.data[1] = 7.0  # it feeds removed weights only
     kept = grasp(other, masks, data)
     assert torch.equal(kept["1.weight"], expected["1.weight"])
-    both = [prune(copy.deepcopy(net), GraSP(), kept=1, rounds=1, masks=Masks(masks), batches=data) for net in (subject, other)]
+    both = [prune(copy.deepcopy(net), GraSP(), num_kept=1, rounds=1, masks=Masks(masks), batches=data) for net in (subject, other)]
     flat = torch.cat([score.masked_fill(~masks[name], -math.inf).flatten() for name, score in expected.items()])
     assert [torch.cat([mask.flatten() for mask in found.values()]).nonzero().item() for found in both] == [int(flat.argmax())] * 2
 
@@ -240,7 +240,7 @@ def test_walks_of_phew_choose_among_kept_weights_only() -> None:
     for seed in range(300):
         subject = nn.Sequential(nn.Linear(1, 3, bias=False), nn.Linear(3, 1, bias=False))
         subject[0].weight.data, subject[1].weight.data = torch.tensor([[3.0], [-1.0], [9.0]]), torch.ones(1, 3)
-        found = prune(subject, PHEW(seed), kept=2, masks=masks, input_shape=(1,))
+        found = prune(subject, PHEW(seed), num_kept=2, masks=masks, input_shape=(1,))
         assert not found["0.weight"][2, 0]
         taken += int(found["0.weight"][0, 0])
     assert taken / 300 == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 300))

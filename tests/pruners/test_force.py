@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import prune
-from synflow_pl.pruners import FORCE, SNIP, Subject
+from synflow_pl.pruners import FORCE, SNIP, PruningState
 from tests.pruners.networks import half_square, scores, small, small_batches
 
 
@@ -29,7 +29,7 @@ def test_weights_come_back_and_zeros_are_final_after_the_last_round_only() -> No
     seen: list[dict[str, Tensor]] = []
 
     class Watched(FORCE):
-        def score(self, subject: Subject) -> dict[str, Tensor]:
+        def score(self, subject: PruningState) -> dict[str, Tensor]:
             seen.append({name: mask.clone() for name, mask in subject.masks.items()})
             assert all(weight.all() for weight in subject.weights.values())  # dense in every round
             return super().score(subject)

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from synflow_pl import prune
 from synflow_pl.networks import ResNet
-from synflow_pl.pruners import NTKSAP, Subject
+from synflow_pl.pruners import NTKSAP, PruningState
 from tests.pruners.networks import scores, small
 
 
@@ -103,7 +103,7 @@ def test_biases_and_shifts_count_as_zero_and_gains_as_one() -> None:
     started = copy.deepcopy(network)
 
     class Own(NTKSAP):
-        def _others(self, subject: Subject, kind: Tensor) -> dict[str, Tensor]:
+        def _others(self, subject: PruningState, kind: Tensor) -> dict[str, Tensor]:
             return {}
 
     with torch.no_grad():

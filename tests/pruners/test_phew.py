@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from synflow_pl import prune
-from synflow_pl.flow import example_of, linearise, path_left
+from synflow_pl.flow import example_of, is_connected, linearise
 from synflow_pl.masks import prunable
 from synflow_pl.networks import FC, VGG, Conv, ResNet
 from synflow_pl.pruners import PHEW
+from synflow_pl.pruners.layer_graph import LayerGraph, layer_graph
 from synflow_pl.pruners.phew import _Choice
-from synflow_pl.pruners.wiring import Wiring, wiring
 
 
 class Joined(nn.Module):
@@ -42,9 +42,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def wires(network: nn.Module, shape: tuple[int, ...]) -> Wiring:
+def wires(network: nn.Module, shape: tuple[int, ...]) -> LayerGraph:
     layers = {name: parameter.detach() for name, parameter in prunable(network).items()}
-    return wiring(linearise(network, example_of(network, shape, None)), layers)
+    return layer_graph(linearise(network, example_of(network, shape, None)), layers)
 
 
 def on_a_path(network: nn.Module, masks: dict[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ def test_every_weight_it_keeps_lies_on_a_path(name: str, exponent: float, seed: 
     network = build()
     total = sum(parameter.numel() for parameter in prunable(network).values())
     kept = max(round(total ** (1 - exponent) * 12**exponent), 12)  # from all weights to about two paths
-    masks = prune(network, PHEW(seed), kept=kept, input_shape=shape)
+    masks = prune(network, PHEW(seed), num_kept=kept, input_shape=shape)
     assert masks.kept == kept
     used = on_a_path(network, dict(masks), shape)
     assert all(not (mask & ~used[layer]).any() for layer, mask in masks.items())
@@ -68,13 +68,13 @@ def test_every_weight_it_keeps_lies_on_a_path(name: str, exponent: float, seed: 
 
 def test_with_as_many_weights_as_layers_it_keeps_one_walk() -> None:
     network = FC((1, 4, 4), depth=5, width=12)
-    masks = prune(network, PHEW(), kept=5, input_shape=(1, 4, 4))
+    masks = prune(network, PHEW(), num_kept=5, input_shape=(1, 4, 4))
     assert [int(mask.sum()) for mask in masks.values()] == [1] * 5
-    assert path_left(network, masks, example_of(network, (1, 4, 4), None))
+    assert is_connected(network, masks, example_of(network, (1, 4, 4), None))
 
 
 def test_with_fewer_it_keeps_the_beginning_of_one() -> None:
-    masks = prune(FC((1, 4, 4), depth=5, width=12), PHEW(), kept=3, input_shape=(1, 4, 4))
+    masks = prune(FC((1, 4, 4), depth=5, width=12), PHEW(), num_kept=3, input_shape=(1, 4, 4))
     assert [int(mask.sum()) for mask in masks.values()] == [1, 1, 1, 0, 0]
 
 
@@ -87,7 +87,7 @@ def test_a_step_is_as_likely_as_its_weight_is_large() -> None:
     took = 0
     for seed in range(300):
         network.load_state_dict(dense)
-        took += int(prune(network, PHEW(seed), kept=2, input_shape=(1,))["0.weight"][0, 0])
+        took += int(prune(network, PHEW(seed), num_kept=2, input_shape=(1,))["0.weight"][0, 0])
     assert took / 300 == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 300))
 
 
@@ -104,7 +104,7 @@ def test_choices_are_drawn_in_proportion_and_never_without_weight() -> None:
 
 def test_walks_start_in_turn_from_every_input_and_every_output() -> None:
     network = FC((1, 4, 4), depth=3, width=12)
-    masks = prune(network, PHEW(), kept=250, input_shape=(1, 4, 4))
+    masks = prune(network, PHEW(), num_kept=250, input_shape=(1, 4, 4))
     assert masks["layers.1.weight"].any(0).all()
     assert masks["layers.5.weight"].any(1).all()
 
@@ -141,7 +141,7 @@ def test_a_large_network_keeps_wide_layers() -> None:
     network = VGG(16)
     masks = prune(network, PHEW(), density=0.01, input_shape=(3, 32, 32))
     assert masks.kept == math.ceil(masks.total / 100)
-    assert path_left(network, masks, example_of(network, (3, 32, 32), None))
+    assert is_connected(network, masks, example_of(network, (3, 32, 32), None))
     assert all(mask.flatten(1).any(1).float().mean() > 0.9 for mask in masks.values())
 
 

@@ -26,10 +26,10 @@ from synflow_pl.pruners import (
     InvertedGraSP,
     Magnitude,
     Pruner,
+    PruningState,
     Random,
     Reinitialised,
     Shuffled,
-    Subject,
     SynFlow,
     SynFlowL2,
 )
@@ -96,8 +96,8 @@ def test_the_local_scope_is_exact_in_each_layer(pruner: type[Pruner]) -> None:
 
 @each_pruner
 def test_a_number_of_weights_can_be_asked_for(pruner: type[Pruner]) -> None:
-    assert masks_of(pruner, kept=17).kept == 17
-    assert masks_of(pruner, kept=1).kept == 1
+    assert masks_of(pruner, num_kept=17).kept == 17
+    assert masks_of(pruner, num_kept=1).kept == 1
 
 
 @each_pruner
@@ -114,7 +114,7 @@ def test_removed_weights_stay_removed_from_round_to_round(pruner: type[Pruner]) 
     seen: list[dict[str, torch.Tensor]] = []
 
     class Watching(pruner):  # type: ignore[misc,valid-type]
-        def score(self, subject: Subject) -> object:
+        def score(self, subject: PruningState) -> object:
             seen.append({name: mask.clone() for name, mask in subject.masks.items()})
             living = {name: int(mask.sum()) for name, mask in subject.masks.items()}
             assert all(int(weight.count_nonzero()) == living[name] for name, weight in subject.weights.items())
@@ -177,10 +177,10 @@ def test_equal_weights_are_cut_to_the_exact_number(pruner: type[Pruner]) -> None
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_equal_scores_leave_the_first_weights(rounds: int) -> None:
     class Indifferent(Pruner):
-        def score(self, subject: Subject) -> dict[str, Tensor]:
+        def score(self, subject: PruningState) -> dict[str, Tensor]:
             return {name: torch.full_like(weight, 7.0) for name, weight in subject.weights.items()}
 
-    masks = pruned(network(), Indifferent(), kept=10, rounds=rounds)
+    masks = pruned(network(), Indifferent(), num_kept=10, rounds=rounds)
     assert torch.cat([mask.flatten() for mask in masks.values()]).nonzero().squeeze(1).tolist() == list(range(10))
 
 
@@ -189,7 +189,7 @@ def test_equal_scores_leave_the_first_weights(rounds: int) -> None:
 def test_layers_of_one_weight_are_cut_to_the_exact_number(pruner: type[Pruner], kept: int) -> None:
     layers = [layer for _ in range(3) for layer in (nn.Linear(1, 1), nn.Tanh())]
     subject = nn.Sequential(*layers, nn.Linear(1, 2))
-    assert pruned(subject, made(pruner), (1,), kept=kept, rounds=2).kept == kept
+    assert pruned(subject, made(pruner), (1,), num_kept=kept, rounds=2).kept == kept
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_what_stays_dense_may_not_be_more_than_is_to_be_left() -> None:
     subject = network()
     nn.init.zeros_(subject[3].weight)
     with pytest.raises(ValueError, match=r"scores all \d+ weights of .*3.weight zero and so would keep them, but only 15 weights"):
-        pruned(subject, SNIP(), kept=15)
+        pruned(subject, SNIP(), num_kept=15)
 
 
 def test_scores_that_are_all_zero_are_an_error() -> None:

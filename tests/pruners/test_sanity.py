@@ -12,7 +12,7 @@ from synflow_pl.pruners import Inverted, Magnitude, Reinitialised, Shuffled, Syn
 def test_inverted_scores_keep_the_smallest_among_the_survivors_of_each_round() -> None:
     network = nn.Linear(6, 1, bias=False)
     network.weight.data = torch.tensor([[3.0, -1.0, 6.0, 2.0, -5.0, 4.0]])
-    masks = prune(network, Inverted(Magnitude()), kept=2, rounds=3)
+    masks = prune(network, Inverted(Magnitude()), num_kept=2, rounds=3)
     # Removed weights are the smallest numbers there are, yet they do not come back.
     assert masks["weight"].tolist() == [[False, True, False, True, False, False]]
 

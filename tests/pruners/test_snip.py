@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from synflow_pl import prune
 from synflow_pl.networks import ResNet
-from synflow_pl.pruners import FORCE, NTKSAP, SNIP, GraSP, Pruner, Subject
+from synflow_pl.pruners import FORCE, NTKSAP, SNIP, GraSP, Pruner, PruningState
 from tests.pruners.networks import half_square, scores, small, small_batches
 
 
@@ -83,14 +83,14 @@ def test_iterated_it_scores_the_loss_of_what_is_left() -> None:
     seen: list[dict[str, Tensor]] = []
 
     class Watched(SNIP):
-        def score(self, subject: Subject) -> dict[str, Tensor]:
+        def score(self, subject: PruningState) -> dict[str, Tensor]:
             found = super().score(subject)
             living.append({name: mask.clone() for name, mask in subject.masks.items()})
             seen.append({name: score.clone() for name, score in found.items()})
             return found
 
     batches = small_batches()
-    prune(small(), Watched(), kept=6, rounds=2, batches=batches)
+    prune(small(), Watched(), num_kept=6, rounds=2, batches=batches)
     expected = scores(SNIP(), small(), batches, masks=living[1])
     assert sum(int(mask.sum()) for mask in living[1].values()) == 11  # 20 * (6 / 20) ** (1 / 2) = 10.95
     assert all(torch.equal(seen[1][name], score) for name, score in expected.items())

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from benchmarks.zoo import ZOO
 from synflow_pl import prune
-from synflow_pl.flow import example_of, path_left
+from synflow_pl.flow import example_of, is_connected
 from synflow_pl.networks import FC, VGG
-from synflow_pl.pruners import Saliency, Subject, SynFlow
+from synflow_pl.pruners import PruningState, Saliency, SynFlow
 from synflow_pl.schedules import kept_weights
 from tests import textbook
 from tests.conftest import intersection_over_union
@@ -23,9 +23,9 @@ from tests.conftest import intersection_over_union
 def test_the_last_weight_of_a_layer_is_never_the_one_to_go() -> None:
     # One weight per layer is the least that leaves a path; SynFlow gets there, given enough rounds.
     network = FC((1, 4, 4), depth=5, width=12)
-    masks = prune(network, SynFlow(), kept=5, rounds=300, input_shape=(1, 4, 4))
+    masks = prune(network, SynFlow(), num_kept=5, rounds=300, input_shape=(1, 4, 4))
     assert [int(mask.sum()) for mask in masks.values()] == [1, 1, 1, 1, 1]
-    assert path_left(network, masks, example_of(network, (1, 4, 4), None))
+    assert is_connected(network, masks, example_of(network, (1, 4, 4), None))
 
 
 def test_masks_do_not_depend_on_the_weights_signs_or_scale_or_on_biases() -> None:
@@ -117,9 +117,9 @@ def test_in_a_transposed_convolution_whose_outputs_are_gated_the_gates_units_are
     seen: dict[str, Tensor] = {}
 
     class Watched(SynFlow):
-        def prepare(self, subject: Subject) -> None:
+        def prepare(self, subject: PruningState) -> None:
             super().prepare(subject)
-            seen.update(subject.apart)
+            seen.update(subject.ranked_separately)
 
     prune(Gated(), Watched(), density=0.5, rounds=1, input_shape=(4, 2, 2))
     # Units 2 and 3, the gate, are those of the second group, which inputs 2 and 3 feed.
@@ -132,7 +132,7 @@ def test_a_head_that_starts_at_zero_is_named_and_stays_so_from_round_to_round() 
     nn.init.zeros_(network.layers[5].weight)
     masks = prune(network, pruner, density=0.1, rounds=20, input_shape=(1, 4, 4))
     assert pruner.notes == ("zero throughout, so counted as ones: layers.5.weight",)
-    assert path_left(network, masks, example_of(network, (1, 4, 4), None))
+    assert is_connected(network, masks, example_of(network, (1, 4, 4), None))
     assert not network.layers[5].weight.any()
 
 
@@ -151,14 +151,14 @@ def test_working_on_living_blocks_changes_no_mask(name: str, monkeypatch: pytest
     blocks: list[int] = []
 
     class Watched(SynFlow):
-        def score(self, subject: Subject) -> dict[str, Saliency]:
+        def score(self, subject: PruningState) -> dict[str, Saliency]:
             blocks.append(sum(weight.numel() for weight in subject.weights.values()))
             return super().score(subject)
 
     fast = prune(network, Watched(), density=0.01, input_shape=shape)
     assert blocks[-1] < blocks[0] / 4  # dead units were left out
     network.load_state_dict(state)
-    monkeypatch.setattr("synflow_pl.ranking.Ranking._BLOCK_AT", 0.0)
+    monkeypatch.setattr("synflow_pl.selection.PruningGroup._BLOCK_AT", 0.0)
     blocks.clear()
     plain = prune(network, Watched(), density=0.01, input_shape=shape)
     assert blocks[-1] == blocks[0]
@@ -176,7 +176,7 @@ def test_a_path_is_left_in_every_network_of_the_zoo(name: str, density: float) -
     # A score that is not finite would be an error.
     masks = prune(network, SynFlow(), density=density, rounds=100, input_shape=shape)
     assert masks.kept == -int(-round(density * 100) * masks.total // 100)
-    assert path_left(network, masks, example_of(network, shape, None))
+    assert is_connected(network, masks, example_of(network, shape, None))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from synflow_pl.runs import launchers
-from synflow_pl.runs.launchers import Refused, Slurm, here, on_slurm
+from synflow_pl.runs.launchers import LauncherError, Slurm, here, on_slurm
 
 
 def _note(item: tuple[Path, int], place: int) -> None:
@@ -163,8 +163,8 @@ def test_where_there_is_no_slurm_or_no_submitit_a_sentence_says_so(
     submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(launchers.shutil, "which", lambda command: None)
-    with pytest.raises(Refused, match="there is no sbatch here; start the sweep where jobs are submitted"):
+    with pytest.raises(LauncherError, match="there is no sbatch here; start the sweep where jobs are submitted"):
         list(on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(Refused, match=r"needs submitit, an extra: pip install synflow_pl\[slurm\]"):
+    with pytest.raises(LauncherError, match=r"needs submitit, an extra: pip install synflow_pl\[slurm\]"):
         list(on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))

@@ -15,9 +15,9 @@ import yaml
 
 from synflow_pl.cli.recipes import overlays
 from synflow_pl.cli.report import report as command
-from synflow_pl.runs.reading import LeftOut, find_runs, read
-from synflow_pl.runs.report import report
-from synflow_pl.runs.sweep import NARROWER
+from synflow_pl.runs.report_files import report
+from synflow_pl.runs.run_record import SkippedRun, find_runs, read
+from synflow_pl.runs.sweep_grid import NARROWER
 
 Epochs = Sequence[tuple[float, float]]
 OVERLAYS = overlays()
@@ -27,7 +27,7 @@ OVERLAYS = overlays()
 def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """They take a second or two, and most tests are of numbers."""
     if "figures" not in request.node.name:
-        monkeypatch.setattr("synflow_pl.runs.report._figures", lambda *_: [])
+        monkeypatch.setattr("synflow_pl.runs.report_files._figures", lambda *_: [])
 
 
 def a_run(
@@ -185,7 +185,7 @@ def test_a_run_that_repeats_another_in_everything_is_left_out_and_said_so(tmp_pa
     assert list(told.left_out.values()) == [f"it repeats {tmp_path}/lightning_logs/synflow-0.1-0 in everything"]
 
 
-@pytest.mark.parametrize("asked", [{"density": None, "kept": 100}, {"density": 0.5, "masks": "masks.safetensors"}])
+@pytest.mark.parametrize("asked", [{"density": None, "num_kept": 100}, {"density": 0.5, "masks": "masks.safetensors"}])
 def test_where_weights_are_counted_or_masks_are_given_the_density_is_the_one_that_came_of_it(
     asked: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -285,7 +285,7 @@ def test_data_whose_arguments_are_all_at_their_defaults_may_have_none(tmp_path: 
 
 def test_a_run_that_was_tested_before_its_training_ended_is_unfinished_and_told_how_to_go_on(tmp_path: Path) -> None:
     folder = a_run(tmp_path, of=5)
-    with pytest.raises(LeftOut) as why:
+    with pytest.raises(SkippedRun) as why:
         read(folder, OVERLAYS)
     assert str(why.value) == (
         f"it is unfinished: stopped after 3 epochs; it goes on with synflow_pl fit -c {folder}/config.yaml --ckpt_path {folder}"
@@ -296,7 +296,7 @@ def test_a_run_that_was_tested_before_its_training_ended_is_unfinished_and_told_
 def test_metrics_that_are_no_numbers_are_a_reason(text: str, tmp_path: Path) -> None:
     folder = a_run(tmp_path)
     (folder / "metrics.csv").write_text(text)
-    with pytest.raises(LeftOut, match=r"its metrics.csv cannot be read"):
+    with pytest.raises(SkippedRun, match=r"its metrics.csv cannot be read"):
         read(folder, OVERLAYS)
 
 
@@ -405,7 +405,5 @@ def test_where_there_are_no_curves_of_the_paper_or_none_of_ours_the_figures_say_
 def test_the_report_starts_without_torch() -> None:
     code = "import sys; sys.argv = ['synflow_pl', 'report', '--help']\nfrom synflow_pl.__main__ import main\n"
     code += "try: main()\nexcept SystemExit: pass\n"
-    code += (
-        "import synflow_pl.runs.report\nassert not {'torch', 'pytorch_lightning', 'numpy', 'matplotlib'} & set(sys.modules), 'heavy'"
-    )
+    code += "import synflow_pl.runs.report_files\nassert not {'torch', 'pytorch_lightning', 'numpy', 'matplotlib'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from synflow_pl.runs.sweep import FAILED, Sweep, Task, accuracy, check_own, held
+from synflow_pl.runs.sweep_grid import FAILED, Sweep, Task, accuracy, check_own, held
 
 
 def names(**grid: object) -> list[str]:

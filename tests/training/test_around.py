@@ -112,7 +112,7 @@ LATER: list[Any] = [
     (Magnitude(), {}),
     (Magnitude(), {"at_epoch": 1}),
     (Magnitude(), {"at_epoch": 3}),
-    (GradualMagnitude(over=0.75), {"rounds": 6}),
+    (GradualMagnitude(end_fraction=0.75), {"rounds": 6}),
 ]
 
 
@@ -181,7 +181,7 @@ def test_a_finder_that_is_called_from_outside_prunes_what_is_trained_then(tmp_pa
     assert all(torch.equal(masks[name], pruning.masks[name]) for name in masks)
 
 
-@pytest.mark.parametrize("pruning", [{"at_epoch": 1}, {"pruner": GradualMagnitude(over=1.0)}], ids=["later", "gradual"])
+@pytest.mark.parametrize("pruning", [{"at_epoch": 1}, {"pruner": GradualMagnitude(end_fraction=1.0)}], ids=["later", "gradual"])
 def test_a_finder_that_comes_before_the_pruning_tunes_a_dense_network_and_that_is_said(tmp_path: Path, pruning: Any) -> None:
     callback = PruneAtInit(**{"pruner": Magnitude(), "density": 0.25, **pruning})
     finder = LearningRateFinder(num_training_steps=20, attr_name="lr")

@@ -55,7 +55,7 @@ def test_weight_decay_can_spare_norms_and_biases() -> None:
 
     def groups(everything: bool) -> list[tuple[int, float]]:
         optimizer: Any = Classifier(
-            network, 2, lambda parameters: torch.optim.SGD(parameters, lr=0.1, weight_decay=1e-4), decay_everything=everything
+            network, 2, lambda parameters: torch.optim.SGD(parameters, lr=0.1, weight_decay=1e-4), decay_norm_and_bias=everything
         ).configure_optimizers()
         return [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
 

@@ -64,7 +64,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 def test_a_step_on_the_cpu_draws_what_the_seed_of_its_batch_draws_and_the_last_seed_is_known() -> None:
     from types import SimpleNamespace
 
-    from synflow_pl.data.draws import draws
+    from synflow_pl.data.counter_rng import draws
 
     seed_everything(3)
     trainer: Any = SimpleNamespace(global_rank=1, fit_loop=SimpleNamespace(total_batch_idx=7))

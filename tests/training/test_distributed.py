@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from synflow_pl import Classifier, Masks, PruneAtInit
 from synflow_pl.networks import FC, Conv
-from synflow_pl.pruners import SNIP, GradualMagnitude, Pruner, Random, Reinitialised, Subject, SynFlow
+from synflow_pl.pruners import SNIP, GradualMagnitude, Pruner, PruningState, Random, Reinitialised, SynFlow
 from synflow_pl.pruners.sanity import Shuffled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -135,7 +135,7 @@ def test_a_rank_that_holds_something_else_is_named_on_every_rank(tmp_path: Path,
 class Broken(Random):
     """It fails where only the first rank gets."""
 
-    def score(self, subject: Subject) -> dict[str, Tensor]:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
         raise FloatingPointError("layers.1.weight: a score is nan")
 
 
@@ -144,12 +144,12 @@ def test_an_error_of_the_first_rank_is_one_of_all(tmp_path: Path) -> None:
 
 
 def test_a_dead_network_is_an_error_of_all_ranks(tmp_path: Path) -> None:
-    said = errors(tmp_path, pruning=Watched(Random(), kept=1))
+    said = errors(tmp_path, pruning=Watched(Random(), num_kept=1))
     assert all(error.startswith("DeadNetwork: the network is dead") for error in said)
 
 
 class Unsendable(Random):
-    def score(self, subject: Subject) -> dict[str, Tensor]:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
         class Local(Exception):
             """Of a class that no other process can find."""
 

@@ -20,7 +20,7 @@ from torchmetrics.classification import MulticlassHingeLoss
 from synflow_pl import Classifier, PruneAtInit, prune
 from synflow_pl.networks import FC
 from synflow_pl.pruners import FORCE, SNIP, GraSP, Magnitude, SynFlow
-from synflow_pl.training.finding import find_loss
+from synflow_pl.training.introspection import find_loss
 
 
 class Task(LightningModule):

@@ -11,7 +11,7 @@ from synflow_pl import PruneAtInit
 from synflow_pl.pruners import Magnitude
 from synflow_pl.training import RewindPoint, load_weights
 from synflow_pl.training.checkpoints import KEY
-from synflow_pl.training.multishot import REWIND, ended, level_density, mark_ended
+from synflow_pl.training.rewinding import REWIND, ended, level_density, mark_ended
 
 
 def test_each_level_leaves_the_same_fraction_and_the_last_exactly_what_was_asked() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from synflow_pl import Classifier, Masks, PruneAtInit
 from synflow_pl.networks import FC, Conv, ResNet
-from synflow_pl.plainly import plainly
+from synflow_pl.numerics import full_precision
 from synflow_pl.pruners import SNIP, GradualMagnitude, Magnitude, Pruner, SynFlow
 from synflow_pl.pruners.sanity import Reinitialised
 from synflow_pl.training.precision import scorable, unrounded
@@ -140,7 +140,7 @@ def test_a_sanity_check_draws_the_weights_anew_in_half_precision_too(tmp_path: P
 
 
 def test_gradual_pruning_cuts_in_half_precision_too(tmp_path: Path) -> None:
-    callback, module = PruneAtInit(GradualMagnitude(over=1.0), density=0.25, rounds=4), classifier()
+    callback, module = PruneAtInit(GradualMagnitude(end_fraction=1.0), density=0.25, rounds=4), classifier()
     trainer(tmp_path, callback, precision="bf16-true", enable_checkpointing=False).fit(module, Classes())
     assert callback.masks is not None
     assert callback.masks.kept == 136  # a quarter of 544
@@ -173,13 +173,13 @@ def test_scoring_is_left_alone_by_switches_that_make_products_coarser() -> None:
         return [torch.get_float32_matmul_precision(), *(place.fp32_precision for place in places)]
 
     usual = state()
-    with plainly():
+    with full_precision():
         assert "tf32" not in state()
     assert state() == usual
     torch.set_float32_matmul_precision("medium")
     try:
         coarse = state()
-        with torch.autocast("cpu", torch.bfloat16), plainly():
+        with torch.autocast("cpu", torch.bfloat16), full_precision():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
             assert state()[0] == "highest"
             assert not {"tf32", "bf16"} & set(state()[1:])

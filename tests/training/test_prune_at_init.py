@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from synflow_pl import Classifier, Masks, PruneAtInit, load_weights
 from synflow_pl.networks import FC
-from synflow_pl.pruners import SNIP, Magnitude, Pruner, Random, Subject, SynFlow
+from synflow_pl.pruners import SNIP, Magnitude, Pruner, PruningState, Random, SynFlow
 from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.training.checkpoints import KEY
 
@@ -230,16 +230,16 @@ def test_no_pruner_trains_the_whole_network(tmp_path: Path) -> None:
     module, _ = trained(tmp_path, callback)
     assert callback.masks is None
     assert all(parameter.count_nonzero() > 0.9 * parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
-    with pytest.raises(ValueError, match=r"density=0.1, kept=None, rounds=None, but no pruner"):
+    with pytest.raises(ValueError, match=r"density=0.1, num_kept=None, rounds=None, but no pruner"):
         PruneAtInit(None, density=0.1)
 
 
 def test_a_dead_network_is_an_error_unless_one_only_wants_a_warning(tmp_path: Path) -> None:
     # One weight kept by magnitude cannot make a path through three layers.
     with pytest.raises(RuntimeError, match=r"the network is dead: no path .* try more rounds"):
-        trainer(tmp_path, PruneAtInit(Magnitude(), kept=1)).fit(classifier(), Classes())
+        trainer(tmp_path, PruneAtInit(Magnitude(), num_kept=1)).fit(classifier(), Classes())
     with pytest.warns(UserWarning, match="the network is dead"):
-        trainer(tmp_path, PruneAtInit(Magnitude(), kept=1, on_collapse="warn")).fit(classifier(), Classes())
+        trainer(tmp_path, PruneAtInit(Magnitude(), num_kept=1, on_collapse="warn")).fit(classifier(), Classes())
 
 
 def test_an_averaged_copy_of_a_network_that_was_pruned_before_holds_the_same_zeros(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_what_is_not_as_it_should_be_is_told(tmp_path: Path, pruner: Pruner, cap
 class Listening(SNIP):
     """SNIP that remembers what it was given."""
 
-    def score(self, subject: Subject) -> dict[str, Tensor]:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
         self.seen = subject
         return super().score(subject)
 
@@ -319,7 +319,7 @@ def scored_on(tmp_path: Path, data: Any, **options: Any) -> list[list[Tensor]]:
     seen: list[list[Tensor]] = []
 
     class Seeing(SNIP):
-        def score(self, subject: Subject) -> dict[str, Tensor]:
+        def score(self, subject: PruningState) -> dict[str, Tensor]:
             seen.append([images.clone() for images, _ in subject.batches])
             return super().score(subject)
 

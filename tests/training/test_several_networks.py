@@ -67,7 +67,7 @@ def same(some: Masks | None, others: Masks | None) -> bool:
     return all(torch.equal(some[name], others[name]) for name in others)
 
 
-@pytest.mark.parametrize("pruner", [None, GradualMagnitude(over=0.75)], ids=["at once", "gradually"])
+@pytest.mark.parametrize("pruner", [None, GradualMagnitude(end_fraction=0.75)], ids=["at once", "gradually"])
 def test_each_network_resumes_with_its_own_masks(tmp_path: Path, pruner: Any) -> None:
     whole = cuts("g", "d", pruner=pruner)
     module = fit(tmp_path / "whole", whole, epochs=2)

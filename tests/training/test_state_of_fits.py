@@ -88,7 +88,7 @@ def test_folds_of_a_cross_validation_are_scored_on_their_own_images(tmp_path: Pa
         assert same(reused.masks, alone.masks)
 
 
-@pytest.mark.parametrize("pruner", [Magnitude(), GradualMagnitude(over=0.5)], ids=["at once", "gradually"])
+@pytest.mark.parametrize("pruner", [Magnitude(), GradualMagnitude(end_fraction=0.5)], ids=["at once", "gradually"])
 def test_the_same_network_keeps_its_masks_and_report_in_another_fit(tmp_path: Path, pruner: Any) -> None:
     callback, module = PruneAtInit(pruner, density=0.25, rounds=4), seeded(0)
     fit(tmp_path, callback, module)
@@ -101,7 +101,7 @@ def test_the_same_network_keeps_its_masks_and_report_in_another_fit(tmp_path: Pa
 
 
 def test_gradual_pruning_starts_again_on_another_network(tmp_path: Path) -> None:
-    callback = PruneAtInit(GradualMagnitude(over=1.0), density=0.25, rounds=4)
+    callback = PruneAtInit(GradualMagnitude(end_fraction=1.0), density=0.25, rounds=4)
     for seed in range(2):
         fit(tmp_path, callback, module := seeded(seed))
         assert callback.masks is not None
@@ -110,7 +110,7 @@ def test_gradual_pruning_starts_again_on_another_network(tmp_path: Path) -> None
 
 
 def test_gradual_pruning_that_was_cut_short_is_completed_by_the_next_fit_of_the_network(tmp_path: Path) -> None:
-    callback, module = PruneAtInit(GradualMagnitude(over=1.0), density=0.25, rounds=8, at_epoch=1), seeded(0)
+    callback, module = PruneAtInit(GradualMagnitude(end_fraction=1.0), density=0.25, rounds=8, at_epoch=1), seeded(0)
 
     class Stop(Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
@@ -140,7 +140,7 @@ def test_the_example_is_that_of_the_present_data(tmp_path: Path) -> None:
 
 
 def test_a_dead_network_is_not_trained_at_the_second_attempt(tmp_path: Path) -> None:
-    callback, module = PruneAtInit(Magnitude(), kept=1), seeded(0)
+    callback, module = PruneAtInit(Magnitude(), num_kept=1), seeded(0)
     dense = copy.deepcopy(module.network.state_dict())
     for _ in range(2):
         with pytest.raises(DeadNetwork):
@@ -156,7 +156,7 @@ def test_a_dead_network_is_not_trained_at_the_second_attempt(tmp_path: Path) -> 
 
 
 def test_a_network_that_died_gradually_is_not_trained_at_the_second_attempt(tmp_path: Path) -> None:
-    callback, module = PruneAtInit(GradualMagnitude(over=0.5), kept=1, rounds=2), seeded(0)
+    callback, module = PruneAtInit(GradualMagnitude(end_fraction=0.5), num_kept=1, rounds=2), seeded(0)
     for _ in range(2):
         with pytest.raises(DeadNetwork):
             fit(tmp_path, callback, module)

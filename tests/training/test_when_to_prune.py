@@ -113,7 +113,7 @@ def after(step: int, last: int, rounds: int, density: float) -> int:
 
 @pytest.mark.parametrize(("rounds", "over"), [(4, 0.5), (4, 1.0), (100, 0.25), (7, 0.5)])
 def test_gradual_pruning_follows_the_cubic_schedule_step_by_step(tmp_path: Path, rounds: int, over: float) -> None:
-    callback = PruneAtInit(GradualMagnitude(over=over), density=0.1, rounds=rounds)
+    callback = PruneAtInit(GradualMagnitude(end_fraction=over), density=0.1, rounds=rounds)
     _, kept = fit(tmp_path, callback, max_epochs=2)
     assert kept == [after(step, math.ceil(16 * over), rounds, 0.1) for step in range(1, 17)]
     assert kept[-1] == -(-TOTAL // 10)
@@ -122,7 +122,7 @@ def test_gradual_pruning_follows_the_cubic_schedule_step_by_step(tmp_path: Path,
 
 
 def test_removed_weights_stay_removed_while_the_rounds_go_on(tmp_path: Path) -> None:
-    fit(tmp_path, PruneAtInit(GradualMagnitude(over=1.0), density=0.1, rounds=30), optimizer="Adam", max_epochs=4)
+    fit(tmp_path, PruneAtInit(GradualMagnitude(end_fraction=1.0), density=0.1, rounds=30), optimizer="Adam", max_epochs=4)
     masks = [load_masks(tmp_path / f"epoch={epoch}.ckpt") for epoch in range(4)]
     for earlier, later in pairwise(masks):
         assert earlier is not None
@@ -134,7 +134,7 @@ def test_removed_weights_stay_removed_while_the_rounds_go_on(tmp_path: Path) -> 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_gradual_pruning_goes_on_where_its_checkpoint_left_it(tmp_path: Path, epoch: int) -> None:
     def gradual() -> PruneAtInit:
-        return PruneAtInit(GradualMagnitude(over=0.75), density=0.1, rounds=20)
+        return PruneAtInit(GradualMagnitude(end_fraction=0.75), density=0.1, rounds=20)
 
     whole, kept = fit(tmp_path / "whole", gradual(), max_epochs=4)
     again, rest = fit(tmp_path / "again", gradual(), max_epochs=4, ckpt_path=tmp_path / f"whole/epoch={epoch}.ckpt")
@@ -144,7 +144,7 @@ def test_a_gradual_pruning_goes_on_where_its_checkpoint_left_it(tmp_path: Path, 
 
 def test_gradual_pruning_begins_at_the_epoch_asked_for_and_counts_optimiser_steps(tmp_path: Path) -> None:
     # Two batches a step: four steps an epoch, 16 in all; between step 4 and step 8 four rounds.
-    callback = PruneAtInit(GradualMagnitude(over=0.5), density=0.1, rounds=4, at_epoch=1)
+    callback = PruneAtInit(GradualMagnitude(end_fraction=0.5), density=0.1, rounds=4, at_epoch=1)
     _, kept = fit(tmp_path, callback, max_epochs=4, accumulate_grad_batches=2)
     at_steps = [kept[index] for index in range(1, 32, 2)]
     assert at_steps == [TOTAL] * 4 + [after(step, 4, 4, 0.1) for step in range(1, 13)]
@@ -156,16 +156,16 @@ class Stop(Callback):
 
 
 def test_what_gradual_pruning_cannot_do_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"over: 0 must be a fraction of the training, in \(0, 1\]"):
-        GradualMagnitude(over=0)
+    with pytest.raises(ValueError, match=r"end_fraction: 0 must be a fraction of the training, in \(0, 1\]"):
+        GradualMagnitude(end_fraction=0)
     with pytest.raises(ValueError, match="sanity: 'shuffle' checks a pruning that happens at once"):
         PruneAtInit(GradualMagnitude(), density=0.1, sanity="shuffle")
     with pytest.raises(ValueError, match="gradual pruning takes a part of the training, so that must have an end"):
         fit(tmp_path, PruneAtInit(GradualMagnitude(), density=0.1), max_epochs=-1)
     with pytest.warns(UserWarning, match="training ended after round 2 of 4, at density"):
-        fit(tmp_path, PruneAtInit(GradualMagnitude(over=1.0), density=0.1, rounds=4), Stop(), max_epochs=2)
+        fit(tmp_path, PruneAtInit(GradualMagnitude(end_fraction=1.0), density=0.1, rounds=4), Stop(), max_epochs=2)
     with pytest.raises(ValueError, match="at_epoch: 3 lies after the end of the gradual pruning, step 16 of 32"):
-        fit(tmp_path, PruneAtInit(GradualMagnitude(over=0.5), density=0.1, at_epoch=3), max_epochs=4)
+        fit(tmp_path, PruneAtInit(GradualMagnitude(end_fraction=0.5), density=0.1, at_epoch=3), max_epochs=4)
 
 
 # -- by the trained weights of another run
@@ -233,7 +233,7 @@ class ByHand(Classifier):
 
 
 def by_hand(folder: Path, module: ByHand, path: Path | None = None, **options: Any) -> list[int]:
-    watch, callback = Watch(), PruneAtInit(GradualMagnitude(over=0.5), density=0.1, rounds=4, **options.pop("pruning", {}))
+    watch, callback = Watch(), PruneAtInit(GradualMagnitude(end_fraction=0.5), density=0.1, rounds=4, **options.pop("pruning", {}))
     saving = ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
     trainer(folder, callback, watch, saving, **options).fit(module, Classes(), ckpt_path=path)
     return watch.kept

@@ -299,7 +299,7 @@ class Helper(Shadow):
     on_train_batch_end = Deep.on_train_batch_end
 
 
-@pytest.mark.parametrize("pruner", [SynFlow(), GradualMagnitude(over=0.5)], ids=["at once", "gradually"])
+@pytest.mark.parametrize("pruner", [SynFlow(), GradualMagnitude(end_fraction=0.5)], ids=["at once", "gradually"])
 @pytest.mark.parametrize("kind", [Deep, Swa, Buffers, Shadow, Helper])
 def test_an_average_that_the_module_keeps_holds_the_zeros(tmp_path: Path, kind: Any, pruner: Any) -> None:
     module = kind()
