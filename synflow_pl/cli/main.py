@@ -11,6 +11,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -317,7 +318,9 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, without loggers: they come with the run, which is opened when nothing can be refused any more."""
         trainer: Trainer = super().instantiate_trainer(**{"logger": False, **kwargs})
-        trainer._checkpoint_connector = Resuming(trainer, self._rewind_metrics, finished=lambda: self._finished)
+        # With strategy ddp_spawn the trainer is pickled, so this cannot be a lambda.
+        finished = partial(getattr, self, "_finished")
+        trainer._checkpoint_connector = Resuming(trainer, self._rewind_metrics, finished=finished)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = DurableCheckpointIO()
         slurm.listen(trainer)

@@ -33,8 +33,8 @@ class Resuming(_CheckpointConnector):
     def __init__(
         self,
         trainer: Trainer,
-        told: Callable[[Mapping[str, Any]], None] = lambda _: None,
-        finished: Callable[[], bool] = lambda: False,
+        told: Callable[[Mapping[str, Any]], None],
+        finished: Callable[[], bool],
     ) -> None:
         super().__init__(trainer)
         self._told = told

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -328,6 +329,12 @@ def test_a_run_is_named_by_recipe_pruner_density_and_seed(built: Built) -> None:
     cli = built("fit", "-c", "mnist_fc", "-c", "pruners/magnitude", "--pruning.density", "0.01", "--seed_everything", "3")
     assert cli.run_folder == Path("lightning_logs/mnist_fc-magnitude-density0.01-seed3")
     assert cli.run_folder.is_dir()
+
+
+def test_the_trainer_can_be_sent_to_spawned_processes(built: Built) -> None:
+    # Strategy ddp_spawn pickles it, with the callbacks and the command line that hang on it.
+    cli = built("fit", *FC_ON_DIGITS, "--pruning.density", "0.1")
+    assert pickle.loads(pickle.dumps(cli.trainer)).max_epochs == cli.trainer.max_epochs
 
 
 def test_a_run_without_a_recipe_is_named_by_data_and_network(built: Built) -> None:
