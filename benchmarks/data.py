@@ -1,11 +1,14 @@
-"""Images per second of both pipelines, with crops and flips, in batches of 128: ours in memory, and torchvision's image by image.
+"""Images per second of both pipelines, with crops and flips, in batches of 128: ours in memory, and
+torchvision's image by image.
 
     python benchmarks/data.py [--threads N] [--workers 2] [--seconds 3] [--pairs 3]
 
-The images are random bytes of CIFAR-10's shape and of Tiny ImageNet's; nothing is downloaded. Both pipelines are timed in turn, so
-that a busy machine slows them alike; what counts is the median of the ratios. Ours has torch's own number of threads, as in training;
-on a machine that is busy otherwise they wait for each other longer than they work, and `--threads 1` is faster. Then, in a process of
-its own for each, how long the first batch of an epoch takes, and by how much memory grows beyond the one copy of the images.
+The images are random bytes of CIFAR-10's shape and of Tiny ImageNet's; nothing is downloaded. Both
+pipelines are timed in turn, so that a busy machine slows them alike; what counts is the median of
+the ratios. Ours has torch's own number of threads, as in training; on a machine that is busy
+otherwise they wait for each other longer than they work, and `--threads 1` is faster. Then, in a
+process of its own for each, how long the first batch of an epoch takes, and by how much memory
+grows beyond the one copy of the images.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ def random_images(kind: type[ImageDataModule], count: int, **options: object) ->
         def images(self, train: bool) -> tuple[Tensor, Tensor]:
             return images, torch.arange(count) % self.num_classes
 
-        dataset = ImageDataModule.dataset  # also Tiny ImageNet's are not decoded: what is measured is what comes after
+        dataset = (
+            ImageDataModule.dataset
+        )  # also Tiny ImageNet's are not decoded: what is measured is what comes after
 
     data: ImageDataModule = Random(val_size=0, **options)
     data.setup("fit")
@@ -54,9 +59,14 @@ def speed(loader: Loader, seconds: float) -> float:
 
 
 def start_and_memory(
-    kind: type[ImageDataModule], count: int, threads: int, told: multiprocessing.Queue[tuple[list[float], float]]
+    kind: type[ImageDataModule],
+    count: int,
+    threads: int,
+    told: multiprocessing.Queue[tuple[list[float], float]],
 ) -> None:
-    """Seconds until the first batch of three epochs, and the bytes by which an epoch raises the peak of memory."""
+    """Seconds until the first batch of three epochs, and the bytes by which an epoch raises the
+    peak of memory.
+    """
     torch.set_num_threads(threads)
     data = random_images(kind, count)
     loader = data.train_dataloader()
@@ -73,7 +83,9 @@ def start_and_memory(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3)
@@ -81,22 +93,31 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(environment())
-    print(f"{options.threads} threads in memory, {options.workers} workers of torchvision, batches of 128, crops and flips")
+    print(
+        f"{options.threads} threads in memory, {options.workers} workers of torchvision, batches of 128, crops and flips"
+    )
     for kind, count in SETS:
         shape = "x".join(map(str, kind.input_shape))
         ours = random_images(kind, count, pipeline="memory")
         theirs = random_images(kind, count, pipeline="torchvision", num_workers=options.workers)
         ratios = []
         for _ in range(options.pairs):
-            fast, slow = speed(ours.train_dataloader(), options.seconds), speed(theirs.train_dataloader(), options.seconds)
+            fast, slow = (
+                speed(ours.train_dataloader(), options.seconds),
+                speed(theirs.train_dataloader(), options.seconds),
+            )
             theirs.teardown("fit")
             ratios.append(fast / slow)
-            print(f"{shape:8} in memory {fast:10,.0f} images/s   torchvision {slow:8,.0f} images/s   ratio {ratios[-1]:5.1f}")
+            print(
+                f"{shape:8} in memory {fast:10,.0f} images/s   torchvision {slow:8,.0f} images/s   ratio {ratios[-1]:5.1f}"
+            )
         print(f"{shape:8} median ratio {statistics.median(ratios):.1f}")
     context = multiprocessing.get_context("spawn")
     for kind, count in SETS:
         told = context.Queue()
-        process = context.Process(target=start_and_memory, args=(kind, count, options.threads, told))
+        process = context.Process(
+            target=start_and_memory, args=(kind, count, options.threads, told)
+        )
         process.start()
         starts, grown = told.get()
         process.join()

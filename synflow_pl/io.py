@@ -1,4 +1,6 @@
-"""Durable files: one appears under its name whole or not at all, whatever happens meanwhile, and then stays."""
+"""Durable files: one appears under its name whole or not at all, whatever happens meanwhile, and
+then stays.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,11 @@ _NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write into, which replaces ``path`` at the end of the ``with``, or not at all if that is left by an error.
+    """A file to write into, which replaces ``path`` at the end of the ``with``, or not at all if
+    that is left by an error.
 
-    It is written beside its target, since a rename is one step only within a file system, and reaches the disk before its name does.
+    It is written beside its target, since a rename is one step only within a file system, and
+    reaches the disk before its name does.
 
     Raises:
         OSError: if it cannot be written; what was there before is whole.
@@ -44,7 +48,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED
+        )
         with open(handle, "wb") as file:
             yield file
             file.flush()
@@ -54,25 +60,37 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         _sync_folder(path.parent)
     except BaseException as error:
         if temporary is not None:
-            with suppress(OSError):  # a file system that became read-only or went away; the error below says so
+            with suppress(
+                OSError
+            ):  # a file system that became read-only or went away; the error below says so
                 Path(temporary).unlink(missing_ok=True)
-        # torch.save turns a full disk into a RuntimeError about positions in the file; the OSError is its context.
+        # torch.save turns a full disk into a RuntimeError about positions in the file; the OSError
+        # is its context.
         cause = error if isinstance(error, OSError) else storage_error(error)
-        if cause is None or (cause.errno is None and cause.__cause__ is not None):  # the latter is a sentence of this module already
+        if cause is None or (
+            cause.errno is None and cause.__cause__ is not None
+        ):  # the latter is a sentence of this module already
             raise
         raise OSError(could_not_write(path, cause)) from error
 
 
 def storage_error(error: BaseException | None) -> OSError | None:
-    """Return the first error in a chain of causes and contexts which says that the storage failed, or ``None``.
+    """Return the first error in a chain of causes and contexts which says that the storage failed,
+    or ``None``.
 
-    Storage fails when it is full, over a quota, read-only, forbidden, unreachable, or when a file is in the place of a folder.
+    Storage fails when it is full, over a quota, read-only, forbidden, unreachable, or when a file
+    is in the place of a folder.
 
     Args:
         error: outermost error of the chain.
     """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (*_FULL, *_FORBIDDEN, *_UNREACHABLE, *_NO_FOLDER):
+        if isinstance(error, OSError) and error.errno in (
+            *_FULL,
+            *_FORBIDDEN,
+            *_UNREACHABLE,
+            *_NO_FOLDER,
+        ):
             return error
         error = error.__cause__ or error.__context__
     return None
@@ -100,7 +118,8 @@ def could_not_write(path: str | os.PathLike[str] | None, error: OSError) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """Return one sentence about an error: what :func:`could_not_write` says of a storage that failed, else the error's own message.
+    """Return one sentence about an error: what :func:`could_not_write` says of a storage that
+    failed, else the error's own message.
 
     Args:
         error: an error of the operating system, or one whose message is a sentence already.
@@ -135,7 +154,10 @@ def cannot_make(path: Path, error: OSError, option: str = "") -> str:
         option: option of the command line that chooses the folder.
     """
     by = f" ({option})" if option else ""
-    file = next((each for each in (path, *path.parents) if os.path.lexists(each) and not each.is_dir()), None)
+    file = next(
+        (each for each in (path, *path.parents) if os.path.lexists(each) and not each.is_dir()),
+        None,
+    )
     if file is not None and file.is_symlink() and not file.exists():
         why = f"{str(file)!r} is a link to {os.readlink(file)!r}, which does not exist; remove the link, or choose another folder{by}"
     elif file is not None:
@@ -148,7 +170,8 @@ def cannot_make(path: Path, error: OSError, option: str = "") -> str:
 
 
 def check_folder(path: str | os.PathLike[str], option: str) -> None:
-    """Make a folder if it does not exist, and check before long work that files can be written into it.
+    """Make a folder if it does not exist, and check before long work that files can be written into
+    it.
 
     Args:
         path: path of the folder.

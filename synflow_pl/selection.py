@@ -9,14 +9,23 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow import Block
-from synflow_pl.order_statistics import concatenated, nonzero_indices, smallest_mask, smallest_of_many
+from synflow_pl.order_statistics import (
+    concatenated,
+    nonzero_indices,
+    smallest_mask,
+    smallest_of_many,
+)
 from synflow_pl.pruners.base import PruningState, Saliency
 
 __all__ = ["PruningGroup", "RegrowingGroup", "factor", "make_groups"]
 
 
-def make_groups(subject: PruningState, names: list[str], ranking: type[PruningGroup]) -> list[PruningGroup]:
-    """One ranking of all weights of these names that compete with each other, then one for each name with weights apart."""
+def make_groups(
+    subject: PruningState, names: list[str], ranking: type[PruningGroup]
+) -> list[PruningGroup]:
+    """One ranking of all weights of these names that compete with each other, then one for each
+    name with weights apart.
+    """
     together: dict[str, Tensor] = {}
     alone: list[PruningGroup] = []
     for name in names:
@@ -34,15 +43,18 @@ def make_groups(subject: PruningState, names: list[str], ranking: type[PruningGr
 class PruningGroup:
     """Weights that compete with each other, and which of them still can.
 
-    Once weights have been removed they never compete again. Where the pruner can score a weight by its living block alone, the weight
-    and what is kept about it are cut down to that block as units and inputs die, so the work shrinks with the survivors.
+    Once weights have been removed they never compete again. Where the pruner can score a weight by
+    its living block alone, the weight and what is kept about it are cut down to that block as units
+    and inputs die, so the work shrinks with the survivors.
 
     Args:
         subject: whose weights they are.
-        competing: by parameter name, (n,) bool over its flattened mask: True where a weight takes part. May be the mask itself.
+        competing: by parameter name, (n,) bool over its flattened mask: True where a weight takes
+            part. May be the mask itself.
     """
 
-    # Looking for dead units pays where most of a weight is gone; with less gone, hardly a unit has died.
+    # Looking for dead units pays where most of a weight is gone; with less gone, hardly a unit has
+    # died.
     _BLOCK_AT = 0.3
     # And again each time this share of what was left then has died.
     _AGAIN_AT = 0.1
@@ -65,11 +77,17 @@ class PruningGroup:
         if self.alive == 0:
             return  # a small part that competes apart may be gone before the last round
         parts = [_product(scores[name]) for name in self.names]
-        if not bool(torch.stack([end for piece in concatenated(parts) for end in torch.aminmax(piece)]).isfinite().all()):
+        if not bool(
+            torch.stack([end for piece in concatenated(parts) for end in torch.aminmax(piece)])
+            .isfinite()
+            .all()
+        ):
             raise FloatingPointError(self._not_finite(parts))
         count = self.alive - keep
         if _answers_at_once(parts[0].device):
-            for index, gone in enumerate(smallest_of_many(parts, self._competing, self.alive, count)):
+            for index, gone in enumerate(
+                smallest_of_many(parts, self._competing, self.alive, count)
+            ):
                 if gone.numel():
                     self._remove(index, gone)
                 if self._is_thin(index):
@@ -77,10 +95,17 @@ class PruningGroup:
         else:
             for index, gone in enumerate(smallest_mask(parts, self._competing, count)):
                 self._remove_marked(index, gone)
-            self._alive = [keep, *[0] * (len(self.names) - 1)]  # how they share it only a block asks, and here there are none
+            self._alive = [
+                keep,
+                *[0] * (len(self.names) - 1),
+            ]  # how they share it only a block asks, and here there are none
 
     def _not_finite(self, parts: list[Tensor]) -> str:
-        name = next(name for name, part in zip(self.names, parts, strict=True) if not bool(part.isfinite().all()))
+        name = next(
+            name
+            for name, part in zip(self.names, parts, strict=True)
+            if not bool(part.isfinite().all())
+        )
         return (
             f"the scores of {name!r} are not finite; the masks would be meaningless. Look for infinite weights there,"
             " or score in double precision (network.double())"
@@ -98,7 +123,11 @@ class PruningGroup:
         """Whether it is time to look for dead units of a weight."""
         left, size = self._alive[index], self._competing[index].numel()
         compressible = self.names[index] in self.subject.compressible
-        return compressible and left < self._BLOCK_AT * size and left <= (1 - self._AGAIN_AT) * self._looked[index]
+        return (
+            compressible
+            and left < self._BLOCK_AT * size
+            and left <= (1 - self._AGAIN_AT) * self._looked[index]
+        )
 
     def _remove_marked(self, index: int, gone: Tensor) -> None:
         """Remove weights of one parameter, marked (n,) bool."""
@@ -116,19 +145,29 @@ class PruningGroup:
         kernel = mask[0, 0].numel()
         row, within = at // (inputs.numel() * kernel), at % kernel
         column = at // kernel % inputs.numel()
-        return (units.index_select(0, row) * mask.shape[1] + inputs.index_select(0, column)) * kernel + within
+        return (
+            units.index_select(0, row) * mask.shape[1] + inputs.index_select(0, column)
+        ) * kernel + within
 
     def _cut_to_block(self, index: int, spare: Tensor) -> None:
-        """Cut a weight down to the units and inputs that still hold a living weight. ``spare``, of its size and kind, is written to."""
+        """Cut a weight down to the units and inputs that still hold a living weight. ``spare``, of
+        its size and kind, is written to.
+        """
         name = self.names[index]
         self._looked[index] = self._alive[index]
         weight = self.subject.weights[name]
         marks = self._competing[index].view_as(weight)
-        by_unit = marks.view(torch.uint8).flatten(1)  # of bytes a maximum is quicker than a disjunction
-        units, inputs = _present(by_unit.amax(1)), _present(by_unit.amax(0).view(weight.shape[1], -1).amax(1))
+        by_unit = marks.view(torch.uint8).flatten(
+            1
+        )  # of bytes a maximum is quicker than a disjunction
+        units, inputs = (
+            _present(by_unit.amax(1)),
+            _present(by_unit.amax(0).view(weight.shape[1], -1).amax(1)),
+        )
         size = marks[0, 0].numel() * units.numel() * inputs.numel()
         whole = self.subject.blocks.get(name)
-        # The first time marks may be the mask itself, which stays whole, and they move into the memory of the weight, behind the block.
+        # The first time marks may be the mask itself, which stays whole, and they move into the
+        # memory of the weight, behind the block.
         each = weight.element_size() + (whole is None)
         if size == weight.numel() or size * each > weight.nbytes:
             return
@@ -137,12 +176,20 @@ class PruningGroup:
             inputs if whole is None else whole.inputs.index_select(0, inputs),
         )
         self.subject.weights[name] = _picked(weight, units, inputs, spare, weight)
-        room = marks if whole is not None else weight.view(-1).view(torch.bool)[size * weight.element_size() :]
-        self._competing[index] = _picked(marks, units, inputs, spare.view(torch.bool), room).view(-1)
+        room = (
+            marks
+            if whole is not None
+            else weight.view(-1).view(torch.bool)[size * weight.element_size() :]
+        )
+        self._competing[index] = _picked(marks, units, inputs, spare.view(torch.bool), room).view(
+            -1
+        )
 
 
 class RegrowingGroup(PruningGroup):
-    """The same, for a pruner that regrows: every weight competes in every round, and weights stay as they are."""
+    """The same, for a pruner that regrows: every weight competes in every round, and weights stay
+    as they are.
+    """
 
     def __init__(self, subject: PruningState, competing: Mapping[str, Tensor]) -> None:
         super().__init__(subject, {name: marks.clone() for name, marks in competing.items()})
@@ -162,16 +209,21 @@ class RegrowingGroup(PruningGroup):
 
 
 def _answers_at_once(device: torch.device) -> bool:
-    """Whether asking how many there are costs nothing; an accelerator would have to finish first what it has been given."""
+    """Whether asking how many there are costs nothing; an accelerator would have to finish first
+    what it has been given.
+    """
     return device.type == "cpu"
 
 
 def _picked(whole: Tensor, units: Tensor, inputs: Tensor, spare: Tensor, into: Tensor) -> Tensor:
-    """These units and inputs of a weight or its marks, by way of ``spare`` to ``into``, which may be the whole: what is given back in
-    pieces of ever other sizes leaves holes in memory that nothing fits in.
+    """These units and inputs of a weight or its marks, by way of ``spare`` to ``into``, which may
+    be the whole: what is given back in pieces of ever other sizes leaves holes in memory that
+    nothing fits in.
     """
     shape = (units.numel(), inputs.numel(), *whole.shape[2:])
-    rows = torch.index_select(whole, 0, units, out=_within(spare, (units.numel(), *whole.shape[1:])))
+    rows = torch.index_select(
+        whole, 0, units, out=_within(spare, (units.numel(), *whole.shape[1:]))
+    )
     return torch.index_select(rows, 1, inputs, out=_within(into, shape))
 
 
@@ -187,12 +239,16 @@ def _present(marks: Tensor) -> Tensor:
 
 
 def _product(score: Tensor | Saliency) -> Tensor:
-    """A score multiplied out, flattened, in memory that may be written to; in place of its gradient where that is contiguous."""
+    """A score multiplied out, flattened, in memory that may be written to; in place of its gradient
+    where that is contiguous.
+    """
     if isinstance(score, Saliency):
         return score.gradient.contiguous().view(-1).mul_(score.weight.reshape(-1))
     return score.contiguous().view(-1)
 
 
 def factor(score: Tensor | Saliency) -> Tensor:
-    """The part of a score that differs from round to round: all of it, or what its weight is multiplied by."""
+    """The part of a score that differs from round to round: all of it, or what its weight is
+    multiplied by.
+    """
     return score.gradient if isinstance(score, Saliency) else score

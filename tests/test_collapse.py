@@ -17,10 +17,14 @@ DEAD = "the network is dead: no path of living weights leads from input to outpu
 
 def chain() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)
+    )
 
 
-BATCHES = [(torch.rand(4, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3]))]
+BATCHES = [
+    (torch.rand(4, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3]))
+]
 
 
 @pytest.mark.parametrize("pruner", [SynFlow, Magnitude, Random, SNIP])
@@ -30,7 +34,10 @@ def test_a_dead_network_is_warned_of_by_default_whatever_the_pruner(pruner: type
         # Two weights cannot connect three layers.
         masks = prune(network, pruner(), num_kept=2, rounds=1, input_shape=(8,), batches=BATCHES)
     assert not diagnose(network, masks, input_shape=(8,)).alive
-    assert sum(int(layer.weight.count_nonzero()) for layer in network if isinstance(layer, nn.Linear)) == 2
+    assert (
+        sum(int(layer.weight.count_nonzero()) for layer in network if isinstance(layer, nn.Linear))
+        == 2
+    )
 
 
 def test_the_warning_points_at_the_line_that_pruned() -> None:
@@ -61,7 +68,10 @@ def test_the_first_batch_shows_the_input_where_nothing_else_does() -> None:
 
 
 def test_an_empty_layer_is_warned_of_where_no_input_is_known() -> None:
-    with pytest.warns(UserWarning, match="layers with no weight left: .*; give input_shape= or example_input= to learn whether a path"):
+    with pytest.warns(
+        UserWarning,
+        match="layers with no weight left: .*; give input_shape= or example_input= to learn whether a path",
+    ):
         prune(chain(), Magnitude(), num_kept=2)
 
 
@@ -74,11 +84,19 @@ def test_a_gated_network_that_is_dead_is_warned_of() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"on_collapse": "warm"}, "on_collapse: 'warm' is not one of warn, error, ignore; did you mean 'warn'?"),
-        ({"on_collapse": "error"}, "on_collapse='error' has to see whether a path is left: give input_shape"),
+        (
+            {"on_collapse": "warm"},
+            "on_collapse: 'warm' is not one of warn, error, ignore; did you mean 'warn'?",
+        ),
+        (
+            {"on_collapse": "error"},
+            "on_collapse='error' has to see whether a path is left: give input_shape",
+        ),
     ],
 )
-def test_an_impossible_option_is_refused_before_the_work(options: dict[str, str], message: str) -> None:
+def test_an_impossible_option_is_refused_before_the_work(
+    options: dict[str, str], message: str
+) -> None:
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         prune(chain(), Magnitude(), num_kept=2, **options)  # type: ignore[arg-type]
 
@@ -95,4 +113,7 @@ def test_what_cannot_be_followed_is_noted_by_a_pruner_that_need_not_know_it() ->
     pruner = Magnitude()
     masks = prune(Constant(), pruner, density=0.5, input_shape=(8,))
     assert isinstance(masks, Masks)
-    assert any("could not be checked: no output of Constant depends on its input" in note for note in pruner.notes)
+    assert any(
+        "could not be checked: no output of Constant depends on its input" in note
+        for note in pruner.notes
+    )

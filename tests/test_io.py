@@ -25,7 +25,9 @@ def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in ("folder", "pipe"):
         with (
-            pytest.raises(OSError, match=rf"{name}' is there and is no ordinary file; choose another path"),
+            pytest.raises(
+                OSError, match=rf"{name}' is there and is no ordinary file; choose another path"
+            ),
             atomic_write(tmp_path / name),
         ):
             pass
@@ -34,5 +36,8 @@ def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"file/more' could not be written \(File exists\)"), atomic_write(tmp_path / "file" / "more"):
+    with (
+        pytest.raises(OSError, match=r"file/more' could not be written \(File exists\)"),
+        atomic_write(tmp_path / "file" / "more"),
+    ):
         pass

@@ -1,4 +1,6 @@
-"""Overruled: where a checkpoint's own settings win over what the command says, it is said by name."""
+"""Overruled: where a checkpoint's own settings win over what the command says, it is said by
+name.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,19 @@ __all__ = ["checkpoint_overrides", "warn_of_overrides"]
 
 
 def checkpoint_overrides(
-    was: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Mapping[str, Any], *, trains: bool, same_run: bool
+    was: Mapping[str, Any],
+    now: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+    *,
+    trains: bool,
+    same_run: bool,
 ) -> list[str]:
-    """Return the options that this command has otherwise than the run that a checkpoint is from, and that have no effect.
+    """Return the options that this command has otherwise than the run that a checkpoint is from,
+    and that have no effect.
 
-    Optimisers and schedules are restored with all that they were given, and weights too; a checkpoint that has masks is not pruned
-    again. A run that is resumed in its own folder keeps the seed that its weights and masks were drawn with.
+    Optimisers and schedules are restored with all that they were given, and weights too; a
+    checkpoint that has masks is not pruned again. A run that is resumed in its own folder keeps the
+    seed that its weights and masks were drawn with.
 
     Args:
         was: settings of the checkpoint's run, by option.
@@ -36,11 +45,18 @@ def checkpoint_overrides(
     if trains and same_run:
         fixed.append("seed_everything")
     keys = [key for key in differing(was, now) if f"{key}.".startswith(tuple(fixed))]
-    return [key for key in keys if not (trains and key == "pruning.compact")]  # that one the callback refuses
+    return [
+        key for key in keys if not (trains and key == "pruning.compact")
+    ]  # that one the callback refuses
 
 
 def warn_of_overrides(
-    was: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Mapping[str, Any], *, trains: bool, same_run: bool
+    was: Mapping[str, Any],
+    now: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+    *,
+    trains: bool,
+    same_run: bool,
 ) -> None:
     """Name the options that :func:`checkpoint_overrides` returns for the same arguments.
 
@@ -55,4 +71,6 @@ def warn_of_overrides(
                 " that one, or start from the weights with --network_weights in place of --ckpt_path"
             )
     for key in checkpoint_overrides(was, now, checkpoint, trains=trains, same_run=same_run):
-        rank_zero_info(f"{key}: {now.get(key)} has no effect; the checkpoint's {was.get(key)} stays.")
+        rank_zero_info(
+            f"{key}: {now.get(key)} has no effect; the checkpoint's {was.get(key)} stays."
+        )

@@ -1,4 +1,6 @@
-"""Narrower dense networks: what a pruned network has to be better than, with as many weights or as many FLOPs as it has."""
+"""Narrower dense networks: what a pruned network has to be better than, with as many weights or as
+many FLOPs as it has.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,11 @@ _STEPS = 512
 
 @dataclass(frozen=True)
 class DenseBaseline:
-    """A narrower dense network beside the one that is pruned: weights, and FLOPs of one image, of both.
+    """A narrower dense network beside the one that is pruned: weights, and FLOPs of one image, of
+    both.
 
-    ``like`` says in which of the two it is as near as a width can be to the whole one pruned to ``density``; the width is the network's
-    ``argument``.
+    ``like`` says in which of the two it is as near as a width can be to the whole one pruned to
+    ``density``; the width is the network's ``argument``.
     """
 
     like: str
@@ -75,13 +78,22 @@ def dense_baseline(task: Task) -> tuple[tuple[str, ...], DenseBaseline]:
     assert task.like is not None
     network = Plan.of(list(task.options)).options.model.network
     shape = network.init_args.get("input_shape")
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in network.init_args.items()}
+    given = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in network.init_args.items()
+    }
     found = _found(network.class_path, tuple(given.items()), tuple(shape), task.density, task.like)
     return (f"--model.network.{found.argument}", str(found.width)), found
 
 
 @cache
-def _found(path: str, arguments: tuple[tuple[str, Any], ...], shape: tuple[int, ...], density: float, like: str) -> DenseBaseline:
+def _found(
+    path: str,
+    arguments: tuple[tuple[str, Any], ...],
+    shape: tuple[int, ...],
+    density: float,
+    like: str,
+) -> DenseBaseline:
     given: dict[str, Any] = dict(arguments)
     name = _width_of(path)
     full = given.get(name, inspect.signature(import_class(path)).parameters[name].default)
@@ -90,19 +102,31 @@ def _found(path: str, arguments: tuple[tuple[str, Any], ...], shape: tuple[int, 
         with torch.device(device):
             return import_class(path)(**{**given, name: width})
 
-    widths: Sequence[float] = range(1, full + 1) if isinstance(full, int) and name == "width" else _factors(full)
+    widths: Sequence[float] = (
+        range(1, full + 1) if isinstance(full, int) and name == "width" else _factors(full)
+    )
     measure = _weights if like == "parameters" else lambda network: _flops(network, shape)
     if like == "parameters":
         wanted = int(as_density(density) * _weights(build(full)))
     else:
         torch.manual_seed(0)
         pruned = build(full, "cpu")
-        masks = prune(pruned, SynFlow(), density=Fraction(str(density)), input_shape=shape, on_collapse="ignore")
+        masks = prune(
+            pruned,
+            SynFlow(),
+            density=Fraction(str(density)),
+            input_shape=shape,
+            on_collapse="ignore",
+        )
         wanted = diagnose(pruned, masks, input_shape=shape).sparse_flops
     above = bisect_left(widths, wanted, key=lambda width: measure(build(width)))
     near = widths[max(0, above - 1) : above + 1]
     width = min(near, key=lambda width: abs(measure(build(width)) - wanted))
-    sizes = [count for network in (build(width), build(full)) for count in (_weights(network), _flops(network, shape))]
+    sizes = [
+        count
+        for network in (build(width), build(full))
+        for count in (_weights(network), _flops(network, shape))
+    ]
     return DenseBaseline(like, density, name, width, full, *sizes)
 
 

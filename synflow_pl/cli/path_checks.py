@@ -12,7 +12,8 @@ __all__ = ["check_output_paths"]
 
 
 def check_output_paths(trainer: Namespace, args: Sequence[str]) -> None:
-    """Refuse folders to write into that a recipe names outside of the working directory, or of the folder given on the command line.
+    """Refuse folders to write into that a recipe names outside of the working directory, or of the
+    folder given on the command line.
 
     Args:
         trainer: the options of the trainer.
@@ -21,12 +22,18 @@ def check_output_paths(trainer: Namespace, args: Sequence[str]) -> None:
     Raises:
         ValueError: naming the option and the folder.
     """
-    given = {arg.removeprefix("--").partition("=")[0] for arg in args if arg.startswith("--trainer.")}
+    given = {
+        arg.removeprefix("--").partition("=")[0] for arg in args if arg.startswith("--trainer.")
+    }
     root = trainer.get("default_root_dir")
-    allowed = [Path.cwd().resolve()] + ([Path(root).resolve()] if root and "trainer.default_root_dir" in given else [])
+    allowed = [Path.cwd().resolve()] + (
+        [Path(root).resolve()] if root and "trainer.default_root_dir" in given else []
+    )
     for option, folder in _folders(trainer):
         on_command_line = any(name.startswith(option) for name in given)
-        if not on_command_line and not any(Path(folder).resolve().is_relative_to(inside) for inside in allowed):
+        if not on_command_line and not any(
+            Path(folder).resolve().is_relative_to(inside) for inside in allowed
+        ):
             raise ValueError(
                 f"{option}: {folder!r} in a recipe lies outside of the folder that this is started in; if it is meant, give it on the"
                 " command line"

@@ -36,7 +36,10 @@ def write_predictions(path: Path, images: Iterable[object], probabilities: Tenso
         text = io.TextIOWrapper(file, newline="", write_through=True)
         writer = csv.writer(text)
         writer.writerow(["image", "class", "probability"])
-        writer.writerows((image, int(c), f"{float(p):.6f}") for image, c, p in zip(images, classes, best, strict=False))
+        writer.writerows(
+            (image, int(c), f"{float(p):.6f}")
+            for image, c, p in zip(images, classes, best, strict=False)
+        )
         text.detach()
     print(f"\n{len(classes)} predictions lie in {os.path.relpath(path)}")
 
@@ -50,11 +53,19 @@ def predict_exported(args: list[str]) -> None:
     parser = Options(
         "predict",
         usage="%(prog)s --ckpt_path FILE --data.predict_dir FOLDER [--output CSV] [--trust]",
-        description=predict_exported.__doc__.partition("\n")[0] if predict_exported.__doc__ else None,
+        description=predict_exported.__doc__.partition("\n")[0]
+        if predict_exported.__doc__
+        else None,
     )
-    parser.add_argument("--ckpt_path", required=True, help=f"a file that export wrote: {', '.join(EXPORTED)}")
-    parser.add_argument("--data.predict_dir", dest="folder", required=True, help="a folder of images")
-    parser.add_argument("--output", default=None, help="the CSV file; by default predictions.csv beside the network")
+    parser.add_argument(
+        "--ckpt_path", required=True, help=f"a file that export wrote: {', '.join(EXPORTED)}"
+    )
+    parser.add_argument(
+        "--data.predict_dir", dest="folder", required=True, help="a folder of images"
+    )
+    parser.add_argument(
+        "--output", default=None, help="the CSV file; by default predictions.csv beside the network"
+    )
     parser.add_argument("--trust", action="store_true", help="read a .pt2, which can run code")
     own = parser.parse_args(args)
     network_file = Path(own.ckpt_path)
@@ -65,10 +76,14 @@ def predict_exported(args: list[str]) -> None:
         facts = exported.facts
         paths = image_files(Path(own.folder).expanduser())
         transform = fitting(facts.input_shape[1:], facts.mean, facts.std)
-        pictures = Files(paths, torch.full((len(paths),), -1), transform, channels=facts.input_shape[0])
+        pictures = Files(
+            paths, torch.full((len(paths),), -1), transform, channels=facts.input_shape[0]
+        )
         found = []
         for start in range(0, len(paths), _BATCH):
-            images = torch.stack([pictures[index][0] for index in range(start, min(start + _BATCH, len(paths)))])
+            images = torch.stack(
+                [pictures[index][0] for index in range(start, min(start + _BATCH, len(paths)))]
+            )
             found.append(exported(images).softmax(1))
         write_predictions(output, paths, torch.cat(found))
     except (ValueError, OSError, ImportError) as error:

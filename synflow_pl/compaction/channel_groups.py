@@ -1,11 +1,14 @@
 """Coupling: which slices of which parameters can only go together.
 
-Every index along every dimension of a parameter gets a number. The numbers are carried along through the recorded operations, each axis
-of a value knowing which of them its entries belong to: a convolution's output has its weight's rows as channels, a flattened image
-repeats each channel's number once per position, concatenation strings them together. Where two axes must agree entry by entry (the
-columns of a weight and the channels that it reads, the terms of a residual sum, a BatchNorm's gain) their numbers are *joined*. What
-an operation does across an axis (the statistics of a LayerNorm, a softmax, a split in halves) would change with a part of it gone, so
-there the numbers are *pinned*. An operation without a rule pins all that it reads: nothing is ever removed by guess.
+Every index along every dimension of a parameter gets a number. The numbers are carried along
+through the recorded operations, each axis
+of a value knowing which of them its entries belong to: a convolution's output has its weight's rows
+as channels, a flattened image repeats each channel's number once per position, concatenation
+strings them together. Where two axes must agree entry by entry (the columns of a weight and the
+channels that it reads, the terms of a residual sum, a BatchNorm's gain) their numbers are *joined*.
+What an operation does across an axis (the statistics of a LayerNorm, a softmax, a split in halves)
+would change with a part of it gone, so there the numbers are *pinned*. An operation without a rule
+pins all that it reads: nothing is ever removed by guess.
 
 No layer or architecture is known here, only ATen operations (:mod:`synflow_pl.graph.trace`).
 """
@@ -25,7 +28,9 @@ __all__ = ["BATCH_NORMS", "OUTPUT", "VIEWS", "ChannelGroups", "Contraction", "fo
 
 OUTPUT = "output of the network"
 Axis = Tensor | None
-"""(size,) int64: the number of each entry along a dimension; ``None`` where the dimension keeps its size whatever is removed."""
+"""(size,) int64: the number of each entry along a dimension; ``None`` where the dimension keeps its
+size whatever is removed.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,17 +53,23 @@ class ChannelGroups:
     Args:
         recording: of the network.
         whole: by name, modules in which nothing may be smaller, with the reason.
-        fixed: names of modules whose forward fixes the number of groups of its grouped convolutions.
+        fixed: names of modules whose forward fixes the number of groups of its grouped
+            convolutions.
 
     Attributes:
         axes: by value number, the numbers along each of its dimensions.
         pinned: numbers that must stay, each with the reason.
-        contractions: in the order of the recording; those of grouped convolutions are not among them, since a group's inputs and
-            outputs are joined.
+        contractions: in the order of the recording; those of grouped convolutions are not among
+            them, since a group's inputs and outputs are joined.
         notes: what to know, in whole sentences without a full stop.
     """
 
-    def __init__(self, recording: Graph, whole: Mapping[str, str] = MappingProxyType({}), fixed: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        recording: Graph,
+        whole: Mapping[str, str] = MappingProxyType({}),
+        fixed: Collection[str] = (),
+    ) -> None:
         self.recording, self.fixed = recording, fixed
         self.axes: dict[int, list[Axis]] = {}
         self.pinned: list[tuple[Tensor, str]] = []
@@ -74,16 +85,29 @@ class ChannelGroups:
             reads = {value.number for value in operation.reads}
             read |= reads
             if reads & self.flow:
-                self.flow.update(output.number for output in operation.outputs if output is not None)
+                self.flow.update(
+                    output.number for output in operation.outputs if output is not None
+                )
             self._index = index
-            _RULES.get(operation.name, _unknown if not _is_pointwise(operation) else _pointwise)(self, operation)
+            _RULES.get(operation.name, _unknown if not _is_pointwise(operation) else _pointwise)(
+                self, operation
+            )
         for number in recording.parameters.keys() - read:
             self.pin(self.axes[number], "not read in evaluation")
         for value in recording.outputs:
             self.pin(self.of(value), OUTPUT)
         for name, why in whole.items():
-            within = [operation for operation in recording.operations if f"{operation.module}.".startswith(f"{name}.")]
-            for value in (value for operation in within for value in (*operation.reads, *operation.outputs) if value is not None):
+            within = [
+                operation
+                for operation in recording.operations
+                if f"{operation.module}.".startswith(f"{name}.")
+            ]
+            for value in (
+                value
+                for operation in within
+                for value in (*operation.reads, *operation.outputs)
+                if value is not None
+            ):
                 self.pin(self.of(value), why)
 
     def roots(self) -> Tensor:
@@ -131,7 +155,15 @@ class ChannelGroups:
         self._joined += [(numbered[0], other) for other in numbered[1:]]
         return numbered[0] if numbered else None
 
-    def contract(self, operation: Operation, signal: Value, weight: Value, rows: Axis, columns: Axis, read: Axis) -> None:
+    def contract(
+        self,
+        operation: Operation,
+        signal: Value,
+        weight: Value,
+        rows: Axis,
+        columns: Axis,
+        read: Axis,
+    ) -> None:
         """The operation's weight reads ``signal``, whose contracted axis is ``read``."""
         columns = self.join(columns, read)
         if rows is None or columns is None:
@@ -203,14 +235,22 @@ def _convolution(units: ChannelGroups, operation: Operation) -> None:
     units.set(operation, [None, rows, *[None] * len(kernel)])
 
 
-def _groups(units: ChannelGroups, groups: int, channels: Axis, first: Axis, second: Axis, still: bool) -> Axis:
-    """In a grouped convolution all inputs and outputs of a group go together, or groups would differ in size."""
-    if still or channels is None or first is None:  # a kernel that is computed or fixed may have no rows to take out
+def _groups(
+    units: ChannelGroups, groups: int, channels: Axis, first: Axis, second: Axis, still: bool
+) -> Axis:
+    """In a grouped convolution all inputs and outputs of a group go together, or groups would
+    differ in size.
+    """
+    if (
+        still or channels is None or first is None
+    ):  # a kernel that is computed or fixed may have no rows to take out
         units.pin([channels, first, second], "a grouped convolution of fixed size")
         return None
     units.pin([second], "the size of a group")
     if len(channels) > groups:
-        units.notes.add("of a grouped convolution with several channels to a group, only whole groups can go")
+        units.notes.add(
+            "of a grouped convolution with several channels to a group, only whole groups can go"
+        )
     for inputs, rows in zip(channels.chunk(groups), first.chunk(groups), strict=True):
         whole = torch.cat([inputs, rows])
         units.join(whole[:-1], whole[1:])
@@ -234,7 +274,9 @@ def _batch_norm(units: ChannelGroups, operation: Operation) -> None:
     given = operation.bound()
     signal = units.of(given["input"])
     of_channels = [
-        units.of(given[name])[0] for name in ("weight", "bias", "running_mean", "running_var") if given.get(name) is not None
+        units.of(given[name])[0]
+        for name in ("weight", "bias", "running_mean", "running_var")
+        if given.get(name) is not None
     ]
     channels = units.join(signal[1], *of_channels)
     if given.get("training") or given.get("running_mean") is None:
@@ -263,10 +305,20 @@ def _reduce(units: ChannelGroups, operation: Operation) -> None:
     given = operation.bound()
     signal = units.of(operation.args[0])
     dims = given.get("dim", given.get("dims"))
-    dims = list(range(len(signal))) if dims in (None, []) else [dims] if isinstance(dims, int) else list(dims)
+    dims = (
+        list(range(len(signal)))
+        if dims in (None, [])
+        else [dims]
+        if isinstance(dims, int)
+        else list(dims)
+    )
     gone = {dim % len(signal) for dim in dims} if signal else set()
     units.pin([signal[dim] for dim in gone], f"{operation.name} over them")
-    axes = [None if place in gone else axis for place, axis in enumerate(signal) if place not in gone or given.get("keepdim")]
+    axes = [
+        None if place in gone else axis
+        for place, axis in enumerate(signal)
+        if place not in gone or given.get("keepdim")
+    ]
     for index, value in enumerate(operation.outputs):
         if value is not None:
             units.set(operation, axes, index)
@@ -314,8 +366,13 @@ def _concatenate(units: ChannelGroups, operation: Operation) -> None:
             axes.append(None)
         else:
             # What has no number here keeps its size: fresh numbers that stay.
-            filled = [units._fresh(units.tensor(value).shape[dim]) if x is None else x for value, x in zip(parts, along, strict=True)]
-            units.pin([new for new, x in zip(filled, along, strict=True) if x is None], "concatenated")
+            filled = [
+                units._fresh(units.tensor(value).shape[dim]) if x is None else x
+                for value, x in zip(parts, along, strict=True)
+            ]
+            units.pin(
+                [new for new, x in zip(filled, along, strict=True) if x is None], "concatenated"
+            )
             axes.append(torch.cat(filled))
     units.set(operation, axes)
 
@@ -349,7 +406,11 @@ def _unsqueeze(units: ChannelGroups, operation: Operation) -> None:
 def _squeeze(units: ChannelGroups, operation: Operation) -> None:
     signal, shape = units.of(operation.args[0]), units.tensor(operation.args[0]).shape
     given = operation.args[1] if len(operation.args) > 1 else range(len(shape))
-    dims = {dim % len(shape) for dim in ([given] if isinstance(given, int) else given) if shape[dim] == 1}
+    dims = {
+        dim % len(shape)
+        for dim in ([given] if isinstance(given, int) else given)
+        if shape[dim] == 1
+    }
     units.pin([signal[dim] for dim in dims], "squeezed")
     units.set(operation, [axis for place, axis in enumerate(signal) if place not in dims])
 
@@ -394,10 +455,16 @@ def _split(units: ChannelGroups, operation: Operation) -> None:
 
 
 def _view(units: ChannelGroups, operation: Operation) -> None:
-    """Another shape of the same entries: dimensions that are merged repeat the numbers of the one among them that has any."""
+    """Another shape of the same entries: dimensions that are merged repeat the numbers of the one
+    among them that has any.
+    """
     value, output = operation.args[0], operation.outputs[0]
     assert output is not None
-    signal, before, after = units.of(value), list(units.tensor(value).shape), list(units.tensor(output).shape)
+    signal, before, after = (
+        units.of(value),
+        list(units.tensor(value).shape),
+        list(units.tensor(output).shape),
+    )
     if 0 in before:
         return _unknown(units, operation)
     axes: list[Axis] = []
@@ -409,7 +476,9 @@ def _view(units: ChannelGroups, operation: Operation) -> None:
             continue
         start, begun = i, j
         left = right = 1
-        while i == start or j == begun or left != right:  # the shortest runs of dimensions that hold equally many entries
+        while (
+            i == start or j == begun or left != right
+        ):  # the shortest runs of dimensions that hold equally many entries
             if left <= right and i < len(before):
                 left, i = left * before[i], i + 1
             elif j < len(after):
@@ -422,7 +491,9 @@ def _view(units: ChannelGroups, operation: Operation) -> None:
     units.set(operation, axes)
 
 
-def _reshaped(units: ChannelGroups, axes: list[Axis], before: list[int], after: list[int]) -> list[Axis]:
+def _reshaped(
+    units: ChannelGroups, axes: list[Axis], before: list[int], after: list[int]
+) -> list[Axis]:
     numbered = [place for place, axis in enumerate(axes) if axis is not None]
     wide = [place for place, size in enumerate(after) if size > 1]
     free: list[Axis] = [None] * len(after)
@@ -439,7 +510,9 @@ def _reshaped(units: ChannelGroups, axes: list[Axis], before: list[int], after: 
 
 
 def _sized(units: ChannelGroups, operation: Operation) -> None:
-    """A new tensor whose size is given by numbers: it reads nothing, and what meets it meets a dimension of fixed size."""
+    """A new tensor whose size is given by numbers: it reads nothing, and what meets it meets a
+    dimension of fixed size.
+    """
 
 
 def _index(units: ChannelGroups, operation: Operation) -> None:
@@ -475,7 +548,10 @@ def _index_add(units: ChannelGroups, operation: Operation) -> None:
         return _unknown(units, operation)
     dim %= len(signal)
     units.pin([signal[dim], other[dim], *units.of(index)], "indexed")
-    joined = [None if place == dim else units.join(*both) for place, both in enumerate(zip(signal, other, strict=True))]
+    joined = [
+        None if place == dim else units.join(*both)
+        for place, both in enumerate(zip(signal, other, strict=True))
+    ]
     units.set(operation, joined)
 
 
@@ -522,7 +598,9 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("split", "split_with_sizes"), _split),
     **dict.fromkeys(VIEWS, _view),
     **dict.fromkeys(("alias", "detach", "_to_copy", "lift_fresh", "contiguous"), _same),
-    **dict.fromkeys("zeros_like ones_like full_like empty_like rand_like randn_like".split(), _same),
+    **dict.fromkeys(
+        "zeros_like ones_like full_like empty_like rand_like randn_like".split(), _same
+    ),
     **dict.fromkeys("new_zeros new_ones new_full new_empty".split(), _sized),
     "index": _index,
     "index_select": _index_select,

@@ -1,8 +1,10 @@
 """Reading: what each row of a weight makes of each column that it reads.
 
-A column *matters* to a row if removing it would change what the row gives in a way that nothing else can make good. It does not if the
-row's weight for it is zero, or if all that the column holds is zero, or if it holds a constant whose part can be moved into the layer's
-bias: exactly so where every position gets the same of it, in a linear layer or where no tap with a weight ever reads padding.
+A column *matters* to a row if removing it would change what the row gives in a way that nothing
+else can make good. It does not if the row's weight for it is zero, or if all that the column holds
+is zero, or if it holds a constant whose part can be moved into the layer's bias: exactly so where
+every position gets the same of it, in a linear layer or where no tap with a weight ever reads
+padding.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class ChannelUsage:
     Attributes:
         contraction: the operation.
         matters: bool.
-        adds: float64, what a column that is removed has given to each row, at every position alike; to be added to the bias.
+        adds: float64, what a column that is removed has given to each row, at every position alike;
+            to be added to the bias.
         constant: (columns,) bool, columns that hold the same whatever the input is.
     """
 
@@ -40,7 +43,11 @@ class ChannelUsage:
 
 @torch.no_grad()
 def read(
-    contraction: Contraction, operation: Operation, made: Tensor, tensor: Callable[[Value], Tensor], foldable: bool
+    contraction: Contraction,
+    operation: Operation,
+    made: Tensor,
+    tensor: Callable[[Value], Tensor],
+    foldable: bool,
 ) -> ChannelUsage:
     """Look at one contraction while it is replayed.
 
@@ -60,7 +67,9 @@ def read(
             weight, taps = weight.transpose(0, 1), taps.transpose(0, 1)
         seen = signal.transpose(0, 1).flatten(1)
         needed = taps.flatten(2).any(2)
-        folds = ~(taps & ~_inside(signal, weight, operation)).flatten(2).any(2) if foldable else needed
+        folds = (
+            ~(taps & ~_inside(signal, weight, operation)).flatten(2).any(2) if foldable else needed
+        )
         parts = torch.where(taps, weight, 0).flatten(2).sum(2)
     else:
         seen, parts = signal.t(), weight.t()
@@ -77,7 +86,9 @@ def _reached(signal: Tensor, weight: Tensor, made: Tensor, operation: Operation)
     """Which taps ever read anything: neither padding nor zeros alone."""
     how = (*operation.args[3:9], [False, True, False])
     ones = torch.ones_like(made, dtype=signal.dtype)
-    counts: Tensor = aten.convolution_backward(ones, (signal != 0).to(signal.dtype), weight, None, *how)[1]
+    counts: Tensor = aten.convolution_backward(
+        ones, (signal != 0).to(signal.dtype), weight, None, *how
+    )[1]
     return counts > 0.5
 
 
@@ -85,5 +96,7 @@ def _inside(signal: Tensor, weight: Tensor, operation: Operation) -> Tensor:
     r"""(\*kernel): which taps never read padding."""
     kernel = weight.shape[2:]
     taps = torch.eye(kernel.numel(), dtype=signal.dtype, device=signal.device).view(-1, 1, *kernel)
-    found = aten.convolution(signal.new_ones(1, 1, *signal.shape[2:]), taps, None, *operation.args[3:9])
+    found = aten.convolution(
+        signal.new_ones(1, 1, *signal.shape[2:]), taps, None, *operation.args[3:9]
+    )
     return (found > 0.5).flatten(2).all(2).view(kernel)

@@ -1,10 +1,13 @@
 """Constants: what in a network does not depend on its input, and how much it is.
 
-The recorded operations are run again on an input of NaN, in double precision: whatever is NaN afterwards may depend on the input, every
-other number is a constant. Three things a plain run would get wrong. A removed weight reads nothing, but 0 * NaN is NaN: products are
-taken apart into where something is and how much. Comparisons and indices forget NaN: what reads one that was made from a NaN is NaN
-throughout, as is all that an operation without a rule makes of one. And whole numbers, words say, cannot be NaN: where they are the
-input, they count as made from one.
+The recorded operations are run again on an input of NaN, in double precision: whatever is NaN
+    afterwards may depend on the input, every
+other number is a constant. Three things a plain run would get wrong. A removed weight reads
+    nothing, but 0 * NaN is NaN: products are
+taken apart into where something is and how much. Comparisons and indices forget NaN: what reads one
+    that was made from a NaN is NaN
+throughout, as is all that an operation without a rule makes of one. And whole numbers, words say,
+cannot be NaN: where they are the input, they count as made from one.
 
 With NaN for every weight that trains as well, what is left is constant throughout training.
 """
@@ -36,23 +39,32 @@ def unknown(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def interpret(
-    recording: Graph, given: Mapping[int, Tensor], watch: Watch, after: Callable[[Operation, Tensor], None] | None = None
+    recording: Graph,
+    given: Mapping[int, Tensor],
+    watch: Watch,
+    after: Callable[[Operation, Tensor], None] | None = None,
 ) -> list[Operation]:
     """Run a recording on other numbers.
 
     Args:
         recording: of the network.
         given: by value number, tensors in place of the recorded ones: NaN is what varies.
-        watch: called before each operation with its place, itself, and what gives the tensor of a value.
+        watch: called before each operation with its place, itself, and what gives the tensor of a
+            value.
         after: called after each operation with itself and what it gave first.
 
     Returns:
-        The operations by which Python saw something of what varies, so that the forward pass may take another branch on other values.
+        The operations by which Python saw something of what varies, so that the forward pass may
+        take another branch on other values.
     """
     branching: list[Operation] = []
     values: dict[int, Tensor] = dict(given)
     # Inputs of whole numbers, and indices and comparisons that were made from a NaN.
-    changing = {value.number for value in recording.inputs if not recording.tensors[value.number].is_floating_point()}
+    changing = {
+        value.number
+        for value in recording.inputs
+        if not recording.tensors[value.number].is_floating_point()
+    }
 
     def tensor(value: Value) -> Tensor:
         found = values.get(value.number)
@@ -60,9 +72,15 @@ def interpret(
         return found.double() if found.is_floating_point() else found
 
     def varies(value: Value) -> bool:
-        return value.number in changing or (tensor(value).is_floating_point() and bool(tensor(value).isnan().any()))
+        return value.number in changing or (
+            tensor(value).is_floating_point() and bool(tensor(value).isnan().any())
+        )
 
-    last = {value.number: index for index, operation in enumerate(recording.operations) for value in operation.reads}
+    last = {
+        value.number: index
+        for index, operation in enumerate(recording.operations)
+        for value in operation.reads
+    }
     for index, operation in enumerate(recording.operations):
         watch(index, operation, tensor)
         reads = operation.reads
@@ -91,9 +109,15 @@ def interpret(
 
 def _decisive(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Value]:
     arguments = decisive(
-        operation.target, operation.args, lambda x: isinstance(x, Value) and tensor(x).dtype in (torch.bool, torch.uint8)
+        operation.target,
+        operation.args,
+        lambda x: isinstance(x, Value) and tensor(x).dtype in (torch.bool, torch.uint8),
     )
-    return [leaf for leaf in tree_leaves(arguments, is_leaf=lambda x: isinstance(x, Value)) if isinstance(leaf, Value)]
+    return [
+        leaf
+        for leaf in tree_leaves(arguments, is_leaf=lambda x: isinstance(x, Value))
+        if isinstance(leaf, Value)
+    ]
 
 
 # Their results cannot be had from the numbers alone: memory as it lies, and random numbers.
@@ -106,10 +130,16 @@ _FORGETFUL = frozenset(
 
 
 def _all_nan(recorded: Tensor) -> Tensor:
-    return torch.full_like(recorded, NAN, dtype=torch.float64) if recorded.is_floating_point() else recorded
+    return (
+        torch.full_like(recorded, NAN, dtype=torch.float64)
+        if recorded.is_floating_point()
+        else recorded
+    )
 
 
-def _attempt(operation: Operation, tensor: Callable[[Value], Tensor], recording: Graph) -> list[Tensor | None]:
+def _attempt(
+    operation: Operation, tensor: Callable[[Value], Tensor], recording: Graph
+) -> list[Tensor | None]:
     """Run an operation; one that is not implemented in double precision counts as varying."""
     try:
         return _run(operation, tensor)
@@ -118,7 +148,10 @@ def _attempt(operation: Operation, tensor: Callable[[Value], Tensor], recording:
 
 
 def _varying(operation: Operation, recording: Graph) -> list[Tensor | None]:
-    return [None if value is None else _all_nan(recording.tensors[value.number]) for value in operation.outputs]
+    return [
+        None if value is None else _all_nan(recording.tensors[value.number])
+        for value in operation.outputs
+    ]
 
 
 def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor | None]:
@@ -131,19 +164,30 @@ def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor
         kwargs["dtype"] = torch.float64
     result: Any
     if operation.name in BATCH_NORMS:
-        result = _batch_norm(**{name: tensor(x) if isinstance(x, Value) else x for name, x in operation.bound().items()})
+        result = _batch_norm(
+            **{
+                name: tensor(x) if isinstance(x, Value) else x
+                for name, x in operation.bound().items()
+            }
+        )
     elif operation.name in _PRODUCTS:
         result = _PRODUCTS[operation.name](operation.target, *args, **kwargs)
     elif operation.name in VIEWS:
         result = args[0].reshape(args[1])
     else:
         result = operation.target(*args, **kwargs)
-    made = [x if isinstance(x, Tensor) else None for x in (result if isinstance(result, (tuple, list)) else (result,))]
+    made = [
+        x if isinstance(x, Tensor) else None
+        for x in (result if isinstance(result, (tuple, list)) else (result,))
+    ]
     made += [None] * (len(operation.outputs) - len(made))
     if torch.Tag.pointwise in operation.target.tags and operation.name not in _PRODUCTS:
         # Whatever the operation makes of NaN itself.
         for signal in (tensor(value) for value in operation.reads):
-            made = [x.masked_fill(signal.isnan(), NAN) if x is not None and _numbers(signal, x) else x for x in made]
+            made = [
+                x.masked_fill(signal.isnan(), NAN) if x is not None and _numbers(signal, x) else x
+                for x in made
+            ]
     return made
 
 
@@ -160,7 +204,9 @@ def _varies(tensor: Tensor) -> Tensor:
     return tensor.isnan().to(tensor.dtype)
 
 
-def _contract(function: Callable[[Tensor, Tensor], Tensor], signal: Tensor, weight: Tensor) -> Tensor:
+def _contract(
+    function: Callable[[Tensor, Tensor], Tensor], signal: Tensor, weight: Tensor
+) -> Tensor:
     """A sum of products, NaN where any product of it varies."""
     counts = function(_varies(signal), _there(weight))
     if weight.isnan().any():
@@ -171,7 +217,9 @@ def _contract(function: Callable[[Tensor, Tensor], Tensor], signal: Tensor, weig
     return function(signal.nan_to_num(0), weight.nan_to_num(0)).masked_fill(varies, NAN)
 
 
-def _convolution(target: Any, signal: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
+def _convolution(
+    target: Any, signal: Tensor, weight: Tensor, bias: Tensor | None, *how: Any
+) -> Tensor:
     made = _contract(lambda x, w: target(x, w, None, *how), signal, weight)
     return made if bias is None else made + bias.view(-1, *[1] * (made.dim() - 2))
 
@@ -180,7 +228,9 @@ def _mm(target: Any, signal: Tensor, weight: Tensor) -> Tensor:
     return _contract(target, signal, weight)
 
 
-def _addmm(target: Any, bias: Tensor, signal: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+def _addmm(
+    target: Any, bias: Tensor, signal: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Tensor:
     return beta * bias + alpha * _contract(torch.mm, signal, weight)
 
 
@@ -190,7 +240,12 @@ def _mul(target: Any, left: Any, right: Any) -> Tensor:
     return result.masked_fill(zero.to(result.device), 0) if result.is_floating_point() else result
 
 
-_PRODUCTS: dict[str, Callable[..., Tensor]] = {"convolution": _convolution, "mm": _mm, "addmm": _addmm, "mul": _mul}
+_PRODUCTS: dict[str, Callable[..., Tensor]] = {
+    "convolution": _convolution,
+    "mm": _mm,
+    "addmm": _addmm,
+    "mul": _mul,
+}
 
 
 def _batch_norm(

@@ -1,7 +1,8 @@
 """Freezing: what a unit without a living path from the input would add on its own is held at zero.
 
-Its bias, or the shift of the normalisation behind it, would train, and a constant that is read through padding can never be taken out.
-Held at zero from the start it says nothing, and goes with everything that reads it alone.
+Its bias, or the shift of the normalisation behind it, would train, and a constant that is read
+through padding can never be taken out. Held at zero from the start it says nothing, and goes with
+everything that reads it alone.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ __all__ = ["freeze"]
 
 
 def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Masks:
-    """The masks, and with them as followers the biases of linear and convolution layers and the gains and shifts of BatchNorms: living
-    where the input can reach their unit.
+    """The masks, and with them as followers the biases of linear and convolution layers and the
+    gains and shifts of BatchNorms: living where the input can reach their unit.
 
     Nothing is held if the forward pass may take another branch on other values of its input.
 
@@ -34,15 +35,23 @@ def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Mask
     recording = trace(network, inputs)
     names = recording.parameters
     trained = {name for name, _ in network.named_parameters()}
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-    layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))]
+    norms = [
+        module for module in network.modules() if isinstance(module, nn.modules.batchnorm._NormBase)
+    ]
+    layers = [
+        module
+        for module in network.modules()
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+    ]
     added = {id(module.bias) for module in (*norms, *layers) if module.bias is not None}
     means = {id(module.running_mean) for module in norms}
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     given = {value.number: unknown(recording.tensors[value.number]) for value in recording.inputs}
     for number, name in names.items():
         tensor = tensors[name].detach()
-        if id(tensors[name]) in added | means:  # as if all were held that may be: where the input comes, it shows all the same
+        if (
+            id(tensors[name]) in added | means
+        ):  # as if all were held that may be: where the input comes, it shows all the same
             given[number] = torch.zeros_like(tensor)
         elif name in trained:
             given[number] = unknown(tensor)
@@ -58,7 +67,10 @@ def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Mask
 
     def before(_: int, operation: Operation, tensor: Callable[[Value], Tensor]) -> None:
         if operation.name in BATCH_NORMS:
-            note([value for value in operation.args[1:3] if isinstance(value, Value)], tensor(operation.args[0]))
+            note(
+                [value for value in operation.args[1:3] if isinstance(value, Value)],
+                tensor(operation.args[0]),
+            )
 
     def after(operation: Operation, made: Tensor) -> None:
         if operation.name == "convolution" and operation.args[2] is not None:

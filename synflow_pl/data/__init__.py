@@ -9,4 +9,13 @@ from synflow_pl.data.imagenet import ImageNet
 from synflow_pl.data.mnist import MNIST
 from synflow_pl.data.tiny_imagenet import TinyImageNet
 
-__all__ = ["CIFAR10", "CIFAR100", "MNIST", "Digits", "FashionMNIST", "ImageDataModule", "ImageNet", "TinyImageNet"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "Digits",
+    "FashionMNIST",
+    "ImageDataModule",
+    "ImageNet",
+    "TinyImageNet",
+]

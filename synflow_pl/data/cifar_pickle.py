@@ -1,4 +1,6 @@
-"""The pickled format of CIFAR (Krizhevsky 2009): a dictionary of pixels and labels, read without running what a pickle may ask for."""
+"""The pickled format of CIFAR (Krizhevsky 2009): a dictionary of pixels and labels, read without
+running what a pickle may ask for.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Source:
-    """A memory-mapped file as the unpickler reads one. Of a large block it gets as many zeros, and where it lies is noted: the
-    unpickler copies what it reads, and the pixels shall be in memory once.
+    """A memory-mapped file as the unpickler reads one. Of a large block it gets as many zeros, and
+    where it lies is noted: the unpickler copies what it reads, and the pixels shall be in memory
+    once.
 
     Args:
         mapped: the file.
@@ -51,7 +54,9 @@ class _Source:
 
     def read(self, count: int) -> bytes | memoryview:
         if self._skips(count):
-            return memoryview(mmap.mmap(-1, count, access=mmap.ACCESS_COPY))  # pages of zeros that take no memory
+            return memoryview(
+                mmap.mmap(-1, count, access=mmap.ACCESS_COPY)
+            )  # pages of zeros that take no memory
         found = self.peek(count)
         self.at += len(found)
         return found
@@ -93,7 +98,9 @@ class CifarPickle:
                 file.seek(self.pixels)
                 file.readinto(images.numpy().data.cast("B"))
         else:
-            images.copy_(torch.from_numpy(self.pixels.reshape(images.shape).copy()))  # the array of a pickle is read-only
+            images.copy_(
+                torch.from_numpy(self.pixels.reshape(images.shape).copy())
+            )  # the array of a pickle is read-only
 
 
 def open_pickled(path: Path, shape: tuple[int, int, int], key: bytes, classes: int) -> CifarPickle:
@@ -110,7 +117,9 @@ def open_pickled(path: Path, shape: tuple[int, int, int], key: bytes, classes: i
         ValueError: if it does not hold that.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}; download the data set, or point --data.data_dir at it")
+        raise FileNotFoundError(
+            f"there is no file {str(path)!r}; download the data set, or point --data.data_dir at it"
+        )
     again = "; delete its folder, and the data set will be downloaded again"
     try:
         try:
@@ -121,18 +130,38 @@ def open_pickled(path: Path, shape: tuple[int, int, int], key: bytes, classes: i
         if not found:  # Python 3 writes old protocols otherwise: the block is the pixels as UTF-8, and has to be read
             content, block = _load(path, path.stat().st_size + 1)
         pixels, labels = content[b"data"], torch.tensor(content[key], dtype=torch.int64)
-        if pixels.dtype != np.uint8 or not pixels.flags.c_contiguous or pixels.size != len(labels) * prod(shape):
-            raise ValueError(f"{len(labels)} labels, and pixels of {pixels.dtype} in the shape {pixels.shape}")
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, OverflowError) as error:
+        if (
+            pixels.dtype != np.uint8
+            or not pixels.flags.c_contiguous
+            or pixels.size != len(labels) * prod(shape)
+        ):
+            raise ValueError(
+                f"{len(labels)} labels, and pixels of {pixels.dtype} in the shape {pixels.shape}"
+            )
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+        OverflowError,
+    ) as error:
         raise ValueError(f"{str(path)!r} is truncated or no CIFAR file ({error}){again}") from error
     if wrong := [label for label in labels.tolist() if not 0 <= label < classes]:
-        raise ValueError(f"{str(path)!r} holds the label {wrong[0]}, expected 0 to {classes - 1}{again}")
+        raise ValueError(
+            f"{str(path)!r} holds the label {wrong[0]}, expected 0 to {classes - 1}{again}"
+        )
     return CifarPickle(path, labels, pixels if block is None else block[0])
 
 
 def _load(path: Path, large: int) -> tuple[dict[bytes, Any], tuple[int, int] | None]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         source = _Source(mapped, large)
-        # Strings as bytes, for then an array takes its block as it is; as text it would be copied twice.
+        # Strings as bytes, for then an array takes its block as it is; as text it would be copied
+        # twice.
         content = _Unpickler(source, encoding="bytes").load()  # type: ignore[arg-type]  # it takes any buffer
-    return {name if isinstance(name, bytes) else name.encode(): value for name, value in content.items()}, source.block
+    return {
+        name if isinstance(name, bytes) else name.encode(): value for name, value in content.items()
+    }, source.block

@@ -1,4 +1,6 @@
-"""Draws: random numbers that are a function of seed, epoch and image, so that ranks, workers and a resumed run agree on them."""
+"""Draws: random numbers that are a function of seed, epoch and image, so that ranks, workers and a
+resumed run agree on them.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,23 @@ def _signed(value: int) -> int:
 
 
 # SplitMix64 (Steele, Lea & Flood 2014): its increment and its two multipliers.
-_INCREMENT, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_INCREMENT, _FIRST, _SECOND = map(
+    _signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 
 
 def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser. int64 wraps around in torch; the masks make its arithmetic shifts logical ones."""
+    """SplitMix64's finaliser. int64 wraps around in torch; the masks make its arithmetic shifts
+    logical ones.
+    """
     z = (z ^ (z >> 30 & 2**34 - 1)) * _FIRST
     z = (z ^ (z >> 27 & 2**37 - 1)) * _SECOND
     return z ^ (z >> 31 & 2**33 - 1)
 
 
 def draws(seed: int, epoch: int, images: Tensor) -> Tensor:
-    """A uniform number for each image, int64 in [0, 2**63), from a counter-based generator: there is no state to carry along.
+    """A uniform number for each image, int64 in [0, 2**63), from a counter-based generator: there
+    is no state to carry along.
 
     Args:
         seed: any integer.

@@ -1,4 +1,6 @@
-"""Decoded: many small image files as one array, decoded once to a file beside them that every later run maps into memory."""
+"""Decoded: many small image files as one array, decoded once to a file beside them that every later
+run maps into memory.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ _CHUNK = 256  # images that one thread decodes at a time
 
 
 def decode_cached(paths: Sequence[Path], shape: tuple[int, int, int], cache: Path) -> Tensor:
-    """The images in ``paths``, from a cache file that is made if it is not there, not whole, or not of these files as they now are.
+    """The images in ``paths``, from a cache file that is made if it is not there, not whole, or not
+    of these files as they now are.
 
     Args:
         paths: of image files, in order; read in as many threads as there are cores.
@@ -66,7 +69,9 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def _fingerprint(paths: Sequence[Path]) -> str:
-    """Of names, sizes and times: a file that was added, removed, renamed or written anew changes it."""
+    """Of names, sizes and times: a file that was added, removed, renamed or written anew changes
+    it.
+    """
     digest = hashlib.blake2b(_DECODER, digest_size=8)
     for path in paths:
         told = os.stat(path)  # a hundred thousand times: Path.stat is slower

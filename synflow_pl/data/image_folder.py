@@ -21,17 +21,22 @@ def image_files(folder: Path) -> list[Path]:
         FileNotFoundError: if there is no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"predict_dir: there is no folder {str(folder)!r}; give one that holds images")
+        raise FileNotFoundError(
+            f"predict_dir: there is no folder {str(folder)!r}; give one that holds images"
+        )
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
     if not found:
-        raise FileNotFoundError(f"predict_dir: the folder {str(folder)!r} holds no image ({', '.join(IMG_EXTENSIONS)})")
+        raise FileNotFoundError(
+            f"predict_dir: the folder {str(folder)!r} holds no image ({', '.join(IMG_EXTENSIONS)})"
+        )
     return found
 
 
 def fitting(size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> transforms.Compose:
     """Return the transform of a PIL image to a normalised tensor of a given size.
 
-    The image is resized, without distortion, to the smallest size that covers ``size``, and its centre is cut out.
+    The image is resized, without distortion, to the smallest size that covers ``size``, and its
+    centre is cut out.
 
     Args:
         size: (H, W) of the tensor.
@@ -39,7 +44,10 @@ def fitting(size: Sequence[int], mean: Sequence[float], std: Sequence[float]) ->
         std: Standard deviation of each channel.
     """
     height, width = size
-    shrink = [transforms.Lambda(partial(_cover, size=(height, width))), transforms.CenterCrop((height, width))]
+    shrink = [
+        transforms.Lambda(partial(_cover, size=(height, width))),
+        transforms.CenterCrop((height, width)),
+    ]
     return transforms.Compose([*shrink, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 

@@ -15,7 +15,9 @@ __all__ = ["MNIST"]
 
 
 class MNIST(ImageDataModule):
-    """Handwritten digits, 28x28 grey, 10 classes; 12 MB to download. No augmentation, as in Tanaka et al. 2020."""
+    """Handwritten digits, 28x28 grey, 10 classes; 12 MB to download. No augmentation, as in Tanaka
+    et al. 2020.
+    """
 
     input_shape = (1, 28, 28)
     num_classes = 10
@@ -23,7 +25,9 @@ class MNIST(ImageDataModule):
     std = (0.3081,)
 
     origin: type[datasets.MNIST] = datasets.MNIST
-    """The class of torchvision that knows addresses and checksums; the files lie where it would put them."""
+    """The class of torchvision that knows addresses and checksums; the files lie where it would put
+    them.
+    """
 
     @property
     def _folder(self) -> Path:

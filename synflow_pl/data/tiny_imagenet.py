@@ -1,4 +1,6 @@
-"""Tiny ImageNet (Stanford CS231N, 2015): 100,000 photographs of 200 classes to train on, and 10,000 whose labels are known to test."""
+"""Tiny ImageNet (Stanford CS231N, 2015): 100,000 photographs of 200 classes to train on, and 10,000
+whose labels are known to test.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ __all__ = ["TinyImageNet"]
 
 
 class TinyImageNet(ImageDataModule):
-    """Photographs, 64x64 colour, 200 classes; 248 MB to download. Crops and flips as in Tanaka et al. 2020.
+    """Photographs, 64x64 colour, 200 classes; 248 MB to download. Crops and flips as in Tanaka et
+    al. 2020.
 
-    Its own ``val`` images are the test set here, as in the papers; the labels of its ``test`` images were never published. Files are
-    read where they lie. In the pipeline ``memory`` they are decoded once, to a cache of 1.4 GB beside their folder.
+    Its own ``val`` images are the test set here, as in the papers; the labels of its ``test``
+    images were never published. Files are read where they lie. In the pipeline ``memory`` they are
+    decoded once, to a cache of 1.4 GB beside their folder.
     """
 
     input_shape = (3, 64, 64)
@@ -65,10 +69,14 @@ class TinyImageNet(ImageDataModule):
         """The label of each class: its place among the sorted names."""
         path = self._folder / "wnids.txt"
         if not path.is_file():
-            raise FileNotFoundError(f"there is no file {str(path)!r}; download the data set, or point --data.data_dir at it")
+            raise FileNotFoundError(
+                f"there is no file {str(path)!r}; download the data set, or point --data.data_dir at it"
+            )
         names = sorted(path.read_text().split())
         if len(set(names)) != self.num_classes:
-            raise ValueError(f"{str(path)!r} names {len(set(names))} classes, expected {self.num_classes}")
+            raise ValueError(
+                f"{str(path)!r} names {len(set(names))} classes, expected {self.num_classes}"
+            )
         return {name: label for label, name in enumerate(names)}
 
     def _files(self, train: bool) -> tuple[list[Path], Tensor]:
@@ -82,7 +90,9 @@ class TinyImageNet(ImageDataModule):
             folder = self._folder / "train" / name / "images"
             images = _images(folder)
             if not images:
-                raise FileNotFoundError(f"the class folder {str(folder)!r} is missing or empty; unpack the data set anew")
+                raise FileNotFoundError(
+                    f"the class folder {str(folder)!r} is missing or empty; unpack the data set anew"
+                )
             found += [(path, label) for path in images]
         return found
 
@@ -95,7 +105,9 @@ class TinyImageNet(ImageDataModule):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             image, name = [*line.split("\t"), ""][:2]
             if name not in classes:
-                raise ValueError(f"{str(path)!r} line {number}: {name!r} is not one of the {len(classes)} classes in wnids.txt")
+                raise ValueError(
+                    f"{str(path)!r} line {number}: {name!r} is not one of the {len(classes)} classes in wnids.txt"
+                )
             labels[image] = classes[name]
         images = _images(self._folder / "val" / "images")
         if odd := labels.keys() ^ {image.name for image in images}:
@@ -109,5 +121,9 @@ class TinyImageNet(ImageDataModule):
 def _images(folder: Path) -> list[Path]:
     """The images in a folder, by name; none if there is no folder."""
     # os.listdir: Path.glob takes seconds for a hundred thousand files.
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".JPEG")) if folder.is_dir() else []
+    names = (
+        sorted(name for name in os.listdir(folder) if name.endswith(".JPEG"))
+        if folder.is_dir()
+        else []
+    )
     return [folder / name for name in names]

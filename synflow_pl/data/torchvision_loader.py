@@ -1,4 +1,6 @@
-"""Stream: images that are read, transformed and collated one by one by torchvision, in as many processes as one likes."""
+"""Stream: images that are read, transformed and collated one by one by torchvision, in as many
+processes as one likes.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,14 @@ class Pictures(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = self.images[index]
         picture = Image.fromarray((image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy())
-        return self.transform(picture) if self.transform is not None else picture, int(self.labels[index])
+        return self.transform(picture) if self.transform is not None else picture, int(
+            self.labels[index]
+        )
 
 
 class Files(Dataset[tuple[Any, int]]):
-    """Images in files, each decoded and passed through a torchvision transform when it is asked for.
+    """Images in files, each decoded and passed through a torchvision transform when it is asked
+    for.
 
     Args:
         paths: of the files.
@@ -51,7 +56,9 @@ class Files(Dataset[tuple[Any, int]]):
         channels: 1 makes every image grey, 3 makes it coloured.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor, transform: Transform | None, channels: int = 3) -> None:
+    def __init__(
+        self, paths: Sequence[Path], labels: Tensor, transform: Transform | None, channels: int = 3
+    ) -> None:
         self.paths, self.labels, self.transform, self.channels = paths, labels, transform, channels
 
     def __len__(self) -> int:
@@ -59,11 +66,15 @@ class Files(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         picture = decode(self.paths[index], self.channels)
-        return self.transform(picture) if self.transform is not None else picture, int(self.labels[index])
+        return self.transform(picture) if self.transform is not None else picture, int(
+            self.labels[index]
+        )
 
 
 class _Seeded(Dataset[Any]):
-    """Takes (index, number drawn) instead of an index; what the transform draws is a function of that number."""
+    """Takes (index, number drawn) instead of an index; what the transform draws is a function of
+    that number.
+    """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -78,7 +89,8 @@ class _Seeded(Dataset[Any]):
     def _draw(self, index: int, number: int | None) -> Any:
         if number is None:
             return self.dataset[index]
-        # torchvision's transforms draw from the CPU's generator; only that one is touched, and left as it was.
+        # torchvision's transforms draw from the CPU's generator; only that one is touched, and left
+        # as it was.
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(number)
         try:
@@ -89,7 +101,9 @@ class _Seeded(Dataset[Any]):
 
 def _collate(samples: list[Any]) -> Any:
     """Collate the samples of a batch, or return the first error among them."""
-    return next((sample for sample in samples if isinstance(sample, UnreadableImage)), None) or default_collate(samples)
+    return next(
+        (sample for sample in samples if isinstance(sample, UnreadableImage)), None
+    ) or default_collate(samples)
 
 
 class TorchvisionLoader:
@@ -122,7 +136,13 @@ class TorchvisionLoader:
             UnreadableImage: If an image file cannot be decoded unambiguously.
         """
         self._keys[:] = [
-            list(zip(indices.tolist(), [None] * len(indices) if numbers is None else numbers.tolist(), strict=True))
+            list(
+                zip(
+                    indices.tolist(),
+                    [None] * len(indices) if numbers is None else numbers.tolist(),
+                    strict=True,
+                )
+            )
             for indices, numbers in keys
         ]
         for batch in self._loader:
@@ -131,7 +151,9 @@ class TorchvisionLoader:
             yield tuple(batch)
 
     def close(self) -> None:
-        """End the workers. Left to the garbage collector, which takes their queues away first, each is waited for in vain for 5 s."""
+        """End the workers. Left to the garbage collector, which takes their queues away first, each
+        is waited for in vain for 5 s.
+        """
         if isinstance(self._loader._iterator, _MultiProcessingDataLoaderIter):
             self._loader._iterator._shutdown_workers()
         self._loader._iterator = None

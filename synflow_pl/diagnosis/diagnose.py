@@ -32,14 +32,16 @@ def diagnose(
         network: the pruned network.
         masks: its masks.
         input_shape: (C, H, W), for networks with one input.
-        example_input: instead of it, a tensor, or a tuple or list of the tensors that ``forward()`` takes by position, with the batch
-            dimension.
-        scores: by name, in the masks' shapes, to look at instead of SynFlow's in the pruned network; of the weights kept only.
+        example_input: instead of it, a tensor, or a tuple or list of the tensors that ``forward()``
+            takes by position, with the batch dimension.
+        scores: by name, in the masks' shapes, to look at instead of SynFlow's in the pruned
+            network; of the weights kept only.
 
     Raises:
-        TypeError: if the network is TorchScript or wrapped for parallel training, or ``example_input`` is not made of tensors.
-        ValueError: if masks or scores are not the network's, neither input is given, the network fails on it, or a parameter has no
-            values (lazy, meta).
+        TypeError: if the network is TorchScript or wrapped for parallel training, or
+            ``example_input`` is not made of tensors.
+        ValueError: if masks or scores are not the network's, neither input is given, the network
+            fails on it, or a parameter has no values (lazy, meta).
     """
     check_network(network)
     masks.parameters(network)
@@ -59,7 +61,12 @@ def diagnose(
         sums = {name: its.sum for name, its in told.items()}
     flops = count_flops(recording, masks)
     aside = left_out(network, masks)
-    notes = (_DENSE if skeleton.gated else None, left_out_note(network, aside), flops.note, *skeleton.notes)
+    notes = (
+        _DENSE if skeleton.gated else None,
+        left_out_note(network, aside),
+        flops.note,
+        *skeleton.notes,
+    )
     living = {name: masks[name] for name in masks.weights}
     units, read = living_units(network, living), living_inputs(network, living)
     layers = tuple(
@@ -97,12 +104,18 @@ def diagnose(
     )
 
 
-_DENSE = "gates and attention count as dense connections: what weighs a signal is connected to all of it"
+_DENSE = (
+    "gates and attention count as dense connections: what weighs a signal is connected to all of it"
+)
 
 
 def _check(scores: Mapping[str, Tensor], masks: Masks) -> None:
     for name in masks.weights:
         if name not in scores:
-            raise ValueError(f"scores: there are none of {name!r}; give those of every masked weight")
+            raise ValueError(
+                f"scores: there are none of {name!r}; give those of every masked weight"
+            )
         if scores[name].shape != masks[name].shape:
-            raise ValueError(f"scores: those of {name!r} have shape {tuple(scores[name].shape)}, its mask {tuple(masks[name].shape)}")
+            raise ValueError(
+                f"scores: those of {name!r} have shape {tuple(scores[name].shape)}, its mask {tuple(masks[name].shape)}"
+            )

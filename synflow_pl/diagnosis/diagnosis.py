@@ -36,9 +36,10 @@ class Layer:
         score_mean: mean score of the weights kept; by default SynFlow's in the pruned network.
         score_variance: of the same, of the population.
         score_sum: of the same.
-        flow: share of the flow from input to output that passes the layer, in [0, 1]: the sum of SynFlow's scores in the pruned
-            network over the flow at the output. Each layer of a chain has 1, of two branches each its part, and a weight that is used
-            k times along a path counts k times.
+        flow: share of the flow from input to output that passes the layer, in [0, 1]: the sum of
+            SynFlow's scores in the pruned network over the flow at the output. Each layer of a
+            chain has 1, of two branches each its part, and a weight that is used k times along a
+            path counts k times.
     """
 
     name: str
@@ -82,20 +83,25 @@ class Diagnosis:
         total: prunable weights, living and removed.
         alive: whether such a path is left at all.
         layers: one for each prunable parameter, in the network's order.
-        flops: of one pass over the example (of one image, if an input's shape was given), dense: products with weights, prunable or
-            not, and attention; two for each multiplication and addition.
+        flops: of one pass over the example (of one image, if an input's shape was given), dense:
+            products with weights, prunable or not, and attention; two for each multiplication and
+            addition.
         sparse_flops: the same, of the weights kept alone; attention counts as dense.
-        conservation_error: how far scores are from conserving flow, in [0, inf): the coefficient of variation of the layers' sums of
-            scores, over those layers that every path from input to output passes once. By Theorem 2 of Tanaka et al. 2020 (network-wise
-            conservation) it is zero, but for rounding, for the synaptic saliency of a network that has homogeneous functions only;
-            SynFlow's is that of the skeleton. For other scores it is not.
-        left_out: by module name ("" for the network itself), how many numbers its parameters without a mask hold: they take no part and
-            stay dense.
-        inhomogeneous: by module name, what in it breaks the homogeneity that this theorem rests on, and is replaced by something linear
-            in the skeleton: a normalisation, a nonlinearity, a gate, attention.
+        conservation_error: how far scores are from conserving flow, in [0, inf): the coefficient of
+            variation of the layers' sums of scores, over those layers that every path from input to
+            output passes once. By Theorem 2 of Tanaka et al. 2020 (network-wise conservation) it is
+            zero, but for rounding, for the synaptic saliency of a network that has homogeneous
+            functions only; SynFlow's is that of the skeleton. For other scores it is not.
+        left_out: by module name ("" for the network itself), how many numbers its parameters
+            without a mask hold: they take no part and stay dense.
+        inhomogeneous: by module name, what in it breaks the homogeneity that this theorem rests on,
+            and is replaced by something linear in the skeleton: a normalisation, a nonlinearity, a
+            gate, attention.
         notes: in whole sentences, what to know about these figures.
-        broken: in a dead network, the first weight past which no path of living weights from the input leads.
-        died: the round after which no path was left, counted from 1, and the density then, where they are known.
+        broken: in a dead network, the first weight past which no path of living weights from the
+            input leads.
+        died: the round after which no path was left, counted from 1, and the density then, where
+            they are known.
     """
 
     kept: int
@@ -124,7 +130,9 @@ class Diagnosis:
 
     @property
     def compression(self) -> float:
-        """Prunable weights over those kept, 1 / density, at least 1; 10^2 in the papers is density 0.01. Infinite if none is kept."""
+        """Prunable weights over those kept, 1 / density, at least 1; 10^2 in the papers is density
+        0.01. Infinite if none is kept.
+        """
         return self.total / self.kept if self.kept else math.inf
 
     @property
@@ -134,10 +142,16 @@ class Diagnosis:
 
     @property
     def collapse(self) -> str | None:
-        """What to be warned of, without a full stop: a dead network, or layers with no weight left; ``None`` if there is nothing."""
+        """What to be warned of, without a full stop: a dead network, or layers with no weight left;
+        ``None`` if there is nothing.
+        """
         if not self.alive:
             return disconnection_message(self.density, self.broken, self.collapsed, self.died)
-        return f"layers with no weight left, though a path remains: {', '.join(self.collapsed)}" if self.collapsed else None
+        return (
+            f"layers with no weight left, though a path remains: {', '.join(self.collapsed)}"
+            if self.collapsed
+            else None
+        )
 
     # -- how it is read
 
@@ -146,8 +160,8 @@ class Diagnosis:
         return drawn(self)
 
     def table(self) -> str:
-        """The layers as a table of plain text, one line each, the whole and what is to be said of it below: as wide as it has to be,
-        wherever it is printed.
+        """The layers as a table of plain text, one line each, the whole and what is to be said of
+        it below: as wide as it has to be, wherever it is printed.
         """
         return plain(self)
 
@@ -166,10 +180,25 @@ class Diagnosis:
             OSError: if the folder cannot be written.
         """
         whole = {key: value for key, value in asdict(self).items() if key != "layers"}
-        whole |= {name: getattr(self, name) for name in ("density", "effective_density", "compression", "collapsed")}
-        write_json(path, {**whole, "layers": [_row(layer) | {"shape": layer.shape} for layer in self.layers]})
+        whole |= {
+            name: getattr(self, name)
+            for name in ("density", "effective_density", "compression", "collapsed")
+        }
+        write_json(
+            path,
+            {**whole, "layers": [_row(layer) | {"shape": layer.shape} for layer in self.layers]},
+        )
 
 
 def _row(layer: Layer) -> dict[str, Any]:
-    counted = {"name": layer.name, "shape": "x".join(map(str, layer.shape)), "total": layer.total, "density": layer.density}
-    return counted | {"effective_density": layer.effective_density} | {k: v for k, v in asdict(layer).items() if k not in counted}
+    counted = {
+        "name": layer.name,
+        "shape": "x".join(map(str, layer.shape)),
+        "total": layer.total,
+        "density": layer.density,
+    }
+    return (
+        counted
+        | {"effective_density": layer.effective_density}
+        | {k: v for k, v in asdict(layer).items() if k not in counted}
+    )

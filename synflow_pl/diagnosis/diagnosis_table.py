@@ -1,4 +1,6 @@
-"""Tables: drawn by rich, in colour where it prints them, plain and of one width wherever else they go."""
+"""Tables: drawn by rich, in colour where it prints them, plain and of one width wherever else they
+go.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,13 @@ def empty(*texts: str, numbers: tuple[str, ...]) -> Table:
 
 def plain(drawing: Any) -> str:
     """What rich draws as plain text, as wide as it has to be."""
-    console = Console(file=io.StringIO(), width=10_000, color_system=None, force_terminal=False, legacy_windows=False)
+    console = Console(
+        file=io.StringIO(),
+        width=10_000,
+        color_system=None,
+        force_terminal=False,
+        legacy_windows=False,
+    )
     with console.capture() as captured:
         console.print(drawing)
     return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
@@ -54,7 +62,19 @@ def fraction(value: float) -> str:
 
 def drawn(told: Diagnosis) -> Group:
     """A diagnosis: its layers, the whole, and what is to be said of it."""
-    headings = ("weights", "kept", "effective", "density", "eff. density", "live in", "live out", "FLOPs", "sparse", "score", "flow")
+    headings = (
+        "weights",
+        "kept",
+        "effective",
+        "density",
+        "eff. density",
+        "live in",
+        "live out",
+        "FLOPs",
+        "sparse",
+        "score",
+        "flow",
+    )
     table = empty("parameter", "shape", numbers=headings)
     for layer in told.layers:
         table.add_row(
@@ -89,7 +109,11 @@ def drawn(told: Diagnosis) -> Group:
 
 def _said(told: Diagnosis) -> list[str]:
     """What is to be said of the whole beside its line in the table."""
-    error = f"{told.conservation_error:.2g}" if told.conservation_error > 1e-9 else "0 (but for rounding)"
+    error = (
+        f"{told.conservation_error:.2g}"
+        if told.conservation_error > 1e-9
+        else "0 (but for rounding)"
+    )
     flops = f"FLOPs {short(told.flops)} dense, {short(told.sparse_flops)} sparse"
     lines = [
         f"compression {told.compression:.4g}; {flops}; conservation error {error if told.alive else 'unknown, since nothing flows'}"
@@ -101,7 +125,10 @@ def _said(told: Diagnosis) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for module, kind in told.inhomogeneous.items():
         kinds.setdefault(kind, []).append(module)
-    lines += [f"not homogeneous, linear in the skeleton: {kind} ({_some(names)})" for kind, names in kinds.items()]
+    lines += [
+        f"not homogeneous, linear in the skeleton: {kind} ({_some(names)})"
+        for kind, names in kinds.items()
+    ]
     return [*lines, *told.notes]
 
 

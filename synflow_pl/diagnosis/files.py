@@ -26,7 +26,9 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write numbers, text, lists and mappings; what is not finite becomes null, since JSON has no infinity."""
+    """Write numbers, text, lists and mappings; what is not finite becomes null, since JSON has no
+    infinity.
+    """
     text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
     with atomic_write(path) as file:
         file.write(text.encode())

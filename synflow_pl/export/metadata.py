@@ -1,4 +1,6 @@
-"""Facts: what has to be known of a network beside its weights to run it on images; they travel in every exported file."""
+"""Facts: what has to be known of a network beside its weights to run it on images; they travel in
+every exported file.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class Metadata:
             ValueError: if it is something else.
         """
         if not text:
-            raise ValueError(f"{path!r} does not say what its images are like; expected a file that `synflow_pl export` wrote")
+            raise ValueError(
+                f"{path!r} does not say what its images are like; expected a file that `synflow_pl export` wrote"
+            )
         try:
             found = json.loads(text)
             for name in ("input_shape", "mean", "std"):
@@ -59,14 +63,18 @@ class Metadata:
             facts._make_sense()
             return facts
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path!r} describes itself in a way that cannot be read ({error}); export it anew") from error
+            raise ValueError(
+                f"{path!r} describes itself in a way that cannot be read ({error}); export it anew"
+            ) from error
 
     def _make_sense(self) -> None:
         numbers = (*self.mean, *self.std)
         for name, right in {
-            "input_shape": len(self.input_shape) == 3 and all(isinstance(size, int) and size > 0 for size in self.input_shape),
+            "input_shape": len(self.input_shape) == 3
+            and all(isinstance(size, int) and size > 0 for size in self.input_shape),
             "num_classes": isinstance(self.num_classes, int) and self.num_classes > 0,
-            "mean": all(isinstance(number, (int, float)) for number in numbers) and len(self.mean) == self.input_shape[0],
+            "mean": all(isinstance(number, (int, float)) for number in numbers)
+            and len(self.mean) == self.input_shape[0],
             "std": len(self.std) == self.input_shape[0] and min(self.std) > 0,
             "network": isinstance(self.network, str),
             "arguments": isinstance(self.arguments, Mapping),
@@ -81,7 +89,11 @@ class Metadata:
         Raises:
             ValueError: for another shape or kind of number.
         """
-        if images.dtype != torch.float32 or images.dim() != 4 or tuple(images.shape[1:]) != self.input_shape:
+        if (
+            images.dtype != torch.float32
+            or images.dim() != 4
+            or tuple(images.shape[1:]) != self.input_shape
+        ):
             c, h, w = self.input_shape
             raise ValueError(
                 f"images: {tuple(images.shape)} of {images.dtype}, expected (N, {c}, {h}, {w}) of torch.float32, normalised with"

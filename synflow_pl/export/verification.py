@@ -16,11 +16,14 @@ from synflow_pl.export.metadata import Metadata
 __all__ = ["export", "verify"]
 
 CLOSE = 1e-4
-"""Largest difference that is put down to single precision, of the largest output: others sum in another order, and ONNX folds BatchNorm
-into its convolution."""
+"""Largest difference that is put down to single precision, of the largest output: others sum in
+another order, and ONNX folds BatchNorm into its convolution.
+"""
 
 
-def export(network: nn.Module, original: nn.Module, facts: Metadata, path: Path, images: Tensor) -> float:
+def export(
+    network: nn.Module, original: nn.Module, facts: Metadata, path: Path, images: Tensor
+) -> float:
     """Write a network to a file, which appears whole and verified or not at all.
 
     Args:
@@ -28,14 +31,16 @@ def export(network: nn.Module, original: nn.Module, facts: Metadata, path: Path,
         original: what it must agree with.
         facts: what travels with it.
         path: ends on .safetensors, .onnx or .pt2.
-        images: real ones (N, C, H, W), normalised, N at least 2, to verify it on beside random ones.
+        images: real ones (N, C, H, W), normalised, N at least 2, to verify it on beside random
+            ones.
 
     Returns:
         The largest difference over the largest output.
 
     Raises:
-        ValueError: if the network returns anything but one floating-point tensor, or cannot be written so, or what was written does not
-            agree with ``original``, or the path ends on something else.
+        ValueError: if the network returns anything but one floating-point tensor, or cannot be
+            written so, or what was written does not agree with ``original``, or the path ends on
+            something else.
         ImportError: for ONNX, without the packages that it needs.
     """
     if path.suffix.removeprefix(".") not in FORMATS:
@@ -47,7 +52,11 @@ def export(network: nn.Module, original: nn.Module, facts: Metadata, path: Path,
     with torch.no_grad():
         given = original(images[:2])
     if not isinstance(given, Tensor) or not given.is_floating_point():
-        kind = f"a tensor of {given.dtype}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        kind = (
+            f"a tensor of {given.dtype}"
+            if isinstance(given, Tensor)
+            else f"a {type(given).__name__}"
+        )
         raise ValueError(
             f"{type(original).__name__}.forward returns {kind}, and a file is verified by one floating-point tensor of logits; wrap the"
             " network in a module that returns it"
@@ -55,14 +64,20 @@ def export(network: nn.Module, original: nn.Module, facts: Metadata, path: Path,
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder) / path.name
         try:
-            FORMATS[path.suffix.removeprefix(".")](network, facts, unfinished, torch.randn_like(images[:2]))
+            FORMATS[path.suffix.removeprefix(".")](
+                network, facts, unfinished, torch.randn_like(images[:2])
+            )
         except ImportError:
             raise
         except Exception as error:  # whatever tracing a network may raise
             raise ValueError(
                 f"{type(original).__name__} cannot be written as {path.suffix}, and no file was written: {short(error)}"
             ) from error
-        apart = verify(load_exported(unfinished, trust=True, network=None if is_ours(facts) else original), original, images)
+        apart = verify(
+            load_exported(unfinished, trust=True, network=None if is_ours(facts) else original),
+            original,
+            images,
+        )
         os.chmod(unfinished, 0o644)
         os.replace(unfinished, path)
     return apart
@@ -82,9 +97,15 @@ def verify(exported: Exported, original: nn.Module, images: Tensor) -> float:
     for what, batch in (("real", images), ("random", torch.randn_like(images))):
         truth, found = original(batch), exported(batch)
         largest, spread = float(truth.abs().max()), float((truth - truth.mean(0)).abs().max())
-        difference = float((truth - found).abs().max()) if truth.shape == found.shape else float("inf")
-        # Of a network that hardly minds its input a constant would do, but for the second condition.
-        if not (difference <= CLOSE * largest and (difference <= spread / 10 or spread <= CLOSE / 10 * largest)):
+        difference = (
+            float((truth - found).abs().max()) if truth.shape == found.shape else float("inf")
+        )
+        # Of a network that hardly minds its input a constant would do, but for the second
+        # condition.
+        if not (
+            difference <= CLOSE * largest
+            and (difference <= spread / 10 or spread <= CLOSE / 10 * largest)
+        ):
             raise ValueError(
                 f"what was written gives {difference:.3g} more or less than the network on {what} images, whose largest output is"
                 f" {largest:.3g}; no file was written"

@@ -1,6 +1,11 @@
 """Synaptic flow through any network: record it, linearise it, follow it."""
 
-from synflow_pl.flow.connectivity import Connectivity, DeadNetwork, disconnection_message, is_connected
+from synflow_pl.flow.connectivity import (
+    Connectivity,
+    DeadNetwork,
+    disconnection_message,
+    is_connected,
+)
 from synflow_pl.flow.conservation import unit_sums
 from synflow_pl.flow.linear_network import Block, LinearNetwork, magnitude
 from synflow_pl.flow.linearise import linearise

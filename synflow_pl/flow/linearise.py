@@ -1,4 +1,6 @@
-"""Linearise: from a recording to the positive linear skeleton of a network, the thing that synaptic flow flows through."""
+"""Linearise: from a recording to the positive linear skeleton of a network, the thing that synaptic
+flow flows through.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,23 @@ __all__ = ["linearise"]
 
 
 def linearise(
-    network: nn.Module, inputs: tuple[Tensor, ...], recording: Graph | None = None, *, open_gates: bool = False
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    recording: Graph | None = None,
+    *,
+    open_gates: bool = False,
 ) -> LinearNetwork:
     """The positive linear skeleton of ``network`` at the shapes of ``inputs``.
 
     Args:
-        network: any module; read once, left as it was found. Its weights are not kept: the skeleton asks for them in each pass.
-        inputs: one tensor per input of the network, batch dimension included, as :func:`example_of` gives them.
+        network: any module; read once, left as it was found. Its weights are not kept: the skeleton
+            asks for them in each pass.
+        inputs: one tensor per input of the network, batch dimension included, as :func:`example_of`
+            gives them.
         recording: the network's recording, where one is at hand.
-        open_gates: let flow come through gates, queries and keys too, into what they act on. Such a skeleton is not linear: it tells
-            what is connected to what (:mod:`synflow_pl.flow.connectivity`), not how much flows.
+        open_gates: let flow come through gates, queries and keys too, into what they act on. Such a
+            skeleton is not linear: it tells what is connected to what
+            (:mod:`synflow_pl.flow.connectivity`), not how much flows.
 
     Raises:
         ValueError: if no input reaches an output, or nothing is prunable.

@@ -1,7 +1,9 @@
 """Control: higher-order operators that choose or repeat functions, run as Python would run them.
 
-Torch traces the functions that `torch.cond` and `while_loop` are given before it runs them, which working copies of parameters and
-recordings do not survive. With values at hand nothing needs to be traced: the function that is chosen is called.
+Torch traces the functions that `torch.cond` and `while_loop` are given before it runs them, which
+working copies of parameters and
+recordings do not survive. With values at hand nothing needs to be traced: the function that is
+    chosen is called.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ __all__ = ["Controlled"]
 
 
 class Controlled(TorchFunctionMode):
-    """`torch.cond` calls one of its functions inside, and `while_loop` its functions until the condition fails."""
+    """`torch.cond` calls one of its functions inside, and `while_loop` its functions until the
+    condition fails.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if isinstance(func, HigherOrderOperator):

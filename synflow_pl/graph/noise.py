@@ -1,10 +1,12 @@
 """Noise: random numbers in a forward pass, replaced by what they are on average.
 
-A network may draw random numbers in eval mode (functional dropout that is always on, stochastic depth, noise that is added or
-multiplied). Scores must not depend on the seed, so while a network is recorded each random number is its mean. What has been made of it
-by more than scaling and shifting, a comparison say, is averaged over its distribution.
+A network may draw random numbers in eval mode (functional dropout that is always on, stochastic
+depth, noise that is added or multiplied). Scores must not depend on the seed, so while a network is
+recorded each random number is its mean. What has been made of it by more than scaling and shifting,
+a comparison say, is averaged over its distribution.
 
-Alpha dropout keeps the mean and the variance of a signal by a gain and a shift, so its mean is no identity; it is left out.
+Alpha dropout keeps the mean and the variance of a signal by a gain and a shift, so its mean is no
+identity; it is left out.
 """
 
 from __future__ import annotations
@@ -52,7 +54,10 @@ _ALPHA_DROPOUTS = frozenset(
     getattr(room, name)
     for room, names in (
         (functional, ("alpha_dropout", "feature_alpha_dropout")),
-        (torch, ("alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_")),
+        (
+            torch,
+            ("alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_"),
+        ),
     )
     for name in names
 )
@@ -67,8 +72,11 @@ class WithoutAlphaDropout(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def silenced(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Noise | None:
-    """Overwrite the random numbers that an operation has drawn by their mean. Returns how they are distributed, ``None`` if none are.
+def silenced(
+    target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+) -> Noise | None:
+    """Overwrite the random numbers that an operation has drawn by their mean. Returns how they are
+    distributed, ``None`` if none are.
 
     Numbers of any other distribution stay as drawn, from the seed that every recording has.
     """
@@ -77,7 +85,11 @@ def silenced(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result
         return None
     drawn = result[0] if isinstance(result, (tuple, list)) else result
     arguments = target._schema.arguments
-    given = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+    given = {
+        argument.name: argument.default_value
+        for argument in arguments
+        if argument.has_default_value()
+    }
     given |= {**dict(zip([argument.name for argument in arguments], args, strict=False)), **kwargs}
     if not isinstance(drawn, Tensor):
         return None
@@ -85,7 +97,11 @@ def silenced(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result
 
 
 def _filled(tensor: Tensor, value: Any) -> Tensor:
-    return torch.zeros_like(tensor) + value if isinstance(value, Tensor) else torch.full_like(tensor, value)
+    return (
+        torch.zeros_like(tensor) + value
+        if isinstance(value, Tensor)
+        else torch.full_like(tensor, value)
+    )
 
 
 def _uniform(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
@@ -101,7 +117,9 @@ def _normal(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
     drawn.copy_(_filled(like, mean))
 
     def at(level: float) -> Tensor:
-        quantile = math.sqrt(2) * float(torch.erfinv(torch.tensor(2 * level - 1, dtype=torch.float64)))
+        quantile = math.sqrt(2) * float(
+            torch.erfinv(torch.tensor(2 * level - 1, dtype=torch.float64))
+        )
         return _filled(like, mean + deviation * quantile)
 
     return Noise(at)
@@ -161,7 +179,12 @@ def _kind(target: Any) -> Callable[[Mapping[str, Any], Any, Tensor], Noise | Non
     return _KINDS.get(name.rstrip("_")) if space == "aten" else None
 
 
-def average(number: int, makers: Mapping[int, Operation], noise: Mapping[int, Noise], tensors: Sequence[Tensor]) -> Tensor:
+def average(
+    number: int,
+    makers: Mapping[int, Operation],
+    noise: Mapping[int, Noise],
+    tensors: Sequence[Tensor],
+) -> Tensor:
     """Return the mean of a value that is made of random numbers and constants.
 
     Args:
@@ -195,7 +218,9 @@ def average(number: int, makers: Mapping[int, Operation], noise: Mapping[int, No
     for level in range(_LEVELS):
         # Several sources are independent: each goes through its levels in an order of its own.
         made = {
-            source: noise[source].at(((level * _STRIDES[place % len(_STRIDES)]) % _LEVELS + 0.5) / _LEVELS)
+            source: noise[source].at(
+                ((level * _STRIDES[place % len(_STRIDES)]) % _LEVELS + 0.5) / _LEVELS
+            )
             for place, source in enumerate(sources)
         }
 
@@ -203,10 +228,20 @@ def average(number: int, makers: Mapping[int, Operation], noise: Mapping[int, No
             return made.get(item.number, tensors[item.number]) if isinstance(item, Value) else item
 
         for operation in order:
-            args, kwargs = tree_map(leaf, (operation.args, operation.kwargs), is_leaf=lambda item: isinstance(item, Value))
+            args, kwargs = tree_map(
+                leaf,
+                (operation.args, operation.kwargs),
+                is_leaf=lambda item: isinstance(item, Value),
+            )
             result = operation.target(*args, **kwargs)
             results = result if isinstance(result, (tuple, list)) else (result,)
-            made.update({value.number: output for value, output in zip(operation.outputs, results, strict=True) if value is not None})
+            made.update(
+                {
+                    value.number: output
+                    for value, output in zip(operation.outputs, results, strict=True)
+                    if value is not None
+                }
+            )
         total = made[number].double() if total is None else total + made[number]
     assert total is not None
     recorded = tensors[number]
@@ -220,8 +255,12 @@ def _is_affine(operation: Operation, random: set[int]) -> bool:
     read = [value.number for value in operation.reads if value.number in random]
     if operation.name == "_to_copy" or operation.name not in ("mul", "div"):
         output: Value | None = operation.outputs[0]
-        return operation.name in AFFINE and output is not None and "dtype" not in _narrowing(operation)
-    return len(read) == 1 and (operation.name == "mul" or (bool(operation.args) and operation.args[0].number in random))
+        return (
+            operation.name in AFFINE and output is not None and "dtype" not in _narrowing(operation)
+        )
+    return len(read) == 1 and (
+        operation.name == "mul" or (bool(operation.args) and operation.args[0].number in random)
+    )
 
 
 def _narrowing(operation: Operation) -> dict[str, Any]:

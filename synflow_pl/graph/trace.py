@@ -1,12 +1,14 @@
 """Recording: what a network computes, as a flat list of tensor operations.
 
-The network runs once, in eval mode, on one example, below autograd. So it does not matter whether an operation was called from a
-module, `torch.nn.functional`, a tensor method, a custom autograd function or TorchScript: what is seen is a sequence of ATen operations
-between numbered values. Operations that write in place are recorded as pure ones (:mod:`synflow_pl.graph.aliasing`). The network runs on
-plain tensors, and nothing of it is changed: what it writes to and what it stores is put back.
+The network runs once, in eval mode, on one example, below autograd. So it does not matter whether
+an operation was called from a
+module, `torch.nn.functional`, a tensor method, a custom autograd function or TorchScript: what is
+seen is a sequence of ATen operations between numbered values. Operations that write in place are
+recorded as pure ones (:mod:`synflow_pl.graph.aliasing`). The network runs on plain tensors, and
+nothing of it is changed: what it writes to and what it stores is put back.
 
-Random numbers are replaced by what they are on average, so that no value depends on a seed; which values they were made from is
-recorded (:mod:`synflow_pl.graph.noise`).
+Random numbers are replaced by what they are on average, so that no value depends on a seed; which
+values they were made from is recorded (:mod:`synflow_pl.graph.noise`).
 """
 
 from __future__ import annotations
@@ -42,8 +44,9 @@ class Value:
 
 @dataclass(frozen=True)
 class Operation:
-    """One ATen call: ``outputs = target(*args, **kwargs)``, with every tensor replaced by its :class:`Value`; ``module`` is the name of
-    the innermost module that was running, "" for the network itself.
+    """One ATen call: ``outputs = target(*args, **kwargs)``, with every tensor replaced by its
+    :class:`Value`; ``module`` is the name of the innermost module that was running, "" for the
+    network itself.
     """
 
     target: torch._ops.OpOverload
@@ -54,7 +57,9 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """The operation's name without namespace and overload: ``convolution``, ``add``, ``relu``."""
+        """The operation's name without namespace and overload: ``convolution``, ``add``,
+        ``relu``.
+        """
         return self.target._schema.name.split("::")[1].rstrip("_") or self.target._schema.name
 
     @property
@@ -81,12 +86,15 @@ class Graph:
     Attributes:
         inputs: the values fed in.
         parameters: parameter and buffer names by value number.
-        outputs: Each tensor that came out, in containers and objects of any class; booleans and whole numbers converted to float32.
+        outputs: Each tensor that came out, in containers and objects of any class; booleans and
+            whole numbers converted to float32.
         operations: in order of execution; each value is the output of at most one of them.
         tensors: every recorded value's tensor, by number; constants made on the way are found here.
-        noise: the values that are random numbers, by number, with their distribution. Their tensors hold what they are on average.
+        noise: the values that are random numbers, by number, with their distribution. Their tensors
+            hold what they are on average.
         decisions: Numbers of the outputs that were booleans or whole numbers.
-        opaque: Place and type of the first part of the output that cannot be looked into, "" if there is none.
+        opaque: Place and type of the first part of the output that cannot be looked into, "" if
+            there is none.
     """
 
     inputs: tuple[Value, ...]
@@ -101,7 +109,9 @@ class Graph:
 
 @dataclass(eq=False)
 class _Group:
-    """A tensor and its views, and the writes to views that the tensor's own value does not show yet."""
+    """A tensor and its views, and the writes to views that the tensor's own value does not show
+    yet.
+    """
 
     root: _Entry | None = None
     generation: int = 0
@@ -129,8 +139,11 @@ class _Recorder(TorchDispatchMode):
         self.tensors: list[Tensor] = []
         self.operations: list[Operation] = []
         self.noise: dict[int, Noise] = {}
-        self._entries: dict[int, _Entry] = {}  # they hold their tensor, or its id could be given to another
-        # By memory: the numbers of the values that lie there, whether the pass made it, and what was there before the pass wrote to it.
+        self._entries: dict[
+            int, _Entry
+        ] = {}  # they hold their tensor, or its id could be given to another
+        # By memory: the numbers of the values that lie there, whether the pass made it, and what
+        # was there before the pass wrote to it.
         self._lying: dict[int, list[int]] = {}
         self._made: set[int] = set()
         self._before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
@@ -149,14 +162,18 @@ class _Recorder(TorchDispatchMode):
         """Put back what the pass has written to and has not made itself."""
         _put_back(self._before)
 
-    def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, target: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         if isinstance(target, HigherOrderOperator):
             raise ValueError(
                 f"forward() calls the higher-order operator {target.name()}, whose operations cannot be recorded; use tensor operations"
                 " in its place for pruning"
             )
-        if torch.is_inference_mode_enabled():  # where operations that are made of others still have to be taken apart
+        if (
+            torch.is_inference_mode_enabled()
+        ):  # where operations that are made of others still have to be taken apart
             with self:
                 if (result := target.decompose(*args, **kwargs)) is not NotImplemented:
                     return result
@@ -170,19 +187,37 @@ class _Recorder(TorchDispatchMode):
         values = []
         for index, output in enumerate(outputs):
             if isinstance(output, Tensor) and id(output) not in self._entries:
-                parent = self._entries.get(id(args[0])) if args and isinstance(args[0], Tensor) and is_view(target) else None
+                parent = (
+                    self._entries.get(id(args[0]))
+                    if args and isinstance(args[0], Tensor) and is_view(target)
+                    else None
+                )
                 self._allocated(output)
                 self._enter(output, self._number(output), parent, (target, args[1:], kwargs, index))
             values.append(self.value(output) if isinstance(output, Tensor) else None)
         operation = Operation(target, *read, tuple(values), self._module)
-        if not values or any(value not in operation.reads for value in values):  # else it gave back what it was given
+        if not values or any(
+            value not in operation.reads for value in values
+        ):  # else it gave back what it was given
             self.operations.append(operation)
         self._note(noise, values)
         return result
 
-    def _write(self, target: Any, args: Any, kwargs: Any, read: tuple[Any, Any], written: tuple[str, ...]) -> Any:
-        given = {**dict(zip([argument.name for argument in target._schema.arguments], args, strict=False)), **kwargs}
-        changed = [leaf for name in written for leaf in tree_leaves(given.get(name)) if isinstance(leaf, Tensor)]
+    def _write(
+        self, target: Any, args: Any, kwargs: Any, read: tuple[Any, Any], written: tuple[str, ...]
+    ) -> Any:
+        given = {
+            **dict(
+                zip([argument.name for argument in target._schema.arguments], args, strict=False)
+            ),
+            **kwargs,
+        }
+        changed = [
+            leaf
+            for name in written
+            for leaf in tree_leaves(given.get(name))
+            if isinstance(leaf, Tensor)
+        ]
         for tensor in changed:
             self._preserve(tensor)
         result = target(*args, **kwargs)
@@ -196,14 +231,24 @@ class _Recorder(TorchDispatchMode):
                 if group.pending and group.pending[-1][0] is entry:
                     group.pending.pop()
                 group.pending.append((entry, entry.number))
-        outputs = [leaf for leaf in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(leaf, Tensor)]
+        outputs = [
+            leaf
+            for leaf in (result if isinstance(result, (tuple, list)) else (result,))
+            if isinstance(leaf, Tensor)
+        ]
         for output in outputs:
             self._allocated(output)
         values = [self.value(tensor) for tensor in outputs or changed]
         form = functional_form(target)
         names = [argument.name for argument in target._schema.arguments]
-        outs = {argument.name for argument in target._schema.arguments if argument.is_out} if form is not target else set()
-        arguments = tuple(item for name, item in zip(names, read[0], strict=False) if name not in outs)
+        outs = (
+            {argument.name for argument in target._schema.arguments if argument.is_out}
+            if form is not target
+            else set()
+        )
+        arguments = tuple(
+            item for name, item in zip(names, read[0], strict=False) if name not in outs
+        )
         others = {key: item for key, item in read[1].items() if key not in outs}
         self.operations.append(Operation(form, arguments, others, tuple(values), self._module))
         self._note(noise, values)
@@ -222,11 +267,15 @@ class _Recorder(TorchDispatchMode):
         return len(self.tensors) - 1
 
     def _allocated(self, tensor: Tensor) -> None:
-        """Note memory that an operation of the pass returned, unless something of before the pass lies in it."""
+        """Note memory that an operation of the pass returned, unless something of before the pass
+        lies in it.
+        """
         if (place := _memory(tensor)) not in self._lying:
             self._made.add(place)
 
-    def _enter(self, tensor: Tensor, number: int, parent: _Entry | None = None, view: Any = None) -> _Entry:
+    def _enter(
+        self, tensor: Tensor, number: int, parent: _Entry | None = None, view: Any = None
+    ) -> _Entry:
         group = _Group() if parent is None else parent.group
         entry = self._entries[id(tensor)] = _Entry(
             tensor, number, group, group.generation, parent, view if parent is not None else None
@@ -250,7 +299,9 @@ class _Recorder(TorchDispatchMode):
                 self.tensors[number] = old.clone()
             else:
                 copy = torch.empty(0, dtype=old.dtype, device=old.device)
-                self.tensors[number] = copy.set_(before, old.storage_offset(), old.size(), old.stride())
+                self.tensors[number] = copy.set_(
+                    before, old.storage_offset(), old.size(), old.stride()
+                )
 
     # -- views after a write
 
@@ -285,8 +336,14 @@ class _Recorder(TorchDispatchMode):
             return self._replaced(entry.parent, number)
         if "scatter" in target._schema.name:
             if target is torch.ops.aten.as_strided_scatter.default:
-                rest = (list(entry.tensor.shape), list(entry.tensor.stride()), entry.tensor.storage_offset())
-            number = self._also(target, (Value(self._seen(entry.parent)), Value(number), *rest), {})[0]
+                rest = (
+                    list(entry.tensor.shape),
+                    list(entry.tensor.stride()),
+                    entry.tensor.storage_offset(),
+                )
+            number = self._also(
+                target, (Value(self._seen(entry.parent)), Value(number), *rest), {}
+            )[0]
         else:
             number = self._also(target, (Value(number), *rest), {})[0]
         return self._replaced(entry.parent, number)
@@ -294,9 +351,20 @@ class _Recorder(TorchDispatchMode):
     def _also(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
         """Record an operation that the network has not called itself."""
         given = [self.tensors[item.number] if isinstance(item, Value) else item for item in args]
-        result = given[0].reshape(args[1]) if target is torch.ops.aten.view.default else target(*given, **kwargs)
-        numbers = [self._number(output) for output in (result if isinstance(result, (tuple, list)) else (result,))]
-        self.operations.append(Operation(target, args, kwargs, tuple(Value(number) for number in numbers), self._module))
+        result = (
+            given[0].reshape(args[1])
+            if target is torch.ops.aten.view.default
+            else target(*given, **kwargs)
+        )
+        numbers = [
+            self._number(output)
+            for output in (result if isinstance(result, (tuple, list)) else (result,))
+        ]
+        self.operations.append(
+            Operation(
+                target, args, kwargs, tuple(Value(number) for number in numbers), self._module
+            )
+        )
         return numbers
 
 
@@ -309,13 +377,24 @@ class _Writes(TorchDispatchMode):
         super().__init__()
         self.before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
 
-    def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, target: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         if isinstance(target, HigherOrderOperator):
             return target(*args, **kwargs)  # its functions may not write
-        given = {**dict(zip([argument.name for argument in target._schema.arguments], args, strict=False)), **kwargs}
+        given = {
+            **dict(
+                zip([argument.name for argument in target._schema.arguments], args, strict=False)
+            ),
+            **kwargs,
+        }
         for leaf in tree_leaves([given.get(name) for name in writes(target)]):
-            if isinstance(leaf, Tensor) and leaf.layout is torch.strided and (place := _memory(leaf)) not in self.before:
+            if (
+                isinstance(leaf, Tensor)
+                and leaf.layout is torch.strided
+                and (place := _memory(leaf)) not in self.before
+            ):
                 self.before[place] = leaf, leaf.untyped_storage().clone()
         return target(*args, **kwargs)
 
@@ -335,29 +414,44 @@ def _memory(tensor: Tensor) -> int:
 
 
 def example_of(
-    network: nn.Module, input_shape: Sequence[int] | None, example_input: Tensor | Sequence[Tensor] | None
+    network: nn.Module,
+    input_shape: Sequence[int] | None,
+    example_input: Tensor | Sequence[Tensor] | None,
 ) -> tuple[Tensor, ...]:
-    """The inputs that show a network its input's shape: one image of ones, or ``example_input`` moved to where the network is.
+    """The inputs that show a network its input's shape: one image of ones, or ``example_input``
+    moved to where the network is.
 
     Args:
         network: gives device and precision: those of its first real floating-point parameter.
-        input_shape: (C, H, W) or whatever follows the batch dimension, for a network with one input.
-        example_input: a tensor, or a tuple or list of tensors, the arguments of ``forward()`` by position, with the batch dimension;
-            instead of ``input_shape``.
+        input_shape: (C, H, W) or whatever follows the batch dimension, for a network with one
+            input.
+        example_input: a tensor, or a tuple or list of tensors, the arguments of ``forward()`` by
+            position, with the batch dimension; instead of ``input_shape``.
 
     Raises:
         TypeError: if ``example_input`` is or holds anything but tensors.
-        ValueError: if neither or both are given, a size is not positive, or no parameter gives a precision.
+        ValueError: if neither or both are given, a size is not positive, or no parameter gives a
+            precision.
     """
-    parameter = next((parameter for parameter in network.parameters() if parameter.is_floating_point()), None)
+    parameter = next(
+        (parameter for parameter in network.parameters() if parameter.is_floating_point()), None
+    )
     if parameter is None:
-        raise ValueError(f"{type(network).__name__} has no parameter of real floating-point numbers, so there is nothing to prune")
+        raise ValueError(
+            f"{type(network).__name__} has no parameter of real floating-point numbers, so there is nothing to prune"
+        )
     if (input_shape is None) == (example_input is None):
-        raise ValueError("give either input_shape=(C, H, W) or example_input=, a tensor or a tuple of tensors with a batch dimension")
+        raise ValueError(
+            "give either input_shape=(C, H, W) or example_input=, a tensor or a tuple of tensors with a batch dimension"
+        )
     if input_shape is not None:
-        if not isinstance(input_shape, Sequence) or not all(isinstance(size, int) and size > 0 for size in input_shape):
+        if not isinstance(input_shape, Sequence) or not all(
+            isinstance(size, int) and size > 0 for size in input_shape
+        ):
             shown = tuple(input_shape) if isinstance(input_shape, Sequence) else input_shape
-            raise ValueError(f"input_shape: {shown} must be positive whole numbers without the batch, such as (3, 32, 32)")
+            raise ValueError(
+                f"input_shape: {shown} must be positive whole numbers without the batch, such as (3, 32, 32)"
+            )
         return (torch.ones(1, *input_shape, device=parameter.device, dtype=parameter.dtype),)
     inputs = tuple(example_input) if isinstance(example_input, (tuple, list)) else (example_input,)
     for index, tensor in enumerate(inputs):
@@ -368,11 +462,18 @@ def example_of(
                 " forward() takes by position, and set everything else inside a module that wraps the network"
             )
         if tensor.is_meta:
-            raise ValueError("example_input: a tensor on the meta device has no values; give one on the network's device")
+            raise ValueError(
+                "example_input: a tensor on the meta device has no values; give one on the network's device"
+            )
     if not inputs:
-        raise ValueError("example_input: an empty tuple shows no input; give the tensors that forward() takes by position")
+        raise ValueError(
+            "example_input: an empty tuple shows no input; give the tensors that forward() takes by position"
+        )
     return tuple(
-        tensor.detach().to(parameter.device, parameter.dtype if tensor.is_floating_point() else tensor.dtype) for tensor in inputs
+        tensor.detach().to(
+            parameter.device, parameter.dtype if tensor.is_floating_point() else tensor.dtype
+        )
+        for tensor in inputs
     )
 
 
@@ -390,7 +491,8 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _explained(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]:
-    """Turn an error of the network's own ``forward()`` on these inputs into a ValueError that names them.
+    """Turn an error of the network's own ``forward()`` on these inputs into a ValueError that names
+    them.
 
     An error that ``forward()`` raises only while it is recorded passes unchanged.
     """
@@ -399,8 +501,16 @@ def _explained(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]
     except Exception as error:
         written = _Writes()
         try:
-            with untouched(network), evaluating(network), torch.random.fork_rng(devices=[]), torch.no_grad():
-                copies = {name: tensor.clone() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+            with (
+                untouched(network),
+                evaluating(network),
+                torch.random.fork_rng(devices=[]),
+                torch.no_grad(),
+            ):
+                copies = {
+                    name: tensor.clone()
+                    for name, tensor in (*network.named_parameters(), *network.named_buffers())
+                }
                 try:
                     with written:
                         functional_call(network, copies, inputs)
@@ -409,7 +519,10 @@ def _explained(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]
         except torch.OutOfMemoryError:
             raise
         except Exception as cause:
-            shapes = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in inputs)
+            shapes = ", ".join(
+                f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+                for tensor in inputs
+            )
             reason = str(cause).strip().partition("\n")[0].rstrip(".")
             raise ValueError(
                 f"{type(network).__name__} fails on an input of {shapes} ({type(cause).__name__}: {reason}); correct input_shape, or"
@@ -420,7 +533,9 @@ def _explained(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]
 
 @contextmanager
 def _attention_in_parts() -> Iterator[None]:
-    """In eval mode an encoder layer may become one operation that hides its projections; not inside."""
+    """In eval mode an encoder layer may become one operation that hides its projections; not
+    inside.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -454,10 +569,16 @@ def _named(network: nn.Module, running: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _constant(network: nn.Module) -> Iterator[None]:
-    """Parameters that need no gradient, and afterwards parameters and buffers that are what they were, in memory and in value."""
+    """Parameters that need no gradient, and afterwards parameters and buffers that are what they
+    were, in memory and in value.
+    """
     held = [(tensor, tensor.detach()) for tensor in (*network.parameters(), *network.buffers())]
     buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad and parameter.is_leaf]
+    trained = [
+        parameter
+        for parameter in network.parameters()
+        if parameter.requires_grad and parameter.is_leaf
+    ]
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -479,7 +600,8 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
     """Run ``network`` once on ``inputs`` and write down what it computed.
 
     Args:
-        network: any module; it is left exactly as it was, and so is whatever its forward pass stores tensors in.
+        network: any module; it is left exactly as it was, and so is whatever its forward pass
+            stores tensors in.
         inputs: as :func:`example_of` gives them.
 
     Returns:
@@ -495,7 +617,10 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
     parameters = dict(network.named_parameters())
     unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]  # a fused graph would hide its operations
     with _explained(network, inputs), untouched(network), evaluating(network), _constant(network):
-        named = {recorder.value(tensor).number: name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+        named = {
+            recorder.value(tensor).number: name
+            for name, tensor in (*network.named_parameters(), *network.named_buffers())
+        }
         fed = tuple(recorder.value(tensor) for tensor in inputs)
         try:
             with (
@@ -510,12 +635,18 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
                 numbers, decisions, opaque = tensors(network(*inputs), type(network).__name__)
             outputs = tuple(recorder.value(leaf) for leaf in (*numbers, *decisions))
             decided = frozenset(recorder.value(leaf).number for leaf in decisions)
-            created = [name for name, tensor in network.named_parameters() if id(tensor) not in names and name not in parameters]
+            created = [
+                name
+                for name, tensor in network.named_parameters()
+                if id(tensor) not in names and name not in parameters
+            ]
         finally:
             recorder.restore()
     if created:
         raise ValueError(_CREATED.format(type(network).__name__, ", ".join(created)))
-    return Graph(fed, named, outputs, recorder.operations, recorder.tensors, recorder.noise, decided, opaque)
+    return Graph(
+        fed, named, outputs, recorder.operations, recorder.tensors, recorder.noise, decided, opaque
+    )
 
 
 _CREATED = (
@@ -525,6 +656,8 @@ _CREATED = (
 
 
 def _check_created(network: nn.Module) -> None:
-    created = [name for name, tensor in network.named_parameters() if torch.nn.parameter.is_lazy(tensor)]
+    created = [
+        name for name, tensor in network.named_parameters() if torch.nn.parameter.is_lazy(tensor)
+    ]
     if created:
         raise ValueError(_CREATED.format(type(network).__name__, ", ".join(created)))

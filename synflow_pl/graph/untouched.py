@@ -1,8 +1,9 @@
 """Untouched: a network keeps what it holds, whatever its forward pass stores.
 
-Attributes of modules and of the objects that they hold, entries of containers, variables that hooks and other functions close over,
-attributes of the modules' classes, generators of random numbers: all of it is noted before the pass and put back after it. (Tensors
-that a pass writes to are put back by :mod:`synflow_pl.graph.trace`, which sees each write.)
+Attributes of modules and of the objects that they hold, entries of containers, variables that hooks
+and other functions close over, attributes of the modules' classes, generators of random numbers:
+all of it is noted before the pass and put back after it. (Tensors that a pass writes to are put
+back by :mod:`synflow_pl.graph.trace`, which sees each write.)
 """
 
 from __future__ import annotations
@@ -22,17 +23,37 @@ from torch import Tensor, nn
 
 __all__ = ["untouched"]
 
-# Objects of these packages, other than modules, are the machinery around a network (a trainer, a logger) and none of its state.
+# Objects of these packages, other than modules, are the machinery around a network (a trainer, a
+# logger) and none of its state.
 _HOLDERS = {"builtins", "collections", "types", "dataclasses", "weakref"}
-_MACHINERY = (sys.stdlib_module_names - _HOLDERS - {"__main__"}) | {"torch", "lightning", "pytorch_lightning", "lightning_fabric"}
-_PLAIN = (int, float, complex, str, bytes, bool, type(None), Tensor, torch.dtype, torch.device, torch.Size, types.ModuleType)
+_MACHINERY = (sys.stdlib_module_names - _HOLDERS - {"__main__"}) | {
+    "torch",
+    "lightning",
+    "pytorch_lightning",
+    "lightning_fabric",
+}
+_PLAIN = (
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    bool,
+    type(None),
+    Tensor,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    types.ModuleType,
+)
 _CONTAINERS = frozenset({dict, OrderedDict, list, set, deque})
 _ABSENT = object()
 
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """Afterwards the network, and the random state of torch, Python and NumPy, are what they were before.
+    """Afterwards the network, and the random state of torch, Python and NumPy, are what they were
+    before.
 
     Inside, random numbers are those of a fixed seed.
     """
@@ -43,7 +64,8 @@ def untouched(network: nn.Module) -> Iterator[None]:
     state = None if numpy is None else numpy.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
-            # torch.manual_seed would also seed devices that are not initialised yet, and whose state cannot be put back.
+            # torch.manual_seed would also seed devices that are not initialised yet, and whose
+            # state cannot be put back.
             (torch.manual_seed if devices else torch.default_generator.manual_seed)(0)
             random.seed(0)
             if numpy is not None:
@@ -58,11 +80,15 @@ def untouched(network: nn.Module) -> Iterator[None]:
 
 
 class _Walk:
-    """Visits all that can be reached from a network and can change, and notes how to put it back."""
+    """Visits all that can be reached from a network and can change, and notes how to put it
+    back.
+    """
 
     def __init__(self, restore: list[Callable[[], object]]) -> None:
         self._restore = restore
-        self._seen: dict[int, Any] = {}  # strong references, or an id could be given to another object
+        self._seen: dict[
+            int, Any
+        ] = {}  # strong references, or an id could be given to another object
         self._ahead: list[Any] = []
         self._empty: list[Any] = []
         restore.append(self._put_back_empty)
@@ -94,7 +120,9 @@ class _Walk:
             self._ahead += item
         elif isinstance(item, type):
             return
-        elif isinstance(item, nn.Module) or type(item).__module__.partition(".")[0] not in _MACHINERY:
+        elif (
+            isinstance(item, nn.Module) or type(item).__module__.partition(".")[0] not in _MACHINERY
+        ):
             self._contents(item)
             self._attributes(item)
             if isinstance(item, nn.Module):
@@ -148,7 +176,11 @@ class _Walk:
             return
         self._seen[id(kind)] = kind
         held = {name: value for name, value in vars(kind).items() if not name.startswith("__")}
-        self._ahead += [value for value in held.values() if isinstance(value, (dict, list, set, deque, types.FunctionType))]
+        self._ahead += [
+            value
+            for value in held.values()
+            if isinstance(value, (dict, list, set, deque, types.FunctionType))
+        ]
         self._restore.append(functools.partial(_put_back_class, kind, held))
 
 
@@ -157,7 +189,10 @@ def _same(left: list[Any], right: list[Any]) -> bool:
 
 
 def _put_back_mapping(mapping: Any, entries: dict[Any, Any]) -> None:
-    if not (_same(list(mapping.keys()), list(entries)) and _same(list(mapping.values()), list(entries.values()))):
+    if not (
+        _same(list(mapping.keys()), list(entries))
+        and _same(list(mapping.values()), list(entries.values()))
+    ):
         mapping.clear()
         mapping.update(entries)
 
@@ -181,7 +216,12 @@ def _slots(kind: type) -> tuple[Any, ...]:
     if kind.__module__ == "builtins":
         return ()
     held = [vars(base) for base in kind.__mro__ if "__slots__" in vars(base)]
-    return tuple(slot for names in held for slot in names.values() if isinstance(slot, types.MemberDescriptorType))
+    return tuple(
+        slot
+        for names in held
+        for slot in names.values()
+        if isinstance(slot, types.MemberDescriptorType)
+    )
 
 
 def _is_set(slot: Any, item: Any) -> bool:

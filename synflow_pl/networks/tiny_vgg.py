@@ -1,4 +1,5 @@
-"""TinyVGG: the VGGs that the authors of SynFlow use for Tiny ImageNet, after weiaicunzai's for CIFAR-100.
+"""TinyVGG: the VGGs that the authors of SynFlow use for Tiny ImageNet, after weiaicunzai's for
+CIFAR-100.
 
 Those of Simonyan & Zisserman 2015 with smaller linear layers. The images are tiny, not the network.
 """
@@ -18,13 +19,14 @@ __all__ = ["TinyVGG"]
 
 
 class TinyVGG(nn.Module):
-    """VGG-11, 13, 16 or 19 with three linear layers and dropout; convolutions Kaiming normal by fan-out, linear layers normal with
-    deviation 0.01, biases zero.
+    """VGG-11, 13, 16 or 19 with three linear layers and dropout; convolutions Kaiming normal by
+    fan-out, linear layers normal with deviation 0.01, biases zero.
 
     Args:
         depth: weight layers.
         batch_norm: a BatchNorm after each convolution.
-        hidden: units of the two hidden linear layers, at least 1. The authors have 1024, weiaicunzai and the original 4096.
+        hidden: units of the two hidden linear layers, at least 1. The authors have 1024,
+            weiaicunzai and the original 4096.
         dropout: share of hidden units dropped in training, in [0, 1).
         width_factor: times these channels and hidden units, above 0; each layer has at least one.
         input_shape: (C, H, W), H and W at least 32.
@@ -44,11 +46,15 @@ class TinyVGG(nn.Module):
         super().__init__()
         channels, *size = input_shape
         if min(size) < 32:
-            raise ValueError(f"TinyVGG: images of {size} are too small, it halves them five times; expected at least 32x32")
+            raise ValueError(
+                f"TinyVGG: images of {size} are too small, it halves them five times; expected at least 32x32"
+            )
         check_sizes(self, hidden=hidden, num_classes=num_classes)
         if not 0 <= dropout < 1:
             raise ValueError(f"TinyVGG: dropout={dropout} must be in [0, 1)")
-        self.features = nn.Sequential(*features("TinyVGG", depth, batch_norm, channels, width_factor), nn.MaxPool2d(2))
+        self.features = nn.Sequential(
+            *features("TinyVGG", depth, batch_norm, channels, width_factor), nn.MaxPool2d(2)
+        )
         hidden = scaled(hidden, width_factor)
         flat = scaled(512, width_factor) * (size[0] // 32) * (size[1] // 32)
         self.classifier = nn.Sequential(

@@ -1,4 +1,6 @@
-"""VGG for CIFAR, as in OpenLTH (Frankle & Carbin 2019): the convolutions of Simonyan & Zisserman 2015 and one linear layer."""
+"""VGG for CIFAR, as in OpenLTH (Frankle & Carbin 2019): the convolutions of Simonyan & Zisserman
+2015 and one linear layer.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class VGG(nn.Module):
         super().__init__()
         channels, *size = input_shape
         if min(size) < 16:
-            raise ValueError(f"VGG: images of {size} are too small, it halves them four times; expected at least 16x16")
+            raise ValueError(
+                f"VGG: images of {size} are too small, it halves them four times; expected at least 16x16"
+            )
         check_sizes(self, num_classes=num_classes)
         self.features = nn.Sequential(*features("VGG", depth, batch_norm, channels, width_factor))
         # At 32x32 this averages the 2x2 positions that are left, as the original does.
@@ -58,8 +62,11 @@ class VGG(nn.Module):
         return logits
 
 
-def features(network: str, depth: int, batch_norm: bool, channels: int, width_factor: float = 1.0) -> list[nn.Module]:
-    """The convolutions with what stands between them: (N, channels, H, W) to (N, 512 * width_factor, H // 16, W // 16).
+def features(
+    network: str, depth: int, batch_norm: bool, channels: int, width_factor: float = 1.0
+) -> list[nn.Module]:
+    """The convolutions with what stands between them: (N, channels, H, W) to (N, 512 *
+    width_factor, H // 16, W // 16).
 
     Args:
         network: name of the network that asks, for messages.
@@ -75,7 +82,9 @@ def features(network: str, depth: int, batch_norm: bool, channels: int, width_fa
         raise ValueError(f"{network}: depth={depth} is not one of {', '.join(map(str, _PLANS))}")
     layers: list[nn.Module] = []
     if width_factor <= 0:
-        raise ValueError(f"{network}: width_factor={width_factor} must be above 0; 1 is the original's")
+        raise ValueError(
+            f"{network}: width_factor={width_factor} must be above 0; 1 is the original's"
+        )
     for stage, (convolutions, original) in enumerate(zip(_PLANS[depth], _WIDTHS, strict=True)):
         if stage > 0:
             layers.append(nn.MaxPool2d(2))

@@ -1,4 +1,6 @@
-"""Around: a pruner that does what another does, but for one thing that a subclass changes or looks at."""
+"""Around: a pruner that does what another does, but for one thing that a subclass changes or looks
+at.
+"""
 
 from __future__ import annotations
 

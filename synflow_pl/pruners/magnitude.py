@@ -10,7 +10,9 @@ __all__ = ["Magnitude"]
 
 
 class Magnitude(Pruner):
-    """Keeps the largest weights. At initialisation that says more about each layer's scale than about the weights."""
+    """Keeps the largest weights. At initialisation that says more about each layer's scale than
+    about the weights.
+    """
 
     def score(self, subject: PruningState) -> dict[str, Tensor]:
         return {name: weight.abs() for name, weight in subject.weights.items()}

@@ -15,7 +15,8 @@ __all__ = ["RecordingPruner"]
 
 
 class RecordingPruner(PrunerWrapper):
-    """Does what another pruner does, and remembers what came of it. It costs one count of the masks a round.
+    """Does what another pruner does, and remembers what came of it. It costs one count of the masks
+    a round.
 
     Args:
         pruner: the other; it keeps its notes.
@@ -23,7 +24,8 @@ class RecordingPruner(PrunerWrapper):
 
     Attributes:
         kept: by parameter name, how many weights lived before the first round and after each.
-        scores: by parameter name, in the weight's shape, those that decided the last round; zero where a weight did not compete in it.
+        scores: by parameter name, in the weight's shape, those that decided the last round; zero
+            where a weight did not compete in it.
     """
 
     def __init__(self, pruner: Pruner, rounds: int | None = None) -> None:
@@ -44,7 +46,10 @@ class RecordingPruner(PrunerWrapper):
         self._count(subject)
         scores = super().score(subject)
         if len(next(iter(self.kept.values()))) == self.rounds:
-            self.scores = {name: _whole(subject, name, score, alive=not self.regrows) for name, score in scores.items()}
+            self.scores = {
+                name: _whole(subject, name, score, alive=not self.regrows)
+                for name, score in scores.items()
+            }
         return scores
 
     def finish(self, subject: PruningState) -> None:
@@ -53,7 +58,9 @@ class RecordingPruner(PrunerWrapper):
         self.pruner.notes = self.notes
 
     def after(self, earlier: RecordingPruner | None) -> RecordingPruner:
-        """The whole of a pruning of which ``earlier`` saw the rounds before. One that saw none does not count."""
+        """The whole of a pruning of which ``earlier`` saw the rounds before. One that saw none does
+        not count.
+        """
         if earlier is None or not earlier.kept:
             return self
         if not self.kept:

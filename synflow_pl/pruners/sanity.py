@@ -1,9 +1,10 @@
-"""Sanity checks of pruning at initialisation (Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing the
-mark?", Section 5), each around any pruner.
+"""Sanity checks of pruning at initialisation (Frankle et al. 2021, "Pruning neural networks at
+initialization: why are we missing the mark?", Section 5), each around any pruner.
 
-If a pruner's masks know something about single weights, training should suffer when the masks are shuffled within their layers, when
-the weights under them are drawn anew, and more than either when the scores are inverted. What does not suffer was a choice of layer
-densities. An inverted pruner inverts in each of its rounds, among the weights that are left.
+If a pruner's masks know something about single weights, training should suffer when the masks are
+shuffled within their layers, when the weights under them are drawn anew, and more than either when
+the scores are inverted. What does not suffer was a choice of layer densities. An inverted pruner
+inverts in each of its rounds, among the weights that are left.
 """
 
 from __future__ import annotations
@@ -47,8 +48,13 @@ class _Drawing(PrunerWrapper):
 
     def _orders(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A random order of the entries of each tensor."""
-        generator = torch.Generator().manual_seed(torch.initial_seed() if self.seed is None else self.seed)
-        return {name: torch.randperm(tensor.numel(), generator=generator).to(tensor.device) for name, tensor in tensors.items()}
+        generator = torch.Generator().manual_seed(
+            torch.initial_seed() if self.seed is None else self.seed
+        )
+        return {
+            name: torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+            for name, tensor in tensors.items()
+        }
 
 
 class Shuffled(_Drawing):
@@ -69,9 +75,10 @@ class Shuffled(_Drawing):
 class Reinitialised(_Drawing):
     """Keeps the other pruner's masks, but under them the weights are drawn anew.
 
-    A layer's weights are put in a random order, which for any initialisation of independent, identically distributed weights is a new
-    draw from the same distribution, whatever that is: nothing need be known about how the network was initialised. It happens when the
-    pruning is over, to the whole layers.
+    A layer's weights are put in a random order, which for any initialisation of independent,
+    identically distributed weights is a new
+    draw from the same distribution, whatever that is: nothing need be known about how the network
+    was initialised. It happens when the pruning is over, to the whole layers.
 
     Args:
         pruner: gives the scores.
@@ -86,5 +93,9 @@ class Reinitialised(_Drawing):
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
-SANITY: dict[str, type[PrunerWrapper]] = {"invert": Inverted, "shuffle": Shuffled, "reinitialise": Reinitialised}
+SANITY: dict[str, type[PrunerWrapper]] = {
+    "invert": Inverted,
+    "shuffle": Shuffled,
+    "reinitialise": Reinitialised,
+}
 """The checks by what they do."""

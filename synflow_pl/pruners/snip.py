@@ -4,8 +4,8 @@ Give each weight a mask entry c, 1 where it lives. How much the loss L depends o
 
     dL/dc = w * dL/dw,        scored by its magnitude |w * dL/dw|        (Equations 4 and 5)
 
-(the paper divides by the sum of all, which changes no ranking). Taken anew after each of many small cuts it is iterative SNIP
-(de Jorge et al. 2021, "Progressive skeletonization").
+(the paper divides by the sum of all, which changes no ranking). Taken anew after each of many small
+cuts it is iterative SNIP (de Jorge et al. 2021, "Progressive skeletonization").
 """
 
 from __future__ import annotations
@@ -26,4 +26,7 @@ class SNIP(Pruner):
     def score(self, subject: PruningState) -> dict[str, Tensor]:
         with stateless_forward(subject, train_mode=subject.train_mode) as forward:
             gradients = loss_gradients(subject, forward, subject.weights)
-        return {name: gradient.mul_(subject.weights[name]).abs_() for name, gradient in gradients.items()}
+        return {
+            name: gradient.mul_(subject.weights[name]).abs_()
+            for name, gradient in gradients.items()
+        }

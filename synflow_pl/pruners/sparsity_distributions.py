@@ -1,19 +1,22 @@
 """Quotas: how many weights each layer keeps, decided by its shape alone.
 
-Each rule gives every layer a wish, the fraction of its weights that it would keep but for one common factor:
+Each rule gives every layer a wish, the fraction of its weights that it would keep but for one
+common factor:
 
 - ``uniform``: the same in each layer.
 - ``er``, Erdős-Rényi (Mocanu et al. 2018): (inputs + units) / (inputs * units).
-- ``erk``, its extension to kernels (Evci et al. 2020): (inputs + units + kernel height + width) / (their product).
-- ``smart_ratio`` (Su et al. 2020 and their code): in layer l of L of a residual network (L - l + 1)^2 + (L - l + 1), and 0.3 of the
-  last layer, fixed; in any other network ((L - l + 1)^2 + (L - l + 1)) / l^2, and 0.3 of each linear layer, fixed. Networks of linear
-  layers only, which the paper does not treat, fix the last.
-- ``igq``, ideal gas quotas (Vysogorets & Kempe 2023): 1 / (1 + F * n) in a layer of n weights, one F for all: the lengths of coupled
-  cylinders under one force.
+- ``erk``, its extension to kernels (Evci et al. 2020): (inputs + units + kernel height + width) /
+  (their product).
+- ``smart_ratio`` (Su et al. 2020 and their code): in layer l of L of a residual network (L - l +
+  1)^2 + (L - l + 1), and 0.3 of the last layer, fixed; in any other network ((L - l + 1)^2 + (L - l
+  + 1)) / l^2, and 0.3 of each linear layer, fixed. Networks of linear layers only, which the paper
+  does not treat, fix the last.
+- ``igq``, ideal gas quotas (Vysogorets & Kempe 2023): 1 / (1 + F * n) in a layer of n weights, one
+  F for all: the lengths of coupled cylinders under one force.
 
-The factor (or F) is where the quotas add up to what is to be kept. A layer that is full passes its excess on to the others in
-proportion (the code of Su et al. passes it to the layers that follow). Quotas are made whole by largest remainders, so that their sum
-is exact.
+The factor (or F) is where the quotas add up to what is to be kept. A layer that is full passes its
+excess on to the others in proportion (the code of Su et al. passes it to the layers that follow).
+Quotas are made whole by largest remainders, so that their sum is exact.
 """
 
 from __future__ import annotations
@@ -26,10 +29,14 @@ __all__ = ["Rule", "weights_per_layer"]
 
 Rule = Literal["uniform", "er", "erk", "smart_ratio", "igq"]
 LAST_LAYER = 0.3
-"""Fraction that smart ratio keeps of the last layer of a residual network and of each linear layer of any other."""
+"""Fraction that smart ratio keeps of the last layer of a residual network and of each linear layer
+of any other.
+"""
 
 
-def weights_per_layer(rule: Rule, shapes: Sequence[Sequence[int]], kept: int, *, residual: bool = True) -> list[int]:
+def weights_per_layer(
+    rule: Rule, shapes: Sequence[Sequence[int]], kept: int, *, residual: bool = True
+) -> list[int]:
     """Weights that each layer keeps.
 
     Args:
@@ -42,20 +49,27 @@ def weights_per_layer(rule: Rule, shapes: Sequence[Sequence[int]], kept: int, *,
         One number per layer, at most its size; their sum is ``kept``.
 
     Raises:
-        ValueError: for an unknown rule, or if what smart ratio fixes alone would keep more than ``kept``.
+        ValueError: for an unknown rule, or if what smart ratio fixes alone would keep more than
+            ``kept``.
     """
     if rule not in get_args(Rule):
         raise ValueError(f"quota: {rule!r} is not one of {', '.join(get_args(Rule))}")
     sizes = [math.prod(shape) for shape in shapes]
     if rule == "igq":
         # Past this force, every layer would keep less than half a weight in all.
-        return _whole(_solve(lambda force: [n / (1 + force * n) for n in sizes], kept, 4.0 * len(sizes)), sizes, kept)
+        return _whole(
+            _solve(lambda force: [n / (1 + force * n) for n in sizes], kept, 4.0 * len(sizes)),
+            sizes,
+            kept,
+        )
     if rule == "smart_ratio":
         return _whole(_smart_shares(shapes, sizes, kept, residual), sizes, kept)
     return _whole(_fill([_wish(rule, shape) for shape in shapes], sizes, kept), sizes, kept)
 
 
-def _smart_shares(shapes: Sequence[Sequence[int]], sizes: Sequence[int], kept: int, residual: bool) -> list[float]:
+def _smart_shares(
+    shapes: Sequence[Sequence[int]], sizes: Sequence[int], kept: int, residual: bool
+) -> list[float]:
     """Weights that each layer keeps by smart ratio, in fractions; their sum is ``kept``."""
     count = len(sizes)
     fixed = [index for index, shape in enumerate(shapes) if len(shape) == 2]
@@ -75,7 +89,9 @@ def _smart_shares(shapes: Sequence[Sequence[int]], sizes: Sequence[int], kept: i
     ratios = [(left * left + left) / divisor**2 for left, divisor in order.values()]
     room = [sizes[index] for index in others]
     share = max(share, kept - sum(room))  # when all others are full
-    filled = _fill([1.0] * len(fixed), [sizes[index] for index in fixed], share) + _fill(ratios, room, kept - share)
+    filled = _fill([1.0] * len(fixed), [sizes[index] for index in fixed], share) + _fill(
+        ratios, room, kept - share
+    )
     shares = dict(zip([*fixed, *others], filled, strict=True))
     return [shares[index] for index in range(count)]
 
@@ -88,7 +104,9 @@ def _wish(rule: str, shape: Sequence[int]) -> float:
 
 
 def _fill(wishes: Sequence[float], sizes: Sequence[int], kept: float) -> list[float]:
-    """``wish * size * factor`` for each layer, at most its size, with the one factor at which they add up to ``kept``."""
+    """``wish * size * factor`` for each layer, at most its size, with the one factor at which they
+    add up to ``kept``.
+    """
     open_layers = set(range(len(sizes)))
     while open_layers:
         left = kept - sum(size for index, size in enumerate(sizes) if index not in open_layers)
@@ -99,11 +117,16 @@ def _fill(wishes: Sequence[float], sizes: Sequence[int], kept: float) -> list[fl
         open_layers -= full
     else:
         factor = 0.0
-    return [wishes[index] * size * factor if index in open_layers else float(size) for index, size in enumerate(sizes)]
+    return [
+        wishes[index] * size * factor if index in open_layers else float(size)
+        for index, size in enumerate(sizes)
+    ]
 
 
 def _solve(shares: Callable[[float], list[float]], kept: int, high: float) -> list[float]:
-    """Shares at the force, in [0, ``high``], at which they add up to ``kept``: they fall as it grows."""
+    """Shares at the force, in [0, ``high``], at which they add up to ``kept``: they fall as it
+    grows.
+    """
     low = 0.0
     while sum(shares(high)) > kept and high < 1e18:
         high *= 2
@@ -114,7 +137,9 @@ def _solve(shares: Callable[[float], list[float]], kept: int, high: float) -> li
 
 
 def _whole(shares: Sequence[float], sizes: Sequence[int], kept: int) -> list[int]:
-    """Largest remainders: each share rounded down, and one more where the most was lost, the first layer first, until all is given."""
+    """Largest remainders: each share rounded down, and one more where the most was lost, the first
+    layer first, until all is given.
+    """
     whole = [min(math.floor(share + 1e-9), size) for share, size in zip(shares, sizes, strict=True)]
     order = sorted(range(len(sizes)), key=lambda index: (whole[index] - shares[index], index))
     while (missing := kept - sum(whole)) > 0:

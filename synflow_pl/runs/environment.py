@@ -1,4 +1,6 @@
-"""The machines on which a run was made: accuracies differ in the last digits from one kind to another."""
+"""The machines on which a run was made: accuracies differ in the last digits from one kind to
+another.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ __all__ = ["environment", "record_environment"]
 
 
 def environment() -> str:
-    """What is worked on here, in a line and without its name: processor and cores, GPUs, Python and torch."""
+    """What is worked on here, in a line and without its name: processor and cores, GPUs, Python and
+    torch.
+    """
     gpus = torch.cuda.device_count()
     gpu = [f"{gpus} x {torch.cuda.get_device_name()}"] if gpus else []
     versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
@@ -23,7 +27,9 @@ def environment() -> str:
 
 
 def record_environment(run: Path) -> None:
-    """Write into a run that this machine works on it; it may be one of several, since a run can go on anywhere."""
+    """Write into a run that this machine works on it; it may be one of several, since a run can go
+    on anywhere.
+    """
     path = run / MACHINES
     noted = path.read_text().splitlines() if path.is_file() else []
     if environment() not in noted:

@@ -1,7 +1,7 @@
 """The run folder: one under ``lightning_logs`` for each training.
 
-A run holds ``config.yaml``, ``metrics.csv``, TensorBoard's events, ``masks.safetensors``, ``diagnosis.csv`` and
-``diagnosis.json``, ``training.json``, ``machines.txt``, and ``checkpoints/``.
+A run holds ``config.yaml``, ``metrics.csv``, TensorBoard's events, ``masks.safetensors``,
+``diagnosis.csv`` and ``diagnosis.json``, ``training.json``, ``machines.txt``, and ``checkpoints/``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ PRUNED = "-pruned"
 
 
 def claim(root: Path, name: str) -> Path:
-    """Make the folder ``root/name``, or ``name-2``, ``name-3``, ... if it is taken; two processes never get the same one.
+    """Make the folder ``root/name``, or ``name-2``, ``name-3``, ... if it is taken; two processes
+    never get the same one.
 
     Raises:
         ValueError: if the name cannot be a folder's.
         OSError: if the folder cannot be made, naming it and the reason.
     """
     if not re.fullmatch(r"[\w.+=@-]+", name) or name.startswith("."):
-        raise ValueError(f"run: {name!r} cannot be a run's name; use letters, digits and any of . _ + = @ -")
+        raise ValueError(
+            f"run: {name!r} cannot be a run's name; use letters, digits and any of . _ + = @ -"
+        )
     make_folder(root, "--trainer.default_root_dir")
     number = 1
     while True:

@@ -19,7 +19,8 @@ class Training:
     """How far the training of a run is.
 
     Attributes:
-        ended: whether the training came to its end, by itself, a callback or a time limit; ``False`` while it runs and after a kill.
+        ended: whether the training came to its end, by itself, a callback or a time limit;
+            ``False`` while it runs and after a kill.
         epochs: epochs of the whole training, at least 0; 0 unless it has ended.
         steps: optimiser steps of the whole training, at least 0; 0 unless it has ended.
     """

@@ -1,4 +1,6 @@
-"""Averages: the copies of a network that Lightning's callbacks keep beside it while it is trained."""
+"""Averages: the copies of a network that Lightning's callbacks keep beside it while it is
+trained.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ __all__ = ["averaged_models", "refuse_mid_epoch"]
 
 
 def averaged_models(trainer: Trainer) -> Iterator[LightningModule]:
-    """The averaged copies of the module, taken when the fit was set up. A mask has to be applied to them as well: they were copied
-    before there were masks, and would fade towards the zeros instead of holding them.
+    """The averaged copies of the module, taken when the fit was set up. A mask has to be applied to
+    them as well: they were copied before there were masks, and would fade towards the zeros instead
+    of holding them.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the trainer's connectors set it
         copy: Any = getattr(callback, "_average_model", None)
@@ -26,14 +29,16 @@ def averaged_models(trainer: Trainer) -> Iterator[LightningModule]:
 def refuse_mid_epoch(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     """Refuse to resume StochasticWeightAveraging within an epoch.
 
-    Lightning would leave its schedule out for the rest of the epoch and train with other learning rates than without the interruption.
+    Lightning would leave its schedule out for the rest of the epoch and train with other learning
+    rates than without the interruption.
 
     Args:
         trainer: About to train.
         checkpoint: Content of the checkpoint that it resumes from.
 
     Raises:
-        ValueError: if averaging had begun when the checkpoint was written, and its epoch had not ended.
+        ValueError: if averaging had begun when the checkpoint was written, and its epoch had not
+            ended.
     """
     counts = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("total")
     if not counts or counts["processed"] == counts["ready"]:

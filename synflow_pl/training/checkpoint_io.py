@@ -1,4 +1,6 @@
-"""How checkpoints reach the disk, and how they are read: never half, and never with code in them."""
+"""How checkpoints reach the disk, and how they are read: never half, and never with code in
+them.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,14 @@ __all__ = ["DurableCheckpointIO"]
 class DurableCheckpointIO(TorchCheckpointIO):
     """A plugin of the Trainer (``Trainer(plugins=[DurableCheckpointIO()])``).
 
-    A checkpoint is written beside its target and then renamed, so that a kill or a full disk leaves the one before. Lightning's own
-    writes to the temporary folder and moves, which between file systems is a copy in place.
+    A checkpoint is written beside its target and then renamed, so that a kill or a full disk leaves
+    the one before. Lightning's own writes to the temporary folder and moves, which between file
+    systems is a copy in place.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
         """Write it.
 
         Raises:

@@ -1,9 +1,12 @@
-"""Agreement: the ranks of a distributed training hold the same masks and weights, and fail together.
+"""Agreement: the ranks of a distributed training hold the same masks and weights, and fail
+together.
 
-The first rank decides and the others wait. All could decide for themselves, since they see the same weights and the same data, but
-then a device that rounds otherwise, a file that differs from node to node or a pruner that draws at random would have to be found out
-afterwards; on one machine they would also take each other's cores, and a normalisation that is synchronised would count each image
-once for each rank. Waiting takes a process group of its own: in that of the training NCCL gives up after ten minutes.
+The first rank decides and the others wait. All could decide for themselves, since they see the same
+weights and the same data, but then a device that rounds otherwise, a file that differs from node to
+node or a pruner that draws at random would have to be found out afterwards; on one machine they
+would also take each other's cores, and a normalisation that is synchronised would count each image
+once for each rank. Waiting takes a process group of its own: in that of the training NCCL gives up
+after ten minutes.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ class Disagreement(RuntimeError):
 
 
 class Ranks:
-    """The ranks of one training; without a process group there is nothing to agree on, and nothing is sent.
+    """The ranks of one training; without a process group there is nothing to agree on, and nothing
+    is sent.
 
     Every method but the constructor is collective: each rank has to call it, in the same order.
 
@@ -42,15 +46,18 @@ class Ranks:
 
     def __init__(self, trainer: Trainer) -> None:
         self._rank, self._world = trainer.global_rank, trainer.world_size
-        # DDP on one device has a process group as well, and on one GPU shows that what is sent can be sent.
+        # DDP on one device has a process group as well, and on one GPU shows that what is sent can
+        # be sent.
         self._alone = self._world == 1 and not isinstance(trainer.strategy, DDPStrategy)
 
     def once(self, decide: Callable[[], T], *, patient: bool = False) -> T:
         """What ``decide()`` returns on the first rank, on all of them.
 
         Args:
-            decide: called on the first rank alone. What it returns is pickled; tensors should be on the CPU.
-            patient: let the others wait for as long as it takes, not only until the training's own process group gives up.
+            decide: called on the first rank alone. What it returns is pickled; tensors should be on
+                the CPU.
+            patient: let the others wait for as long as it takes, not only until the training's own
+                process group gives up.
 
         Raises:
             Exception: on every rank, what ``decide`` raised on the first.
@@ -62,7 +69,9 @@ class Ranks:
         if self._rank == 0:
             try:
                 decided = decide()
-            except Exception as error:  # the others must hear of it, or they would wait for what never comes
+            except (
+                Exception
+            ) as error:  # the others must hear of it, or they would wait for what never comes
                 failure = error
         told: list[Any] = [decided, failure and _sendable(failure)]
         distributed.broadcast_object_list(told, src=0, group=group)
@@ -97,7 +106,9 @@ class Ranks:
         everyone: list[Any] = [None] * self._world
         distributed.all_gather_object(everyone, mine)
         for what in held:
-            odd = [rank for rank, theirs in enumerate(everyone) if theirs[what] != everyone[0][what]]
+            odd = [
+                rank for rank, theirs in enumerate(everyone) if theirs[what] != everyone[0][what]
+            ]
             if odd:
                 ranks = ", ".join(map(str, odd))
                 raise Disagreement(
@@ -115,9 +126,15 @@ def _checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or one that says the same where it cannot be sent or would be another on arrival."""
+    """The error, or one that says the same where it cannot be sent or would be another on
+    arrival.
+    """
     try:
         arriving = str(pickle.loads(pickle.dumps(error)))
     except Exception:  # a stranger's error may refuse in any way
         arriving = None
-    return error if arriving == str(error) else RuntimeError(f"rank 0: {type(error).__name__}: {error}")
+    return (
+        error
+        if arriving == str(error)
+        else RuntimeError(f"rank 0: {type(error).__name__}: {error}")
+    )

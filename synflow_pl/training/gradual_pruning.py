@@ -1,4 +1,6 @@
-"""When to prune: at a later epoch, or gradually, the rounds spread evenly over optimiser steps (Zhu & Gupta 2017)."""
+"""When to prune: at a later epoch, or gradually, the rounds spread evenly over optimiser steps (Zhu
+& Gupta 2017).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Gradual:
     Attributes:
         begun: progress of the training when it began, as :func:`progress` counts it.
         done: rounds that are over.
-        begun_steps: optimiser steps of all optimisers together when it began; ``None`` in checkpoints that do not have it.
+        begun_steps: optimiser steps of all optimisers together when it began; ``None`` in
+            checkpoints that do not have it.
     """
 
     begun: int
@@ -42,9 +45,14 @@ class Gradual:
     def due(self, trainer: Trainer, end: End, rounds: int) -> int:
         """Return how many of the ``rounds`` are to be over now; all of them from the end on."""
         begun_steps = self.begun if self.begun_steps is None else self.begun_steps
-        clocks = ((progress(trainer), self.begun, end.progress), (trainer.global_step, begun_steps, end.steps))
+        clocks = (
+            (progress(trainer), self.begun, end.progress),
+            (trainer.global_step, begun_steps, end.steps),
+        )
         return max(
-            rounds if now >= last else (now - begun) * rounds // (last - begun) for now, begun, last in clocks if last is not None
+            rounds if now >= last else (now - begun) * rounds // (last - begun)
+            for now, begun, last in clocks
+            if last is not None
         )
 
 
@@ -53,8 +61,10 @@ class End:
     """When a gradual pruning has to be over: at whichever of the two numbers is reached first.
 
     Attributes:
-        progress: progress of the training, as :func:`progress` counts it; ``None`` if the training is not limited by it.
-        steps: optimiser steps of all optimisers together; ``None`` if the training is not limited by them.
+        progress: progress of the training, as :func:`progress` counts it; ``None`` if the training
+            is not limited by it.
+        steps: optimiser steps of all optimisers together; ``None`` if the training is not limited
+            by them.
     """
 
     progress: int | None
@@ -62,9 +72,11 @@ class End:
 
 
 def progress(trainer: Trainer) -> int:
-    """Return how far the training is: in optimiser steps, or in batches where the module steps its optimisers by hand.
+    """Return how far the training is: in optimiser steps, or in batches where the module steps its
+    optimisers by hand.
 
-    ``trainer.global_step`` counts the steps of every optimiser, so with two of them it runs twice as fast as the batches.
+    ``trainer.global_step`` counts the steps of every optimiser, so with two of them it runs twice
+    as fast as the batches.
     """
     manual = not trainer.lightning_module.automatic_optimization
     return trainer.fit_loop.total_batch_idx + 1 if manual else trainer.global_step
@@ -83,7 +95,9 @@ def last_step(trainer: Trainer, over: float, at_epoch: int) -> End:
     """
     total = trainer.estimated_stepping_batches
     if math.isinf(total):
-        raise ValueError("gradual pruning takes a part of the training, so that must have an end: give max_epochs or max_steps")
+        raise ValueError(
+            "gradual pruning takes a part of the training, so that must have an end: give max_epochs or max_steps"
+        )
     epochs, part = trainer.max_epochs, Fraction(str(over))
     if trainer.lightning_module.automatic_optimization:
         end = End(math.ceil(part * int(total)), None)
@@ -95,7 +109,11 @@ def last_step(trainer: Trainer, over: float, at_epoch: int) -> End:
             math.ceil(part * trainer.max_steps) if trainer.max_steps != -1 else None,
         )
         total = total if counted is None else counted
-    if end.progress is not None and epochs not in (None, -1) and at_epoch * int(total) >= end.progress * epochs:
+    if (
+        end.progress is not None
+        and epochs not in (None, -1)
+        and at_epoch * int(total) >= end.progress * epochs
+    ):
         raise ValueError(
             f"at_epoch: {at_epoch} lies after the end of the gradual pruning, step {end.progress} of {total}; begin earlier, or let it"
             " take more of the training (over)"
@@ -125,10 +143,18 @@ def check_time(
             " gradual pruning, or drop trained"
         )
     if trained is not None and sanity in ("shuffle", "reinitialise"):
-        raise ValueError(f"sanity: {sanity!r} cannot go with trained, which goes on from masks and rewinds weights; invert can")
+        raise ValueError(
+            f"sanity: {sanity!r} cannot go with trained, which goes on from masks and rewinds weights; invert can"
+        )
     if gradual and sanity is not None:
-        raise ValueError(f"sanity: {sanity!r} checks a pruning that happens at once, and {type(pruner).__name__} is gradual")
+        raise ValueError(
+            f"sanity: {sanity!r} checks a pruning that happens at once, and {type(pruner).__name__} is gradual"
+        )
     if gradual and effective_density is not None:
-        raise ValueError(f"effective_density: {effective_density} cannot be reached by a gradual pruning; give density")
+        raise ValueError(
+            f"effective_density: {effective_density} cannot be reached by a gradual pruning; give density"
+        )
     if sanity == "reinitialise" and at_epoch > 0:
-        raise ValueError("sanity: 'reinitialise' draws the weights anew that training starts from; drop at_epoch")
+        raise ValueError(
+            "sanity: 'reinitialise' draws the weights anew that training starts from; drop at_epoch"
+        )

@@ -1,4 +1,6 @@
-"""Finding: what a pruner needs, in a LightningModule and a data module that have never heard of it."""
+"""Finding: what a pruner needs, in a LightningModule and a data module that have never heard of
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from synflow_pl.training.losses import find_loss
 
 __all__ = ["FreshBatches", "find_batches", "find_example", "find_loss", "find_network"]
 
-# From a data module that has no pruning_batches(): as many training images as SNIP's paper scores CIFAR-10 on, to the end of a batch.
+# From a data module that has no pruning_batches(): as many training images as SNIP's paper scores
+# CIFAR-10 on, to the end of a batch.
 _IMAGES = 128
 
 
@@ -27,7 +30,8 @@ def find_network(pl_module: LightningModule, name: str | None) -> tuple[nn.Modul
 
     Args:
         pl_module: any LightningModule.
-        name: of an attribute, such as "backbone" or "model.encoder"; by default ``network`` if there is one, else all of the module.
+        name: of an attribute, such as "backbone" or "model.encoder"; by default ``network`` if
+            there is one, else all of the module.
 
     Raises:
         ValueError: if no submodule has that name.
@@ -38,19 +42,25 @@ def find_network(pl_module: LightningModule, name: str | None) -> tuple[nn.Modul
         return pl_module, ""
     try:
         found = attrgetter(name)(pl_module)
-        if isinstance(getattr(found, "_orig_mod", None), nn.Module):  # what torch.compile(network) returns is a module around it
+        if isinstance(
+            getattr(found, "_orig_mod", None), nn.Module
+        ):  # what torch.compile(network) returns is a module around it
             name, found = f"{name}._orig_mod", found._orig_mod
     except AttributeError:
         found = None
     if not isinstance(found, nn.Module):
         children = ", ".join(child for child, _ in pl_module.named_children())
-        raise ValueError(f"network: {type(pl_module).__name__} has no submodule {name!r}; its children are {children}")
+        raise ValueError(
+            f"network: {type(pl_module).__name__} has no submodule {name!r}; its children are {children}"
+        )
     return found, f"{name}."
 
 
-def find_example(trainer: Trainer, pl_module: LightningModule, shape: Sequence[int] | None) -> tuple[Tensor, ...]:
-    """An example of the network's inputs: of the shape given, else of the data module's, else ``example_input_array``, else one image
-    of a training batch.
+def find_example(
+    trainer: Trainer, pl_module: LightningModule, shape: Sequence[int] | None
+) -> tuple[Tensor, ...]:
+    """An example of the network's inputs: of the shape given, else of the data module's, else
+    ``example_input_array``, else one image of a training batch.
 
     Raises:
         ValueError: if ``example_input_array`` is not made of tensors.
@@ -70,12 +80,15 @@ def find_example(trainer: Trainer, pl_module: LightningModule, shape: Sequence[i
         example = example[:1]
     inputs = example if isinstance(example, tuple) else (example,)
     if not all(isinstance(tensor, Tensor) for tensor in inputs):
-        raise ValueError("example_input_array must be a tensor or a tuple of tensors; or give PruneAtInit an input_shape")
+        raise ValueError(
+            "example_input_array must be a tensor or a tuple of tensors; or give PruneAtInit an input_shape"
+        )
     return tuple(tensor.to(device) for tensor in inputs)
 
 
 def find_batches(trainer: Trainer, pruner: Pruner) -> list[tuple[Tensor, Tensor]]:
-    """(images, labels) pairs to score on: what the data module gives for it, else the first batches of a training epoch.
+    """(images, labels) pairs to score on: what the data module gives for it, else the first batches
+    of a training epoch.
 
     Raises:
         ValueError: if its batches are something else.
@@ -85,17 +98,20 @@ def find_batches(trainer: Trainer, pruner: Pruner) -> list[tuple[Tensor, Tensor]
 
 
 class FreshBatches:
-    """(images, labels) pairs to score on, others in each round: a function of the round's index, from 0.
+    """(images, labels) pairs to score on, others in each round: a function of the round's index,
+    from 0.
 
-    They are further draws of the data module's ``pruning_batches(draw=...)``, else consecutive batches of training epochs. The same
-    seed and index give the same batches, and the random state of training does not move. Index 0 gives those of :func:`find_batches`.
+    They are further draws of the data module's ``pruning_batches(draw=...)``, else consecutive
+    batches of training epochs. The same seed and index give the same batches, and the random state
+    of training does not move. Index 0 gives those of :func:`find_batches`.
 
     Args:
         trainer: gives the data module, else the training batches.
         pruner: the pruner that scores on them, for messages.
 
     Raises:
-        ValueError: if ``pruning_batches()`` has no parameter ``draw``, or a training batch is not a pair of tensors.
+        ValueError: if ``pruning_batches()`` has no parameter ``draw``, or a training batch is not a
+            pair of tensors.
     """
 
     def __init__(self, trainer: Trainer, pruner: Pruner) -> None:
@@ -126,12 +142,18 @@ class FreshBatches:
         return batches
 
     def _training_batches(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Lists of training batches with 128 images or more, epoch after epoch; fewer only if an epoch has no more."""
+        """Lists of training batches with 128 images or more, epoch after epoch; fewer only if an
+        epoch has no more.
+        """
         while True:
             batches: list[tuple[Tensor, Tensor]] = []
             whole = False
             for batch in self._trainer.fit_loop._data_source.dataloader():
-                pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
+                pair = (
+                    isinstance(batch, (tuple, list))
+                    and len(batch) == 2
+                    and all(isinstance(part, Tensor) for part in batch)
+                )
                 if not pair:
                     raise ValueError(
                         f"{type(self._pruner).__name__} scores on (images, labels) pairs of tensors, and a training batch is a"
@@ -147,7 +169,10 @@ class FreshBatches:
 
 def _accepts_draw(function: Callable[..., Any]) -> bool:
     parameters = signature(function).parameters.values()
-    return any(parameter.name == "draw" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return any(
+        parameter.name == "draw" or parameter.kind is parameter.VAR_KEYWORD
+        for parameter in parameters
+    )
 
 
 def _given(trainer: Trainer) -> Callable[..., Iterable[tuple[Tensor, Tensor]]] | None:

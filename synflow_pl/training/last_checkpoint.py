@@ -19,12 +19,15 @@ LAST = "last.ckpt"
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt`` in a run: replaced every so many optimiser steps, at the end of each epoch, and when a signal stops training.
+    """Keeps ``last.ckpt`` in a run: replaced every so many optimiser steps, at the end of each
+    epoch, and when a signal stops training.
 
-    With :class:`~synflow_pl.training.DurableCheckpointIO` there is always a whole one, from the first on.
+    With :class:`~synflow_pl.training.DurableCheckpointIO` there is always a whole one, from the
+    first on.
 
     Args:
-        every: optimiser steps from one checkpoint to the next, at least 1; the end of an epoch counts as one.
+        every: optimiser steps from one checkpoint to the next, at least 1; the end of an epoch
+            counts as one.
         folder: where to; by default ``checkpoints`` in the run's folder.
 
     Raises:
@@ -34,7 +37,9 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, every: int = 500, folder: str | Path | None = None) -> None:
         if every < 1:
-            raise ValueError(f"checkpoint_every_n_steps: {every} optimiser steps must be at least 1")
+            raise ValueError(
+                f"checkpoint_every_n_steps: {every} optimiser steps must be at least 1"
+            )
         self.every = every
         self.folder = folder
         self.interruption = SignalHandler()
@@ -45,13 +50,23 @@ class LastCheckpoint(Checkpoint):
         self._monitored: dict[int, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the folder, on all ranks, and remove what a killed process left half-written there."""
+        """Find the folder, on all ranks, and remove what a killed process left half-written
+        there.
+        """
         if stage != "fit":
             return
         compute_on_all_ranks(trainer)  # or a rank that reads a metric waits for one that saves
         self.interruption = SignalHandler()
-        self._after_validation, self._between_epochs, self._monitored = False, False, {}  # of an earlier fit that was interrupted
-        folder = self.folder if self.folder is not None else Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        self._after_validation, self._between_epochs, self._monitored = (
+            False,
+            False,
+            {},
+        )  # of an earlier fit that was interrupted
+        folder = (
+            self.folder
+            if self.folder is not None
+            else Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        )
         self._path = Path(trainer.strategy.broadcast(str(folder))) / LAST
         if trainer.is_global_zero:
             remove_partial_files(self._path.parent)
@@ -71,7 +86,9 @@ class LastCheckpoint(Checkpoint):
         self._between_epochs, self._monitored = False, {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save if it is time or training is to stop; at the end of an epoch, and where a validation follows, after that."""
+        """Save if it is time or training is to stop; at the end of an epoch, and where a validation
+        follows, after that.
+        """
         loop = trainer.fit_loop
         if loop._should_accumulate():
             return  # gradients are not in a checkpoint
@@ -79,7 +96,9 @@ class LastCheckpoint(Checkpoint):
             return  # on_train_epoch_end
         due = self.interruption.wished(trainer) or trainer.global_step - self._saved >= self.every
         # Resumed from before a validation, Lightning would leave it out.
-        self._after_validation = bool(due) and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        self._after_validation = bool(due) and loop.epoch_loop._should_check_val_fx(
+            loop._data_fetcher
+        )  # type: ignore[arg-type]
         if due and not self._after_validation:
             self._save(trainer)
 
@@ -91,9 +110,13 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, with the metrics that schedules are yet to be told."""
-        trainer.fit_loop._restarting = False  # or Lightning leaves them untold where this epoch was resumed
+        trainer.fit_loop._restarting = (
+            False  # or Lightning leaves them untold where this epoch was resumed
+        )
         for index, config in enumerate(trainer.lr_scheduler_configs):
-            its_turn = config.interval == "epoch" and (trainer.current_epoch + 1) % config.frequency == 0
+            its_turn = (
+                config.interval == "epoch" and (trainer.current_epoch + 1) % config.frequency == 0
+            )
             if config.reduce_on_plateau and its_turn and config.monitor in trainer.callback_metrics:
                 self._monitored[index] = float(trainer.callback_metrics[config.monitor])
         self._save(trainer)
@@ -108,14 +131,20 @@ class LastCheckpoint(Checkpoint):
     # -- what Lightning would get wrong
 
     def state_dict(self) -> dict[str, Any]:
-        """At the end of an epoch: the metrics that ReduceLROnPlateau is told after the checkpoint is saved."""
+        """At the end of an epoch: the metrics that ReduceLROnPlateau is told after the checkpoint
+        is saved.
+        """
         return {"monitored": dict(self._monitored)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._monitored = dict(state_dict["monitored"])
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """From the end of an epoch go on with the next one; where ``max_steps`` is given, Lightning would leave that one out."""
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """From the end of an epoch go on with the next one; where ``max_steps`` is given, Lightning
+        would leave that one out.
+        """
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
         if progress and progress["total"]["processed"] == progress["total"]["ready"]:
             self._between_epochs = True

@@ -1,9 +1,11 @@
-"""Multi-shot pruning: train, cut a little, rewind, train again (Frankle & Carbin 2019, "The lottery ticket hypothesis").
+"""Multi-shot pruning: train, cut a little, rewind, train again (Frankle & Carbin 2019, "The lottery
+ticket hypothesis").
 
-Level 0 trains the dense network. Each later level is a run of its own: it ranks the weights that the level before ended with, removes
-some more of them, puts the survivors back to what they were after epoch k of level 0 (k = 0 is the initialisation; Frankle et al. 2020
-rewind to a little later), and trains them from there to the original end: step count and schedule go on from epoch k, momentum starts
-anew.
+Level 0 trains the dense network. Each later level is a run of its own: it ranks the weights that
+the level before ended with, removes some more of them, puts the survivors back to what they were
+after epoch k of level 0 (k = 0 is the initialisation; Frankle et al. 2020 rewind to a little
+later), and trains them from there to the original end: step count and schedule go on from epoch k,
+momentum starts anew.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _ENDED = "level.json"
 
 
 def level_density(density: float | Fraction, level: int, levels: int) -> Fraction:
-    """Density of level ``level`` of ``levels``: ``density ** (level / levels)``, exactly 1 at level 0 and ``density`` at the last.
+    """Density of level ``level`` of ``levels``: ``density ** (level / levels)``, exactly 1 at level
+    0 and ``density`` at the last.
 
     Raises:
         ValueError: unless the density is in (0, 1].
@@ -39,7 +42,8 @@ def level_density(density: float | Fraction, level: int, levels: int) -> Fractio
 
 
 class RewindPoint(Callback):
-    """Writes ``rewind.ckpt`` into the run after ``epoch`` epochs: weights, step count and schedule, but no momentum and no masks.
+    """Writes ``rewind.ckpt`` into the run after ``epoch`` epochs: weights, step count and schedule,
+    but no momentum and no masks.
 
     Args:
         epoch: epochs of training before it, at least 0; 0 is the initialisation.
@@ -88,8 +92,8 @@ def resumable(run: Path, rewind: int | None) -> Path | None:
 
     Args:
         run: of the level.
-        rewind: epoch that level 0 has to keep for the others, ``None`` for another level. Stopped after that epoch, but before it was
-            written, level 0 starts again.
+        rewind: epoch that level 0 has to keep for the others, ``None`` for another level. Stopped
+            after that epoch, but before it was written, level 0 starts again.
     """
     try:
         found = find_checkpoint(run)
@@ -108,4 +112,9 @@ def ended(run: Path) -> bool:
 def mark_ended(run: Path, level: int, levels: int, rewind: int, density: float) -> None:
     """Note that it has, and which level it was."""
     with atomic_write(run / _ENDED) as file:
-        file.write(json.dumps({"level": level, "levels": levels, "rewind": rewind, "density": density}).encode() + b"\n")
+        file.write(
+            json.dumps(
+                {"level": level, "levels": levels, "rewind": rewind, "density": density}
+            ).encode()
+            + b"\n"
+        )

@@ -1,4 +1,6 @@
-"""Interruption: Ctrl-C, or a signal that asks a process to end, honoured between two steps of a training."""
+"""Interruption: Ctrl-C, or a signal that asks a process to end, honoured between two steps of a
+training.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ class Stopped(BaseException):
 
 
 class SignalHandler:
-    """Listens, while it trains, for Ctrl-C, SIGTERM, and in a SLURM job for SIGUSR1, which ``#SBATCH --signal=USR1@120`` has it send
-    before time is up.
+    """Listens, while it trains, for Ctrl-C, SIGTERM, and in a SLURM job for SIGUSR1, which
+    ``#SBATCH --signal=USR1@120`` has it send before time is up.
 
     The first signal is a wish that :meth:`wished` tells; a second Ctrl-C ends the process at once.
     """
@@ -39,10 +41,12 @@ class SignalHandler:
         self._wish = 0
 
     def listen(self, trainer: Trainer, *numbers: signal.Signals) -> None:
-        """Handle signals from now on; Lightning restores the handlers that were there when the fit began.
+        """Handle signals from now on; Lightning restores the handlers that were there when the fit
+        began.
 
-        Lightning's own handler of SIGTERM would end training without a checkpoint. It also broadcasts, which on several ranks comes
-        between any two collective calls of the code that it interrupts, on each rank between other two.
+        Lightning's own handler of SIGTERM would end training without a checkpoint. It also
+        broadcasts, which on several ranks comes between any two collective calls of the code that
+        it interrupts, on each rank between other two.
 
         Args:
             trainer: the trainer of the fit, with Lightning's handlers in place.
@@ -51,7 +55,11 @@ class SignalHandler:
         if trainer.received_sigterm:
             self._wish = self._wish or signal.SIGTERM
         if not numbers:
-            numbers = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []))
+            numbers = (
+                signal.SIGINT,
+                signal.SIGTERM,
+                *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []),
+            )
         if threading.current_thread() is threading.main_thread():
             for number in numbers:
                 signal.signal(number, self._note)

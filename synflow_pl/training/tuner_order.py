@@ -1,4 +1,6 @@
-"""Finders: Lightning's searches for a learning rate and a batch size, which run when a fit starts and before every other callback."""
+"""Finders: Lightning's searches for a learning rate and a batch size, which run when a fit starts
+and before every other callback.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,19 @@ def let_finders_wait(trainer: Trainer, callback: Callback, *, sparse: bool) -> N
     Args:
         trainer: setting up; the callbacks' own setup goes on in the order it began in.
         callback: that prunes.
-        sparse: whether it prunes when the fit starts; else the finders see the dense network, and that is told in a warning.
+        sparse: whether it prunes when the fit starts; else the finders see the dense network, and
+            that is told in a warning.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # the trainer's connectors set it
-    finders = [type(other).__name__ for other in callbacks if isinstance(other, (LearningRateFinder, BatchSizeFinder))]
+    finders = [
+        type(other).__name__
+        for other in callbacks
+        if isinstance(other, (LearningRateFinder, BatchSizeFinder))
+    ]
     if not finders:
         return
     if not sparse:
-        rank_zero_warn(f"Pruning: {' and '.join(finders)} will tune the dense network, which is pruned only later in training")
+        rank_zero_warn(
+            f"Pruning: {' and '.join(finders)} will tune the dense network, which is pruned only later in training"
+        )
     trainer.callbacks = [callback, *(other for other in callbacks if other is not callback)]  # type: ignore[attr-defined]

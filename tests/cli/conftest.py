@@ -14,7 +14,9 @@ QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 
 
 def random_images(self: ImageDataModule, train: bool) -> tuple[Tensor, Tensor]:
-    """Random images of a data set's shape, twenty of each class: a tenth held out, there are enough of each to prune on."""
+    """Random images of a data set's shape, twenty of each class: a tenth held out, there are enough
+    of each to prune on.
+    """
     count = 20 * self.num_classes
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, *self.input_shape), dtype=torch.uint8, generator=generator)
@@ -45,7 +47,9 @@ def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     for kind in [ImageDataModule, *DATA_SETS]:
         for method in ("prepare_data", "setup", "images", "dataset"):
-            monkeypatch.setattr(kind, method, lambda self, *_, kind=kind, **__: names.append(kind.__name__))
+            monkeypatch.setattr(
+                kind, method, lambda self, *_, kind=kind, **__: names.append(kind.__name__)
+            )
     return names
 
 

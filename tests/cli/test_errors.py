@@ -1,4 +1,6 @@
-"""A mistake on the command line is one sentence on standard error, exit status 2, and no data has been touched."""
+"""A mistake on the command line is one sentence on standard error, exit status 2, and no data has
+been touched.
+"""
 
 import os
 import shlex
@@ -90,10 +92,14 @@ MISTAKES = {
 def files(folder: Path) -> Path:
     (folder / "wrong_key.yaml").write_text("pruning: {densty: 0.1}\n")
     (folder / "wrong_section.yaml").write_text("prunning: {density: 0.1}\n")
-    (folder / "wrong_argument.yaml").write_text("model: {network: {class_path: synflow_pl.networks.FC, init_args: {widht: 3}}}\n")
+    (folder / "wrong_argument.yaml").write_text(
+        "model: {network: {class_path: synflow_pl.networks.FC, init_args: {widht: 3}}}\n"
+    )
     (folder / "wrong_value.yaml").write_text("pruning: {scope: globl}\n")
     (folder / "broken.yaml").write_text("pruning: {density: 0.1\n")
-    (folder / "function.yaml").write_text("model: {network: {class_path: torchvision.models.vgg11}}\n")
+    (folder / "function.yaml").write_text(
+        "model: {network: {class_path: torchvision.models.vgg11}}\n"
+    )
     (folder / "empty_run").mkdir()
     return folder
 
@@ -142,12 +148,18 @@ def test_a_mistake_that_shows_later_is_answered_in_one_sentence_too(
         run(shlex.split(f"{typed} --trainer.enable_progress_bar false"))
 
     assert left.value.code in (1, 2)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("synflow_pl: error: ")]
+    lines = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("synflow_pl: error: ")
+    ]
     assert len(lines) == 1
     assert said in lines[0]
 
 
-@pytest.mark.parametrize("refused", ["--trainer.max_epochs -5", "--model.optimizer SGD --model.optimizer.lr -1"])
+@pytest.mark.parametrize(
+    "refused", ["--trainer.max_epochs -5", "--model.optimizer SGD --model.optimizer.lr -1"]
+)
 def test_a_command_that_is_refused_leaves_no_run_behind(refused: str, folder: Path) -> None:
     with pytest.raises(SystemExit):
         run(shlex.split(f"{NAMED} {refused}"))
@@ -180,4 +192,7 @@ def test_members_of_enums_are_written_as_what_their_class_is_called_with() -> No
     class Colour(enum.Enum):
         RED = 1
 
-    assert yaml.safe_load(yaml.safe_dump({"interval": Interval.step, "colour": Colour.RED})) == {"interval": "step", "colour": "RED"}
+    assert yaml.safe_load(yaml.safe_dump({"interval": Interval.step, "colour": Colour.RED})) == {
+        "interval": "step",
+        "colour": "RED",
+    }

@@ -1,4 +1,6 @@
-"""Networks in which nothing is at rest: biases, gains, shifts and statistics as training might leave them."""
+"""Networks in which nothing is at rest: biases, gains, shifts and statistics as training might
+leave them.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,12 @@ from synflow_pl import Masks
 
 @torch.no_grad()
 def randomize(network: nn.Module, masks: Masks, images: Tensor) -> None:
-    """Draw biases, gains and shifts at random and scale layer by layer, so that what comes from the input stays of the size of what
+    """Draw biases, gains and shifts at random and scale layer by layer, so that what comes from the
+    input stays of the size of what
     does not, however few weights are left: else a constant would pass for the network.
 
-    Statistics are what the images give, moved a little: at initialisation nothing would ever be folded.
+    Statistics are what the images give, moved a little: at initialisation nothing would ever be
+        folded.
     """
     masks.apply(network)
     handles = []
@@ -27,8 +31,14 @@ def randomize(network: nn.Module, masks: Masks, images: Tensor) -> None:
                 layer.weight.div_(across)
                 made = made / across
             if layer.bias is not None:
-                channel = 1 if normalises or isinstance(layer, nn.modules.conv._ConvNd) else made.dim() - 1
-                shift = torch.randn_like(layer.bias) / 3 - made.mean([dim for dim in range(made.dim()) if dim != channel])
+                channel = (
+                    1
+                    if normalises or isinstance(layer, nn.modules.conv._ConvNd)
+                    else made.dim() - 1
+                )
+                shift = torch.randn_like(layer.bias) / 3 - made.mean(
+                    [dim for dim in range(made.dim()) if dim != channel]
+                )
                 layer.bias.copy_(shift)
                 made = made + shift.view([-1 if dim == channel else 1 for dim in range(made.dim())])
         return made
@@ -52,10 +62,15 @@ def randomize(network: nn.Module, masks: Masks, images: Tensor) -> None:
         handle.remove()
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.add_(torch.randn_like(module.running_mean) * module.running_var.sqrt() / 5)
-            # Nearly alike for all channels: the variance of one that hardly moves would magnify rounding from layer to layer.
+            module.running_mean.add_(
+                torch.randn_like(module.running_mean) * module.running_var.sqrt() / 5
+            )
+            # Nearly alike for all channels: the variance of one that hardly moves would magnify
+            # rounding from layer to layer.
             peak = float(module.running_var.max())
-            module.running_var.fill_(peak if peak > 1e-9 else 1.0).mul_(torch.rand_like(module.running_var) + 0.5)
+            module.running_var.fill_(peak if peak > 1e-9 else 1.0).mul_(
+                torch.rand_like(module.running_var) + 0.5
+            )
     masks.apply(network)
 
 

@@ -10,17 +10,29 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from synflow_pl.data import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageDataModule, ImageNet, TinyImageNet
+from synflow_pl.data import (
+    CIFAR10,
+    CIFAR100,
+    MNIST,
+    FashionMNIST,
+    ImageDataModule,
+    ImageNet,
+    TinyImageNet,
+)
 
 
 def pixels_of(kind: type[ImageDataModule], count: int) -> np.ndarray:
     """Random images (N, H, W, C)."""
     channels, height, width = kind.input_shape
-    return np.random.default_rng(0).integers(0, 256, (count, height, width, channels), dtype=np.uint8)
+    return np.random.default_rng(0).integers(
+        0, 256, (count, height, width, channels), dtype=np.uint8
+    )
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
-    path.write_bytes(struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
+    path.write_bytes(
+        struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+    )
 
 
 def mnist(kind: type[ImageDataModule], folder: Path, count: int) -> np.ndarray:
@@ -47,7 +59,9 @@ def cifar(kind: type[ImageDataModule], folder: Path, count: int) -> np.ndarray:
 
 
 def tiny_imagenet(kind: type[ImageDataModule], folder: Path, count: int) -> np.ndarray:
-    """PNG files under the names of JPEGs, which would not keep the pixels; two classes, in turn, so that images are sorted by class."""
+    """PNG files under the names of JPEGs, which would not keep the pixels; two classes, in turn, so
+    that images are sorted by class.
+    """
     pixels = pixels_of(kind, count)
     where = folder / "tiny-imagenet-200"
     names = ["n01", "n02"]
@@ -60,7 +74,9 @@ def tiny_imagenet(kind: type[ImageDataModule], folder: Path, count: int) -> np.n
         Image.fromarray(picture).save(path, format="PNG")
     lines = []
     for image in range(count // 2):
-        Image.fromarray(pixels[image]).save(where / "val" / "images" / f"val_{image}.JPEG", format="PNG")
+        Image.fromarray(pixels[image]).save(
+            where / "val" / "images" / f"val_{image}.JPEG", format="PNG"
+        )
         lines.append(f"val_{image}.JPEG\t{names[image % 2]}\t0\t0\t62\t62\n")
     (where / "val" / "val_annotations.txt").write_text("".join(lines))
     return pixels

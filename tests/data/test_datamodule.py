@@ -1,4 +1,6 @@
-"""What every data set promises: its splits, its batches, and that the test set is met only at test. Told with the digits."""
+"""What every data set promises: its splits, its batches, and that the test set is met only at test.
+Told with the digits.
+"""
 
 import warnings
 from pathlib import Path
@@ -89,7 +91,9 @@ def test_without_validation_images_there_is_no_validation_loader() -> None:
 
 @pytest.mark.parametrize("size", [5000, 6000])
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(size: int) -> None:
-    with pytest.raises(ValueError, match=f"val_size: {size} leaves none of the 5000 training images"):
+    with pytest.raises(
+        ValueError, match=f"val_size: {size} leaves none of the 5000 training images"
+    ):
         ready(val_size=size)
 
 
@@ -97,8 +101,13 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(size: int) -> None:
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-@pytest.mark.parametrize(("stage", "part"), [("fit", "train"), ("validate", "train"), ("test", "test"), ("predict", "test")])
-def test_a_stage_opens_only_what_it_needs_and_once(stage: str, part: str, pipeline: str, opened: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("stage", "part"),
+    [("fit", "train"), ("validate", "train"), ("test", "test"), ("predict", "test")],
+)
+def test_a_stage_opens_only_what_it_needs_and_once(
+    stage: str, part: str, pipeline: str, opened: list[str]
+) -> None:
     data = ready(stage, pipeline=pipeline)
     loaders = {"fit": ["train", "val"], "validate": ["val"]}.get(stage, [stage])
     for loader in loaders:
@@ -113,13 +122,20 @@ def test_the_test_set_comes_whole_and_in_order_at_test_and_predict() -> None:
         assert torch.cat([label for _, label in batches]).tolist() == labels
 
 
-def test_validating_on_the_test_set_warns_holds_nothing_out_and_gives_the_test_images(opened: list[str]) -> None:
+def test_validating_on_the_test_set_warns_holds_nothing_out_and_gives_the_test_images(
+    opened: list[str],
+) -> None:
     data = Digits(validate_on_test=True, batch_size=1000)
-    with pytest.warns(UserWarning, match=r"validate_on_test: the validation numbers of this run are test numbers"):
+    with pytest.warns(
+        UserWarning, match=r"validate_on_test: the validation numbers of this run are test numbers"
+    ):
         data.setup("fit")
     data.setup("test")
     assert len(indices(data, "train")) == 5000
-    (images, labels), (expected, expected_labels) = next(iter(data.val_dataloader())), next(iter(data.test_dataloader()))
+    (images, labels), (expected, expected_labels) = (
+        next(iter(data.val_dataloader())),
+        next(iter(data.test_dataloader())),
+    )
     assert torch.equal(images, expected)
     assert torch.equal(labels, expected_labels)
 
@@ -159,7 +175,9 @@ def first_batch(**options: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_a_batch_follows_the_data_s_seed_and_the_run_s_and_no_generator(pipeline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_follows_the_data_s_seed_and_the_run_s_and_no_generator(
+    pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(1)
     first = first_batch(pipeline=pipeline)
     torch.manual_seed(2)
@@ -190,7 +208,9 @@ def test_a_worker_s_second_epoch_is_that_of_no_worker() -> None:
 
 
 def test_augmentation_can_be_left_out() -> None:
-    plain = [first_batch(augment=False, pipeline=pipeline) for pipeline in ("memory", "torchvision")]
+    plain = [
+        first_batch(augment=False, pipeline=pipeline) for pipeline in ("memory", "torchvision")
+    ]
     assert torch.equal(*plain)
     assert not torch.equal(first_batch(), plain[0])
     data = ready(batch_size=64)  # digits themselves are not augmented, and come in the same order
@@ -199,7 +219,9 @@ def test_augmentation_can_be_left_out() -> None:
 
 def as_one_of(devices: int, rank: int = 0) -> Any:
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    return SimpleNamespace(world_size=devices, global_rank=rank, overfit_batches=0, strategy=strategy)
+    return SimpleNamespace(
+        world_size=devices, global_rank=rank, overfit_batches=0, strategy=strategy
+    )
 
 
 @pytest.mark.parametrize(("devices", "images"), [(1, 120), (2, 60), (8, 15)])
@@ -223,7 +245,9 @@ def test_devices_augment_an_image_alike(pipeline: str) -> None:
 def test_a_batch_that_the_devices_cannot_share_evenly_is_refused() -> None:
     data = ready(batch_size=128)
     data.trainer = as_one_of(3)
-    with pytest.raises(ValueError, match="batch_size: 128 images cannot be shared evenly by 3 devices"):
+    with pytest.raises(
+        ValueError, match="batch_size: 128 images cannot be shared evenly by 3 devices"
+    ):
         data.train_dataloader()
 
 
@@ -245,11 +269,15 @@ def test_pruning_batches_are_training_images_without_augmentation_and_without_re
     found = torch.cat([images for images, _ in data.pruning_batches(images_per_class=30)])
     pixels, _ = data.images(train=True)
     own = pixels[data.split["train"]].float().div(255).sub(0.1307).div(0.3081)
-    distances = torch.cdist(found.flatten(1), own.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.cdist(
+        found.flatten(1), own.flatten(1), compute_mode="donot_use_mm_for_euclid_dist"
+    )
     matches = (distances < 1e-3).nonzero()
     assert matches[:, 0].unique().numel() == 300
     assert found.flatten(1).unique(dim=0).shape[0] == 300
-    again = torch.cat([images for images, _ in data.pruning_batches(images_per_class=30, augment=True)])
+    again = torch.cat(
+        [images for images, _ in data.pruning_batches(images_per_class=30, augment=True)]
+    )
     assert not torch.equal(again, found)
 
 
@@ -262,22 +290,33 @@ def test_every_rank_gets_the_same_pruning_batches(pipeline: str, augment: bool) 
         data = Augmented(pipeline=pipeline)
         data.trainer = as_one_of(2, rank)
         found.append(data.pruning_batches(augment=augment))
-    assert all(torch.equal(x, y) and torch.equal(a, b) for (x, a), (y, b) in zip(*found, strict=True))
+    assert all(
+        torch.equal(x, y) and torch.equal(a, b) for (x, a), (y, b) in zip(*found, strict=True)
+    )
     other = Augmented(pipeline=pipeline, seed=1).pruning_batches(augment=augment)
     assert not torch.equal(other[0][0], found[0][0][0])
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_each_draw_of_pruning_batches_is_another_sample_that_seed_and_number_determine(pipeline: str) -> None:
+def test_each_draw_of_pruning_batches_is_another_sample_that_seed_and_number_determine(
+    pipeline: str,
+) -> None:
     data, again = Augmented(pipeline=pipeline), Augmented(pipeline=pipeline)
-    drawn = [torch.cat([images for images, _ in data.pruning_batches(draw=number)]) for number in range(3)]
+    drawn = [
+        torch.cat([images for images, _ in data.pruning_batches(draw=number)])
+        for number in range(3)
+    ]
     assert torch.equal(drawn[0], torch.cat([images for images, _ in data.pruning_batches()]))
     for number in (2, 0, 1):  # in any order, from any instance
         batches = again.pruning_batches(draw=number)
         assert torch.equal(torch.cat([images for images, _ in batches]), drawn[number])
         assert torch.cat([labels for _, labels in batches]).bincount().tolist() == [10] * 10
     for first, second in ((0, 1), (0, 2), (1, 2)):
-        distances = torch.cdist(drawn[first].flatten(1), drawn[second].flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cdist(
+            drawn[first].flatten(1),
+            drawn[second].flatten(1),
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
         assert int((distances < 1e-3).sum()) < 20  # of 100 images of 4,500, about 2 by chance
     other = Augmented(pipeline=pipeline, seed=1).pruning_batches(draw=1)
     assert not torch.equal(other[0][0], data.pruning_batches(draw=1)[0][0])
@@ -292,11 +331,16 @@ def test_every_rank_gets_the_same_fresh_pruning_batches() -> None:
         data = Augmented()
         data.trainer = as_one_of(2, rank)
         found.append(data.pruning_batches(augment=True, draw=3))
-    assert all(torch.equal(x, y) and torch.equal(a, b) for (x, a), (y, b) in zip(*found, strict=True))
+    assert all(
+        torch.equal(x, y) and torch.equal(a, b) for (x, a), (y, b) in zip(*found, strict=True)
+    )
 
 
 def test_more_pruning_images_than_a_class_has_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"images_per_class: class \d has \d+ training images, not 600; ask for fewer"):
+    with pytest.raises(
+        ValueError,
+        match=r"images_per_class: class \d has \d+ training images, not 600; ask for fewer",
+    ):
         ready().pruning_batches(images_per_class=600)
     with pytest.raises(ValueError, match="images_per_class: 0 must be at least 1"):
         ready().pruning_batches(images_per_class=0)
@@ -309,7 +353,9 @@ class Rare(Digits):
 
     def images(self, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = super().images(train)
-        chosen = torch.cat([(labels == label).nonzero()[: self.few.get(label, 50), 0] for label in range(10)])
+        chosen = torch.cat(
+            [(labels == label).nonzero()[: self.few.get(label, 50), 0] for label in range(10)]
+        )
         return images[chosen], labels[chosen]
 
 
@@ -318,7 +364,9 @@ class Absent(Rare):
 
 
 def labels_of(data: Digits) -> list[int]:
-    return torch.cat([labels for _, labels in data.pruning_batches()]).bincount(minlength=10).tolist()
+    return (
+        torch.cat([labels for _, labels in data.pruning_batches()]).bincount(minlength=10).tolist()
+    )
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
@@ -336,7 +384,10 @@ def test_pruning_batches_hold_all_images_of_a_small_class_and_warn(pipeline: Any
 
 
 def test_pruning_batches_leave_out_a_class_without_images_and_warn() -> None:
-    with pytest.warns(UserWarning, match=r"class 3 has 0 training images, not 10, so pruning scores on all that there are$"):
+    with pytest.warns(
+        UserWarning,
+        match=r"class 3 has 0 training images, not 10, so pruning scores on all that there are$",
+    ):
         assert labels_of(Absent(val_size=0)) == [10, 10, 10, 0, 10, 10, 10, 10, 10, 10]
 
 
@@ -351,11 +402,16 @@ def test_the_number_of_pruning_images_is_an_option() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Rare, r"class 2 has 4 training images, not 5; ask for fewer \(all classes have 4\), or leave --data\.images_per_class out"),
+        (
+            Rare,
+            r"class 2 has 4 training images, not 5; ask for fewer \(all classes have 4\), or leave --data\.images_per_class out",
+        ),
         (Absent, r"class 3 has 0 training images, not 5; leave --data\.images_per_class out"),
     ],
 )
-def test_a_number_of_pruning_images_that_a_class_does_not_have_is_refused(kind: type[Digits], message: str) -> None:
+def test_a_number_of_pruning_images_that_a_class_does_not_have_is_refused(
+    kind: type[Digits], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         kind(val_size=0, images_per_class=5).pruning_batches()
 
@@ -365,7 +421,11 @@ def test_a_number_of_pruning_images_that_a_class_does_not_have_is_refused(kind: 
 
 def test_images_of_a_folder_are_predicted_in_the_order_of_their_names(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
-    for name, size, value in (("c.png", (28, 28), 0), ("b/a.JPG", (56, 84), 255), ("a.png", (40, 30), 255)):
+    for name, size, value in (
+        ("c.png", (28, 28), 0),
+        ("b/a.JPG", (56, 84), 255),
+        ("a.png", (40, 30), 255),
+    ):
         Image.fromarray(np.full((*size, 3), value, np.uint8)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
     data = ready("predict", predict_dir=str(tmp_path))
@@ -379,7 +439,10 @@ def test_images_of_a_folder_are_predicted_in_the_order_of_their_names(tmp_path: 
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path, opened: list[str]) -> None:
-    for folder, message in ((tmp_path, "holds no image"), (tmp_path / "none", "there is no folder")):
+    for folder, message in (
+        (tmp_path, "holds no image"),
+        (tmp_path / "none", "there is no folder"),
+    ):
         with pytest.raises(FileNotFoundError, match=f"predict_dir: .*{message}"):
             ready("predict", predict_dir=str(folder)).predict_dataloader()
     assert opened == []
@@ -391,9 +454,17 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, opened: list[str]) -
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("option", "least"),
-    [({"batch_size": 0}, 1), ({"batch_size": -4}, 1), ({"val_size": -1}, 0), ({"num_workers": -1}, 0), ({"images_per_class": 0}, 1)],
+    [
+        ({"batch_size": 0}, 1),
+        ({"batch_size": -4}, 1),
+        ({"val_size": -1}, 0),
+        ({"num_workers": -1}, 0),
+        ({"images_per_class": 0}, 1),
+    ],
 )
-def test_an_impossible_number_is_refused_by_name(kind: type, option: dict[str, int], least: int) -> None:
+def test_an_impossible_number_is_refused_by_name(
+    kind: type, option: dict[str, int], least: int
+) -> None:
     ((name, value),) = option.items()
     with pytest.raises(ValueError, match=f"^{name}: {value} must be at least {least}"):
         kind(**option)
@@ -408,14 +479,18 @@ def test_an_unknown_pipeline_is_refused(kind: type) -> None:
 # -- where the files lie
 
 
-def test_data_lies_in_a_folder_that_an_argument_or_the_environment_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_lies_in_a_folder_that_an_argument_or_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("SYNFLOW_DATA", str(tmp_path / "environment"))
     assert MNIST(data_dir=str(tmp_path / "argument")).data_dir == tmp_path / "argument"
     assert MNIST().data_dir == tmp_path / "environment"
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_data_lies_in_the_cache_otherwise(value: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_lies_in_the_cache_otherwise(
+    value: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SYNFLOW_DATA", value or "")
     if value is None:

@@ -20,7 +20,9 @@ def test_the_masks_after_every_round_can_be_had_again() -> None:
         seen.append({name: mask.clone() for name, mask in masks.items()})
         survival(index, density, masks)
 
-    prune(network, Magnitude(), density=0.01, rounds=400, on_round=on_round)  # more rounds than a byte can count
+    prune(
+        network, Magnitude(), density=0.01, rounds=400, on_round=on_round
+    )  # more rounds than a byte can count
     for index in (1, 2, 255, 256, 257, 400):
         then = survival.after(index)
         assert all(torch.equal(then[name], mask) for name, mask in seen[index - 1].items())
@@ -34,7 +36,8 @@ def test_the_round_of_death_is_the_first_after_which_no_path_is_left() -> None:
     survival = MaskHistory()
     prune(network, Magnitude(), num_kept=1, rounds=7, schedule="linear", on_round=survival)
     paths = Connectivity(network, example_of(network, (2,), None))
-    # 8 reads the input and feeds unit 0, which 5 and 6 read; 6 goes in the sixth round, with 2 of 8 weights left.
+    # 8 reads the input and feeds unit 0, which 5 and 6 read; 6 goes in the sixth round, with 2 of 8
+    # weights left.
     assert survival.died(paths) == (6, 2 / 8)
 
 
@@ -48,5 +51,9 @@ def test_a_network_that_lives_has_no_round_of_death() -> None:
 def test_a_path_that_is_gone_in_the_first_round_already() -> None:
     network, survival = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), MaskHistory()
     for index, density in ((1, 0.5), (2, 0.5)):
-        survival(index, density, Masks({"0.weight": torch.tensor([[False]]), "1.weight": torch.tensor([[True]])}))
+        survival(
+            index,
+            density,
+            Masks({"0.weight": torch.tensor([[False]]), "1.weight": torch.tensor([[True]])}),
+        )
     assert survival.died(Connectivity(network, example_of(network, (1,), None))) == (1, 0.5)

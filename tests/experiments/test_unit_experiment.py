@@ -42,12 +42,18 @@ def differences(network: nn.Module, shape: tuple[int, ...], pruner: Pruner) -> T
             parameter.data.zero_()
     inputs = example_of(network, shape, None)
     batches = [(torch.randn(8, *shape, dtype=torch.float64), torch.arange(8))]
-    return unit_differences(unit_sums(linearise(network, inputs), first_scores(network, pruner, inputs, batches=batches)).values())
+    return unit_differences(
+        unit_sums(
+            linearise(network, inputs), first_scores(network, pruner, inputs, batches=batches)
+        ).values()
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("pruner", [SynFlow, SynFlowL2, Saliency])
-def test_synaptic_saliency_is_conserved_at_every_hidden_unit(name: str, pruner: type[Pruner]) -> None:
+def test_synaptic_saliency_is_conserved_at_every_hidden_unit(
+    name: str, pruner: type[Pruner]
+) -> None:
     build, shape = NETWORKS[name]
     off = differences(build(), shape, pruner())
     assert len(off) > 5
@@ -64,7 +70,10 @@ def test_magnitudes_are_not(name: str, pruner: type[Pruner]) -> None:
 
 
 def test_the_difference_is_relative_to_the_larger_sum() -> None:
-    sums = [(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])), (torch.tensor([3.0, 0.0, -1.0]), torch.tensor([-3.0, 0.0, -4.0]))]
+    sums = [
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])),
+        (torch.tensor([3.0, 0.0, -1.0]), torch.tensor([-3.0, 0.0, -4.0])),
+    ]
     assert unit_differences(sums).tolist() == [0, 0.5, 2, 0, 0.75]
 
 

@@ -8,7 +8,12 @@ from synflow_pl.masks import Masks
 
 
 def masks(**rows: list[list[int]]) -> Masks:
-    return Masks({name.replace("_", ".") + ".weight": torch.tensor(mask).bool() for name, mask in rows.items()})
+    return Masks(
+        {
+            name.replace("_", ".") + ".weight": torch.tensor(mask).bool()
+            for name, mask in rows.items()
+        }
+    )
 
 
 def alive(network: nn.Module, found: Masks, shape: tuple[int, ...]) -> bool:
@@ -77,7 +82,13 @@ def attentive(queries_and_keys: bool, values: bool, gate: bool) -> Masks:
     projection = torch.ones(6, 2, dtype=torch.bool)
     projection[:4], projection[4:] = queries_and_keys, values
     ones = torch.ones(2, 2, dtype=torch.bool)
-    return Masks({"attention.in_proj_weight": projection, "attention.out_proj.weight": ones, "squeeze.weight": ones & gate})
+    return Masks(
+        {
+            "attention.in_proj_weight": projection,
+            "attention.out_proj.weight": ones,
+            "squeeze.weight": ones & gate,
+        }
+    )
 
 
 def test_a_path_leads_through_attention_and_gates_as_through_dense_connections() -> None:
@@ -95,8 +106,12 @@ def test_a_path_does_not_lead_from_a_token_to_one_before_it_where_attention_is_c
             self.early, self.late, self.causal = nn.Linear(1, 1), nn.Linear(1, 1), causal
 
         def forward(self, tokens: Tensor) -> Tensor:
-            values = torch.cat([self.early(tokens[:, :1]), self.late(tokens[:, 1:])], 1).view(1, 1, 2, 1)
-            return nn.functional.scaled_dot_product_attention(values, values, values, is_causal=self.causal)[:, :, 0]
+            values = torch.cat([self.early(tokens[:, :1]), self.late(tokens[:, 1:])], 1).view(
+                1, 1, 2, 1
+            )
+            return nn.functional.scaled_dot_product_attention(
+                values, values, values, is_causal=self.causal
+            )[:, :, 0]
 
     assert alive(Causal(), masks(early=[[1]], late=[[0]]), (2,))
     assert not alive(Causal(), masks(early=[[0]], late=[[1]]), (2,))

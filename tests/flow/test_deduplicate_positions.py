@@ -18,8 +18,12 @@ from synflow_pl.masks import prunable
 from synflow_pl.networks import VGG, ResNet
 
 
-def gradients(network: nn.Module, shape: tuple[int, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """dR/dw through the skeleton and through the network itself, which is made positive, each as a share of R."""
+def gradients(
+    network: nn.Module, shape: tuple[int, ...]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """dR/dw through the skeleton and through the network itself, which is made positive, each as a
+    share of R.
+    """
     network = network.double().eval()
     weights = {name: parameter.detach().abs() for name, parameter in prunable(network).items()}
     found = linearise(network, example_of(network, shape, None)).gradients(weights)
@@ -28,13 +32,19 @@ def gradients(network: nn.Module, shape: tuple[int, ...]) -> tuple[dict[str, Ten
             parameter.abs_()
     network(torch.ones(1, *shape, dtype=torch.float64)).sum().backward()
     expected = {name: parameter.grad for name, parameter in prunable(network).items()}
-    name = next(iter(weights))  # every path of a chain goes through its first layer: the scores there sum to R
+    name = next(
+        iter(weights)
+    )  # every path of a chain goes through its first layer: the scores there sum to R
     return tuple(of_all(every, (weights[name] * every[name]).sum()) for every in (found, expected))
 
 
 def of_all(gradients: dict[str, Tensor], total: Tensor) -> dict[str, Tensor]:
-    """As a share of the total; as they are where nothing flows at all (a strided layer may read nothing but padding)."""
-    return {name: gradient / total if total > 0 else gradient for name, gradient in gradients.items()}
+    """As a share of the total; as they are where nothing flows at all (a strided layer may read
+    nothing but padding).
+    """
+    return {
+        name: gradient / total if total > 0 else gradient for name, gradient in gradients.items()
+    }
 
 
 def sizes(network: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -53,7 +63,9 @@ def sizes(network: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 LAYERS = st.one_of(
-    st.tuples(st.just("conv"), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2)),
+    st.tuples(
+        st.just("conv"), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2)
+    ),
     st.tuples(st.just("max"), st.integers(1, 3), st.integers(1, 3), st.just(0), st.just(1)),
     st.tuples(st.just("average"), st.integers(1, 3), st.integers(1, 3), st.just(0), st.just(1)),
     st.tuples(st.just("depthwise"), st.just(3), st.integers(1, 2), st.just(1), st.just(1)),
@@ -61,8 +73,13 @@ LAYERS = st.one_of(
 
 
 @settings(max_examples=60, deadline=None)
-@given(layers=st.lists(LAYERS, min_size=1, max_size=6), size=st.tuples(st.integers(20, 41), st.integers(20, 41)))
-def test_any_chain_of_windows_has_the_gradients_it_has_position_by_position(layers: list[Any], size: tuple[int, int]) -> None:
+@given(
+    layers=st.lists(LAYERS, min_size=1, max_size=6),
+    size=st.tuples(st.integers(20, 41), st.integers(20, 41)),
+)
+def test_any_chain_of_windows_has_the_gradients_it_has_position_by_position(
+    layers: list[Any], size: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
     modules: list[nn.Module] = [nn.Conv2d(1, 2, 3, padding=1, bias=False)]
     for kind, kernel, stride, padding, dilation in layers:
@@ -84,7 +101,9 @@ def test_any_chain_of_windows_has_the_gradients_it_has_position_by_position(laye
         torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("network", [lambda: VGG(11), lambda: ResNet(20)], ids=["VGG-11", "ResNet-20"])
+@pytest.mark.parametrize(
+    "network", [lambda: VGG(11), lambda: ResNet(20)], ids=["VGG-11", "ResNet-20"]
+)
 def test_a_network_has_the_gradients_it_has_position_by_position(network: Any) -> None:
     found, expected = gradients(network(), (3, 32, 32))
     for name, gradient in expected.items():
@@ -125,19 +144,25 @@ def test_branches_of_other_reach_meet() -> None:
         torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-13)
 
 
-def test_what_reads_where_the_largest_were_sees_every_position(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_reads_where_the_largest_were_sees_every_position(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     network = Placed().double()
     short, _ = gradients(copy.deepcopy(network), (1, 24, 24))
-    monkeypatch.setattr("synflow_pl.flow.builder.shorten", lambda steps, sources, outputs, *_: (list(steps), sources, outputs))
+    monkeypatch.setattr(
+        "synflow_pl.flow.builder.shorten",
+        lambda steps, sources, outputs, *_: (list(steps), sources, outputs),
+    )
     whole, _ = gradients(network, (1, 24, 24))
     for name, gradient in whole.items():
         torch.testing.assert_close(short[name], gradient, rtol=1e-10, atol=1e-13)
 
 
 def test_in_a_deeper_layer_more_positions_differ() -> None:
-    # One border position more on either side after each layer, and one for all the others: 3, 5, 7. From 5 to 7 no copies are put
-    # back, so the second layer computes 7 as well. The pooling reads 10, with an even number left out, put back behind the third.
+    # One border position more on either side after each layer, and one for all the others: 3, 5, 7.
+    # From 5 to 7 no copies are put back, so the second layer computes 7 as well. The pooling reads
+    # 10, with an even number left out, put back behind the third.
     layers = [nn.Conv2d(1 if index == 0 else 2, 2, 3, padding=1) for index in range(3)]
     assert sizes(nn.Sequential(*layers), (1, 101, 101)) == [(3, 3), (7, 7), (7, 7)]
     assert sizes(nn.Sequential(*layers, nn.MaxPool2d(2)), (1, 100, 100)) == [(3, 3), (7, 7), (7, 7)]

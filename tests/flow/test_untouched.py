@@ -27,7 +27,9 @@ class Slots:
 
 
 class Storing(nn.Module):
-    """Two layers, and a forward pass that stores what ``store`` stores of the module and the hidden values."""
+    """Two layers, and a forward pass that stores what ``store`` stores of the module and the hidden
+    values.
+    """
 
     shared: Any = None
 
@@ -126,10 +128,23 @@ def picture(item: Any, seen: set[int]) -> Any:
         return [(key, picture(value, seen)) for key, value in item.items()]
     if isinstance(item, (list, tuple, deque, set)):
         return [picture(member, seen) for member in item]
-    closure = [picture(cell.cell_contents, seen) for cell in getattr(item, "__closure__", None) or ()]
-    slots = [picture(getattr(item, name, "absent"), seen) for name in getattr(item, "__slots__", ())]
-    held = picture(vars(item), seen) if hasattr(item, "__dict__") and not isinstance(item, type) else item
-    return held, closure, slots, type(item).__name__ == "Storing" and picture(type(item).shared, seen)
+    closure = [
+        picture(cell.cell_contents, seen) for cell in getattr(item, "__closure__", None) or ()
+    ]
+    slots = [
+        picture(getattr(item, name, "absent"), seen) for name in getattr(item, "__slots__", ())
+    ]
+    held = (
+        picture(vars(item), seen)
+        if hasattr(item, "__dict__") and not isinstance(item, type)
+        else item
+    )
+    return (
+        held,
+        closure,
+        slots,
+        type(item).__name__ == "Storing" and picture(type(item).shared, seen),
+    )
 
 
 STORES: dict[str, Callable[[], Callable[[Any, Tensor], Any]]] = {
@@ -160,7 +175,9 @@ def test_what_forward_stores_is_put_back_after_recording(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STORES)
-def test_a_network_that_stores_tensors_trains_and_is_copied_and_saved_after_pruning(name: str) -> None:
+def test_a_network_that_stores_tensors_trains_and_is_copied_and_saved_after_pruning(
+    name: str,
+) -> None:
     torch.manual_seed(0)
     network = Storing(STORES[name]())
     prune(network, SynFlow(), density=0.5, rounds=3, input_shape=(5, 8))
@@ -213,21 +230,34 @@ def test_every_value_keeps_the_numbers_that_it_had_when_it_was_made() -> None:
 
     recording = trace(Counting(), (torch.ones(1, 4),))
     for operation in recording.operations:
-        given = [recording.tensors[item.number] if hasattr(item, "number") else item for item in operation.args]
+        given = [
+            recording.tensors[item.number] if hasattr(item, "number") else item
+            for item in operation.args
+        ]
         output = operation.outputs[0]
         assert output is not None
-        torch.testing.assert_close(operation.target(*given, **operation.kwargs), recording.tensors[output.number])
+        torch.testing.assert_close(
+            operation.target(*given, **operation.kwargs), recording.tensors[output.number]
+        )
 
 
 def test_buffers_that_a_weight_is_computed_with_stay_in_train_mode() -> None:
-    network = nn.Sequential(parametrizations.spectral_norm(nn.Linear(8, 8)), nn.utils.spectral_norm(nn.Linear(8, 8)), nn.Linear(8, 2))
+    network = nn.Sequential(
+        parametrizations.spectral_norm(nn.Linear(8, 8)),
+        nn.utils.spectral_norm(nn.Linear(8, 8)),
+        nn.Linear(8, 2),
+    )
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     masks = prune(network, SynFlow(), density=0.5, rounds=2, input_shape=(8,))
     diagnose(network, masks, input_shape=(8,))
     Compaction(network, masks, (torch.ones(1, 8),))
     masks.apply(network)
     assert network.training
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items() if name not in masks)
+    assert all(
+        torch.equal(tensor, before[name])
+        for name, tensor in network.state_dict().items()
+        if name not in masks
+    )
 
 
 def test_a_value_that_an_operation_gives_back_as_it_was_has_one_maker() -> None:
@@ -244,7 +274,12 @@ def test_a_value_that_an_operation_gives_back_as_it_was_has_one_maker() -> None:
 
     network = Cache()
     recording = trace(network, (torch.ones(2, 4),))
-    made = [output.number for operation in recording.operations for output in operation.outputs if output is not None]
+    made = [
+        output.number
+        for operation in recording.operations
+        for output in operation.outputs
+        if output is not None
+    ]
     assert len(made) == len(set(made))
     masks = prune(network, SynFlow(), density=0.5, rounds=2, input_shape=(4,))
     assert diagnose(network, masks, input_shape=(4,)).alive
@@ -262,6 +297,9 @@ def test_a_network_that_creates_its_parameters_late_is_refused() -> None:
             return self.last(self.layer(x))
 
     network = Late()
-    with pytest.raises(ValueError, match=r"Late creates parameters in its first forward pass \(last.weight, last.bias\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"Late creates parameters in its first forward pass \(last.weight, last.bias\)",
+    ):
         linearise(network, (torch.ones(1, 4),))
     assert network.last is None

@@ -9,7 +9,8 @@ from synflow_pl.networks import TinyResNet
 
 # Millions of parameters that weiaicunzai states for CIFAR-100.
 STATED = {18: 11.2, 34: 21.3, 50: 23.7, 101: 42.7, 152: 58.3}
-# Millions in Zagoruyko & Komodakis 2016, Table 8 (ImageNet): WRN-18-2, WRN-34-2, WRN-50-2-bottleneck.
+# Millions in Zagoruyko & Komodakis 2016, Table 8 (ImageNet): WRN-18-2, WRN-34-2,
+# WRN-50-2-bottleneck.
 WIDE = {18: 45.6, 34: 86.0, 50: 68.9}
 
 
@@ -23,7 +24,9 @@ def count(module: nn.Module) -> int:
 
 
 def with_small_stem(depth: int, width_factor: int) -> torchvision.models.ResNet:
-    """Torchvision's ResNet, its 7x7 stem of stride 2 replaced by a 3x3 one of stride 1 and its pooling left out."""
+    """Torchvision's ResNet, its 7x7 stem of stride 2 replaced by a 3x3 one of stride 1 and its
+    pooling left out.
+    """
     options = {"width_per_group": 64 * width_factor} if depth >= 50 else {}
     network = torchvision.models.get_model(f"resnet{depth}", num_classes=10, **options)
     network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
@@ -37,13 +40,16 @@ def test_the_network_has_the_stated_number_of_parameters(depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", WIDE)
-def test_the_wide_network_has_the_number_of_parameters_of_the_paper_that_widened_it(depth: int) -> None:
+def test_the_wide_network_has_the_number_of_parameters_of_the_paper_that_widened_it(
+    depth: int,
+) -> None:
     # The stem is smaller than ImageNet's by 64 * 3 * (49 - 9) weights, which does not show.
     assert round(count(on_meta(depth, width_factor=2, num_classes=1000)) / 1e6, 1) == WIDE[depth]
 
 
 def test_what_was_published_as_wide_is_resnet18_with_a_gain_per_identity_channel() -> None:
-    # 2 blocks of 64 channels, and the second block of 128, of 256 and of 512, have the identity as shortcut.
+    # 2 blocks of 64 channels, and the second block of 128, of 256 and of 512, have the identity as
+    # shortcut.
     gains = 2 * 64 + 128 + 256 + 512
     assert count(on_meta(18, num_classes=10)) + gains == 11_174_986
     assert count(on_meta(18, residual_gains=True, num_classes=10)) == 11_174_986
@@ -54,18 +60,25 @@ def test_what_was_published_as_wide_is_resnet18_with_a_gain_per_identity_channel
 @pytest.mark.parametrize(
     ("depth", "width_factor"),
     [
-        pytest.param(depth, width_factor, marks=pytest.mark.slow) if depth > 50 else (depth, width_factor)
+        pytest.param(depth, width_factor, marks=pytest.mark.slow)
+        if depth > 50
+        else (depth, width_factor)
         for depth, width_factor in itertools.product(STATED, (1, 2))
         if width_factor == 1 or depth >= 50  # torchvision widens bottlenecks only
     ],
 )
 def test_with_copied_weights_the_outputs_are_torchvision_s(depth: int, width_factor: int) -> None:
-    ours, theirs = TinyResNet(depth, width_factor, num_classes=10), with_small_stem(depth, width_factor)  # type: ignore[arg-type]
+    ours, theirs = (
+        TinyResNet(depth, width_factor, num_classes=10),
+        with_small_stem(depth, width_factor),
+    )  # type: ignore[arg-type]
     assert count(ours) == count(theirs)
     with torch.no_grad():
         for tensor in theirs.state_dict().values():
             if tensor.dim() == 1:
-                tensor.add_(0.1 * torch.rand_like(tensor))  # gains, shifts and statistics that differ from each other
+                tensor.add_(
+                    0.1 * torch.rand_like(tensor)
+                )  # gains, shifts and statistics that differ from each other
     # Both register their modules in the order in which they are applied.
     pairs = zip(ours.state_dict(), theirs.state_dict().values(), strict=True)
     ours.load_state_dict(dict(pairs))
@@ -100,7 +113,9 @@ def test_the_stem_keeps_the_image_s_size_and_three_stages_halve_it() -> None:
 
 @pytest.mark.parametrize("depth", [20, 0, -18])
 def test_a_depth_that_was_never_published_is_refused(depth: int) -> None:
-    with pytest.raises(ValueError, match=f"TinyResNet: depth={depth} is not one of 18, 34, 50, 101, 152"):
+    with pytest.raises(
+        ValueError, match=f"TinyResNet: depth={depth} is not one of 18, 34, 50, 101, 152"
+    ):
         TinyResNet(depth)  # type: ignore[arg-type]
 
 

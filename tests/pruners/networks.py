@@ -23,7 +23,11 @@ def small() -> nn.Module:
 def small_batches() -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(2)
     return [
-        (torch.randn(n, 3, generator=generator, dtype=torch.float64), torch.randint(0, 2, (n,), generator=generator)) for n in (5, 2)
+        (
+            torch.randn(n, 3, generator=generator, dtype=torch.float64),
+            torch.randint(0, 2, (n,), generator=generator),
+        )
+        for n in (5, 2)
     ]
 
 
@@ -56,5 +60,6 @@ def scores(
             weight.mul_(subject.masks[name])
     pruner.prepare(subject)
     return {
-        name: score if isinstance(score, Tensor) else score.weight * score.gradient for name, score in pruner.score(subject).items()
+        name: score if isinstance(score, Tensor) else score.weight * score.gradient
+        for name, score in pruner.score(subject).items()
     }

@@ -47,9 +47,16 @@ def wires(network: nn.Module, shape: tuple[int, ...]) -> LayerGraph:
     return layer_graph(linearise(network, example_of(network, shape, None)), layers)
 
 
-def on_a_path(network: nn.Module, masks: dict[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
+def on_a_path(
+    network: nn.Module, masks: dict[str, Tensor], shape: tuple[int, ...]
+) -> dict[str, Tensor]:
     skeleton = linearise(network, example_of(network, shape, None))
-    return {name: g > 0 for name, g in skeleton.gradients({n: m.double() for n, m in masks.items()}, gains=False).items()}
+    return {
+        name: g > 0
+        for name, g in skeleton.gradients(
+            {n: m.double() for n, m in masks.items()}, gains=False
+        ).items()
+    }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -59,7 +66,9 @@ def test_every_weight_it_keeps_lies_on_a_path(name: str, exponent: float, seed: 
     build, shape = NETWORKS[name]
     network = build()
     total = sum(parameter.numel() for parameter in prunable(network).values())
-    kept = max(round(total ** (1 - exponent) * 12**exponent), 12)  # from all weights to about two paths
+    kept = max(
+        round(total ** (1 - exponent) * 12**exponent), 12
+    )  # from all weights to about two paths
     masks = prune(network, PHEW(seed), num_kept=kept, input_shape=shape)
     assert masks.kept == kept
     used = on_a_path(network, dict(masks), shape)
@@ -79,7 +88,8 @@ def test_with_fewer_it_keeps_the_beginning_of_one() -> None:
 
 
 def test_a_step_is_as_likely_as_its_weight_is_large() -> None:
-    # One input, two hidden units with weights 3 and -1 into them: of the first walks from the input three in four take the first.
+    # One input, two hidden units with weights 3 and -1 into them: of the first walks from the input
+    # three in four take the first.
     network = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
     network[0].weight.data = torch.tensor([[3.0], [-1.0]])
     network[1].weight.data = torch.tensor([[1.0, 1.0]])
@@ -93,7 +103,12 @@ def test_a_step_is_as_likely_as_its_weight_is_large() -> None:
 
 def test_choices_are_drawn_in_proportion_and_never_without_weight() -> None:
     places = torch.tensor([2, 0, 0, 2, 2])
-    choice = _Choice(places, torch.tensor([10, 11, 12, 13, 14]), torch.tensor([1.0, 0.0, 5.0, 2.0, 1.0], dtype=torch.float64), 3)
+    choice = _Choice(
+        places,
+        torch.tensor([10, 11, 12, 13, 14]),
+        torch.tensor([1.0, 0.0, 5.0, 2.0, 1.0], dtype=torch.float64),
+        3,
+    )
     generator = torch.Generator().manual_seed(0)
     drawn = choice.draw(torch.tensor([0, 1, 2]).repeat(8000), generator).view(-1, 3)
     assert set(drawn[:, 0].tolist()) == {12}
@@ -114,7 +129,8 @@ def test_the_wiring_sees_through_shortcuts() -> None:
     names = list(found.entries)
     stem = names[0]
     assert [name for name, entry in found.entries.items() if entry.any()] == [stem]
-    # What the stem makes is read by the first block's first convolution and, past it, by all that the second block reads.
+    # What the stem makes is read by the first block's first convolution and, past it, by all that
+    # the second block reads.
     readers = [reader for reader, source in found.feeds if source == stem]
     assert len(readers) == 3
     assert all(found.feeds[reader, stem].tolist() == [0, 1, 2, 3] for reader in readers)
@@ -125,8 +141,13 @@ def test_the_wiring_sees_through_groups_joining_and_flattening() -> None:
     found = wires(Joined(), (2, 4, 4))
     assert found.feeds["grouped.weight", "stem.weight"].tolist() == [0, 1, 2, 3]
     # Ten channels of 2 x 2 pixels: the first four channels are the stem's.
-    assert found.feeds["fc.weight", "stem.weight"].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [-1] * 24
-    assert found.feeds["fc.weight", "grouped.weight"].tolist() == [-1] * 16 + [c for c in range(6) for _ in range(4)]
+    assert (
+        found.feeds["fc.weight", "stem.weight"].tolist()
+        == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [-1] * 24
+    )
+    assert found.feeds["fc.weight", "grouped.weight"].tolist() == [-1] * 16 + [
+        c for c in range(6) for _ in range(4)
+    ]
     assert found.groups == {"stem.weight": 1, "grouped.weight": 2, "fc.weight": 1}
 
 
@@ -165,5 +186,13 @@ def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
 
 def test_the_local_scope_is_told_to_promise_no_paths() -> None:
     pruner = PHEW(seed=0)
-    prune(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), pruner, density=0.5, scope="local", input_shape=(6,))
-    assert pruner.notes == ("each layer is cut alone, so not all that is kept need lie on a path; with scope global it does",)
+    prune(
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)),
+        pruner,
+        density=0.5,
+        scope="local",
+        input_shape=(6,),
+    )
+    assert pruner.notes == (
+        "each layer is cut alone, so not all that is kept need lie on a path; with scope global it does",
+    )

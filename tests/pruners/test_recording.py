@@ -35,13 +35,22 @@ def test_the_masks_are_those_of_the_pruner_alone(pruner: Pruner) -> None:
     batches = [(torch.randn(8, 3, 32, 32), torch.arange(8))]
     network = VGG(11)
     alone, watched = (
-        prune(copy.deepcopy(network), each, density=0.1, rounds=3, input_shape=(3, 32, 32), batches=batches)
+        prune(
+            copy.deepcopy(network),
+            each,
+            density=0.1,
+            rounds=3,
+            input_shape=(3, 32, 32),
+            batches=batches,
+        )
         for each in (pruner, RecordingPruner(pruner, rounds=3))
     )
     assert all(torch.equal(alone[name], watched[name]) for name in alone)
 
 
-def test_scores_are_told_in_the_shape_of_the_weights_though_synflow_works_on_their_living_blocks() -> None:
+def test_scores_are_told_in_the_shape_of_the_weights_though_synflow_works_on_their_living_blocks() -> (
+    None
+):
     network = VGG(11)
     watched = RecordingPruner(SynFlow())
     masks = prune(network, watched, density=0.001, input_shape=(3, 32, 32))
@@ -49,7 +58,9 @@ def test_scores_are_told_in_the_shape_of_the_weights_though_synflow_works_on_the
         assert watched.scores[name].shape == masks[name].shape
         assert watched.scores[name][masks[name]].gt(0).all()
         # The last cut is still to come, and a weight that no flow passes any more scores zero.
-        assert watched.kept[name][-1] <= watched.scores[name].count_nonzero() <= watched.kept[name][-2]
+        assert (
+            watched.kept[name][-1] <= watched.scores[name].count_nonzero() <= watched.kept[name][-2]
+        )
     # What flows into a unit flows out of it, so every layer's scores have the same sum.
     sums = torch.stack([score.sum() for score in watched.scores.values()])
     torch.testing.assert_close(sums, sums[:1].expand_as(sums), rtol=1e-4, atol=0)

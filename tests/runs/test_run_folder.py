@@ -34,13 +34,21 @@ def test_a_file_of_that_name_takes_it_too(tmp_path: Path) -> None:
 
 
 def test_names_that_only_begin_alike_do_not_collide(tmp_path: Path) -> None:
-    assert [claim(tmp_path, name).name for name in ("run-2", "run", "ru", "run")] == ["run-2", "run", "ru", "run-3"]
+    assert [claim(tmp_path, name).name for name in ("run-2", "run", "ru", "run")] == [
+        "run-2",
+        "run",
+        "ru",
+        "run-3",
+    ]
 
 
 def test_two_threads_never_get_the_same_folder(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         folders = list(pool.map(lambda _: claim(tmp_path / "logs", "run"), range(64)))
-    assert {folder.name for folder in folders} == {"run", *(f"run-{number}" for number in range(2, 65))}
+    assert {folder.name for folder in folders} == {
+        "run",
+        *(f"run-{number}" for number in range(2, 65)),
+    }
 
 
 def _claim_often(root: Path) -> list[str]:
@@ -49,19 +57,41 @@ def _claim_often(root: Path) -> list[str]:
 
 def test_two_processes_never_get_the_same_folder(tmp_path: Path) -> None:
     with multiprocessing.get_context("fork").Pool(4) as pool:
-        names = [name for names in pool.map(_claim_often, [tmp_path / "logs"] * 4, chunksize=1) for name in names]
+        names = [
+            name
+            for names in pool.map(_claim_often, [tmp_path / "logs"] * 4, chunksize=1)
+            for name in names
+        ]
         pool.close()
         pool.join()
     assert len(names) == 80
     assert set(names) == {"run", *(f"run-{number}" for number in range(2, 81))}
 
 
-@pytest.mark.parametrize("name", ["mnist_fc-synflow-density0.1-seed0", "a", "v1.0", "kept=5", "a+b@c", "größe"])
+@pytest.mark.parametrize(
+    "name", ["mnist_fc-synflow-density0.1-seed0", "a", "v1.0", "kept=5", "a+b@c", "größe"]
+)
 def test_ordinary_names_are_taken_as_they_are(name: str, tmp_path: Path) -> None:
     assert claim(tmp_path, name).name == name
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "../up", "/tmp/run", "two words", "a\\b", "a\nb", "a\n", "what?"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        ".hidden",
+        "a/b",
+        "../up",
+        "/tmp/run",
+        "two words",
+        "a\\b",
+        "a\nb",
+        "a\n",
+        "what?",
+    ],
+)
 def test_a_name_that_cannot_be_a_folder_s_is_refused(name: str, tmp_path: Path) -> None:
     root = tmp_path / "logs"
     with pytest.raises(ValueError, match=r"^run: .* cannot be a run's name") as refused:
@@ -116,7 +146,10 @@ def test_last_ckpt_is_the_last_whatever_its_date(a_run: Path) -> None:
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at '.*nowhere'; expected a file of weights or a run's folder"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no checkpoint at '.*nowhere'; expected a file of weights or a run's folder",
+    ):
         find_checkpoint(tmp_path / "nowhere")
 
 
@@ -144,7 +177,9 @@ def test_metrics_written_later_are_appended_with_their_own_columns(tmp_path: Pat
     second.finalize("success")
 
     columns = {"step", "train/loss", "test/accuracy"}
-    assert [{key: value for key, value in row.items() if key in columns} for row in rows(tmp_path)] == [
+    assert [
+        {key: value for key, value in row.items() if key in columns} for row in rows(tmp_path)
+    ] == [
         {"step": "1", "train/loss": "2.5", "test/accuracy": ""},
         {"step": "2", "train/loss": "1.5", "test/accuracy": ""},
         {"step": "2", "train/loss": "", "test/accuracy": "0.75"},
@@ -156,7 +191,11 @@ def test_a_third_writer_keeps_what_two_have_written(tmp_path: Path) -> None:
         logger = RunCSV(tmp_path)
         logger.log_metrics({f"metric_{number}": float(number)}, step=number)
         logger.save()
-    assert [row[f"metric_{number}"] for number, row in enumerate(rows(tmp_path))] == ["0.0", "1.0", "2.0"]
+    assert [row[f"metric_{number}"] for number, row in enumerate(rows(tmp_path))] == [
+        "0.0",
+        "1.0",
+        "2.0",
+    ]
 
 
 def test_saving_twice_writes_a_row_once(tmp_path: Path) -> None:
@@ -168,14 +207,18 @@ def test_saving_twice_writes_a_row_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("logger", [RunCSV, RunTensorBoard])
-def test_both_loggers_write_into_the_run_s_folder_itself(logger: type[RunCSV | RunTensorBoard], tmp_path: Path) -> None:
+def test_both_loggers_write_into_the_run_s_folder_itself(
+    logger: type[RunCSV | RunTensorBoard], tmp_path: Path
+) -> None:
     folder = claim(tmp_path, "run")
     writer = logger(folder)
     assert writer.log_dir == str(folder)
     writer.log_metrics({"loss": 1.0}, step=0)
     writer.save()
     writer.finalize("success")
-    assert [path.name.partition(".")[0] for path in folder.iterdir()] == ["metrics" if logger is RunCSV else "events"]
+    assert [path.name.partition(".")[0] for path in folder.iterdir()] == [
+        "metrics" if logger is RunCSV else "events"
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -184,4 +227,8 @@ def test_a_logger_goes_on_behind_the_last_whole_line(tmp_path: Path) -> None:
     logger = RunCSV(tmp_path)
     logger.log_metrics({"epoch": 0, "test/accuracy": 0.25}, step=0)
     logger.save()
-    assert (tmp_path / "metrics.csv").read_text().split() == ["epoch,step,test/accuracy", "0,0,0.5", "0,0,0.25"]
+    assert (tmp_path / "metrics.csv").read_text().split() == [
+        "epoch,step,test/accuracy",
+        "0,0,0.5",
+        "0,0,0.25",
+    ]

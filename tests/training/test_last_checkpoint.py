@@ -27,26 +27,49 @@ from synflow_pl.training.signals import Stopped
 class Copies(DurableCheckpointIO):
     """Keeps a copy of every checkpoint as it was."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         super().save_checkpoint(checkpoint, path)
         folder = Path(path).parent
-        shutil.copy(path, folder / f"{len(list(folder.glob('*.copy')))}-{checkpoint['global_step']}.copy")
+        shutil.copy(
+            path, folder / f"{len(list(folder.glob('*.copy')))}-{checkpoint['global_step']}.copy"
+        )
 
 
 def classifier(scheduler: Any = None) -> Classifier:
     network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Dropout(), nn.Linear(10, 10))
-    return Classifier(network, optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), scheduler=scheduler)
+    return Classifier(
+        network, optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), scheduler=scheduler
+    )
 
 
 def fit(
-    folder: Path, *callbacks: Callback, module: Classifier | None = None, every: int = 5, ckpt_path: Path | None = None, **options: Any
+    folder: Path,
+    *callbacks: Callback,
+    module: Classifier | None = None,
+    every: int = 5,
+    ckpt_path: Path | None = None,
+    **options: Any,
 ) -> tuple[Trainer, Classifier]:
     seed_everything(3)
     module = module or classifier()
-    settings: dict[str, Any] = {"max_epochs": 3, "accelerator": "cpu", "limit_val_batches": 1, "default_root_dir": folder, **options}
-    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    settings: dict[str, Any] = {
+        "max_epochs": 3,
+        "accelerator": "cpu",
+        "limit_val_batches": 1,
+        "default_root_dir": folder,
+        **options,
+    }
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     keep = LastCheckpoint(every, folder)
-    trainer = Trainer(callbacks=[Reseed(), *callbacks, keep], plugins=[Copies()], **settings, **quiet)
+    trainer = Trainer(
+        callbacks=[Reseed(), *callbacks, keep], plugins=[Copies()], **settings, **quiet
+    )
     trainer.fit(module, datamodule=Few(), ckpt_path=ckpt_path)
     return trainer, module
 
@@ -54,15 +77,20 @@ def fit(
 def copies(folder: Path) -> dict[int, Path]:
     """The checkpoints that were kept, by step."""
     return {
-        int(path.stem.partition("-")[2]): path for path in sorted(folder.glob("*.copy"), key=lambda path: int(path.stem.split("-")[0]))
+        int(path.stem.partition("-")[2]): path
+        for path in sorted(folder.glob("*.copy"), key=lambda path: int(path.stem.split("-")[0]))
     }
 
 
 CASES: dict[str, tuple[dict[str, Any], list[int]]] = {
-    # Fourteen batches in an epoch: every five steps, and at the end of each epoch, from which five are counted anew.
+    # Fourteen batches in an epoch: every five steps, and at the end of each epoch, from which five
+    # are counted anew.
     "plain": ({}, [5, 10, 14, 19, 24, 28, 33, 38, 42]),
     "accumulated": ({"accumulate_grad_batches": 4, "every": 2}, [2, 4, 6, 8, 10, 12]),
-    "until a step": ({"max_epochs": -1, "max_steps": 35, "every": 5}, [5, 10, 14, 19, 24, 28, 33, 35]),
+    "until a step": (
+        {"max_epochs": -1, "max_steps": 35, "every": 5},
+        [5, 10, 14, 19, 24, 28, 33, 35],
+    ),
     "validated within": ({"val_check_interval": 7, "every": 7}, [7, 14, 21, 28, 35, 42]),
     "validated seldom": ({"check_val_every_n_epoch": 2, "every": 10}, [10, 14, 24, 28, 38, 42]),
     "not validated": ({"limit_val_batches": 0, "every": 100}, [14, 28, 42]),
@@ -70,7 +98,9 @@ CASES: dict[str, tuple[dict[str, Any], list[int]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_goes_on_from_each_of_its_checkpoints_as_if_it_had_never_stopped(case: str, tmp_path: Path) -> None:
+def test_it_goes_on_from_each_of_its_checkpoints_as_if_it_had_never_stopped(
+    case: str, tmp_path: Path
+) -> None:
     options, expected = CASES[case]
     pruning = lambda: PruneAtInit(Random(), density=0.25, at_epoch=1)  # noqa: E731
     _, whole = fit(tmp_path / "whole", pruning(), **options)
@@ -80,30 +110,42 @@ def test_it_goes_on_from_each_of_its_checkpoints_as_if_it_had_never_stopped(case
         trainer, module = fit(tmp_path / str(step), pruning(), ckpt_path=path, **options)
         assert trainer.global_step == expected[-1], step
         assert same_weights(module, whole), step
-    assert [path.name for path in (tmp_path / "whole").iterdir() if path.suffix != ".copy"] == ["last.ckpt"]
+    assert [path.name for path in (tmp_path / "whole").iterdir() if path.suffix != ".copy"] == [
+        "last.ckpt"
+    ]
 
 
 def test_a_schedule_that_waits_for_a_plateau_goes_on_too(tmp_path: Path) -> None:
-    # The metric rises (a threshold of -10 asks for a fall by more than ten), so that the rate is halved after each epoch but the first.
+    # The metric rises (a threshold of -10 asks for a fall by more than ten), so that the rate is
+    # halved after each epoch but the first.
     schedule = lambda optimizer: ReduceLROnPlateau(  # noqa: E731
         optimizer, "val/loss", patience=0, factor=0.5, threshold=10, threshold_mode="abs"
     )
     trainer, whole = fit(tmp_path / "whole", module=classifier(schedule), max_epochs=4)
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.05 / 2**3
     for step, path in copies(tmp_path / "whole").items():
-        trainer, module = fit(tmp_path / str(step), module=classifier(schedule), max_epochs=4, ckpt_path=path)
+        trainer, module = fit(
+            tmp_path / str(step), module=classifier(schedule), max_epochs=4, ckpt_path=path
+        )
         assert same_weights(module, whole), step
 
 
 def test_masks_that_change_while_it_trains_and_averages_go_on_too(tmp_path: Path) -> None:
-    callbacks = lambda: [PruneAtInit(GradualMagnitude(end_fraction=0.5), density=0.1, rounds=5), EMAWeightAveraging(decay=0.9)]  # noqa: E731
+    callbacks = lambda: [  # noqa: E731
+        PruneAtInit(GradualMagnitude(end_fraction=0.5), density=0.1, rounds=5),
+        EMAWeightAveraging(decay=0.9),
+    ]
     _, whole = fit(tmp_path / "whole", *callbacks())
     expected = read(tmp_path / "whole/last.ckpt")[KEY]
-    for step, path in list(copies(tmp_path / "whole").items())[:-1]:  # from the last one nothing is left to train
+    for step, path in list(copies(tmp_path / "whole").items())[
+        :-1
+    ]:  # from the last one nothing is left to train
         _, module = fit(tmp_path / str(step), *callbacks(), ckpt_path=path)
         assert same_weights(module, whole), step
         masks = read(tmp_path / str(step) / "last.ckpt")[KEY]["masks"]["masks"]
-        assert all(torch.equal(mask, expected["masks"]["masks"][name]) for name, mask in masks.items())
+        assert all(
+            torch.equal(mask, expected["masks"]["masks"][name]) for name, mask in masks.items()
+        )
 
 
 # -- signals
@@ -123,7 +165,9 @@ class Signal(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.send("pruning", trainer)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self.send(f"step {trainer.global_step}", trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -132,7 +176,9 @@ class Signal(Callback):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("when", "step"), [("step 4", 5), ("step 13", 14), ("validation", 14)])
-def test_a_signal_is_honoured_after_the_running_batch(when: str, step: int, number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_is_honoured_after_the_running_batch(
+    when: str, step: int, number: signal.Signals, tmp_path: Path
+) -> None:
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(Stopped) as stopped:
         fit(tmp_path, Signal(when, number), every=100)
@@ -157,7 +203,9 @@ def test_before_training_a_signal_ends_it_at_once(tmp_path: Path) -> None:
 
 
 def test_checkpoints_are_kept_after_at_least_one_step() -> None:
-    with pytest.raises(ValueError, match="checkpoint_every_n_steps: 0 optimiser steps must be at least 1"):
+    with pytest.raises(
+        ValueError, match="checkpoint_every_n_steps: 0 optimiser steps must be at least 1"
+    ):
         LastCheckpoint(0)
 
 
@@ -165,7 +213,9 @@ def test_checkpoints_are_kept_after_at_least_one_step() -> None:
 
 
 class Own(LightningModule):
-    """Logs in every way that is collective, at every time, and gathers in hooks between; each value is the rank or a constant."""
+    """Logs in every way that is collective, at every time, and gathers in hooks between; each value
+    is the rank or a constant.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,8 +225,18 @@ class Own(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         self.mean.update(float(self.global_rank))
         self.log("mean", self.mean, on_step=True, on_epoch=True, prog_bar=True)
-        self.log("rank", float(self.global_rank), on_step=True, on_epoch=True, prog_bar=True, sync_dist=True, reduce_fx="sum")
-        if self.current_epoch:  # comes later in Lightning's table than what the end of the first epoch logs
+        self.log(
+            "rank",
+            float(self.global_rank),
+            on_step=True,
+            on_epoch=True,
+            prog_bar=True,
+            sync_dist=True,
+            reduce_fx="sum",
+        )
+        if (
+            self.current_epoch
+        ):  # comes later in Lightning's table than what the end of the first epoch logs
             self.log("later", 10.0 + self.global_rank, on_epoch=True, prog_bar=True, sync_dist=True)
         return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
 
@@ -211,9 +271,14 @@ class ReadByOneRank(Callback):
     def read(self, trainer: Trainer, *_: Any) -> dict[str, float]:
         if trainer.global_rank != self.rank:
             return {}
-        return {key: float(value) for key, value in {**trainer.callback_metrics, **trainer.progress_bar_metrics}.items()}
+        return {
+            key: float(value)
+            for key, value in {**trainer.callback_metrics, **trainer.progress_bar_metrics}.items()
+        }
 
-    on_train_start = on_train_end = on_train_epoch_start = on_validation_start = on_validation_end = read  # type: ignore[assignment]
+    on_train_start = on_train_end = on_train_epoch_start = on_validation_start = (
+        on_validation_end
+    ) = read  # type: ignore[assignment]
     on_train_batch_start = on_train_batch_end = on_validation_batch_end = on_sanity_check_end = read  # type: ignore[assignment]
     on_validation_epoch_end = on_fit_end = read  # type: ignore[assignment]
 
@@ -222,7 +287,9 @@ class ReadByOneRank(Callback):
         if trainer.global_rank == self.rank and trainer.current_epoch == 2:
             torch.save(self.read(trainer), self.folder / "read")
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         if trainer.global_rank == self.rank:
             torch.save(self.read(trainer), self.folder / "saved")
 
@@ -230,13 +297,35 @@ class ReadByOneRank(Callback):
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("rank", "bar", "options"),
-    [(0, RichProgressBar, {}), (0, TQDMProgressBar, {"limit_val_batches": 0}), (1, TQDMProgressBar, {"val_check_interval": 2})],
+    [
+        (0, RichProgressBar, {}),
+        (0, TQDMProgressBar, {"limit_val_batches": 0}),
+        (1, TQDMProgressBar, {"val_check_interval": 2}),
+    ],
     ids=["rich", "tqdm, not validated", "validated within"],
 )
-def test_one_rank_alone_may_read_any_metric_at_any_time(rank: int, bar: Any, options: dict[str, Any], tmp_path: Path) -> None:
-    callbacks = [Early(), ReadByOneRank(rank, tmp_path), bar(), PruneAtInit(Random(), density=0.5), LastCheckpoint(3, tmp_path)]
-    settings: dict[str, Any] = {"max_epochs": 3, "limit_train_batches": 4, "limit_val_batches": 2, **options}
-    quiet: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_model_summary": False, "default_root_dir": tmp_path}
+def test_one_rank_alone_may_read_any_metric_at_any_time(
+    rank: int, bar: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    callbacks = [
+        Early(),
+        ReadByOneRank(rank, tmp_path),
+        bar(),
+        PruneAtInit(Random(), density=0.5),
+        LastCheckpoint(3, tmp_path),
+    ]
+    settings: dict[str, Any] = {
+        "max_epochs": 3,
+        "limit_train_batches": 4,
+        "limit_val_batches": 2,
+        **options,
+    }
+    quiet: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_model_summary": False,
+        "default_root_dir": tmp_path,
+    }
     trainer = Trainer(callbacks=callbacks, devices=2, strategy="ddp_fork", **settings, **quiet)
     trainer.fit(Own(), datamodule=Few())
     read, saved = torch.load(tmp_path / "read"), torch.load(tmp_path / "saved")
@@ -244,4 +333,6 @@ def test_one_rank_alone_may_read_any_metric_at_any_time(rank: int, bar: Any, opt
     if settings["limit_val_batches"]:
         means |= {"val": 20.5, "val_end": 30.5}
     assert {key: saved[key] for key in means} == means
-    assert {key: read[key] for key in means if key != "end"} == {key: mean for key, mean in means.items() if key != "end"}
+    assert {key: read[key] for key in means if key != "end"} == {
+        key: mean for key, mean in means.items() if key != "end"
+    }

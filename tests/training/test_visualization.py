@@ -31,7 +31,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        options = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "3", "--pruning.rounds", "10", "--run", "short"]
+        options = [
+            "--trainer.max_epochs",
+            "2",
+            "--trainer.limit_train_batches",
+            "3",
+            "--pruning.rounds",
+            "10",
+            "--run",
+            "short",
+        ]
         options += ["--trainer.log_every_n_steps", "1"]
         cli = run(["fit", "-c", "demo", *options, "--trainer.enable_progress_bar", "false"])
         cli.test(model=cli.model, datamodule=cli.datamodule)
@@ -40,14 +49,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def events(finished: Path) -> Any:
-    accumulator = EventAccumulator(str(finished), size_guidance={"images": 10, "tensors": 100, "histograms": 10})
+    accumulator = EventAccumulator(
+        str(finished), size_guidance={"images": 10, "tensors": 100, "histograms": 10}
+    )
     accumulator.Reload()
     return accumulator
 
 
 def decoded(picture: Any) -> torch.Tensor:
     """(3, height, width) in [0, 1]."""
-    return torch.from_numpy(image.imread(io.BytesIO(picture.encoded_image_string), format="png")[..., :3]).permute(2, 0, 1)
+    return torch.from_numpy(
+        image.imread(io.BytesIO(picture.encoded_image_string), format="png")[..., :3]
+    ).permute(2, 0, 1)
 
 
 @pytest.mark.parametrize("stage", ["train", "val", "test"])
@@ -57,7 +70,12 @@ def test_loss_and_accuracies_are_there(events: Any, stage: str, metric: str) -> 
 
 
 def test_the_learning_rate_is_there(events: Any) -> None:
-    rates = [event.value for tag in events.Tags()["scalars"] if tag.startswith("lr-SGD") for event in events.Scalars(tag)]
+    rates = [
+        event.value
+        for tag in events.Tags()["scalars"]
+        if tag.startswith("lr-SGD")
+        for event in events.Scalars(tag)
+    ]
     assert rates[0] == pytest.approx(0.05)
 
 
@@ -67,7 +85,9 @@ def test_the_density_after_every_round_is_there(events: Any) -> None:
     assert rounds[-1].value == pytest.approx(0.05, abs=1e-4)
 
 
-def test_gradient_norm_and_images_a_second_are_there_for_every_step_that_is_logged(events: Any) -> None:
+def test_gradient_norm_and_images_a_second_are_there_for_every_step_that_is_logged(
+    events: Any,
+) -> None:
     for tag in ("train/gradient_norm", "train/images_per_second"):
         assert [event.step for event in events.Scalars(tag)] == list(range(6))
         assert all(event.value > 0 for event in events.Scalars(tag))
@@ -79,7 +99,9 @@ def test_the_effective_density_is_there(events: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["density_per_layer", "layers_over_rounds", "unit_scores"])
-def test_what_pruning_did_is_there_in_pictures_with_something_in_them(name: str, events: Any) -> None:
+def test_what_pruning_did_is_there_in_pictures_with_something_in_them(
+    name: str, events: Any
+) -> None:
     (picture,) = events.Images(f"pruning/{name}")
     assert picture.width > 500
     assert picture.height > 100
@@ -88,18 +110,27 @@ def test_what_pruning_did_is_there_in_pictures_with_something_in_them(name: str,
     assert float(((pixels.max(0).values - pixels.min(0).values) > 0.2).float().mean()) > 0.001
 
 
-def test_the_masks_of_the_first_convolution_are_a_picture_white_where_weights_live(events: Any, finished: Path) -> None:
+def test_the_masks_of_the_first_convolution_are_a_picture_white_where_weights_live(
+    events: Any, finished: Path
+) -> None:
     (picture,) = events.Images("pruning/masks_of_layers.0")
     grid = decoded(picture)[0]
-    # 32 units, eight in a row, 3x3 weights of 16 pixels each, with 3 pixels of grey around every unit.
+    # 32 units, eight in a row, 3x3 weights of 16 pixels each, with 3 pixels of grey around every
+    # unit.
     assert grid.shape == (4 * (48 + 3) + 3, 8 * (48 + 3) + 3)
-    seen = [grid[3 + 51 * row :, 3 + 51 * column :][8:48:16, 8:48:16] for row in range(4) for column in range(8)]
+    seen = [
+        grid[3 + 51 * row :, 3 + 51 * column :][8:48:16, 8:48:16]
+        for row in range(4)
+        for column in range(8)
+    ]
     mask = Masks.load(finished / "masks.safetensors")["layers.0.weight"]
     assert torch.equal(torch.stack(seen).round().bool(), mask.squeeze(1))
     assert not mask.all()
 
 
-def test_the_scores_of_the_weights_kept_are_histograms_layer_by_layer(events: Any, finished: Path) -> None:
+def test_the_scores_of_the_weights_kept_are_histograms_layer_by_layer(
+    events: Any, finished: Path
+) -> None:
     masks = Masks.load(finished / "masks.safetensors")
     for name in masks.weights:
         (histogram,) = events.Histograms(f"log10_scores/{name.removesuffix('.weight')}")
@@ -117,7 +148,11 @@ def test_the_hyperparameters_are_there_with_the_metrics_that_they_led_to(events:
 
     data = events.summary_metadata["_hparams_/experiment"].plugin_data.content
     experiment = HParamsPluginData.FromString(data).experiment
-    assert {metric.name.tag for metric in experiment.metric_infos} >= {"val/accuracy", "test/accuracy", "pruning/density"}
+    assert {metric.name.tag for metric in experiment.metric_infos} >= {
+        "val/accuracy",
+        "test/accuracy",
+        "pruning/density",
+    }
     data = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     settings = HParamsPluginData.FromString(data).session_start_info.hparams
     assert settings["density"].number_value == pytest.approx(0.05)
@@ -129,7 +164,13 @@ def test_the_csv_has_the_same_scalars(finished: Path) -> None:
     with open(finished / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     filled = {key for row in rows for key, value in row.items() if value}
-    assert {"train/loss", "val/accuracy", "val/accuracy_top5", "test/accuracy", "pruning/density"} <= filled
+    assert {
+        "train/loss",
+        "val/accuracy",
+        "val/accuracy_top5",
+        "test/accuracy",
+        "pruning/density",
+    } <= filled
     assert any(key.startswith("lr-SGD") for key in filled)
     assert {"pruning/effective_density", "train/gradient_norm", "train/images_per_second"} <= filled
 
@@ -198,7 +239,9 @@ def test_mlflow_is_given_the_table_as_a_file_of_the_run(told: Diagnosis) -> None
     assert logger.numbers["pruning/effective_density"] == told.effective_density
 
 
-def test_a_logger_of_numbers_alone_is_given_numbers_and_none_draws_nothing(told: Diagnosis, tmp_path: Path) -> None:
+def test_a_logger_of_numbers_alone_is_given_numbers_and_none_draws_nothing(
+    told: Diagnosis, tmp_path: Path
+) -> None:
     logger = Remembering()
     show_diagnosis([logger], told)
     assert logger.numbers["pruning/effective_density"] == told.effective_density
@@ -220,5 +263,7 @@ def test_a_dead_network_is_drawn_before_it_is_refused(tmp_path: Path) -> None:
     accumulator = EventAccumulator(str(tmp_path))
     accumulator.Reload()
     # FC has no convolution whose masks could be shown.
-    assert sorted(accumulator.Tags()["images"]) == [f"pruning/{x}" for x in ("density_per_layer", "layers_over_rounds", "unit_scores")]
+    assert sorted(accumulator.Tags()["images"]) == [
+        f"pruning/{x}" for x in ("density_per_layer", "layers_over_rounds", "unit_scores")
+    ]
     assert len(accumulator.Tags()["histograms"]) == 5  # of the first of six layers nothing is left
