@@ -37,7 +37,9 @@ def on_page_content(content: str, **_: Any) -> str:
     def replace(match: re.Match[str]) -> str:
         tag, opening, formula = match.groups()
         display = "block" if opening == "[" else "inline"
-        return f'<{tag} class="arithmatex">{convert(html.unescape(formula), display=display)}</{tag}>'
+        return (
+            f'<{tag} class="arithmatex">{convert(html.unescape(formula), display=display)}</{tag}>'
+        )
 
     pattern = r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</\1>'
     return re.sub(pattern, replace, content, flags=re.S)
@@ -99,7 +101,9 @@ def overlays(folder: str) -> str:
     for path in sorted((CONFIGS / folder).glob("*.yaml")):
         lines = path.read_text().splitlines()
         comment = " ".join(line[1:].strip() for line in lines if line.startswith("#"))
-        sets = " ".join(f"`{key}: {value}`" for key, value in _leaves(yaml.safe_load(path.read_text())))
+        sets = " ".join(
+            f"`{key}: {value}`" for key, value in _leaves(yaml.safe_load(path.read_text()))
+        )
         rows.append([f"`{folder}/{path.stem}`", comment, sets])
     return table(["overlay", "description", "settings"], rows)
 
@@ -111,9 +115,24 @@ def sweeps() -> str:
         grid = yaml.safe_load(path.read_text())
         comment = path.read_text().splitlines()[0].lstrip("# ")
         densities = grid["densities"]
-        span = f"{max(densities):g} to {min(densities):g}" if len(densities) > 2 else " ".join(map(str, densities))
-        cells = [f"`sweeps/{path.stem}`", comment, ", ".join(f"`{name}`" for name in grid["recipes"])]
-        rows.append([*cells, ", ".join(f"`{name}`" for name in grid["pruners"]), f"{len(densities)}: {span}", str(len(grid.get("seeds", [0])))])
+        span = (
+            f"{max(densities):g} to {min(densities):g}"
+            if len(densities) > 2
+            else " ".join(map(str, densities))
+        )
+        cells = [
+            f"`sweeps/{path.stem}`",
+            comment,
+            ", ".join(f"`{name}`" for name in grid["recipes"]),
+        ]
+        rows.append(
+            [
+                *cells,
+                ", ".join(f"`{name}`" for name in grid["pruners"]),
+                f"{len(densities)}: {span}",
+                str(len(grid.get("seeds", [0]))),
+            ]
+        )
     return table(["sweep", "purpose", "recipes", "pruners", "densities", "seeds"], rows)
 
 
@@ -122,7 +141,9 @@ def _accuracies() -> dict[str, str]:
     cells: dict[str, list[str]] = {}
     for line in (ROOT / "docs" / "accuracies.md").read_text().splitlines():
         if line.startswith("| `"):
-            recipe, _pruner, _density, accuracy, *_rest = (cell.strip() for cell in line.strip("|").split("|"))
+            recipe, _pruner, _density, accuracy, *_rest = (
+                cell.strip() for cell in line.strip("|").split("|")
+            )
             cells.setdefault(recipe.strip("`"), []).append(accuracy)
     return {recipe: " / ".join(values) for recipe, values in cells.items() if any(values)}
 
@@ -134,11 +155,22 @@ def _leaves(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]
         name = f"{prefix}{key}"
         if isinstance(value, dict) and "class_path" in value:
             arguments = ", ".join(f"{k}={v}" for k, v in value.get("init_args", {}).items())
-            found.append((name, f"{_class_name(value)}({arguments})" if arguments else _class_name(value)))
+            found.append(
+                (name, f"{_class_name(value)}({arguments})" if arguments else _class_name(value))
+            )
         elif isinstance(value, dict):
             found += _leaves(value, f"{name}.")
         else:
-            found.append((name, "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)))
+            found.append(
+                (
+                    name,
+                    "null"
+                    if value is None
+                    else str(value).lower()
+                    if isinstance(value, bool)
+                    else str(value),
+                )
+            )
     return found
 
 
@@ -163,7 +195,9 @@ def options(prefix: str, *paths: str) -> str:
     """
     rows = []
     for name, annotation, default, description in _arguments(_load(paths[0])):
-        rows.append([f"`--{prefix}.{name}`", f"`{annotation}`".replace("|", "\\|"), default, description])
+        rows.append(
+            [f"`--{prefix}.{name}`", f"`{annotation}`".replace("|", "\\|"), default, description]
+        )
     return table(["option", "type", "default", "meaning"], rows)
 
 
@@ -175,7 +209,9 @@ def arguments_of_all(path: str) -> str:
         cls = getattr(module, name)
         if inspect.isclass(cls) and not inspect.isabstract(cls) and (rows := _arguments(cls)):
             cells = [[f"`{n}`", f"`{a}`".replace("|", "\\|"), d, text] for n, a, d, text in rows]
-            parts.append(f"**`{name}`**\n\n{table(['argument', 'type', 'default', 'meaning'], cells)}\n")
+            parts.append(
+                f"**`{name}`**\n\n{table(['argument', 'type', 'default', 'meaning'], cells)}\n"
+            )
     return "\n".join(parts)
 
 
@@ -185,8 +221,14 @@ def _arguments(cls: type) -> list[tuple[str, str, str, str]]:
 
     described = {}
     for kind in reversed(cls.__mro__):
-        parsed = docstring_parser.parse(inspect.cleandoc(kind.__doc__ or ""), docstring_parser.DocstringStyle.GOOGLE)
-        described |= {param.arg_name: param.description or "" for param in parsed.params if param.args[0] == "param"}
+        parsed = docstring_parser.parse(
+            inspect.cleandoc(kind.__doc__ or ""), docstring_parser.DocstringStyle.GOOGLE
+        )
+        described |= {
+            param.arg_name: param.description or ""
+            for param in parsed.params
+            if param.args[0] == "param"
+        }
     found = []
     for name, parameter in inspect.signature(cls).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -195,12 +237,18 @@ def _arguments(cls: type) -> list[tuple[str, str, str, str]]:
         default = "required" if required else f"`{_default(parameter.default)}`"
         text = " ".join(described.get(name, "").replace("``", "`").split()).replace("|", "\\|")
         text = re.sub(r":\w+:`~?\.?([^`]+)`", r"`\1`", text)
-        found.append((name, _annotation(parameter.annotation), default, text[:1].upper() + text[1:]))
+        found.append(
+            (name, _annotation(parameter.annotation), default, text[:1].upper() + text[1:])
+        )
     return found
 
 
 def _annotation(annotation: Any) -> str:
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    text = (
+        annotation
+        if isinstance(annotation, str)
+        else getattr(annotation, "__name__", str(annotation))
+    )
     return "" if annotation is inspect.Parameter.empty else text.replace("nn.Module", "Module")
 
 
@@ -209,7 +257,9 @@ def _default(value: Any) -> str:
         return "SGD(lr=0.1, momentum=0.9, nesterov=true)"
     if inspect.isclass(value):
         return value.__name__
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 def _load(path: str) -> Any:
@@ -235,12 +285,16 @@ def data_sets() -> str:
         cls = getattr(data, name)
         if not inspect.isabstract(cls):
             padding = cls.crop_padding
-            augmentation = "none" if padding is None else f"crops with {padding} pixels of padding, flips"
+            augmentation = (
+                "none" if padding is None else f"crops with {padding} pixels of padding, flips"
+            )
             numbers = [" ".join(f"{value:g}" for value in values) for values in (cls.mean, cls.std)]
             summary = (inspect.getdoc(cls) or "").splitlines()[0]
             shape = "x".join(map(str, cls.input_shape))
             rows.append([f"`{name}`", shape, str(cls.num_classes), *numbers, augmentation, summary])
-    return table(["class", "shape", "classes", "mean", "deviation", "augmentation", "description"], rows)
+    return table(
+        ["class", "shape", "classes", "mean", "deviation", "augmentation", "description"], rows
+    )
 
 
 # -- commands
@@ -271,7 +325,9 @@ def own_options(*words: str) -> str:
     """Return the options of ``fit`` that are neither the Trainer's nor a class's, as a table."""
     rows, name, text = [], "", ""
     for line in [*help_of(*words).splitlines(), "  --end.end"]:
-        if match := re.match(r"  (?:-\w(?: \w+)?, )?--([\w.]+)\S*(?: [A-Z\[{]\S*)?(?:\s{2,}(.*))?$", line):
+        if match := re.match(
+            r"  (?:-\w(?: \w+)?, )?--([\w.]+)\S*(?: [A-Z\[{]\S*)?(?:\s{2,}(.*))?$", line
+        ):
             if name and "." not in name and text:
                 rows.append([f"`--{name}`", text.strip()])
             name, text = match[1], match[2] or ""

@@ -1,5 +1,5 @@
-"""Every command of the README runs as a user runs it: exactly as printed, with default settings, to
-its end or to Ctrl-C.
+"""Every command of the README and the documentation runs as a user runs it: exactly as printed, with
+default settings, to its end or to Ctrl-C.
 
 Progress bar, summary, logger and thread count are the defaults; only the data sets are replaced by
 a few random images. A training that would last for minutes is stopped by Ctrl-C after its first
@@ -30,8 +30,8 @@ from processes import Command, Finished
 from synflow_pl import Masks
 from synflow_pl.data import CIFAR10, MNIST
 from tests.data.generated import cifar, mnist
+from tests.docs.pages import commands
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
 LIMIT = 480.0
 """Seconds for one command on a busy machine with two cores; a hang is reported with the stacks of
 all processes.
@@ -41,7 +41,7 @@ RUN = "lightning_logs/mnist_fc-synflow-density0.1-seed0"
 
 @dataclass(frozen=True)
 class Headline:
-    """A command of the README.
+    """A command of the README or the documentation.
 
     Attributes:
         command: as printed, without its comment.
@@ -64,6 +64,7 @@ class Headline:
 
 
 FIT = "synflow_pl fit -c mnist_fc"
+SWEEP = "synflow_pl sweep -c sweeps/digits"
 PRUNE = "synflow_pl prune -c mnist_fc --pruning.density 0.01"
 HEADLINES = (
     Headline(FIT, says="SynFlow kept"),
@@ -129,6 +130,8 @@ HEADLINES = (
         slow=True,
     ),
     Headline("synflow_pl sweep -c sweeps/mnist --parallel 2", epochs=2),
+    Headline(SWEEP, says="2 of them finished|test accuracy", slow=True),
+    Headline("synflow_pl report sweeps/digits", needs=SWEEP, says="synflow", slow=True),
     Headline("synflow_pl experiment units -c cifar10_resnet20", slow=True),
     Headline("synflow_pl experiment layers -c cifar10_vgg16", slow=True),
     Headline("synflow_pl experiment magnitude -c mnist_fc --model.optimizer.lr 0.001", slow=True),
@@ -171,24 +174,11 @@ sys.meta_path.insert(0, _Generated())
 """
 
 
-def commands(program: str) -> list[str]:
-    """The README's commands of one program, without comments."""
-    blocks = [
-        text
-        for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.M | re.S)
-        if not kind
-    ]
-    lines = [re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines()]
-    return [
-        line
-        for line in lines
-        if line.startswith(f"{program} ") and "--help" not in line and "--print_config" not in line
-    ]
-
-
-def test_every_command_of_the_readme_is_tried() -> None:
+def test_every_command_of_the_readme_and_the_documentation_is_tried() -> None:
     tried = [headline.command for headline in HEADLINES]
-    assert sorted([*tried, *ELSEWHERE]) == sorted(commands("synflow_pl"))
+    quick = ("--help", "--print_config")
+    printed = [line for line in commands("synflow_pl") if not line.endswith(quick)]
+    assert sorted([*tried, *ELSEWHERE]) == sorted(printed)
 
 
 @pytest.fixture(scope="session")

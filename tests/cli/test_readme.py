@@ -1,4 +1,4 @@
-"""The README is true: its Python runs, and its commands mean what it says."""
+"""The README and the documentation are true: their commands mean what is said of them."""
 
 import itertools
 import re
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import QUIET
 
+from docs import hooks
 from synflow_pl.cli import prune as command
 from synflow_pl.cli.experiment import EXPERIMENTS
 from synflow_pl.cli.experiment import planned as experiment_planned
@@ -19,23 +20,11 @@ from synflow_pl.cli.main import CLI, resolved, run
 from synflow_pl.cli.multishot import planned
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.cli.sweep import parsed
+from tests.docs.pages import PAGES, README, blocks
+from tests.docs.pages import words as typed
 
-README = Path(__file__).parents[2] / "README.md"
-
-
-def blocks(language: str) -> list[str]:
-    """The README's code blocks in one language; those without one are commands."""
-    return [
-        text
-        for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(), flags=re.M | re.S)
-        if kind == language
-    ]
-
-
-def commands(name: str) -> list[list[str]]:
-    """What the README types after ``name``, comments left out."""
-    lines = [line for block in blocks("") for line in block.splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{name} ")]
+TEXT = "\n".join(hooks.expand(path.read_text()) for path in [README, *PAGES])
+"""The README and all pages, with the tables that are made when the site is built."""
 
 
 def expanded(text: str) -> Iterator[str]:
@@ -47,7 +36,9 @@ def expanded(text: str) -> Iterator[str]:
     return map("".join, itertools.product(*parts))
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[0])
+@pytest.mark.parametrize(
+    "code", blocks("python", paths=[README]), ids=lambda code: code.strip().splitlines()[0]
+)
 def test_its_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "readme"}
@@ -70,24 +61,25 @@ def test_its_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_its_training_commands_are_understood_and_make_the_run_that_it_tests(
     built: Callable[..., CLI], folder: Path
 ) -> None:
-    fits = [words for words in commands("synflow_pl") if words[0] == "fit"]
+    fits = [words for words in typed("synflow_pl") if words[0] == "fit"]
     assert len(fits) >= 2
     for words in fits:
-        if "--help" not in words and "--pruning.masks_path" not in words:
+        if not {"--help", "--print_config", "--pruning.masks_path"} & set(words):
             built(*words)
-    (tested,) = [words for words in commands("synflow_pl") if words[0] == "test"]
+    (tested,) = [words for words in typed("synflow_pl") if words[0] == "test"]
     assert (folder / tested[tested.index("--ckpt_path") + 1]).is_dir()
 
 
 def test_its_prune_commands_are_understood_and_make_the_masks_that_it_trains_with(
     folder: Path, generated: None
 ) -> None:
-    prunings = [words for words in commands("synflow_pl") if words[0] == "prune"]
+    prunings = [words for words in typed("synflow_pl") if words[0] == "prune"]
     plans = [command._Plan(resolved(compared(words))) for words in prunings]
     assert [plan.subcommand for plan in plans] == ["prune"] * len(prunings)
     assert any("--compare" in words for words in prunings)
-    command.prune([*prunings[0][1:], *QUIET])
-    (training,) = [words for words in commands("synflow_pl") if "--pruning.masks_path" in words]
+    (masking,) = [words for words in prunings if "mnist_fc" in words]
+    command.prune([*masking[1:], *QUIET])
+    (training,) = [words for words in typed("synflow_pl") if "--pruning.masks_path" in words]
     cli = run([*training, *QUIET, "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"])
     assert (
         sum(int(p.count_nonzero()) for p in cli.model.network.parameters() if p.dim() > 1) == 1194
@@ -107,7 +99,7 @@ def compared(words: list[str]) -> list[str]:
 def test_its_torchrun_commands_start_a_training_that_is_understood(
     built: Callable[..., CLI], folder: Path
 ) -> None:
-    (words,) = commands("torchrun")
+    (words,) = typed("torchrun")
     at = words.index("-m")
     assert words[at + 1] == "synflow_pl"
     assert words[words.index("--nnodes") + 1] == words[words.index("--trainer.num_nodes") + 1]
@@ -144,7 +136,7 @@ def test_its_sbatch_script_has_ten_lines_and_its_training_is_understood(
 
 
 def test_its_multishot_commands_are_understood(folder: Path) -> None:
-    shots = [words[1:] for words in commands("synflow_pl") if words[0] == "multishot"]
+    shots = [words[1:] for words in typed("synflow_pl") if words[0] == "multishot"]
     assert len(shots) >= 2
     for words in shots:
         own, plan = planned(words)
@@ -154,7 +146,7 @@ def test_its_multishot_commands_are_understood(folder: Path) -> None:
 
 
 def test_its_experiments_are_understood(built: Callable[..., CLI], folder: Path) -> None:
-    named = [words[1:] for words in commands("synflow_pl") if words[0] == "experiment"]
+    named = [words[1:] for words in typed("synflow_pl") if words[0] == "experiment"]
     assert {words[0] for words in named} == set(EXPERIMENTS)
     for words in named:
         experiment_planned([*words, "--trainer.accelerator", "cpu"])
@@ -163,29 +155,30 @@ def test_its_experiments_are_understood(built: Callable[..., CLI], folder: Path)
 def test_its_sweep_commands_are_understood_and_its_reports_are_of_sweeps_that_there_are(
     folder: Path,
 ) -> None:
-    sweeps = [words[1:] for words in commands("synflow_pl") if words[0] == "sweep"]
+    sweeps = [words[1:] for words in typed("synflow_pl") if words[0] == "sweep"]
     assert sweeps
     for words in sweeps:
         _own, grid, extra = parsed(words)
         assert grid.tasks()
         assert extra == []
-    for words in commands("synflow_pl"):
+    for words in typed("synflow_pl"):
         if words[0] == "report":
             find_recipe(words[1])
 
 
 def test_its_make_targets_are_there() -> None:
     makefile = (README.parent / "Makefile").read_text()
-    targets = set(re.findall(r"\bmake ([a-z-]+)", README.read_text()))
-    assert targets >= {"demo", "test"}
+    targets = set(re.findall(r"\bmake ([a-z-]+)", TEXT))
+    assert targets >= {"demo", "test", "docs"}
     assert all(f"\n{target}:" in makefile for target in targets)
 
 
-def test_the_files_that_it_shows_and_runs_are_there() -> None:
-    text = README.read_text()
-    for path in re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(
-        r"python (benchmarks/\w+\.py)", text
-    ):
+def test_the_programs_that_it_runs_are_there() -> None:
+    programs = set(re.findall(r"python (benchmarks/\w+\.py)", TEXT))
+    modules = set(re.findall(r"python -m ((?:benchmarks|tests)[\w.]+\w)", TEXT))
+    assert programs
+    assert modules
+    for path in [*programs, *(f"{module.replace('.', '/')}.py" for module in modules)]:
         assert (README.parent / path).is_file(), path
 
 
@@ -193,10 +186,12 @@ def test_every_recipe_overlay_pruner_network_and_data_set_stands_in_it() -> None
     from synflow_pl import data, networks, pruners
     from synflow_pl.cli.recipes import recipe_folder
 
-    text = README.read_text()
     folder = recipe_folder()
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
-    names += [name for room in (data, networks) for name in room.__all__ if name != "Images"]
-    names += [name for name in pruners.__all__ if name not in ("Pruner", "Saliency", "Subject")]
-    told = {name for quoted in re.findall(r"`([^`\n]+)`", text) for name in expanded(quoted)}
-    assert set(names) - told == set()
+    names += [name for name in (*data.__all__, *networks.__all__) if name != "ImageDataModule"]
+    base = ("Pruner", "PruningState", "Saliency")
+    names += [name for name in pruners.__all__ if name not in base]
+    for text in (README.read_text(), TEXT):
+        told = {name for quoted in re.findall(r"`([^`\n]+)`", text) for name in expanded(quoted)}
+        told |= {name.removeprefix("-c ") for name in told}
+        assert set(names) - told == set()
