@@ -49,7 +49,7 @@ def expand(markdown: str) -> str:
     """Return a page's Markdown with every ``<!-- generate: ... -->`` replaced.
 
     Raises:
-        KeyError: if there is no generator of that name.
+        KeyError: if no generator has that name.
     """
 
     def replace(match: re.Match[str]) -> str:

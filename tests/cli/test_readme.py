@@ -1,4 +1,4 @@
-"""The README and the documentation are true: their commands mean what is said of them."""
+"""The README and the documentation are true: their commands mean what they describe."""
 
 import itertools
 import re

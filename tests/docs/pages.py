@@ -72,7 +72,7 @@ def run(page: Path, folder: Path) -> list[str]:
     """Run the Python blocks of a page one after the other, as one program, in an empty folder.
 
     Returns:
-        What each block printed.
+        The output of each block.
     """
     names: dict[str, Any] = {"__name__": page.stem}
     printed = []
