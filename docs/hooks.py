@@ -114,30 +114,24 @@ def sweeps() -> str:
     for path in sorted((CONFIGS / "sweeps").glob("*.yaml")):
         grid = yaml.safe_load(path.read_text())
         comment = path.read_text().splitlines()[0].lstrip("# ")
-        densities = grid["densities"]
-        span = (
-            f"{max(densities):g} to {min(densities):g}"
-            if len(densities) > 2
-            else " ".join(map(str, densities))
-        )
-        cells = [
-            f"`sweeps/{path.stem}`",
-            comment,
-            ", ".join(f"`{name}`" for name in grid["recipes"]),
-        ]
+        densities, seeds = grid["densities"], grid.get("seeds", [0])
+        few = len(densities) < 3
+        span = f"{max(densities):g} to {min(densities):g}"
         rows.append(
             [
-                *cells,
+                f"`sweeps/{path.stem}`",
+                comment,
+                ", ".join(f"`{name}`" for name in grid["recipes"]),
                 ", ".join(f"`{name}`" for name in grid["pruners"]),
-                f"{len(densities)}: {span}",
-                str(len(grid.get("seeds", [0]))),
+                ", ".join(map(str, densities)) if few else f"{len(densities)}: {span}",
+                str(len(seeds)),
             ]
         )
     return table(["sweep", "purpose", "recipes", "pruners", "densities", "seeds"], rows)
 
 
 def _accuracies() -> dict[str, str]:
-    """Return, by recipe, the accuracies of docs/accuracies.md: dense / density 0.1 / density 0.01."""
+    """Return, by recipe, the accuracies of docs/accuracies.md: dense, density 0.1, 0.01."""
     cells: dict[str, list[str]] = {}
     for line in (ROOT / "docs" / "accuracies.md").read_text().splitlines():
         if line.startswith("| `"):
@@ -149,7 +143,7 @@ def _accuracies() -> dict[str, str]:
 
 
 def _leaves(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return dotted names and values of a nested mapping; a class and its arguments are one value."""
+    """Return dotted names and values of a nested mapping; a class with arguments is one value."""
     found: list[tuple[str, str]] = []
     for key, value in settings.items():
         name = f"{prefix}{key}"
@@ -161,16 +155,7 @@ def _leaves(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]
         elif isinstance(value, dict):
             found += _leaves(value, f"{name}.")
         else:
-            found.append(
-                (
-                    name,
-                    "null"
-                    if value is None
-                    else str(value).lower()
-                    if isinstance(value, bool)
-                    else str(value),
-                )
-            )
+            found.append((name, _default(value)))
     return found
 
 

@@ -1,5 +1,5 @@
-"""Every command of the README and the documentation runs as a user runs it: exactly as printed, with
-default settings, to its end or to Ctrl-C.
+"""Every command of the README and the documentation runs as a user runs it: exactly as printed,
+with default settings, to its end or to Ctrl-C.
 
 Progress bar, summary, logger and thread count are the defaults; only the data sets are replaced by
 a few random images. A training that would last for minutes is stopped by Ctrl-C after its first
