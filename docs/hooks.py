@@ -31,18 +31,22 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    r"""Replace ``\(...\)`` and ``\[...\]`` by MathML, which browsers draw without a script."""
+    r"""Draw equations and plain names (called by MkDocs).
+
+    ``\(...\)`` and ``\[...\]`` become MathML, which browsers draw without a script. Roles of
+    Sphinx in docstrings, as in ``:meth:`Masks.save```, are dropped.
+    """
     from latex2mathml.converter import convert
 
     def replace(match: re.Match[str]) -> str:
         tag, opening, formula = match.groups()
         display = "block" if opening == "[" else "inline"
-        return (
-            f'<{tag} class="arithmatex">{convert(html.unescape(formula), display=display)}</{tag}>'
-        )
+        mathml = convert(html.unescape(formula), display=display)
+        return f'<{tag} class="arithmatex">{mathml}</{tag}>'
 
     pattern = r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</\1>'
-    return re.sub(pattern, replace, content, flags=re.S)
+    content = re.sub(pattern, replace, content, flags=re.S)
+    return re.sub(r":(?:attr|class|data|func|meth|mod):<code>~?", "<code>", content)
 
 
 def expand(markdown: str) -> str:
@@ -76,23 +80,23 @@ def recipes() -> str:
         recipe = yaml.safe_load(path.read_text())
         model, trainer = recipe["model"], recipe["trainer"]
         optimizer, scheduler = model["optimizer"]["init_args"], model["scheduler"]["init_args"]
+        drops = " ".join(map(str, scheduler["milestones"]))
         rows.append(
             [
                 f"`{path.stem}`",
                 _call(model["network"]),
                 _class_name(recipe["data"]),
+                accuracies.get(path.stem, ""),
                 f"{optimizer['lr']:g}",
                 f"{trainer['max_epochs']}",
-                " ".join(map(str, scheduler["milestones"])),
-                f"{scheduler['gamma']:g}",
+                f"{drops} (x {scheduler['gamma']:g})",
                 f"{recipe['data']['init_args']['batch_size']}",
                 f"{optimizer['weight_decay']:g}",
                 f"{recipe['pruning']['density']:g}",
-                accuracies.get(path.stem, ""),
             ]
         )
-    head = ["recipe", "network", "data", "lr", "epochs", "drops", "factor", "batch", "weight decay"]
-    return table([*head, "density", "test accuracy"], rows)
+    head = ["recipe", "network", "data", "test accuracy", "lr", "epochs", "drops (factor)", "batch"]
+    return table([*head, "weight decay", "density"], rows)
 
 
 def overlays(folder: str) -> str:
@@ -180,9 +184,7 @@ def options(prefix: str, *paths: str) -> str:
     """
     rows = []
     for name, annotation, default, description in _arguments(_load(paths[0])):
-        rows.append(
-            [f"`--{prefix}.{name}`", f"`{annotation}`".replace("|", "\\|"), default, description]
-        )
+        rows.append([f"`--{prefix}.{name}`", f"`{annotation}`", default, description])
     return table(["option", "type", "default", "meaning"], rows)
 
 
@@ -193,7 +195,7 @@ def arguments_of_all(path: str) -> str:
     for name in sorted(module.__all__, key=str.lower):
         cls = getattr(module, name)
         if inspect.isclass(cls) and not inspect.isabstract(cls) and (rows := _arguments(cls)):
-            cells = [[f"`{n}`", f"`{a}`".replace("|", "\\|"), d, text] for n, a, d, text in rows]
+            cells = [[f"`{n}`", f"`{a}`", d, text] for n, a, d, text in rows]
             parts.append(
                 f"**`{name}`**\n\n{table(['argument', 'type', 'default', 'meaning'], cells)}\n"
             )
@@ -298,7 +300,7 @@ def help_of(*command: str) -> str:
     finally:
         sys.argv = before[0]
         os.environ.pop("COLUMNS") if before[1] is None else os.environ.update(COLUMNS=before[1])
-    return re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue())
+    return re.sub(r"\x1b\[[0-9;]*m|[\x00-\x08\x0b-\x1f\x7f]", "", printed.getvalue())
 
 
 def command(*words: str) -> str:
@@ -307,20 +309,17 @@ def command(*words: str) -> str:
 
 
 def own_options(*words: str) -> str:
-    """Return the options of ``fit`` that are neither the Trainer's nor a class's, as a table."""
-    rows, name, text = [], "", ""
-    for line in [*help_of(*words).splitlines(), "  --end.end"]:
-        if match := re.match(
-            r"  (?:-\w(?: \w+)?, )?--([\w.]+)\S*(?: [A-Z\[{]\S*)?(?:\s{2,}(.*))?$", line
-        ):
-            if name and "." not in name and text:
-                rows.append([f"`--{name}`", text.strip()])
-            name, text = match[1], match[2] or ""
-        elif line.startswith("      "):
-            text += f" {line.strip()}"
-        else:
-            name, text = name if "." not in name and line.strip() == "" else "", text
-    return table(["option", "meaning"], rows)
+    """Return the options of a command that belong to no class, as a table."""
+    rows: list[list[str]] = []
+    for line in help_of(*words).splitlines():
+        if match := re.match(r"  (?:-\w, )?--([\w.]+)(.*)$", line):
+            rows.append([match[1], match[2].strip()])
+        elif line.startswith(" " * 10) and rows:
+            rows[-1][1] += f" {line.strip()}"
+    # What has a dot in its name, or options of its own, belongs to a class.
+    classes = {name.split(".")[0] for name, _ in rows if "." in name} | {"data"}
+    own = [row for row in rows if "." not in row[0] and row[0] not in classes]
+    return table(["option", "meaning"], [[f"`--{name}`", text.strip()] for name, text in own])
 
 
 # -- files
