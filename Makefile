@@ -24,7 +24,7 @@ check: $(VENV)/installed-test
 
 # The documentation site, into site/; a warning is an error.
 docs: $(VENV)/installed-docs
-	$(VENV)/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 # The suite on the lower bounds that setup.cfg states.
 test-lowest: $(LOWEST)/installed
