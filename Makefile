@@ -21,6 +21,7 @@ check: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell
 
 # The suite on the lower bounds that setup.cfg states.
 test-lowest: $(LOWEST)/installed
