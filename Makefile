@@ -5,7 +5,7 @@ VENV := .venv
 JOBS ?= 2
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-slow test-lowest check clean
+.PHONY: demo test test-slow test-lowest check dist clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m synflow_pl demo
@@ -22,6 +22,11 @@ check: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/codespell
+
+# The source distribution and the wheel, into dist/.
+dist: $(VENV)/installed-test
+	rm -rf dist
+	$(VENV)/bin/python -m build --no-isolation
 
 # The suite on the lower bounds that setup.cfg states.
 test-lowest: $(LOWEST)/installed
