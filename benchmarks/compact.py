@@ -1,14 +1,18 @@
-"""What sparsity buys on real engines: latency, FLOPs, parameters, file size and memory of dense, pruned and compacted networks.
+"""What sparsity buys on real engines: latency, FLOPs, parameters, file size and memory of dense,
+pruned and compacted networks.
 
-    python -m benchmarks.compact [--networks VGG-16 ...] [--pruners synflow ...] [--densities 0.1 ...] [--threads 2]
-    python -m benchmarks.compact --table             # what `--output compact.csv` holds as Markdown, and nothing measured
+    python -m benchmarks.compact [--networks VGG-16 ...] [--pruners synflow ...] [--densities 0.1
+    ...] [--threads 2] python -m benchmarks.compact --table             # what `--output
+    compact.csv` holds as Markdown, and nothing measured
 
-Each cell (network, pruner, density) is added to the CSV as it ends; started again, what is there is skipped. In a cell the dense, the
-pruned and the compacted network take turns on torch, ONNX Runtime and OpenVINO (where these are installed), at batch 1 and 64, in
-float32, so that a busy machine slows them alike; latencies are medians. The networks are those for CIFAR-10 and have not been trained,
-but the shifts of BatchNorm are random, as training leaves them: else hardly a constant would stand in compaction's way. SNIP scores on
-noise. Peak memory is that of a process that loads the network and classifies 64 images in torch, above what Python and torch take
-(Linux). Files are safetensors. Each engine's logits are held against torch's before it is timed.
+Each cell (network, pruner, density) is added to the CSV as it ends; started again, what is there is
+skipped. In a cell the dense, the pruned and the compacted network take turns on torch, ONNX Runtime
+and OpenVINO (where these are installed), at batch 1 and 64, in float32, so that a busy machine
+slows them alike; latencies are medians. The networks are those for CIFAR-10 and have not been
+trained, but the shifts of BatchNorm are random, as training leaves them: else hardly a constant
+would stand in compaction's way. SNIP scores on noise. Peak memory is that of a process that loads
+the network and classifies 64 images in torch, above what Python and torch take (Linux). Files are
+safetensors. Each engine's logits are held against torch's before it is timed.
 """
 
 from __future__ import annotations
@@ -29,9 +33,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.pairs import grown, machine, reset_peak
+from benchmarks.timing import environment, grown, reset_peak
 from synflow_pl import Compaction, Masks, prune
-from synflow_pl.flow import example_of, path_left
+from synflow_pl.flow import example_of, is_connected
 from synflow_pl.networks import VGG, ResNet, TinyResNet
 from synflow_pl.pruners import SNIP, Magnitude, SynFlow
 
@@ -47,7 +51,15 @@ BATCHES = (1, 64)
 SIZES = ("parameters", "MFLOPs", "file MB", "peak MB")
 LATENCIES = {batch: [f"{engine} {batch}" for engine in ENGINES] for batch in BATCHES}
 """Columns of milliseconds, by the number of images."""
-COLUMNS = ("network", "pruner", "density", "what", "alive", *SIZES, *(column for batch in BATCHES for column in LATENCIES[batch]))
+COLUMNS = (
+    "network",
+    "pruner",
+    "density",
+    "what",
+    "alive",
+    *SIZES,
+    *(column for batch in BATCHES for column in LATENCIES[batch]),
+)
 
 
 @torch.no_grad()
@@ -82,19 +94,33 @@ def size(network: nn.Module) -> int:
 
 
 def to_onnx(network: nn.Module, path: Path) -> None:
-    batch = {next(iter(inspect.signature(network.forward).parameters)): {0: torch.export.Dim("batch")}}
-    torch.onnx.export(network, (torch.zeros(2, *SHAPE),), path, dynamo=True, external_data=False, verbose=False, dynamic_shapes=batch)
+    batch = {
+        next(iter(inspect.signature(network.forward).parameters)): {0: torch.export.Dim("batch")}
+    }
+    torch.onnx.export(
+        network,
+        (torch.zeros(2, *SHAPE),),
+        path,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        dynamic_shapes=batch,
+    )
 
 
 def with_zeros(dense: Path, masks: Masks, path: Path) -> None:
-    """The pruned network's file from the dense one's: BatchNorm is folded into weights row by row, which moves no zero."""
+    """The pruned network's file from the dense one's: BatchNorm is folded into weights row by row,
+    which moves no zero.
+    """
     import onnx
     from onnx import numpy_helper
 
     model = onnx.load(dense)
     found = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, mask in masks.items():
-        found[name].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(found[name]) * mask.numpy(), name))
+        found[name].CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(found[name]) * mask.numpy(), name)
+        )
     onnx.save(model, path)
 
 
@@ -124,7 +150,9 @@ def engines(network: nn.Module, path: Path, images: Tensor) -> dict[str, Callabl
     model = core.read_model(path)
     model.reshape(list(images.shape))
     # By default it computes in bfloat16 where the processor can.
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(
+        model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    )
     found["openvino"] = lambda: torch.from_numpy(compiled(fed)[0])
     return found
 
@@ -142,8 +170,12 @@ def has_onnx() -> bool:
 # -- measuring
 
 
-def medians(runs: Mapping[tuple[str, str], Callable[[], Tensor]], seconds: float) -> dict[tuple[str, str], float]:
-    """Milliseconds of each, which has run before, measured in turn for so long and at least three times."""
+def medians(
+    runs: Mapping[tuple[str, str], Callable[[], Tensor]], seconds: float
+) -> dict[tuple[str, str], float]:
+    """Milliseconds of each, which has run before, measured in turn for so long and at least three
+    times.
+    """
     taken: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or len(next(iter(taken.values()))) < 3:
@@ -157,7 +189,9 @@ def medians(runs: Mapping[tuple[str, str], Callable[[], Tensor]], seconds: float
 def _peak(path: str, threads: int) -> int:
     torch.set_num_threads(threads)
     with torch.inference_mode():
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(1))(torch.zeros(1, *SHAPE))  # the libraries' own pages
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(1))(
+            torch.zeros(1, *SHAPE)
+        )  # the libraries' own pages
         held = reset_peak()
         network = torch.load(path, weights_only=False)
         network(torch.zeros(64, *SHAPE))
@@ -165,20 +199,26 @@ def _peak(path: str, threads: int) -> int:
 
 
 def peak(network: nn.Module, path: Path) -> int:
-    """Bytes on top of what Python and torch hold, of loading the network and classifying 64 images: the least of two processes, each
-    forked from one that has torch loaded and has computed nothing.
+    """Bytes on top of what Python and torch hold, of loading the network and classifying 64 images:
+    the least of two processes, each forked from one that has torch loaded and has computed nothing.
     """
     torch.save(network, path)
     with multiprocessing.get_context("forkserver").Pool(1, maxtasksperchild=1) as alone:
         return min(alone.apply(_peak, (str(path), torch.get_num_threads())) for _ in range(2))
 
 
-def cell(name: str, pruner: str, density: float, seconds: float, folder: Path) -> list[dict[str, object]]:
+def cell(
+    name: str, pruner: str, density: float, seconds: float, folder: Path
+) -> list[dict[str, object]]:
     """The rows of one network, pruned by one pruner to one density."""
     dense, network = build(name), build(name)
     masks = cut(network, pruner, density)
     inputs = example_of(network, SHAPE, None)
-    networks = {"dense": dense, "pruned": network, "compacted": Compaction(network, masks, inputs).network.eval()}
+    networks = {
+        "dense": dense,
+        "pruned": network,
+        "compacted": Compaction(network, masks, inputs).network.eval(),
+    }
     paths = {what: folder / f"{what}.onnx" for what in networks}
     if has_onnx():
         paths["dense"] = folder / f"{name}.onnx"
@@ -188,11 +228,14 @@ def cell(name: str, pruner: str, density: float, seconds: float, folder: Path) -
         to_onnx(networks["compacted"], paths["compacted"])
     rows: dict[str, dict[str, object]] = {}
     for what, one in networks.items():
-        save_file({key: tensor.contiguous() for key, tensor in one.state_dict().items()}, folder / "network.safetensors")
+        save_file(
+            {key: tensor.contiguous() for key, tensor in one.state_dict().items()},
+            folder / "network.safetensors",
+        )
         memory = peak(one, folder / "network.pt")
         rows[what] = {
             "network": name, "pruner": pruner, "density": density, "what": what,
-            "alive": what == "dense" or path_left(network, masks, inputs),
+            "alive": what == "dense" or is_connected(network, masks, inputs),
             "parameters": size(one), "MFLOPs": round(flops(one) / 1e6, 2),
             "file MB": round((folder / "network.safetensors").stat().st_size / 1e6, 3), "peak MB": round(memory / 1e6, 1),
         }  # fmt: skip
@@ -222,30 +265,45 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def summary(rows: list[dict[str, str]]) -> str:
-    """How many times fewer FLOPs, and how many times as fast, the compacted network is than the dense one of its cell."""
+    """How many times fewer FLOPs, and how many times as fast, the compacted network is than the
+    dense one of its cell.
+    """
     pruners = [*dict.fromkeys(row["pruner"] for row in rows)]
-    lines = [f"| network | density | {' | '.join(pruners)} |", "| --- | --- |" + " --- |" * len(pruners)]
+    lines = [
+        f"| network | density | {' | '.join(pruners)} |",
+        "| --- | --- |" + " --- |" * len(pruners),
+    ]
     cells = {(row["network"], row["density"], row["pruner"], row["what"]): row for row in rows}
     for name, density in dict.fromkeys((row["network"], row["density"]) for row in rows):
         told = []
         for pruner in pruners:
-            dense, small = (cells.get((name, density, pruner, what)) for what in ("dense", "compacted"))
+            dense, small = (
+                cells.get((name, density, pruner, what)) for what in ("dense", "compacted")
+            )
             if dense is None or small is None:
                 told.append("")
                 continue
             fewer = _over(dense, small, "MFLOPs")
-            faster = [" / ".join(_over(dense, small, column) for column in LATENCIES[batch]) for batch in BATCHES]
+            faster = [
+                " / ".join(_over(dense, small, column) for column in LATENCIES[batch])
+                for batch in BATCHES
+            ]
             told.append(f"{fewer}; {'; '.join(faster)}{_dead(small)}")
         lines.append(f"| {name} | {density} | {' | '.join(told)} |")
     return "\n".join(lines)
 
 
 def details(rows: list[dict[str, str]]) -> str:
-    """A table for each network: sizes, and milliseconds by batch and engine, with how many times as fast that is as dense."""
+    """A table for each network: sizes, and milliseconds by batch and engine, with how many times as
+    fast that is as dense.
+    """
     columns = [column for batch in BATCHES for column in LATENCIES[batch]]
     lines = []
     for name in dict.fromkeys(row["network"] for row in rows):
-        lines += [f"| {name} | {' | '.join([*SIZES, *columns])} |", "| --- |" + " --- |" * (len(SIZES) + len(columns))]
+        lines += [
+            f"| {name} | {' | '.join([*SIZES, *columns])} |",
+            "| --- |" + " --- |" * (len(SIZES) + len(columns)),
+        ]
         mine = [row for row in rows if row["network"] == name]
         dense = {(row["pruner"], row["density"]): row for row in mine if row["what"] == "dense"}
         typical = dict(next(iter(dense.values())))
@@ -254,8 +312,16 @@ def details(rows: list[dict[str, str]]) -> str:
             typical[column] = str(statistics.median(measured)) if measured else ""
         for row in [typical, *(row for row in mine if row["what"] != "dense")]:
             other = dense[row["pruner"], row["density"]]
-            label = "dense" if row is typical else f"{row['pruner']} {row['density']}, {row['what']}{_dead(row)}"
-            cells = [label, f"{int(row['parameters']):,}", *(f"{float(row[column]):.1f}" for column in SIZES[1:])]
+            label = (
+                "dense"
+                if row is typical
+                else f"{row['pruner']} {row['density']}, {row['what']}{_dead(row)}"
+            )
+            cells = [
+                label,
+                f"{int(row['parameters']):,}",
+                *(f"{float(row[column]):.1f}" for column in SIZES[1:]),
+            ]
             for column in columns:
                 beside = "" if row is typical else f" ({_over(other, row, column)})"
                 cells.append(f"{float(row[column]):.1f}{beside}" if row[column] else "")
@@ -265,9 +331,13 @@ def details(rows: list[dict[str, str]]) -> str:
 
 
 def tell(rows: list[dict[str, str]]) -> None:
-    print(f"Times fewer FLOPs; times as fast on {' / '.join(ENGINES)} at batch {'; '.join(map(str, BATCHES))}. † no path left.\n")
+    print(
+        f"Times fewer FLOPs; times as fast on {' / '.join(ENGINES)} at batch {'; '.join(map(str, BATCHES))}. † no path left.\n"
+    )
     print(summary(rows))
-    print("\nMilliseconds, and in brackets how many times as fast as the dense network beside it.\n")
+    print(
+        "\nMilliseconds, and in brackets how many times as fast as the dense network beside it.\n"
+    )
     print(details(rows))
 
 
@@ -276,31 +346,44 @@ def _dead(row: dict[str, str]) -> str:
 
 
 def _over(dense: dict[str, str], other: dict[str, str], column: str) -> str:
-    return f"{float(dense[column]) / float(other[column]):.1f}" if dense[column] and other[column] else "-"
+    return (
+        f"{float(dense[column]) / float(other[column]):.1f}"
+        if dense[column] and other[column]
+        else "-"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", choices=[*NETWORKS], default=[*NETWORKS])
     parser.add_argument("--pruners", nargs="+", choices=[*PRUNERS], default=[*PRUNERS])
     parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.01, 0.001])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each cell and batch, if that is three turns")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="of each cell and batch, if that is three turns"
+    )
     parser.add_argument("--output", type=Path, default=Path("compact.csv"))
-    parser.add_argument("--table", action="store_true", help="print what the CSV holds as Markdown, and stop")
+    parser.add_argument(
+        "--table", action="store_true", help="print what the CSV holds as Markdown, and stop"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.table:
         return tell(read(options.output))
-    print(machine())
+    print(environment())
     multiprocessing.set_forkserver_preload(["torch", "synflow_pl.networks"])
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"  # for the processes of `peak`: glibc hands back each tensor as it is freed
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = (
+        "131072"  # for the processes of `peak`: glibc hands back each tensor as it is freed
+    )
     with tempfile.TemporaryDirectory() as made:
         for name in options.networks:
             for pruner in options.pruners:
                 for density in options.densities:
                     if any(
-                        (row["network"], row["pruner"], float(row["density"])) == (name, pruner, density)
+                        (row["network"], row["pruner"], float(row["density"]))
+                        == (name, pruner, density)
                         for row in read(options.output)
                     ):
                         continue
@@ -312,7 +395,10 @@ def main() -> None:
                         if fresh:
                             writer.writeheader()
                         writer.writerows(rows)
-                    print(f"{name}, {pruner} {density}: {time.perf_counter() - started:.0f} s", flush=True)
+                    print(
+                        f"{name}, {pruner} {density}: {time.perf_counter() - started:.0f} s",
+                        flush=True,
+                    )
     tell(read(options.output))
 
 

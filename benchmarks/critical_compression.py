@@ -1,13 +1,16 @@
-"""Critical compression: how far each pruner can go before no path is left from input to output, beside the most that any could do.
+"""Critical compression: how far each pruner can go before no path is left from input to output,
+beside the most that any could do.
 
-    python benchmarks/critical_compression.py [--networks VGG-16 ResNet-20] [--pruners synflow snip ...] [--rounds 100] [--images 20]
+    python benchmarks/critical_compression.py [--networks VGG-16 ResNet-20] [--pruners synflow snip
+    ...] [--rounds 100] [--images 20]
 
-The maximal compression of a network (Tanaka et al. 2020, Section 3) keeps one path and nothing else: on a chain one weight per layer,
-with identity shortcuts the fewest weights on a shortest path. SynFlow's axiom says that it gets there, given enough rounds; the figures
-of the others are what they are. For each pruner the number of weights kept is doubled from that least on until a path is left, then
-narrowed down between the last number that left none and the first that did. (That need not be the smallest number there is: for
-iterated pruners paths may come and go.) ``--rounds`` bounds the rounds of pruners that want many on data; ``--steps`` how closely it is
-narrowed down.
+The maximal compression of a network (Tanaka et al. 2020, Section 3) keeps one path and nothing
+else: on a chain one weight per layer, with identity shortcuts the fewest weights on a shortest
+path. SynFlow's axiom says that it gets there, given enough rounds; the figures of the others are
+what they are. For each pruner the number of weights kept is doubled from that least on until a path
+is left, then narrowed down between the last number that left none and the first that did. (That
+need not be the smallest number there is: for iterated pruners paths may come and go.) ``--rounds``
+bounds the rounds of pruners that want many on data; ``--steps`` how closely it is narrowed down.
 """
 
 from __future__ import annotations
@@ -22,11 +25,24 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import prune
-from synflow_pl.flow import example_of, linearise, path_left
+from synflow_pl.flow import example_of, is_connected, linearise
 from synflow_pl.masks import prunable
 from synflow_pl.networks import VGG, ResNet
-from synflow_pl.pruners import FORCE, LAMP, NTKSAP, PHEW, SNIP, GraSP, InvertedGraSP, Magnitude, Pruner, Random, SynFlow, SynFlowL2
-from synflow_pl.pruners.wiring import wiring
+from synflow_pl.pruners import (
+    FORCE,
+    LAMP,
+    NTKSAP,
+    PHEW,
+    SNIP,
+    GraSP,
+    InvertedGraSP,
+    Magnitude,
+    Pruner,
+    Random,
+    SynFlow,
+    SynFlowL2,
+)
+from synflow_pl.pruners.layer_graph import layer_graph
 
 SHAPE = (3, 32, 32)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -55,9 +71,11 @@ COSTLY = ("snip_iterative", "force", "ntk_sap")
 
 
 def fewest_weights(network: nn.Module) -> int:
-    """The fewest weights on any path from input to output, one for each layer that it goes through."""
+    """The fewest weights on any path from input to output, one for each layer that it goes
+    through.
+    """
     layers = {name: parameter.detach() for name, parameter in prunable(network).items()}
-    wires = wiring(linearise(network, example_of(network, SHAPE, None)), layers)
+    wires = layer_graph(linearise(network, example_of(network, SHAPE, None)), layers)
     fewest = {name: 1 for name, entry in wires.entries.items() if entry.any()}
     for _ in layers:
         for reader, source in wires.feeds:
@@ -78,19 +96,38 @@ def smallest_alive(alive: Callable[[int], bool], total: int, least: int, steps: 
     return high
 
 
-def leaves_a_path(dense: nn.Module, make: Callable[[], Pruner], rounds: int, batches: list[tuple[Tensor, Tensor]], kept: int) -> bool:
+def leaves_a_path(
+    dense: nn.Module,
+    make: Callable[[], Pruner],
+    rounds: int,
+    batches: list[tuple[Tensor, Tensor]],
+    kept: int,
+) -> bool:
     """Whether a path is left in a copy of the network when ``kept`` weights are."""
     network = copy.deepcopy(dense)
     inputs = example_of(network, SHAPE, None)
-    return path_left(network, prune(network, make(), kept=kept, rounds=rounds, example_input=inputs, batches=batches), inputs)
+    return is_connected(
+        network,
+        prune(network, make(), num_kept=kept, rounds=rounds, example_input=inputs, batches=batches),
+        inputs,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=["VGG-16", "ResNet-20"], choices=NETWORKS)
     parser.add_argument("--pruners", nargs="+", default=list(PRUNERS), choices=PRUNERS)
-    parser.add_argument("--rounds", type=int, default=100, help="at most, for iterated pruners that need passes of many images")
-    parser.add_argument("--images", type=int, default=20, help="of noise, for pruners that score on labelled images")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=100,
+        help="at most, for iterated pruners that need passes of many images",
+    )
+    parser.add_argument(
+        "--images", type=int, default=20, help="of noise, for pruners that score on labelled images"
+    )
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -101,8 +138,13 @@ def main() -> None:
         batches = [(torch.randn(options.images, *SHAPE), torch.randint(0, 10, (options.images,)))]
         total = sum(parameter.numel() for parameter in prunable(dense).values())
         least = fewest_weights(dense)
-        print(f"\n{name}: {total:,} weights; no path has fewer than {least}: compression at most {total / least:,.0f}")
-        print(f"{'pruner':22} {'rounds':>6} {'kept':>9} {'compression':>12} {'of the maximum':>15} {'seconds':>8}", flush=True)
+        print(
+            f"\n{name}: {total:,} weights; no path has fewer than {least}: compression at most {total / least:,.0f}"
+        )
+        print(
+            f"{'pruner':22} {'rounds':>6} {'kept':>9} {'compression':>12} {'of the maximum':>15} {'seconds':>8}",
+            flush=True,
+        )
         for label in options.pruners:
             make, rounds = PRUNERS[label]
             if label in COSTLY:
@@ -111,12 +153,23 @@ def main() -> None:
             started = time.perf_counter()
             kept = smallest_alive(alive, total, least, options.steps)
             seconds = time.perf_counter() - started
-            print(f"{label:22} {rounds:6} {kept:9,} {total / kept:12,.0f} {least / kept:15.2%} {seconds:8.1f}", flush=True)
+            print(
+                f"{label:22} {rounds:6} {kept:9,} {total / kept:12,.0f} {least / kept:15.2%} {seconds:8.1f}",
+                flush=True,
+            )
         if "synflow" in options.pruners:
-            enough = next((rounds for rounds in LADDER if leaves_a_path(dense, SynFlow, rounds, batches, least)), None)
+            enough = next(
+                (
+                    rounds
+                    for rounds in LADDER
+                    if leaves_a_path(dense, SynFlow, rounds, batches, least)
+                ),
+                None,
+            )
             reached = f"after {enough} rounds" if enough else f"not within {LADDER[-1]} rounds"
             print(
-                f"synflow leaves a path of {least} weights and nothing else {reached} (tried {', '.join(map(str, LADDER))})", flush=True
+                f"synflow leaves a path of {least} weights and nothing else {reached} (tried {', '.join(map(str, LADDER))})",
+                flush=True,
             )
 
 

@@ -1,11 +1,14 @@
-"""Images per second of both pipelines, with crops and flips, in batches of 128: ours in memory, and torchvision's image by image.
+"""Images per second of both pipelines, with crops and flips, in batches of 128: ours in memory, and
+torchvision's image by image.
 
     python benchmarks/data.py [--threads N] [--workers 2] [--seconds 3] [--pairs 3]
 
-The images are random bytes of CIFAR-10's shape and of Tiny ImageNet's; nothing is downloaded. Both pipelines are timed in turn, so
-that a busy machine slows them alike; what counts is the median of the ratios. Ours has torch's own number of threads, as in training;
-on a machine that is busy otherwise they wait for each other longer than they work, and `--threads 1` is faster. Then, in a process of
-its own for each, how long the first batch of an epoch takes, and by how much memory grows beyond the one copy of the images.
+The images are random bytes of CIFAR-10's shape and of Tiny ImageNet's; nothing is downloaded. Both
+pipelines are timed in turn, so that a busy machine slows them alike; what counts is the median of
+the ratios. Ours has torch's own number of threads, as in training; on a machine that is busy
+otherwise they wait for each other longer than they work, and `--threads 1` is faster. Then, in a
+process of its own for each, how long the first batch of an epoch takes, and by how much memory
+grows beyond the one copy of the images.
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ import time
 import torch
 from torch import Tensor
 
-from synflow_pl.data import CIFAR10, Images, TinyImageNet
+from synflow_pl.data import CIFAR10, ImageDataModule, TinyImageNet
 from synflow_pl.data.loader import Loader
-from synflow_pl.runs.machine import machine
+from synflow_pl.runs.environment import environment
 
-SETS: list[tuple[type[Images], int]] = [(CIFAR10, 50_000), (TinyImageNet, 20_000)]
+SETS: list[tuple[type[ImageDataModule], int]] = [(CIFAR10, 50_000), (TinyImageNet, 20_000)]
 
 
-def random_images(kind: type[Images], count: int, **options: object) -> Images:
+def random_images(kind: type[ImageDataModule], count: int, **options: object) -> ImageDataModule:
     """A data set of that kind that holds random images."""
     images = torch.empty(count, *kind.input_shape, dtype=torch.uint8).random_()
 
@@ -35,9 +38,11 @@ def random_images(kind: type[Images], count: int, **options: object) -> Images:
         def images(self, train: bool) -> tuple[Tensor, Tensor]:
             return images, torch.arange(count) % self.num_classes
 
-        dataset = Images.dataset  # also Tiny ImageNet's are not decoded: what is measured is what comes after
+        dataset = (
+            ImageDataModule.dataset
+        )  # also Tiny ImageNet's are not decoded: what is measured is what comes after
 
-    data: Images = Random(val_size=0, **options)
+    data: ImageDataModule = Random(val_size=0, **options)
     data.setup("fit")
     return data
 
@@ -53,8 +58,15 @@ def speed(loader: Loader, seconds: float) -> float:
     return done / (time.perf_counter() - started)
 
 
-def start_and_memory(kind: type[Images], count: int, threads: int, told: multiprocessing.Queue[tuple[list[float], float]]) -> None:
-    """Seconds until the first batch of three epochs, and the bytes by which an epoch raises the peak of memory."""
+def start_and_memory(
+    kind: type[ImageDataModule],
+    count: int,
+    threads: int,
+    told: multiprocessing.Queue[tuple[list[float], float]],
+) -> None:
+    """Seconds until the first batch of three epochs, and the bytes by which an epoch raises the
+    peak of memory.
+    """
     torch.set_num_threads(threads)
     data = random_images(kind, count)
     loader = data.train_dataloader()
@@ -71,30 +83,41 @@ def start_and_memory(kind: type[Images], count: int, threads: int, told: multipr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(machine())
-    print(f"{options.threads} threads in memory, {options.workers} workers of torchvision, batches of 128, crops and flips")
+    print(environment())
+    print(
+        f"{options.threads} threads in memory, {options.workers} workers of torchvision, batches of 128, crops and flips"
+    )
     for kind, count in SETS:
         shape = "x".join(map(str, kind.input_shape))
         ours = random_images(kind, count, pipeline="memory")
         theirs = random_images(kind, count, pipeline="torchvision", num_workers=options.workers)
         ratios = []
         for _ in range(options.pairs):
-            fast, slow = speed(ours.train_dataloader(), options.seconds), speed(theirs.train_dataloader(), options.seconds)
+            fast, slow = (
+                speed(ours.train_dataloader(), options.seconds),
+                speed(theirs.train_dataloader(), options.seconds),
+            )
             theirs.teardown("fit")
             ratios.append(fast / slow)
-            print(f"{shape:8} in memory {fast:10,.0f} images/s   torchvision {slow:8,.0f} images/s   ratio {ratios[-1]:5.1f}")
+            print(
+                f"{shape:8} in memory {fast:10,.0f} images/s   torchvision {slow:8,.0f} images/s   ratio {ratios[-1]:5.1f}"
+            )
         print(f"{shape:8} median ratio {statistics.median(ratios):.1f}")
     context = multiprocessing.get_context("spawn")
     for kind, count in SETS:
         told = context.Queue()
-        process = context.Process(target=start_and_memory, args=(kind, count, options.threads, told))
+        process = context.Process(
+            target=start_and_memory, args=(kind, count, options.threads, told)
+        )
         process.start()
         starts, grown = told.get()
         process.join()

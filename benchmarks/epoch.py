@@ -1,11 +1,14 @@
-"""How long an epoch takes through the command line (Lightning, metrics, logging, masks) beside a bare loop: CIFAR-10's shape.
+"""How long an epoch takes through the command line (Lightning, metrics, logging, masks) beside a
+bare loop: CIFAR-10's shape.
 
-    python -m benchmarks.epoch [--epochs 4] [--images 4096] [--threads N] [--recipe cifar10_resnet20]
-    python -m benchmarks.epoch --device cuda --recipe cifar10_vgg16 --images 50000 --epochs 6 --precision bf16-mixed
+    python -m benchmarks.epoch [--epochs 4] [--images 4096] [--threads N] [--recipe
+    cifar10_resnet20] python -m benchmarks.epoch --device cuda --recipe cifar10_vgg16 --images 50000
+    --epochs 6 --precision bf16-mixed
 
-Images are random bytes, held in memory. The bare loop reads the same batches from the same kind of loader and knows no Lightning, no
-metric, logger or mask. It runs an epoch before each of the command line's, in the same process; what counts is from one start of an
-epoch to the next, checkpoint and logging included. The first epoch of each does not count.
+Images are random bytes, held in memory. The bare loop reads the same batches from the same kind of
+loader and knows no Lightning, no metric, logger or mask. It runs an epoch before each of the
+command line's, in the same process; what counts is from one start of an epoch to the next,
+checkpoint and logging included. The first epoch of each does not count.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.pairs import Seconds, machine, table
+from benchmarks.timing import Seconds, environment, table
 from synflow_pl.cli.main import run
 from synflow_pl.data import CIFAR10
 from synflow_pl.networks import VGG, ResNet
@@ -39,7 +42,9 @@ class MadeUp(CIFAR10):
     def images(self, train: bool) -> tuple[Tensor, Tensor]:
         count = int(os.environ["IMAGES"])
         generator = torch.Generator().manual_seed(0)
-        bytes_ = torch.randint(0, 256, (count, *self.input_shape), generator=generator, dtype=torch.uint8)
+        bytes_ = torch.randint(
+            0, 256, (count, *self.input_shape), generator=generator, dtype=torch.uint8
+        )
         return bytes_, torch.arange(count) % self.num_classes
 
 
@@ -53,13 +58,19 @@ class Clock(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set up the bare loop."""
         self._device = pl_module.device
-        self._amp = torch.autocast(self._device.type, torch.bfloat16) if "bf16" in str(trainer.precision) else contextlib.nullcontext()
+        self._amp = (
+            torch.autocast(self._device.type, torch.bfloat16)
+            if "bf16" in str(trainer.precision)
+            else contextlib.nullcontext()
+        )
         torch.manual_seed(0)
         self._network = NETWORKS[os.environ["RECIPE"]]().to(self._device)
         if os.environ["CHANNELS_LAST"] == "1":
             self._network.to(memory_format=torch.channels_last)
             pl_module.to(memory_format=torch.channels_last)
-        self._optimizer = torch.optim.SGD(self._network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+        self._optimizer = torch.optim.SGD(
+            self._network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4
+        )
         data = MadeUp(val_size=0)
         data.setup("fit")
         self._loader = data.train_dataloader()
@@ -81,9 +92,15 @@ class Clock(Callback):
         self._began = _now()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what it came to; the last epoch through the command line has no next start, and so no time."""
+        """Say what it came to; the last epoch through the command line has no next start, and so no
+        time.
+        """
         count = len(self.taken["command line"])
-        table({name: runs[1:count] for name, runs in self.taken.items()}, "bare loop", f"an epoch of {os.environ['IMAGES']} images")
+        table(
+            {name: runs[1:count] for name, runs in self.taken.items()},
+            "bare loop",
+            f"an epoch of {os.environ['IMAGES']} images",
+        )
 
 
 def _now() -> Seconds:
@@ -98,7 +115,9 @@ def _since(began: Seconds) -> Seconds:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -107,8 +126,12 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    os.environ |= {"IMAGES": str(options.images), "RECIPE": options.recipe, "CHANNELS_LAST": str(int(options.device == "cuda"))}
-    print(machine())
+    os.environ |= {
+        "IMAGES": str(options.images),
+        "RECIPE": options.recipe,
+        "CHANNELS_LAST": str(int(options.device == "cuda")),
+    }
+    print(environment())
     with tempfile.TemporaryDirectory() as folder:
         trainer: dict[str, Any] = {
             "accelerator": options.device, "devices": 1, "max_epochs": options.epochs + 2, "precision": options.precision,
@@ -116,7 +139,20 @@ def main() -> None:
             "callbacks+": "benchmarks.epoch.Clock",
         }  # fmt: skip
         given = [f"--trainer.{key}={value}" for key, value in trainer.items()]
-        run(["fit", "-c", options.recipe, "--data", "benchmarks.epoch.MadeUp", "--data.val_size", "0", "--pruning.rounds", "5", *given])
+        run(
+            [
+                "fit",
+                "-c",
+                options.recipe,
+                "--data",
+                "benchmarks.epoch.MadeUp",
+                "--data.val_size",
+                "0",
+                "--pruning.rounds",
+                "5",
+                *given,
+            ]
+        )
 
 
 if __name__ == "__main__":

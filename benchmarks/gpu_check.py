@@ -1,10 +1,12 @@
 """What the tests hold on a CPU, held on a GPU: one command, no data to download.
 
-    python benchmarks/gpu_check.py [--out FOLDER] [--device cuda] [--rounds 100] [--backend inductor] [--only NAME ...]
+    python benchmarks/gpu_check.py [--out FOLDER] [--device cuda] [--rounds 100] [--backend
+    inductor] [--only NAME ...]
 
-Writes gpu_check.json and gpu_check.md into the folder (by default $OUT, else this one); ends with status 1 if anything failed.
-``--device cpu --rounds 3 --backend aot_eager`` rehearses all of it in a few minutes without a GPU: gloo stands in for NCCL then, and
-"as on the CPU" compares it with itself.
+Writes gpu_check.json and gpu_check.md into the folder (by default $OUT, else this one); ends with
+status 1 if anything failed. ``--device cpu --rounds 3 --backend aot_eager`` rehearses all of it in
+a few minutes without a GPU: gloo stands in for NCCL then, and "as on the CPU" compares it with
+itself.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs where the package is not installed
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # so that it runs where the package is not installed
 
 import pytorch_lightning
 import torch
@@ -86,10 +90,16 @@ def batches(shape: tuple[int, ...], count: int = 64, size: int = 8) -> DataLoade
 
 
 def plain_trainer(options: Options, *callbacks: Callback, **others: Any) -> Trainer:
-    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     saving = {"enable_checkpointing": False} if "default_root_dir" not in others else {}
     accelerator = "gpu" if options.device == "cuda" else options.device
-    return Trainer(accelerator=accelerator, devices=1, callbacks=list(callbacks), **quiet, **saving, **others)
+    return Trainer(
+        accelerator=accelerator, devices=1, callbacks=list(callbacks), **quiet, **saving, **others
+    )
 
 
 def without_biases(network: nn.Module) -> nn.Module:
@@ -110,7 +120,9 @@ class Watch(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step > len(self.weights):
-            self.weights.append({name: p.detach().clone() for name, p in pl_module.network.named_parameters()})
+            self.weights.append(
+                {name: p.detach().clone() for name, p in pl_module.network.named_parameters()}
+            )
         plugin = trainer.precision_plugin
         if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
             scale = plugin.scaler.get_scale()
@@ -124,15 +136,26 @@ class InForward(Classifier):
     masks: dict[str, Tensor]
 
     def forward(self, images: Tensor) -> Tensor:
-        weights = {name: self.network.get_parameter(name) * mask.to(images.device) for name, mask in self.masks.items()}
+        weights = {
+            name: self.network.get_parameter(name) * mask.to(images.device)
+            for name, mask in self.masks.items()
+        }
         logits: Tensor = functional_call(self.network, weights, (images,))
         return logits
 
 
-def steps(options: Options, optimizer: str, precision: Any, masks: Masks | None = None) -> tuple[Watch, Masks]:
-    """200 steps of a small network, two batches to each, gradients clipped by norm; with masks given, those of the reference."""
+def steps(
+    options: Options, optimizer: str, precision: Any, masks: Masks | None = None
+) -> tuple[Watch, Masks]:
+    """200 steps of a small network, two batches to each, gradients clipped by norm; with masks
+    given, those of the reference.
+    """
     torch.manual_seed(0)
-    network = without_biases(FC(SMALL, depth=3, width=16)) if optimizer == "Muon" else FC(SMALL, depth=3, width=16)
+    network = (
+        without_biases(FC(SMALL, depth=3, width=16))
+        if optimizer == "Muon"
+        else FC(SMALL, depth=3, width=16)
+    )
     module = (Classifier if masks is None else InForward)(network, optimizer=OPTIMIZERS[optimizer])
     watch, pruning = Watch(), PruneAtInit(SynFlow(), density=0.2, input_shape=SMALL)
     if masks is not None:
@@ -142,7 +165,12 @@ def steps(options: Options, optimizer: str, precision: Any, masks: Masks | None 
         # So large a scale overflows float16 at once, and again whenever it has grown.
         scaler = torch.amp.GradScaler(options.device, init_scale=2.0**24, growth_interval=10)
         plugins = {"plugins": [MixedPrecision(precision, options.device, scaler)]}
-    limits: dict[str, Any] = {"max_epochs": -1, "max_steps": STEPS, "accumulate_grad_batches": 2, "gradient_clip_val": 0.02}
+    limits: dict[str, Any] = {
+        "max_epochs": -1,
+        "max_steps": STEPS,
+        "accumulate_grad_batches": 2,
+        "gradient_clip_val": 0.02,
+    }
     callbacks = [watch] if masks is not None else [pruning, watch]
     plain_trainer(options, *callbacks, **limits, **plugins).fit(module, batches(SMALL))
     found = masks if masks is not None else pruning.masks
@@ -150,17 +178,28 @@ def steps(options: Options, optimizer: str, precision: Any, masks: Masks | None 
     return watch, found
 
 
-def fitted_masks(options: Options, build: Callable[[], nn.Module], shape: Any, pruner: Pruner, **others: Any) -> Masks:
+def fitted_masks(
+    options: Options, build: Callable[[], nn.Module], shape: Any, pruner: Pruner, **others: Any
+) -> Masks:
     torch.manual_seed(0)
-    pruning = PruneAtInit(pruner, density=0.1, input_shape=shape, rounds=options.rounds if isinstance(pruner, SynFlow) else None)
-    module = Classifier(build(), channels_last=others.pop("channels_last", False), optimizer=OPTIMIZERS["SGD"])
+    pruning = PruneAtInit(
+        pruner,
+        density=0.1,
+        input_shape=shape,
+        rounds=options.rounds if isinstance(pruner, SynFlow) else None,
+    )
+    module = Classifier(
+        build(), channels_last=others.pop("channels_last", False), optimizer=OPTIMIZERS["SGD"]
+    )
     plain_trainer(options, pruning, max_steps=2, **others).fit(module, batches(shape, size=16))
     assert pruning.masks is not None
     return pruning.masks
 
 
 def same(left: Masks, right: Masks) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name].cpu(), right[name].cpu()) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name].cpu(), right[name].cpu()) for name in left
+    )
 
 
 def overlap(left: Masks, right: Masks) -> float:
@@ -173,22 +212,31 @@ def overlap(left: Masks, right: Masks) -> float:
 
 
 def zeros_after_every_step(options: Options) -> Facts:
-    """No removed weight is other than zero after any of 200 steps, under any precision; fp16's scaler skips some."""
+    """No removed weight is other than zero after any of 200 steps, under any precision; fp16's
+    scaler skips some.
+    """
     revived, skipped = {}, {}
     for precision in PRECISIONS:
         for optimizer in OPTIMIZERS:
             watch, masks = steps(options, optimizer, precision)
-            removed = [(name, ~mask.to(watch.weights[0][name].device)) for name, mask in masks.items()]
+            removed = [
+                (name, ~mask.to(watch.weights[0][name].device)) for name, mask in masks.items()
+            ]
             revived[f"{optimizer} {precision}"] = sum(
                 int(w[name][gone].count_nonzero()) for w in watch.weights for name, gone in removed
             )
             if precision == "16-mixed":
                 skipped[optimizer] = int(watch.skipped)
-    return held(not any(revived.values()) and all(skipped.values()), {"revived": revived, "steps that the scaler skipped": skipped})
+    return held(
+        not any(revived.values()) and all(skipped.values()),
+        {"revived": revived, "steps that the scaler skipped": skipped},
+    )
 
 
 def as_masked_forward(options: Options) -> Facts:
-    """In float64 the living weights are those of a run that multiplies by the mask in its forward pass, to 1e-12."""
+    """In float64 the living weights are those of a run that multiplies by the mask in its forward
+    pass, to 1e-12.
+    """
     worst = {}
     for optimizer in OPTIMIZERS:
         ours, masks = steps(options, optimizer, "64-true")
@@ -202,21 +250,32 @@ def as_masked_forward(options: Options) -> Facts:
 
 
 def masks_by_precision(options: Options) -> Facts:
-    """The masks of every precision are those of 32-true, bit for bit (SNIP's under 64-true to 0.999)."""
+    """The masks of every precision are those of 32-true, bit for bit (SNIP's under 64-true to
+    0.999).
+    """
     facts: dict[str, dict[str, float]] = {}
     for name, build, shape in (("Conv", Conv, DIGITS), ("ResNet-20", partial(ResNet, 20), CIFAR)):
         for pruner in (SynFlow(), SNIP()):
-            found = {precision: fitted_masks(options, build, shape, pruner, precision=precision) for precision in PRECISIONS}
+            found = {
+                precision: fitted_masks(options, build, shape, pruner, precision=precision)
+                for precision in PRECISIONS
+            }
             facts[f"{name} {type(pruner).__name__}"] = {
                 precision: overlap(found["32-true"], found[precision]) for precision in PRECISIONS
             }
     least = {(pruned, "64-true"): 0.999 for pruned in facts if pruned.endswith("SNIP")}
-    holds = all(value >= least.get((pruned, name), 1) for pruned, row in facts.items() for name, value in row.items())
+    holds = all(
+        value >= least.get((pruned, name), 1)
+        for pruned, row in facts.items()
+        for name, value in row.items()
+    )
     return held(holds, {"intersection over union with 32-true": facts})
 
 
 def compiled(options: Options) -> Facts:
-    """A pruned network compiles without a graph break to the same outputs; a compiled run's checkpoint loads into the plain network."""
+    """A pruned network compiles without a graph break to the same outputs; a compiled run's
+    checkpoint loads into the plain network.
+    """
     facts: Facts = {}
     for name, build, shape in (("Conv", Conv, DIGITS), ("ResNet-20", partial(ResNet, 20), CIFAR)):
         torch.manual_seed(0)
@@ -234,14 +293,20 @@ def compiled(options: Options) -> Facts:
         torch.manual_seed(0)
         network = Conv()
         network.compile(fullgraph=True, backend=options.backend)
-        module, pruning = Classifier(network, compile=True), PruneAtInit(SynFlow(), density=0.1, rounds=3, input_shape=DIGITS)
+        module, pruning = (
+            Classifier(network, compile=True),
+            PruneAtInit(SynFlow(), density=0.1, rounds=3, input_shape=DIGITS),
+        )
         run = plain_trainer(options, pruning, max_epochs=1, default_root_dir=folder)
         run.fit(module, batches(DIGITS))
         assert pruning.masks is not None
         plain = load_weights(Conv(), run.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
         revived = sum(int(p[~mask].count_nonzero()) for p, mask in pruning.masks.parameters(plain))
     facts["checkpoint in the plain network"] = {"revived": revived}
-    fine = all(row["graph breaks"] == 0 and row["largest difference, relative"] < 1e-9 for row in list(facts.values())[:2])
+    fine = all(
+        row["graph breaks"] == 0 and row["largest difference, relative"] < 1e-9
+        for row in list(facts.values())[:2]
+    )
     return held(fine and revived == 0, facts)
 
 
@@ -250,16 +315,23 @@ def channels_last(options: Options) -> Facts:
     build = partial(ResNet, 20)
     facts = {}
     for precision in ("32-true", "16-mixed", "bf16-mixed"):
-        found = [fitted_masks(options, build, CIFAR, SynFlow(), precision=precision, channels_last=on) for on in (False, True)]
+        found = [
+            fitted_masks(options, build, CIFAR, SynFlow(), precision=precision, channels_last=on)
+            for on in (False, True)
+        ]
         facts[precision] = same(*found)
     return held(all(facts.values()), {"same masks": facts})
 
 
 def one_device_ddp(options: Options) -> Facts:
-    """DDP with one device (NCCL on a GPU) prunes as without; with synchronised BatchNorm too, where torch has it."""
+    """DDP with one device (NCCL on a GPU) prunes as without; with synchronised BatchNorm too, where
+    torch has it.
+    """
     build = partial(ResNet, 20)
     alone = fitted_masks(options, build, CIFAR, SynFlow())
-    facts: Facts = {"same masks": same(alone, fitted_masks(options, build, CIFAR, SynFlow(), strategy="ddp"))}
+    facts: Facts = {
+        "same masks": same(alone, fitted_masks(options, build, CIFAR, SynFlow(), strategy="ddp"))
+    }
     facts["backend"] = torch.distributed.get_backend()
     if options.device == "cuda":
         synced = fitted_masks(options, build, CIFAR, SynFlow(), strategy="ddp", sync_batchnorm=True)
@@ -277,7 +349,9 @@ def as_on_the_cpu(options: Options) -> Facts:
     ]
     facts = {}
     for name, build, shape, dtype in cases:
-        for pruner in (SynFlow(), SNIP(), GraSP(), Magnitude()) if dtype == torch.float32 else (SynFlow(),):
+        for pruner in (
+            (SynFlow(), SNIP(), GraSP(), Magnitude()) if dtype == torch.float32 else (SynFlow(),)
+        ):
             torch.manual_seed(0)
             network: nn.Module = build().to(dtype)
             scored = [(images, labels) for images, labels in batches(shape, size=32)]
@@ -285,29 +359,50 @@ def as_on_the_cpu(options: Options) -> Facts:
             for device in ("cpu", options.device):
                 rounds = options.rounds if isinstance(pruner, SynFlow) else None
                 twin = copy.deepcopy(network).to(device)
-                found.append(prune(twin, pruner, density=0.1, rounds=rounds, input_shape=shape, batches=scored))
+                found.append(
+                    prune(
+                        twin, pruner, density=0.1, rounds=rounds, input_shape=shape, batches=scored
+                    )
+                )
             facts[f"{name}, {type(pruner).__name__}"] = overlap(*found)
     return held(min(facts.values()) >= 0.999, {"intersection over union": facts})
 
 
 def digits(options: Options) -> Facts:
-    """An epoch on the digits that ship with the package, by precision: sparse at the end, and better than chance."""
+    """An epoch on the digits that ship with the package, by precision: sparse at the end, and
+    better than chance.
+    """
     facts: Facts = {}
-    for precision, others in (("32-true", {}), ("16-mixed", {}), ("bf16-mixed", {}), ("bf16-mixed", {"channels_last": True})):
+    for precision, others in (
+        ("32-true", {}),
+        ("16-mixed", {}),
+        ("bf16-mixed", {}),
+        ("bf16-mixed", {"channels_last": True}),
+    ):
         seed_everything(0)
         pruning = PruneAtInit(SynFlow(), density=0.05, rounds=options.rounds)
-        module = Classifier(Conv(), optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True), **others)
+        module = Classifier(
+            Conv(),
+            optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True),
+            **others,
+        )
         run = plain_trainer(options, pruning, max_epochs=1, precision=precision)
         started = time.perf_counter()
         run.fit(module, datamodule=Digits(batch_size=64))
         assert pruning.masks is not None
-        kept = sum(int(module.network.get_parameter(name).count_nonzero()) for name in pruning.masks.weights)
+        kept = sum(
+            int(module.network.get_parameter(name).count_nonzero())
+            for name in pruning.masks.weights
+        )
         facts[f"{precision}{', channels last' if others else ''}"] = {
             "validation accuracy": float(run.callback_metrics["val/accuracy"]),
             "kept": kept,
             "seconds": round(time.perf_counter() - started, 2),
         }
-    return held(all(row["validation accuracy"] > 0.5 and row["kept"] <= 13_020 for row in facts.values()), facts)
+    return held(
+        all(row["validation accuracy"] > 0.5 and row["kept"] <= 13_020 for row in facts.values()),
+        facts,
+    )
 
 
 CHECKS = (
@@ -319,7 +414,11 @@ CHECKS = (
 
 
 def machine(options: Options) -> Facts:
-    gpu = torch.cuda.get_device_name() if options.device == "cuda" else "none: a rehearsal, not run on a GPU"
+    gpu = (
+        torch.cuda.get_device_name()
+        if options.device == "cuda"
+        else "none: a rehearsal, not run on a GPU"
+    )
     return {
         "gpu": gpu, "device": options.device, "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "torch": torch.__version__, "torchvision": torchvision.__version__, "pytorch-lightning": pytorch_lightning.__version__,
@@ -336,7 +435,10 @@ def markdown(about: Facts, results: list[Facts]) -> str:
         "| check | holds | seconds |",
         "| --- | --- | --- |",
     ]
-    lines += [f"| {row['says']} | {'yes' if row['holds'] else '**no**'} | {row['seconds']} |" for row in results]
+    lines += [
+        f"| {row['says']} | {'yes' if row['holds'] else '**no**'} | {row['seconds']} |"
+        for row in results
+    ]
     for row in results:
         lines += ["", f"## {row['check']}", "", "```", json.dumps(row["facts"], indent=1), "```"]
     return "\n".join(lines) + "\n"
@@ -349,12 +451,16 @@ def write(path: Path, text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "."))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--rounds", type=int, default=100, help="of SynFlow")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
-    parser.add_argument("--only", nargs="+", choices=[check.__name__ for check in CHECKS], metavar="NAME")
+    parser.add_argument(
+        "--only", nargs="+", choices=[check.__name__ for check in CHECKS], metavar="NAME"
+    )
     options = parser.parse_args(namespace=Options())
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU here; --device cpu rehearses")
@@ -374,10 +480,21 @@ def main() -> int:
             holds, facts = False, {"error": traceback.format_exc()}
         seconds = round(time.perf_counter() - started, 1)
         says = (check.__doc__ or "").strip()
-        results.append({"check": check.__name__, "says": says, "holds": holds, "seconds": seconds, "facts": facts})
+        results.append(
+            {
+                "check": check.__name__,
+                "says": says,
+                "holds": holds,
+                "seconds": seconds,
+                "facts": facts,
+            }
+        )
         print(f"{'holds' if holds else 'FAILS'}  {check.__name__}  {seconds} s", flush=True)
         # After each check, so that what was found is kept if the time runs out.
-        write(options.out / "gpu_check.json", json.dumps({"machine": about, "checks": results}, indent=1) + "\n")
+        write(
+            options.out / "gpu_check.json",
+            json.dumps({"machine": about, "checks": results}, indent=1) + "\n",
+        )
         write(options.out / "gpu_check.md", markdown(about, results))
     return 0 if all(row["holds"] for row in results) else 1
 

@@ -1,9 +1,10 @@
-"""How SynFlow's cost grows with the number of rounds and with the number of parameters; draws docs/growth.png.
+"""How SynFlow's cost grows with the number of rounds and with the number of parameters; draws
+docs/growth.png.
 
     python -m benchmarks.growth [--threads 1] [--most 150e6] [--longest 1000]
 
-Rounds 1 to 1000 on ResNet-20, and 10 rounds on networks of 0.1 M to 140 M parameters, the largest VGG-19 at 224x224. The processor's
-seconds, density 0.01.
+Rounds 1 to 1000 on ResNet-20, and 10 rounds on networks of 0.1 M to 140 M parameters, the largest
+VGG-19 at 224x224. The processor's seconds, density 0.01.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 import torchvision
 from torch import nn
 
-from benchmarks.pairs import machine
+from benchmarks.timing import environment
 from synflow_pl import prune
 from synflow_pl.networks import FC, VGG, Conv, ResNet, TinyResNet
 from synflow_pl.pruners import SynFlow
@@ -36,7 +37,9 @@ SIZES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
 }
 
 
-def seconds(build: Callable[[], nn.Module], shape: tuple[int, int, int], rounds: int) -> tuple[int, float]:
+def seconds(
+    build: Callable[[], nn.Module], shape: tuple[int, int, int], rounds: int
+) -> tuple[int, float]:
     """Prunable weights, and seconds of the processor."""
     torch.manual_seed(0)
     network = build()
@@ -49,18 +52,22 @@ def slope(points: list[tuple[float, float]]) -> float:
     """Least squares through the logarithms: 1 is linear."""
     xs, ys = ([math.log(point[axis]) for point in points] for axis in (0, 1))
     x, y = sum(xs) / len(xs), sum(ys) / len(ys)
-    return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum((a - x) ** 2 for a in xs)
+    return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum(
+        (a - x) ** 2 for a in xs
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--most", type=float, default=150e6)
     parser.add_argument("--longest", type=int, default=1000)
     parser.add_argument("--picture", type=Path, default=Path("docs/growth.png"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(machine())
+    print(environment())
     seconds(FC, (1, 28, 28), 2)
     by_rounds = []
     for rounds in ROUNDS:
@@ -73,15 +80,22 @@ def main() -> None:
             total, spent = seconds(build, shape, 10)
             by_size.append((total, spent))
             print(f"{name:<28}{total:>13,} weights, 10 rounds {spent:>9.2f} s", flush=True)
-    print(f"rounds: seconds grow with their power {slope(by_rounds[2:]):.2f} from 10 on; weights: {slope(by_size):.2f}")
+    print(
+        f"rounds: seconds grow with their power {slope(by_rounds[2:]):.2f} from 10 on; weights: {slope(by_size):.2f}"
+    )
     _draw(by_rounds, by_size, options.picture)
 
 
 def _draw(by_rounds: list[tuple[int, float]], by_size: list[tuple[int, float]], path: Path) -> None:
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(7, 2.6), layout="constrained", sharey=False)
-    for axes, points, label in ((left, by_rounds, "rounds (ResNet-20)"), (right, by_size, "weights (10 rounds)")):
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(7, 2.6), layout="constrained", sharey=False
+    )
+    for axes, points, label in (
+        (left, by_rounds, "rounds (ResNet-20)"),
+        (right, by_size, "weights (10 rounds)"),
+    ):
         axes.loglog(*zip(*points, strict=True), "o-", markersize=4)
         x, y = points[-1]
         axes.loglog([points[0][0], x], [y * points[0][0] / x, y], ":", color="grey", label="linear")

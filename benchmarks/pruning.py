@@ -1,13 +1,16 @@
-"""How long SynFlow takes beside plain passes and beside a textbook loop, and how much memory: 100 rounds to density 0.01.
+"""How long SynFlow takes beside plain passes and beside a textbook loop, and how much memory: 100
+rounds to density 0.01.
 
-    python -m benchmarks.pruning [--networks vgg16 resnet18 resnet20] [--threads N] [--runs 3] [--share 0.1] [--rounds 100]
-    python -m benchmarks.pruning --device cuda --networks vgg16 resnet50 --share 0     # seconds on a GPU
+    python -m benchmarks.pruning [--networks vgg16 resnet18 resnet20] [--threads N] [--runs 3]
+    [--share 0.1] [--rounds 100] python -m benchmarks.pruning --device cuda --networks vgg16
+    resnet50 --share 0     # seconds on a GPU
 
-The textbook loop works the way the authors' code does: masks multiplied into the weights of each layer in each pass, magnitudes
-taken and signs put back in every round, `kthvalue` over all scores, `where`. It and the plain passes (forward and backward of the dense
-network at batch 1) do the same work in every round, so only a `--share` of their rounds is timed and multiplied out; 0 leaves the loop
-out. Memory is the peak above the loaded network in a process of its own, in bytes of the network's parameters. `--check` compares masks
-in float64 instead.
+The textbook loop works the way the authors' code does: masks multiplied into the weights of each
+layer in each pass, magnitudes taken and signs put back in every round, `kthvalue` over all scores,
+`where`. It and the plain passes (forward and backward of the dense network at batch 1) do the same
+work in every round, so only a `--share` of their rounds is timed and multiplied out; 0 leaves the
+loop out. Memory is the peak above the loaded network in a process of its own, in bytes of the
+network's parameters. `--check` compares masks in float64 instead.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from benchmarks.pairs import give_back_at_once, grown, in_turn, machine, reset_peak, table
+from benchmarks.timing import environment, give_back_at_once, grown, in_turn, reset_peak, table
 from synflow_pl import Masks, prune
 from synflow_pl.networks import VGG, ResNet, TinyResNet
 from synflow_pl.pruners import SynFlow
@@ -60,7 +63,9 @@ def masked(network: nn.Module) -> tuple[nn.Module, dict[str, _Masked]]:
     return network, layers
 
 
-def textbook(network: nn.Module, shape: tuple[int, ...], density: float, rounds: int, stop: int) -> dict[str, Tensor]:
+def textbook(
+    network: nn.Module, shape: tuple[int, ...], density: float, rounds: int, stop: int
+) -> dict[str, Tensor]:
     """SynFlow as the authors' code works, stopped after some rounds; masks by weight name."""
     network, layers = masked(network.eval())
     one = next(network.parameters())
@@ -72,8 +77,13 @@ def textbook(network: nn.Module, shape: tuple[int, ...], density: float, rounds:
             signs = {name: tensor.sign() for name, tensor in state.items()}
             for tensor in state.values():
                 tensor.abs_()
-        # Biases and running means are additive terms; ours counts them as zero, and so the masks can be compared.
-        kept = {name: tensor.clone() for name, tensor in state.items() if name.endswith(("bias", "running_mean"))}
+        # Biases and running means are additive terms; ours counts them as zero, and so the masks
+        # can be compared.
+        kept = {
+            name: tensor.clone()
+            for name, tensor in state.items()
+            if name.endswith(("bias", "running_mean"))
+        }
         for name in kept:
             state[name].zero_()
         network(image).sum().backward()
@@ -111,13 +121,21 @@ def compare(name: str, options: argparse.Namespace) -> None:
         return options.rounds / some
 
     def ours() -> None:
-        prune(copy.deepcopy(network), SynFlow(), density=options.density, rounds=options.rounds, input_shape=shape)
+        prune(
+            copy.deepcopy(network),
+            SynFlow(),
+            density=options.density,
+            rounds=options.rounds,
+            input_shape=shape,
+        )
 
     def loop() -> float:
         textbook(network, shape, options.density, options.rounds, some)
         return options.rounds / some
 
-    contenders = {"plain passes": passes, "ours": ours} | ({"textbook loop": loop} if options.share else {})
+    contenders = {"plain passes": passes, "ours": ours} | (
+        {"textbook loop": loop} if options.share else {}
+    )
     taken = in_turn(contenders, options.runs)
     table(taken, "plain passes", name)
     if options.share:
@@ -130,8 +148,8 @@ def memory(name: str, options: argparse.Namespace, what: str) -> float:
     Args:
         name: of the network.
         options: of the command line.
-        what: ``"in use"`` while it is pruned, or ``"held"``, with what the allocator keeps of what is freed; or ``"plain pass"``, in
-            use while a plain forward and backward pass runs.
+        what: ``"in use"`` while it is pruned, or ``"held"``, with what the allocator keeps of what
+            is freed; or ``"plain pass"``, in use while a plain forward and backward pass runs.
     """
     torch.set_num_threads(options.threads)
     network, shape = _network(name, options)
@@ -144,7 +162,8 @@ def memory(name: str, options: argparse.Namespace, what: str) -> float:
 
     if options.device == "cpu" and what != "held":
         give_back_at_once()
-    # What is imported and set up once is not the pruning's, nor what the libraries' kernels keep for the next time.
+    # What is imported and set up once is not the pruning's, nor what the libraries' kernels keep
+    # for the next time.
     work(copy.deepcopy(network), 3)
     size = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     if options.device == "cuda":
@@ -153,7 +172,9 @@ def memory(name: str, options: argparse.Namespace, what: str) -> float:
     else:
         held = reset_peak()
     work(network, options.rounds)
-    return (torch.cuda.max_memory_allocated() - held if options.device == "cuda" else grown(held)) / size
+    return (
+        torch.cuda.max_memory_allocated() - held if options.device == "cuda" else grown(held)
+    ) / size
 
 
 def check(name: str, options: argparse.Namespace) -> None:
@@ -161,10 +182,18 @@ def check(name: str, options: argparse.Namespace) -> None:
     network, shape = _network(name, options)
     network.double()
     expected = textbook(network, shape, options.density, options.rounds, options.rounds)
-    ours: Masks = prune(copy.deepcopy(network), SynFlow(), density=options.density, rounds=options.rounds, input_shape=shape)
+    ours: Masks = prune(
+        copy.deepcopy(network),
+        SynFlow(),
+        density=options.density,
+        rounds=options.rounds,
+        input_shape=shape,
+    )
     both = sum(int((ours[key] & mask).sum()) for key, mask in expected.items())
     either = sum(int((ours[key] | mask).sum()) for key, mask in expected.items())
-    print(f"{name}: kept {ours.kept} of {ours.total}; intersection over union with the textbook loop in float64 {both / either:.6f}")
+    print(
+        f"{name}: kept {ours.kept} of {ours.total}; intersection over union with the textbook loop in float64 {both / either:.6f}"
+    )
 
 
 def _network(name: str, options: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
@@ -174,8 +203,12 @@ def _network(name: str, options: argparse.Namespace) -> tuple[nn.Module, tuple[i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["vgg16", "resnet18", "resnet20"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--networks", nargs="+", choices=NETWORKS, default=["vgg16", "resnet18", "resnet20"]
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--density", type=float, default=0.01)
@@ -185,14 +218,17 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(machine())
+    print(environment())
     for name in options.networks:
         if options.check:
             check(name, options)
             continue
         compare(name, options)
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as alone:
-            peak = {what: alone.apply(memory, (name, options, what)) for what in ("in use", "held", "plain pass")}
+            peak = {
+                what: alone.apply(memory, (name, options, what))
+                for what in ("in use", "held", "plain pass")
+            }
         print(
             f"  peak memory {peak['in use']:.2f} times the parameters' bytes ({peak['held']:.2f} with what the allocator keeps);"
             f" a plain pass {peak['plain pass']:.2f}",

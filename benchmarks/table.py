@@ -1,8 +1,10 @@
-"""Fill in the accuracies of the README's hyperparameter table, and how each was made: ``python benchmarks/table.py sweeps/table``.
+"""Fill in the accuracies of the README's hyperparameter table, and how each was made: ``python
+benchmarks/table.py sweeps/table``.
 
-A cell gets the final test accuracies of the dense network and of SynFlow at 10x and 100x, of runs that agree with the recipe in every
-option. ``docs/accuracies.md`` has a row for each, with its seed, the machines that it was made on and a command that makes it again.
-What has not been run is empty in the one and said in the other.
+A cell gets the final test accuracies of the dense network and of SynFlow at 10x and 100x, of runs
+that agree with the recipe in every option. ``docs/accuracies.md`` has a row for each, with its
+seed, the machines that it was made on and a command that makes it again. What has not been run is
+empty in the one and said in the other.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ import yaml
 
 from synflow_pl.cli.multishot import Plan
 from synflow_pl.cli.recipes import overlays, recipe_folder
-from synflow_pl.durable import replacing
+from synflow_pl.io import atomic_write
 from synflow_pl.runs import MACHINES
-from synflow_pl.runs.reading import LeftOut, Read, compared, find_runs, read
+from synflow_pl.runs.run_record import RunRecord, SkippedRun, compared, find_runs, read
 
 README = Path(__file__).parents[1] / "README.md"
 DETAILS = README.parent / "docs" / "accuracies.md"
@@ -44,33 +46,61 @@ class Entry:
     recipe: str
     pruner: str
     density: float
-    run: Read | None
+    run: RunRecord | None
 
     @property
     def options(self) -> tuple[str, ...]:
         density = () if self.pruner == "dense" else ("--pruning.density", str(self.density))
-        return ("-c", self.recipe, "-c", f"pruners/{self.pruner}", *density, "--seed_everything", str(self.run.seed if self.run else 0))
+        return (
+            "-c",
+            self.recipe,
+            "-c",
+            f"pruners/{self.pruner}",
+            *density,
+            "--seed_everything",
+            str(self.run.seed if self.run else 0),
+        )
 
     @property
     def accuracy(self) -> str:
-        return f"{100 * self.run.accuracies.final:.2f}" if self.run and self.run.accuracies.final is not None else ""
+        return (
+            f"{100 * self.run.accuracies.final:.2f}"
+            if self.run and self.run.accuracies.final is not None
+            else ""
+        )
 
     def row(self) -> list[str]:
         noted = self.run.folder / MACHINES if self.run else None
-        machines = noted.read_text().splitlines() if noted and noted.is_file() else ["not noted" if self.run else "not run"]
+        machines = (
+            noted.read_text().splitlines()
+            if noted and noted.is_file()
+            else ["not noted" if self.run else "not run"]
+        )
         seed = str(self.run.seed) if self.run else ""
         command = f"`synflow_pl fit {shlex.join(self.options)}`"
-        return [f"`{self.recipe}`", self.pruner, f"{self.density:g}", self.accuracy, seed, "; ".join(machines), command]
+        return [
+            f"`{self.recipe}`",
+            self.pruner,
+            f"{self.density:g}",
+            self.accuracy,
+            seed,
+            "; ".join(machines),
+            command,
+        ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="runs, or folders of runs")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUNS", help="runs, or folders of runs"
+    )
     fill(README, DETAILS, parser.parse_args().runs)
 
 
 def fill(readme: Path, details: Path, folders: Sequence[Path]) -> None:
-    """Write the accuracies of these runs into the table of a README, and how they were made into ``details``."""
+    """Write the accuracies of these runs into the table of a README, and how they were made into
+    ``details``.
+    """
     runs = list(_readable(find_runs(folders)))
     lines = readme.read_text().splitlines(keepends=True)
     start = next(index for index, line in enumerate(lines) if line.startswith("| recipe | lr |"))
@@ -79,9 +109,15 @@ def fill(readme: Path, details: Path, folders: Sequence[Path]) -> None:
         if not lines[index].startswith("| "):
             break
         entries = lines[index].rstrip("\n").strip("|").split("|")
-        names = [name for quoted in re.findall(r"`([^`]+)`", entries[0]) for name in _expanded(quoted)]
+        names = [
+            name for quoted in re.findall(r"`([^`]+)`", entries[0]) for name in _expanded(quoted)
+        ]
         told |= {name: list(_entries(name, runs)) for name in names}
-        cells = [(name, " / ".join(entry.accuracy for entry in told[name])) for name in names if any(entry.run for entry in told[name])]
+        cells = [
+            (name, " / ".join(entry.accuracy for entry in told[name]))
+            for name in names
+            if any(entry.run for entry in told[name])
+        ]
         cell = "; ".join(cell if len(names) == 1 else f"`{name}` {cell}" for name, cell in cells)
         lines[index] = f"|{'|'.join(entries[:-1])}| {cell} |\n".replace("|  |\n", "| |\n")
     asked = yaml.safe_load((recipe_folder() / "sweeps" / "table.yaml").read_text())["recipes"]
@@ -89,30 +125,42 @@ def fill(readme: Path, details: Path, folders: Sequence[Path]) -> None:
     order += [name for name in told if name not in asked and any(entry.run for entry in told[name])]
     rows = [["recipe", "pruner", "density", "accuracy", "seed", "machine", "command"], ["---"] * 7]
     rows += [entry.row() for name in order for entry in told[name]]
-    for path, text in ((readme, "".join(lines)), (details, _HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows))):
-        with replacing(path) as file:
+    for path, text in (
+        (readme, "".join(lines)),
+        (details, _HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)),
+    ):
+        with atomic_write(path) as file:
             file.write(text.encode())
-    print(f"{sum(entry.run is not None for of in told.values() for entry in of)} accuracies in {readme} and {details}")
+    print(
+        f"{sum(entry.run is not None for of in told.values() for entry in of)} accuracies in {readme} and {details}"
+    )
 
 
-def _readable(folders: Iterable[Path]) -> Iterator[Read]:
+def _readable(folders: Iterable[Path]) -> Iterator[RunRecord]:
     for folder in folders:
         try:
             yield read(folder, overlays())
-        except LeftOut as reason:
+        except SkippedRun as reason:
             print(f"left out: {folder}: {reason}")
 
 
 def _expanded(text: str) -> Iterable[str]:
     """As a shell reads braces."""
-    parts = [part[1:-1].split(",") if part.startswith("{") else [part] for part in re.split(r"(\{[^{}]*\})", text)]
+    parts = [
+        part[1:-1].split(",") if part.startswith("{") else [part]
+        for part in re.split(r"(\{[^{}]*\})", text)
+    ]
     return map("".join, product(*parts))
 
 
-def _entries(recipe: str, runs: Sequence[Read]) -> Iterator[Entry]:
+def _entries(recipe: str, runs: Sequence[RunRecord]) -> Iterator[Entry]:
     for pruner, density in _COLUMNS:
         empty = Entry(recipe, pruner, density, None)
-        alike = [run for run in runs if (run.pruner, run.density) == (pruner, density) and run.accuracies.final is not None]
+        alike = [
+            run
+            for run in runs
+            if (run.pruner, run.density) == (pruner, density) and run.accuracies.final is not None
+        ]
         alike = [run for run in alike if _compared(empty.options) == (run.setting, run.pruning)]
         yield Entry(recipe, pruner, density, min(alike, key=lambda run: run.seed, default=None))
 

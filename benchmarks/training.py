@@ -1,10 +1,12 @@
-"""How long a sparse training step takes beside a dense one, and pruning's scores beside the passes that they are made of.
+"""How long a sparse training step takes beside a dense one, and pruning's scores beside the passes
+that they are made of.
 
     python -m benchmarks.training [--what steps scores] [--threads N] [--runs 7] [--device cpu]
 
-A step is forward, backward and SGD with Nesterov momentum: ResNet-20 at batch 128 and VGG-16 at batch 32, density 0.1, four ways:
-dense; with masks held as the callback holds them; with `torch.nn.utils.prune`; with layers that multiply a mask into their weight. SNIP
-and GraSP, one round on two batches of 64, stand beside one and two plain backward passes over the same batches.
+A step is forward, backward and SGD with Nesterov momentum: ResNet-20 at batch 128 and VGG-16 at
+batch 32, density 0.1, four ways: dense; with masks held as the callback holds them; with
+`torch.nn.utils.prune`; with layers that multiply a mask into their weight. SNIP and GraSP, one
+round on two batches of 64, stand beside one and two plain backward passes over the same batches.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.prune import custom_from_mask
 
-from benchmarks.pairs import in_turn, machine, table
 from benchmarks.pruning import masked
+from benchmarks.timing import environment, in_turn, table
 from synflow_pl import prune
 from synflow_pl.networks import VGG, ResNet
 from synflow_pl.pruners import SNIP, GraSP, Random
@@ -45,7 +47,9 @@ def steps(name: str, options: argparse.Namespace) -> None:
             for key, mask in masks.items():
                 owner, _, own = key.rpartition(".")
                 custom_from_mask(network.get_submodule(owner), own, mask)
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
+        )
         if kind == "ours":
             masks.apply(network)
             masks.hold(network, optimizer)
@@ -58,7 +62,11 @@ def steps(name: str, options: argparse.Namespace) -> None:
         return step
 
     kinds = ("dense", "ours", "torch.nn.utils.prune", "masked layers")
-    table(in_turn({kind: training(kind) for kind in kinds}, options.runs), "dense", f"{name}, batch {batch}, a step")
+    table(
+        in_turn({kind: training(kind) for kind in kinds}, options.runs),
+        "dense",
+        f"{name}, batch {batch}, a step",
+    )
 
 
 def scores(name: str, options: argparse.Namespace) -> None:
@@ -66,7 +74,11 @@ def scores(name: str, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     network: nn.Module = NETWORKS[name][0]().eval().to(options.device)
     batches = [
-        (torch.randn(64, 3, 32, 32, device=options.device), torch.randint(0, 10, (64,), device=options.device)) for _ in range(2)
+        (
+            torch.randn(64, 3, 32, 32, device=options.device),
+            torch.randint(0, 10, (64,), device=options.device),
+        )
+        for _ in range(2)
     ]
 
     def once() -> None:
@@ -82,20 +94,32 @@ def scores(name: str, options: argparse.Namespace) -> None:
         return lambda: prune(copy.deepcopy(network), pruner, density=0.1, batches=batches) and None
 
     title = f"{name}, two batches of 64"
-    table(in_turn({"one backward pass": once, "SNIP": ours(SNIP())}, options.runs), "one backward pass", title)
-    table(in_turn({"two backward passes": twice, "GraSP": ours(GraSP())}, options.runs), "two backward passes", title)
+    table(
+        in_turn({"one backward pass": once, "SNIP": ours(SNIP())}, options.runs),
+        "one backward pass",
+        title,
+    )
+    table(
+        in_turn({"two backward passes": twice, "GraSP": ours(GraSP())}, options.runs),
+        "two backward passes",
+        title,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", nargs="+", choices=["steps", "scores"], default=["steps", "scores"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--what", nargs="+", choices=["steps", "scores"], default=["steps", "scores"]
+    )
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(machine())
+    print(environment())
     for what in options.what:
         for name in options.networks:
             (steps if what == "steps" else scores)(name, options)

@@ -1,9 +1,11 @@
-"""What SynFlow takes in time and memory for each network of the zoo, and whether a path is left: 100 rounds, from random weights.
+"""What SynFlow takes in time and memory for each network of the zoo, and whether a path is left:
+100 rounds, from random weights.
 
     python benchmarks/zoo.py [NAME ...] [--density 0.01] [--rounds 100] [--list]
 
-Names may hold wildcards ("tiny_*"); without any, all are run, the largest take many minutes. Each runs in a process of its own, whose
-peak memory counts Python and torch too (what `fc` shows is nearly nothing else).
+Names may hold wildcards ("tiny_*"); without any, all are run, the largest take many minutes. Each
+runs in a process of its own, whose peak memory counts Python and torch too (what `fc` shows is
+nearly nothing else).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import nn
 from synflow_pl import diagnose, prune
 from synflow_pl.networks import FC, VGG, Conv, ResNet, TinyResNet, TinyVGG
 from synflow_pl.pruners import SynFlow
-from synflow_pl.runs.machine import machine
+from synflow_pl.runs.environment import environment
 
 DIGITS, CIFAR, TINY = (1, 28, 28), (3, 32, 32), (3, 64, 64)
 Build = Callable[[], nn.Module]
@@ -32,13 +34,24 @@ of = functools.partial
 ZOO: dict[str, tuple[Build, tuple[int, int, int]]] = {
     "fc": (FC, DIGITS),
     "conv": (Conv, DIGITS),
-    **{f"vgg{d}{'_bn' * bn}": (of(VGG, d, batch_norm=bn), CIFAR) for d in (11, 13, 16, 19) for bn in (False, True)},
+    **{
+        f"vgg{d}{'_bn' * bn}": (of(VGG, d, batch_norm=bn), CIFAR)
+        for d in (11, 13, 16, 19)
+        for bn in (False, True)
+    },
     **{f"resnet{d}": (of(ResNet, d), CIFAR) for d in (20, 32, 44, 56, 110, 1202)},
     **{f"wide_resnet{d}": (of(ResNet, d, width=32), CIFAR) for d in (20, 32, 44, 56, 110, 1202)},
     "resnet20_gains": (of(ResNet, 20, residual_gains=True), CIFAR),
-    **{f"tiny_vgg{d}{'_bn' * bn}": (of(TinyVGG, d, batch_norm=bn), TINY) for d in (11, 13, 16, 19) for bn in (False, True)},
+    **{
+        f"tiny_vgg{d}{'_bn' * bn}": (of(TinyVGG, d, batch_norm=bn), TINY)
+        for d in (11, 13, 16, 19)
+        for bn in (False, True)
+    },
     **{f"tiny_resnet{d}": (of(TinyResNet, d), TINY) for d in (18, 34, 50, 101, 152)},
-    **{f"wide_tiny_resnet{d}": (of(TinyResNet, d, widen=2), TINY) for d in (18, 34, 50, 101, 152)},
+    **{
+        f"wide_tiny_resnet{d}": (of(TinyResNet, d, width_factor=2), TINY)
+        for d in (18, 34, 50, 101, 152)
+    },
     "tiny_resnet18_gains": (of(TinyResNet, 18, residual_gains=True), TINY),
 }
 """Every network of ours by a name, and the shape of its images. Tests go through this list too."""
@@ -54,26 +67,34 @@ def measure(name: str, density: float, rounds: int) -> str:
     seconds = time.perf_counter() - started
     told = diagnose(network, masks, input_shape=shape)
     # Linux counts in KiB, macOS in bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024) / 1e9
+    peak = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if platform.system() == "Darwin" else 1024)
+        / 1e9
+    )
     state = "alive" if told.alive else "dead"
     empty = f", {len(told.collapsed)} layers empty" if told.collapsed else ""
     return f"{name:<22}{masks.total:>13,}{masks.kept:>13,}{seconds:>10.1f}{peak:>10.2f}   {state}{empty}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", default=["*"])
     parser.add_argument("--density", type=float, default=0.01)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args()
-    names = [name for name in ZOO if any(fnmatch.fnmatchcase(name, pattern) for pattern in options.names)]
+    names = [
+        name for name in ZOO if any(fnmatch.fnmatchcase(name, pattern) for pattern in options.names)
+    ]
     if not names:
         parser.error(f"no network matches {' '.join(options.names)}; there are {', '.join(ZOO)}")
     if options.list:
         print("\n".join(names))
         return
-    print(f"{machine()}, {options.rounds} rounds")
+    print(f"{environment()}, {options.rounds} rounds")
     print(f"{'network':<22}{'weights':>13}{'kept':>13}{'seconds':>10}{'peak GB':>10}   state")
     for name in names:
         with multiprocessing.get_context("spawn").Pool(1) as alone:

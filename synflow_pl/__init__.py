@@ -1,6 +1,8 @@
-"""Prune neural networks at initialisation with SynFlow and its rivals, and train them sparse with PyTorch Lightning.
+"""Prune neural networks at initialisation with SynFlow and its rivals, and train them sparse with
+PyTorch Lightning.
 
-The public door is lazy: a name is imported when it is first asked for, so that ``synflow_pl --version`` needs no torch.
+The public door is lazy: a name is imported when it is first asked for, so that ``synflow_pl
+    --version`` needs no torch.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from synflow_pl.cli import COMMANDS, OF_THE_TRAINER
-from synflow_pl.durable import explain, storage_error
+from synflow_pl.io import explain, storage_error
 
 
 def main() -> None:
@@ -35,8 +35,8 @@ def _dispatch() -> None:
 
         print(f"synflow_pl {__version__}")
         return
-    # `python -m` finds a class in the working directory, and so must the console script. The path is absolute, since the parser
-    # changes to the folder of each configuration file that it reads.
+    # `python -m` finds a class in the working directory, and so must the console script. The path
+    # is absolute, since the parser changes to the folder of each configuration file that it reads.
     if (folder := os.getcwd()) not in sys.path:
         sys.path.insert(0, folder)
     _check_command(sys.argv[1:])
@@ -45,7 +45,9 @@ def _dispatch() -> None:
         module, function = COMMANDS[sys.argv[1]]
         getattr(import_module(f"synflow_pl.cli.{module}"), function)(sys.argv[2:])
         return
-    if sys.argv[1:2] == ["predict"] and any(arg.endswith((".safetensors", ".onnx", ".pt2")) for arg in sys.argv[2:]):
+    if sys.argv[1:2] == ["predict"] and any(
+        arg.endswith((".safetensors", ".onnx", ".pt2")) for arg in sys.argv[2:]
+    ):
         from synflow_pl.cli.predictions import predict_exported
 
         predict_exported(sys.argv[2:])
@@ -56,7 +58,9 @@ def _dispatch() -> None:
 
 
 def _check_command(args: list[str]) -> None:
-    """Refuse a command line without a subcommand, or with one that does not exist, and name all of them."""
+    """Refuse a command line without a subcommand, or with one that does not exist, and name all of
+    them.
+    """
     names = sorted((*COMMANDS, *OF_THE_TRAINER))
     if not args:
         _refuse(f"expected a subcommand; there are {', '.join(names)}")

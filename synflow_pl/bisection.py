@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["nearest"]
+__all__ = ["nearest_attainable"]
 
 
-def nearest(measure: Callable[[int], int], wanted: int, highest: int) -> int:
+def nearest_attainable(measure: Callable[[int], int], wanted: int, highest: int) -> int:
     """A whole number at which ``measure`` comes nearest to ``wanted``.
 
-    Exact where ``measure`` never falls. Where it falls here and there (the effective weights of an iterated pruner), what is found is
-    the nearest of what was tried, next to a place where it crosses ``wanted``.
+    Exact where ``measure`` never falls. Where it falls here and there (the effective weights of an
+    iterated pruner), what is found is the nearest of what was tried, next to a place where it
+    crosses ``wanted``.
 
     Args:
         measure: gives at most as much as it is asked for.

@@ -1,7 +1,8 @@
 """Masks: which weights of a network live, and what keeps the others at zero.
 
-A pruned network is an ordinary network whose removed weights are exact zeros. The masks that say which ones they are live beside
-it, one bool tensor per prunable parameter under the parameter's own name, True where the weight lives.
+A pruned network is an ordinary network whose removed weights are exact zeros. The masks that say
+which ones they are live beside it, one bool tensor per prunable parameter under the parameter's own
+name, True where the weight lives.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from synflow_pl.durable import replacing
+from synflow_pl.io import atomic_write
 
 __all__ = ["Masks", "prunable"]
 
@@ -28,17 +29,20 @@ _MOST_KINDS = 4
 
 
 def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Parameter]:
-    """The parameters that compete: weights of linear, (transposed) convolution and attention projection layers.
+    """The parameters that compete: weights of linear, (transposed) convolution and attention
+    projection layers.
 
-    Never embeddings (nor a weight shared with one), normalisation gains, biases, tokens or tables, nor weights that are not real
-    floating-point numbers (complex or quantised ones).
+    Never embeddings (nor a weight shared with one), normalisation gains, biases, tokens or tables,
+    nor weights that are not real floating-point numbers (complex or quantised ones).
 
     Args:
         network: any module.
-        exclude: shell-style patterns of parameter names that stay dense; a dense classifier is ``["fc.*"]``.
+        exclude: shell-style patterns of parameter names that stay dense; a dense classifier is
+            ``["fc.*"]``.
 
     Returns:
-        Parameter name to parameter, in the order of ``network.named_parameters()``; a shared weight appears once.
+        Parameter name to parameter, in the order of ``network.named_parameters()``; a shared weight
+        appears once.
 
     Raises:
         ValueError: if a pattern matches no prunable parameter, or nothing prunable is left.
@@ -64,8 +68,14 @@ def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Pa
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in found):
             near = get_close_matches(pattern, found, n=1, cutoff=0)
-            raise ValueError(f"exclude: {pattern!r} matches no prunable parameter; the nearest is {near[0] if near else None!r}")
-    found = {name: p for name, p in found.items() if not any(fnmatchcase(name, pattern) for pattern in patterns)}
+            raise ValueError(
+                f"exclude: {pattern!r} matches no prunable parameter; the nearest is {near[0] if near else None!r}"
+            )
+    found = {
+        name: p
+        for name, p in found.items()
+        if not any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
     if not found:
         raise ValueError(
             f"{type(network).__name__} has no prunable weight"
@@ -79,28 +89,35 @@ def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Pa
 def _own(module: nn.Module, names: Iterable[str]) -> set[int]:
     """Return the ids of a module's parameters of these names.
 
-    A weight that is computed (a parametrisation, `spectral_norm`) is not among them, nor read: in train mode reading it would change
-    the buffers that it is computed with.
+    A weight that is computed (a parametrisation, `spectral_norm`) is not among them, nor read: in
+    train mode reading it would change the buffers that it is computed with.
     """
-    return {id(parameter) for name in names if (parameter := module._parameters.get(name)) is not None}
+    return {
+        id(parameter) for name in names if (parameter := module._parameters.get(name)) is not None
+    }
 
 
 def _elsewhere(network: nn.Module) -> str:
-    """Return the classes of the modules that hold a network's parameters, the largest first, as the end of a sentence."""
+    """Return the classes of the modules that hold a network's parameters, the largest first, as the
+    end of a sentence.
+    """
     sizes: Counter[str] = Counter()
     for module in network.modules():
-        sizes[type(module).__name__] += sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        sizes[type(module).__name__] += sum(
+            parameter.numel() for parameter in module.parameters(recurse=False)
+        )
     listed = [f"{kind} ({size:,})" for kind, size in sizes.most_common(_MOST_KINDS) if size]
     return f", and its parameters are in {', '.join(listed)}" if listed else ""
 
 
 class Masks(Mapping[str, Tensor]):
-    """A mapping from parameter name to bool tensor in the parameter's shape, True where the weight lives.
+    """A mapping from parameter name to bool tensor in the parameter's shape, True where the weight
+    lives.
 
     Args:
         masks: one bool tensor per parameter. Kept as they are, not copied.
-        followers: names among them that follow a unit (biases, normalisation gains): held at zero like the others,
-            but ``kept``, ``total`` and ``density`` count weights only.
+        followers: names among them that follow a unit (biases, normalisation gains): held at zero
+            like the others, but ``kept``, ``total`` and ``density`` count weights only.
 
     Raises:
         ValueError: if a mask is not bool, a follower has no mask, or no weight is masked.
@@ -115,7 +132,9 @@ class Masks(Mapping[str, Tensor]):
         if missing := self.followers - self._masks.keys():
             raise ValueError(f"followers without a mask: {sorted(missing)}")
         if not self.weights:
-            raise ValueError("no weight is masked: masks need at least one parameter that is not a follower")
+            raise ValueError(
+                "no weight is masked: masks need at least one parameter that is not a follower"
+            )
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -146,7 +165,9 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def density(self) -> float:
-        """Fraction of prunable weights kept, in (0, 1]; counted on masks, since a living weight may well be zero."""
+        """Fraction of prunable weights kept, in (0, 1]; counted on masks, since a living weight may
+        well be zero.
+        """
         return self.kept / self.total
 
     def parameters(self, network: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
@@ -182,10 +203,12 @@ class Masks(Mapping[str, Tensor]):
                 parameter.masked_fill_(~mask.to(parameter.device), 0)
 
     def hold(self, network: nn.Module, optimizer: Optimizer) -> Hold:
-        """Keep the zeros at zero: from now on, each ``optimizer.step()`` ends by zeroing every removed weight.
+        """Keep the zeros at zero: from now on, each ``optimizer.step()`` ends by zeroing every
+        removed weight.
 
-        Whatever the optimiser carries over from step to step (momentum, weight decay, second moments), no removed weight comes
-        back. Before clipping gradients by norm, call :meth:`Hold.mask_gradients`, so that only living weights count.
+        Whatever the optimiser carries over from step to step (momentum, weight decay, second
+        moments), no removed weight comes back. Before clipping gradients by norm, call
+        :meth:`Hold.mask_gradients`, so that only living weights count.
 
         Returns:
             The hold; ``remove()`` ends it.
@@ -204,8 +227,11 @@ class Masks(Mapping[str, Tensor]):
         from safetensors.torch import save
 
         tensors = {name: mask.cpu().contiguous() for name, mask in self._masks.items()}
-        about = {"order": json.dumps(list(tensors)), "followers": json.dumps(sorted(self.followers))}
-        with replacing(path) as file:
+        about = {
+            "order": json.dumps(list(tensors)),
+            "followers": json.dumps(sorted(self.followers)),
+        }
+        with atomic_write(path) as file:
             file.write(save(tensors, about))
 
     @classmethod
@@ -219,18 +245,30 @@ class Masks(Mapping[str, Tensor]):
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no masks at {str(path)!r}; expected a file that Masks.save wrote (a run's masks.safetensors)")
+            raise FileNotFoundError(
+                f"no masks at {str(path)!r}; expected a file that Masks.save wrote (a run's masks.safetensors)"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                order = json.loads(metadata["order"]) if "order" in metadata else sorted(file.keys())
-                return cls({name: file.get_tensor(name) for name in order}, json.loads(metadata.get("followers", "[]")))
+                order = (
+                    json.loads(metadata["order"]) if "order" in metadata else sorted(file.keys())
+                )
+                return cls(
+                    {name: file.get_tensor(name) for name in order},
+                    json.loads(metadata.get("followers", "[]")),
+                )
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"{str(path)!r} is not a file of masks: {error}") from error
 
     def state_dict(self) -> dict[str, object]:
-        """Tensors and strings only, so that a checkpoint that holds it loads with ``weights_only=True``."""
-        return {"masks": {name: mask.cpu() for name, mask in self._masks.items()}, "followers": sorted(self.followers)}
+        """Tensors and strings only, so that a checkpoint that holds it loads with
+        ``weights_only=True``.
+        """
+        return {
+            "masks": {name: mask.cpu() for name, mask in self._masks.items()},
+            "followers": sorted(self.followers),
+        }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, object]) -> Masks:
@@ -243,11 +281,13 @@ class Hold:
 
     def __init__(self, pairs: list[tuple[nn.Parameter, Tensor]], optimizer: Optimizer) -> None:
         self._parameters = [parameter for parameter, _ in pairs]
-        # All bits or none of each weight: taking away bits says +0.0 and survives an infinite update, where multiplying by the mask
-        # would leave -0.0 or NaN behind, and costs a quarter of what filling does on a CPU.
-        # In the parameter's own memory format, or each step would go through memory in two orders.
+        # All bits or none of each weight: taking away bits says +0.0 and survives an infinite
+        # update, where multiplying by the mask would leave -0.0 or NaN behind, and costs a quarter
+        # of what filling does on a CPU. In the parameter's own memory format, or each step would go
+        # through memory in two orders.
         self._bits = [
-            torch.empty_like(parameter, dtype=_INTEGER[parameter.element_size()]).copy_(mask).neg_() for parameter, mask in pairs
+            torch.empty_like(parameter, dtype=_INTEGER[parameter.element_size()]).copy_(mask).neg_()
+            for parameter, mask in pairs
         ]
         self._handle = optimizer.register_step_post_hook(lambda *_: self.zero())
 
@@ -256,8 +296,14 @@ class Hold:
         _zero(self._parameters, self._bits)
 
     def mask_gradients(self) -> None:
-        """Zero the gradients of removed weights, so that whatever reads across entries (a norm) sees living weights only."""
-        there = [(p.grad, bits) for p, bits in zip(self._parameters, self._bits, strict=True) if p.grad is not None]
+        """Zero the gradients of removed weights, so that whatever reads across entries (a norm)
+        sees living weights only.
+        """
+        there = [
+            (p.grad, bits)
+            for p, bits in zip(self._parameters, self._bits, strict=True)
+            if p.grad is not None
+        ]
         _zero([gradient for gradient, _ in there], [bits for _, bits in there])
 
     def remove(self) -> None:

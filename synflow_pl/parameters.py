@@ -1,4 +1,6 @@
-"""Parameters: networks that cannot be pruned, and the parameters of a network that no mask covers."""
+"""Parameters: networks that cannot be pruned, and the parameters of a network that no mask
+covers.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,17 @@ _PLAIN = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def check_network(network: object) -> None:
-    """Refuse a network that cannot be pruned or diagnosed as it is, in one sentence, before any work starts.
+    """Refuse a network that cannot be pruned or diagnosed as it is, in one sentence, before any
+    work starts.
 
     Args:
         network: anything that was given as a network.
 
     Raises:
-        TypeError: if it is not a module, or it or a part of it is compiled to TorchScript or wrapped for parallel training.
-        ValueError: if a parameter has no values that can be worked with: lazy, on the meta device, made in inference mode, or sparse.
+        TypeError: if it is not a module, or it or a part of it is compiled to TorchScript or
+            wrapped for parallel training.
+        ValueError: if a parameter has no values that can be worked with: lazy, on the meta device,
+            made in inference mode, or sparse.
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
@@ -37,11 +42,18 @@ def check_network(network: object) -> None:
                 f"{where} is TorchScript ({kind}), whose operations cannot be recorded; prune the module that it was made from"
                 " and script that afterwards"
             )
-        if isinstance(module, (DataParallel, DistributedDataParallel)) or kind == "FullyShardedDataParallel":
-            raise TypeError(f"{where} is wrapped in {kind}; prune the module inside it (its .module) and wrap that afterwards")
+        if (
+            isinstance(module, (DataParallel, DistributedDataParallel))
+            or kind == "FullyShardedDataParallel"
+        ):
+            raise TypeError(
+                f"{where} is wrapped in {kind}; prune the module inside it (its .module) and wrap that afterwards"
+            )
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if nn.parameter.is_lazy(tensor):
-            raise ValueError(f"{name!r} is lazy and has no shape yet; run the network once on a batch, then prune it")
+            raise ValueError(
+                f"{name!r} is lazy and has no shape yet; run the network once on a batch, then prune it"
+            )
         if tensor.is_meta:
             raise ValueError(
                 f"{name!r} is on the meta device and has no values; move the network by to_empty() and initialise it first"
@@ -51,7 +63,9 @@ def check_network(network: object) -> None:
                 f"{name!r} was made in inference mode and cannot be changed; build the network outside torch.inference_mode()"
             )
         if tensor.layout not in (torch.strided, torch._mkldnn):  # type: ignore[attr-defined]
-            raise ValueError(f"{name!r} has the layout {tensor.layout}; a mask needs a dense tensor, so convert it by to_dense() first")
+            raise ValueError(
+                f"{name!r} has the layout {tensor.layout}; a mask needs a dense tensor, so convert it by to_dense() first"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,8 @@ class LeftOut:
 
 
 def left_out(network: nn.Module, covered: Collection[str]) -> list[LeftOut]:
-    """List the parameters that no mask covers, by the module that owns them, in the network's order.
+    """List the parameters that no mask covers, by the module that owns them, in the network's
+    order.
 
     The parameters of a parametrisation go by the module whose weight it computes.
 
@@ -87,16 +102,25 @@ def left_out(network: nn.Module, covered: Collection[str]) -> list[LeftOut]:
         if id(parameter) in seen:
             continue
         owner = name.rpartition(".")[0]
-        owner = owner.partition("parametrizations.")[0].rstrip(".") if "parametrizations" in owner.split(".") else owner
+        owner = (
+            owner.partition("parametrizations.")[0].rstrip(".")
+            if "parametrizations" in owner.split(".")
+            else owner
+        )
         module = network.get_submodule(owner)
         before = found.get(owner, LeftOut(owner, _kind(module), 0, True))
         plain = isinstance(module, _PLAIN) or _is_vector(name, parameter)
-        found[owner] = LeftOut(owner, before.kind, before.size + parameter.numel(), before.plain and plain)
+        found[owner] = LeftOut(
+            owner, before.kind, before.size + parameter.numel(), before.plain and plain
+        )
     return list(found.values())
 
 
-def left_out_note(network: nn.Module, parts: Collection[LeftOut], *, all_of_them: bool = True) -> str | None:
-    """Say in one sentence how many parameters take no part, and whose they are; ``None`` if there are none.
+def left_out_note(
+    network: nn.Module, parts: Collection[LeftOut], *, all_of_them: bool = True
+) -> str | None:
+    """Say in one sentence how many parameters take no part, and whose they are; ``None`` if there
+    are none.
 
     Args:
         network: the network under study.
@@ -108,9 +132,14 @@ def left_out_note(network: nn.Module, parts: Collection[LeftOut], *, all_of_them
     if not parts or not (named or all_of_them):
         return None
     total = sum(parameter.numel() for parameter in network.parameters())
-    listed = [f"{part.module or type(network).__name__} ({part.kind}, {part.size:,})" for part in named[:_MOST_NAMES]]
+    listed = [
+        f"{part.module or type(network).__name__} ({part.kind}, {part.size:,})"
+        for part in named[:_MOST_NAMES]
+    ]
     if len(named) > _MOST_NAMES:
-        listed.append(f"{len(named) - _MOST_NAMES} more ({sum(part.size for part in named[_MOST_NAMES:]):,})")
+        listed.append(
+            f"{len(named) - _MOST_NAMES} more ({sum(part.size for part in named[_MOST_NAMES:]):,})"
+        )
     if plain:
         listed.append(f"biases, gains and shifts ({plain:,})")
     return f"{sum(part.size for part in parts):,} of {total:,} parameters take no part and stay dense: {', '.join(listed)}"
@@ -119,7 +148,10 @@ def left_out_note(network: nn.Module, parts: Collection[LeftOut], *, all_of_them
 def _kind(module: nn.Module) -> str:
     if nn.utils.parametrize.is_parametrized(module):
         return f"{type(module).__mro__[1].__name__}, parametrised"
-    computed = isinstance(getattr(module, "weight", None), Tensor) and "weight" not in (*module._parameters, *module._buffers)
+    computed = isinstance(getattr(module, "weight", None), Tensor) and "weight" not in (
+        *module._parameters,
+        *module._buffers,
+    )
     return type(module).__name__ + (", weight computed" if computed else "")
 
 
@@ -128,4 +160,6 @@ def _is_vector(name: str, parameter: Tensor) -> bool:
     if parameter.dim() < 2:
         return True
     own = name.rpartition(".")[2]
-    return parameter.numel() == max(parameter.shape) and not any(word in own for word in ("weight", "kernel", "original"))
+    return parameter.numel() == max(parameter.shape) and not any(
+        word in own for word in ("weight", "kernel", "original")
+    )

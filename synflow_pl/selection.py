@@ -1,135 +1,254 @@
-"""Selection: exactly the `count` smallest of many scores, without sorting them.
-
-A small sample gives a bracket around the wanted order statistic; one pass lists what lies below its upper end, and only that is looked
-at closely. A sample that misleads costs time, never exactness.
-"""
+"""Ranking: weights that compete with each other, and the cut among them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["joined", "lowest", "marked", "smallest", "where"]
+from synflow_pl.flow import Block
+from synflow_pl.order_statistics import (
+    concatenated,
+    nonzero_indices,
+    smallest_mask,
+    smallest_of_many,
+)
+from synflow_pl.pruners.base import PruningState, Saliency
 
-# The sample is this share of the scores, within these bounds.
-_SHARE, _FEWEST, _MOST = 1 / 256, 1 << 12, 1 << 16
-# So many scores of several parameters are looked at as one.
-_FEW = 1 << 20
-# How far the bracket reaches on either side of the wanted rank, in standard deviations of that rank in a random sample.
-_DEVIATIONS = 6
+__all__ = ["PruningGroup", "RegrowingGroup", "factor", "make_groups"]
 
 
-def smallest(scores: Tensor, count: int) -> Tensor:
-    """Where the ``count`` smallest scores are. Ties are settled by position: of equal scores the earlier one survives.
+def make_groups(
+    subject: PruningState, names: list[str], ranking: type[PruningGroup]
+) -> list[PruningGroup]:
+    """One ranking of all weights of these names that compete with each other, then one for each
+    name with weights apart.
+    """
+    together: dict[str, Tensor] = {}
+    alone: list[PruningGroup] = []
+    for name in names:
+        alive = subject.masks[name].view(-1)
+        if name in subject.ranked_separately:
+            apart = subject.ranked_separately[name].view(-1)
+            alone.append(ranking(subject, {name: apart & alive}))
+            if apart.all():
+                continue
+            alive = alive & ~apart
+        together[name] = alive
+    return ([ranking(subject, together)] if together else []) + alone
+
+
+class PruningGroup:
+    """Weights that compete with each other, and which of them still can.
+
+    Once weights have been removed they never compete again. Where the pruner can score a weight by
+    its living block alone, the weight and what is kept about it are cut down to that block as units
+    and inputs die, so the work shrinks with the survivors.
 
     Args:
-        scores: (n,), no NaN; infinities are ordinary numbers here.
-        count: in [0, n].
-
-    Returns:
-        (count,) int64 positions, ascending.
+        subject: whose weights they are.
+        competing: by parameter name, (n,) bool over its flattened mask: True where a weight takes
+            part. May be the mask itself.
     """
-    return next(lowest([scores], [torch.ones_like(scores, dtype=torch.bool)], scores.numel(), count))
+
+    # Looking for dead units pays where most of a weight is gone; with less gone, hardly a unit has
+    # died.
+    _BLOCK_AT = 0.3
+    # And again each time this share of what was left then has died.
+    _AGAIN_AT = 0.1
+
+    def __init__(self, subject: PruningState, competing: Mapping[str, Tensor]) -> None:
+        self.subject = subject
+        self.names = list(competing)
+        # In the order and number of what is left of each weight.
+        self._competing = list(competing.values())
+        self._alive = [int(marks.count_nonzero()) for marks in self._competing]
+        self._looked = [marks.numel() for marks in self._competing]
+
+    @property
+    def alive(self) -> int:
+        """How many of them live."""
+        return sum(self._alive)
+
+    def cut(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
+        """Remove the lowest-scoring weights until ``keep`` are left."""
+        if self.alive == 0:
+            return  # a small part that competes apart may be gone before the last round
+        parts = [_product(scores[name]) for name in self.names]
+        if not bool(
+            torch.stack([end for piece in concatenated(parts) for end in torch.aminmax(piece)])
+            .isfinite()
+            .all()
+        ):
+            raise FloatingPointError(self._not_finite(parts))
+        count = self.alive - keep
+        if _answers_at_once(parts[0].device):
+            for index, gone in enumerate(
+                smallest_of_many(parts, self._competing, self.alive, count)
+            ):
+                if gone.numel():
+                    self._remove(index, gone)
+                if self._is_thin(index):
+                    self._cut_to_block(index, parts[index])
+        else:
+            for index, gone in enumerate(smallest_mask(parts, self._competing, count)):
+                self._remove_marked(index, gone)
+            self._alive = [
+                keep,
+                *[0] * (len(self.names) - 1),
+            ]  # how they share it only a block asks, and here there are none
+
+    def _not_finite(self, parts: list[Tensor]) -> str:
+        name = next(
+            name
+            for name, part in zip(self.names, parts, strict=True)
+            if not bool(part.isfinite().all())
+        )
+        return (
+            f"the scores of {name!r} are not finite; the masks would be meaningless. Look for infinite weights there,"
+            " or score in double precision (network.double())"
+        )
+
+    def _remove(self, index: int, gone: Tensor) -> None:
+        """Remove weights of one parameter, by position (k,) within what is left of it."""
+        name, marks = self.names[index], self._competing[index]
+        self.subject.masks[name].view(-1).index_fill_(0, self._in_mask(name, gone), False)
+        marks.index_fill_(0, gone, False)
+        self.subject.weights[name].view(-1).index_fill_(0, gone, 0)
+        self._alive[index] -= gone.numel()
+
+    def _is_thin(self, index: int) -> bool:
+        """Whether it is time to look for dead units of a weight."""
+        left, size = self._alive[index], self._competing[index].numel()
+        compressible = self.names[index] in self.subject.compressible
+        return (
+            compressible
+            and left < self._BLOCK_AT * size
+            and left <= (1 - self._AGAIN_AT) * self._looked[index]
+        )
+
+    def _remove_marked(self, index: int, gone: Tensor) -> None:
+        """Remove weights of one parameter, marked (n,) bool."""
+        name = self.names[index]
+        self.subject.masks[name].view(-1).logical_and_(~gone)
+        self._competing[index].logical_and_(~gone)
+        self.subject.weights[name].view(-1).masked_fill_(gone, 0)
+
+    def _in_mask(self, name: str, at: Tensor) -> Tensor:
+        """Positions within what is left of a weight as positions within its mask."""
+        if name not in self.subject.blocks:
+            return at
+        units, inputs = self.subject.blocks[name]
+        mask = self.subject.masks[name]
+        kernel = mask[0, 0].numel()
+        row, within = at // (inputs.numel() * kernel), at % kernel
+        column = at // kernel % inputs.numel()
+        return (
+            units.index_select(0, row) * mask.shape[1] + inputs.index_select(0, column)
+        ) * kernel + within
+
+    def _cut_to_block(self, index: int, spare: Tensor) -> None:
+        """Cut a weight down to the units and inputs that still hold a living weight. ``spare``, of
+        its size and kind, is written to.
+        """
+        name = self.names[index]
+        self._looked[index] = self._alive[index]
+        weight = self.subject.weights[name]
+        marks = self._competing[index].view_as(weight)
+        by_unit = marks.view(torch.uint8).flatten(
+            1
+        )  # of bytes a maximum is quicker than a disjunction
+        units, inputs = (
+            _present(by_unit.amax(1)),
+            _present(by_unit.amax(0).view(weight.shape[1], -1).amax(1)),
+        )
+        size = marks[0, 0].numel() * units.numel() * inputs.numel()
+        whole = self.subject.blocks.get(name)
+        # The first time marks may be the mask itself, which stays whole, and they move into the
+        # memory of the weight, behind the block.
+        each = weight.element_size() + (whole is None)
+        if size == weight.numel() or size * each > weight.nbytes:
+            return
+        self.subject.blocks[name] = Block(
+            units if whole is None else whole.units.index_select(0, units),
+            inputs if whole is None else whole.inputs.index_select(0, inputs),
+        )
+        self.subject.weights[name] = _picked(weight, units, inputs, spare, weight)
+        room = (
+            marks
+            if whole is not None
+            else weight.view(-1).view(torch.bool)[size * weight.element_size() :]
+        )
+        self._competing[index] = _picked(marks, units, inputs, spare.view(torch.bool), room).view(
+            -1
+        )
 
 
-def lowest(parts: Sequence[Tensor], among: Sequence[Tensor], alive: int, count: int) -> Iterator[Tensor]:
-    """The same over several tensors, of those scores alone that are marked; positions count through all parts where they tie.
-
-    Args:
-        parts: of scores, (n_i,) each, no NaN.
-        among: (n_i,) bool each, True where a score takes part.
-        alive: how many take part.
-        count: in [0, alive].
-
-    Yields:
-        For each part (count_i,) int64 positions, ascending. All of them are settled before the first is told, so what has been told may
-        be acted upon.
+class RegrowingGroup(PruningGroup):
+    """The same, for a pruner that regrows: every weight competes in every round, and weights stay
+    as they are.
     """
-    if len(pieces := joined(parts)) < len(parts):
-        (gone,) = lowest(pieces, joined(among), alive, count)
-        ends = torch.tensor([part.numel() for part in parts], device=gone.device).cumsum(0)
-        each = gone.tensor_split(torch.searchsorted(gone, ends[:-1]).cpu())
-        yield from (at - (end - part.numel()) for at, end, part in zip(each, ends, parts, strict=True))
-        return
-    if count == 0:
-        yield from (torch.empty(0, dtype=torch.int64, device=part.device) for part in parts)
-        return
-    step = _step(alive)
-    sample = torch.cat([part[::step][marks[::step]] for part, marks in zip(parts, among, strict=True)])
-    low, high = _bracket(sample, count / alive) if sample.numel() else (sample.new_tensor(-torch.inf), sample.new_tensor(torch.inf))
-    listed, values = _listed(parts, (_at_most(part, high).logical_and_(marks) for part, marks in zip(parts, among, strict=True)))
-    if sum(at.numel() for at in listed) < count:
-        listed, values = _listed(parts, among)
-    close = torch.cat([value.index_select(0, where(value >= low)) for value in values])
-    certain = sum(value.numel() for value in values) - close.numel()
-    if certain >= count:
-        certain, close = 0, torch.cat(values)
-    threshold = close.kthvalue(count - certain).values
-    spared = certain + int(torch.count_nonzero(close <= threshold)) - count  # ties with the last that goes
-    del close
-    for index, value in enumerate(values):
-        going = value <= threshold
-        if spared:
-            tied = where(value == threshold)[:spared]
-            spared -= tied.numel()
-            going.index_fill_(0, tied, False)
-        yield listed[index].index_select(0, where(going)).long()
-        listed[index] = values[index] = value.new_empty(0)  # told, and so given back
+
+    def __init__(self, subject: PruningState, competing: Mapping[str, Tensor]) -> None:
+        super().__init__(subject, {name: marks.clone() for name, marks in competing.items()})
+
+    def cut(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
+        """Choose anew which ``keep`` weights live."""
+        for name, marks in zip(self.names, self._competing, strict=True):
+            self.subject.masks[name].view(-1).logical_or_(marks)
+        self._alive = [int(marks.count_nonzero()) for marks in self._competing]
+        super().cut(scores, keep)
+
+    def _remove(self, index: int, gone: Tensor) -> None:
+        self.subject.masks[self.names[index]].view(-1).index_fill_(0, gone, False)
+
+    def _remove_marked(self, index: int, gone: Tensor) -> None:
+        self.subject.masks[self.names[index]].view(-1).logical_and_(~gone)
 
 
-def _listed(parts: Sequence[Tensor], marks: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """What is marked of each part: positions (k_i,), ascending, in half the memory where that is enough; and the scores there."""
-    listed, values = [], []
-    for part, marked in zip(parts, marks, strict=True):
-        at = where(marked)
-        values.append(part.index_select(0, at))
-        listed.append(at.int() if part.numel() <= 1 << 31 else at)
-    return listed, values
+def _answers_at_once(device: torch.device) -> bool:
+    """Whether asking how many there are costs nothing; an accelerator would have to finish first
+    what it has been given.
+    """
+    return device.type == "cpu"
 
 
-def marked(parts: Sequence[Tensor], among: Sequence[Tensor], count: int) -> list[Tensor]:
-    """What :func:`lowest` finds, as marks (n_i,) bool, by one stable sort: more work, but nothing of it waits for a device's answer."""
-    listed = torch.cat([torch.where(marks, part, torch.inf) for part, marks in zip(parts, among, strict=True)])
-    order = listed.sort(descending=True, stable=True).indices
-    gone = torch.zeros_like(listed, dtype=torch.bool).index_fill_(0, order[listed.numel() - count :], True)
-    return list(gone.split([part.numel() for part in parts]))
+def _picked(whole: Tensor, units: Tensor, inputs: Tensor, spare: Tensor, into: Tensor) -> Tensor:
+    """These units and inputs of a weight or its marks, by way of ``spare`` to ``into``, which may
+    be the whole: what is given back in pieces of ever other sizes leaves holes in memory that
+    nothing fits in.
+    """
+    shape = (units.numel(), inputs.numel(), *whole.shape[2:])
+    rows = torch.index_select(
+        whole, 0, units, out=_within(spare, (units.numel(), *whole.shape[1:]))
+    )
+    return torch.index_select(rows, 1, inputs, out=_within(into, shape))
 
 
-def joined(parts: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Many small tensors (n_i,) as one, since calls cost more than what they do to so few numbers; large ones as they are."""
-    few = len(parts) > 1 and sum(part.numel() for part in parts) <= _FEW
-    return [torch.cat(list(parts))] if few else parts
+def _within(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of this shape in the memory of one at least as large."""
+    return memory.view(-1)[: math.prod(shape)].view(shape)
 
 
-def where(marks: Tensor) -> Tensor:
-    """Positions (k,), int64 and ascending, of what is True among ``marks`` (n,)."""
-    # On the CPU NumPy, on the same memory, takes a fifth of the time and less.
-    if marks.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(marks.numpy()))
-    return marks.nonzero().squeeze(1)
+def _present(marks: Tensor) -> Tensor:
+    """Which are not zero, ascending; at least one, so that nothing is empty."""
+    present = nonzero_indices(marks.bool())
+    return present if present.numel() else torch.zeros(1, dtype=torch.int64, device=marks.device)
 
 
-def _at_most(scores: Tensor, high: Tensor) -> Tensor:
-    """Marks of the scores that are no larger than ``high``."""
-    if scores.device.type == "cpu":  # as in `where`
-        return torch.from_numpy(np.less_equal(scores.numpy(), high.numpy()))
-    return scores <= high
+def _product(score: Tensor | Saliency) -> Tensor:
+    """A score multiplied out, flattened, in memory that may be written to; in place of its gradient
+    where that is contiguous.
+    """
+    if isinstance(score, Saliency):
+        return score.gradient.contiguous().view(-1).mul_(score.weight.reshape(-1))
+    return score.contiguous().view(-1)
 
 
-def _step(n: int) -> int:
-    """One of so many scores is sampled."""
-    return max(1, n // min(_MOST, max(_FEWEST, int(n * _SHARE))))
-
-
-def _bracket(sample: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Two values that the score below which ``share`` of all lie is very likely between."""
-    size = sample.numel()
-    expected = size * share
-    reach = _DEVIATIONS * math.sqrt(expected * (1 - share)) + 1
-    ranks = max(0, math.floor(expected - reach)) + 1, min(size - 1, math.ceil(expected + reach)) + 1
-    low, high = (sample.kthvalue(rank).values for rank in ranks)
-    return low, high
+def factor(score: Tensor | Saliency) -> Tensor:
+    """The part of a score that differs from round to round: all of it, or what its weight is
+    multiplied by.
+    """
+    return score.gradient if isinstance(score, Saliency) else score

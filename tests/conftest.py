@@ -1,4 +1,6 @@
-"""What many tests share: small networks whose numbers can be worked out, and where the shared folder lies."""
+"""What many tests share: small networks whose numbers can be worked out, and where the shared
+folder lies.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Workers of pytest-xdist share the cores: with all threads in each, threads would wait for cores.
+    # Workers of pytest-xdist share the cores: with all threads in each, threads would wait for
+    # cores.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
@@ -67,7 +70,9 @@ def _same_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_process_group_is_left() -> Iterator[None]:
-    """One that a test leaves behind would be taken for their own by forked ranks, which then wait for ever."""
+    """One that a test leaves behind would be taken for their own by forked ranks, which then wait
+    for ever.
+    """
     yield
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -75,10 +80,13 @@ def _no_process_group_is_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _signals_are_answered_as_before() -> Iterator[None]:
-    """A command sets what ends it for the rest of its process. Here the tests that follow would inherit that, and forked workers too,
-    which a pool ends by SIGTERM and waits for.
+    """A command sets what ends it for the rest of its process. Here the tests that follow would
+    inherit that, and forked workers too, which a pool ends by SIGTERM and waits for.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -86,8 +94,9 @@ def _signals_are_answered_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def one_thread(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
-    """For ranks that are forked: they do not have the threads that OpenMP keeps in this process, and would wait for them for ever.
-    Ranks that wait for each other fail the test instead of holding it up.
+    """For ranks that are forked: they do not have the threads that OpenMP keeps in this process,
+    and would wait for them for ever. Ranks that wait for each other fail the test instead of
+    holding it up.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -100,7 +109,9 @@ def one_thread(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
 
 
 def fill_by_formula(network: nn.Module) -> nn.Module:
-    """Weights as the golden masks' README gives them: layer i from the seed 1000 + i, He normal by fan-in, zero biases."""
+    """Weights as the golden masks' README gives them: layer i from the seed 1000 + i, He normal by
+    fan-in, zero biases.
+    """
     layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     for index, layer in enumerate(layers):
         generator = torch.Generator().manual_seed(1000 + index)

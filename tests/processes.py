@@ -1,8 +1,9 @@
-"""Commands and ranks that tests start: with a time limit, and with the stacks of all processes where they hang.
+"""Commands and ranks that tests start: with a time limit, and with the stacks of all processes
+where they hang.
 
-``run_command`` is for a command that ends by itself, ``Command`` for one that the test sends signals to, ``limited_ranks`` for ranks
-that are forked from the test's own process. On a machine that is busy with other work, set SYNFLOW_TEST_PATIENCE: it multiplies every
-limit.
+``run_command`` is for a command that ends by itself, ``Command`` for one that the test sends
+signals to, ``limited_ranks`` for ranks that are forked from the test's own process. On a machine
+that is busy with other work, set SYNFLOW_TEST_PATIENCE: it multiplies every limit.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _MARK, _STACKS = "SYNFLOW_TEST_COMMAND", "SYNFLOW_TEST_STACKS"
 _PATIENCE = float(os.environ.get("SYNFLOW_TEST_PATIENCE", "1"))
 # Ignored by default, so that it ends no process that is not (or not yet) able to answer it.
 _DUMP = signal.SIGURG
-# Python imports this module when it starts: in the command's own process, in ranks that it spawns and in workers of data loaders.
+# Python imports this module when it starts: in the command's own process, in ranks that it spawns
+# and in workers of data loaders.
 _SITE = f"""
 import faulthandler, os, signal, sys
 
@@ -44,7 +46,9 @@ if "{_STACKS}" in os.environ:
 
 
 class Hanging(AssertionError):
-    """A command did not end within its limit, or left processes behind; the message has its output and their stacks."""
+    """A command did not end within its limit, or left processes behind; the message has its output
+    and their stacks.
+    """
 
 
 @dataclass
@@ -63,7 +67,10 @@ class Finished:
 
 
 def run_command(
-    args: Sequence[str | os.PathLike[str]], cwd: str | os.PathLike[str], env: Mapping[str, str] | None = None, limit: float = 60.0
+    args: Sequence[str | os.PathLike[str]],
+    cwd: str | os.PathLike[str],
+    env: Mapping[str, str] | None = None,
+    limit: float = 60.0,
 ) -> Finished:
     """Run a command to its end.
 
@@ -77,7 +84,8 @@ def run_command(
         Exit status, output and duration. The exit status is not checked.
 
     Raises:
-        Hanging: if it does not end within ``limit`` or leaves processes behind. All its processes are dead by then.
+        Hanging: if it does not end within ``limit`` or leaves processes behind. All its processes
+            are dead by then.
     """
     with Command(args, cwd, env) as command:
         return command.wait(limit)
@@ -86,8 +94,9 @@ def run_command(
 class Command:
     """A command that runs in a session of its own; a context manager that ends all its processes.
 
-    A process belongs to the command if it inherited an environment variable from it, so ranks that were put into another process
-    group or session (as by torchrun) and processes whose parent has ended belong to it too.
+    A process belongs to the command if it inherited an environment variable from it, so ranks that
+    were put into another process group or session (as by torchrun) and processes whose parent has
+    ended belong to it too.
 
     Args:
         args: program and arguments; no shell.
@@ -115,7 +124,9 @@ class Command:
         environment = {**inherited, **(env or {}), _STACKS: str(place / "stacks")}
         self._mark = f"{_MARK}={uuid.uuid4()}"
         environment[_MARK] = self._mark.partition("=")[2]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(place / "site"), environment.get("PYTHONPATH")]))
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(place / "site"), environment.get("PYTHONPATH")])
+        )
         self._stacks, self._output = place / "stacks", place / "output"
         with self._output.open("wb") as output:
             self._started = time.monotonic()
@@ -143,11 +154,15 @@ class Command:
         return self._output.read_text(errors="replace")
 
     def processes(self) -> list[int]:
-        """The ids of its processes that run, the first one included; by ``/proc``, and without it the first one alone."""
+        """The ids of its processes that run, the first one included; by ``/proc``, and without it
+        the first one alone.
+        """
         if not Path("/proc/self/environ").exists():
             return [self.process.pid] if self.process.poll() is None else []
         self.process.poll()  # a process that has ended but was not waited for has an empty environment
-        return sorted(pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._owns(pid))
+        return sorted(
+            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._owns(pid)
+        )
 
     def _owns(self, pid: int) -> bool:
         try:
@@ -168,7 +183,12 @@ class Command:
         """
         self.wait_until(lambda: text in self.output, limit, f"print {text!r}")
 
-    def wait_until(self, reached: Callable[[], bool], limit: float = 60.0, what: str = "do what the test waits for") -> None:
+    def wait_until(
+        self,
+        reached: Callable[[], bool],
+        limit: float = 60.0,
+        what: str = "do what the test waits for",
+    ) -> None:
         """Wait until ``reached()`` is true.
 
         Args:
@@ -184,7 +204,9 @@ class Command:
         end = time.monotonic() + limit
         while not reached():
             if self.process.poll() is not None and not reached():
-                raise AssertionError(f"{self._named} ended with {self.process.returncode} and did not {what}:\n{self._last_output}")
+                raise AssertionError(
+                    f"{self._named} ended with {self.process.returncode} and did not {what}:\n{self._last_output}"
+                )
             if time.monotonic() > end:
                 raise self._hanging(f"did not {what} within {limit:g} s")
             time.sleep(0.02)
@@ -219,10 +241,14 @@ class Command:
     def _hanging(self, what: str) -> Hanging:
         stacks = self.stacks()
         self._kill()
-        return Hanging(f"{self._named}\n{what}. Its output ends with:\n{self._last_output}\n{stacks}")
+        return Hanging(
+            f"{self._named}\n{what}. Its output ends with:\n{self._last_output}\n{stacks}"
+        )
 
     def stacks(self) -> str:
-        """The Python stacks of all threads of its processes; a process that is not Python, or still starts, has none."""
+        """The Python stacks of all threads of its processes; a process that is not Python, or still
+        starts, has none.
+        """
         running = self.processes()
         for pid in running:
             os.kill(pid, _DUMP)
@@ -230,8 +256,11 @@ class Command:
         for pid in running:
             file, end = self._stacks / str(pid), time.monotonic() + 3
             size = -1
-            # The handler writes at once, also while Python waits in C++; until the file stops growing it may not be done.
-            while time.monotonic() < end and (not file.exists() or not file.stat().st_size or file.stat().st_size != size):
+            # The handler writes at once, also while Python waits in C++; until the file stops
+            # growing it may not be done.
+            while time.monotonic() < end and (
+                not file.exists() or not file.stat().st_size or file.stat().st_size != size
+            ):
                 size = file.stat().st_size if file.exists() else -1
                 time.sleep(0.1)
             stack = file.read_text() if file.exists() else ""
@@ -239,7 +268,9 @@ class Command:
         return "\n".join(said)
 
     def _kill(self) -> None:
-        """End all its processes; again until none is left, since one may start another meanwhile."""
+        """End all its processes; again until none is left, since one may start another
+        meanwhile.
+        """
         end = time.monotonic() + 10
         while running := self.processes():
             for pid in running:
@@ -255,17 +286,25 @@ class Command:
 
 def _command_line(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        return (
+            Path(f"/proc/{pid}/cmdline")
+            .read_bytes()
+            .replace(b"\0", b" ")
+            .decode(errors="replace")
+            .strip()
+        )
     except OSError:
         return ""
 
 
 @contextmanager
 def limited_ranks(limit: float = 60.0) -> Iterator[None]:
-    """Let no process that is forked in this context by ``multiprocessing`` run longer than ``limit`` seconds.
+    """Let no process that is forked in this context by ``multiprocessing`` run longer than
+    ``limit`` seconds.
 
     Raises:
-        Hanging: at the end of the context, if one did; it was killed then, and the message has the stacks of all of them.
+        Hanging: at the end of the context, if one did; it was killed then, and the message has the
+            stacks of all of them.
     """
     limit *= _PATIENCE
     said: list[str] = []

@@ -17,10 +17,14 @@ DEAD = "the network is dead: no path of living weights leads from input to outpu
 
 def chain() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)
+    )
 
 
-BATCHES = [(torch.rand(4, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3]))]
+BATCHES = [
+    (torch.rand(4, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3]))
+]
 
 
 @pytest.mark.parametrize("pruner", [SynFlow, Magnitude, Random, SNIP])
@@ -28,14 +32,17 @@ def test_a_dead_network_is_warned_of_by_default_whatever_the_pruner(pruner: type
     network = chain()
     with pytest.warns(UserWarning, match=f"^{pruner.__name__}: {DEAD}"):
         # Two weights cannot connect three layers.
-        masks = prune(network, pruner(), kept=2, rounds=1, input_shape=(8,), batches=BATCHES)
+        masks = prune(network, pruner(), num_kept=2, rounds=1, input_shape=(8,), batches=BATCHES)
     assert not diagnose(network, masks, input_shape=(8,)).alive
-    assert sum(int(layer.weight.count_nonzero()) for layer in network if isinstance(layer, nn.Linear)) == 2
+    assert (
+        sum(int(layer.weight.count_nonzero()) for layer in network if isinstance(layer, nn.Linear))
+        == 2
+    )
 
 
 def test_the_warning_points_at_the_line_that_pruned() -> None:
     with pytest.warns(UserWarning, match=DEAD) as caught:
-        prune(chain(), Magnitude(), kept=2, input_shape=(8,))
+        prune(chain(), Magnitude(), num_kept=2, input_shape=(8,))
     assert caught[0].filename == __file__
 
 
@@ -43,44 +50,55 @@ def test_an_error_leaves_the_network_dense() -> None:
     network = chain()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(DeadNetwork, match=DEAD):
-        prune(network, Magnitude(), kept=2, input_shape=(8,), on_collapse="error")
+        prune(network, Magnitude(), num_kept=2, input_shape=(8,), on_collapse="error")
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_a_dead_network_can_be_ignored_and_a_living_one_is_not_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        prune(chain(), Magnitude(), kept=2, input_shape=(8,), on_collapse="ignore")
-        prune(chain(), SynFlow(), kept=3, input_shape=(8,))
+        prune(chain(), Magnitude(), num_kept=2, input_shape=(8,), on_collapse="ignore")
+        prune(chain(), SynFlow(), num_kept=3, input_shape=(8,))
         prune(chain(), Magnitude(), density=0.5)
 
 
 def test_the_first_batch_shows_the_input_where_nothing_else_does() -> None:
     with pytest.warns(UserWarning, match=DEAD):
-        prune(chain(), SNIP(), kept=2, batches=BATCHES)
+        prune(chain(), SNIP(), num_kept=2, batches=BATCHES)
 
 
 def test_an_empty_layer_is_warned_of_where_no_input_is_known() -> None:
-    with pytest.warns(UserWarning, match="layers with no weight left: .*; give input_shape= or example_input= to learn whether a path"):
-        prune(chain(), Magnitude(), kept=2)
+    with pytest.warns(
+        UserWarning,
+        match="layers with no weight left: .*; give input_shape= or example_input= to learn whether a path",
+    ):
+        prune(chain(), Magnitude(), num_kept=2)
 
 
 def test_a_gated_network_that_is_dead_is_warned_of() -> None:
     network = nn.Sequential(nn.Linear(8, 8), nn.GLU(), nn.Linear(4, 4), nn.GLU(), nn.Linear(2, 2))
     with pytest.warns(UserWarning, match=DEAD):
-        prune(network, Magnitude(), kept=2, input_shape=(8,))
+        prune(network, Magnitude(), num_kept=2, input_shape=(8,))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"on_collapse": "warm"}, "on_collapse: 'warm' is not one of warn, error, ignore; did you mean 'warn'?"),
-        ({"on_collapse": "error"}, "on_collapse='error' has to see whether a path is left: give input_shape"),
+        (
+            {"on_collapse": "warm"},
+            "on_collapse: 'warm' is not one of warn, error, ignore; did you mean 'warn'?",
+        ),
+        (
+            {"on_collapse": "error"},
+            "on_collapse='error' has to see whether a path is left: give input_shape",
+        ),
     ],
 )
-def test_an_impossible_option_is_refused_before_the_work(options: dict[str, str], message: str) -> None:
+def test_an_impossible_option_is_refused_before_the_work(
+    options: dict[str, str], message: str
+) -> None:
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
-        prune(chain(), Magnitude(), kept=2, **options)  # type: ignore[arg-type]
+        prune(chain(), Magnitude(), num_kept=2, **options)  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_followed_is_noted_by_a_pruner_that_need_not_know_it() -> None:
@@ -95,4 +113,7 @@ def test_what_cannot_be_followed_is_noted_by_a_pruner_that_need_not_know_it() ->
     pruner = Magnitude()
     masks = prune(Constant(), pruner, density=0.5, input_shape=(8,))
     assert isinstance(masks, Masks)
-    assert any("could not be checked: no output of Constant depends on its input" in note for note in pruner.notes)
+    assert any(
+        "could not be checked: no output of Constant depends on its input" in note
+        for note in pruner.notes
+    )

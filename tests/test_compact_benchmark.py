@@ -8,12 +8,21 @@ from benchmarks.compact import COLUMNS, LATENCIES, details, summary
 def row(what: str, mflops: str, alive: str = "True", **latencies: str) -> dict[str, str]:
     given = {name.replace("_", " "): value for name, value in latencies.items()}
     sizes = {"parameters": "1000", "MFLOPs": mflops, "file MB": "4", "peak MB": "8"}
-    told = {"network": "ResNet-20", "pruner": "snip", "density": "0.1", "what": what, "alive": alive}
+    told = {
+        "network": "ResNet-20",
+        "pruner": "snip",
+        "density": "0.1",
+        "what": what,
+        "alive": alive,
+    }
     return {**dict.fromkeys(COLUMNS, ""), **told, **sizes, **given}
 
 
-def test_ratios_are_to_the_dense_network_of_the_cell_and_an_engine_that_is_absent_is_left_out() -> None:
-    # Twelve against three million, eight against two milliseconds in torch, nine against six in ONNX Runtime.
+def test_ratios_are_to_the_dense_network_of_the_cell_and_an_engine_that_is_absent_is_left_out() -> (
+    None
+):
+    # Twelve against three million, eight against two milliseconds in torch, nine against six in
+    # ONNX Runtime.
     rows = [
         row("dense", "12", torch_1="8", onnxruntime_1="9"),
         row("pruned", "12", torch_1="8", onnxruntime_1="9"),
@@ -23,4 +32,7 @@ def test_ratios_are_to_the_dense_network_of_the_cell_and_an_engine_that_is_absen
     assert summary(rows).splitlines()[2] == "| ResNet-20 | 0.1 | 4.0; 4.0 / 1.5 / -; - / - / - † |"
     lines = details(rows).splitlines()
     assert lines[2] == "| dense | 1,000 | 12.0 | 4.0 | 8.0 | 8.0 | 9.0 |  |  |  |  |"
-    assert lines[4] == "| snip 0.1, compacted † | 1,000 | 3.0 | 4.0 | 8.0 | 2.0 (4.0) | 6.0 (1.5) |  |  |  |  |"
+    assert (
+        lines[4]
+        == "| snip 0.1, compacted † | 1,000 | 3.0 | 4.0 | 8.0 | 2.0 (4.0) | 6.0 (1.5) |  |  |  |  |"
+    )

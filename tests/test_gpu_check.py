@@ -21,7 +21,9 @@ SCRIPT = [sys.executable, str(ROOT / "benchmarks/gpu_check.py")]
 
 @pytest.fixture(autouse=True)
 def _lightning_speaks_again() -> Iterator[None]:
-    """The script silences Lightning in its own process, which is this one where ``main`` is called."""
+    """The script silences Lightning in its own process, which is this one where ``main`` is
+    called.
+    """
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     yield
@@ -34,7 +36,9 @@ def report(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_what_does_not_hold_or_fails_is_reported_and_the_other_checks_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_hold_or_fails_is_reported_and_the_other_checks_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(options: Any) -> Any:
         """It works."""
         raise OSError("no such luck")
@@ -60,7 +64,9 @@ def test_what_does_not_hold_or_fails_is_reported_and_the_other_checks_go_on(tmp_
 def test_a_machine_without_a_gpu_is_told_how_to_rehearse(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    done = subprocess.run([*SCRIPT, "--out", str(tmp_path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*SCRIPT, "--out", str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2
     assert "torch finds no GPU here; --device cpu rehearses" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -69,7 +75,18 @@ def test_a_machine_without_a_gpu_is_told_how_to_rehearse(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_it_can_be_rehearsed_on_a_cpu(tmp_path: Path) -> None:
     cheap = ["masks_by_precision", "compiled", "channels_last", "one_device_ddp", "digits"]
-    words = ["--device", "cpu", "--rounds", "1", "--backend", "aot_eager", "--out", str(tmp_path), "--only", *cheap]
+    words = [
+        "--device",
+        "cpu",
+        "--rounds",
+        "1",
+        "--backend",
+        "aot_eager",
+        "--out",
+        str(tmp_path),
+        "--only",
+        *cheap,
+    ]
     done = subprocess.run([*SCRIPT, *words], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "gpu_check.md").read_text()
     assert [row["check"] for row in report(tmp_path)["checks"]] == cheap

@@ -17,7 +17,12 @@ def small() -> nn.Sequential:
 
 def masks_of(network: nn.Module, density: float = 0.5) -> Masks:
     generator = torch.Generator().manual_seed(1)
-    return Masks({name: torch.rand(p.shape, generator=generator) < density for name, p in prunable(network).items()})
+    return Masks(
+        {
+            name: torch.rand(p.shape, generator=generator) < density
+            for name, p in prunable(network).items()
+        }
+    )
 
 
 def test_weights_of_layers_are_prunable_and_nothing_else_is() -> None:
@@ -31,11 +36,18 @@ def test_weights_of_layers_are_prunable_and_nothing_else_is() -> None:
             self.up = nn.ConvTranspose2d(4, 2, 3)
             self.head = nn.Linear(4, 5)
 
-    assert list(prunable(Mixed())) == ["attention.in_proj_weight", "attention.out_proj.weight", "up.weight", "head.weight"]
+    assert list(prunable(Mixed())) == [
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        "up.weight",
+        "head.weight",
+    ]
 
 
 def test_a_weight_shared_with_an_embedding_stays() -> None:
-    network = nn.ModuleDict({"embedding": nn.Embedding(5, 4), "hidden": nn.Linear(4, 4), "head": nn.Linear(4, 5)})
+    network = nn.ModuleDict(
+        {"embedding": nn.Embedding(5, 4), "hidden": nn.Linear(4, 4), "head": nn.Linear(4, 5)}
+    )
     network["head"].weight = network["embedding"].weight
     assert list(prunable(network)) == ["hidden.weight"]
 
@@ -48,7 +60,9 @@ def test_a_shared_weight_appears_once() -> None:
 
 def test_excluded_layers_stay_and_a_pattern_that_matches_nothing_is_named() -> None:
     assert list(prunable(small(), exclude=["2.*"])) == ["0.weight"]
-    with pytest.raises(ValueError, match=r"exclude: '3\.\*' matches no prunable parameter; the nearest is"):
+    with pytest.raises(
+        ValueError, match=r"exclude: '3\.\*' matches no prunable parameter; the nearest is"
+    ):
         prunable(small(), exclude=["3.*"])
     with pytest.raises(ValueError, match="no prunable weight left after exclude"):
         prunable(small(), exclude=["*"])
@@ -56,18 +70,26 @@ def test_excluded_layers_stay_and_a_pattern_that_matches_nothing_is_named() -> N
         prunable(nn.ReLU())
 
 
-def test_a_network_without_prunable_weights_is_refused_with_the_classes_that_hold_its_parameters() -> None:
+def test_a_network_without_prunable_weights_is_refused_with_the_classes_that_hold_its_parameters() -> (
+    None
+):
     class Dense(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(8, 4))
 
-    with pytest.raises(ValueError, match=r"Sequential has no prunable weight; .*its parameters are in Dense \(64\), Embedding \(12\)$"):
+    with pytest.raises(
+        ValueError,
+        match=r"Sequential has no prunable weight; .*its parameters are in Dense \(64\), Embedding \(12\)$",
+    ):
         prunable(nn.Sequential(nn.Embedding(3, 4), Dense(), Dense(), nn.ReLU()))
 
 
 def test_density_counts_weights_and_not_followers() -> None:
-    masks = Masks({"w": torch.tensor([[True, False], [False, False]]), "b": torch.tensor([True, False])}, followers=["b"])
+    masks = Masks(
+        {"w": torch.tensor([[True, False], [False, False]]), "b": torch.tensor([True, False])},
+        followers=["b"],
+    )
     assert (masks.kept, masks.total, masks.density) == (1, 4, 0.25)
     assert masks.weights == ["w"]
     assert list(masks) == ["w", "b"]
@@ -89,9 +111,18 @@ def test_applied_masks_leave_exact_zeros_and_the_rest_alone() -> None:
 def test_masks_of_another_network_are_refused_before_anything_changes() -> None:
     network = small()
     before = [parameter.clone() for parameter in network.parameters()]
-    with pytest.raises(ValueError, match=r"the mask of '0\.weight' has shape \(2, 2\), the parameter \(3, 4\)"):
-        Masks({"2.weight": torch.zeros(2, 3, dtype=torch.bool), "0.weight": torch.zeros(2, 2, dtype=torch.bool)}).apply(network)
-    with pytest.raises(ValueError, match=r"'1\.weight', which Sequential does not have \(nearest: '2\.weight'\)"):
+    with pytest.raises(
+        ValueError, match=r"the mask of '0\.weight' has shape \(2, 2\), the parameter \(3, 4\)"
+    ):
+        Masks(
+            {
+                "2.weight": torch.zeros(2, 3, dtype=torch.bool),
+                "0.weight": torch.zeros(2, 2, dtype=torch.bool),
+            }
+        ).apply(network)
+    with pytest.raises(
+        ValueError, match=r"'1\.weight', which Sequential does not have \(nearest: '2\.weight'\)"
+    ):
         Masks({"1.weight": torch.zeros(3, 4, dtype=torch.bool)}).apply(network)
     assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
 
@@ -106,7 +137,14 @@ def test_masks_that_are_not_masks_are_refused() -> None:
 
 
 def test_a_saved_file_gives_the_same_masks_in_the_same_order(tmp_path: Path) -> None:
-    masks = Masks({"z": torch.tensor([True, False]), "a": torch.tensor([[False]]), "bias": torch.tensor([True])}, followers=["bias"])
+    masks = Masks(
+        {
+            "z": torch.tensor([True, False]),
+            "a": torch.tensor([[False]]),
+            "bias": torch.tensor([True]),
+        },
+        followers=["bias"],
+    )
     masks.save(tmp_path / "deep" / "masks.safetensors")
     loaded = Masks.load(tmp_path / "deep" / "masks.safetensors")
     assert list(loaded) == ["z", "a", "bias"]
@@ -123,7 +161,9 @@ def test_a_file_that_is_no_masks_file_is_named(tmp_path: Path) -> None:
         Masks.load(tmp_path / "text.safetensors")
 
 
-def test_a_save_that_fails_leaves_the_old_file_and_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "masks.safetensors"
     Masks({"w": torch.tensor([True])}).save(path)
     before = path.read_bytes()
@@ -165,7 +205,8 @@ def test_held_zeros_stay_zero_after_every_step_of_a_plain_loop(name: str) -> Non
 
 
 def test_living_weights_train_as_if_the_mask_were_in_the_forward_pass() -> None:
-    # The reference multiplies the mask in forward and holds nothing; in float64 the two must agree to rounding.
+    # The reference multiplies the mask in forward and holds nothing; in float64 the two must agree
+    # to rounding.
     for name, make in OPTIMIZERS.items():
         held = small().double()
         masks = masks_of(held)
@@ -174,7 +215,9 @@ def test_living_weights_train_as_if_the_mask_were_in_the_forward_pass() -> None:
         optimizer, other = make(held.parameters()), make(reference.parameters())
         masks.hold(held, optimizer)
         for index in range(10):
-            images = torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(index))
+            images = torch.randn(
+                8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(index)
+            )
             optimizer.zero_grad()
             held(images).square().sum().backward()
             optimizer.step()
@@ -183,7 +226,13 @@ def test_living_weights_train_as_if_the_mask_were_in_the_forward_pass() -> None:
             torch.func.functional_call(reference, masked, images).square().sum().backward()
             other.step()
         for n, mask in masks.items():
-            torch.testing.assert_close(held.get_parameter(n)[mask], reference.get_parameter(n)[mask], rtol=1e-12, atol=1e-12, msg=name)
+            torch.testing.assert_close(
+                held.get_parameter(n)[mask],
+                reference.get_parameter(n)[mask],
+                rtol=1e-12,
+                atol=1e-12,
+                msg=name,
+            )
 
 
 def test_a_clipped_norm_counts_living_weights_only() -> None:

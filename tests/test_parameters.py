@@ -29,11 +29,23 @@ def inference() -> nn.Module:
     ("make", "error", "message"),
     [
         (lambda: "resnet18", TypeError, "expected a torch.nn.Module, got str"),
-        (lambda: nn.DataParallel(mlp()), TypeError, "the network is wrapped in DataParallel; prune the module inside it"),
-        (lambda: nn.Sequential(nn.DataParallel(mlp())), TypeError, "the module '0' is wrapped in DataParallel"),
+        (
+            lambda: nn.DataParallel(mlp()),
+            TypeError,
+            "the network is wrapped in DataParallel; prune the module inside it",
+        ),
+        (
+            lambda: nn.Sequential(nn.DataParallel(mlp())),
+            TypeError,
+            "the module '0' is wrapped in DataParallel",
+        ),
         (lambda: torch.jit.script(mlp()), TypeError, "the network is TorchScript"),
         (lambda: torch.jit.trace(mlp(), torch.ones(1, 8)), TypeError, "the network is TorchScript"),
-        (lambda: nn.Sequential(nn.Linear(8, 8), torch.jit.script(mlp())), TypeError, "the module '1' is TorchScript"),
+        (
+            lambda: nn.Sequential(nn.Linear(8, 8), torch.jit.script(mlp())),
+            TypeError,
+            "the module '1' is TorchScript",
+        ),
         (inference, ValueError, "'0.weight' was made in inference mode"),
         (lambda: mlp(device="meta"), ValueError, "'0.weight' is on the meta device"),
         (lambda: nn.Sequential(nn.LazyLinear(4)), ValueError, "'0.weight' is lazy"),
@@ -59,14 +71,25 @@ class Scaled(nn.Module):
         return self.body(x) * self.scale.abs()
 
 
-@pytest.mark.parametrize("scale", [torch.tensor([3]), torch.tensor([True]).to(torch.uint8), torch.tensor([1j])])
+@pytest.mark.parametrize(
+    "scale", [torch.tensor([3]), torch.tensor([True]).to(torch.uint8), torch.tensor([1j])]
+)
 def test_the_first_floating_point_parameter_gives_the_input_its_precision(scale: Tensor) -> None:
     network = Scaled(scale)
     masks = prune(network, SynFlow(), density=0.5, rounds=2, input_shape=(8,))
     assert masks.kept == masks.total // 2
 
 
-@pytest.mark.parametrize("example", [{"x": torch.ones(1, 8)}, (torch.ones(1, 8), None), (torch.ones(1, 8), 0.5), 3, ([torch.ones(8)],)])
+@pytest.mark.parametrize(
+    "example",
+    [
+        {"x": torch.ones(1, 8)},
+        (torch.ones(1, 8), None),
+        (torch.ones(1, 8), 0.5),
+        3,
+        ([torch.ones(8)],),
+    ],
+)
 def test_an_example_that_is_not_made_of_tensors_is_refused_by_name(example: Any) -> None:
     network = mlp()
     masks = prune(mlp(), Magnitude(), density=0.5)
@@ -77,18 +100,28 @@ def test_an_example_that_is_not_made_of_tensors_is_refused_by_name(example: Any)
 
 
 def test_a_list_of_tensors_is_the_arguments_in_order() -> None:
-    assert prune(mlp(), SynFlow(), density=0.5, rounds=1, example_input=[torch.ones(1, 8)]).kept == 96
+    assert (
+        prune(mlp(), SynFlow(), density=0.5, rounds=1, example_input=[torch.ones(1, 8)]).kept == 96
+    )
     with pytest.raises(ValueError, match="example_input: an empty tuple"):
         prune(mlp(), SynFlow(), density=0.5, rounds=1, example_input=())
 
 
 @pytest.mark.parametrize(
-    ("network", "shape"), [(nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 4)), (5,)), (mlp(), (9,)), (nn.Conv2d(3, 4, 3), (1, 8, 8))]
+    ("network", "shape"),
+    [
+        (nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 4)), (5,)),
+        (mlp(), (9,)),
+        (nn.Conv2d(3, 4, 3), (1, 8, 8)),
+    ],
 )
 def test_an_input_that_forward_does_not_take_is_refused_with_the_networks_own_reason(
     network: nn.Module, shape: tuple[int, ...]
 ) -> None:
-    with pytest.raises(ValueError, match=rf"fails on an input of \(1, {shape[0]}.* float32 \(RuntimeError: .*give the example_input"):
+    with pytest.raises(
+        ValueError,
+        match=rf"fails on an input of \(1, {shape[0]}.* float32 \(RuntimeError: .*give the example_input",
+    ):
         prune(network, SynFlow(), density=0.5, rounds=1, input_shape=shape)
 
 
@@ -113,7 +146,9 @@ class Temporal(nn.Module):
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_a_layer_behind_a_parametrisation_is_named_as_dense(wrap: Callable[[nn.Module], nn.Module]) -> None:
+def test_a_layer_behind_a_parametrisation_is_named_as_dense(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
     network, pruner = Temporal(wrap), SynFlow()
     masks = prune(network, pruner, density=0.5, rounds=2, input_shape=(3, 6))
     assert list(masks) == ["last.weight"]
@@ -136,7 +171,14 @@ class Own(nn.Module):
 
 
 def test_layers_of_other_classes_with_weights_are_named_with_their_sizes() -> None:
-    network = nn.ModuleDict({"rnn": nn.LSTM(8, 8, batch_first=True), "own": Own(), "norm": nn.LayerNorm(8), "last": nn.Linear(8, 4)})
+    network = nn.ModuleDict(
+        {
+            "rnn": nn.LSTM(8, 8, batch_first=True),
+            "own": Own(),
+            "norm": nn.LayerNorm(8),
+            "last": nn.Linear(8, 4),
+        }
+    )
 
     class Tagger(nn.Module):
         def __init__(self) -> None:
@@ -148,17 +190,20 @@ def test_layers_of_other_classes_with_weights_are_named_with_their_sizes() -> No
 
     tagger, pruner = Tagger(), SynFlow()
     masks = prune(tagger, pruner, density=0.5, rounds=2, input_shape=(5, 8))
-    note = (
-        "660 of 692 parameters take no part and stay dense: parts.rnn (LSTM, 576), parts.own (Own, 64), biases, gains and shifts (20)"
-    )
+    note = "660 of 692 parameters take no part and stay dense: parts.rnn (LSTM, 576), parts.own (Own, 64), biases, gains and shifts (20)"
     assert pruner.notes[-1] == note
     told = diagnose(tagger, masks, input_shape=(5, 8))
     assert note in told.notes
     assert told.left_out == {"parts.rnn": 576, "parts.own": 64, "parts.norm": 16, "parts.last": 4}
 
 
-def test_biases_and_normalisations_alone_are_no_note_of_the_pruner_and_counted_in_the_diagnosis() -> None:
-    network, pruner = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, bias=False)), SynFlow()
+def test_biases_and_normalisations_alone_are_no_note_of_the_pruner_and_counted_in_the_diagnosis() -> (
+    None
+):
+    network, pruner = (
+        nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, bias=False)),
+        SynFlow(),
+    )
     masks = prune(network, pruner, density=0.5, rounds=2, input_shape=(8,))
     assert pruner.notes == ()
     assert (

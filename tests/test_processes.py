@@ -1,4 +1,6 @@
-"""The helper that starts commands: a command that hangs fails within its limit, with the stacks of all its processes."""
+"""The helper that starts commands: a command that hangs fails within its limit, with the stacks of
+all its processes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from tests.processes import Command, Hanging, limited_ranks, run_command
 
-# Two ranks, of which the first waits for a tensor that is never sent and the second in a barrier that the first never enters.
+# Two ranks, of which the first waits for a tensor that is never sent and the second in a barrier
+# that the first never enters.
 MISMATCH = """
 import datetime, sys, torch
 from torch import distributed, multiprocessing
@@ -40,10 +43,16 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["spawn", pytest.param("fork", marks=pytest.mark.slow)])
-def test_ranks_in_different_collectives_fail_within_the_limit_with_both_stacks(tmp_path: Path, method: str) -> None:
+def test_ranks_in_different_collectives_fail_within_the_limit_with_both_stacks(
+    tmp_path: Path, method: str
+) -> None:
     (tmp_path / "mismatch.py").write_text(MISMATCH)
     began = time.monotonic()
-    with Command([sys.executable, "mismatch.py", tmp_path / "store", method], tmp_path, {"OMP_NUM_THREADS": "1"}) as command:
+    with Command(
+        [sys.executable, "mismatch.py", tmp_path / "store", method],
+        tmp_path,
+        {"OMP_NUM_THREADS": "1"},
+    ) as command:
         command.wait_for("rank 0")
         command.wait_for("rank 1")
         assert len(command.processes()) >= 3
@@ -57,12 +66,16 @@ def test_ranks_in_different_collectives_fail_within_the_limit_with_both_stacks(t
 
 
 def test_a_command_that_ends_gives_its_status_and_all_its_output(tmp_path: Path) -> None:
-    code = "import os, sys; print(os.getcwd()); print(os.environ['ANY'], file=sys.stderr); sys.exit(3)"
+    code = (
+        "import os, sys; print(os.getcwd()); print(os.environ['ANY'], file=sys.stderr); sys.exit(3)"
+    )
     done = run_command([sys.executable, "-c", code], tmp_path, {"ANY": "value"})
     assert (done.returncode, done.output.split()) == (3, [str(tmp_path.resolve()), "value"])
 
 
-def test_a_process_that_is_left_behind_in_a_session_of_its_own_is_ended_and_named(tmp_path: Path) -> None:
+def test_a_process_that_is_left_behind_in_a_session_of_its_own_is_ended_and_named(
+    tmp_path: Path,
+) -> None:
     code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'], start_new_session=True)"
     with Command([sys.executable, "-c", code], tmp_path) as command:
         with pytest.raises(Hanging, match="ended with 0 and left processes behind") as raised:
@@ -72,12 +85,17 @@ def test_a_process_that_is_left_behind_in_a_session_of_its_own_is_ended_and_name
 
 
 def test_a_command_that_ends_too_early_fails_with_its_output(tmp_path: Path) -> None:
-    with Command([sys.executable, "-c", "print('hello')"], tmp_path) as command, pytest.raises(AssertionError, match="hello"):
+    with (
+        Command([sys.executable, "-c", "print('hello')"], tmp_path) as command,
+        pytest.raises(AssertionError, match="hello"),
+    ):
         command.wait_for("farewell")
 
 
 def test_a_signal_reaches_the_command(tmp_path: Path) -> None:
-    with Command([sys.executable, "-c", "print('here', flush=True); import time; time.sleep(99)"], tmp_path) as command:
+    with Command(
+        [sys.executable, "-c", "print('here', flush=True); import time; time.sleep(99)"], tmp_path
+    ) as command:
         command.wait_for("here")
         command.send(signal.SIGTERM)
         assert command.wait(20).returncode == -signal.SIGTERM
@@ -92,9 +110,17 @@ def mismatch(rank: int, store: str) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_forked_ranks_in_different_collectives_fail_within_the_limit_with_both_stacks(tmp_path: Path) -> None:
-    with pytest.raises(Hanging, match="longer than") as raised, limited_ranks(3), pytest.raises(ProcessExitedException):
-        multiprocessing.start_processes(mismatch, (str(tmp_path / "store"),), nprocs=2, start_method="fork")
+def test_forked_ranks_in_different_collectives_fail_within_the_limit_with_both_stacks(
+    tmp_path: Path,
+) -> None:
+    with (
+        pytest.raises(Hanging, match="longer than") as raised,
+        limited_ranks(3),
+        pytest.raises(ProcessExitedException),
+    ):
+        multiprocessing.start_processes(
+            mismatch, (str(tmp_path / "store"),), nprocs=2, start_method="fork"
+        )
     said = str(raised.value)
     assert said.count("--- process") == 2
     assert "in recv" in said

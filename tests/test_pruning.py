@@ -7,23 +7,43 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import Masks, diagnose, prune
-from synflow_pl.bisection import nearest
+from synflow_pl.bisection import nearest_attainable
 from synflow_pl.networks import FC
-from synflow_pl.pruners import FORCE, LAMP, NTKSAP, PHEW, SNIP, GraSP, Magnitude, Pruner, Random, Shuffled, Subject, SynFlow, SynFlowL2
+from synflow_pl.pruners import (
+    FORCE,
+    LAMP,
+    NTKSAP,
+    PHEW,
+    SNIP,
+    GraSP,
+    Magnitude,
+    Pruner,
+    PruningState,
+    Random,
+    Shuffled,
+    SynFlow,
+    SynFlowL2,
+)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "give either density, in \\(0, 1\\], or kept"),
-        ({"density": 0.1, "kept": 3}, "give either density"),
+        ({"density": 0.1, "num_kept": 3}, "give either density"),
         ({"density": 0}, r"density: 0 is not in \(0, 1\]"),
         ({"density": 1.5}, r"density: 1.5 is not in \(0, 1\]"),
-        ({"kept": 0}, "kept: 0 must be a whole number of weights, at least 1"),
-        ({"kept": 10**9}, "kept: 1000000000 is more than the 119400 prunable weights"),
-        ({"kept": 5, "scope": "local"}, "kept counts the weights of the whole network; with scope='local' give density"),
-        ({"effective_density": 0.1, "scope": "local"}, "effective_density is about the weights of the whole network; with scope"),
-        ({"effective_density": 0.1, "kept": 3}, "give either density"),
+        ({"num_kept": 0}, "num_kept: 0 must be a whole number of weights, at least 1"),
+        ({"num_kept": 10**9}, "num_kept: 1000000000 is more than the 119400 prunable weights"),
+        (
+            {"num_kept": 5, "scope": "local"},
+            "num_kept counts the weights of the whole network; with scope='local' give density",
+        ),
+        (
+            {"effective_density": 0.1, "scope": "local"},
+            "effective_density is about the weights of the whole network; with scope",
+        ),
+        ({"effective_density": 0.1, "num_kept": 3}, "give either density"),
         ({"effective_density": 1.1}, r"density: 1.1 is not in \(0, 1\]"),
         ({"density": 0.1, "rounds": 0}, "rounds: 0 must be a whole number, at least 1"),
         ({"density": 0.1, "rounds": 2.0}, "rounds: 2.0 must be a whole number"),
@@ -31,12 +51,17 @@ from synflow_pl.pruners import FORCE, LAMP, NTKSAP, PHEW, SNIP, GraSP, Magnitude
             {"density": 0.1, "schedule": "exponentail"},
             "'exponentail' is not one of exponential, linear, cubic; did you mean 'exponential'",
         ),
-        ({"density": 0.1, "scope": "globl"}, "scope: 'globl' is not one of global, local; did you mean 'global'"),
+        (
+            {"density": 0.1, "scope": "globl"},
+            "scope: 'globl' is not one of global, local; did you mean 'global'",
+        ),
     ],
 )
-def test_an_impossible_option_is_named_before_any_work(options: dict[str, Any], message: str) -> None:
+def test_an_impossible_option_is_named_before_any_work(
+    options: dict[str, Any], message: str
+) -> None:
     class Unasked(Pruner):
-        def score(self, subject: Subject) -> Any:
+        def score(self, subject: PruningState) -> Any:
             raise AssertionError("asked for scores")
 
     with pytest.raises(ValueError, match=message):
@@ -68,12 +93,23 @@ def test_a_pruner_that_scores_on_data_asks_for_batches() -> None:
 
 def test_rounds_are_the_pruners_own_unless_given_and_each_is_told() -> None:
     told: list[tuple[int, float]] = []
-    prune(FC(), SynFlow(), density=0.01, input_shape=(1, 28, 28), on_round=lambda index, density, _: told.append((index, density)))
+    prune(
+        FC(),
+        SynFlow(),
+        density=0.01,
+        input_shape=(1, 28, 28),
+        on_round=lambda index, density, _: told.append((index, density)),
+    )
     assert [index for index, _ in told] == list(range(1, 101))
     assert told[49][1] == pytest.approx(0.1, abs=1e-5)
     assert told[-1][1] == 1194 / 119400
     told.clear()
-    prune(FC(), Magnitude(), density=0.01, on_round=lambda index, density, _: told.append((index, density)))
+    prune(
+        FC(),
+        Magnitude(),
+        density=0.01,
+        on_round=lambda index, density, _: told.append((index, density)),
+    )
     assert len(told) == 1
 
 
@@ -81,7 +117,7 @@ def test_a_pruner_is_told_the_density_to_come() -> None:
     densities = []
 
     class Curious(Magnitude):
-        def score(self, subject: Subject) -> Any:
+        def score(self, subject: PruningState) -> Any:
             densities.append(float(subject.density))
             return super().score(subject)
 
@@ -107,7 +143,7 @@ def test_a_bias_lives_exactly_as_long_as_its_unit() -> None:
     network[0].weight.data = torch.tensor([[5.0, 4.0], [0.1, 0.2], [3.0, 0.3]])
     network[2].weight.data = torch.tensor([[1.0, 1.0, 1.0]])
     network[0].bias.data = torch.tensor([7.0, 8.0, 9.0])
-    masks = prune(network, Magnitude(), kept=6, bias=True)
+    masks = prune(network, Magnitude(), num_kept=6, bias=True)
     assert masks["0.bias"].tolist() == [True, False, True]
     assert masks["2.bias"].tolist() == [True]
     assert network[0].bias.tolist() == [7.0, 0.0, 9.0]
@@ -118,14 +154,22 @@ def test_a_bias_lives_exactly_as_long_as_its_unit() -> None:
 def test_the_units_of_a_transposed_convolution_are_its_second_dimension() -> None:
     network = nn.Sequential(nn.ConvTranspose2d(2, 3, 1))
     network[0].weight.data = torch.tensor([[1.0, 0.1, 3.0], [2.0, 0.2, 0.3]]).view(2, 3, 1, 1)
-    assert prune(network, Magnitude(), kept=3, bias=True)["0.bias"].tolist() == [True, False, True]
+    assert prune(network, Magnitude(), num_kept=3, bias=True)["0.bias"].tolist() == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_normalisation_follows_the_layer_that_it_reads_and_no_other() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.bn, self.loose = nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+            self.conv, self.bn, self.loose = (
+                nn.Conv2d(1, 2, 1),
+                nn.BatchNorm2d(2),
+                nn.BatchNorm2d(2),
+            )
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             out = self.bn(self.conv(images))
@@ -134,7 +178,7 @@ def test_a_normalisation_follows_the_layer_that_it_reads_and_no_other() -> None:
     network = Net()
     network.conv.weight.data = torch.tensor([5.0, 0.1]).view(2, 1, 1, 1)
     nn.init.constant_(network.bn.bias, 3.0)
-    masks = prune(network, Magnitude(), kept=1, norm=True, input_shape=(1, 2, 2))
+    masks = prune(network, Magnitude(), num_kept=1, norm=True, input_shape=(1, 2, 2))
     assert masks.followers == {"bn.weight", "bn.bias"}
     assert network.bn.bias.tolist() == [3.0, 0.0]
     assert network.bn.weight.tolist() == [1.0, 0.0]
@@ -159,8 +203,15 @@ def magnitudes(*rows: list[float]) -> nn.Sequential:
 
 def test_what_earlier_masks_removed_stays_removed_and_all_weights_count() -> None:
     network = magnitudes([1.0, 2.0], [3.0, 4.0], [5.0, 6.0])
-    earlier = Masks({"0.weight": torch.tensor([[True, True], [False, True]]), "1.weight": torch.tensor([[False, True]])})
-    masks = prune(network, Magnitude(), density=0.5, masks=earlier)  # of 6 weights 3; of 1, 2, 4 and 6 the three largest
+    earlier = Masks(
+        {
+            "0.weight": torch.tensor([[True, True], [False, True]]),
+            "1.weight": torch.tensor([[False, True]]),
+        }
+    )
+    masks = prune(
+        network, Magnitude(), density=0.5, masks=earlier
+    )  # of 6 weights 3; of 1, 2, 4 and 6 the three largest
     assert masks["0.weight"].tolist() == [[False, True], [False, True]]
     assert masks["1.weight"].tolist() == [[False, True]]
     assert network[0].weight.tolist() == [[0, 2], [0, 4]]
@@ -171,15 +222,26 @@ def test_rounds_start_at_the_density_of_earlier_masks() -> None:
     told: list[float] = []
     earlier = prune(network := FC(), Magnitude(), density=0.16)
     # Two equal factors from 0.16 to 0.01: 0.04 in between.
-    prune(network, Magnitude(), density=0.01, rounds=2, masks=earlier, on_round=lambda _, density, __: told.append(density))
+    prune(
+        network,
+        Magnitude(),
+        density=0.01,
+        rounds=2,
+        masks=earlier,
+        on_round=lambda _, density, __: told.append(density),
+    )
     assert told == pytest.approx([0.04, 0.01], abs=1e-5)
 
 
 def test_earlier_masks_that_leave_too_little_or_speak_of_others_are_refused() -> None:
     earlier = prune(FC(), Magnitude(), density=0.1)
-    with pytest.raises(ValueError, match="59700 of 119400 weights are to be kept, but masks= leaves 11940"):
+    with pytest.raises(
+        ValueError, match="59700 of 119400 weights are to be kept, but masks= leaves 11940"
+    ):
         prune(FC(), Magnitude(), density=0.5, masks=earlier)
-    with pytest.raises(ValueError, match=r"masks and exclude disagree about what is pruned: layers\.1\.weight"):
+    with pytest.raises(
+        ValueError, match=r"masks and exclude disagree about what is pruned: layers\.1\.weight"
+    ):
         prune(FC(), Magnitude(), density=0.05, masks=earlier, exclude=["layers.1.*"])
     again = prune(FC(), Magnitude(), density=0.1, masks=earlier)
     assert all(torch.equal(again[name], mask) for name, mask in earlier.items())
@@ -187,13 +249,26 @@ def test_earlier_masks_that_leave_too_little_or_speak_of_others_are_refused() ->
 
 def test_a_layer_that_is_gone_throughout_stays_gone_and_no_score_is_missed() -> None:
     network = magnitudes([1.0, 2.0], [3.0, 4.0], [5.0, 6.0])
-    earlier = Masks({"0.weight": torch.ones(2, 2, dtype=torch.bool), "1.weight": torch.zeros(1, 2, dtype=torch.bool)})
-    assert prune(network, Magnitude(), kept=2, masks=earlier)["0.weight"].tolist() == [[False, False], [True, True]]
+    earlier = Masks(
+        {
+            "0.weight": torch.ones(2, 2, dtype=torch.bool),
+            "1.weight": torch.zeros(1, 2, dtype=torch.bool),
+        }
+    )
+    assert prune(network, Magnitude(), num_kept=2, masks=earlier)["0.weight"].tolist() == [
+        [False, False],
+        [True, True],
+    ]
 
 
 def test_with_the_local_scope_a_layer_keeps_what_it_has_where_that_is_less_than_its_share() -> None:
     network = magnitudes([1.0, 2.0], [3.0, 4.0], [5.0, 6.0])
-    earlier = Masks({"0.weight": torch.tensor([[False, False], [False, True]]), "1.weight": torch.tensor([[True, True]])})
+    earlier = Masks(
+        {
+            "0.weight": torch.tensor([[False, False], [False, True]]),
+            "1.weight": torch.tensor([[True, True]]),
+        }
+    )
     masks = prune(network, Magnitude(), density=0.5, scope="local", masks=earlier)
     assert masks["0.weight"].tolist() == [[False, False], [False, True]]
     assert masks["1.weight"].tolist() == [[False, True]]
@@ -209,7 +284,7 @@ def test_batches_may_be_a_function_of_the_round() -> None:
     asked: list[int] = []
 
     class Seeing(SNIP):
-        def score(self, subject: Subject) -> dict[str, Tensor]:
+        def score(self, subject: PruningState) -> dict[str, Tensor]:
             assert float(subject.batches[0][0].flatten()[0]) == 1.0 + asked[-1]
             return super().score(subject)
 
@@ -229,11 +304,21 @@ def test_batches_of_each_round_are_looked_at(bad: int) -> None:
     network = FC(width=20)
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
     with pytest.raises(ValueError, match=r"SNIP scores on data: give batches=.*; got none"):
-        prune(network, SNIP(), density=0.2, rounds=4, batches=lambda index: [] if index == bad else ON_DATA)
-    assert all(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
+        prune(
+            network,
+            SNIP(),
+            density=0.2,
+            rounds=4,
+            batches=lambda index: [] if index == bad else ON_DATA,
+        )
+    assert all(
+        torch.equal(before[name], parameter) for name, parameter in network.named_parameters()
+    )
 
 
-ON_DATA = [(torch.ones(2, 1, 28, 28) * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1), torch.tensor([3, 4]))]
+ON_DATA = [
+    (torch.ones(2, 1, 28, 28) * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1), torch.tensor([3, 4]))
+]
 GOING_ON = [FORCE, GraSP, LAMP, Magnitude, NTKSAP, PHEW, Random, SNIP, SynFlow, SynFlowL2]
 
 
@@ -241,7 +326,15 @@ GOING_ON = [FORCE, GraSP, LAMP, Magnitude, NTKSAP, PHEW, Random, SNIP, SynFlow, 
 def test_every_pruner_can_go_on_from_earlier_masks(pruner: type[Pruner]) -> None:
     network = FC(width=20)
     earlier = prune(network, Random(), density=0.5)
-    masks = prune(network, pruner(), density=0.2, rounds=3, masks=earlier, input_shape=(1, 28, 28), batches=ON_DATA)
+    masks = prune(
+        network,
+        pruner(),
+        density=0.2,
+        rounds=3,
+        masks=earlier,
+        input_shape=(1, 28, 28),
+        batches=ON_DATA,
+    )
     assert masks.kept == -(-masks.total // 5)
     assert all(not (mask & ~earlier[name]).any() for name, mask in masks.items())
 
@@ -249,23 +342,31 @@ def test_every_pruner_can_go_on_from_earlier_masks(pruner: type[Pruner]) -> None
 # -- by effective density
 
 
-@pytest.mark.parametrize("pruner", [SNIP, SynFlow, Magnitude, Random], ids=lambda pruner: pruner.__name__)
+@pytest.mark.parametrize(
+    "pruner", [SNIP, SynFlow, Magnitude, Random], ids=lambda pruner: pruner.__name__
+)
 @pytest.mark.parametrize("density", [0.3, 0.05])
 def test_the_effective_density_is_the_nearest_of_all(pruner: type[Pruner], density: float) -> None:
     def small() -> FC:
         torch.manual_seed(0)
         return FC((1, 2, 2), num_classes=4, depth=4, width=5)  # 4 * 5 + 2 * 25 + 5 * 4 = 90 weights
 
-    batches = [(torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2]))]
+    batches = [
+        (
+            torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(1)),
+            torch.tensor([0, 1, 2]),
+        )
+    ]
     options: dict[str, Any] = {"input_shape": (1, 2, 2), "batches": batches, "rounds": 1}
     network = small()
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
     masks = prune(network, pruner(), effective_density=density, **options)
     effective = diagnose(network, masks, input_shape=(1, 2, 2)).effective
-    # One round never falls: whoever keeps more, keeps what he kept before. So all of them can be looked at.
+    # One round never falls: whoever keeps more, keeps what he kept before. So all of them can be
+    # looked at.
     found = {}
     for kept in range(1, 91):
-        every = prune(subject := small(), pruner(), kept=kept, on_collapse="ignore", **options)
+        every = prune(subject := small(), pruner(), num_kept=kept, on_collapse="ignore", **options)
         found[kept] = diagnose(subject, every, input_shape=(1, 2, 2)).effective
     wanted = round(90 * density + 0.499)
     assert abs(effective - wanted) == min(abs(count - wanted) for count in found.values())
@@ -275,9 +376,18 @@ def test_the_effective_density_is_the_nearest_of_all(pruner: type[Pruner], densi
 def test_the_rounds_of_the_pruning_itself_are_told_and_not_those_of_the_guesses() -> None:
     told: list[int] = []
     network = FC()
-    masks = prune(network, SynFlow(), effective_density=0.01, input_shape=(1, 28, 28), rounds=20, on_round=lambda k, *_: told.append(k))
+    masks = prune(
+        network,
+        SynFlow(),
+        effective_density=0.01,
+        input_shape=(1, 28, 28),
+        rounds=20,
+        on_round=lambda k, *_: told.append(k),
+    )
     effective = diagnose(network, masks, input_shape=(1, 28, 28)).effective
-    assert masks.kept >= effective == pytest.approx(1194, abs=10)  # SynFlow's rounds do not make it attainable to the weight
+    assert (
+        masks.kept >= effective == pytest.approx(1194, abs=10)
+    )  # SynFlow's rounds do not make it attainable to the weight
     assert told == list(range(1, 21))
 
 
@@ -289,14 +399,16 @@ def test_what_is_asked_for_gives_what_is_wanted(wanted: int) -> None:
         tried.append(kept)
         return kept // 2
 
-    assert half(nearest(half, wanted, 100)) == wanted
+    assert half(nearest_attainable(half, wanted, 100)) == wanted
     assert len(tried) < 12
 
 
 def test_what_cannot_be_reached_is_come_near_to() -> None:
-    assert nearest(lambda kept: 0 if kept < 40 else 30, 10, 100) == 10  # 0 is as near as anything
-    assert nearest(lambda kept: 0 if kept < 40 else 30, 20, 100) == 40
-    assert nearest(lambda kept: kept // 10, 90, 100) == 100
+    assert (
+        nearest_attainable(lambda kept: 0 if kept < 40 else 30, 10, 100) == 10
+    )  # 0 is as near as anything
+    assert nearest_attainable(lambda kept: 0 if kept < 40 else 30, 20, 100) == 40
+    assert nearest_attainable(lambda kept: kept // 10, 90, 100) == 100
 
 
 class Towers(nn.Module):
@@ -329,7 +441,17 @@ class Towers(nn.Module):
         return self.fc(y.mean((2, 3)))
 
 
-@pytest.mark.parametrize("read", ["both", "one, then a sum", "sum", "one, then the input", "concatenation", "gain used elsewhere"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        "both",
+        "one, then a sum",
+        "sum",
+        "one, then the input",
+        "concatenation",
+        "gain used elsewhere",
+    ],
+)
 def test_a_gain_that_something_else_is_normalised_by_follows_no_unit(read: str) -> None:
     masks = prune(Towers(read), SynFlow(), density=0.2, rounds=2, input_shape=(3, 4, 4), norm=True)
     assert "norm.weight" not in masks

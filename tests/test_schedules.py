@@ -47,7 +47,9 @@ def test_the_cubic_schedule_takes_the_most_first() -> None:
     rounds=st.integers(1, 50),
     schedule=st.sampled_from(["exponential", "linear", "cubic"]),
 )
-def test_a_schedule_never_grows_and_ends_at_the_exact_number(total: int, density: float, rounds: int, schedule: str) -> None:
+def test_a_schedule_never_grows_and_ends_at_the_exact_number(
+    total: int, density: float, rounds: int, schedule: str
+) -> None:
     target = as_density(density)
     kept = keeps(schedule, target, rounds, [total])[0]
     assert len(kept) == rounds
@@ -57,7 +59,8 @@ def test_a_schedule_never_grows_and_ends_at_the_exact_number(total: int, density
 
 
 def test_parts_that_compete_apart_share_what_is_kept() -> None:
-    # Of 30, 20 and 10 weights at 1/4: 15 in all, the first eight of 7.5; up to the second 12.5, so 13 - 8; up to the third 15 - 13.
+    # Of 30, 20 and 10 weights at 1/4: 15 in all, the first eight of 7.5; up to the second 12.5, so
+    # 13 - 8; up to the third 15 - 13.
     assert keeps("exponential", Fraction(1, 4), 1, [30, 20, 10]) == [[8], [5], [2]]
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from synflow_pl.selection import smallest
+from synflow_pl.order_statistics import smallest
 
 
 def test_the_smallest_scores_are_found_by_position() -> None:

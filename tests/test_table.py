@@ -1,4 +1,6 @@
-"""The table of accuracies is filled in with what was run, as the recipe says, and with nothing else."""
+"""The table of accuracies is filled in with what was run, as the recipe says, and with nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -28,25 +30,50 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "README.md", tmp_path / "accuracies.md"
 
 
-def a_run(root: Path, pruner: str, density: float, seed: int, accuracy: float, *options: str, recipe: str = "mnist_fc") -> Path:
+def a_run(
+    root: Path,
+    pruner: str,
+    density: float,
+    seed: int,
+    accuracy: float,
+    *options: str,
+    recipe: str = "mnist_fc",
+) -> Path:
     """A run as ``fit`` and ``test`` leave it."""
     folder = root / f"{recipe}-{pruner}-{density}-{seed}{len(options)}"
     folder.mkdir(parents=True)
-    amount = [] if pruner == "dense" else ["--pruning.density", str(density), "--pruning.on_collapse", "warn"]
-    plan = Plan.of(["-c", recipe, "-c", f"pruners/{pruner}", *amount, "--seed_everything", str(seed), *options])
+    amount = (
+        []
+        if pruner == "dense"
+        else ["--pruning.density", str(density), "--pruning.on_collapse", "warn"]
+    )
+    plan = Plan.of(
+        ["-c", recipe, "-c", f"pruners/{pruner}", *amount, "--seed_everything", str(seed), *options]
+    )
     (folder / "config.yaml").write_text(plan._config_text)
     (folder / "metrics.csv").write_text(
         f"epoch,step,train/loss,test/accuracy\n{plan.options.trainer.max_epochs - 1},9,0.5,\n0,0,,{accuracy}\n"
     )
     (folder / MACHINES).write_text("a laptop\na GPU\n")
     if pruner != "dense":
-        told = {"density": density, "effective_density": density, "flops": 2, "sparse_flops": 1, "alive": True, "layers": []}
+        told = {
+            "density": density,
+            "effective_density": density,
+            "flops": 2,
+            "sparse_flops": 1,
+            "alive": True,
+            "layers": [],
+        }
         (folder / "diagnosis.json").write_text(json.dumps(told))
     return folder
 
 
 def rows(text: str) -> list[list[str]]:
-    return [[entry.strip() for entry in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+    return [
+        [entry.strip() for entry in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ]
 
 
 def test_a_cell_is_dense_and_synflow_at_ten_and_a_hundred_times_and_each_has_seed_machines_and_command(
@@ -58,13 +85,20 @@ def test_a_cell_is_dense_and_synflow_at_ten_and_a_hundred_times_and_each_has_see
     fill(*files, [tmp_path / "runs"])
     assert files[0].read_text() == TABLE.replace("12.34", "98.00 / 94.57 / ")
     told = {(row[0], row[1], row[2]): row[3:] for row in rows(files[1].read_text())}
-    command = "synflow_pl fit -c mnist_fc -c pruners/synflow --pruning.density 0.1 --seed_everything 2"
+    command = (
+        "synflow_pl fit -c mnist_fc -c pruners/synflow --pruning.density 0.1 --seed_everything 2"
+    )
     assert told["`mnist_fc`", "synflow", "0.1"] == ["94.57", "2", "a laptop; a GPU", f"`{command}`"]
-    assert told["`mnist_fc`", "dense", "1"][-1] == "`synflow_pl fit -c mnist_fc -c pruners/dense --seed_everything 3`"
+    assert (
+        told["`mnist_fc`", "dense", "1"][-1]
+        == "`synflow_pl fit -c mnist_fc -c pruners/dense --seed_everything 3`"
+    )
     assert told["`mnist_fc`", "synflow", "0.01"][:3] == ["", "", "not run"]
 
 
-def test_what_was_not_run_is_empty_and_said_and_a_number_without_a_run_goes(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_was_not_run_is_empty_and_said_and_a_number_without_a_run_goes(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
     (tmp_path / "runs").mkdir()
     fill(*files, [tmp_path / "runs"])
     assert files[0].read_text() == TABLE.replace(" 12.34 |", " |")
@@ -91,18 +125,38 @@ def test_a_run_that_differs_from_the_recipe_in_an_option_is_not_taken(
     assert "95.00" not in files[0].read_text() + files[1].read_text()
 
 
-def test_options_that_change_no_number_make_no_other_run(files: tuple[Path, Path], tmp_path: Path) -> None:
-    a_run(tmp_path / "runs", "synflow", 0.1, 0, 0.95, "--trainer.enable_progress_bar", "false", "--data.test_each_epoch", "true")
+def test_options_that_change_no_number_make_no_other_run(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    a_run(
+        tmp_path / "runs",
+        "synflow",
+        0.1,
+        0,
+        0.95,
+        "--trainer.enable_progress_bar",
+        "false",
+        "--data.test_each_epoch",
+        "true",
+    )
     fill(*files, [tmp_path / "runs"])
     assert " / 95.00 / |" in files[0].read_text().replace("  ", " ")
 
 
 def test_a_command_of_the_table_means_what_it_says() -> None:
     plan = Plan.of(list(Entry("cifar10_vgg16", "synflow", 0.01, None).options))
-    assert (plan.options.pruning.density, plan.options.seed_everything, plan.options.trainer.max_epochs) == (0.01, 0, 160)
+    assert (
+        plan.options.pruning.density,
+        plan.options.seed_everything,
+        plan.options.trainer.max_epochs,
+    ) == (0.01, 0, 160)
 
 
-def test_a_broken_run_is_told(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (a_run(tmp_path / "runs", "dense", 1.0, 0, 0.9) / "metrics.csv").write_text("epoch,test/accuracy\n0,high\n")
+def test_a_broken_run_is_told(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (a_run(tmp_path / "runs", "dense", 1.0, 0, 0.9) / "metrics.csv").write_text(
+        "epoch,test/accuracy\n0,high\n"
+    )
     fill(*files, [tmp_path / "runs"])
     assert "its metrics.csv cannot be read" in capsys.readouterr().out

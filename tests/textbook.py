@@ -1,4 +1,6 @@
-"""SynFlow as one would write it from the paper alone: slow, plain, and the same for every network of the tests."""
+"""SynFlow as one would write it from the paper alone: slow, plain, and the same for every network
+of the tests.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 
 
 def skeleton_of(network: nn.Module) -> nn.Module:
-    """A copy in eval mode with every parameter positive and every additive term zero. Right for ReLU networks with BatchNorm."""
+    """A copy in eval mode with every parameter positive and every additive term zero. Right for
+    ReLU networks with BatchNorm.
+    """
     positive = copy.deepcopy(network).eval()
     with torch.no_grad():
         for parameter in positive.parameters():
@@ -24,7 +28,11 @@ def skeleton_of(network: nn.Module) -> nn.Module:
 
 def prunable_of(network: nn.Module) -> dict[str, Tensor]:
     layers = (nn.Linear, nn.Conv2d)
-    return {f"{name}.weight": module.weight for name, module in network.named_modules() if isinstance(module, layers)}
+    return {
+        f"{name}.weight": module.weight
+        for name, module in network.named_modules()
+        if isinstance(module, layers)
+    }
 
 
 def first_scores(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
@@ -32,10 +40,15 @@ def first_scores(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor
     weights = prunable_of(positive)
     ones = torch.ones(1, *shape, dtype=next(positive.parameters()).dtype)
     gradients = torch.autograd.grad(positive(ones).sum(), list(weights.values()))
-    return {name: (weight * gradient).detach() for (name, weight), gradient in zip(weights.items(), gradients, strict=True)}
+    return {
+        name: (weight * gradient).detach()
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+    }
 
 
-def prune(network: nn.Module, shape: tuple[int, ...], density: float, rounds: int) -> dict[str, Tensor]:
+def prune(
+    network: nn.Module, shape: tuple[int, ...], density: float, rounds: int
+) -> dict[str, Tensor]:
     """Tanaka et al. 2020, Algorithm 1, with a full sort in each round."""
     positive = skeleton_of(network)
     weights = prunable_of(positive)

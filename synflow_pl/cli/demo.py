@@ -1,12 +1,14 @@
-"""The demo: prune `conv` to 5 % with 100 rounds of SynFlow, train it and its dense self on real digits, and compare the two."""
+"""The demo: prune `conv` to 5 % with 100 rounds of SynFlow, train it and its dense self on real
+digits, and compare the two.
+"""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
+from synflow_pl.cli.errors import exit_with_error
 from synflow_pl.cli.main import CLI, run
-from synflow_pl.cli.messages import sentence
 from synflow_pl.training import PruneAtInit
 
 __all__ = ["demo"]
@@ -25,12 +27,17 @@ def demo(args: list[str]) -> None:
     dense = _train_and_test(["-c", "demo", "-c", "pruners/dense", *args])
     callback = next(callback for callback in sparse.callbacks if isinstance(callback, PruneAtInit))
     if sparse.run_folder is None or callback.diagnosis is None:
-        sentence("the demo needs its runs; leave out fast_dev_run")
+        exit_with_error("the demo needs its runs; leave out fast_dev_run")
     print(f"\n{callback.diagnosis.table()}\n")
     print("                       weights   test accuracy")
-    for name, cli, kept in (("dense", dense, callback.diagnosis.total), ("sparse, SynFlow", sparse, callback.diagnosis.kept)):
+    for name, cli, kept in (
+        ("dense", dense, callback.diagnosis.total),
+        ("sparse, SynFlow", sparse, callback.diagnosis.kept),
+    ):
         print(f"{name:<18}{kept:>12,}{_accuracy(cli):>15.2%}")
-    print(f"\nLook at both: {_beside_python('tensorboard')} --logdir {os.path.relpath(sparse.run_folder.parent)}")
+    print(
+        f"\nLook at both: {_beside_python('tensorboard')} --logdir {os.path.relpath(sparse.run_folder.parent)}"
+    )
 
 
 def _train_and_test(args: list[str]) -> CLI:
@@ -45,9 +52,13 @@ def _accuracy(cli: CLI) -> Any:
 
 
 def _beside_python(command: str) -> str:
-    """The command as it is to be typed: from the environment that the demo runs in, if that is not on the path."""
+    """The command as it is to be typed: from the environment that the demo runs in, if that is not
+    on the path.
+    """
     import shutil
     import sys
 
     beside = os.path.join(os.path.dirname(sys.executable), command)
-    return command if shutil.which(command) or not os.path.exists(beside) else os.path.relpath(beside)
+    return (
+        command if shutil.which(command) or not os.path.exists(beside) else os.path.relpath(beside)
+    )

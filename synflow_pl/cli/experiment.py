@@ -1,9 +1,10 @@
-"""The experiment command: what the theory says about scores, looked at in any network; each writes a table and a figure.
+"""The experiment command: what the theory says about scores, looked at in any network; each writes
+a table and a figure.
 
 units      for every hidden unit, the sum of the scores into it against the sum of those out of it
-layers     the average score of each layer against its size
-magnitude  the average squared weight of each layer against its size, before, while and after the recipe trains it
-schedule   the most that a round takes of the scores, against what a whole layer has, by schedule, rounds and compression
+layers     the average score of each layer against its size magnitude  the average squared weight of
+each layer against its size, before, while and after the recipe trains it schedule   the most that a
+round takes of the scores, against what a whole layer has, by schedule, rounds and compression
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from tqdm import tqdm
 from synflow_pl import figures
 from synflow_pl.cli.experiment_plan import Plan, Training, pruner_of
 from synflow_pl.cli.main import _prepare, _quieten
-from synflow_pl.cli.options import Options, near, sentence
+from synflow_pl.cli.options import Options, exit_with_error, near
 from synflow_pl.diagnosis.files import write_csv
-from synflow_pl.durable import explain
 from synflow_pl.experiments import (
     largest_difference,
     largest_ratio,
@@ -33,8 +33,9 @@ from synflow_pl.experiments import (
 )
 from synflow_pl.figures.style import save
 from synflow_pl.flow import linearise, unit_sums
+from synflow_pl.io import explain
 from synflow_pl.schedules import SCHEDULES
-from synflow_pl.training.finding import find_loss
+from synflow_pl.training.introspection import find_loss
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,32 +49,47 @@ _EXPONENTS = [0.5, 1, 1.5, 2, 2.5, 3]
 
 
 def experiment(args: list[str]) -> None:
-    """Run one experiment. What cannot be is a sentence on standard error and exit status 2, or 1 once work has begun.
+    """Run one experiment. What cannot be is a sentence on standard error and exit status 2, or 1
+    once work has begun.
 
     Args:
         args: the experiment's name, its own options, and options of ``fit``.
     """
     if args[:1] in ([], ["-h"], ["--help"]):
-        print(f"usage: synflow_pl experiment {{{','.join(EXPERIMENTS)}}} [OPTIONS] [OPTIONS OF fit]\n\n{__doc__}")
-        print("Options of one experiment: synflow_pl experiment NAME --help. The network and the data are those of fit.")
+        print(
+            f"usage: synflow_pl experiment {{{','.join(EXPERIMENTS)}}} [OPTIONS] [OPTIONS OF fit]\n\n{__doc__}"
+        )
+        print(
+            "Options of one experiment: synflow_pl experiment NAME --help. The network and the data are those of fit."
+        )
         return
     own, plan = planned(args)
     try:
         EXPERIMENTS[args[0]](own, plan, shlex.join(["synflow_pl", "experiment", *args]))
     except (ValueError, OSError, FloatingPointError) as error:
-        sentence(explain(error), status=1)
+        exit_with_error(explain(error), status=1)
 
 
 def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
     """The experiment's own options, and the network and data that are built of the others."""
     name = args[0]
     if name not in EXPERIMENTS:
-        sentence(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}{near(name, list(EXPERIMENTS))}")
-    parser = Options(f"experiment {name}", usage="%(prog)s [OPTIONS] [OPTIONS OF fit]", description=EXPERIMENTS[name].__doc__)
+        exit_with_error(
+            f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}{near(name, list(EXPERIMENTS))}"
+        )
+    parser = Options(
+        f"experiment {name}",
+        usage="%(prog)s [OPTIONS] [OPTIONS OF fit]",
+        description=EXPERIMENTS[name].__doc__,
+    )
     if name != "magnitude":
         default = ["synflow"] if name == "schedule" else _PRUNERS
         parser.add_argument(
-            "--pruners", nargs="+", default=default, metavar="OVERLAY", help=f"overlays in pruners/ (default: {default})"
+            "--pruners",
+            nargs="+",
+            default=default,
+            metavar="OVERLAY",
+            help=f"overlays in pruners/ (default: {default})",
         )
         parser.add_argument(
             "--noise",
@@ -82,8 +98,16 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
             help="score on so many images of Gaussian noise with random labels instead of the data",
         )
     if name == "schedule":
-        parser.add_argument("--schedules", nargs="+", default=["linear", "exponential"], choices=SCHEDULES)
-        parser.add_argument("--rounds", nargs="+", type=int, default=_ROUNDS, help=f"numbers of rounds (default: {_ROUNDS})")
+        parser.add_argument(
+            "--schedules", nargs="+", default=["linear", "exponential"], choices=SCHEDULES
+        )
+        parser.add_argument(
+            "--rounds",
+            nargs="+",
+            type=int,
+            default=_ROUNDS,
+            help=f"numbers of rounds (default: {_ROUNDS})",
+        )
         parser.add_argument(
             "--exponents",
             nargs="+",
@@ -93,31 +117,42 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
         )
     own, options = parser.parse_known_args(args[1:])
     if getattr(own, "noise", None) is not None and own.noise < 1:
-        sentence(f"noise: {own.noise} must be a number of images, at least 1")
+        exit_with_error(f"noise: {own.noise} must be a number of images, at least 1")
     if name == "schedule" and (min(own.rounds) < 1 or min(own.exponents) <= 0):
-        sentence(f"rounds {own.rounds} must be at least 1 each, and exponents {own.exponents} positive: density is 10^-exponent")
+        exit_with_error(
+            f"rounds {own.rounds} must be at least 1 each, and exponents {own.exponents} positive: density is 10^-exponent"
+        )
     try:
         own.made = {overlay: pruner_of(overlay) for overlay in getattr(own, "pruners", ())}
         prepared = _prepare(["fit", *options])
     except (FileNotFoundError, ValueError) as error:
-        sentence(str(error))
+        exit_with_error(str(error))
     _quieten()
     return own, (Training if name == "magnitude" else Plan)(prepared, name, parser.names)
 
 
 def _units(own: argparse.Namespace, plan: Plan, command: str) -> None:
-    """For every hidden unit, the sum of the scores of the weights into it and of those out of it (Figure 3). A unit that more leads out
-    of than weights (a shortcut) has no such sum; a layer's others are numbered in turn.
+    """For every hidden unit, the sum of the scores of the weights into it and of those out of it
+    (Figure 3). A unit that more leads out of than weights (a shortcut) has no such sum; a layer's
+    others are numbered in turn.
     """
     skeleton = linearise(plan.network, plan.inputs)
     rows, panels, told = [], {}, []
     for overlay, scores in plan.scores(own.made, own.noise):
         sums = unit_sums(skeleton, scores)
         if not sums:
-            raise ValueError("units: no unit of this network is left by weights alone, so there are no sums to compare")
+            raise ValueError(
+                "units: no unit of this network is left by weights alone, so there are no sums to compare"
+            )
         panels[overlay] = [(into.tolist(), out.tolist()) for into, out in sums.values()]
         rows += [
-            {"pruner": overlay, "layer": layer, "unit": unit, "into": float(into), "out": float(out)}
+            {
+                "pruner": overlay,
+                "layer": layer,
+                "unit": unit,
+                "into": float(into),
+                "out": float(out),
+            }
             for layer, both in sums.items()
             for unit, (into, out) in enumerate(zip(*both, strict=True))
         ]
@@ -128,7 +163,9 @@ def _units(own: argparse.Namespace, plan: Plan, command: str) -> None:
 
 
 def _layers(own: argparse.Namespace, plan: Plan, command: str) -> None:
-    """The average score of each layer against its size (Figure 4), and how far the layers' totals are from all being the same."""
+    """The average score of each layer against its size (Figure 4), and how far the layers' totals
+    are from all being the same.
+    """
     rows, sizes, averages, told = [], {}, {}, []
     for overlay, scores in plan.scores(own.made, own.noise):
         layers = layer_scores(scores)
@@ -137,26 +174,47 @@ def _layers(own: argparse.Namespace, plan: Plan, command: str) -> None:
         sizes[overlay] = [layer.size for layer in layers]
         averages[overlay] = [layer.average for layer in layers]
         rows += [
-            {"pruner": overlay, "layer": layer.layer, "weights": layer.size, "total": layer.total, "average": layer.average}
+            {
+                "pruner": overlay,
+                "layer": layer.layer,
+                "weights": layer.size,
+                "total": layer.total,
+                "average": layer.average,
+            }
             for layer in layers
         ]
-    _print(("pruner", "layers' totals: coefficient of variation", "largest difference from the mean"), told)
+    _print(
+        ("pruner", "layers' totals: coefficient of variation", "largest difference from the mean"),
+        told,
+    )
     _write(plan.folder, "layers", rows, figures.layer_averages(sizes, averages), command)
 
 
 def _magnitude(own: argparse.Namespace, plan: Training, command: str) -> None:
-    """The average squared weight of each layer against its size, before and after each epoch of a dense training (Figure 5b)."""
+    """The average squared weight of each layer against its size, before and after each epoch of a
+    dense training (Figure 5b).
+    """
     snapshots = plan.watch.snapshots
     if plan.run_folder is None or len(snapshots) < 2:
-        raise ValueError("magnitude: there was no training to look at; leave out fast_dev_run, and train for an epoch at least")
+        raise ValueError(
+            "magnitude: there was no training to look at; leave out fast_dev_run, and train for an epoch at least"
+        )
     if not plan.trainer.is_global_zero:
         return
     rows = [
-        {"epoch": x.epoch, "layer": y.layer, "weights": y.size, "total": y.total, "average": y.average}
+        {
+            "epoch": x.epoch,
+            "layer": y.layer,
+            "weights": y.size,
+            "total": y.total,
+            "average": y.average,
+        }
         for x in snapshots
         for y in x.layers
     ]
-    told = [(str(x.epoch), f"{variation([layer.total for layer in x.layers]):.4f}") for x in snapshots]
+    told = [
+        (str(x.epoch), f"{variation([layer.total for layer in x.layers]):.4f}") for x in snapshots
+    ]
     _print(("epoch", "layers' totals: coefficient of variation"), told)
     averages = {x.epoch: [layer.average for layer in x.layers] for x in snapshots}
     sizes = [layer.size for layer in snapshots[0].layers]
@@ -164,11 +222,18 @@ def _magnitude(own: argparse.Namespace, plan: Training, command: str) -> None:
 
 
 def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:
-    """For each schedule, number of rounds and compression 10^x: the largest over the rounds of prune size (the scores that the round
-    removes) over cut size (the smallest total of a layer); below 1 no layer can be emptied before it must (Theorem 3, Figure 7).
+    """For each schedule, number of rounds and compression 10^x: the largest over the rounds of
+    prune size (the scores that the round removes) over cut size (the smallest total of a layer);
+    below 1 no layer can be emptied before it must (Theorem 3, Figure 7).
     """
     batches, loss = plan.batches(own.made.values(), own.noise), find_loss(plan.model)
-    cases = [(o, s, x, n) for o in own.made for s in own.schedules for x in own.exponents for n in own.rounds]
+    cases = [
+        (o, s, x, n)
+        for o in own.made
+        for s in own.schedules
+        for x in own.exponents
+        for n in own.rounds
+    ]
     rows: list[dict[str, Any]] = []
     with tqdm(total=sum(case[-1] for case in cases), unit="round", leave=False) as bar:
         for overlay, schedule, exponent, rounds in cases:
@@ -187,9 +252,17 @@ def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:
                     "at": found.round,
                 }
             )
-            write_csv(plan.folder / "schedule.csv", rows)  # hours may lie between the first and the last
+            write_csv(
+                plan.folder / "schedule.csv", rows
+            )  # hours may lie between the first and the last
     keys = ("pruner", "schedule", "exponent", "rounds", "ratio", "at")
-    _print(keys, [tuple(f"{row[key]:.4g}" if key == "ratio" else str(row[key]) for key in keys) for row in rows])
+    _print(
+        keys,
+        [
+            tuple(f"{row[key]:.4g}" if key == "ratio" else str(row[key]) for key in keys)
+            for row in rows
+        ],
+    )
     panels: dict[str, dict[float, dict[int, float]]] = {}
     for row in rows:
         panel = panels.setdefault(f"{row['pruner']}, {row['schedule']}", {})
@@ -205,7 +278,9 @@ EXPERIMENTS: dict[str, Callable[[argparse.Namespace, Any, str], None]] = {
 }
 
 
-def _write(folder: Path, name: str, rows: list[dict[str, Any]], figure: Figure, command: str) -> None:
+def _write(
+    folder: Path, name: str, rows: list[dict[str, Any]], figure: Figure, command: str
+) -> None:
     """Write table, figure and the command that made them, and say where they lie."""
     (folder / "command.txt").write_text(f"{command}\n")
     paths = [folder / f"{name}.csv", *save(figure, folder / name)]

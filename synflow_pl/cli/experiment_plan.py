@@ -1,4 +1,6 @@
-"""What an experiment's command line means: a network, data, pruners by name, and a folder to write into."""
+"""What an experiment's command line means: a network, data, pruners by name, and a folder to write
+into.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,14 @@ from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor
 from tqdm import tqdm
 
+from synflow_pl.cli.errors import import_class
 from synflow_pl.cli.main import CLI
-from synflow_pl.cli.messages import named
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.experiments import SquaredMagnitudes, first_scores
 from synflow_pl.flow import example_of
 from synflow_pl.pruners import Pruner
 from synflow_pl.runs import claim
-from synflow_pl.training.finding import find_loss
+from synflow_pl.training.introspection import find_loss
 
 __all__ = ["Plan", "Training", "pruner_of"]
 
@@ -35,7 +37,7 @@ def pruner_of(overlay: str) -> Pruner:
     said = yaml.safe_load(find_recipe(f"pruners/{overlay}").read_text())["pruning"]["pruner"]
     if said is None:
         raise ValueError(f"pruners: {overlay!r} prunes nothing, so it has no scores")
-    pruner: Pruner = named(said["class_path"])(**said.get("init_args", {}))
+    pruner: Pruner = import_class(said["class_path"])(**said.get("init_args", {}))
     return pruner
 
 
@@ -63,7 +65,9 @@ class Plan(CLI):
 
     @cached_property
     def folder(self) -> Path:
-        """The folder of this experiment, under ``lightning_logs`` like a run's; made when it is first asked for."""
+        """The folder of this experiment, under ``lightning_logs`` like a run's; made when it is
+        first asked for.
+        """
         root = Path(self.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
         return claim(root, self.options.get("run") or self._default_name())
 
@@ -86,10 +90,15 @@ class Plan(CLI):
         """The options of ``pruning`` that say what is scored, and how."""
         pruning = self.options.pruning
         exclude = pruning.exclude
-        return {"exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude), "train_mode": pruning.train_mode}
+        return {
+            "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
+            "train_mode": pruning.train_mode,
+        }
 
     def batches(self, pruners: Iterable[Pruner], noise: int | None) -> list[tuple[Tensor, Tensor]]:
-        """What those pruners score on that need data: so many images of noise, or what the data set gives for it."""
+        """What those pruners score on that need data: so many images of noise, or what the data set
+        gives for it.
+        """
         if not any(pruner.needs_batches for pruner in pruners):
             return []
         if noise is None:
@@ -101,7 +110,9 @@ class Plan(CLI):
         size = self.datamodule.batch_size
         return list(zip(images.split(size), labels.split(size), strict=True))
 
-    def scores(self, pruners: Mapping[str, Pruner], noise: int | None) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    def scores(
+        self, pruners: Mapping[str, Pruner], noise: int | None
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """By overlay, its first scores of the network."""
         inputs, batches = self.inputs, self.batches(pruners.values(), noise)
         density = self.options.pruning.density
@@ -111,7 +122,15 @@ class Plan(CLI):
                 loss = find_loss(self.model)
                 yield (
                     overlay,
-                    first_scores(self.network, pruner, inputs, batches=batches, loss=loss, density=density, **self.scoring),
+                    first_scores(
+                        self.network,
+                        pruner,
+                        inputs,
+                        batches=batches,
+                        loss=loss,
+                        density=density,
+                        **self.scoring,
+                    ),
                 )
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synflow_pl.cli.errors import exit_with_error, import_class
 from synflow_pl.cli.main import CLI, _prepare, _quieten
-from synflow_pl.cli.messages import named, sentence
 from synflow_pl.cli.options import Options
 from synflow_pl.compaction import Compaction
 from synflow_pl.diagnosis import diagnose
-from synflow_pl.durable import check_folder, explain
-from synflow_pl.export import FORMATS, Facts, export, write_card
+from synflow_pl.export import FORMATS, Metadata, export, write_card
 from synflow_pl.flow import example_of
+from synflow_pl.io import check_folder, explain
 from synflow_pl.masks import Masks
 from synflow_pl.runs import run_of
 from synflow_pl.runs.progress import progress
@@ -34,10 +34,12 @@ _IMAGES = 64
 
 
 def compact_command(args: list[str]) -> None:
-    """Take the units that cannot change the output out of a run's network, and save what is left as safetensors.
+    """Take the units that cannot change the output out of a run's network, and save what is left as
+    safetensors.
 
     Args:
-        args: ``--ckpt_path RUN``, ``--output PATH``, and options of ``validate`` for a checkpoint that is in no run.
+        args: ``--ckpt_path RUN``, ``--output PATH``, and options of ``validate`` for a checkpoint
+            that is in no run.
     """
     parser = _parser("compact", compact_command)
     own, rest = parser.parse_known_args(args)
@@ -45,15 +47,26 @@ def compact_command(args: list[str]) -> None:
 
 
 def export_command(args: list[str]) -> None:
-    """Write a run's network to safetensors, ONNX and torch.export's .pt2, each verified against the network it was.
+    """Write a run's network to safetensors, ONNX and torch.export's .pt2, each verified against the
+    network it was.
 
     Args:
-        args: ``--ckpt_path RUN``, ``--format NAME ...``, ``--compact false``, ``--output PATH``, and options of ``validate``.
+        args: ``--ckpt_path RUN``, ``--format NAME ...``, ``--compact false``, ``--output PATH``,
+            and options of ``validate``.
     """
     parser = _parser("export", export_command)
-    parser.add_argument("--format", nargs="+", choices=[*FORMATS], default=[*FORMATS], help="what to write; by default all")
     parser.add_argument(
-        "--compact", choices=["true", "false"], default="true", help="whether units that cannot change the output are left out first"
+        "--format",
+        nargs="+",
+        choices=[*FORMATS],
+        default=[*FORMATS],
+        help="what to write; by default all",
+    )
+    parser.add_argument(
+        "--compact",
+        choices=["true", "false"],
+        default="true",
+        help="whether units that cannot change the output are left out first",
     )
     own, rest = parser.parse_known_args(args)
     _write(own, rest, parser.names, own.format, compacted=own.compact == "true", table=False)
@@ -63,7 +76,11 @@ def _parser(name: str, command: Any) -> Options:
     about = command.__doc__.partition("\n")[0]
     parser = Options(name, usage="%(prog)s --ckpt_path RUN [OPTIONS]", description=about)
     parser.add_argument("--ckpt_path", required=True, help="a run, or a checkpoint of one")
-    parser.add_argument("--output", default=None, help="path of the files without ending; by default RUN/export/model")
+    parser.add_argument(
+        "--output",
+        default=None,
+        help="path of the files without ending; by default RUN/export/model",
+    )
     return parser
 
 
@@ -75,7 +92,13 @@ class _Loaded(CLI):
 
 
 def _write(
-    own: argparse.Namespace, rest: Sequence[str], names: Sequence[str], formats: Sequence[str], *, compacted: bool, table: bool
+    own: argparse.Namespace,
+    rest: Sequence[str],
+    names: Sequence[str],
+    formats: Sequence[str],
+    *,
+    compacted: bool,
+    table: bool,
 ) -> None:
     try:
         if own.output is not None:
@@ -84,11 +107,18 @@ def _write(
         if own.output is None:
             _check_place((run_of(checkpoint) or Path(".")) / "export" / "model", formats)
         _quieten()
-        cli = _Loaded(_prepare(["validate", "--ckpt_path", str(checkpoint), "--trainer.accelerator", "cpu", *rest]), names)
+        cli = _Loaded(
+            _prepare(
+                ["validate", "--ckpt_path", str(checkpoint), "--trainer.accelerator", "cpu", *rest]
+            ),
+            names,
+        )
         network: nn.Module = load_weights(cli.model.network, checkpoint).eval()
         masks = load_masks(checkpoint)
         if masks is None and table:
-            raise ValueError(f"{str(checkpoint)!r} was trained dense: it has no masks, so there is nothing to take out; prune first")
+            raise ValueError(
+                f"{str(checkpoint)!r} was trained dense: it has no masks, so there is nothing to take out; prune first"
+            )
         shape = tuple(cli.datamodule.input_shape)
         inputs = example_of(network, shape, None)
         told, small = _told(cli, network, masks, checkpoint), network
@@ -103,19 +133,25 @@ def _write(
                 for note in compaction.notes:
                     print(f"Kept: {note}.")
         facts = _facts(cli, told)
-        output = Path(own.output) if own.output else (cli.run_folder or Path(".")) / "export" / "model"
+        output = (
+            Path(own.output) if own.output else (cli.run_folder or Path(".")) / "export" / "model"
+        )
         images = _real(cli)
         differences: dict[str, float] = {}
         try:
             for name in formats:
                 path = output.with_name(f"{output.name}.{name}")
                 differences[name] = export(small, network, facts, path, images)
-                print(f"{os.path.relpath(path)}: {path.stat().st_size:,} bytes, within {differences[name]:.1e} of the largest output")
+                print(
+                    f"{os.path.relpath(path)}: {path.stat().st_size:,} bytes, within {differences[name]:.1e} of the largest output"
+                )
         finally:
             if differences:  # whatever became of the others
-                print(f"{os.path.relpath(write_card(output, facts, differences))} says what they are")
+                print(
+                    f"{os.path.relpath(write_card(output, facts, differences))} says what they are"
+                )
     except (ValueError, OSError, ImportError) as error:
-        sentence(explain(error), status=1)
+        exit_with_error(explain(error), status=1)
 
 
 def _check_place(output: Path, formats: Sequence[str]) -> None:
@@ -126,11 +162,15 @@ def _check_place(output: Path, formats: Sequence[str]) -> None:
         OSError: if the folder cannot be made or written into.
     """
     if output.suffix.removeprefix(".") in FORMATS:
-        raise ValueError(f"--output: {str(output)!r} ends on {output.suffix}, which is added; leave it out")
+        raise ValueError(
+            f"--output: {str(output)!r} ends on {output.suffix}, which is added; leave it out"
+        )
     check_folder(output.parent, "--output")
     for file in (output.with_name(f"{output.name}.{name}") for name in (*formats, "md")):
         if file.exists() and not file.is_file():
-            raise ValueError(f"--output: {str(file)!r} is there and is no file; choose another path")
+            raise ValueError(
+                f"--output: {str(file)!r} is there and is no file; choose another path"
+            )
 
 
 def _size(network: nn.Module) -> int:
@@ -151,21 +191,34 @@ def _real(cli: CLI) -> Tensor:
     return torch.cat(found)[:_IMAGES]
 
 
-def _facts(cli: CLI, told: dict[str, Any]) -> Facts:
+def _facts(cli: CLI, told: dict[str, Any]) -> Metadata:
     model, data = cli.options.model.network, cli.datamodule
-    signature = inspect.signature(named(model.class_path)).parameters
+    signature = inspect.signature(import_class(model.class_path)).parameters
     arguments = {}
     for key, value in (model.get("init_args") or {}).items():
         value = list(value) if isinstance(value, tuple) else value
         default = signature[key].default if key in signature else None
         # Trained weights are in the file; they need not be downloaded to be replaced.
-        if value != (list(default) if isinstance(default, tuple) else default) and key not in ("weights", "pretrained"):
+        if value != (list(default) if isinstance(default, tuple) else default) and key not in (
+            "weights",
+            "pretrained",
+        ):
             arguments[key] = f"torch.nn.{value.__name__}" if isinstance(value, type) else value
-    return Facts(tuple(data.input_shape), data.num_classes, tuple(data.mean), tuple(data.std), model.class_path, arguments, told)
+    return Metadata(
+        tuple(data.input_shape),
+        data.num_classes,
+        tuple(data.mean),
+        tuple(data.std),
+        model.class_path,
+        arguments,
+        told,
+    )
 
 
 def _told(cli: CLI, network: nn.Module, masks: Masks | None, checkpoint: Path) -> dict[str, Any]:
-    told: dict[str, Any] = {"name": cli.run_folder.name if cli.run_folder else type(network).__name__}
+    told: dict[str, Any] = {
+        "name": cli.run_folder.name if cli.run_folder else type(network).__name__
+    }
     told["data"] = type(cli.datamodule).__name__
     if masks is not None:
         found = diagnose(network, masks, input_shape=cli.datamodule.input_shape)
@@ -180,12 +233,18 @@ def _told(cli: CLI, network: nn.Module, masks: Masks | None, checkpoint: Path) -
 
 
 def _tested(run: Path | None, checkpoint: Path) -> float | None:
-    """Return the accuracy that a test of this checkpoint had; in runs of older versions, that of the last test."""
+    """Return the accuracy that a test of this checkpoint had; in runs of older versions, that of
+    the last test.
+    """
     if run is None or not (run / "metrics.csv").is_file():
         return None
     told = progress(run)
     content = read(checkpoint) if told.tests else None
-    return told.tests.get(int(content.get("global_step", -1))) if isinstance(content, Mapping) else told.final
+    return (
+        told.tests.get(int(content.get("global_step", -1)))
+        if isinstance(content, Mapping)
+        else told.final
+    )
 
 
 def _last(run: Path | None, metric: str) -> float | None:

@@ -1,4 +1,6 @@
-"""The LightningCLI of synflow_pl: what each option means to whom, where a run writes, and what is printed at its end."""
+"""The LightningCLI of synflow_pl: what each option means to whom, where a run writes, and what is
+printed at its end.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,28 +30,43 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from synflow_pl.cli import COMMANDS, resume, slurm
-from synflow_pl.cli.inside import check_inside
-from synflow_pl.cli.messages import OURS, Parser, clarify, named, refuse_function, sentence
-from synflow_pl.cli.overruled import overruled, tell_overruled
+from synflow_pl.cli.checkpoint_overrides import checkpoint_overrides, warn_of_overrides
+from synflow_pl.cli.errors import (
+    OURS,
+    Parser,
+    clarify,
+    exit_with_error,
+    import_class,
+    refuse_function,
+)
+from synflow_pl.cli.path_checks import check_output_paths
 from synflow_pl.cli.predictions import write_predictions
 from synflow_pl.cli.recipes import find_recipe
-from synflow_pl.cli.recording import Recording
+from synflow_pl.cli.record_callback import Recording
 from synflow_pl.cli.untrained import warn_untrained
-from synflow_pl.data import Images
+from synflow_pl.data import ImageDataModule
 from synflow_pl.diagnosis import DeadNetwork
-from synflow_pl.durable import could_not_write, explain, storage_error
+from synflow_pl.io import could_not_write, explain, storage_error
 from synflow_pl.runs import CONFIG, PRUNED, RunCSV, RunTensorBoard, claim, run_of
+from synflow_pl.runs.environment import record_environment
 from synflow_pl.runs.loggers import Tested
-from synflow_pl.runs.machine import note_machine
-from synflow_pl.runs.reading import untested
-from synflow_pl.runs.record import Training, read_record, write_record
-from synflow_pl.training import Classifier, DurableCheckpointIO, KeepProgress, PruneAtInit, Reseed, find_checkpoint, load_weights
-from synflow_pl.training.agreement import Disagreement
+from synflow_pl.runs.run_record import untested
+from synflow_pl.runs.training_record import Training, read_record, write_record
+from synflow_pl.training import (
+    Classifier,
+    DurableCheckpointIO,
+    LastCheckpoint,
+    PruneAtInit,
+    Reseed,
+    find_checkpoint,
+    load_weights,
+)
+from synflow_pl.training.checkpoint_connector import CheckpointConnector, refuse
 from synflow_pl.training.checkpoints import read
-from synflow_pl.training.interruption import Stopped
-from synflow_pl.training.pace import Pace
-from synflow_pl.training.panels import show_hyperparameters
-from synflow_pl.training.resuming import Resuming, refuse
+from synflow_pl.training.distributed import Disagreement
+from synflow_pl.training.signals import Stopped
+from synflow_pl.training.throughput import Throughput
+from synflow_pl.training.visualization import show_hyperparameters
 
 __all__ = ["CLI", "resolved", "run"]
 
@@ -58,7 +76,8 @@ _CLAIMED = "SYNFLOW_PL_RUN"
 
 
 def run(args: list[str]) -> CLI:
-    """Run one command. A mistake in the options is one sentence on standard error and exit status 2.
+    """Run one command. A mistake in the options is one sentence on standard error and exit status
+    2.
 
     Args:
         args: what stands after ``synflow_pl`` on the command line.
@@ -69,16 +88,24 @@ def run(args: list[str]) -> CLI:
 
 
 def resolved(args: list[str]) -> list[str]:
-    """The command line with every recipe and class of ours by its full path; a mistake is a sentence and exit status 2."""
+    """The command line with every recipe and class of ours by its full path; a mistake is a
+    sentence and exit status 2.
+    """
     try:
         return _prepare(args)
     except (FileNotFoundError, ValueError) as error:
-        sentence(str(error))
+        exit_with_error(str(error))
 
 
 def _quieten() -> None:
-    """Leave out what Lightning says at every start: advertisements, and the seed, which the run's name and config.yaml have."""
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed", "lightning_fabric.utilities.rank_zero"):
+    """Leave out what Lightning says at every start: advertisements, and the seed, which the run's
+    name and config.yaml have.
+    """
+    for name in (
+        "pytorch_lightning.utilities.rank_zero",
+        "lightning_fabric.utilities.seed",
+        "lightning_fabric.utilities.rank_zero",
+    ):
         logging.getLogger(name).addFilter(_worth_saying)
     # A deprecation within Lightning that its user can do nothing about.
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
@@ -86,22 +113,31 @@ def _quieten() -> None:
 
 
 def _report_thread(failure: threading.ExceptHookArgs) -> None:
-    """Report an error in a thread, unless the thread writes TensorBoard's events: the process itself raises that error again."""
-    if type(failure.thread).__module__.startswith("tensorboard.") and storage_error(failure.exc_value) is not None:
+    """Report an error in a thread, unless the thread writes TensorBoard's events: the process
+    itself raises that error again.
+    """
+    if (
+        type(failure.thread).__module__.startswith("tensorboard.")
+        and storage_error(failure.exc_value) is not None
+    ):
         return
     threading.__excepthook__(failure)
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
     message = record.getMessage()
-    return not any(text in message for text in ("Tip:", "Seed set to", "Restoring states from", "Restored all states from"))
+    return not any(
+        text in message
+        for text in ("Tip:", "Seed set to", "Restoring states from", "Restored all states from")
+    )
 
 
 def _prepare(args: list[str]) -> list[str]:
-    """Resolve recipes by name, and let an evaluation of a run start from that run's own configuration.
+    """Resolve recipes by name, and let an evaluation of a run start from that run's own
+    configuration.
 
-    Files come before all options, in their own order: the parser lets the later of two win, and options win over files wherever
-    they are typed. A file before the subcommand stays there.
+    Files come before all options, in their own order: the parser lets the later of two win, and
+    options win over files wherever they are typed. A file before the subcommand stays there.
     """
     prepared: list[str] = []
     before: list[str] = []
@@ -109,7 +145,10 @@ def _prepare(args: list[str]) -> list[str]:
     checkpoint = None
     index = 0
     while index < len(args):
-        if args[index].startswith("-c") and args[index][2:3] not in ("", "="):  # "-cNAME", as argparse allows
+        if args[index].startswith("-c") and args[index][2:3] not in (
+            "",
+            "=",
+        ):  # "-cNAME", as argparse allows
             args = [*args[:index], "-c", args[index][2:], *args[index + 1 :]]
         option, equals, value = args[index].partition("=")
         if not before and not option.startswith("-"):
@@ -143,12 +182,16 @@ def _prepare(args: list[str]) -> list[str]:
 
 
 def _full_path(room: str, name: str) -> str:
-    """Our class of that name: others may have one too (torchvision has a VGG), and ours is meant."""
+    """Our class of that name: others may have one too (torchvision has a VGG), and ours is
+    meant.
+    """
     return f"{room}.{name}" if name in import_module(room).__all__ else name
 
 
 class _ShowConfig(SaveConfigCallback):
-    """Shows the settings of a run in the HPARAMS tab; config.yaml is there since the run was opened."""
+    """Shows the settings of a run in the HPARAMS tab; config.yaml is there since the run was
+    opened.
+    """
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit":
@@ -156,16 +199,26 @@ class _ShowConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         # In the order of the columns: what runs are compared by comes first.
-        metrics = ["test/accuracy", "val/accuracy", "train/accuracy", "test/loss", "val/loss", "train/loss", "pruning/density"]
+        metrics = [
+            "test/accuracy",
+            "val/accuracy",
+            "train/accuracy",
+            "test/loss",
+            "val/loss",
+            "train/loss",
+            "pruning/density",
+        ]
         show_hyperparameters(trainer.loggers, _settings(self.config), metrics)
 
 
 class CLI(LightningCLI):
-    """``fit``, ``validate``, ``test``, ``predict``: LightningCLI with our data, classifier and callback.
+    """``fit``, ``validate``, ``test``, ``predict``: LightningCLI with our data, classifier and
+    callback.
 
     Args:
         args: the command line, resolved.
-        own: names of options that the subcommand parses by itself; they are named where a misspelt option is near to them.
+        own: names of options that the subcommand parses by itself; they are named where a misspelt
+            option is near to them.
     """
 
     trainer_kind: type[Trainer] = Trainer
@@ -174,7 +227,11 @@ class CLI(LightningCLI):
     def __init__(self, args: list[str], own: Sequence[str] = ()) -> None:
         self.typed = args
         self._own = own
-        self.recipes = [Path(args[i + 1]) for i, arg in enumerate(args) if arg == "--config" and i + 1 < len(args)]
+        self.recipes = [
+            Path(args[i + 1])
+            for i, arg in enumerate(args)
+            if arg == "--config" and i + 1 < len(args)
+        ]
         self.run_folder: Path | None = None
         self.metrics: list[Any] | None = None
         self._going_on: Path | None = None
@@ -183,7 +240,7 @@ class CLI(LightningCLI):
         self._finished = False
         super().__init__(
             Classifier,
-            Images,
+            ImageDataModule,
             trainer_class=self.trainer_kind,
             subclass_mode_data=True,
             seed_everything_default=0,
@@ -212,7 +269,10 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--run", type=str | None, default=None, help="Name of the run's folder; by default recipe, pruner, density and seed."
+            "--run",
+            type=str | None,
+            default=None,
+            help="Name of the run's folder; by default recipe, pruner, density and seed.",
         )
         parser.add_argument(
             "--network_weights",
@@ -227,7 +287,7 @@ class CLI(LightningCLI):
             help="Whether network_weights must be this network's to the last tensor; false loads what fits.",
         )
         parser.add_argument(
-            "--checkpoint_every",
+            "--checkpoint_every_n_steps",
             type=int,
             default=500,
             help="Optimiser steps after which a checkpoint is written, as at the end of each epoch.",
@@ -255,47 +315,62 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         path = self.options.get("ckpt_path")
         if self.options.get("weights_only") is False:
-            sentence("weights_only: false would let a checkpoint run code; leave it out")
+            exit_with_error("weights_only: false would let a checkpoint run code; leave it out")
         if path and not (path == "last" and self.subcommand == "fit"):
             try:
                 self.options["ckpt_path"] = str(find_checkpoint(path))
             except FileNotFoundError as error:
-                sentence(str(error))
+                exit_with_error(str(error))
 
     def instantiate_classes(self) -> None:
-        """Build everything; what a constructor refuses is one sentence, and no data has been touched by then."""
+        """Build everything; what a constructor refuses is one sentence, and no data has been
+        touched by then.
+        """
         try:
-            check_inside(self.options.trainer, self.typed)
+            check_output_paths(self.options.trainer, self.typed)
             self._fill_in()
             self._go_on()
             self._take_over()
             super().instantiate_classes()
             shape = getattr(self.datamodule, "input_shape", None)
             if shape is not None:
-                self.model.example_input_array = torch.ones(1, *shape)  # lets Lightning's summary state shapes and FLOPs
+                self.model.example_input_array = torch.ones(
+                    1, *shape
+                )  # lets Lightning's summary state shapes and FLOPs
             built = None
             if self.subcommand == "fit":
-                built = self.model.configure_optimizers()  # what an optimiser or a schedule refuses shows now, not after pruning
+                built = (
+                    self.model.configure_optimizers()
+                )  # what an optimiser or a schedule refuses shows now, not after pruning
             self._check_checkpoint(built)
             self._load_network_weights()
             self._open_run()
-        except (ValueError, TypeError, FileNotFoundError, ImportError, MisconfigurationException) as error:
-            sentence(clarify(str(error), []))
+        except (
+            ValueError,
+            TypeError,
+            FileNotFoundError,
+            ImportError,
+            MisconfigurationException,
+        ) as error:
+            exit_with_error(clarify(str(error), []))
         except OSError as error:
-            sentence(explain(error), status=1)
+            exit_with_error(explain(error), status=1)
 
     def _fill_in(self) -> None:
-        """Give the network the data's ``input_shape`` and ``num_classes``, the classifier its ``num_classes``, and the schedule the
-        number of epochs: in so far as a class has such an argument and the options leave it at its default. A logger that names its
-        runs otherwise by chance is given the run's name.
+        """Give the network the data's ``input_shape`` and ``num_classes``, the classifier its
+        ``num_classes``, and the schedule the
+        number of epochs: in so far as a class has such an argument and the options leave it at its
+        default. A logger that names its runs otherwise by chance is given the run's name.
         """
         model = self.options.model
         refuse_function(model.network.class_path)
-        data = named(self.options.data.class_path)
+        data = import_class(self.options.data.class_path)
         for name in ("input_shape", "num_classes"):
             value = getattr(data, name, None)
             if isinstance(value, (int, tuple)):
-                _set_default(model.network, name, list(value) if isinstance(value, tuple) else value)
+                _set_default(
+                    model.network, name, list(value) if isinstance(value, tuple) else value
+                )
             if name == "num_classes" and isinstance(value, int):
                 model.num_classes = value
         if isinstance(model.scheduler, Namespace):
@@ -308,16 +383,28 @@ class CLI(LightningCLI):
                         logger.init_args[name] = self.options.get("run") or self._default_name()
 
     def _load_network_weights(self) -> None:
-        """Start from the weights of a file, unless a checkpoint is to be loaded, which has them all."""
+        """Start from the weights of a file, unless a checkpoint is to be loaded, which has them
+        all.
+        """
         if self.options.network_weights is not None and self.options.get("ckpt_path") is None:
-            load_weights(self.model.network, self.options.network_weights, strict=self.options.network_weights_strict)
+            load_weights(
+                self.model.network,
+                self.options.network_weights,
+                strict=self.options.network_weights_strict,
+            )
 
     # -- the run
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, without loggers: they come with the run, which is opened when nothing can be refused any more."""
+        """The trainer, without loggers: they come with the run, which is opened when nothing can be
+        refused any more.
+        """
         trainer: Trainer = super().instantiate_trainer(**{"logger": False, **kwargs})
-        trainer._checkpoint_connector = Resuming(trainer, self._rewind_metrics, finished=lambda: self._finished)
+        # With strategy ddp_spawn the trainer is pickled, so this cannot be a lambda.
+        finished = partial(getattr, self, "_finished")
+        trainer._checkpoint_connector = CheckpointConnector(
+            trainer, self._rewind_metrics, finished=finished
+        )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = DurableCheckpointIO()
         slurm.listen(trainer)
@@ -326,8 +413,12 @@ class CLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if self.subcommand == "fit":
             callbacks = [Reseed(), *callbacks]
-            if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run") and not config.get("barebones"):
-                callbacks.append(KeepProgress(self.options.checkpoint_every))
+            if (
+                config.get("enable_checkpointing") is not False
+                and not config.get("fast_dev_run")
+                and not config.get("barebones")
+            ):
+                callbacks.append(LastCheckpoint(self.options.checkpoint_every_n_steps))
         trainer: Trainer = super()._instantiate_trainer(config, callbacks)
         return trainer
 
@@ -338,11 +429,17 @@ class CLI(LightningCLI):
         return text
 
     def _go_on(self) -> None:
-        """Find the run that ``--ckpt_path last`` means, or that this SLURM job began before it was queued again."""
+        """Find the run that ``--ckpt_path last`` means, or that this SLURM job began before it was
+        queued again.
+        """
         asked = self.subcommand == "fit" and self.options.get("ckpt_path") == "last"
         if asked:
             self.options["ckpt_path"] = None
-        if self.subcommand != "fit" or self.options.trainer.get("fast_dev_run") or not (asked or slurm.restarted()):
+        if (
+            self.subcommand != "fit"
+            or self.options.trainer.get("fast_dev_run")
+            or not (asked or slurm.restarted())
+        ):
             return
         if not self._is_first:
             return  # the first process says where to go on
@@ -359,7 +456,9 @@ class CLI(LightningCLI):
                 if record is not None and record.ended:
                     raise ValueError(f"{_finished(run, record)} It kept no checkpoint.") from None
                 resume.begin_again(run)
-                print(f"{run} was stopped before its first checkpoint; it starts again there, with pruning.")
+                print(
+                    f"{run} was stopped before its first checkpoint; it starts again there, with pruning."
+                )
             return
         same = root / (name or self._default_name())
         if asked and (same / CONFIG).is_file() and not remarks:
@@ -367,12 +466,15 @@ class CLI(LightningCLI):
             if keys := resume.differing(was, now):
                 remarks = [f"{same} has {keys[0]}={was.get(keys[0])}, not {now.get(keys[0])}"]
         if asked:
-            print(f"No run with these settings to go on in, so a new one is begun{''.join(f'; {remark}' for remark in remarks)}.")
+            print(
+                f"No run with these settings to go on in, so a new one is begun{''.join(f'; {remark}' for remark in remarks)}."
+            )
 
     def _take_over(self) -> None:
         """Replace options that the checkpoint to resume from overrules by the settings of its run.
 
-        So config.yaml says what the run was trained with. A run that has come to its end, with these settings, is not trained again.
+        So config.yaml says what the run was trained with. A run that has come to its end, with
+        these settings, is not trained again.
         """
         text = self._config_text
         self._typed_settings = resume.settings(text)
@@ -387,8 +489,13 @@ class CLI(LightningCLI):
         same = self._going_on is not None or self._resumed(root) is not None
         was, now = yaml.safe_load((run / CONFIG).read_text()), yaml.safe_load(text)
         settings = resume.settings_of(run)
-        keys = overruled(settings, self._typed_settings, content, trains=True, same_run=same)
-        if keys and not any(key.endswith("model.optimizer.class_path") or key.endswith("scheduler.class_path") for key in keys):
+        keys = checkpoint_overrides(
+            settings, self._typed_settings, content, trains=True, same_run=same
+        )
+        if keys and not any(
+            key.endswith("model.optimizer.class_path") or key.endswith("scheduler.class_path")
+            for key in keys
+        ):
             effective = resume.replaced(now, was, keys)
             if not resume.missing_files(effective["pruning"]):
                 self.config[self.subcommand] = self._parser(self.subcommand).parse_object(effective)
@@ -402,10 +509,14 @@ class CLI(LightningCLI):
                 self._finished, self._going_on = True, run
                 self.options["run"] = run.name
                 if self._is_first and not resume.own(run):
-                    raise ValueError(f"run: another process works in {run}; wait for it or end it, or give another --run")
+                    raise ValueError(
+                        f"run: another process works in {run}; wait for it or end it, or give another --run"
+                    )
 
     def _check_checkpoint(self, built: Any) -> None:
-        """Refuse a checkpoint that cannot be taken up, before a run is opened, and say what of this command it overrules."""
+        """Refuse a checkpoint that cannot be taken up, before a run is opened, and say what of this
+        command it overrules.
+        """
         path = self.options.get("ckpt_path")
         if self.subcommand in _EVALUATIONS:
             warn_untrained(self.subcommand, self.options)
@@ -414,14 +525,20 @@ class CLI(LightningCLI):
         content = read(path)
         optimizers = None
         if built is not None:
-            optimizers = built[0] if isinstance(built, (tuple, list)) else [built["optimizer"] if isinstance(built, dict) else built]
+            optimizers = (
+                built[0]
+                if isinstance(built, (tuple, list))
+                else [built["optimizer"] if isinstance(built, dict) else built]
+            )
         refuse(path, content, self.model, optimizers)
         run = run_of(Path(path))
         if run is not None and run != self._going_on:
             trains = self.subcommand == "fit"
             root = Path(self.options.trainer.get("default_root_dir") or ".")
             same = trains and self._resumed(root) is not None
-            tell_overruled(resume.settings_of(run), self._typed_settings, content, trains=trains, same_run=same)
+            warn_of_overrides(
+                resume.settings_of(run), self._typed_settings, content, trains=trains, same_run=same
+            )
 
     def _rewind_metrics(self, content: Mapping[str, Any]) -> None:
         """Forget what was logged after the checkpoint, since it is trained again."""
@@ -430,14 +547,16 @@ class CLI(LightningCLI):
                 logger.rewind(content["global_step"])
 
     def _open_run(self) -> None:
-        """Find or make the folder that this command writes into, and let loggers and checkpoints do so."""
+        """Find or make the folder that this command writes into, and let loggers and checkpoints do
+        so.
+        """
         config = self._get(self.config_init, "trainer")
         if not config.get("fast_dev_run"):
             self.run_folder = self._find_run(Path(config.get("default_root_dir") or "."))
             self.trainer.loggers = self._loggers(config.get("logger"))
         if self.trainer.loggers and self.subcommand == "fit":
             self.callbacks.insert(0, LearningRateMonitor())
-            self.callbacks.append(Pace())  # after PruneAtInit
+            self.callbacks.append(Throughput())  # after PruneAtInit
         if self.run_folder is not None and self.subcommand == "fit":
             self.callbacks.insert(0, Recording(self.run_folder))
         if self.run_folder is not None and self.subcommand == "fit":
@@ -458,18 +577,23 @@ class CLI(LightningCLI):
         self.options["run"] = folder.name
         if self._going_on is None:
             if not resume.own(folder):
-                raise ValueError(f"run: another process works in {folder}; wait for it or end it, or give another --run")
+                raise ValueError(
+                    f"run: another process works in {folder}; wait for it or end it, or give another --run"
+                )
             resume.write_config(folder, self._recorded or self._config_text)
         if self.subcommand == "fit" and not self._finished:
             write_record(folder, Training(False))
-        note_machine(folder)
+        record_environment(folder)
         return folder
 
     def _resumed(self, root: Path) -> Path | None:
         """The run that this one goes on in: the checkpoint's own, if its name was given."""
         name, checkpoint = self.options.get("run"), self.options.get("ckpt_path")
         folder = run_of(Path(checkpoint)) if name and checkpoint else None
-        own = folder is not None and (folder.resolve().parent, folder.name) == ((root / "lightning_logs").resolve(), name)
+        own = folder is not None and (folder.resolve().parent, folder.name) == (
+            (root / "lightning_logs").resolve(),
+            name,
+        )
         return folder if own else None
 
     @property
@@ -478,35 +602,57 @@ class CLI(LightningCLI):
         recipe = next((path.stem for path in self.recipes if path.parent.name != "pruners"), None)
         network = self.options.model.network
         # Of torchvision's and timm's networks the class says too little.
-        return recipe or f"{_short(self.options.data)}_{network.get('init_args', {}).get('name') or _short(network)}"
+        return (
+            recipe
+            or f"{_short(self.options.data)}_{network.get('init_args', {}).get('name') or _short(network)}"
+        )
 
     def _default_name(self) -> str:
         pruning = self.options.pruning
-        if pruning.masks and (source := Path(pruning.masks).resolve().parent.name).endswith(PRUNED):
+        if pruning.masks_path and (
+            source := Path(pruning.masks_path).resolve().parent.name
+        ).endswith(PRUNED):
             return source.removesuffix(PRUNED)
-        amount = f"density{pruning.density:g}" if pruning.density is not None else f"kept{pruning.kept}" if pruning.kept else "density1"
+        amount = (
+            f"density{pruning.density:g}"
+            if pruning.density is not None
+            else f"kept{pruning.num_kept}"
+            if pruning.num_kept
+            else "density1"
+        )
         if pruning.effective_density is not None:
             amount = f"effective{pruning.effective_density:g}"
-        return "-".join([self.recipe_name, self._pruner_name(), amount, f"seed{self.options.seed_everything}"])
+        return "-".join(
+            [self.recipe_name, self._pruner_name(), amount, f"seed{self.options.seed_everything}"]
+        )
 
     def _pruner_name(self) -> str:
-        """What a run's name calls the pruner: its overlay, else its class, and what is done about it."""
+        """What a run's name calls the pruner: its overlay, else its class, and what is done about
+        it.
+        """
         pruning = self.options.pruning
-        if pruning.masks:
-            path = Path(pruning.masks).resolve()
+        if pruning.masks_path:
+            path = Path(pruning.masks_path).resolve()
             return f"masks_{path.parent.name if run_of(path) is not None else path.stem}"
-        overlay = next((path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None)
+        overlay = next(
+            (path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None
+        )
         pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
         sanity = f"_{pruning.sanity}" if pruning.sanity else ""
         return f"{pruner}{sanity}_at{pruning.at_epoch}" if pruning.at_epoch else f"{pruner}{sanity}"
 
     def _loggers(self, asked: Any) -> list[Any]:
-        """In a run metrics.csv always, and TensorBoard unless another logger, or none, was asked for; elsewhere what was asked for."""
+        """In a run metrics.csv always, and TensorBoard unless another logger, or none, was asked
+        for; elsewhere what was asked for.
+        """
         default = asked is None or asked is True
         others = [] if default or asked is False else asked if isinstance(asked, list) else [asked]
         if self.run_folder is None:
             return others
-        return [RunCSV(self.run_folder), *([RunTensorBoard(self.run_folder)] if default else others)]
+        return [
+            RunCSV(self.run_folder),
+            *([RunTensorBoard(self.run_folder)] if default else others),
+        ]
 
     @property
     def callbacks(self) -> list[Any]:
@@ -515,7 +661,9 @@ class CLI(LightningCLI):
         return callbacks
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it. What our own code refuses and a storage that fails are a sentence; any other error keeps its traceback."""
+        """Run it. What our own code refuses and a storage that fails are a sentence; any other
+        error keeps its traceback.
+        """
         try:
             super()._run_subcommand(subcommand)
         except Stopped as stopped:
@@ -528,21 +676,26 @@ class CLI(LightningCLI):
             said = _said(error)
             if said is None:
                 raise
-            sentence(" ".join(said.split()), status=1)
+            exit_with_error(" ".join(said.split()), status=1)
 
     def _stopped(self, stopped: Stopped) -> NoReturn:
         """Say where training can go on, and leave with the signal's exit status."""
         if self.trainer.is_global_zero:
-            where = f"; {os.path.relpath(stopped.checkpoint)} is whole" if stopped.checkpoint else ""
+            where = (
+                f"; {os.path.relpath(stopped.checkpoint)} is whole" if stopped.checkpoint else ""
+            )
             what = "goes on" if stopped.checkpoint else "starts again"
             if stopped.number == signal.SIGUSR1:
                 # Said first: to be queued again is to be killed.
-                print(f"\nSLURM's time is nearly up{where}. The job is queued again and then {what} by itself.", flush=True)
+                print(
+                    f"\nSLURM's time is nearly up{where}. The job is queued again and then {what} by itself.",
+                    flush=True,
+                )
                 slurm.queue_again()
                 raise SystemExit(0)
             resumable = self.run_folder is not None and self.subcommand == "fit"
             again = f"; the same command with --ckpt_path last {what} there" if resumable else ""
-            sentence(f"{stopped}{where}{again}", status=128 + stopped.number)
+            exit_with_error(f"{stopped}{where}{again}", status=128 + stopped.number)
         raise SystemExit(0)
 
     # -- what is said at the end
@@ -553,12 +706,18 @@ class CLI(LightningCLI):
             folder = os.path.relpath(self.run_folder)
             if self._finished and (record := read_record(self.run_folder)) is not None:
                 print(f"\n{_finished(self.run_folder, record)}")
-            print(f"\nThe run lies in       {folder}\nTest it with          python -m synflow_pl test --ckpt_path {folder}")
+            print(
+                f"\nThe run lies in       {folder}\nTest it with          python -m synflow_pl test --ckpt_path {folder}"
+            )
             if any(isinstance(logger, TensorBoardLogger) for logger in self.trainer.loggers):
-                print(f"Look at all runs with tensorboard --logdir {os.path.relpath(self.run_folder.parent)}")
+                print(
+                    f"Look at all runs with tensorboard --logdir {os.path.relpath(self.run_folder.parent)}"
+                )
 
     def test(self, **kwargs: Any) -> None:
-        """Run the test, record in the run which checkpoint was tested with which other options, and keep the metrics."""
+        """Run the test, record in the run which checkpoint was tested with which other options, and
+        keep the metrics.
+        """
         if self.run_folder is not None:
             tested = self._tested()
             for logger in self.trainer.loggers:
@@ -567,23 +726,40 @@ class CLI(LightningCLI):
         self.metrics = self.trainer.test(**kwargs)
 
     def _tested(self) -> Tested:
-        """The checkpoint that a test is of: that of the command ``test``, or the network as a training has just left it."""
+        """The checkpoint that a test is of: that of the command ``test``, or the network as a
+        training has just left it.
+        """
         path = self.options.get("ckpt_path") if self.subcommand == "test" else None
         if path is None or self.run_folder is None:
             now = yaml.safe_load(self._config_text)
             return Tested("", None, self.trainer.global_step, untested(now, now))
         content = read(path)
-        changed = untested(yaml.safe_load((self.run_folder / CONFIG).read_text()), yaml.safe_load(self._config_text))
+        changed = untested(
+            yaml.safe_load((self.run_folder / CONFIG).read_text()),
+            yaml.safe_load(self._config_text),
+        )
         name = os.path.relpath(path, self.run_folder)
-        return Tested(name, int(content.get("epoch", 0)), int(content.get("global_step", 0)), changed)
+        return Tested(
+            name, int(content.get("epoch", 0)), int(content.get("global_step", 0)), changed
+        )
 
     def predict(self, **kwargs: Any) -> None:
-        """Predict, and write ``predictions.csv``: for each image its number or file, the likeliest class and its probability."""
+        """Predict, and write ``predictions.csv``: for each image its number or file, the likeliest
+        class and its probability.
+        """
         if self.trainer.world_size > 1:
-            raise ValueError(f"predict runs on one device, not {self.trainer.world_size}; add --trainer.devices 1")
+            raise ValueError(
+                f"predict runs on one device, not {self.trainer.world_size}; add --trainer.devices 1"
+            )
         batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
-        images = self.datamodule.predict_files if self.datamodule.predict_on is not None else itertools.count()
-        write_predictions((self.run_folder or Path(".")) / "predictions.csv", images, torch.cat(batches))  # type: ignore[arg-type]
+        images = (
+            self.datamodule.predict_files
+            if self.datamodule.predict_dir is not None
+            else itertools.count()
+        )
+        write_predictions(
+            (self.run_folder or Path(".")) / "predictions.csv", images, torch.cat(batches)
+        )  # type: ignore[arg-type]
 
 
 def _finished(run: Path, record: Training) -> str:
@@ -594,8 +770,20 @@ def _finished(run: Path, record: Training) -> str:
 
 
 def _said(error: Exception) -> str | None:
-    """Return the sentence for an error that was refused by our own code or comes from the storage; ``None`` for any other."""
-    if isinstance(error, (DeadNetwork, Disagreement, ValueError, OSError, FloatingPointError, MisconfigurationException)):
+    """Return the sentence for an error that was refused by our own code or comes from the storage;
+    ``None`` for any other.
+    """
+    if isinstance(
+        error,
+        (
+            DeadNetwork,
+            Disagreement,
+            ValueError,
+            OSError,
+            FloatingPointError,
+            MisconfigurationException,
+        ),
+    ):
         cause: BaseException | None = error
         while cause is not None and not _is_ours(cause):
             cause = cause.__context__  # a full disk fails the logger too, while it is being closed
@@ -608,12 +796,16 @@ def _said(error: Exception) -> str | None:
 def _is_ours(error: BaseException) -> bool:
     """Whether an error is one that our own code raised, or one of Lightning's about its options."""
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    return isinstance(error, MisconfigurationException) or Path(raised_in).is_relative_to(Path(__file__).parents[1])
+    return isinstance(error, MisconfigurationException) or Path(raised_in).is_relative_to(
+        Path(__file__).parents[1]
+    )
 
 
 def _set_default(config: Namespace, name: str, value: Any) -> None:
-    """Set an argument of a class to ``value``, if the class has it and the options leave it at its default."""
-    argument = inspect.signature(named(config.class_path)).parameters.get(name)
+    """Set an argument of a class to ``value``, if the class has it and the options leave it at its
+    default.
+    """
+    argument = inspect.signature(import_class(config.class_path)).parameters.get(name)
     if argument is None:
         return
     default = list(argument.default) if isinstance(argument.default, tuple) else argument.default
@@ -629,14 +821,23 @@ def _short(config: Namespace) -> str:
 def _plain(name: str, config: Any) -> dict[str, Any]:
     """Those arguments of a class that are numbers or words, by ``settings/name/argument``."""
     arguments = config.get("init_args", {}) if isinstance(config, Namespace) else {}
-    return {f"settings/{name}/{key}": value for key, value in arguments.items() if isinstance(value, (int, float, str, bool))}
+    return {
+        f"settings/{name}/{key}": value
+        for key, value in arguments.items()
+        if isinstance(value, (int, float, str, bool))
+    }
 
 
 def _settings(config: Namespace) -> dict[str, Any]:
-    """The options by which runs are compared: five that TensorBoard's table shows by itself, and others below "settings/", in whose
-    order it comes after them.
+    """The options by which runs are compared: five that TensorBoard's table shows by itself, and
+    others below "settings/", in whose order it comes after them.
     """
-    model, pruning, data, optimizer = config.model, config.pruning, config.data, config.model.optimizer
+    model, pruning, data, optimizer = (
+        config.model,
+        config.pruning,
+        config.data,
+        config.model.optimizer,
+    )
     others = {
         "rounds": pruning.rounds,
         "effective_density": pruning.effective_density,
@@ -645,8 +846,12 @@ def _settings(config: Namespace) -> dict[str, Any]:
         "scope": pruning.scope,
         "schedule": pruning.schedule,
         "optimizer": _short(optimizer) if isinstance(optimizer, Namespace) else "default",
-        "lr": optimizer.get("init_args", {}).get("lr") if isinstance(optimizer, Namespace) else None,
-        "weight_decay": optimizer.get("init_args", {}).get("weight_decay") if isinstance(optimizer, Namespace) else None,
+        "lr": optimizer.get("init_args", {}).get("lr")
+        if isinstance(optimizer, Namespace)
+        else None,
+        "weight_decay": optimizer.get("init_args", {}).get("weight_decay")
+        if isinstance(optimizer, Namespace)
+        else None,
         "batch_size": data.init_args.get("batch_size"),
         "epochs": config.trainer.max_epochs,
         "precision": config.trainer.precision,

@@ -1,4 +1,6 @@
-"""Own options of the subcommands, parsed without torch; a mistake in them is one sentence that names the nearest right option."""
+"""Own options of the subcommands, parsed without torch; a mistake in them is one sentence that
+names the nearest right option.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +11,28 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-__all__ = ["Options", "near", "sentence"]
+__all__ = ["Options", "exit_with_error", "near"]
 
 _KINDS = {"int": "a whole number", "float": "a number", "Path": "a path"}
 
 
-def sentence(message: str, status: int = 2) -> NoReturn:
+def exit_with_error(message: str, status: int = 2) -> NoReturn:
     """Print one sentence to standard error and leave; exit status 2 is a mistake in the options."""
     print(f"synflow_pl: error: {message}", file=sys.stderr)
     raise SystemExit(status)
 
 
 def near(wrong: str, known: Sequence[str]) -> str:
-    """Return "; did you mean NAME?" with the nearest of the known names, or an empty text if none is near."""
+    """Return "; did you mean NAME?" with the nearest of the known names, or an empty text if none
+    is near.
+    """
     close = [] if wrong.isdigit() else get_close_matches(wrong, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 class Options(argparse.ArgumentParser):
-    """A parser of options whose errors are one sentence, with exit status 2; options may not be abbreviated.
+    """A parser of options whose errors are one sentence, with exit status 2; options may not be
+    abbreviated.
 
     Args:
         name: name of the subcommand.
@@ -41,7 +46,12 @@ class Options(argparse.ArgumentParser):
     @property
     def names(self) -> list[str]:
         """Names of the options, without leading dashes."""
-        return [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
+        return [
+            option[2:]
+            for action in self._actions
+            for option in action.option_strings
+            if option.startswith("--")
+        ]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and note what was typed for the errors."""
@@ -50,7 +60,7 @@ class Options(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Leave with one sentence."""
-        sentence(self._clear(message))
+        exit_with_error(self._clear(message))
 
     def _clear(self, message: str) -> str:
         """Return argparse's message as one sentence."""
@@ -60,12 +70,16 @@ class Options(argparse.ArgumentParser):
         if missing := re.search(r"arguments are required: (\S+?)(?:,|$)", message):
             name = missing[1].lstrip("-")
             typed = [arg[2:].partition("=")[0] for arg in self._typed if arg.startswith("--")]
-            if wrong := get_close_matches(name, [other for other in typed if other not in self.names], n=1, cutoff=0.6):
+            if wrong := get_close_matches(
+                name, [other for other in typed if other not in self.names], n=1, cutoff=0.6
+            ):
                 return f"there is no option {wrong[0]}; did you mean {name}?"
             return f"{message} ({self._help_of(name)})"
         if invalid := re.search(r"argument ([^:]+): invalid (\w+) value: '(.*)'", message):
             return f"{self._long(invalid[1])}: {invalid[3]!r} is not {_KINDS.get(invalid[2], f'a {invalid[2]}')}"
-        if choice := re.search(r"argument ([^:]+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+        if choice := re.search(
+            r"argument ([^:]+): invalid choice: '(.*)' \(choose from (.*)\)", message
+        ):
             choices = [each.strip(" '") for each in choice[3].split(",")]
             return f"{message}{near(choice[2], choices)}"
         return " ".join(message.split())
@@ -74,5 +88,9 @@ class Options(argparse.ArgumentParser):
         return name.split("/")[-1].lstrip("-")
 
     def _help_of(self, name: str) -> str:
-        action = next(each for each in self._actions if name in (each.dest, each.metavar, *(o[2:] for o in each.option_strings)))
+        action = next(
+            each
+            for each in self._actions
+            if name in (each.dest, each.metavar, *(o[2:] for o in each.option_strings))
+        )
         return str(action.help)

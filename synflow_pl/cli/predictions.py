@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from synflow_pl.cli.options import Options, sentence
-from synflow_pl.data.folder import fitting, image_files
-from synflow_pl.data.stream import Files
-from synflow_pl.durable import check_folder, explain, replacing
+from synflow_pl.cli.options import Options, exit_with_error
+from synflow_pl.data.image_folder import fitting, image_files
+from synflow_pl.data.torchvision_loader import Files
 from synflow_pl.export import load_exported
+from synflow_pl.io import atomic_write, check_folder, explain
 
 __all__ = ["predict_exported", "write_predictions"]
 
@@ -32,11 +32,14 @@ def write_predictions(path: Path, images: Iterable[object], probabilities: Tenso
         probabilities: (N, num_classes).
     """
     best, classes = probabilities.max(1)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         text = io.TextIOWrapper(file, newline="", write_through=True)
         writer = csv.writer(text)
         writer.writerow(["image", "class", "probability"])
-        writer.writerows((image, int(c), f"{float(p):.6f}") for image, c, p in zip(images, classes, best, strict=False))
+        writer.writerows(
+            (image, int(c), f"{float(p):.6f}")
+            for image, c, p in zip(images, classes, best, strict=False)
+        )
         text.detach()
     print(f"\n{len(classes)} predictions lie in {os.path.relpath(path)}")
 
@@ -45,16 +48,24 @@ def predict_exported(args: list[str]) -> None:
     """Classify the images of a folder with an exported file.
 
     Args:
-        args: ``--ckpt_path FILE``, ``--data.predict_on FOLDER``, ``--output PATH``, ``--trust``.
+        args: ``--ckpt_path FILE``, ``--data.predict_dir FOLDER``, ``--output PATH``, ``--trust``.
     """
     parser = Options(
         "predict",
-        usage="%(prog)s --ckpt_path FILE --data.predict_on FOLDER [--output CSV] [--trust]",
-        description=predict_exported.__doc__.partition("\n")[0] if predict_exported.__doc__ else None,
+        usage="%(prog)s --ckpt_path FILE --data.predict_dir FOLDER [--output CSV] [--trust]",
+        description=predict_exported.__doc__.partition("\n")[0]
+        if predict_exported.__doc__
+        else None,
     )
-    parser.add_argument("--ckpt_path", required=True, help=f"a file that export wrote: {', '.join(EXPORTED)}")
-    parser.add_argument("--data.predict_on", dest="folder", required=True, help="a folder of images")
-    parser.add_argument("--output", default=None, help="the CSV file; by default predictions.csv beside the network")
+    parser.add_argument(
+        "--ckpt_path", required=True, help=f"a file that export wrote: {', '.join(EXPORTED)}"
+    )
+    parser.add_argument(
+        "--data.predict_dir", dest="folder", required=True, help="a folder of images"
+    )
+    parser.add_argument(
+        "--output", default=None, help="the CSV file; by default predictions.csv beside the network"
+    )
     parser.add_argument("--trust", action="store_true", help="read a .pt2, which can run code")
     own = parser.parse_args(args)
     network_file = Path(own.ckpt_path)
@@ -65,11 +76,15 @@ def predict_exported(args: list[str]) -> None:
         facts = exported.facts
         paths = image_files(Path(own.folder).expanduser())
         transform = fitting(facts.input_shape[1:], facts.mean, facts.std)
-        pictures = Files(paths, torch.full((len(paths),), -1), transform, channels=facts.input_shape[0])
+        pictures = Files(
+            paths, torch.full((len(paths),), -1), transform, channels=facts.input_shape[0]
+        )
         found = []
         for start in range(0, len(paths), _BATCH):
-            images = torch.stack([pictures[index][0] for index in range(start, min(start + _BATCH, len(paths)))])
+            images = torch.stack(
+                [pictures[index][0] for index in range(start, min(start + _BATCH, len(paths)))]
+            )
             found.append(exported(images).softmax(1))
         write_predictions(output, paths, torch.cat(found))
     except (ValueError, OSError, ImportError) as error:
-        sentence(explain(error), status=1)
+        exit_with_error(explain(error), status=1)

@@ -1,4 +1,6 @@
-"""The prune command: what a pruner makes of a network, without training it; with ``--compare``, what several make of the same one."""
+"""The prune command: what a pruner makes of a network, without training it; with ``--compare``,
+what several make of the same one.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from synflow_pl.cli import multishot
+from synflow_pl.cli.errors import exit_with_error, import_class
 from synflow_pl.cli.main import CLI, _quieten, resolved
-from synflow_pl.cli.messages import named, sentence
 from synflow_pl.cli.options import Options
 from synflow_pl.cli.resume import write_config
 from synflow_pl.diagnosis import Comparison, Diagnosis
@@ -24,10 +26,12 @@ __all__ = ["prune"]
 
 
 def prune(args: list[str]) -> None:
-    """Prune a network and say what was kept, without training it; touch data only for a pruner that scores on data.
+    """Prune a network and say what was kept, without training it; touch data only for a pruner that
+    scores on data.
 
     Args:
-        args: options of ``fit``; ``--compare NAME NAME ...`` puts overlays of ``configs/pruners`` side by side.
+        args: options of ``fit``; ``--compare NAME NAME ...`` puts overlays of ``configs/pruners``
+            side by side.
     """
     own = Options("prune", add_help=False)
     own.add_argument("--compare", nargs="*")
@@ -35,7 +39,10 @@ def prune(args: list[str]) -> None:
     given, options = own.parse_known_args(args)
     _quieten()
     if given.compare is None:
-        _Prune(resolved(["prune", *options, *(["--run", given.run] if given.run else [])]), own=own.names)
+        _Prune(
+            resolved(["prune", *options, *(["--run", given.run] if given.run else [])]),
+            own=own.names,
+        )
     else:
         _compare(given.compare, given.run, options, own.names)
 
@@ -44,7 +51,9 @@ class _Trainer(Trainer):
     """A trainer that can also prune without training."""
 
     def prune(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
-        """Prune without training; with --compare NAME NAME ... by several overlays of configs/pruners, side by side."""
+        """Prune without training; with --compare NAME NAME ... by several overlays of
+        configs/pruners, side by side.
+        """
         callback = pruning(self)
         model.to(self.strategy.root_device)
         if datamodule is not None:
@@ -75,7 +84,9 @@ class _Prune(CLI):
 
     trainer_kind = _Trainer
 
-    def __init__(self, args: list[str], own: Sequence[str] = (), folder: Path | None = None) -> None:
+    def __init__(
+        self, args: list[str], own: Sequence[str] = (), folder: Path | None = None
+    ) -> None:
         self._folder = folder
         super().__init__(args, own)
 
@@ -88,11 +99,17 @@ class _Prune(CLI):
         return super()._default_name() + PRUNED
 
     def _find_run(self, root: Path) -> Path | None:
-        return super()._find_run(root) if self._folder is None else claim(self._folder.parent, self._folder.name)
+        return (
+            super()._find_run(root)
+            if self._folder is None
+            else claim(self._folder.parent, self._folder.name)
+        )
 
     def _open_run(self) -> None:
         if self.trainer.world_size > 1:
-            raise ValueError(f"prune runs on one device, not {self.trainer.world_size}; add --trainer.devices 1")
+            raise ValueError(
+                f"prune runs on one device, not {self.trainer.world_size}; add --trainer.devices 1"
+            )
         pruning(self.trainer).check_now()
         super()._open_run()
 
@@ -116,7 +133,7 @@ class _Prune(CLI):
         folder = os.path.relpath(self.run_folder)
         print(
             f"\nThe run lies in  {folder}\n"
-            f"Train it with    python -m synflow_pl fit -c {folder}/{CONFIG} --pruning.masks {folder}/masks.safetensors"
+            f"Train it with    python -m synflow_pl fit -c {folder}/{CONFIG} --pruning.masks_path {folder}/masks.safetensors"
         )
 
 
@@ -125,13 +142,23 @@ def _leave(folder: Path, told: Diagnosis, callback: PruneAtInit) -> None:
     told.to_csv(folder / "diagnosis.csv")
     told.to_json(folder / "diagnosis.json")
     if len(told.layers) > MOST_LAYERS:
-        print(f"No pictures: of {len(told.layers)} layers, more than {MOST_LAYERS}, none could be read.")
+        print(
+            f"No pictures: of {len(told.layers)} layers, more than {MOST_LAYERS}, none could be read."
+        )
         return
-    names, effective = [layer.name for layer in told.layers], [layer.effective_density for layer in told.layers]
-    save(density_per_layer(names, [layer.density for layer in told.layers], told.density, effective), folder / "density_per_layer")
+    names, effective = (
+        [layer.name for layer in told.layers],
+        [layer.effective_density for layer in told.layers],
+    )
+    save(
+        density_per_layer(names, [layer.density for layer in told.layers], told.density, effective),
+        folder / "density_per_layer",
+    )
     if callback.survival is not None:
         compression = [1 / density for density in callback.survival.densities]
-        save(layers_over_rounds(compression, callback.survival.kept()), folder / "layers_over_rounds")
+        save(
+            layers_over_rounds(compression, callback.survival.kept()), folder / "layers_over_rounds"
+        )
 
 
 # -- side by side
@@ -147,9 +174,13 @@ class _Plan(multishot.Plan, _Prune):
 def _compare(overlays: list[str], name: str | None, options: list[str], own: Sequence[str]) -> None:
     """Prune once with each overlay, from the same weights, and put what came of it side by side."""
     if len(set(overlays)) < max(2, len(overlays)):
-        sentence(f"compare: {' '.join(overlays) or 'no name'} is not at least two different names of pruners, such as snip grasp")
+        exit_with_error(
+            f"compare: {' '.join(overlays) or 'no name'} is not at least two different names of pruners, such as snip grasp"
+        )
     commands = {overlay: _over(options, overlay) for overlay in overlays}
-    plans = {overlay: _Plan(resolved(["prune", *command]), own) for overlay, command in commands.items()}
+    plans = {
+        overlay: _Plan(resolved(["prune", *command]), own) for overlay, command in commands.items()
+    }
     for overlay, plan in plans.items():
         _check(overlay, plan)
     first = plans[overlays[0]]
@@ -158,8 +189,15 @@ def _compare(overlays: list[str], name: str | None, options: list[str], own: Seq
     told, seconds = {}, {}
     for overlay, command in commands.items():
         # The seed that was drawn, if it was to be drawn: all begin with the same weights.
-        same = ["--seed_everything", str(first.options.seed_everything), "--pruning.on_collapse", "warn"]
-        callback = pruning(_Prune(resolved(["prune", *command, *same]), folder=group / overlay).trainer)
+        same = [
+            "--seed_everything",
+            str(first.options.seed_everything),
+            "--pruning.on_collapse",
+            "warn",
+        ]
+        callback = pruning(
+            _Prune(resolved(["prune", *command, *same]), folder=group / overlay).trainer
+        )
         assert callback.diagnosis is not None
         told[overlay], seconds[overlay] = callback.diagnosis, callback.seconds
     comparison = Comparison(told, seconds)
@@ -170,7 +208,9 @@ def _compare(overlays: list[str], name: str | None, options: list[str], own: Seq
 
 
 def _over(options: list[str], overlay: str) -> list[str]:
-    """Return the options with one more overlay, which wins over all other files; all options win over it."""
+    """Return the options with one more overlay, which wins over all other files; all options win
+    over it.
+    """
     return [*options, "-c", f"pruners/{overlay}"]
 
 
@@ -178,8 +218,12 @@ def _check(overlay: str, plan: _Plan) -> None:
     """Refuse what cannot be compared, before anything is pruned."""
     options = plan.options.pruning
     if options.pruner is None:
-        sentence(f"compare: {overlay!r} prunes nothing; leave it out")
-    if named(options.pruner.class_path).over is not None:
-        sentence(f"compare: {overlay!r} prunes during a training, and nothing is trained here; leave it out")
-    if given := [option for option in ("masks", "at_epoch") if options.get(option)]:
-        sentence(f"pruning.{given[0]} cannot go with compare, which prunes at initialisation")
+        exit_with_error(f"compare: {overlay!r} prunes nothing; leave it out")
+    if import_class(options.pruner.class_path).end_fraction is not None:
+        exit_with_error(
+            f"compare: {overlay!r} prunes during a training, and nothing is trained here; leave it out"
+        )
+    if given := [option for option in ("masks_path", "at_epoch") if options.get(option)]:
+        exit_with_error(
+            f"pruning.{given[0]} cannot go with compare, which prunes at initialisation"
+        )

@@ -17,7 +17,8 @@ def recipe_folder() -> Path:
 
 
 def find_recipe(name: str) -> Path:
-    """The file that ``-c NAME`` means: a path, or the name of a recipe (``mnist_fc``) or overlay (``pruners/synflow``) of ours.
+    """The file that ``-c NAME`` means: a path, or the name of a recipe (``mnist_fc``) or overlay
+    (``pruners/synflow``) of ours.
 
     Raises:
         FileNotFoundError: if there is none, with the nearest name there is.
@@ -25,7 +26,10 @@ def find_recipe(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     folder = recipe_folder()
-    known = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    known = {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in sorted(folder.rglob("*.yaml"))
+    }
     wanted = name.removesuffix(".yaml").removeprefix("configs/")
     if wanted in known:
         return known[wanted]
@@ -39,4 +43,7 @@ def overlays() -> dict[str, dict[str, Any]]:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return {path.stem: yaml.load(path.read_text(), loader) for path in sorted((recipe_folder() / "pruners").glob("*.yaml"))}
+    return {
+        path.stem: yaml.load(path.read_text(), loader)
+        for path in sorted((recipe_folder() / "pruners").glob("*.yaml"))
+    }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from synflow_pl.cli.options import Options, sentence
+from synflow_pl.cli.options import Options, exit_with_error
 
 __all__ = ["report"]
 
 
 def report(args: list[str]) -> None:
-    """Write the report, print its table, and say which runs are left out and why. Exit status 2 if there is nothing to report.
+    """Write the report, print its table, and say which runs are left out and why. Exit status 2 if
+    there is nothing to report.
 
     Args:
         args: folders of runs, and the command's options.
@@ -21,35 +22,61 @@ def report(args: list[str]) -> None:
         description="Read runs and write a table (CSV, Markdown, LaTeX) and figures: accuracy against compression, effective density"
         " and FLOPs, with bands of a sample deviation; weights left in each layer.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="runs, or folders of runs: lightning_logs, a sweep's")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write into (default: report)")
-    parser.add_argument("--reference", default="synflow", help="pruner that the others are compared with (default: synflow)")
-    parser.add_argument("--paper", action="store_true", help="draw the published curves of Tanaka et al. 2020, Figure 6, beside ours")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUNS",
+        help="runs, or folders of runs: lightning_logs, a sweep's",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), help="folder to write into (default: report)"
+    )
+    parser.add_argument(
+        "--reference",
+        default="synflow",
+        help="pruner that the others are compared with (default: synflow)",
+    )
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="draw the published curves of Tanaka et al. 2020, Figure 6, beside ours",
+    )
     own = parser.parse_args(args)
 
     from synflow_pl.cli.recipes import overlays
-    from synflow_pl.durable import check_folder, explain
-    from synflow_pl.runs.report import report as written
-    from synflow_pl.runs.table import as_markdown
+    from synflow_pl.io import check_folder, explain
+    from synflow_pl.runs.report_files import report as written
+    from synflow_pl.runs.report_table import as_markdown
 
     try:
         check_folder(own.out, "--out")
         told = written(own.runs, own.out, overlays(), reference=own.reference, paper=own.paper)
     except (OSError, ValueError) as error:
-        sentence(explain(error))
+        exit_with_error(explain(error))
     print(as_markdown(told.cells, own.reference))
     if own.reference not in {cell.pruner for cell in told.cells}:
-        print(f"There is no run of {own.reference} to compare with; name another pruner with --reference.")
+        print(
+            f"There is no run of {own.reference} to compare with; name another pruner with --reference."
+        )
     if own.paper and not any(path.name.startswith("published-") for path in told.written):
         print("No published curve is of the network and data of these runs, so --paper draws none.")
     elif own.paper and all(cell.accuracy("best_on_test") is None for cell in told.cells):
-        print("The published curves stand alone: no run here was tested after each epoch (--data.test_each_epoch true).")
+        print(
+            "The published curves stand alone: no run here was tested after each epoch (--data.test_each_epoch true)."
+        )
     parts = sum(run.accuracies.final is None for cell in told.cells for run in cell.runs.values())
     if parts:
-        print(f"{parts} runs were tested on a part of the test set (trainer.limit_test_batches), and their accuracy is not told.")
+        print(
+            f"{parts} runs were tested on a part of the test set (trainer.limit_test_batches), and their accuracy is not told."
+        )
     for folder, reason in told.left_out.items():
         print(f"left out: {os.path.relpath(folder)}: {reason}")
     if told.between:
-        print(f"{told.between} levels of multi-shot pruning are not reported, since they are not the last of theirs.")
+        print(
+            f"{told.between} levels of multi-shot pruning are not reported, since they are not the last of theirs."
+        )
     count = sum(len(cell.runs) for cell in told.cells)
-    print(f"{count} runs reported, {len(told.left_out)} left out; {len(told.written)} files in {os.path.relpath(own.out)}")
+    print(
+        f"{count} runs reported, {len(told.left_out)} left out; {len(told.written)} files in {os.path.relpath(own.out)}"
+    )

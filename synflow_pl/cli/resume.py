@@ -1,4 +1,6 @@
-"""Resume: which run a command goes on in, who works in a run, and what of a command a checkpoint overrules."""
+"""Resume: which run a command goes on in, who works in a run, and what of a command a checkpoint
+overrules.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,22 @@ from typing import IO, Any
 
 import yaml
 
-from synflow_pl.durable import replacing, tidy
+from synflow_pl.io import atomic_write, remove_partial_files
 from synflow_pl.runs import CONFIG, MACHINES
-from synflow_pl.runs.record import RECORD
+from synflow_pl.runs.training_record import RECORD
 from synflow_pl.training import find_checkpoint
 
-__all__ = ["OWNER", "begin_again", "differing", "go_on", "missing_files", "own", "replaced", "settings", "settings_of"]
+__all__ = [
+    "OWNER",
+    "begin_again",
+    "differing",
+    "go_on",
+    "missing_files",
+    "own",
+    "replaced",
+    "settings",
+    "settings_of",
+]
 
 OWNER = ".owner"
 """In a run: the SLURM job that works in it, if one does, and the lock that the process holds."""
@@ -30,10 +42,13 @@ _held: list[IO[str]] = []
 
 
 def own(run: Path) -> bool:
-    """Work in a run until this process ends; false if another one does. It cannot be forgotten: a killed process owns nothing."""
+    """Work in a run until this process ends; false if another one does. It cannot be forgotten: a
+    killed process owns nothing.
+    """
     file = open(run / OWNER, "a+")  # noqa: SIM115  # it has to stay open
     try:
-        # Of the process alone: workers that were forked and outlive it for some seconds do not keep it.
+        # Of the process alone: workers that were forked and outlive it for some seconds do not keep
+        # it.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.close()
@@ -52,7 +67,11 @@ def _job(run: Path) -> str:
 
 def settings(text: str) -> dict[str, Any]:
     """What a configuration says to compute, by option."""
-    return {key: value for key, value in _flat(yaml.safe_load(text) or {}) if key.partition(".")[0] not in _OF_A_START}
+    return {
+        key: value
+        for key, value in _flat(yaml.safe_load(text) or {})
+        if key.partition(".")[0] not in _OF_A_START
+    }
 
 
 def settings_of(run: Path) -> dict[str, Any]:
@@ -87,7 +106,14 @@ def replaced(now: Mapping[str, Any], was: Mapping[str, Any], keys: Sequence[str]
     for key in keys:
         parts = key.split(".")
         if (
-            whole := next((index for index, part in enumerate(parts) if part in ("pruner", "optimizer", "scheduler")), None)
+            whole := next(
+                (
+                    index
+                    for index, part in enumerate(parts)
+                    if part in ("pruner", "optimizer", "scheduler")
+                ),
+                None,
+            )
         ) is not None:
             parts = parts[: whole + 1]
         target, source = content, dict(was)
@@ -99,8 +125,14 @@ def replaced(now: Mapping[str, Any], was: Mapping[str, Any], keys: Sequence[str]
 
 
 def missing_files(pruning: Mapping[str, Any]) -> list[str]:
-    """Return the files of masks or trained weights that the options of pruning name and that do not exist any more."""
-    return [str(pruning[name]) for name in ("masks", "trained") if pruning.get(name) and not Path(pruning[name]).exists()]
+    """Return the files of masks or trained weights that the options of pruning name and that do not
+    exist any more.
+    """
+    return [
+        str(pruning[name])
+        for name in ("masks_path", "score_from")
+        if pruning.get(name) and not Path(pruning[name]).exists()
+    ]
 
 
 def _newest(run: Path) -> float:
@@ -111,17 +143,21 @@ def _newest(run: Path) -> float:
         return 0
 
 
-def go_on(runs: Path, wanted: Mapping[str, Any], name: str | None, *, asked: bool) -> tuple[Path | None, list[str]]:
+def go_on(
+    runs: Path, wanted: Mapping[str, Any], name: str | None, *, asked: bool
+) -> tuple[Path | None, list[str]]:
     """The run to go on in, which this process then works in.
 
-    Runs qualify that compute what is wanted, that no living process works in, and that no other SLURM job has worked in: it may be
-    waiting to go on. Among them the one with the newest checkpoint is taken.
+    Runs qualify that compute what is wanted, that no living process works in, and that no other
+    SLURM job has worked in: it may be waiting to go on. Among them the one with the newest
+    checkpoint is taken.
 
     Args:
         runs: folder of the runs.
         wanted: settings of this command.
         name: of the run, if the command has one; ``name-2`` and so on are meant too.
-        asked: by ``--ckpt_path last``; else a requeued SLURM job is looking for the run that it began.
+        asked: by ``--ckpt_path last``; else a requeued SLURM job is looking for the run that it
+            began.
 
     Returns:
         The run, if there is one, and remarks about runs that did not qualify.
@@ -137,7 +173,9 @@ def go_on(runs: Path, wanted: Mapping[str, Any], name: str | None, *, asked: boo
                 return run, []
             remarks.append(f"{run} is being worked in by another process")
         elif asked:
-            remarks.append(f"{run} belongs to SLURM job {whose}; to go on in it all the same: --run {run.name} --ckpt_path {run}")
+            remarks.append(
+                f"{run} belongs to SLURM job {whose}; to go on in it all the same: --run {run.name} --ckpt_path {run}"
+            )
     return None, remarks
 
 
@@ -146,10 +184,10 @@ def begin_again(run: Path) -> None:
     for pattern in _OF_A_TRAINING:
         for path in run.glob(pattern):
             path.unlink()
-    tidy(run)
+    remove_partial_files(run)
 
 
 def write_config(run: Path, text: str) -> None:
     """Write the configuration of a run."""
-    with replacing(run / CONFIG) as file:
+    with atomic_write(run / CONFIG) as file:
         file.write(text.encode())

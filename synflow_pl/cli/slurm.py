@@ -10,7 +10,7 @@ from typing import NoReturn
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Trainer
 
-from synflow_pl.training.interruption import Stopped
+from synflow_pl.training.signals import Stopped
 
 __all__ = ["listen", "queue_again", "restarted"]
 
@@ -21,7 +21,9 @@ def restarted() -> bool:
 
 
 def listen(trainer: Trainer) -> None:
-    """Leave the signals to us: Lightning would save in the middle of a step, and where other jobs find it."""
+    """Leave the signals to us: Lightning would save in the middle of a step, and where other jobs
+    find it.
+    """
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment):
         environment.auto_requeue = False
@@ -43,4 +45,6 @@ def queue_again() -> None:
     job = os.environ["SLURM_JOB_ID"]
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"SLURM does not queue job {job} again ({done.stderr.strip()}); submit it with --requeue")
+        raise ValueError(
+            f"SLURM does not queue job {job} again ({done.stderr.strip()}); submit it with --requeue"
+        )

@@ -1,4 +1,6 @@
-"""The sweep command: a grid of runs, each a ``fit`` and a ``test``; what is finished is skipped, what failed is tried again."""
+"""The sweep command: a grid of runs, each a ``fit`` and a ``test``; what is finished is skipped,
+what failed is tried again.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,14 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from synflow_pl.cli.dense_baselines import dense_baseline, width_of
+from synflow_pl.cli.errors import clarify, exit_with_error
 from synflow_pl.cli.main import run
-from synflow_pl.cli.messages import clarify, sentence
 from synflow_pl.cli.multishot import Plan, multishot, planned
-from synflow_pl.cli.narrower import narrower, width_of
 from synflow_pl.cli.recipes import find_recipe
-from synflow_pl.durable import check_folder, storage_error
-from synflow_pl.runs.launchers import Refused, Slurm, here, on_slurm
-from synflow_pl.runs.sweep import FAILED, Sweep, Task, accuracy, check_own, held
+from synflow_pl.io import check_folder, storage_error
+from synflow_pl.runs.launchers import LauncherError, Slurm, here, on_slurm
+from synflow_pl.runs.sweep_grid import FAILED, Sweep, Task, accuracy, check_own, held
 from synflow_pl.training import find_checkpoint
 
 __all__ = ["parsed", "sweep"]
@@ -37,10 +39,12 @@ _STOPPED = 128 + signal.SIGTERM
 
 
 def sweep(args: list[str]) -> None:
-    """Run a sweep, or with ``--dry_run`` list its runs. Exit status 1 if a run has failed each time it was tried.
+    """Run a sweep, or with ``--dry_run`` list its runs. Exit status 1 if a run has failed each time
+    it was tried.
 
     Args:
-        args: ``-c configs/sweeps/NAME.yaml``, the sweep's own options, and options of ``fit`` that every run gets.
+        args: ``-c configs/sweeps/NAME.yaml``, the sweep's own options, and options of ``fit`` that
+            every run gets.
     """
     own, grid, extra = parsed(args)
     folder = Path(own.folder or Path("sweeps") / own.name).resolve()
@@ -49,26 +53,37 @@ def sweep(args: list[str]) -> None:
     if own.dry_run:
         for task in tasks:
             _show(task, folder, task not in left)
-        print(f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}")
+        print(
+            f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}"
+        )
         return
     try:
         check_folder(folder / "logs", "--folder")
     except OSError as error:
         cause = storage_error(error) or error
-        sentence(f"--folder: {str(folder)!r} cannot be made or written into ({cause.strerror}); choose another")
+        exit_with_error(
+            f"--folder: {str(folder)!r} cannot be made or written into ({cause.strerror}); choose another"
+        )
     try:
         _run(tasks, left, folder, own)
     except KeyboardInterrupt:
         done = sum(accuracy(folder, task) is not None for task in tasks)
-        print(f"Stopped: {done} of {len(tasks)} runs are finished; the same command goes on.", flush=True)
+        print(
+            f"Stopped: {done} of {len(tasks)} runs are finished; the same command goes on.",
+            flush=True,
+        )
         raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _run(tasks: Sequence[Task], left: list[Task], folder: Path, own: Namespace) -> None:
     """Make the runs that are left, with progress, and say what came of them."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))  # so that the runs that were started end as well
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(_STOPPED)
+    )  # so that the runs that were started end as well
     progress = _Progress(len(tasks), len(tasks) - len(left))
-    print(f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}")
+    print(
+        f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}"
+    )
     share = own.parallel if own.launcher == "local" else 1
     busy: list[Task] = []
     failures: dict[str, str] = {}
@@ -90,9 +105,13 @@ def _run(tasks: Sequence[Task], left: list[Task], folder: Path, own: Namespace) 
                 print(f"{task.name} failed: {failures[task.name]}", flush=True)
         left = [task for task in left if task.name in failures]
     if busy:
-        print(f"{len(busy)} runs are worked on by another process; start the sweep again to see what became of them.")
+        print(
+            f"{len(busy)} runs are worked on by another process; start the sweep again to see what became of them."
+        )
     if failures:
-        print(f"{len(failures)} of {len(tasks)} runs failed {1 + own.retries} times; start the sweep again to try them once more:")
+        print(
+            f"{len(failures)} of {len(tasks)} runs failed {1 + own.retries} times; start the sweep again to try them once more:"
+        )
         for name, reason in failures.items():
             print(f"  {name}: {reason}\n    {os.path.relpath(folder / 'logs' / name)}.log")
     print(f"Look at what came of it: synflow_pl report {os.path.relpath(folder)}")
@@ -110,15 +129,34 @@ def _parser() -> ArgumentParser:
         description=__doc__,
         exit_on_error=False,
     )
-    parser.add_argument("-c", "--config", action="config", help="the sweep's file: a name (sweeps/mnist) or a path")
-    parser.add_class_arguments(Sweep)
-    parser.add_argument("--folder", type=str | None, default=None, help="where its runs lie; by default sweeps/NAME")
-    parser.add_argument("--dry_run", action="store_true", help="list the runs and their commands, and run nothing")
-    parser.add_argument("--retries", type=int, default=1, help="how often a run that failed is tried again, at least 0")
     parser.add_argument(
-        "--parallel", type=int | None, default=None, help="runs at a time on this machine; by default one per GPU, else 1"
+        "-c", "--config", action="config", help="the sweep's file: a name (sweeps/mnist) or a path"
     )
-    parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="this machine, or a job array of SLURM")
+    parser.add_class_arguments(Sweep)
+    parser.add_argument(
+        "--folder", type=str | None, default=None, help="where its runs lie; by default sweeps/NAME"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="list the runs and their commands, and run nothing"
+    )
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=1,
+        help="how often a run that failed is tried again, at least 0",
+    )
+    parser.add_argument(
+        "--parallel",
+        type=int | None,
+        default=None,
+        help="runs at a time on this machine; by default one per GPU, else 1",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["local", "slurm"],
+        default="local",
+        help="this machine, or a job array of SLURM",
+    )
     parser.add_class_arguments(Slurm, "slurm")
     return parser
 
@@ -126,7 +164,12 @@ def _parser() -> ArgumentParser:
 def parsed(args: Sequence[str]) -> tuple[Namespace, Sweep, list[str]]:
     """The sweep's own options, its grid, and what is left: options of ``fit``."""
     parser = _parser()
-    flags = {option for action in parser._actions for option in action.option_strings if action.nargs == 0}
+    flags = {
+        option
+        for action in parser._actions
+        for option in action.option_strings
+        if action.nargs == 0
+    }
     known = {option for action in parser._actions for option in action.option_strings}
     ours: list[str] = []
     extra: list[str] = []
@@ -144,13 +187,19 @@ def parsed(args: Sequence[str]) -> tuple[Namespace, Sweep, list[str]]:
             ours += [option, value]
         if option in ("-c", "--config") and value:
             try:
-                files.append(find_recipe(value if "/" in value or Path(value).is_file() else f"sweeps/{value}"))
+                files.append(
+                    find_recipe(
+                        value if "/" in value or Path(value).is_file() else f"sweeps/{value}"
+                    )
+                )
             except FileNotFoundError as error:
-                sentence(str(error))
+                exit_with_error(str(error))
             del ours[-1 if equals else -2 :]
         index += 1
     try:
-        own = parser.parse_args([*(f"--config={file}" for file in files), *ours])  # options win over files wherever they are typed
+        own = parser.parse_args(
+            [*(f"--config={file}" for file in files), *ours]
+        )  # options win over files wherever they are typed
         grid = Sweep(**{name: own[name] for name in Sweep.__dataclass_fields__})
         own.slurm = Slurm(**own.slurm)
         if own.retries < 0:
@@ -158,7 +207,7 @@ def parsed(args: Sequence[str]) -> tuple[Namespace, Sweep, list[str]]:
         if own.parallel is not None and own.parallel < 1:
             raise ValueError(f"parallel: {own.parallel} must be at least 1")
     except (ArgumentError, ValueError, TypeError) as error:
-        sentence(clarify(str(error), sorted(option.lstrip("-") for option in known)))
+        exit_with_error(clarify(str(error), sorted(option.lstrip("-") for option in known)))
     own.name = files[-1].stem if files else "sweep"
     own.parallel = own.parallel or max(1, _gpus())
     return own, grid, extra
@@ -171,11 +220,20 @@ def _gpus() -> int:
 
 
 def _checked(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task]:
-    """The sweep's runs; what ``fit`` would refuse is refused before the first of them, for each kind of run once."""
-    own = [option[2:] for action in _parser()._actions for option in action.option_strings if option.startswith("--")]
+    """The sweep's runs; what ``fit`` would refuse is refused before the first of them, for each
+    kind of run once.
+    """
+    own = [
+        option[2:]
+        for action in _parser()._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    ]
     try:
         tasks = grid.tasks([*_QUIET, *extra])
-        for task in {(task.recipe, task.options[3], task.levels, task.like): task for task in tasks}.values():
+        for task in {
+            (task.recipe, task.options[3], task.levels, task.like): task for task in tasks
+        }.values():
             if task.levels:
                 planned(["--levels", str(task.levels), *task.options], own)
             elif task.like:
@@ -184,12 +242,14 @@ def _checked(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task]:
                 Plan.of(list(task.options), own)
         check_own(folder, tasks)
     except (ValueError, FileNotFoundError) as error:
-        sentence(str(error))
+        exit_with_error(str(error))
     return tasks
 
 
 def _show(task: Task, folder: Path, ended: bool) -> None:
-    """One run and its commands, as they can be typed, but for a width that is still to be found out."""
+    """One run and its commands, as they can be typed, but for a width that is still to be found
+    out.
+    """
     print(f"{task.name}{' (finished)' if ended else ''}", flush=True)
     if not ended:
         more = (f"--model.network.{width_of(task)}", "WIDTH") if task.like else ()
@@ -205,7 +265,9 @@ class _Job:
     folder: Path
     task: Task
     share: int
-    """How many runs this machine works on at a time: each has its share of the cores, and if there are several, one GPU."""
+    """How many runs this machine works on at a time: each has its share of the cores, and if there
+    are several, one GPU.
+    """
 
     @property
     def log(self) -> Path:
@@ -218,15 +280,17 @@ def _launched(jobs: Sequence[_Job], own: Namespace) -> Iterator[tuple[_Job, int]
         return
     try:
         yield from on_slurm(_work, jobs, own.slurm, jobs[0].folder / "slurm", _PRELOAD)
-    except Refused as error:
-        sentence(str(error))
+    except LauncherError as error:
+        exit_with_error(str(error))
 
 
 def _work(job: _Job, place: int) -> None:
     """Make one run in a process of its own; what it says goes to its log."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C stops a run where it is: it shall not look like an error
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl-C stops a run where it is: it shall not look like an error
     with open(job.log, "a") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
@@ -269,7 +333,7 @@ def _train_and_test(folder: Path, task: Task, made: Path) -> None:
         multishot(task.train(folder)[1:])
         run(task.test(folder))
         return
-    more, about = narrower(task) if task.like else ((), None)
+    more, about = dense_baseline(task) if task.like else ((), None)
     goes_on = _goes_on(made)
     if made.exists() and not goes_on:
         shutil.rmtree(made)
@@ -293,14 +357,20 @@ def _goes_on(made: Path) -> bool:
 def _visible() -> list[str]:
     """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [name for name in given.split(",") if name] if given is not None else [str(index) for index in range(_gpus())]
+    return (
+        [name for name in given.split(",") if name]
+        if given is not None
+        else [str(index) for index in range(_gpus())]
+    )
 
 
 # -- what is said
 
 
 class _Progress:
-    """Says after each run how many are done and how long the rest will take, if they take as long as those before."""
+    """Says after each run how many are done and how long the rest will take, if they take as long
+    as those before.
+    """
 
     def __init__(self, total: int, done: int) -> None:
         self._total, self._done, self._before = total, done, done
@@ -310,14 +380,27 @@ class _Progress:
         self._done += 1
         elapsed = time.monotonic() - self._begun
         left = elapsed / (self._done - self._before) * (self._total - self._done)
-        when = f"about {_duration(left)} left" if self._done < self._total else f"{_duration(elapsed)} in all"
-        print(f"[{self._done:>{len(str(self._total))}}/{self._total}] {name}: {what}; {when}", flush=True)
+        when = (
+            f"about {_duration(left)} left"
+            if self._done < self._total
+            else f"{_duration(elapsed)} in all"
+        )
+        print(
+            f"[{self._done:>{len(str(self._total))}}/{self._total}] {name}: {what}; {when}",
+            flush=True,
+        )
 
 
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+    return (
+        f"{hours} h {minutes:02} min"
+        if hours
+        else f"{minutes} min {seconds:02} s"
+        if minutes
+        else f"{seconds} s"
+    )
 
 
 def _reason(job: _Job, status: int) -> str:
@@ -331,5 +414,9 @@ def _reason(job: _Job, status: int) -> str:
 
 
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.is_file() else []
+    lines = (
+        [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        if log.is_file()
+        else []
+    )
     return lines[-1].strip() if lines else "it said nothing"

@@ -15,7 +15,8 @@ def warn_untrained(subcommand: str, options: Namespace) -> None:
 
     Args:
         subcommand: Name of the subcommand.
-        options: Options of the subcommand. Trained weights come from ``ckpt_path``, ``network_weights``, or an argument of the network.
+        options: Options of the subcommand. Trained weights come from ``ckpt_path``,
+            ``network_weights``, or an argument of the network.
     """
     arguments = options.model.network.get("init_args") or {}
     trained = any(arguments.get(name) for name in _TRAINED)

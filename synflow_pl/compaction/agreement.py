@@ -1,8 +1,10 @@
-"""Agreement: whether a smaller network gives what the whole one gives, on inputs that were not recorded.
+"""Agreement: whether a smaller network gives what the whole one gives, on inputs that were not
+recorded.
 
-Both run in double precision on the example and on noise, in eval mode and, if the smaller network is to be trained, in train mode as
-well. Random operations give the same number at every position, since a layer with fewer units would draw other numbers from the same
-seed: dropout becomes a constant factor.
+Both run in double precision on the example and on noise, in eval mode and, if the smaller network
+is to be trained, in train mode as well. Random operations give the same number at every position,
+since a layer with fewer units would draw other numbers from the same seed: dropout becomes a
+constant factor.
 """
 
 from __future__ import annotations
@@ -23,19 +25,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from synflow_pl.compaction.branches import Conversions, decisive
 from synflow_pl.flow import evaluating
-from synflow_pl.flow.control import Controlled
-from synflow_pl.flow.outputs import Opaque, leaves
-from synflow_pl.plainly import plainly
+from synflow_pl.graph.control import Controlled
+from synflow_pl.graph.outputs import Opaque, leaves
+from synflow_pl.numerics import full_precision
 
 __all__ = ["Agreement", "Unverifiable", "duplicate", "first_line"]
 
 EXACT = 1e-9
 """Largest difference that is put down to rounding in double precision, of the largest output."""
 MAGNIFIED = 1e-4
-"""Largest difference, of the largest output, that is put down to rounding where the network magnifies rounding to that."""
+"""Largest difference, of the largest output, that is put down to rounding where the network
+magnifies rounding to that.
+"""
 
 BATCH = 5
-"""Smallest batch in train mode, where the network accepts it: batch normalisation of two images gives plus and minus one alone."""
+"""Smallest batch in train mode, where the network accepts it: batch normalisation of two images
+gives plus and minus one alone.
+"""
 
 Inputs = tuple[Tensor, ...]
 Leaves = dict[str, Any]
@@ -54,7 +60,8 @@ class Agreement:
         training: Whether outputs in train mode are compared as well.
 
     Attributes:
-        note: A sentence without a full stop about the inputs that could not be compared, "" if there are none.
+        note: A sentence without a full stop about the inputs that could not be compared, "" if
+            there are none.
 
     Raises:
         Unverifiable: If the whole network runs on none of the inputs.
@@ -67,7 +74,8 @@ class Agreement:
         try:
             self._probe(inputs, training)
         except Unverifiable as error:
-            # Tensors that a forward makes in a fixed precision cannot be combined with double precision in every operation.
+            # Tensors that a forward makes in a fixed precision cannot be combined with double
+            # precision in every operation.
             self._dtype = None
             try:
                 self._probe(inputs, training)
@@ -75,25 +83,34 @@ class Agreement:
                 raise error from None
 
     def widened(self, network: nn.Module) -> nn.Module:
-        """Convert a network, in place, to the precision that outputs are compared in: double where the forward pass allows it."""
+        """Convert a network, in place, to the precision that outputs are compared in: double where
+        the forward pass allows it.
+        """
         return network.to(self._dtype) if self._dtype else network
 
     def difference(self, small: nn.Module) -> str:
-        """Run the smaller network and say where its outputs differ, as in ``output[1] in train mode``; "" where they agree.
+        """Run the smaller network and say where its outputs differ, as in ``output[1] in train
+        mode``; "" where they agree.
 
         Args:
             small: The smaller network, :meth:`widened`. It is changed.
         """
         found = [self._run(small, trial, training)[0] for trial, training in self._trials]
-        exact = [{path: EXACT * _size(leaf) if self._dtype else 0.0 for path, leaf in made.items()} for made in self._truth]
+        exact = [
+            {path: EXACT * _size(leaf) if self._dtype else 0.0 for path, leaf in made.items()}
+            for made in self._truth
+        ]
         if not (where := self._apart(found, exact)):
             return ""
-        # Single precision inside rounds more coarsely, and a network may magnify rounding. A change of the inputs and weights of the
-        # size of rounding shows by how much, and as much is allowed.
+        # Single precision inside rounds more coarsely, and a network may magnify rounding. A change
+        # of the inputs and weights of the size of rounding shows by how much, and as much is
+        # allowed.
         moved = self._nudged(1e-12 if self._dtype and not self._coarse else 1e-6)
         allowed = [
             {
-                path: max(limit, min(_gap(truth[path], there.get(path)), MAGNIFIED * _size(truth[path])))
+                path: max(
+                    limit, min(_gap(truth[path], there.get(path)), MAGNIFIED * _size(truth[path]))
+                )
                 for path, limit in limits.items()
             }
             for limits, truth, there in zip(exact, self._truth, moved, strict=True)
@@ -120,9 +137,15 @@ class Agreement:
         if len(noise) < 3 or many:
             self._first_accepted(whole, noise[-2:], False, reads)
         if not self._trials:
-            raise Unverifiable(f"on inputs of the example's size and batch, {type(whole).__name__}.forward {error}")
+            raise Unverifiable(
+                f"on inputs of the example's size and batch, {type(whole).__name__}.forward {error}"
+            )
         if training:
-            larger = list(_candidates(inputs, max(2, -(-BATCH // max(len(x) if x.dim() else 1 for x in inputs)))))[1:]
+            larger = list(
+                _candidates(
+                    inputs, max(2, -(-BATCH // max(len(x) if x.dim() else 1 for x in inputs)))
+                )
+            )[1:]
             if error := self._first_accepted(whole, [*larger, *noise, example], True, reads):
                 raise Unverifiable(f"in train mode, {type(whole).__name__}.forward {error}")
             if more := reads[-1] - reads[0]:
@@ -131,8 +154,16 @@ class Agreement:
                     " another branch on other values"
                 )
 
-    def _first_accepted(self, whole: nn.Module, candidates: Sequence[Inputs], training: bool, reads: list[Counter[str]]) -> str:
-        """Keep the first of the inputs that the network runs on, and what it gives; without any, return what is wrong with them."""
+    def _first_accepted(
+        self,
+        whole: nn.Module,
+        candidates: Sequence[Inputs],
+        training: bool,
+        reads: list[Counter[str]],
+    ) -> str:
+        """Keep the first of the inputs that the network runs on, and what it gives; without any,
+        return what is wrong with them.
+        """
         error = ""
         for trial in candidates:
             try:
@@ -143,7 +174,9 @@ class Agreement:
                 error = error or f"fails ({first_line(raised)})"
                 continue
             if any(isinstance(leaf, Tensor) and leaf.isnan().any() for leaf in made.values()):
-                error = error or "gives NaN"  # on noise, because it is not defined there: a logarithm, for example
+                error = (
+                    error or "gives NaN"
+                )  # on noise, because it is not defined there: a logarithm, for example
                 continue
             self._trials.append((trial, training))
             self._truth.append(made)
@@ -153,15 +186,27 @@ class Agreement:
         return error
 
     def _run(self, network: nn.Module, trial: Inputs, training: bool) -> tuple[Leaves, _Steady]:
-        """The outputs on one trial; the network's buffers and modes and the random states are as before afterwards."""
-        given = tuple(x.to(_widened(kind, self._dtype), copy=True) for x, kind in zip(trial, self._kinds, strict=True))
+        """The outputs on one trial; the network's buffers and modes and the random states are as
+        before afterwards.
+        """
+        given = tuple(
+            x.to(_widened(kind, self._dtype), copy=True)
+            for x, kind in zip(trial, self._kinds, strict=True)
+        )
         kept = {id(tensor): (tensor, tensor.clone()) for tensor in network.buffers()}
         own = {tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers())}
         watch = _Steady(own, self._dtype)
         conversions = Conversions()
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(evaluating(network))
-            for context in (_seeded(), _default_dtype(self._dtype), plainly(), Controlled(), conversions, watch):
+            for context in (
+                _seeded(),
+                _default_dtype(self._dtype),
+                full_precision(),
+                Controlled(),
+                conversions,
+                watch,
+            ):
                 stack.enter_context(context)
             try:
                 output = network.train(training)(*given)
@@ -173,22 +218,38 @@ class Agreement:
         return leaves(output, type(network).__name__), watch
 
     def _nudged(self, step: float) -> list[Leaves]:
-        """Return the whole network's outputs after a relative change of its floating-point inputs and parameters by about ``step``."""
+        """Return the whole network's outputs after a relative change of its floating-point inputs
+        and parameters by about ``step``.
+        """
         whole = self.widened(self._build())
         with _seeded(), torch.no_grad():
             for parameter in whole.parameters():
                 if parameter.is_floating_point():
                     parameter.mul_(1 + step * torch.randn_like(parameter))
             trials = [
-                (tuple(x.double() * (1 + step * torch.randn_like(x.double())) if x.is_floating_point() else x for x in trial), training)
+                (
+                    tuple(
+                        x.double() * (1 + step * torch.randn_like(x.double()))
+                        if x.is_floating_point()
+                        else x
+                        for x in trial
+                    ),
+                    training,
+                )
                 for trial, training in self._trials
             ]
         return [self._run(whole, trial, training)[0] for trial, training in trials]
 
     def _apart(self, found: list[Leaves], allowed: list[dict[str, float]]) -> str:
-        for (_, training), truth, made, limits in zip(self._trials, self._truth, found, allowed, strict=True):
+        for (_, training), truth, made, limits in zip(
+            self._trials, self._truth, found, allowed, strict=True
+        ):
             for path in dict.fromkeys((*truth, *made)):
-                if path not in truth or path not in made or _gap(truth[path], made[path]) > limits[path]:
+                if (
+                    path not in truth
+                    or path not in made
+                    or _gap(truth[path], made[path]) > limits[path]
+                ):
                     return f"{path} in {'train' if training else 'eval'} mode"
         return ""
 
@@ -196,8 +257,8 @@ class Agreement:
 def duplicate(network: nn.Module) -> nn.Module:
     """Return a deep copy of a network, also of one that holds results of operations as attributes.
 
-    Torch copies leaf tensors alone, and ``torch.nn.utils.prune`` and the older ``spectral_norm`` keep the weight that they compute as
-    an attribute of its layer.
+    Torch copies leaf tensors alone, and ``torch.nn.utils.prune`` and the older ``spectral_norm``
+    keep the weight that they compute as an attribute of its layer.
     """
     with _Detached():
         return copy.deepcopy(network)
@@ -222,7 +283,8 @@ def first_line(error: BaseException) -> str:
 
 
 def _candidates(inputs: Inputs, count: int = 2) -> Iterator[Inputs]:
-    """The example, then noise of its kinds: ``count`` examples along the first dimension, one, and one with whole numbers as they are.
+    """The example, then noise of its kinds: ``count`` examples along the first dimension, one, and
+    one with whole numbers as they are.
 
     Whole numbers may be indices, classes or steps, so they are shuffled rather than drawn.
     """
@@ -241,7 +303,9 @@ def _noise(tensor: Tensor) -> Tensor:
 
 
 def _widened(dtype: torch.dtype, floating: torch.dtype | None) -> torch.dtype:
-    """The dtype in which an input is given: ``floating``, or its complex counterpart, for what is not made of whole numbers."""
+    """The dtype in which an input is given: ``floating``, or its complex counterpart, for what is
+    not made of whole numbers.
+    """
     if floating is None or not (dtype.is_floating_point or dtype.is_complex):
         return dtype
     return floating.to_complex() if dtype.is_complex else floating
@@ -249,14 +313,24 @@ def _widened(dtype: torch.dtype, floating: torch.dtype | None) -> torch.dtype:
 
 def _size(leaf: Any) -> float:
     """The largest entry of a floating-point or complex tensor; anything else has no rounding."""
-    numbers = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) and leaf.numel()
+    numbers = (
+        isinstance(leaf, Tensor)
+        and (leaf.is_floating_point() or leaf.is_complex())
+        and leaf.numel()
+    )
     return float(leaf.abs().nan_to_num(0, posinf=0).max()) if numbers else 0.0
 
 
 def _gap(truth: Any, made: Any) -> float:
-    """The largest difference between two outputs, infinite where they are of different kinds or shapes."""
+    """The largest difference between two outputs, infinite where they are of different kinds or
+    shapes.
+    """
     if not isinstance(truth, Tensor) or not isinstance(made, Tensor):
-        return 0.0 if type(truth) is type(made) and (truth == made or (truth != truth and made != made)) else float("inf")
+        return (
+            0.0
+            if type(truth) is type(made) and (truth == made or (truth != truth and made != made))
+            else float("inf")
+        )
     if truth.shape != made.shape or truth.dtype != made.dtype:
         return float("inf")
     same = (truth == made) | ((truth != truth) & (made != made))
@@ -269,7 +343,9 @@ def _gap(truth: Any, made: Any) -> float:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Seed torch, NumPy and Python inside the context, and restore their random states afterwards."""
+    """Seed torch, NumPy and Python inside the context, and restore their random states
+    afterwards.
+    """
     states = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -294,11 +370,13 @@ def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 class _Steady(TorchDispatchMode):
-    """Random operations give the same number at every position; what else matters to a comparison is noted.
+    """Random operations give the same number at every position; what else matters to a comparison
+    is noted.
 
     Attributes:
         coarse: Whether anything was computed in less than the precision asked for.
-        reads: How often each operation read values of tensors other than parameters and buffers for Python.
+        reads: How often each operation read values of tensors other than parameters and buffers for
+            Python.
     """
 
     supports_higher_order_operators = True
@@ -308,12 +386,18 @@ class _Steady(TorchDispatchMode):
         self._own, self._dtype = own, dtype
         self.coarse, self.reads = False, Counter[str]()
 
-    def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, target: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         if isinstance(target, HigherOrderOperator):
             return target(*args, **kwargs)
-        for argument in decisive(target, args, lambda x: isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8)):
-            if isinstance(argument, Tensor) and (argument.layout != torch.strided or argument.data_ptr() not in self._own):
+        for argument in decisive(
+            target, args, lambda x: isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8)
+        ):
+            if isinstance(argument, Tensor) and (
+                argument.layout != torch.strided or argument.data_ptr() not in self._own
+            ):
                 self.reads[target._schema.name] += 1
         result = target(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in target.tags:
@@ -325,9 +409,9 @@ class _Steady(TorchDispatchMode):
 
 
 def _steady(name: str, result: Any, args: tuple[Any, ...]) -> Any:
-    """A random operation's result with the randomness taken out: half of the probability for a draw of zeros and ones, half a
-    deviation above the mean for others, so that neither
-    a share nor noise cancels out. Operations that are not known give what they drew from the seed.
+    """A random operation's result with the randomness taken out: half of the probability for a draw
+    of zeros and ones, half a deviation above the mean for others, so that neither a share nor noise
+    cancels out. Operations that are not known give what they drew from the seed.
     """
     if name in ("bernoulli", "bernoulli_"):
         share = args[1] if len(args) > 1 else 0.5 if name.endswith("_") else args[0]

@@ -1,7 +1,8 @@
 """Branches: operations by which a forward pass may depend on the values of tensors in Python.
 
-``if y.max() > 10``, a loop until a tensor is small, ``y[mask]`` and ``mask.nonzero()`` run other operations on other values, or give
-tensors of other sizes. A recording holds one branch, and what the others need cannot be known from it.
+``if y.max() > 10``, a loop until a tensor is small, ``y[mask]`` and ``mask.nonzero()`` run other
+operations on other values, or give tensors of other sizes. A recording holds one branch, and what
+the others need cannot be known from it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _COMPARED = frozenset(("equal", "allclose", "is_nonzero"))
 
 
 def decisive(target: Any, args: tuple[Any, ...], is_mask: Callable[[Any], bool]) -> tuple[Any, ...]:
-    """Return the arguments whose values decide what Python sees of the result: a number, or a tensor's size.
+    """Return the arguments whose values decide what Python sees of the result: a number, or a
+    tensor's size.
 
     Args:
         target: An ATen operation.
@@ -30,7 +32,10 @@ def decisive(target: Any, args: tuple[Any, ...], is_mask: Callable[[Any], bool])
         The arguments, empty for an operation whose result Python cannot branch on.
     """
     name = target._schema.name.split("::")[1]
-    if torch.Tag.data_dependent_output not in target.tags and torch.Tag.dynamic_output_shape not in target.tags:
+    if (
+        torch.Tag.data_dependent_output not in target.tags
+        and torch.Tag.dynamic_output_shape not in target.tags
+    ):
         return args if name in _COMPARED else ()
     if name == "index":  # whole numbers as indices give a known size, masks do not
         return tuple(index for index in args[1] if is_mask(index))
@@ -40,7 +45,8 @@ def decisive(target: Any, args: tuple[Any, ...], is_mask: Callable[[Any], bool])
 
 
 class Conversions(TorchFunctionMode):
-    """Notes the conversions of tensors to Python lists and NumPy arrays, which are no ATen operations.
+    """Notes the conversions of tensors to Python lists and NumPy arrays, which are no ATen
+    operations.
 
     Attributes:
         called: The first method that was called, such as ``Tensor.tolist``, or None.

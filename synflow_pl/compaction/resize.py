@@ -15,18 +15,20 @@ __all__ = ["resize"]
 
 
 def resize(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Replace parameters and buffers, and let each layer's own account of its size (``in_channels``, ``num_features``, ...) follow.
+    """Replace parameters and buffers, and let each layer's own account of its size
+    (``in_channels``, ``num_features``, ...) follow.
 
     Args:
         network: changed in place. A tensor that several modules share stays shared.
-        tensors: by the names of ``named_parameters()`` and ``named_buffers()``; what is not among them stays. A ``bias`` that its layer
-            was built without is added.
+        tensors: by the names of ``named_parameters()`` and ``named_buffers()``; what is not among
+            them stays. A ``bias`` that its layer was built without is added.
 
     Returns:
         The network.
 
     Raises:
-        ValueError: for a name that the network has no place for, or a shape that the layer cannot have.
+        ValueError: for a name that the network has no place for, or a shape that the layer cannot
+            have.
     """
     present = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     replaced: dict[int, Tensor] = {}
@@ -34,14 +36,25 @@ def resize(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         old = present.get(name)
         if old is None:
             layer = dict(network.named_modules()).get(name.removesuffix(".bias"))
-            if not isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)) or not name.endswith(".bias"):
+            if not isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)) or not name.endswith(
+                ".bias"
+            ):
                 raise ValueError(f"{type(network).__name__} has no {name!r}")
-            layer.bias = nn.Parameter(tensor.detach().to(layer.weight, copy=True), requires_grad=layer.weight.requires_grad)
+            layer.bias = nn.Parameter(
+                tensor.detach().to(layer.weight, copy=True),
+                requires_grad=layer.weight.requires_grad,
+            )
             continue
         if tensor.dim() != old.dim():
-            raise ValueError(f"{name!r} is {tuple(tensor.shape)}, which cannot take the place of {tuple(old.shape)}")
+            raise ValueError(
+                f"{name!r} is {tuple(tensor.shape)}, which cannot take the place of {tuple(old.shape)}"
+            )
         new = tensor.detach().to(old.device, old.dtype, copy=True)
-        replaced[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+        replaced[id(old)] = (
+            nn.Parameter(new, requires_grad=old.requires_grad)
+            if isinstance(old, nn.Parameter)
+            else new
+        )
     for module in network.modules():
         for held in (module._parameters, module._buffers):
             for name, there in held.items():
@@ -56,7 +69,9 @@ def resize(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 @torch.no_grad()
 def _compute(module: nn.Module, hook: Any) -> None:
-    """Weights that torch computes before each forward and keeps as attributes get their new shape."""
+    """Weights that torch computes before each forward and keeps as attributes get their new
+    shape.
+    """
     if isinstance(hook, BasePruningMethod):
         hook(module, ())
     elif isinstance(hook, WeightNorm):
@@ -73,7 +88,9 @@ def _account(module: nn.Module) -> None:
             module.in_channels, module.out_channels = first, second * module.groups
         else:
             if module.groups > 1:
-                module.groups = module.groups * first // module.out_channels  # whole groups go, or none
+                module.groups = (
+                    module.groups * first // module.out_channels
+                )  # whole groups go, or none
             module.in_channels, module.out_channels = second * module.groups, first
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape

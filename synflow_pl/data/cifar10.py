@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
+from synflow_pl.data.cifar_pickle import open_pickled
+from synflow_pl.data.datamodule import ImageDataModule
 from synflow_pl.data.downloads import check_md5, fetch, unpack
-from synflow_pl.data.images import Images
-from synflow_pl.data.pickled import open_pickled
 
 __all__ = ["CIFAR10"]
 
 
-class CIFAR10(Images):
-    """Photographs, 32x32 colour, 10 classes; 170 MB to download. Crops and flips as in Tanaka et al. 2020."""
+class CIFAR10(ImageDataModule):
+    """Photographs, 32x32 colour, 10 classes; 170 MB to download. Crops and flips as in Tanaka et
+    al. 2020.
+    """
 
     input_shape = (3, 32, 32)
     num_classes = 10
@@ -26,7 +28,9 @@ class CIFAR10(Images):
     crop_padding = 4
 
     origin: type[datasets.CIFAR10] = datasets.CIFAR10
-    """The class of torchvision that knows the address, the names of the files and their checksums."""
+    """The class of torchvision that knows the address, the names of the files and their
+    checksums.
+    """
     label_key: ClassVar[bytes] = b"labels"
 
     @property
@@ -43,10 +47,17 @@ class CIFAR10(Images):
             check_md5(self._folder / name, md5)
 
     def images(self, train: bool) -> tuple[Tensor, Tensor]:
-        files = [self._folder / name for name, _ in (self.origin.train_list if train else self.origin.test_list)]
-        parts = [open_pickled(file, self.input_shape, self.label_key, self.num_classes) for file in files]
+        files = [
+            self._folder / name
+            for name, _ in (self.origin.train_list if train else self.origin.test_list)
+        ]
+        parts = [
+            open_pickled(file, self.input_shape, self.label_key, self.num_classes) for file in files
+        ]
         labels = torch.cat([part.labels for part in parts])
         images = torch.empty(len(labels), *self.input_shape, dtype=torch.uint8)
-        for part, place in zip(parts, images.split([len(part.labels) for part in parts]), strict=True):
+        for part, place in zip(
+            parts, images.split([len(part.labels) for part in parts]), strict=True
+        ):
             part.read_into(place)
         return images, labels

@@ -1,4 +1,6 @@
-"""Downloads: a file or a folder is there whole, or not at all. Everything is written beside its place and then renamed."""
+"""Downloads: a file or a folder is there whole, or not at all. Everything is written beside its
+place and then renamed.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ _SILENCE = 60  # seconds without a byte after which a server is given up
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, which takes its name at the end; after an error nothing is left of it.
+    """A temporary path beside ``path``, which takes its name at the end; after an error nothing is
+    left of it.
 
     Raises:
         OSError: with one sentence, if the disk is full or may not be written to.
@@ -60,7 +63,9 @@ def check_md5(path: Path, md5: str) -> None:
         ValueError: if its MD5 is another.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}; delete its folder, and the data set will be downloaded again")
+        raise FileNotFoundError(
+            f"there is no file {str(path)!r}; delete its folder, and the data set will be downloaded again"
+        )
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != md5:
@@ -90,7 +95,9 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> None:
         told = []
         for url in urls:
             try:
-                with urlopen(Request(url, headers={"User-Agent": "synflow_pl"}), timeout=_SILENCE) as answer:
+                with urlopen(
+                    Request(url, headers={"User-Agent": "synflow_pl"}), timeout=_SILENCE
+                ) as answer:
                     _save(answer, temporary, path)
                 break
             except OSError as error:
@@ -105,12 +112,16 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> None:
         with temporary.open("rb") as file:
             found = hashlib.file_digest(file, "md5").hexdigest()
         if found != md5:
-            raise ValueError(f"the download of {path.name} has md5 {found}, expected {md5}; it was thrown away, try again")
+            raise ValueError(
+                f"the download of {path.name} has md5 {found}, expected {md5}; it was thrown away, try again"
+            )
 
 
 def _save(answer: Any, temporary: Path, path: Path) -> None:
     size = int(answer.headers.get("Content-Length") or 0)
-    rank_zero_info(f"Downloading {path.name} ({f'{size / 1e6:,.0f} MB' if size else 'size not told'}) to {path.parent}")
+    rank_zero_info(
+        f"Downloading {path.name} ({f'{size / 1e6:,.0f} MB' if size else 'size not told'}) to {path.parent}"
+    )
     if size:
         _check_room(path, size)
     with temporary.open("wb") as file, _bar(size, "Downloading") as bar:
@@ -118,7 +129,9 @@ def _save(answer: Any, temporary: Path, path: Path) -> None:
             file.write(chunk)
             bar.update(len(chunk))
     if size and temporary.stat().st_size != size:
-        raise ConnectionError(f"the connection ended after {temporary.stat().st_size:,} of {size:,} bytes")
+        raise ConnectionError(
+            f"the connection ended after {temporary.stat().st_size:,} of {size:,} bytes"
+        )
 
 
 def gunzip(archive: Path, path: Path) -> None:
@@ -132,28 +145,38 @@ def gunzip(archive: Path, path: Path) -> None:
         with written(path) as temporary, gzip.open(archive) as source, temporary.open("wb") as file:
             shutil.copyfileobj(source, file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{str(archive)!r} is damaged ({error}); delete it, and it will be downloaded again") from error
+        raise ValueError(
+            f"{str(archive)!r} is damaged ({error}); delete it, and it will be downloaded again"
+        ) from error
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack the folder of the same name in a zip or tar file. Says how large it is and shows progress.
+    """Unpack the folder of the same name in a zip or tar file. Says how large it is and shows
+    progress.
 
     Args:
-        archive: ``.zip`` or a tar file, compressed or not; holds one folder, named ``folder.name``. A zip file has checksums, a tar
-            file has none: check its MD5 before.
+        archive: ``.zip`` or a tar file, compressed or not; holds one folder, named ``folder.name``.
+            A zip file has checksums, a tar file has none: check its MD5 before.
         folder: where it shall lie; must not exist.
 
     Raises:
-        ValueError: if the archive is damaged, or holds a path that leads out of the folder or a link; nothing is unpacked then.
+        ValueError: if the archive is damaged, or holds a path that leads out of the folder or a
+            link; nothing is unpacked then.
         OSError: if it cannot be written.
     """
     try:
-        with zipfile.ZipFile(archive) if archive.suffix == ".zip" else tarfile.open(archive) as opened:
+        with (
+            zipfile.ZipFile(archive)
+            if archive.suffix == ".zip"
+            else tarfile.open(archive) as opened
+        ):
             members = _zip(opened) if isinstance(opened, zipfile.ZipFile) else _tar(opened)
             for member in members:
                 _check_inside(member, archive, folder.name)
             size = sum(member.size for member in members)
-            rank_zero_info(f"Unpacking {archive.name} ({size / 1e6:,.0f} MB in {len(members):,} files) to {folder}")
+            rank_zero_info(
+                f"Unpacking {archive.name} ({size / 1e6:,.0f} MB in {len(members):,} files) to {folder}"
+            )
             with written(folder) as temporary, _bar(size, "Unpacking") as bar:
                 _check_room(folder, size)
                 for member in members:
@@ -164,7 +187,9 @@ def unpack(archive: Path, folder: Path) -> None:
                     bar.update(member.size)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
         reason = str(error).partition("\n")[0].rstrip(":")
-        raise ValueError(f"{str(archive)!r} is damaged ({reason}); delete it, and it will be downloaded again") from error
+        raise ValueError(
+            f"{str(archive)!r} is damaged ({reason}); delete it, and it will be downloaded again"
+        ) from error
 
 
 class _Member(NamedTuple):
@@ -176,7 +201,12 @@ class _Member(NamedTuple):
 
 def _zip(archive: zipfile.ZipFile) -> list[_Member]:
     return [
-        _Member(info.filename, info.file_size, not stat.S_ISLNK(info.external_attr >> 16), partial(archive.open, info))
+        _Member(
+            info.filename,
+            info.file_size,
+            not stat.S_ISLNK(info.external_attr >> 16),
+            partial(archive.open, info),
+        )
         for info in archive.infolist()
         if not info.is_dir()
     ]
@@ -192,7 +222,13 @@ def _tar(archive: tarfile.TarFile) -> list[_Member]:
 
 def _check_inside(member: _Member, archive: Path, folder: str) -> None:
     parts = PurePosixPath(member.name).parts
-    if not member.plain or ".." in parts or "\\" in member.name or parts[0] != folder or len(parts) == 1:
+    if (
+        not member.plain
+        or ".." in parts
+        or "\\" in member.name
+        or parts[0] != folder
+        or len(parts) == 1
+    ):
         raise ValueError(
             f"{str(archive)!r} holds {member.name!r}, which is no plain file within the folder {folder!r}; nothing was unpacked, do not"
             " trust this archive"
@@ -202,7 +238,9 @@ def _check_inside(member: _Member, archive: Path, folder: str) -> None:
 def _check_room(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < size:
-        raise OSError(errno.ENOSPC, f"{size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
+        raise OSError(
+            errno.ENOSPC, f"{size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
+        )
 
 
 def _bar(size: int, what: str) -> Any:

@@ -10,7 +10,9 @@ __all__ = ["FashionMNIST"]
 
 
 class FashionMNIST(MNIST):
-    """Pieces of clothing, 28x28 grey, 10 classes; 31 MB to download. In MNIST's own format, and as little augmented."""
+    """Pieces of clothing, 28x28 grey, 10 classes; 31 MB to download. In MNIST's own format, and as
+    little augmented.
+    """
 
     mean = (0.2860,)
     std = (0.3530,)

@@ -1,4 +1,6 @@
-"""The IDX format of MNIST (LeCun et al. 1998): two zeros, the type, the number of axes, their sizes, then the bytes."""
+"""The IDX format of MNIST (LeCun et al. 1998): two zeros, the type, the number of axes, their
+sizes, then the bytes.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,15 @@ def read_idx(path: Path, axes: int) -> Tensor:
         ValueError: if it is no such array, or not all of it.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}; download the data set, or point --data.data_dir at it")
+        raise FileNotFoundError(
+            f"there is no file {str(path)!r}; download the data set, or point --data.data_dir at it"
+        )
     start = 4 + 4 * axes
     header = path.open("rb").read(start)
     if len(header) < start or header[:4] != bytes([0, 0, _BYTES, axes]):
-        raise ValueError(f"{str(path)!r} is no IDX file of bytes along {axes} axes; delete it, and it will be downloaded again")
+        raise ValueError(
+            f"{str(path)!r} is no IDX file of bytes along {axes} axes; delete it, and it will be downloaded again"
+        )
     shape = np.frombuffer(header, ">i4", axes, offset=4).tolist()
     size, expected = path.stat().st_size, start + prod(shape)
     if size != expected:

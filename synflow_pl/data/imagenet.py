@@ -1,4 +1,6 @@
-"""ImageNet (Russakovsky et al. 2015, ILSVRC 2012): 1,281,167 photographs of 1,000 classes to train on, 50,000 to test."""
+"""ImageNet (Russakovsky et al. 2015, ILSVRC 2012): 1,281,167 photographs of 1,000 classes to train
+on, 50,000 to test.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +13,41 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from synflow_pl.data.images import Images
-from synflow_pl.data.stream import Files
+from synflow_pl.data.datamodule import ImageDataModule
+from synflow_pl.data.torchvision_loader import Files
 
 __all__ = ["ImageNet"]
 
-_NOT_HELD = "pipeline: ImageNet does not fit in memory; leave it at torchvision, and give it num_workers"
+_NOT_HELD = (
+    "pipeline: ImageNet does not fit in memory; leave it at torchvision, and give it num_workers"
+)
 
 
-class ImageNet(Images):
-    """Photographs at 224x224, 1,000 classes, from ``train/`` and ``val/`` with a folder for each class; nothing is downloaded.
+class ImageNet(ImageDataModule):
+    """Photographs at 224x224, 1,000 classes, from ``train/`` and ``val/`` with a folder for each
+    class; nothing is downloaded.
 
-    Its own ``val`` images are the test set here, since the labels of its ``test`` images were never published. Images are streamed:
-    random crops resized to 224 and flips for training; else the shorter side resized to 256 and the centre cut out (He et al. 2016).
+    Its own ``val`` images are the test set here, since the labels of its ``test`` images were never
+    published. Images are streamed: random crops resized to 224 and flips for training; else the
+    shorter side resized to 256 and the centre cut out (He et al. 2016).
 
     Args:
-        data_dir: folder that holds ``train/`` and ``val/``; by default ``$SYNFLOW_DATA``, else ``~/.cache/synflow_pl``.
-        batch_size: images per training step over all devices together, at least 1; must divide by their number.
+        data_dir: folder that holds ``train/`` and ``val/``; by default ``$SYNFLOW_DATA``, else
+            ``~/.cache/synflow_pl``.
+        batch_size: images per training step over all devices together, at least 1; must divide by
+            their number.
         val_size: training images held out for validation, at least 0; ``None`` is a tenth of them.
-        seed: of the split, and with the run's own seed of the order, the augmentation and the pruning batches.
+        seed: of the split, and with the run's own seed of the order, the augmentation and the
+            pruning batches.
         pipeline: ``torchvision``; there is no other for images that do not fit in memory.
         num_workers: processes that load images, per device; 0 loads them in the training process.
         augment: random crops and flips of training images.
-        validate_on_test: validate on the test set, as most papers did; nothing is held out then. Warns.
-        predict_on: folder of images of one's own for ``predict``, in place of the test set.
-        images_per_class: Training images of each class that data-driven pruners score on, at least 1, an error if a class has fewer;
-            ``None`` takes 10, or all images of a class that has fewer, with a warning.
+        validate_on_test: validate on the test set, as most papers did; nothing is held out then.
+            Warns.
+        predict_dir: folder of images of one's own for ``predict``, in place of the test set.
+        images_per_class: Training images of each class that data-driven pruners score on, at least
+            1, an error if a class has fewer; ``None`` takes 10, or all images of a class that has
+            fewer, with a warning.
     """
 
     input_shape = (3, 224, 224)
@@ -55,7 +66,7 @@ class ImageNet(Images):
         num_workers: int = 8,
         augment: bool = True,
         validate_on_test: bool = False,
-        predict_on: str | None = None,
+        predict_dir: str | None = None,
         images_per_class: int | None = None,
     ) -> None:
         if pipeline == "memory":
@@ -69,13 +80,19 @@ class ImageNet(Images):
             num_workers,
             augment,
             validate_on_test,
-            predict_on,
+            predict_dir,
             images_per_class=images_per_class,
         )
 
     @property
     def evaluation_transform(self) -> transforms.Compose:
-        return transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *super().evaluation_transform.transforms])
+        return transforms.Compose(
+            [
+                transforms.Resize(256),
+                transforms.CenterCrop(224),
+                *super().evaluation_transform.transforms,
+            ]
+        )
 
     @property
     def training_transform(self) -> transforms.Compose:
@@ -93,9 +110,13 @@ class ImageNet(Images):
         paths, labels = [], []
         for label, name in enumerate(self._classes()):
             folder = self.data_dir / ("train" if train else "val") / name
-            found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+            found = sorted(
+                path for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS
+            )
             if not found:
-                raise FileNotFoundError(f"the class folder {str(folder)!r} holds no image; copy the data set anew")
+                raise FileNotFoundError(
+                    f"the class folder {str(folder)!r} holds no image; copy the data set anew"
+                )
             paths += found
             labels += [label] * len(found)
         return Files(paths, torch.tensor(labels), transform, channels=3)
@@ -106,13 +127,19 @@ class ImageNet(Images):
         if odd := names["train"] ^ names["val"]:
             name = min(odd)
             has, lacks = ("train", "val") if name in names["train"] else ("val", "train")
-            raise ValueError(f"the class folder {name!r} is in {str(self.data_dir / has)!r} but not in {str(self.data_dir / lacks)!r}")
+            raise ValueError(
+                f"the class folder {name!r} is in {str(self.data_dir / has)!r} but not in {str(self.data_dir / lacks)!r}"
+            )
         if len(names["train"]) != self.num_classes:
-            raise ValueError(f"{str(self.data_dir / 'train')!r} has {len(names['train'])} class folders, expected {self.num_classes}")
+            raise ValueError(
+                f"{str(self.data_dir / 'train')!r} has {len(names['train'])} class folders, expected {self.num_classes}"
+            )
         return sorted(names["train"])
 
 
 def _folders(path: Path) -> set[str]:
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path)!r}; point --data.data_dir at the folder that holds train/ and val/")
+        raise FileNotFoundError(
+            f"there is no folder {str(path)!r}; point --data.data_dir at the folder that holds train/ and val/"
+        )
     return {folder.name for folder in path.iterdir() if folder.is_dir()}

@@ -1,4 +1,6 @@
-"""Loader: batches in an order that seed and epoch determine, shared by the ranks, and resumable in the middle of an epoch."""
+"""Loader: batches in an order that seed and epoch determine, shared by the ranks, and resumable in
+the middle of an epoch.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,16 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from synflow_pl.data.draws import draws, permutation
+from synflow_pl.data.counter_rng import draws, permutation
 
 __all__ = ["Batch", "Key", "Loader", "Source", "sizes"]
 
 Batch = tuple[Tensor, Tensor]
 """Normalised images, float (N, C, H, W), and labels, int64 (N,)."""
 Key = tuple[Tensor, Tensor | None]
-"""Indices of images, int64 (N,), and the number drawn for each, int64 (N,), or ``None`` for images as they are."""
+"""Indices of images, int64 (N,), and the number drawn for each, int64 (N,), or ``None`` for images
+as they are.
+"""
 
 
 class Source(Protocol):
@@ -30,13 +34,16 @@ class Source(Protocol):
 def sizes(count: int, batch_size: int, ranks: int) -> list[int]:
     """How many images each step of an epoch trains on, over all ranks together.
 
-    The last batch need not be full. Only where it would be too small to give every rank an image does it join the one before.
+    The last batch need not be full. Only where it would be too small to give every rank an image
+    does it join the one before.
 
     Raises:
         ValueError: if there are fewer images than ranks.
     """
     if count < ranks:
-        raise ValueError(f"{count} images cannot be shared by {ranks} devices; use at most {count} devices")
+        raise ValueError(
+            f"{count} images cannot be shared by {ranks} devices; use at most {count} devices"
+        )
     full, rest = divmod(count, batch_size)
     found = [batch_size] * full
     if 0 < rest < ranks:
@@ -49,11 +56,13 @@ def sizes(count: int, batch_size: int, ranks: int) -> list[int]:
 class Loader:
     """Iterates over batches of a source, once over all its images in an epoch.
 
-    The ranks of a distributed run divide each batch among themselves: their shares are disjoint, together they are the whole epoch,
-    and they differ by one image at most. So the batches of a run do not depend on the number of its devices.
+    The ranks of a distributed run divide each batch among themselves: their shares are disjoint,
+    together they are the whole epoch, and they differ by one image at most. So the batches of a run
+    do not depend on the number of its devices.
 
-    Not a DataLoader: Lightning would replace that one's sampler under DDP. It tells this one the epoch (``sampler.set_epoch``), and
-    saves and restores its state. Without Lightning a new epoch begins when one is through.
+    Not a DataLoader: Lightning would replace that one's sampler under DDP. It tells this one the
+    epoch (``sampler.set_epoch``), and saves and restores its state. Without Lightning a new epoch
+    begins when one is through.
 
     Args:
         source: of the images.
@@ -109,17 +118,32 @@ class Loader:
 
     def epoch_keys(self) -> list[Key]:
         """What this rank reads in this epoch."""
-        images = self.images[permutation(self.seed, self.epoch, len(self.images))] if self.shuffle else self.images
+        images = (
+            self.images[permutation(self.seed, self.epoch, len(self.images))]
+            if self.shuffle
+            else self.images
+        )
         numbers = draws(self.seed, self.epoch, images) if self.augment else None
         shares = [slice(self.rank, None, self.ranks)] * len(self)
-        indices = [batch[share] for batch, share in zip(images.split(self._sizes), shares, strict=True)]
+        indices = [
+            batch[share] for batch, share in zip(images.split(self._sizes), shares, strict=True)
+        ]
         if numbers is None:
             return [(batch, None) for batch in indices]
-        return list(zip(indices, [batch[share] for batch, share in zip(numbers.split(self._sizes), shares, strict=True)], strict=True))
+        return list(
+            zip(
+                indices,
+                [
+                    batch[share]
+                    for batch, share in zip(numbers.split(self._sizes), shares, strict=True)
+                ],
+                strict=True,
+            )
+        )
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing below runs before the first batch is asked for, and by then Lightning, which makes its iterators
-        # early, has told the epoch and restored the state.
+        # A generator: nothing below runs before the first batch is asked for, and by then
+        # Lightning, which makes its iterators early, has told the epoch and restored the state.
         begin = self._resume() if self._restored is not None else 0
         epoch = self.epoch
         for number, batch in enumerate(self.source.read(self.epoch_keys()[begin:]), begin + 1):
@@ -134,7 +158,9 @@ class Loader:
         return {"images": len(self.images), "batch_size": self.batch_size, "seed": self.seed}
 
     def state_dict(self) -> dict[str, int]:
-        """Where in which epoch this is, and what the order of the epoch depends on; the same on every rank."""
+        """Where in which epoch this is, and what the order of the epoch depends on; the same on
+        every rank.
+        """
         return {"epoch": self.epoch, "batch": self.batch, **self._order()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -144,8 +170,14 @@ class Loader:
     def _resume(self) -> int:
         state, self._restored = self._restored, None
         assert state is not None
-        if 0 < self.batch < len(self) and (was := {key: state[key] for key in self._order()}) != self._order():
-            told = [", ".join(f"{key} {value}" for key, value in order.items()) for order in (was, self._order())]
+        if (
+            0 < self.batch < len(self)
+            and (was := {key: state[key] for key in self._order()}) != self._order()
+        ):
+            told = [
+                ", ".join(f"{key} {value}" for key, value in order.items())
+                for order in (was, self._order())
+            ]
             raise ValueError(
                 f"the checkpoint stopped after batch {self.batch} of an epoch with {told[0]}, and this run has {told[1]}; resume with"
                 " the same, or from a checkpoint at the end of an epoch"

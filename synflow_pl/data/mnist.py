@@ -7,15 +7,17 @@ from pathlib import Path
 from torch import Tensor
 from torchvision import datasets
 
+from synflow_pl.data.datamodule import ImageDataModule
 from synflow_pl.data.downloads import fetch, gunzip
 from synflow_pl.data.idx import read_idx
-from synflow_pl.data.images import Images
 
 __all__ = ["MNIST"]
 
 
-class MNIST(Images):
-    """Handwritten digits, 28x28 grey, 10 classes; 12 MB to download. No augmentation, as in Tanaka et al. 2020."""
+class MNIST(ImageDataModule):
+    """Handwritten digits, 28x28 grey, 10 classes; 12 MB to download. No augmentation, as in Tanaka
+    et al. 2020.
+    """
 
     input_shape = (1, 28, 28)
     num_classes = 10
@@ -23,7 +25,9 @@ class MNIST(Images):
     std = (0.3081,)
 
     origin: type[datasets.MNIST] = datasets.MNIST
-    """The class of torchvision that knows addresses and checksums; the files lie where it would put them."""
+    """The class of torchvision that knows addresses and checksums; the files lie where it would put
+    them.
+    """
 
     @property
     def _folder(self) -> Path:

@@ -36,24 +36,29 @@ class UnreadableImage(ValueError):
 def decode(path: Path, channels: int) -> Image.Image:
     """Decode an image file to 8 bits per channel, turned upright by its EXIF orientation.
 
-    Grey images of 16 bits are scaled by 255 / 65535 and rounded; from colours of 16 bits Pillow keeps the upper 8. An alpha channel is
-    dropped where it is opaque everywhere. Where EXIF data is damaged, the image is taken as it is stored, and a warning names the
-    file. Only the first page of several is read.
+    Grey images of 16 bits are scaled by 255 / 65535 and rounded; from colours of 16 bits Pillow
+    keeps the upper 8. An alpha channel is dropped where it is opaque everywhere. Where EXIF data is
+    damaged, the image is taken as it is stored, and a warning names the file. Only the first page
+    of several is read.
 
     Args:
         path: Path of the file.
         channels: 1 converts to grey (mode L), 3 to RGB.
 
     Raises:
-        UnreadableImage: If the file cannot be decoded, has a transparent pixel, or holds floating-point, signed or 32-bit pixels, whose
-            values for black and white are not stored in it.
+        UnreadableImage: If the file cannot be decoded, has a transparent pixel, or holds
+            floating-point, signed or 32-bit pixels, whose values for black and white are not stored
+            in it.
     """
     try:
-        # From an open file: given a path, Pillow maps the file into memory, and mixes up width and height of a rotated TIFF.
+        # From an open file: given a path, Pillow maps the file into memory, and mixes up width and
+        # height of a rotated TIFF.
         with path.open("rb") as file, Image.open(file) as image:
             image.load()
     except Exception as error:  # the decoders of Pillow share no base class of errors
-        raise UnreadableImage(f"{str(path)!r} cannot be read as an image ({error}); replace it by a whole one") from error
+        raise UnreadableImage(
+            f"{str(path)!r} cannot be read as an image ({error}); replace it by a whole one"
+        ) from error
     try:
         bytewise = _scaled(image) if image.mode in _WIDE else _opaque(image)
     except ValueError as error:
@@ -72,7 +77,9 @@ def _opaque(image: Image.Image) -> Image.Image:
             "has floating-point pixels, and whether white is 1 or 255 is not stored in it; save it with 8 or 16 bits per channel"
         )
     if image.mode not in _BYTES:
-        raise ValueError(f"is an image of mode {image.mode}, which Pillow cannot convert to RGB; save it as 8-bit grey or RGB")
+        raise ValueError(
+            f"is an image of mode {image.mode}, which Pillow cannot convert to RGB; save it as 8-bit grey or RGB"
+        )
     if any(kind != 1 for kind in _tag(image, _SAMPLE_FORMAT, 1)):
         raise ValueError(
             "has signed pixels, and which value is black is not stored in it; save it with unsigned 8 or 16 bits per channel"
@@ -105,16 +112,31 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def _tag(image: Image.Image, tag: int, default: int) -> tuple[int, ...]:
-    """Return a tag of a TIFF, one value for each channel; ``(default,)`` for other formats and where it is missing."""
+    """Return a tag of a TIFF, one value for each channel; ``(default,)`` for other formats and
+    where it is missing.
+    """
     value = getattr(image, "tag_v2", {}).get(tag, default)
     return value if isinstance(value, tuple) else (value,)
 
 
 def _upright(image: Image.Image, source: Image.Image, path: Path) -> Image.Image:
-    """Turn ``image`` by the EXIF orientation of ``source``, which Pillow has already applied to a TIFF."""
+    """Turn ``image`` by the EXIF orientation of ``source``, which Pillow has already applied to a
+    TIFF.
+    """
     try:
         orientation = source.getexif().get(_ORIENTATION, 1)
-    except (SyntaxError, ValueError, KeyError, IndexError, TypeError, OSError, struct.error) as error:
-        warnings.warn(f"{str(path)!r} has EXIF data that cannot be read ({error}); the image is taken as it is stored", stacklevel=2)
+    except (
+        SyntaxError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        OSError,
+        struct.error,
+    ) as error:
+        warnings.warn(
+            f"{str(path)!r} has EXIF data that cannot be read ({error}); the image is taken as it is stored",
+            stacklevel=2,
+        )
         return image
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image

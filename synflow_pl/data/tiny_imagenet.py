@@ -1,4 +1,6 @@
-"""Tiny ImageNet (Stanford CS231N, 2015): 100,000 photographs of 200 classes to train on, and 10,000 whose labels are known to test."""
+"""Tiny ImageNet (Stanford CS231N, 2015): 100,000 photographs of 200 classes to train on, and 10,000
+whose labels are known to test.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from synflow_pl.data.decoded import decoded
+from synflow_pl.data.datamodule import ImageDataModule
+from synflow_pl.data.decode_cache import decode_cached
 from synflow_pl.data.downloads import fetch, unpack
-from synflow_pl.data.images import Images
-from synflow_pl.data.stream import Files
+from synflow_pl.data.torchvision_loader import Files
 
 __all__ = ["TinyImageNet"]
 
 
-class TinyImageNet(Images):
-    """Photographs, 64x64 colour, 200 classes; 248 MB to download. Crops and flips as in Tanaka et al. 2020.
+class TinyImageNet(ImageDataModule):
+    """Photographs, 64x64 colour, 200 classes; 248 MB to download. Crops and flips as in Tanaka et
+    al. 2020.
 
-    Its own ``val`` images are the test set here, as in the papers; the labels of its ``test`` images were never published. Files are
-    read where they lie. In the pipeline ``memory`` they are decoded once, to a cache of 1.4 GB beside their folder.
+    Its own ``val`` images are the test set here, as in the papers; the labels of its ``test``
+    images were never published. Files are read where they lie. In the pipeline ``memory`` they are
+    decoded once, to a cache of 1.4 GB beside their folder.
     """
 
     input_shape = (3, 64, 64)
@@ -53,7 +57,7 @@ class TinyImageNet(Images):
     def images(self, train: bool) -> tuple[Tensor, Tensor]:
         paths, labels = self._files(train)
         cache = self.data_dir / f"tiny-imagenet-200-{'train' if train else 'val'}"
-        return decoded(paths, self.input_shape, cache), labels
+        return decode_cached(paths, self.input_shape, cache), labels
 
     def dataset(self, train: bool, transform: Any) -> Dataset[tuple[Any, int]]:
         paths, labels = self._files(train)
@@ -65,10 +69,14 @@ class TinyImageNet(Images):
         """The label of each class: its place among the sorted names."""
         path = self._folder / "wnids.txt"
         if not path.is_file():
-            raise FileNotFoundError(f"there is no file {str(path)!r}; download the data set, or point --data.data_dir at it")
+            raise FileNotFoundError(
+                f"there is no file {str(path)!r}; download the data set, or point --data.data_dir at it"
+            )
         names = sorted(path.read_text().split())
         if len(set(names)) != self.num_classes:
-            raise ValueError(f"{str(path)!r} names {len(set(names))} classes, expected {self.num_classes}")
+            raise ValueError(
+                f"{str(path)!r} names {len(set(names))} classes, expected {self.num_classes}"
+            )
         return {name: label for label, name in enumerate(names)}
 
     def _files(self, train: bool) -> tuple[list[Path], Tensor]:
@@ -82,7 +90,9 @@ class TinyImageNet(Images):
             folder = self._folder / "train" / name / "images"
             images = _images(folder)
             if not images:
-                raise FileNotFoundError(f"the class folder {str(folder)!r} is missing or empty; unpack the data set anew")
+                raise FileNotFoundError(
+                    f"the class folder {str(folder)!r} is missing or empty; unpack the data set anew"
+                )
             found += [(path, label) for path in images]
         return found
 
@@ -95,7 +105,9 @@ class TinyImageNet(Images):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             image, name = [*line.split("\t"), ""][:2]
             if name not in classes:
-                raise ValueError(f"{str(path)!r} line {number}: {name!r} is not one of the {len(classes)} classes in wnids.txt")
+                raise ValueError(
+                    f"{str(path)!r} line {number}: {name!r} is not one of the {len(classes)} classes in wnids.txt"
+                )
             labels[image] = classes[name]
         images = _images(self._folder / "val" / "images")
         if odd := labels.keys() ^ {image.name for image in images}:
@@ -109,5 +121,9 @@ class TinyImageNet(Images):
 def _images(folder: Path) -> list[Path]:
     """The images in a folder, by name; none if there is no folder."""
     # os.listdir: Path.glob takes seconds for a hundred thousand files.
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".JPEG")) if folder.is_dir() else []
+    names = (
+        sorted(name for name in os.listdir(folder) if name.endswith(".JPEG"))
+        if folder.is_dir()
+        else []
+    )
     return [folder / name for name in names]

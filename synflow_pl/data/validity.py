@@ -12,11 +12,14 @@ __all__ = ["check_images", "check_labels", "check_sample"]
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def check_images(returned: Any, source: str, shape: tuple[int, int, int], num_classes: int) -> tuple[Tensor, Tensor]:
+def check_images(
+    returned: Any, source: str, shape: tuple[int, int, int], num_classes: int
+) -> tuple[Tensor, Tensor]:
     """Check images and labels that are held in memory.
 
     Args:
-        returned: Pair of images, uint8 (N, C, H, W), and labels, integers (N,) in [0, ``num_classes``).
+        returned: Pair of images, uint8 (N, C, H, W), and labels, integers (N,) in [0,
+            ``num_classes``).
         source: Where they come from, as messages name it.
         shape: (C, H, W) of each image.
         num_classes: Number of classes.
@@ -27,9 +30,19 @@ def check_images(returned: Any, source: str, shape: tuple[int, int, int], num_cl
     Raises:
         ValueError: If they are anything else.
     """
-    if not (isinstance(returned, (tuple, list)) and len(returned) == 2 and all(isinstance(part, Tensor) for part in returned)):
-        parts = ", ".join(type(part).__name__ for part in returned) if isinstance(returned, (tuple, list)) else type(returned).__name__
-        raise ValueError(f"{source} returned {parts or 'nothing'}, expected a tuple of two tensors, images and labels")
+    if not (
+        isinstance(returned, (tuple, list))
+        and len(returned) == 2
+        and all(isinstance(part, Tensor) for part in returned)
+    ):
+        parts = (
+            ", ".join(type(part).__name__ for part in returned)
+            if isinstance(returned, (tuple, list))
+            else type(returned).__name__
+        )
+        raise ValueError(
+            f"{source} returned {parts or 'nothing'}, expected a tuple of two tensors, images and labels"
+        )
     images, labels = returned
     if images.dtype != torch.uint8:
         raise ValueError(
@@ -59,13 +72,19 @@ def check_labels(labels: Any, source: str, count: int, num_classes: int) -> Tens
         ValueError: If they are anything else, or there are none.
     """
     if labels is None:
-        raise ValueError(f"{source} has no labels, expected an attribute labels, a tensor of int64 with one label for each image")
+        raise ValueError(
+            f"{source} has no labels, expected an attribute labels, a tensor of int64 with one label for each image"
+        )
     try:
         labels = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{source} has labels of type {type(labels).__name__}, expected a tensor of int64: {error}") from error
+        raise ValueError(
+            f"{source} has labels of type {type(labels).__name__}, expected a tensor of int64: {error}"
+        ) from error
     if labels.dtype not in _INTEGERS:
-        raise ValueError(f"{source} has labels of {labels.dtype}, expected torch.int64 from 0 to {num_classes - 1}")
+        raise ValueError(
+            f"{source} has labels of {labels.dtype}, expected torch.int64 from 0 to {num_classes - 1}"
+        )
     if labels.ndim != 1 or len(labels) != count:
         raise ValueError(
             f"{source} has {count} images and labels of shape {tuple(labels.shape)}, expected the shape ({count},), one label for each"
@@ -97,8 +116,12 @@ def check_sample(sample: Any, source: str, shape: tuple[int, int, int], label: i
     Raises:
         ValueError: If it is anything else.
     """
-    if not (isinstance(sample, (tuple, list)) and len(sample) == 2 and isinstance(sample[0], Tensor)):
-        raise ValueError(f"{source}[0] is a {type(sample).__name__}, expected a tuple of a transformed image (a tensor) and a label")
+    if not (
+        isinstance(sample, (tuple, list)) and len(sample) == 2 and isinstance(sample[0], Tensor)
+    ):
+        raise ValueError(
+            f"{source}[0] is a {type(sample).__name__}, expected a tuple of a transformed image (a tensor) and a label"
+        )
     image, own = sample
     if not image.is_floating_point() or tuple(image.shape) != tuple(shape):
         raise ValueError(
@@ -106,4 +129,6 @@ def check_sample(sample: Any, source: str, shape: tuple[int, int, int], label: i
             f" {tuple(shape)} as input_shape says; apply the transform that dataset() is given"
         )
     if int(own) != label:
-        raise ValueError(f"{source}[0] has the label {int(own)}, expected {label} as its labels say")
+        raise ValueError(
+            f"{source}[0] has the label {int(own)}, expected {label} as its labels say"
+        )

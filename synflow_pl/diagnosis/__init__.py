@@ -1,8 +1,8 @@
 """Diagnosis: what pruning did to one network."""
 
 from synflow_pl.diagnosis.comparison import Comparison
-from synflow_pl.diagnosis.examine import diagnose
-from synflow_pl.diagnosis.findings import DeadNetwork, Diagnosis, Layer
-from synflow_pl.diagnosis.survival import Survival
+from synflow_pl.diagnosis.diagnose import diagnose
+from synflow_pl.diagnosis.diagnosis import DeadNetwork, Diagnosis, Layer
+from synflow_pl.diagnosis.mask_history import MaskHistory
 
-__all__ = ["Comparison", "DeadNetwork", "Diagnosis", "Layer", "Survival", "diagnose"]
+__all__ = ["Comparison", "DeadNetwork", "Diagnosis", "Layer", "MaskHistory", "diagnose"]

@@ -9,16 +9,18 @@ from typing import Any
 
 from rich.table import Table
 
+from synflow_pl.diagnosis.diagnosis import Diagnosis
+from synflow_pl.diagnosis.diagnosis_table import empty, fraction, plain, short
 from synflow_pl.diagnosis.files import write_csv
-from synflow_pl.diagnosis.findings import Diagnosis
-from synflow_pl.diagnosis.table import empty, fraction, plain, short
 
 __all__ = ["Comparison"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of the same network, by the pruner's name: its diagnosis, and the seconds that pruning took."""
+    """Of the same network, by the pruner's name: its diagnosis, and the seconds that pruning
+    took.
+    """
 
     told: Mapping[str, Diagnosis]
     seconds: Mapping[str, float]
@@ -34,8 +36,8 @@ class Comparison:
         return table
 
     def table(self) -> str:
-        """Density of each layer, a column for each pruner; below, of the whole: density, effective density, compression, whether a path
-        is left, FLOPs and seconds. As wide as it has to be.
+        """Density of each layer, a column for each pruner; below, of the whole: density, effective
+        density, compression, whether a path is left, FLOPs and seconds. As wide as it has to be.
         """
         return plain(self)
 
@@ -46,7 +48,9 @@ class Comparison:
             OSError: if the folder cannot be written.
         """
         layers = zip(self.layers, *self.densities.values(), strict=True)
-        rows = {name: dict(zip(self.densities, densities, strict=True)) for name, *densities in layers} | self._whole()
+        rows = {
+            name: dict(zip(self.densities, densities, strict=True)) for name, *densities in layers
+        } | self._whole()
         write_csv(path, [{"": name, **facts} for name, facts in rows.items()])
 
     @property
@@ -57,10 +61,15 @@ class Comparison:
     @property
     def densities(self) -> dict[str, list[float]]:
         """By pruner, the density of each layer."""
-        return {pruner: [layer.density for layer in told.layers] for pruner, told in self.told.items()}
+        return {
+            pruner: [layer.density for layer in told.layers] for pruner, told in self.told.items()
+        }
 
     def _whole(self) -> dict[str, dict[str, Any]]:
-        facts = {name: {pruner: getattr(told, name) for pruner, told in self.told.items()} for name in _FACTS}
+        facts = {
+            name: {pruner: getattr(told, name) for pruner, told in self.told.items()}
+            for name in _FACTS
+        }
         return {_FACTS[name]: row for name, row in facts.items()} | {"seconds": dict(self.seconds)}
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synflow_pl.durable import replacing
+from synflow_pl.io import atomic_write
 
 __all__ = ["write_csv", "write_json"]
 
@@ -21,14 +21,16 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.getvalue().encode())
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write numbers, text, lists and mappings; what is not finite becomes null, since JSON has no infinity."""
+    """Write numbers, text, lists and mappings; what is not finite becomes null, since JSON has no
+    infinity.
+    """
     text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 

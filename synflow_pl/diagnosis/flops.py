@@ -1,13 +1,17 @@
-"""FLOPs of one forward pass, dense and sparse: two for each multiplication and addition, as :mod:`torch.utils.flop_counter` counts.
+"""FLOPs of one forward pass, dense and sparse: two for each multiplication and addition, as
+:mod:`torch.utils.flop_counter` counts.
 
-The dense count is its formulas' for every operation they know: matrix products, convolutions (grouped, depthwise and transposed ones
-too), attention. A weight of a layer is multiplied once for each position, padding included, so the sparse count of an operation is
-its dense one times the fraction kept of the weight *that it reads*, which may be a part of a parameter (the queries' rows of a fused
-projection). An operation that reads none (attention, a product of two signals) counts as dense.
+The dense count is its formulas' for every operation they know: matrix products, convolutions
+(grouped, depthwise and transposed ones too), attention. A weight of a layer is multiplied once for
+each position, padding included, so the sparse count of an operation is its dense one times the
+fraction kept of the weight *that it reads*, which may be a part of a parameter (the queries' rows
+of a fused projection). An operation that reads none (attention, a product of two signals) counts as
+dense.
 
-Fused recurrent layers and deformable convolution, which torch does not count, have formulas of their own here. What does a fixed, small
-number of operations for each entry of its input or output (activations, normalisation, pooling, resizing, lookups) is not counted, as
-in the papers. Any other operation without a formula is named, so that no product is left out in silence.
+Fused recurrent layers and deformable convolution, which torch does not count, have formulas of
+their own here. What does a fixed, small number of operations for each entry of its input or output
+(activations, normalisation, pooling, resizing, lookups) is not counted, as in the papers. Any other
+operation without a formula is named, so that no product is left out in silence.
 """
 
 from __future__ import annotations
@@ -21,13 +25,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from synflow_pl.flow.recording import Operation, Recording, Value
 from synflow_pl.flow.rules import SIMPLE
+from synflow_pl.graph.trace import Graph, Operation, Value
 from synflow_pl.masks import Masks
 
 __all__ = ["Flops", "count_flops"]
 
-# What looks at a weight in another shape, or at a part of it: it is looked at its mask in the same way.
+# What looks at a weight in another shape, or at a part of it: it is looked at its mask in the same
+# way.
 _VIEWS = frozenset(
     """
     t transpose permute view _unsafe_view view_copy reshape _reshape_alias slice narrow select split split_with_sizes unbind unsqueeze
@@ -52,8 +57,8 @@ _UNCOUNTED = SIMPLE | frozenset(
 
 @dataclass
 class Flops:
-    """FLOPs of a pass, dense and sparse, in all and of the products with each parameter, and the names of the operations without a
-    formula.
+    """FLOPs of a pass, dense and sparse, in all and of the products with each parameter, and the
+    names of the operations without a formula.
     """
 
     dense: int = 0
@@ -67,11 +72,14 @@ class Flops:
         """The operations that the counts leave out, in one sentence; ``None`` if there are none."""
         if not self.missing:
             return None
-        listed = ", ".join(name if times == 1 else f"{name} ({times} times)" for name, times in self.missing.items())
+        listed = ", ".join(
+            name if times == 1 else f"{name} ({times} times)"
+            for name, times in self.missing.items()
+        )
         return f"FLOPs leave out operations without a formula: {listed}"
 
 
-def count_flops(recording: Recording, masks: Masks) -> Flops:
+def count_flops(recording: Graph, masks: Masks) -> Flops:
     """FLOPs of the recorded pass: of all its images together.
 
     Args:
@@ -79,7 +87,11 @@ def count_flops(recording: Recording, masks: Masks) -> Flops:
         masks: its masks.
     """
     # By number, each value made of one masked weight alone: its name and what of it lives.
-    living = {number: (name, masks[name]) for number, name in recording.parameters.items() if name in masks.weights}
+    living = {
+        number: (name, masks[name])
+        for number, name in recording.parameters.items()
+        if name in masks.weights
+    }
     signals = {value.number for value in recording.inputs}
     counted = Flops()
     for operation in recording.operations:
@@ -109,13 +121,19 @@ def _dense(operation: Operation, tensors: list[Tensor]) -> int | None:
     """FLOPs of an operation, or ``None`` if it is none that is counted."""
     given = operation.bound()
     if "scaled_dot_product" in operation.name:
-        query, key, value = (tensors[given[name].number].shape for name in ("query", "key", "value"))
+        query, key, value = (
+            tensors[given[name].number].shape for name in ("query", "key", "value")
+        )
         heads = (*query[:-2],)  # grouped queries share heads of keys and values
         return sdpa_flop_count(query, (*heads, *key[-2:]), (*heads, *value[-2:]))
     name, output = _called(operation), operation.outputs[0]
     if name in _RECURRENT:
         rows = tensors[given["input"].number]
-        weights = [tensors[value.number] for value in operation.reads if _is_weight(name, given, value, tensors)]
+        weights = [
+            tensors[value.number]
+            for value in operation.reads
+            if _is_weight(name, given, value, tensors)
+        ]
         return 2 * (rows.numel() // rows.shape[-1]) * sum(weight.numel() for weight in weights)
     if name == "torchvision.deform_conv2d":
         assert output is not None
@@ -136,13 +154,15 @@ def _dense(operation: Operation, tensors: list[Tensor]) -> int | None:
     def leaf(item: object) -> object:
         return tensors[item.number] if isinstance(item, Value) else item
 
-    args, kwargs = tree_map(leaf, (operation.args, operation.kwargs), is_leaf=lambda item: isinstance(item, Value))
+    args, kwargs = tree_map(
+        leaf, (operation.args, operation.kwargs), is_leaf=lambda item: isinstance(item, Value)
+    )
     assert output is not None
     return int(flop_registry[packet](*args, **kwargs, out_val=tensors[output.number]))
 
 
-# By name, the arguments that hold the weights of a fused recurrent layer, each of which is multiplied once for each step of each
-# sequence: the rows of its input, packed or not.
+# By name, the arguments that hold the weights of a fused recurrent layer, each of which is
+# multiplied once for each step of each sequence: the rows of its input, packed or not.
 _RECURRENT: dict[str, tuple[str, ...]] = {
     "aten.mkldnn_rnn_layer": ("weight0", "weight1"),
     "aten._cudnn_rnn": ("weight",),
@@ -153,20 +173,34 @@ _RECURRENT: dict[str, tuple[str, ...]] = {
 
 def _is_weight(name: str, given: dict[str, Any], value: Value, tensors: list[Tensor]) -> bool:
     """Return whether a value that a fused recurrent layer reads is one of its matrices."""
-    weights = tree_leaves([given[key] for key in _RECURRENT[name]], is_leaf=lambda leaf: isinstance(leaf, Value))
+    weights = tree_leaves(
+        [given[key] for key in _RECURRENT[name]], is_leaf=lambda leaf: isinstance(leaf, Value)
+    )
     return value in weights and tensors[value.number].dim() > 1
 
 
 def _called(operation: Operation) -> str:
-    """The operation's name with its namespace, without overload: ``aten.convolution``, ``torchvision.deform_conv2d``."""
+    """The operation's name with its namespace, without overload: ``aten.convolution``,
+    ``torchvision.deform_conv2d``.
+    """
     return operation.target._schema.name.replace("::", ".")
 
 
 def _small(operation: Operation, tensors: list[Tensor]) -> bool:
-    """Return whether an operation without a formula is one that is not counted: it makes no new numbers, or few operations for each."""
-    makes = any(output is not None and tensors[output.number].is_floating_point() for output in operation.outputs)
-    makes = makes or any(output is not None and tensors[output.number].is_complex() for output in operation.outputs)
-    reads = any(tensors[value.number].is_floating_point() or tensors[value.number].is_complex() for value in operation.reads)
+    """Return whether an operation without a formula is one that is not counted: it makes no new
+    numbers, or few operations for each.
+    """
+    makes = any(
+        output is not None and tensors[output.number].is_floating_point()
+        for output in operation.outputs
+    )
+    makes = makes or any(
+        output is not None and tensors[output.number].is_complex() for output in operation.outputs
+    )
+    reads = any(
+        tensors[value.number].is_floating_point() or tensors[value.number].is_complex()
+        for value in operation.reads
+    )
     tags = operation.target.tags
     return (
         not (makes and reads)
@@ -178,19 +212,28 @@ def _small(operation: Operation, tensors: list[Tensor]) -> bool:
     )
 
 
-def _followed(operation: Operation, tensors: list[Tensor], living: dict[int, tuple[str, Tensor]]) -> dict[int, tuple[str, Tensor]]:
+def _followed(
+    operation: Operation, tensors: list[Tensor], living: dict[int, tuple[str, Tensor]]
+) -> dict[int, tuple[str, Tensor]]:
     """What lives of the values that an operation makes of one weight."""
     name, mask = next(living[value.number] for value in operation.reads if value.number in living)
     made: dict[int, tuple[str, Tensor]] = {}
     if operation.name in _VIEWS and all(value.number in living for value in operation.reads):
         args, kwargs = tree_map(
             lambda item: living[item.number][1] if isinstance(item, Value) else item,
-            (operation.args, {key: item for key, item in operation.kwargs.items() if key != "dtype"}),
+            (
+                operation.args,
+                {key: item for key, item in operation.kwargs.items() if key != "dtype"},
+            ),
             is_leaf=lambda item: isinstance(item, Value),
         )
         result = operation.target(*args, **kwargs)
         parts = result if isinstance(result, (tuple, list)) else (result,)
-        return {output.number: (name, part) for output, part in zip(operation.outputs, parts, strict=True) if output is not None}
+        return {
+            output.number: (name, part)
+            for output, part in zip(operation.outputs, parts, strict=True)
+            if output is not None
+        }
     for output in operation.outputs:
         # Entry by entry (another precision, a factor): what lives, lives on.
         if output is not None and tensors[output.number].shape == mask.shape:

@@ -1,8 +1,9 @@
 """Homogeneity: which modules of a network break what the conservation of flow rests on.
 
-Tanaka et al. 2020 prove Theorems 1 and 2 for networks whose functions are positively homogeneous: f(c x) = c f(x) for c > 0. ReLU,
-max pooling and every linear layer are (their biases count as weights of an input that is one). What is not, the skeleton replaces by
-something linear before flow is measured: conservation holds in the skeleton, and in these modules the network differs from it.
+Tanaka et al. 2020 prove Theorems 1 and 2 for networks whose functions are positively homogeneous:
+f(c x) = c f(x) for c > 0. ReLU, max pooling and every linear layer are (their biases count as
+weights of an input that is one). What is not, the skeleton replaces by something linear before flow
+is measured: conservation holds in the skeleton, and in these modules the network differs from it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Collection
 from torch import nn
 
 from synflow_pl.flow.normalisation import NORMALISATIONS
-from synflow_pl.flow.recording import Operation, Recording, is_number
+from synflow_pl.graph.trace import Graph, Operation, is_number
 
 __all__ = ["inhomogeneous"]
 
@@ -26,14 +27,18 @@ _NONLINEARITIES = frozenset(
 _GATES = frozenset("mul div glu mm bmm baddbmm addcmul".split())
 
 
-def inhomogeneous(network: nn.Module, recording: Recording, unknown: Collection[str] = ()) -> dict[str, str]:
-    """By name of a module, in order of execution, what in it is not homogeneous: normalisation, nonlinearity, gate, attention, or an
-    operation without a rule; several joined by "and". What a network does outside its submodules goes by the network's class.
+def inhomogeneous(
+    network: nn.Module, recording: Graph, unknown: Collection[str] = ()
+) -> dict[str, str]:
+    """By name of a module, in order of execution, what in it is not homogeneous: normalisation,
+    nonlinearity, gate, attention, or an operation without a rule; several joined by "and". What a
+    network does outside its submodules goes by the network's class.
 
     Args:
         network: the network under study.
         recording: of it.
-        unknown: the operations that its skeleton has no rule for, as :meth:`Skeleton.unknown` names them.
+        unknown: the operations that its skeleton has no rule for, as :meth:`Skeleton.unknown` names
+            them.
     """
     signals = {value.number for value in recording.inputs}
     found: dict[str, dict[str, None]] = {}
@@ -43,7 +48,11 @@ def inhomogeneous(network: nn.Module, recording: Recording, unknown: Collection[
             continue
         signals.update(output.number for output in operation.outputs if output is not None)
         numbers = [number for number in read if is_number(recording.tensors[number])]
-        kind = "operation without a rule" if str(operation.target) in unknown else _kind(operation, len(numbers))
+        kind = (
+            "operation without a rule"
+            if str(operation.target) in unknown
+            else _kind(operation, len(numbers))
+        )
         if kind is not None:
             found.setdefault(operation.module or type(network).__name__, {})[kind] = None
     return {name: " and ".join(kinds) for name, kinds in found.items()}

@@ -1,4 +1,6 @@
-"""The theory's experiments, one a file: each turns a network and a pruner into the rows of a table."""
+"""The theory's experiments, one a file: each turns a network and a pruner into the rows of a
+table.
+"""
 
 from synflow_pl.experiments.layers import LayerScore, largest_difference, layer_scores, variation
 from synflow_pl.experiments.magnitude import Snapshot, SquaredMagnitudes

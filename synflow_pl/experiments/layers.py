@@ -1,7 +1,10 @@
-"""Layers: every layer has the same total, so small ones score high (Tanaka et al. 2020, Theorem 2 and Figure 4).
+"""Layers: every layer has the same total, so small ones score high (Tanaka et al. 2020, Theorem 2
+and Figure 4).
 
-Where a conserved score flows through one layer after another, each has the same total, and the average score of its weights is in
-inverse proportion to their number. Shortcuts and branches share the flow with the layers beside them: those have less.
+Where a conserved score flows through one layer after another, each has the same total, and the
+average score of its weights is in
+inverse proportion to their number. Shortcuts and branches share the flow with the layers beside
+    them: those have less.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ __all__ = ["LayerScore", "largest_difference", "layer_scores", "variation"]
 
 @dataclass(frozen=True)
 class LayerScore:
-    """Of one layer: the name of its weight, how many weights there are, and the sum of their scores, signed where scores are."""
+    """Of one layer: the name of its weight, how many weights there are, and the sum of their
+    scores, signed where scores are.
+    """
 
     layer: str
     size: int
@@ -35,11 +40,15 @@ def layer_scores(scores: Mapping[str, Tensor]) -> list[LayerScore]:
     Args:
         scores: by the name of the weight.
     """
-    return [LayerScore(name, score.numel(), float(score.sum(dtype=torch.float64))) for name, score in scores.items()]
+    return [
+        LayerScore(name, score.numel(), float(score.sum(dtype=torch.float64)))
+        for name, score in scores.items()
+    ]
 
 
 def variation(totals: list[float]) -> float:
-    """Coefficient of variation of the layers' totals: sample deviation (n - 1) over the magnitude of the mean; 0 where all agree.
+    """Coefficient of variation of the layers' totals: sample deviation (n - 1) over the magnitude
+    of the mean; 0 where all agree.
 
     Raises:
         ValueError: for fewer than two layers.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from synflow_pl.pruners import Pruner, Saliency, Subject
+from synflow_pl.pruners import Pruner, PruningState, Saliency
 from synflow_pl.schedules import as_density
 
 __all__ = ["first_scores", "lowest_and_sum"]
@@ -41,29 +41,39 @@ def first_scores(
         train_mode: score in train mode, for data-driven pruners.
 
     Returns:
-        By parameter name, in the weight's shape; signed, if the pruner's are. What no flow can pass (queries, keys, gates) has no score
-        that could be compared with others: it is zero, or left out where that is all of a parameter.
+        By parameter name, in the weight's shape; signed, if the pruner's are. What no flow can pass
+        (queries, keys, gates) has no score
+        that could be compared with others: it is zero, or left out where that is all of a
+            parameter.
 
     Raises:
         ValueError: if the pruner needs data and there is none.
     """
-    subject = Subject.of(network, exclude)
+    subject = PruningState.of(network, exclude)
     subject.inputs, subject.batches, subject.loss = inputs, batches, loss
     subject.density, subject.train_mode = as_density(density), train_mode
     if pruner.needs_batches and not batches:
-        raise ValueError(f"{type(pruner).__name__} scores on data: give batches=, a list of (images, labels) pairs")
+        raise ValueError(
+            f"{type(pruner).__name__} scores on data: give batches=, a list of (images, labels) pairs"
+        )
     pruner.prepare(subject)
     found = {}
     for name, score in pruner.score(subject).items():
-        apart = subject.apart.get(name)
+        apart = subject.ranked_separately.get(name)
         if apart is None or not bool(apart.all()):
-            written = score.weight * score.gradient if isinstance(score, Saliency) else score.detach().clone()
+            written = (
+                score.weight * score.gradient
+                if isinstance(score, Saliency)
+                else score.detach().clone()
+            )
             found[name] = written if apart is None else written.masked_fill_(apart, 0)
     return found
 
 
 def lowest_and_sum(score: Tensor | Saliency, mask: Tensor) -> tuple[float, float]:
-    """Of the scores where ``mask`` is True, in the score's shape: the lowest (or 0, if that is less), and the sum, in float64."""
+    """Of the scores where ``mask`` is True, in the score's shape: the lowest (or 0, if that is
+    less), and the sum, in float64.
+    """
     weight, gradient = score if isinstance(score, Saliency) else (score, None)
     # A few rows at a time, so that no copy of a large layer is made.
     rows = max(1, _PIECE // max(1, mask[0].numel()))

@@ -1,8 +1,8 @@
 """Export: a network as a file that others run, and back."""
 
-from synflow_pl.export.card import write_card
-from synflow_pl.export.facts import Facts
 from synflow_pl.export.formats import FORMATS, Exported, load_exported
-from synflow_pl.export.verified import export, verify
+from synflow_pl.export.metadata import Metadata
+from synflow_pl.export.model_card import write_card
+from synflow_pl.export.verification import export, verify
 
-__all__ = ["FORMATS", "Exported", "Facts", "export", "load_exported", "verify", "write_card"]
+__all__ = ["FORMATS", "Exported", "Metadata", "export", "load_exported", "verify", "write_card"]

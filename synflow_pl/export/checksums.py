@@ -34,7 +34,11 @@ def check(file: Path) -> None:
         ValueError: if the checksums differ.
     """
     card = card_of(file)
-    if card.is_file() and (said := rows(card.read_text(errors="replace")).get(file.name)) and said[0] != sha256(file):
+    if (
+        card.is_file()
+        and (said := rows(card.read_text(errors="replace")).get(file.name))
+        and said[0] != sha256(file)
+    ):
         raise ValueError(
             f"{str(file)!r} is not the file that {card.name!r} beside it describes: its SHA-256 is another, so it is damaged or was"
             " replaced; export it anew, or take the card away"

@@ -14,7 +14,8 @@ __all__ = ["density_by_pruner"]
 
 
 def density_by_pruner(names: Sequence[str], densities: Mapping[str, Sequence[float]]) -> Figure:
-    """One line per pruner over the layers, input first: the fraction of each layer's weights that it kept, on a logarithmic axis.
+    """One line per pruner over the layers, input first: the fraction of each layer's weights that
+    it kept, on a logarithmic axis.
 
     A layer that was emptied has a cross at the foot, and breaks the line.
 
@@ -27,9 +28,18 @@ def density_by_pruner(names: Sequence[str], densities: Mapping[str, Sequence[flo
     foot = min((d for row in densities.values() for d in row if d > 0), default=1.0) / 3
     for index, (pruner, row) in enumerate(densities.items()):
         style = curve(index)
-        drawn.plot(range(len(row)), [d if d > 0 else float("nan") for d in row], label=pruner, **style)
+        drawn.plot(
+            range(len(row)), [d if d > 0 else float("nan") for d in row], label=pruner, **style
+        )
         emptied = [place for place, d in enumerate(row) if d == 0]
-        drawn.plot(emptied, [foot] * len(emptied), linestyle="", marker="x", markersize=6, color=style["color"])
+        drawn.plot(
+            emptied,
+            [foot] * len(emptied),
+            linestyle="",
+            marker="x",
+            markersize=6,
+            color=style["color"],
+        )
     drawn.set_ylim(foot / 1.3, 1.5)
     drawn.set_xticks(range(len(names)), [short(name) for name in names], rotation=90)
     legend(drawn, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(densities), 5))

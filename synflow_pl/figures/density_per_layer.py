@@ -14,15 +14,20 @@ __all__ = ["density_per_layer"]
 
 
 def density_per_layer(
-    names: Sequence[str], densities: Sequence[float], overall: float, effective: Sequence[float] | None = None
+    names: Sequence[str],
+    densities: Sequence[float],
+    overall: float,
+    effective: Sequence[float] | None = None,
 ) -> Figure:
-    """Horizontal bars, first layer on top: the fraction of each layer's weights that was kept, on a logarithmic axis.
+    """Horizontal bars, first layer on top: the fraction of each layer's weights that was kept, on a
+    logarithmic axis.
 
     Args:
         names: of the layers' weights, input first.
         densities: one per layer, in [0, 1].
         overall: density of the whole network, drawn as a line, in (0, 1].
-        effective: the fraction of each layer's weights that is kept and on a living path, in [0, 1]; each a second bar.
+        effective: the fraction of each layer's weights that is kept and on a living path, in [0,
+            1]; each a second bar.
     """
     figure = blank(height=1.2 + (0.22 if effective is None else 0.3) * len(names))
     drawn = axes(figure, "density: fraction of the layer's weights", "", log="x")
@@ -35,15 +40,38 @@ def density_per_layer(
         places = [layer + (index - (len(series) - 1) / 2) * height for layer in range(len(names))]
         lengths = [max(value - floor, 0) for value in values]
         drawn.barh(
-            places, lengths, left=floor, height=height, color=colour, hatch=hatch or None, edgecolor="white", linewidth=0.3, label=label
+            places,
+            lengths,
+            left=floor,
+            height=height,
+            color=colour,
+            hatch=hatch or None,
+            edgecolor="white",
+            linewidth=0.3,
+            label=label,
         )
         for place, value in zip(places, values, strict=True):
             told = f"{100 * value:.3g} %" if value > 0 else "none"
-            drawn.annotate(told, (max(value, floor), place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=6.5)
-    drawn.axvline(overall, color=MUTED, linestyle="--", linewidth=1.2, label=f"all layers, {100 * overall:.3g} %")
+            drawn.annotate(
+                told,
+                (max(value, floor), place),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=6.5,
+            )
+    drawn.axvline(
+        overall,
+        color=MUTED,
+        linestyle="--",
+        linewidth=1.2,
+        label=f"all layers, {100 * overall:.3g} %",
+    )
     drawn.set_xlim(floor, 2.5)
     drawn.set_yticks(range(len(names)), [short(name) for name in names])
     drawn.set_ylim(len(names) - 0.4, -0.6)
     drawn.grid(visible=False, axis="y")
-    figure.legend(loc="outside upper left", ncols=len(series) + 1, fontsize=8, frameon=False, columnspacing=1)
+    figure.legend(
+        loc="outside upper left", ncols=len(series) + 1, fontsize=8, frameon=False, columnspacing=1
+    )
     return figure

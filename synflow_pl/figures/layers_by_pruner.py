@@ -1,4 +1,6 @@
-"""What is left of each layer the more a network is pruned, pruner beside pruner: Figure 2 of Tanaka et al. 2020."""
+"""What is left of each layer the more a network is pruned, pruner beside pruner: Figure 2 of Tanaka
+et al. 2020.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,15 @@ __all__ = ["layers_by_pruner"]
 _LEGEND_ROWS = 26
 
 
-def layers_by_pruner(prunings: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[int]]]]) -> Figure:
-    """One panel for each pruner, on the same axes; in it a line for each layer, darkest at the input. One that ends in a cross was
-    cut to nothing at the next compression.
+def layers_by_pruner(
+    prunings: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[int]]]],
+) -> Figure:
+    """One panel for each pruner, on the same axes; in it a line for each layer, darkest at the
+    input. One that ends in a cross was cut to nothing at the next compression.
 
     Args:
-        prunings: by pruner, compressions of the whole network, at least 1 and rising, and for each layer, by name and input first, how
-            many of its weights were left at each.
+        prunings: by pruner, compressions of the whole network, at least 1 and rising, and for each
+            layer, by name and input first, how many of its weights were left at each.
     """
     rows, columns = grid(len(prunings))
     figure = blank(width=(WIDTH - 1.2) * columns / 3 + 1.2, height=max(2.3 * rows, 4.0))
@@ -36,11 +40,23 @@ def layers_by_pruner(prunings: Mapping[str, tuple[Sequence[float], Mapping[str, 
         drawn.sharex(panels[0])
         drawn.sharey(panels[0])
     panels[0].autoscale()
-    figure.supxlabel("compression: weights / weights kept; a cross: nothing is left of the layer after it", fontsize=8, color=MUTED)
+    figure.supxlabel(
+        "compression: weights / weights kept; a cross: nothing is left of the layer after it",
+        fontsize=8,
+        color=MUTED,
+    )
     figure.supylabel("weights left in the layer", fontsize=8, color=MUTED)
     handles = [line for line in panels[0].lines if not str(line.get_label()).startswith("_")]
     if len(handles) > _LEGEND_ROWS:  # too many to be read: the shades say which is where
         handles = [handles[0], handles[-1]]
     labels = [short(str(line.get_label())) for line in handles]
-    figure.legend(handles, labels, loc="outside right center", fontsize=7, frameon=False, handlelength=2.0, labelspacing=0.3)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside right center",
+        fontsize=7,
+        frameon=False,
+        handlelength=2.0,
+        labelspacing=0.3,
+    )
     return figure

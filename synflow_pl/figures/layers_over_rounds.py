@@ -1,4 +1,6 @@
-"""What was left of each layer as the network got sparser: Figure 2 of Tanaka et al. 2020, for one pruning."""
+"""What was left of each layer as the network got sparser: Figure 2 of Tanaka et al. 2020, for one
+pruning.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ _DASHES = ("-", "--", ":")
 
 
 def layers_over_rounds(compression: Sequence[float], kept: Mapping[str, Sequence[int]]) -> Figure:
-    """One line per layer, darkest at the input: how many of its weights were left after each round, on logarithmic axes.
+    """One line per layer, darkest at the input: how many of its weights were left after each round,
+    on logarithmic axes.
 
-    A line that ends on the way was cut to nothing there: layer collapse, marked with a cross at the last round that left something.
+    A line that ends on the way was cut to nothing there: layer collapse, marked with a cross at the
+        last round that left something.
 
     Args:
         compression: of the whole network after each round, weights over weights kept, at least 1.
@@ -29,17 +33,35 @@ def layers_over_rounds(compression: Sequence[float], kept: Mapping[str, Sequence
     columns = -(-len(kept) // _LEGEND_ROWS)
     small = 8 if columns == 1 else 6
     figure = blank(width=WIDTH + 1.3 * (columns - 1), height=4.4)
-    drawn = axes(figure, "compression: weights / weights kept", "weights left in the layer", log="xy")
+    drawn = axes(
+        figure, "compression: weights / weights kept", "weights left in the layer", log="xy"
+    )
     lines(drawn, compression, kept)
-    legend(drawn, loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns, fontsize=small, columnspacing=1.0, labelspacing=0.35)
+    legend(
+        drawn,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        ncols=columns,
+        fontsize=small,
+        columnspacing=1.0,
+        labelspacing=0.35,
+    )
     return figure
 
 
 def lines(drawn: Axes, compression: Sequence[float], kept: Mapping[str, Sequence[int]]) -> None:
     """The lines and crosses alone, on logarithmic axes that there are; as above."""
-    for index, ((name, counts), shade) in enumerate(zip(kept.items(), shades(len(kept)), strict=True)):
+    for index, ((name, counts), shade) in enumerate(
+        zip(kept.items(), shades(len(kept)), strict=True)
+    ):
         left = [(at, count) for at, count in zip(compression, counts, strict=True) if count > 0]
         dashes = _DASHES[index % len(_DASHES)]
-        drawn.plot(*zip(*left, strict=True), color=shade, linestyle=dashes, linewidth=1.4, label=short(name))
+        drawn.plot(
+            *zip(*left, strict=True),
+            color=shade,
+            linestyle=dashes,
+            linewidth=1.4,
+            label=short(name),
+        )
         if 0 < len(left) < len(counts):
             drawn.plot(*left[-1], color=shade, marker="x", markersize=6, linestyle="")

@@ -1,4 +1,6 @@
-"""Average squared magnitude of a layer against its size, while it is trained: Figure 5b of Tanaka et al. 2020."""
+"""Average squared magnitude of a layer against its size, while it is trained: Figure 5b of Tanaka
+et al. 2020.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +16,55 @@ __all__ = ["magnitude_growth"]
 
 
 def magnitude_growth(sizes: Sequence[int], averages: Mapping[int, Sequence[float]]) -> Figure:
-    """One dot for each layer before training and one after, with the way between, on logarithmic axes. The dashed line is where layers
-    lie that have the same total.
+    """One dot for each layer before training and one after, with the way between, on logarithmic
+    axes. The dashed line is where layers lie that have the same total.
 
     Args:
         sizes: how many weights each layer has.
-        averages: by epochs of training, first and last included: the average square of each layer's weights.
+        averages: by epochs of training, first and last included: the average square of each layer's
+            weights.
     """
     figure = blank(width=4.5, height=3.4)
     drawn = axes(figure, "1 / weights in the layer", "average squared weight", log="xy")
     inverse = [1 / size for size in sizes]
     before, after = min(averages), max(averages)
     for layer, x in enumerate(inverse):
-        drawn.plot([x] * len(averages), [averages[epoch][layer] for epoch in sorted(averages)], color=MUTED, linewidth=1, zorder=1)
-    drawn.plot(inverse, averages[before], "o", color=FIRST, markerfacecolor="white", label="at initialisation")
-    drawn.plot(inverse, averages[after], "s", color=SECOND, markeredgecolor="black", markeredgewidth=0.6, label=f"after epoch {after}")
-    mean = sum(score * size for score, size in zip(averages[after], sizes, strict=True)) / len(sizes)
+        drawn.plot(
+            [x] * len(averages),
+            [averages[epoch][layer] for epoch in sorted(averages)],
+            color=MUTED,
+            linewidth=1,
+            zorder=1,
+        )
+    drawn.plot(
+        inverse,
+        averages[before],
+        "o",
+        color=FIRST,
+        markerfacecolor="white",
+        label="at initialisation",
+    )
+    drawn.plot(
+        inverse,
+        averages[after],
+        "s",
+        color=SECOND,
+        markeredgecolor="black",
+        markeredgewidth=0.6,
+        label=f"after epoch {after}",
+    )
+    mean = sum(score * size for score, size in zip(averages[after], sizes, strict=True)) / len(
+        sizes
+    )
     ends = [min(inverse), max(inverse)]
     drawn.plot(
-        ends, [mean * x for x in ends], color="black", linestyle="--", linewidth=1, zorder=1, label="the same total in each layer"
+        ends,
+        [mean * x for x in ends],
+        color="black",
+        linestyle="--",
+        linewidth=1,
+        zorder=1,
+        label="the same total in each layer",
     )
     legend(drawn)
     return figure

@@ -1,4 +1,6 @@
-"""What a round takes, against the number of rounds, schedule beside schedule: Figure 7 of Tanaka et al. 2020."""
+"""What a round takes, against the number of rounds, schedule beside schedule: Figure 7 of Tanaka et
+al. 2020.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,41 @@ __all__ = ["round_ratios"]
 
 
 def round_ratios(panels: Mapping[str, Mapping[float, Mapping[int, float]]]) -> Figure:
-    """One panel for each schedule, one line for each compression, lightest the highest. Below the dashed line no round can empty a
-    layer.
+    """One panel for each schedule, one line for each compression, lightest the highest. Below the
+    dashed line no round can empty a layer.
 
     Args:
-        panels: by title, by exponent x of the compression 10^x, by number of rounds: the largest prune size over cut size.
+        panels: by title, by exponent x of the compression 10^x, by number of rounds: the largest
+            prune size over cut size.
     """
     rows, columns = grid(len(panels))
     figure = blank(height=3.1 * rows)
-    ratios = [1.0, *(ratio for lines in panels.values() for line in lines.values() for ratio in line.values())]
+    ratios = [
+        1.0,
+        *(ratio for lines in panels.values() for line in lines.values() for ratio in line.values()),
+    ]
     for number, (name, lines) in enumerate(panels.items(), start=1):
-        drawn = axes(figure, "rounds", "largest prune size / cut size", log="y", place=(rows, columns, number))
+        drawn = axes(
+            figure,
+            "rounds",
+            "largest prune size / cut size",
+            log="y",
+            place=(rows, columns, number),
+        )
         title(drawn, name)
-        for index, (exponent, shade) in enumerate(zip(sorted(lines), shades(len(lines)), strict=True)):
+        for index, (exponent, shade) in enumerate(
+            zip(sorted(lines), shades(len(lines)), strict=True)
+        ):
             line = sorted(lines[exponent].items())
             label = f"compression $10^{{{exponent:g}}}$"
-            drawn.plot(*zip(*line, strict=True), color=shade, marker=marker(index), markersize=4, linewidth=1.4, label=label)
+            drawn.plot(
+                *zip(*line, strict=True),
+                color=shade,
+                marker=marker(index),
+                markersize=4,
+                linewidth=1.4,
+                label=label,
+            )
         drawn.axhline(1, color="black", linestyle="--", linewidth=1)
         drawn.set_ylim(min(ratios) / 1.4, max(ratios) * 1.4)
         drawn.yaxis.set_major_formatter("{x:g}")

@@ -1,7 +1,7 @@
 """The house style: one look for every picture, readable by every eye, in grey, and in print.
 
-A picture is a matplotlib ``Figure`` of its own: no ``pyplot``, so no global state, no backend and nothing to close. Matplotlib is
-imported when the first picture is drawn.
+A picture is a matplotlib ``Figure`` of its own: no ``pyplot``, so no global state, no backend and
+nothing to close. Matplotlib is imported when the first picture is drawn.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synflow_pl.durable import replacing
+from synflow_pl.io import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,14 +34,16 @@ __all__ = [
     "title",
 ]
 
-# Okabe & Ito 2008, which differ for every kind of colour vision, without their yellow, which is lost on white. The first four differ in
-# grey too (lightness 46, 71, 0, 58 of 100); after that lines differ by dash and marker.
+# Okabe & Ito 2008, which differ for every kind of colour vision, without their yellow, which is
+# lost on white. The first four differ in grey too (lightness 46, 71, 0, 58 of 100); after that
+# lines differ by dash and marker.
 _COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = "os^Dv<>P"
 FIRST, SECOND, MUTED = _COLOURS[0], _COLOURS[1], "#999999"
 
-# The text width of a page, in inches, and sizes in points that are still read when a column's width is all there is.
+# The text width of a page, in inches, and sizes in points that are still read when a column's width
+# is all there is.
 WIDTH = 6.75
 # With more layers than this no picture of them all can be read.
 MOST_LAYERS = 150
@@ -56,7 +58,9 @@ def blank(width: float = WIDTH, height: float = 4.0) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", dpi=_DOTS_PER_INCH)
 
 
-def axes(figure: Figure, x: str, y: str, *, log: str = "", place: tuple[int, int, int] = (1, 1, 1)) -> Axes:
+def axes(
+    figure: Figure, x: str, y: str, *, log: str = "", place: tuple[int, int, int] = (1, 1, 1)
+) -> Axes:
     """Axes in house style, labelled.
 
     Args:
@@ -78,13 +82,15 @@ def axes(figure: Figure, x: str, y: str, *, log: str = "", place: tuple[int, int
     for name, axis in (("x", made.xaxis), ("y", made.yaxis)):
         if name in log:
             made.set(**{f"{name}scale": "log"})
-            # By default numbers stand between powers of ten on an axis of one decade, where they overlap.
+            # By default numbers stand between powers of ten on an axis of one decade, where they
+            # overlap.
             axis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(0.6, 0.3)))
     return made
 
 
 def curve(index: int) -> dict[str, Any]:
-    """Colour, dash and marker of the ``index``-th of a few things that are compared; all three differ, so that one is enough.
+    """Colour, dash and marker of the ``index``-th of a few things that are compared; all three
+    differ, so that one is enough.
 
     These are keyword arguments of ``Axes.plot``; 56 indices look different from each other.
     """
@@ -114,11 +120,15 @@ def title(axes: Axes, text: str) -> None:
 
 
 def shades(number: int) -> list[tuple[float, ...]]:
-    """As many colours, dark to light, for things that have an order, such as layers by depth: even steps of lightness, in grey too."""
+    """As many colours, dark to light, for things that have an order, such as layers by depth: even
+    steps of lightness, in grey too.
+    """
     from matplotlib import colormaps
 
     # The lightest fifth is lost on white.
-    return [tuple(colormaps["viridis"](0.8 * index / max(number - 1, 1))) for index in range(number)]
+    return [
+        tuple(colormaps["viridis"](0.8 * index / max(number - 1, 1))) for index in range(number)
+    ]
 
 
 def legend(axes: Axes, **options: Any) -> None:
@@ -147,7 +157,10 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> list[Path]:
     written = []
     for kind, unsaid in (("png", "Software"), ("pdf", "CreationDate")):
         target = path.with_name(f"{path.name}.{kind}")
-        with replacing(target) as file, rc_context({"pdf.fonttype": 42}):  # TrueType: publishers refuse matplotlib's default
+        with (
+            atomic_write(target) as file,
+            rc_context({"pdf.fonttype": 42}),
+        ):  # TrueType: publishers refuse matplotlib's default
             figure.savefig(file, format=kind, metadata={unsaid: None})
         written.append(target)
     return written

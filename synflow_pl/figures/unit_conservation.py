@@ -14,22 +14,36 @@ if TYPE_CHECKING:
 __all__ = ["unit_conservation"]
 
 
-def unit_conservation(pruners: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]) -> Figure:
-    """One panel for each pruner, one dot for each unit, on logarithmic axes; conserved scores lie on the diagonal.
+def unit_conservation(
+    pruners: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
+) -> Figure:
+    """One panel for each pruner, one dot for each unit, on logarithmic axes; conserved scores lie
+    on the diagonal.
 
     Args:
-        pruners: by name, and within it by layer, input first: the sums of the scores into each unit and out of each. Of a negative sum
-            the magnitude is drawn; a dot is hollow where the two have different signs, and left out where one is zero.
+        pruners: by name, and within it by layer, input first: the sums of the scores into each unit
+            and out of each. Of a negative sum the magnitude is drawn; a dot is hollow where the two
+            have different signs, and left out where one is zero.
     """
     rows, columns = grid(len(pruners))
     figure = blank(width=WIDTH * columns / 3, height=2.3 * rows)
     for number, (name, layers) in enumerate(pruners.items(), start=1):
-        drawn = axes(figure, "|sum| into the unit", "|sum| out of the unit", log="xy", place=(rows, columns, number))
+        drawn = axes(
+            figure,
+            "|sum| into the unit",
+            "|sum| out of the unit",
+            log="xy",
+            place=(rows, columns, number),
+        )
         title(drawn, name)
         ends: list[float] = []
         for (into, out), shade in zip(layers, shades(len(layers)), strict=True):
             for alike in (True, False):
-                dots = [(abs(a), abs(b)) for a, b in zip(into, out, strict=True) if a * b != 0 and (a * b > 0) == alike]
+                dots = [
+                    (abs(a), abs(b))
+                    for a, b in zip(into, out, strict=True)
+                    if a * b != 0 and (a * b > 0) == alike
+                ]
                 if dots:
                     drawn.plot(
                         *zip(*dots, strict=True), linestyle="", marker="o", markersize=2.4, rasterized=True,
@@ -37,12 +51,25 @@ def unit_conservation(pruners: Mapping[str, Sequence[tuple[Sequence[float], Sequ
                     )  # fmt: skip
                     ends += [value for dot in dots for value in dot]
         if ends:
-            drawn.axline((min(ends), min(ends)), (2 * max(ends), 2 * max(ends)), color="black", linestyle="--", linewidth=1)
+            drawn.axline(
+                (min(ends), min(ends)),
+                (2 * max(ends), 2 * max(ends)),
+                color="black",
+                linestyle="--",
+                linewidth=1,
+            )
             # Whole decades, so that there are ticks to read and none between them to collide.
-            limits = (10 ** math.floor(math.log10(min(ends) * 0.9)), 10 ** math.ceil(math.log10(max(ends) * 1.1)))
+            limits = (
+                10 ** math.floor(math.log10(min(ends) * 0.9)),
+                10 ** math.ceil(math.log10(max(ends) * 1.1)),
+            )
             for axis, limit in ((drawn.xaxis, drawn.set_xlim), (drawn.yaxis, drawn.set_ylim)):
                 limit(limits)
                 axis.set_minor_formatter(lambda value, position: "")
         drawn.set_aspect("equal")
-    figure.supxlabel("sums of scores; dashed: conserved; dark: near the input, light: near the output", fontsize=8, color=MUTED)
+    figure.supxlabel(
+        "sums of scores; dashed: conserved; dark: near the input, light: near the output",
+        fontsize=8,
+        color=MUTED,
+    )
     return figure

@@ -1,4 +1,6 @@
-"""Conservation: what flows into a unit flows out of it (Tanaka et al. 2020, Theorem 1 and Figure 3)."""
+"""Conservation: what flows into a unit flows out of it (Tanaka et al. 2020, Theorem 1 and Figure
+3).
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,27 @@ _MOST_ENTRIES = 20
 
 
 def unit_scores(units: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """One dot per unit on logarithmic axes, with the diagonal on which it lies if its scores are conserved.
+    """One dot per unit on logarithmic axes, with the diagonal on which it lies if its scores are
+    conserved.
 
     Args:
-        units: by layer, input first: the sums of the scores of the weights into each of its units, and out of each. Of a negative sum
-            the magnitude is drawn, and the dot is hollow if the two signs differ; a unit with a sum of zero is left out.
+        units: by layer, input first: the sums of the scores of the weights into each of its units,
+            and out of each. Of a negative sum the magnitude is drawn, and the dot is hollow if the
+            two signs differ; a unit with a sum of zero is left out.
     """
     figure = blank(width=5.4, height=4.4)
-    drawn = axes(figure, "|sum of scores into the unit|", "|sum of scores out of the unit|", log="xy")
+    drawn = axes(
+        figure, "|sum of scores into the unit|", "|sum of scores out of the unit|", log="xy"
+    )
     ends: list[float] = []
     for (name, sums), shade in zip(units.items(), shades(len(units)), strict=True):
         label: str | None = short(name)
         for alike in (True, False):
-            dots = [(abs(into), abs(out)) for into, out in zip(*sums, strict=True) if into * out != 0 and (into * out > 0) == alike]
+            dots = [
+                (abs(into), abs(out))
+                for into, out in zip(*sums, strict=True)
+                if into * out != 0 and (into * out > 0) == alike
+            ]
             if dots:
                 face = shade if alike else "none"
                 marks: dict[str, Any] = {
@@ -43,7 +53,14 @@ def unit_scores(units: Mapping[str, tuple[Sequence[float], Sequence[float]]]) ->
                 label = None
                 ends += [value for dot in dots for value in dot]
     if ends:
-        drawn.axline((min(ends), min(ends)), (2 * max(ends), 2 * max(ends)), color=MUTED, linestyle="--", linewidth=1, zorder=1)
+        drawn.axline(
+            (min(ends), min(ends)),
+            (2 * max(ends), 2 * max(ends)),
+            color=MUTED,
+            linestyle="--",
+            linewidth=1,
+            zorder=1,
+        )
         if len(units) <= _MOST_ENTRIES:
             legend(drawn, loc="center left", bbox_to_anchor=(1, 0.5))
     drawn.set_aspect("equal", adjustable="datalim")

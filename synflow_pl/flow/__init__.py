@@ -1,22 +1,27 @@
 """Synaptic flow through any network: record it, linearise it, follow it."""
 
+from synflow_pl.flow.connectivity import (
+    Connectivity,
+    DeadNetwork,
+    disconnection_message,
+    is_connected,
+)
+from synflow_pl.flow.conservation import unit_sums
+from synflow_pl.flow.linear_network import Block, LinearNetwork, magnitude
 from synflow_pl.flow.linearise import linearise
-from synflow_pl.flow.paths import DeadNetwork, Paths, death, path_left
-from synflow_pl.flow.recording import evaluating, example_of, record
-from synflow_pl.flow.skeleton import Block, Skeleton, magnitude
-from synflow_pl.flow.units import unit_sums
+from synflow_pl.graph.trace import evaluating, example_of, trace
 
 __all__ = [
     "Block",
+    "Connectivity",
     "DeadNetwork",
-    "Paths",
-    "Skeleton",
-    "death",
+    "LinearNetwork",
+    "disconnection_message",
     "evaluating",
     "example_of",
+    "is_connected",
     "linearise",
     "magnitude",
-    "path_left",
-    "record",
+    "trace",
     "unit_sums",
 ]

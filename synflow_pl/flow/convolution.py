@@ -1,11 +1,15 @@
-"""Products of weights with one signal that write their gradient where it is wanted, and convolution at few positions.
+"""Products of weights with one signal that write their gradient where it is wanted, and convolution
+at few positions.
 
-Deep in a network a kernel of a million entries meets a signal of two by two positions. A round then costs what it takes to read the
-kernel twice and to write its gradient once; torch's convolution takes several times that, since it works along the positions. Written
-as a product with the patches in rows, (positions, patch) times (patch, units), each of the three passes runs through memory in order.
+Deep in a network a kernel of a million entries meets a signal of two by two positions. A round then
+costs what it takes to read the kernel twice and to write its gradient once; torch's convolution
+takes several times that, since it works along the positions. Written as a product with the patches
+in rows, (positions, patch) times (patch, units), each of the three passes runs through memory in
+order.
 
-And a gradient as large as the weights, in memory that is fresh in every round, costs more than to compute it: the system hands out
-memory page by page, each of them zeroed. So a gradient can be given the memory of the last round's.
+And a gradient as large as the weights, in memory that is fresh in every round, costs more than to
+compute it: the system hands out memory page by page, each of them zeroed. So a gradient can be
+given the memory of the last round's.
 """
 
 from __future__ import annotations
@@ -20,9 +24,11 @@ from torch.nn.functional import fold, linear, unfold
 
 __all__ = ["convolve", "multiply", "widened"]
 
-# Measured with 3x3 kernels of 512 by 512: 4 positions in two fifths of the time, 16 in the same, and with fewer units in more.
+# Measured with 3x3 kernels of 512 by 512: 4 positions in two fifths of the time, 16 in the same,
+# and with fewer units in more.
 _FEW = 8
-# Up to so many, a product is as fast as torch's convolution, which has no say in where its gradient goes.
+# Up to so many, a product is as fast as torch's convolution, which has no say in where its gradient
+# goes.
 _SOME = 64
 
 
@@ -40,31 +46,58 @@ def convolve(
 ) -> Tensor:
     """``aten.convolution``, argument for argument, of signals without a bias.
 
-    ``into``, in the weight's shape, is where the weight's gradient may be written (it is whatever tensor autograd returns). Then the
-    result can be differentiated once.
+    ``into``, in the weight's shape, is where the weight's gradient may be written (it is whatever
+    tensor autograd returns). Then the result can be differentiated once.
     """
     plain = signal.dim() == 4 and len(signal) == 1 and not transposed and groups == 1
     if plain:
         kernel = weight.shape[2:]
-        size = [_positions(signal.shape[2 + d], kernel[d], stride[d], padding[d], dilation[d]) for d in (0, 1)]
+        size = [
+            _positions(signal.shape[2 + d], kernel[d], stride[d], padding[d], dilation[d])
+            for d in (0, 1)
+        ]
         if into is not None and size[0] * size[1] <= _SOME:
-            return _Convolution.apply(signal, weight, into, size, (tuple(kernel), tuple(dilation), tuple(padding), tuple(stride)))
+            return _Convolution.apply(
+                signal,
+                weight,
+                into,
+                size,
+                (tuple(kernel), tuple(dilation), tuple(padding), tuple(stride)),
+            )
         if size[0] * size[1] <= _FEW:
-            patches = unfold(signal, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))[0].t().contiguous()
+            patches = (
+                unfold(signal, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))[0]
+                .t()
+                .contiguous()
+            )
             return linear(patches, weight.flatten(1)).t().reshape(1, -1, *size)
-    return torch.ops.aten.convolution(signal, weight, None, stride, padding, dilation, transposed, output_padding, groups)
+    return torch.ops.aten.convolution(
+        signal, weight, None, stride, padding, dilation, transposed, output_padding, groups
+    )
 
 
 def multiply(signal: Tensor, transposed: Tensor, into: Tensor) -> Tensor:
-    """``signal @ transposed``, of an (N, inputs) signal and an (inputs, units) view of a weight, whose gradient is written to ``into``,
-    (units, inputs); for any other signal it may be elsewhere. The result can be differentiated once.
+    """``signal @ transposed``, of an (N, inputs) signal and an (inputs, units) view of a weight,
+    whose gradient is written to ``into``, (units, inputs); for any other signal it may be
+    elsewhere. The result can be differentiated once.
     """
-    return _Product.apply(signal, transposed, into) if signal.dim() == 2 else torch.matmul(signal, transposed)
+    return (
+        _Product.apply(signal, transposed, into)
+        if signal.dim() == 2
+        else torch.matmul(signal, transposed)
+    )
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, signal: Tensor, weight: Tensor, into: Tensor, size: list[int], geometry: tuple[Any, ...]) -> Tensor:
+    def forward(
+        context: Any,
+        signal: Tensor,
+        weight: Tensor,
+        into: Tensor,
+        size: list[int],
+        geometry: tuple[Any, ...],
+    ) -> Tensor:
         patches = unfold(signal, *geometry)[0]  # (patch, positions)
         if patches.shape[1] <= _FEW:
             patches = patches.t().contiguous().t()  # in rows, as above
@@ -80,7 +113,9 @@ class _Convolution(torch.autograd.Function):
         torch.mm(by_unit, patches.t(), out=context.into.flatten(1))
         back = None
         if context.needs_input_grad[0]:
-            back = fold(torch.mm(by_unit.t(), weight.flatten(1)).t()[None], context.size, *context.geometry)
+            back = fold(
+                torch.mm(by_unit.t(), weight.flatten(1)).t()[None], context.size, *context.geometry
+            )
         return back, context.into, None, None, None
 
 
@@ -96,7 +131,11 @@ class _Product(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         signal, transposed = context.saved_tensors
         torch.mm(gradient.t(), signal, out=context.into)
-        return torch.mm(gradient, transposed.t()) if context.needs_input_grad[0] else None, context.into.t(), None
+        return (
+            torch.mm(gradient, transposed.t()) if context.needs_input_grad[0] else None,
+            context.into.t(),
+            None,
+        )
 
 
 def _positions(length: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -104,6 +143,8 @@ def _positions(length: int, kernel: int, stride: int, padding: int, dilation: in
 
 
 def widened(given: Any, spatial: int) -> list[int]:
-    """A stride, padding or dilation for each of so many dimensions; one number stands for all of them."""
+    """A stride, padding or dilation for each of so many dimensions; one number stands for all of
+    them.
+    """
     values = list(given) if isinstance(given, (tuple, list)) else [given]
     return values * spatial if len(values) == 1 else values

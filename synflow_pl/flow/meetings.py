@@ -1,7 +1,8 @@
 """Meetings: products of two signals in a skeleton that shows what is connected.
 
-A product depends on the input through each of its factors where the other one is there: it carries flow itself, or is a constant other
-than zero, which a bias may make. Without values that are known (outside :class:`synflow_pl.flow.Paths`), constants count as absent.
+A product depends on the input through each of its factors where the other one is there: it carries
+flow itself, or is a constant other than zero, which a bias may make. Without values that are known
+(outside :class:`synflow_pl.flow.Connectivity`), constants count as absent.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Gate(Meeting):
 
     Attributes:
         shuts: whether the signal is lost where the gate is zero; not where it divides.
-        halves: the dimension along which both are halves of one signal, the second behind a sigmoid; ``None`` if they are not.
+        halves: the dimension along which both are halves of one signal, the second behind a
+            sigmoid; ``None`` if they are not.
     """
 
     shuts: bool = True
@@ -77,11 +79,13 @@ class Gate(Meeting):
 
 @dataclass(frozen=True)
 class Average(Meeting):
-    """A matrix product in which one signal averages over the other; each of its rows depends on all that averages.
+    """A matrix product in which one signal averages over the other; each of its rows depends on all
+    that averages.
 
     Attributes:
         first: whether what averages is the left factor.
-        shares: whether its rows sum to one, so that it makes no difference where it averages over equal values.
+        shares: whether its rows sum to one, so that it makes no difference where it averages over
+            equal values.
     """
 
     first: bool = True
@@ -95,7 +99,9 @@ class Average(Meeting):
 
         attended = averaged(signal)
         by = by.sum(-1 if self.first else -2, keepdim=True)
-        return attended + by * (attended + _varying(signal, self.signal, values, averaged, self.shares).to(attended))
+        return attended + by * (
+            attended + _varying(signal, self.signal, values, averaged, self.shares).to(attended)
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,8 @@ class Attention(Meeting):
     """Fused attention: values, averaged; each depends on all queries and keys.
 
     Attributes:
-        average: what averages over a tensor shaped like the keys or the values, given the mean and the heads in a group.
+        average: what averages over a tensor shaped like the keys or the values, given the mean and
+            the heads in a group.
         group: heads of queries for each head of values.
         key_group: heads of queries for each head of keys.
     """
@@ -124,19 +131,28 @@ class Attention(Meeting):
             by = by + query.sum(-1, keepdim=True)
         if key is not None:
             by = by + self.average(mean, key, self.key_group).sum(-1, keepdim=True)
-        return attended + by * (attended + _varying(value, self.signal, values, averaged, True).to(attended))
+        return attended + by * (
+            attended + _varying(value, self.signal, values, averaged, True).to(attended)
+        )
 
 
 @dataclass(frozen=True)
 class Kernel(Meeting):
-    """A convolution whose kernel depends on the input too; ``geometry`` is what follows the bias among its arguments."""
+    """A convolution whose kernel depends on the input too; ``geometry`` is what follows the bias
+    among its arguments.
+    """
 
     geometry: tuple[Any, ...]
 
     def connect(self, arguments: Sequence[Any], values: Values | None) -> Tensor:
         signal, kernel = arguments
-        there = [flow + _constant(flow, at, values) for flow, at in ((signal, self.signal), (kernel, self.by))]
-        return convolve(signal, there[1], None, *self.geometry) + convolve(there[0], kernel, None, *self.geometry)
+        there = [
+            flow + _constant(flow, at, values)
+            for flow, at in ((signal, self.signal), (kernel, self.by))
+        ]
+        return convolve(signal, there[1], None, *self.geometry) + convolve(
+            there[0], kernel, None, *self.geometry
+        )
 
 
 @dataclass(frozen=True)
@@ -145,12 +161,17 @@ class Product(Meeting):
 
     def connect(self, arguments: Sequence[Any], values: Values | None) -> Tensor:
         left, right = arguments
-        there = [flow + _constant(flow, at, values) for flow, at in ((left, self.signal), (right, self.by))]
+        there = [
+            flow + _constant(flow, at, values)
+            for flow, at in ((left, self.signal), (right, self.by))
+        ]
         return left @ there[1] + there[0] @ right
 
 
 def _constant(flow: Tensor, number: int, values: Values | None) -> Tensor:
-    """One where a value does not depend on the input and is not zero, in the shape and precision of its flow."""
+    """One where a value does not depend on the input and is not zero, in the shape and precision of
+    its flow.
+    """
     absent = flow.detach() <= 0
     if values is None or not bool(absent.any()):
         return torch.zeros_like(flow)
@@ -158,9 +179,15 @@ def _constant(flow: Tensor, number: int, values: Values | None) -> Tensor:
     return (absent & (value > _CRUMB * value.max())).to(flow.dtype)
 
 
-def _varying(flow: Tensor, number: int, values: Values | None, averaged: Callable[[Tensor], Tensor], shares: bool) -> Tensor:
-    """Where values without flow make a difference to what averages over them: where they are not zero or, if it shares one among
-    them, not equal.
+def _varying(
+    flow: Tensor,
+    number: int,
+    values: Values | None,
+    averaged: Callable[[Tensor], Tensor],
+    shares: bool,
+) -> Tensor:
+    """Where values without flow make a difference to what averages over them: where they are not
+    zero or, if it shares one among them, not equal.
     """
     if values is None or not bool((flow.detach() <= 0).any()):
         return torch.zeros_like(averaged(flow.detach()))
@@ -170,4 +197,6 @@ def _varying(flow: Tensor, number: int, values: Values | None, averaged: Callabl
     value = value if value.device.type == "mps" else value.double()
     value = value / value.abs().max().clamp_min(torch.finfo(value.dtype).tiny)
     # The variance, of values that are one at most.
-    return ((averaged(value.square()) - averaged(value).square()).abs() > _CRUMB**2 * 100) & (averaged(flow.detach()) <= 0)
+    return ((averaged(value.square()) - averaged(value).square()).abs() > _CRUMB**2 * 100) & (
+        averaged(flow.detach()) <= 0
+    )

@@ -1,7 +1,7 @@
 """Normalisation: in the skeleton it is its |gain|, for BatchNorm over its running deviation; no mean is taken off.
 
-Divided by what the flow itself is, the skeleton would not be linear; and before LayerNorm, whose output does not depend on the scale of
-its input, every score would cancel to zero.
+Divided by what the flow itself is, the skeleton would not be linear; and before LayerNorm, whose
+output does not depend on the scale of its input, every score would cancel to zero.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow.builder import Builder, Rule
-from synflow_pl.flow.recording import Operation, Value
+from synflow_pl.graph.trace import Operation, Value
 
 __all__ = ["NORMALISATIONS"]
 
@@ -35,11 +35,18 @@ def _batch_norm(builder: Builder, operation: Operation) -> None:
     if builder.in_weights and builder.open_gates:
         dims = tuple(dim for dim in range(builder.tensor(given["input"]).dim()) if dim != 1)
         return builder.step(operation, _with_mean, builder.resolve(given["input"]), dims)
-    builder.step(operation, torch.mul, builder.resolve(given["input"]), builder.gain(gain.reshape(channels), weight))
+    builder.step(
+        operation,
+        torch.mul,
+        builder.resolve(given["input"]),
+        builder.gain(gain.reshape(channels), weight),
+    )
 
 
 def _with_mean(weight: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Connect each entry of a standardised weight to itself and to all entries that its mean is taken over."""
+    """Connect each entry of a standardised weight to itself and to all entries that its mean is
+    taken over.
+    """
     return weight + weight.mean(dims, keepdim=True)
 
 
@@ -57,11 +64,22 @@ def _group_norm(builder: Builder, operation: Operation) -> None:
     _gain(builder, operation, given["input"], given.get("weight"), channels)
 
 
-def _gain(builder: Builder, operation: Operation, signal: Value, weight: Any, shape: tuple[int, ...] | None = None) -> None:
+def _gain(
+    builder: Builder,
+    operation: Operation,
+    signal: Value,
+    weight: Any,
+    shape: tuple[int, ...] | None = None,
+) -> None:
     if not isinstance(weight, Value):
         return builder.same(operation, signal)
     gain = builder.tensor(weight)
-    builder.step(operation, torch.mul, builder.resolve(signal), builder.gain(gain if shape is None else gain.reshape(shape), weight))
+    builder.step(
+        operation,
+        torch.mul,
+        builder.resolve(signal),
+        builder.gain(gain if shape is None else gain.reshape(shape), weight),
+    )
 
 
 def _weight_norm(builder: Builder, operation: Operation) -> None:
@@ -69,7 +87,12 @@ def _weight_norm(builder: Builder, operation: Operation) -> None:
     direction, length, dim = operation.args[:3]
     kept = [index for index in range(builder.tensor(direction).dim()) if index != dim]
     norm = torch.linalg.vector_norm(builder.tensor(direction), dim=kept, keepdim=True)
-    builder.step(operation, torch.mul, builder.resolve(direction), builder.gain(builder.tensor(length) / norm, length))
+    builder.step(
+        operation,
+        torch.mul,
+        builder.resolve(direction),
+        builder.gain(builder.tensor(length) / norm, length),
+    )
 
 
 NORMALISATIONS: dict[str, Rule] = {

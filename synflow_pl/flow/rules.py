@@ -3,13 +3,15 @@
 Tanaka et al. 2020 score a network by R = 1^T f(1) with every weight replaced by its magnitude. What is meant is a *linear* network:
 |w| for every weight, and of everything else only what lets flow pass.
 
-- A pointwise nonlinearity is the identity. (On a ReLU network with positive weights that is what it is; ReLU6 would saturate.)
+- A pointwise nonlinearity is the identity. (On a ReLU network with positive weights that is what it
+  is; ReLU6 would saturate.)
 - A normalisation is its |gain|, for BatchNorm over its running deviation; no mean is taken off.
 - Additive terms (biases, shifts, tables) are zero; they would starve deep layers of flow.
 - Pooling, reshaping, concatenating and adding stay what they are.
 - Of two multiplied signals one is a constant (:mod:`synflow_pl.flow.gates`).
 
-An operation without a rule is the identity where shapes agree, else plain averaging; the skeleton says so, and how far off that is.
+An operation without a rule is the identity where shapes agree, else plain averaging; the skeleton
+says so, and how far off that is.
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.gates import attention, contract, gate, gated, set_level
 from synflow_pl.flow.meetings import Gate, Kernel
 from synflow_pl.flow.normalisation import NORMALISATIONS
-from synflow_pl.flow.recording import Operation, is_number
 from synflow_pl.flow.spectra import SPECTRA
+from synflow_pl.graph.trace import Operation, is_number
 
 __all__ = ["SIMPLE", "apply_rule"]
 
 aten = torch.ops.aten
 
-# The identity on flow: pointwise nonlinearities, and what only copies or changes the kind of number.
+# The identity on flow: pointwise nonlinearities, and what only copies or changes the kind of
+# number.
 _IDENTITY = frozenset(
     """
     relu leaky_relu rrelu_with_noise elu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus relu6 softsign
@@ -67,7 +70,9 @@ SIMPLE = _IDENTITY | _LINEAR | _VIEW | CREATES | NORMALISATIONS.keys()
 def apply_rule(builder: Builder, operation: Operation) -> None:
     """Add to ``builder`` what the operation becomes."""
     name = operation.name
-    if name == "bernoulli" and any(argument.name == "p" for argument in operation.target._schema.arguments):
+    if name == "bernoulli" and any(
+        argument.name == "p" for argument in operation.target._schema.arguments
+    ):
         return  # the argument gives the shape alone
     if name in _RULES:
         _RULES[name](builder, operation)
@@ -78,7 +83,8 @@ def apply_rule(builder: Builder, operation: Operation) -> None:
     elif name in _LINEAR:
         builder.replay(operation)
     elif name in _VIEW:
-        # What was contiguous in the network need not be in its skeleton, where a view may follow another step.
+        # What was contiguous in the network need not be in its skeleton, where a view may follow
+        # another step.
         builder.replay(operation, torch.reshape)
     else:
         builder.stand_in(operation)
@@ -93,7 +99,9 @@ def _add(builder: Builder, operation: Operation) -> None:
         builder.errors[operation.outputs[0].number] = builder.resolve(left)  # type: ignore[union-attr]
     for signal, error in ((left, right), (right, left)):
         if builder.errors.get(builder.resolve(error).number) == builder.resolve(signal):
-            return builder.same(operation, signal)  # a straight-through estimator: x + (round(x) - x).detach()
+            return builder.same(
+                operation, signal
+            )  # a straight-through estimator: x + (round(x) - x).detach()
     # A difference is a sum here: flow has no sign.
     alpha = abs(operation.kwargs.get("alpha", 1))
     add = torch.add if alpha == 1 else partial(torch.add, alpha=alpha)
@@ -114,11 +122,14 @@ def _divide(builder: Builder, operation: Operation) -> None:
     above, below = operation.args[:2]
     if not builder.carries(below):
         return builder.step(operation, torch.div, builder.resolve(above), builder.factor(below))
-    # What a signal is divided by is a normaliser or a gate: a constant, one. Weights are divided by what was recorded.
+    # What a signal is divided by is a normaliser or a gate: a constant, one. Weights are divided by
+    # what was recorded.
     if not builder.carries(above):
         return builder.same(operation, below)
     if builder.in_weights:
-        return builder.step(operation, torch.div, builder.resolve(above), builder.gain(builder.tensor(below)))
+        return builder.step(
+            operation, torch.div, builder.resolve(above), builder.gain(builder.tensor(below))
+        )
     gated(builder, operation, above, below, shuts=False)
 
 
@@ -130,11 +141,19 @@ def _add_product(builder: Builder, operation: Operation) -> None:
         builder.gated = True
         product = builder.resolve(left)
         if builder.open_gates:
-            return builder.step(operation, Gate(left.number, right.number), product, builder.resolve(right), builder.operand(base))
+            return builder.step(
+                operation,
+                Gate(left.number, right.number),
+                product,
+                builder.resolve(right),
+                builder.operand(base),
+            )
     elif builder.carries(left) or builder.carries(right):
         product = left if builder.carries(left) else right
         factor = builder.factor(right if builder.carries(left) else left)
-        builder.step(operation, _multiply_add, builder.operand(base), builder.resolve(product), factor)
+        builder.step(
+            operation, _multiply_add, builder.operand(base), builder.resolve(product), factor
+        )
         return
     else:
         return builder.same(operation, base)
@@ -152,17 +171,23 @@ def _convolution(builder: Builder, operation: Operation) -> None:
         builder.gated = True
         if builder.open_gates:
             meeting = Kernel(signal.number, weight.number, tuple(geometry))
-            return builder.step(operation, meeting, builder.resolve(signal), builder.resolve(weight))
+            return builder.step(
+                operation, meeting, builder.resolve(signal), builder.resolve(weight)
+            )
         kernel = builder.constant(builder.tensor(weight).abs())
     else:
         kernel = builder.factor(weight)
     if not builder.carries(signal) and not builder.in_weights:
         return builder.stand_in(operation)
-    builder.step(operation, convolve, builder.factor(signal), kernel, None, *geometry, contraction=True)
+    builder.step(
+        operation, convolve, builder.factor(signal), kernel, None, *geometry, contraction=True
+    )
 
 
 def _deformable(builder: Builder, operation: Operation) -> None:
-    """A convolution that reads beside its places: of uniform flow the same. Offsets and factors that are signals are gates."""
+    """A convolution that reads beside its places: of uniform flow the same. Offsets and factors
+    that are signals are gates.
+    """
     signal, weight, offset, factor, _, *numbers = operation.args
     if not builder.carries(signal):
         return builder.stand_in(operation)
@@ -170,8 +195,24 @@ def _deformable(builder: Builder, operation: Operation) -> None:
     gates = [builder.resolve(value) for value in (offset, factor) if builder.carries(value)]
     builder.gated |= bool(gates)
     if gates and builder.open_gates:
-        return builder.step(operation, _deformed, builder.factor(signal), builder.factor(weight), geometry, *gates, contraction=True)
-    builder.step(operation, convolve, builder.factor(signal), builder.factor(weight), None, *geometry, contraction=True)
+        return builder.step(
+            operation,
+            _deformed,
+            builder.factor(signal),
+            builder.factor(weight),
+            geometry,
+            *gates,
+            contraction=True,
+        )
+    builder.step(
+        operation,
+        convolve,
+        builder.factor(signal),
+        builder.factor(weight),
+        None,
+        *geometry,
+        contraction=True,
+    )
 
 
 def _deformed(signal: Tensor, weight: Tensor, geometry: tuple[Any, ...], *gates: Tensor) -> Tensor:
@@ -183,25 +224,34 @@ def _product(builder: Builder, operation: Operation) -> None:
     *added, left, right = operation.args
     both = builder.carries(left) and builder.carries(right)
     if added and builder.carries(added[0]):
-        # A signal to which a product is added (a bias computed from the input): where the product carries nothing, it passes.
+        # A signal to which a product is added (a bias computed from the input): where the product
+        # carries nothing, it passes.
         if not (builder.carries(left) or builder.carries(right)):
             return builder.same(operation, added[0])
         return builder.stand_in(operation)
     if both and not builder.in_weights:
         return contract(builder, operation, left, right)
-    builder.step(operation, torch.matmul, builder.factor(left), builder.factor(right), contraction=True)
+    builder.step(
+        operation, torch.matmul, builder.factor(left), builder.factor(right), contraction=True
+    )
 
 
 def _pad(builder: Builder, operation: Operation) -> None:
     # Whatever a network pads with is an additive term; zero lets no flow in at the border.
-    builder.step(operation, aten.constant_pad_nd, builder.resolve(operation.args[0]), operation.args[1], 0.0)
+    builder.step(
+        operation, aten.constant_pad_nd, builder.resolve(operation.args[0]), operation.args[1], 0.0
+    )
 
 
 def _convert(builder: Builder, operation: Operation) -> None:
     """To another precision, or to whole numbers or truth values."""
     output, signal = operation.outputs[0], operation.args[0]
     assert output is not None
-    return builder.same(operation, signal) if is_number(builder.tensor(output)) else builder.touch(output, [signal])
+    return (
+        builder.same(operation, signal)
+        if is_number(builder.tensor(output))
+        else builder.touch(output, [signal])
+    )
 
 
 def _fill_masked(builder: Builder, operation: Operation) -> None:
@@ -211,7 +261,12 @@ def _fill_masked(builder: Builder, operation: Operation) -> None:
     if mask.number in builder.touched:
         return builder.same(operation, signal)
     if builder.is_random(mask):
-        return builder.step(operation, torch.mul, builder.resolve(signal), builder.constant(1 - builder.average(mask)))
+        return builder.step(
+            operation,
+            torch.mul,
+            builder.resolve(signal),
+            builder.constant(1 - builder.average(mask)),
+        )
     builder.step(operation, torch.masked_fill, builder.resolve(signal), builder.tensor(mask), 0.0)
 
 
@@ -219,19 +274,33 @@ def _where(builder: Builder, operation: Operation) -> None:
     condition, left, right = operation.args[:3]
     if builder.is_random(condition):
         share = builder.average(condition)
-        return builder.step(operation, _blend, builder.constant(share), builder.operand(left), builder.operand(right))
+        return builder.step(
+            operation,
+            _blend,
+            builder.constant(share),
+            builder.operand(left),
+            builder.operand(right),
+        )
     if condition.number not in builder.touched:
         condition = builder.tensor(condition)
-        return builder.step(operation, torch.where, condition, builder.operand(left), builder.operand(right))
+        return builder.step(
+            operation, torch.where, condition, builder.operand(left), builder.operand(right)
+        )
     # What the signal itself decides is a nonlinearity, and on either side of it flow passes.
     _add(builder, Operation(operation.target, (left, right), {}, operation.outputs))
 
 
 def _put(builder: Builder, operation: Operation) -> None:
     signal, places = operation.args[:2]
-    chosen = any(builder.tensor(place).dtype == torch.bool and place.number in builder.touched for place in places if place is not None)
+    chosen = any(
+        builder.tensor(place).dtype == torch.bool and place.number in builder.touched
+        for place in places
+        if place is not None
+    )
     if chosen and builder.carries(signal):
-        return builder.same(operation, signal)  # y[y < 0] = 0: where is decided by the signal itself, a nonlinearity
+        return builder.same(
+            operation, signal
+        )  # y[y < 0] = 0: where is decided by the signal itself, a nonlinearity
     builder.replay(operation)
 
 
@@ -251,7 +320,9 @@ def _glu(builder: Builder, operation: Operation) -> None:
     signal, dim = operation.args[0], operation.args[1] if len(operation.args) > 1 else -1
     builder.gated = True
     if builder.open_gates:
-        return builder.step(operation, Gate(signal.number, signal.number, halves=dim), builder.resolve(signal))
+        return builder.step(
+            operation, Gate(signal.number, signal.number, halves=dim), builder.resolve(signal)
+        )
     builder.step(operation, _first_half, builder.resolve(signal), dim)
 
 
@@ -265,7 +336,14 @@ def _moments(builder: Builder, operation: Operation) -> None:
     given = operation.bound()
     dims = given.get("dim") or tuple(range(builder.tensor(given["self"]).dim()))
     for index in range(len(operation.outputs)):
-        builder.step(operation, _mean, builder.resolve(given["self"]), dims, given.get("keepdim", False), output=index)
+        builder.step(
+            operation,
+            _mean,
+            builder.resolve(given["self"]),
+            dims,
+            given.get("keepdim", False),
+            output=index,
+        )
 
 
 def _mean(signal: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:

@@ -1,7 +1,8 @@
 """Spectra: complex numbers in a network of real weights.
 
-The flow through a complex value is a real number, its magnitude. A Fourier transform multiplies by numbers of magnitude one, so each of
-its outputs is the sum of all that it transforms, up to its norm.
+The flow through a complex value is a real number, its magnitude. A Fourier transform multiplies by
+numbers of magnitude one, so each of its outputs is the sum of all that it transforms, up to its
+norm.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow.builder import Builder, Rule
-from synflow_pl.flow.recording import Operation
+from synflow_pl.graph.trace import Operation
 
 __all__ = ["SPECTRA"]
 
@@ -23,7 +24,8 @@ def _transform(builder: Builder, operation: Operation) -> None:
     assert output is not None
     dims, norm = list(given["dim"]), given["normalization"]
     shape, signal = builder.tensor(output).shape, builder.tensor(given["self"]).shape
-    # The real side says how many numbers are transformed: a spectrum of real numbers is cut in half.
+    # The real side says how many numbers are transformed: a spectrum of real numbers is cut in
+    # half.
     size = prod((shape if operation.name == "_fft_c2r" else signal)[dim] for dim in dims)
     scale = (1.0, size**-0.5, 1.0 / size)[norm]
     factor = torch.full((), scale, dtype=builder.tensor(output).dtype.to_real())
@@ -68,13 +70,19 @@ def _pair(signal: Tensor) -> Tensor:
 
 
 def _strided(builder: Builder, operation: Operation) -> None:
-    """Entries picked by their place in memory (the frames of a spectrogram): by their place in the tensor, in the skeleton."""
+    """Entries picked by their place in memory (the frames of a spectrogram): by their place in the
+    tensor, in the skeleton.
+    """
     signal, *where = operation.args
     recorded = builder.tensor(signal)
-    memory = torch.empty_strided(recorded.shape, recorded.stride(), dtype=torch.int64, device=recorded.device)
+    memory = torch.empty_strided(
+        recorded.shape, recorded.stride(), dtype=torch.int64, device=recorded.device
+    )
     memory.copy_(torch.arange(recorded.numel(), device=recorded.device).view(recorded.shape))
     size, stride, offset = [*where, None][:3] if len(where) < 3 else where
-    places = torch.as_strided(memory, size, stride, (offset or recorded.storage_offset()) - recorded.storage_offset())
+    places = torch.as_strided(
+        memory, size, stride, (offset or recorded.storage_offset()) - recorded.storage_offset()
+    )
     builder.step(operation, _picked, builder.resolve(signal), places.clone())
 
 

@@ -8,9 +8,11 @@ __all__ = ["Basic", "Bottleneck", "ResidualGain"]
 
 
 class ResidualGain(nn.Conv2d):
-    """One gain per channel, one at first and not trained: what is there to prune of a shortcut that is the identity.
+    """One gain per channel, one at first and not trained: what is there to prune of a shortcut that
+    is the identity.
 
-    It is a depthwise 1x1 convolution, so that whatever prunes, counts or exports convolutions knows what to do with it.
+    It is a depthwise 1x1 convolution, so that whatever prunes, counts or exports convolutions knows
+    what to do with it.
     """
 
     def __init__(self, channels: int) -> None:
@@ -25,7 +27,9 @@ class ResidualGain(nn.Conv2d):
 def _shortcut(channels: int, out: int, stride: int, gain: bool) -> nn.Module:
     """1x1 convolution and BatchNorm where the shape changes, else the identity, or its gain."""
     if stride != 1 or channels != out:
-        return nn.Sequential(nn.Conv2d(channels, out, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(out))
+        return nn.Sequential(
+            nn.Conv2d(channels, out, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(out)
+        )
     return ResidualGain(channels) if gain else nn.Identity()
 
 
@@ -61,7 +65,8 @@ class Bottleneck(nn.Module):
         channels: channels in.
         inner: channels of the first two convolutions.
         out: channels out.
-        stride: of the 3x3 convolution (He et al. have it in the first; torchvision and the authors of SynFlow here).
+        stride: of the 3x3 convolution (He et al. have it in the first; torchvision and the authors
+            of SynFlow here).
         gain: an identity shortcut has a gain per channel.
     """
 

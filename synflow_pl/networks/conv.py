@@ -12,7 +12,8 @@ __all__ = ["Conv"]
 
 
 class Conv(nn.Module):
-    """3x3 convolutions that keep the image's size, then a linear layer; initialised as PyTorch does (Kaiming uniform).
+    """3x3 convolutions that keep the image's size, then a linear layer; initialised as PyTorch does
+    (Kaiming uniform).
 
     Args:
         input_shape: (C, H, W).
@@ -35,8 +36,13 @@ class Conv(nn.Module):
         channels, height, wide = input_shape
         layers: list[nn.Module] = []
         for index in range(depth):
-            layers += [nn.Conv2d(width if index else channels, width, kernel_size=3, padding=1), nonlinearity()]
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * height * wide, num_classes))
+            layers += [
+                nn.Conv2d(width if index else channels, width, kernel_size=3, padding=1),
+                nonlinearity(),
+            ]
+        self.layers = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(width * height * wide, num_classes)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, num_classes)."""

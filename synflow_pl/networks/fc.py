@@ -14,7 +14,8 @@ __all__ = ["FC"]
 
 
 class FC(nn.Module):
-    """Linear layers with a nonlinearity between them, initialised as PyTorch does (Kaiming uniform).
+    """Linear layers with a nonlinearity between them, initialised as PyTorch does (Kaiming
+    uniform).
 
     Args:
         input_shape: (C, H, W).

@@ -1,4 +1,6 @@
-"""Initialisation: what the networks draw their weights from, and how any network draws them anew."""
+"""Initialisation: what the networks draw their weights from, and how any network draws them
+anew.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,16 @@ from torch import nn
 __all__ = ["kaiming", "reinitialise"]
 
 
-def kaiming(network: nn.Module, kind: type[nn.Linear | nn.Conv2d], fan: Literal["fan_in", "fan_out"]) -> None:
-    """Draw the weights of one kind of layer from N(0, 2 / fan), Kaiming normal with ReLU's gain (He et al. 2015); zero its biases.
+def kaiming(
+    network: nn.Module, kind: type[nn.Linear | nn.Conv2d], fan: Literal["fan_in", "fan_out"]
+) -> None:
+    """Draw the weights of one kind of layer from N(0, 2 / fan), Kaiming normal with ReLU's gain (He
+    et al. 2015); zero its biases.
 
     Args:
         network: whose layers are drawn, in place.
-        kind: of exactly this class; a layer of a class derived from it (a residual gain) has a start of its own.
+        kind: of exactly this class; a layer of a class derived from it (a residual gain) has a
+            start of its own.
         fan: inputs of a unit, or outputs of an input; a kernel counts with each of its positions.
     """
     for module in network.modules():
@@ -26,11 +32,13 @@ def kaiming(network: nn.Module, kind: type[nn.Linear | nn.Conv2d], fan: Literal[
 
 
 def reinitialise(network: nn.Module) -> nn.Module:
-    """Draw every parameter anew, in place: each module's ``reset_parameters``, the inner ones first, so that a network has the last
-    word over its layers. Statistics of normalisations start anew as well. Follows torch's global seed.
+    """Draw every parameter anew, in place: each module's ``reset_parameters``, the inner ones
+    first, so that a network has the last word over its layers. Statistics of normalisations start
+    anew as well. Follows torch's global seed.
 
-    Our networks become what a new one would be with the same seed. One that draws its weights in its constructor (torchvision's,
-    timm's) gets PyTorch's own start for each layer; build it anew to have its own.
+    Our networks become what a new one would be with the same seed. One that draws its weights in
+    its constructor (torchvision's, timm's) gets PyTorch's own start for each layer; build it anew
+    to have its own.
 
     Args:
         network: any module whose parameters all belong to modules that can draw them.
@@ -39,7 +47,8 @@ def reinitialise(network: nn.Module) -> nn.Module:
         The network.
 
     Raises:
-        ValueError: naming a parameter that no module can draw (a class token, a layer scale); nothing is changed then.
+        ValueError: naming a parameter that no module can draw (a class token, a layer scale);
+            nothing is changed then.
     """
     resets: list[Callable[[], None]] = []
     _collect(network, "", resets)

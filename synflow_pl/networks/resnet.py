@@ -1,4 +1,6 @@
-"""ResNet for CIFAR, as in OpenLTH: He et al. 2016, Section 4.2, with 1x1 convolutions on the shortcuts where the shape changes."""
+"""ResNet for CIFAR, as in OpenLTH: He et al. 2016, Section 4.2, with 1x1 convolutions on the
+shortcuts where the shape changes.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,10 @@ class ResNet(nn.Module):
 
     Args:
         depth: weight layers, 6n + 2.
-        width: channels of the first stage; the second and third have two and four times as many. The wide versions have 32.
-        residual_gains: each identity shortcut has a gain of one per channel, not trained, that can be pruned like a weight.
+        width: channels of the first stage; the second and third have two and four times as many.
+            The wide versions have 32.
+        residual_gains: each identity shortcut has a gain of one per channel, not trained, that can
+            be pruned like a weight.
         input_shape: (C, H, W).
         num_classes: logits out, at least 1.
     """
@@ -34,7 +38,9 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
-            raise ValueError(f"ResNet: depth={depth} is not 6n + 2; expected 20, 32, 44, 56, 110, 1202 or another such number")
+            raise ValueError(
+                f"ResNet: depth={depth} is not 6n + 2; expected 20, 32, 44, 56, 110, 1202 or another such number"
+            )
         check_sizes(self, width=width, num_classes=num_classes)
         self.conv = nn.Conv2d(input_shape[0], width, kernel_size=3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(width)
@@ -58,5 +64,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, num_classes)."""
-        logits: Tensor = self.fc(self.pool(self.blocks(self.relu(self.bn(self.conv(images))))).flatten(1))
+        logits: Tensor = self.fc(
+            self.pool(self.blocks(self.relu(self.bn(self.conv(images))))).flatten(1)
+        )
         return logits

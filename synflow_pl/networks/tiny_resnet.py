@@ -1,7 +1,8 @@
-"""TinyResNet: the ResNets that the authors of SynFlow use for Tiny ImageNet, after weiaicunzai's for CIFAR-100.
+"""TinyResNet: the ResNets that the authors of SynFlow use for Tiny ImageNet, after weiaicunzai's
+for CIFAR-100.
 
-Those of He et al. 2016, Table 1, but for the stem: one 3x3 convolution of stride 1 and no pooling, so that small images keep their
-positions. The images are tiny, not the network.
+Those of He et al. 2016, Table 1, but for the stem: one 3x3 convolution of stride 1 and no pooling,
+so that small images keep their positions. The images are tiny, not the network.
 """
 
 from __future__ import annotations
@@ -18,24 +19,33 @@ from synflow_pl.networks.sizes import check_sizes, scaled
 __all__ = ["TinyResNet"]
 
 # Blocks in each of the four stages.
-_PLANS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_PLANS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 _WIDTH = 64
 # Channels out of a bottleneck block for each of its 3x3 convolution.
 _EXPANSION = 4
 
 
 class TinyResNet(nn.Module):
-    """ResNet-18, 34, 50, 101 or 152 for images of 32x32 to 64x64, and their wide versions; convolutions Kaiming normal by fan-out, the
-    classifier as PyTorch draws it (Kaiming uniform).
+    """ResNet-18, 34, 50, 101 or 152 for images of 32x32 to 64x64, and their wide versions;
+    convolutions Kaiming normal by fan-out, the classifier as PyTorch draws it (Kaiming uniform).
 
-    ``widen=2`` at depth 18 is not the network published as WideResNet-18 with SynFlow: there the width never took effect, and what was
-    trained is a plain ResNet-18 (the recipes ``*_wrn18_as_published``).
+    ``width_factor=2`` at depth 18 is not the network published as WideResNet-18 with SynFlow: there
+    the width never took effect, and what was trained is a plain ResNet-18 (the recipes
+    ``*_wrn18_as_published``).
 
     Args:
         depth: weight layers.
-        widen: times the channels, above 0, as in Zagoruyko & Komodakis 2016: of whole blocks at depths 18 and 34, of the 3x3
-            convolution alone in the bottlenecks of the others. The stem gets narrower below 1, and stays 64 wide above.
-        residual_gains: each identity shortcut has a gain of one per channel, not trained, that can be pruned like a weight.
+        width_factor: times the channels, above 0, as in Zagoruyko & Komodakis 2016: of whole blocks
+            at depths 18 and 34, of the 3x3 convolution alone in the bottlenecks of the others. The
+            stem gets narrower below 1, and stays 64 wide above.
+        residual_gains: each identity shortcut has a gain of one per channel, not trained, that can
+            be pruned like a weight.
         input_shape: (C, H, W).
         num_classes: logits out, at least 1.
     """
@@ -43,18 +53,22 @@ class TinyResNet(nn.Module):
     def __init__(
         self,
         depth: Literal[18, 34, 50, 101, 152] = 18,
-        widen: float = 1,
+        width_factor: float = 1,
         residual_gains: bool = False,
         input_shape: Sequence[int] = (3, 64, 64),
         num_classes: int = 200,
     ) -> None:
         super().__init__()
         if depth not in _PLANS:
-            raise ValueError(f"TinyResNet: depth={depth} is not one of {', '.join(map(str, _PLANS))}")
+            raise ValueError(
+                f"TinyResNet: depth={depth} is not one of {', '.join(map(str, _PLANS))}"
+            )
         check_sizes(self, num_classes=num_classes)
-        if widen <= 0:
-            raise ValueError(f"TinyResNet: widen={widen} must be above 0; 1 is the original's width")
-        channels = scaled(_WIDTH, min(widen, 1))
+        if width_factor <= 0:
+            raise ValueError(
+                f"TinyResNet: width_factor={width_factor} must be above 0; 1 is the original's width"
+            )
+        channels = scaled(_WIDTH, min(width_factor, 1))
         self.conv = nn.Conv2d(input_shape[0], channels, kernel_size=3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
@@ -64,11 +78,15 @@ class TinyResNet(nn.Module):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 if depth < 50:
-                    out = scaled(plain, widen)
+                    out = scaled(plain, width_factor)
                     blocks.append(Basic(channels, out, stride, residual_gains))
                 else:
-                    out = scaled(plain, min(widen, 1)) * _EXPANSION
-                    blocks.append(Bottleneck(channels, scaled(plain, widen), out, stride, residual_gains))
+                    out = scaled(plain, min(width_factor, 1)) * _EXPANSION
+                    blocks.append(
+                        Bottleneck(
+                            channels, scaled(plain, width_factor), out, stride, residual_gains
+                        )
+                    )
                 channels = out
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -81,5 +99,7 @@ class TinyResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, num_classes)."""
-        logits: Tensor = self.fc(self.pool(self.blocks(self.relu(self.bn(self.conv(images))))).flatten(1))
+        logits: Tensor = self.fc(
+            self.pool(self.blocks(self.relu(self.bn(self.conv(images))))).flatten(1)
+        )
         return logits

@@ -1,4 +1,6 @@
-"""VGG for CIFAR, as in OpenLTH (Frankle & Carbin 2019): the convolutions of Simonyan & Zisserman 2015 and one linear layer."""
+"""VGG for CIFAR, as in OpenLTH (Frankle & Carbin 2019): the convolutions of Simonyan & Zisserman
+2015 and one linear layer.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ class VGG(nn.Module):
     Args:
         depth: weight layers as counted in the original, with its three linear ones.
         batch_norm: a BatchNorm after each convolution.
-        width: times the original's channels, above 0; each layer has at least one.
+        width_factor: times the original's channels, above 0; each layer has at least one.
         input_shape: (C, H, W), H and W at least 16.
         num_classes: logits out, at least 1.
     """
@@ -32,19 +34,21 @@ class VGG(nn.Module):
         self,
         depth: Literal[11, 13, 16, 19] = 16,
         batch_norm: bool = True,
-        width: float = 1.0,
+        width_factor: float = 1.0,
         input_shape: Sequence[int] = (3, 32, 32),
         num_classes: int = 10,
     ) -> None:
         super().__init__()
         channels, *size = input_shape
         if min(size) < 16:
-            raise ValueError(f"VGG: images of {size} are too small, it halves them four times; expected at least 16x16")
+            raise ValueError(
+                f"VGG: images of {size} are too small, it halves them four times; expected at least 16x16"
+            )
         check_sizes(self, num_classes=num_classes)
-        self.features = nn.Sequential(*features("VGG", depth, batch_norm, channels, width))
+        self.features = nn.Sequential(*features("VGG", depth, batch_norm, channels, width_factor))
         # At 32x32 this averages the 2x2 positions that are left, as the original does.
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(scaled(_WIDTHS[-1], width), num_classes)
+        self.fc = nn.Linear(scaled(_WIDTHS[-1], width_factor), num_classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -58,28 +62,33 @@ class VGG(nn.Module):
         return logits
 
 
-def features(network: str, depth: int, batch_norm: bool, channels: int, width: float = 1.0) -> list[nn.Module]:
-    """The convolutions with what stands between them: (N, channels, H, W) to (N, 512 * width, H // 16, W // 16).
+def features(
+    network: str, depth: int, batch_norm: bool, channels: int, width_factor: float = 1.0
+) -> list[nn.Module]:
+    """The convolutions with what stands between them: (N, channels, H, W) to (N, 512 *
+    width_factor, H // 16, W // 16).
 
     Args:
         network: name of the network that asks, for messages.
         depth: 11, 13, 16 or 19.
         batch_norm: a BatchNorm after each convolution.
         channels: channels of the images.
-        width: times the original's channels, above 0.
+        width_factor: times the original's channels, above 0.
 
     Raises:
-        ValueError: for another depth, or no width.
+        ValueError: for another depth, or a width factor of 0 or less.
     """
     if depth not in _PLANS:
         raise ValueError(f"{network}: depth={depth} is not one of {', '.join(map(str, _PLANS))}")
     layers: list[nn.Module] = []
-    if width <= 0:
-        raise ValueError(f"{network}: width={width} must be above 0; 1 is the original's")
+    if width_factor <= 0:
+        raise ValueError(
+            f"{network}: width_factor={width_factor} must be above 0; 1 is the original's"
+        )
     for stage, (convolutions, original) in enumerate(zip(_PLANS[depth], _WIDTHS, strict=True)):
         if stage > 0:
             layers.append(nn.MaxPool2d(2))
-        out = scaled(original, width)
+        out = scaled(original, width_factor)
         for _ in range(convolutions):
             layers.append(nn.Conv2d(channels, out, kernel_size=3, padding=1))
             if batch_norm:

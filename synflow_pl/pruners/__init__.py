@@ -1,5 +1,6 @@
 """Pruners, one score per file."""
 
+from synflow_pl.pruners.base import Pruner, PruningState, Saliency
 from synflow_pl.pruners.force import FORCE
 from synflow_pl.pruners.gradual import GradualMagnitude
 from synflow_pl.pruners.grasp import GraSP, InvertedGraSP
@@ -7,7 +8,6 @@ from synflow_pl.pruners.lamp import LAMP
 from synflow_pl.pruners.magnitude import Magnitude
 from synflow_pl.pruners.ntk_sap import NTKSAP
 from synflow_pl.pruners.phew import PHEW
-from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
 from synflow_pl.pruners.random import Random
 from synflow_pl.pruners.sanity import Inverted, Reinitialised, Shuffled
 from synflow_pl.pruners.snip import SNIP
@@ -26,11 +26,11 @@ __all__ = [
     "InvertedGraSP",
     "Magnitude",
     "Pruner",
+    "PruningState",
     "Random",
     "Reinitialised",
     "Saliency",
     "Shuffled",
-    "Subject",
     "SynFlow",
     "SynFlowL2",
     "SynFlowL2AsPublished",

@@ -1,4 +1,6 @@
-"""Around: a pruner that does what another does, but for one thing that a subclass changes or looks at."""
+"""Around: a pruner that does what another does, but for one thing that a subclass changes or looks
+at.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from synflow_pl.pruners.pruner import Pruner, Saliency, Subject
+from synflow_pl.pruners.base import Pruner, PruningState, Saliency
 
-__all__ = ["Around"]
+__all__ = ["PrunerWrapper"]
 
 
-class Around(Pruner):
+class PrunerWrapper(Pruner):
     """A pruner that does what another does, but for one thing.
 
     Args:
@@ -23,12 +25,12 @@ class Around(Pruner):
         self.rounds, self.schedule, self.regrows = pruner.rounds, pruner.schedule, pruner.regrows
         self.needs_input, self.needs_batches = pruner.needs_input, pruner.needs_batches
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, subject: PruningState) -> None:
         self.pruner.prepare(subject)
         self.notes = self.pruner.notes
 
-    def score(self, subject: Subject) -> Mapping[str, Tensor | Saliency]:
+    def score(self, subject: PruningState) -> Mapping[str, Tensor | Saliency]:
         return self.pruner.score(subject)
 
-    def finish(self, subject: Subject) -> None:
+    def finish(self, subject: PruningState) -> None:
         self.pruner.finish(subject)

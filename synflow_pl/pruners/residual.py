@@ -1,8 +1,10 @@
-"""Residual networks: whether a network adds two signals that have passed different numbers of layers.
+"""Residual networks: whether a network adds two signals that have passed different numbers of
+layers.
 
-A shortcut adds a signal to what some layers computed from it, so the longest paths to the two summands pass different numbers of
-weights. Sums within one layer (a bias, a mean that is subtracted, an activation written as a polynomial) add signals of one depth, and
-dense connections (DenseNet, Inception, U-Net) concatenate.
+A shortcut adds a signal to what some layers computed from it, so the longest paths to the two
+summands pass different numbers of weights. Sums within one layer (a bias, a mean that is
+subtracted, an activation written as a polynomial) add signals of one depth, and dense connections
+(DenseNet, Inception, U-Net) concatenate.
 """
 
 from __future__ import annotations
@@ -14,14 +16,25 @@ from collections.abc import Collection, Hashable, Iterable
 import torch
 from torch import Tensor, fx, nn
 
-from synflow_pl.flow import record
+from synflow_pl.flow import trace
 from synflow_pl.masks import prunable
 
 __all__ = ["is_residual"]
 
 _SUMS = ("add", "sub", "rsub")
 _FUNCTIONS = (operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub)
-_METHODS = ("add", "add_", "sub", "sub_", "__add__", "__iadd__", "__radd__", "__sub__", "__isub__", "__rsub__")
+_METHODS = (
+    "add",
+    "add_",
+    "sub",
+    "sub_",
+    "__add__",
+    "__iadd__",
+    "__radd__",
+    "__sub__",
+    "__isub__",
+    "__rsub__",
+)
 
 
 def is_residual(network: nn.Module, inputs: tuple[Tensor, ...] | None) -> bool:
@@ -29,7 +42,8 @@ def is_residual(network: nn.Module, inputs: tuple[Tensor, ...] | None) -> bool:
 
     Args:
         network: any module with prunable weights; it is left as it was.
-        inputs: an example of its inputs, with the batch dimension. Without one, the network's code is read by ``torch.fx``.
+        inputs: an example of its inputs, with the batch dimension. Without one, the network's code
+            is read by ``torch.fx``.
 
     Raises:
         ValueError: if there is no example and ``torch.fx`` cannot read the network.
@@ -49,7 +63,14 @@ class _Depths:
         self._depths = dict.fromkeys(inputs, 0)
         self._weights = set(weights)
 
-    def step(self, reads: Collection[Hashable], outputs: Iterable[Hashable], *, layer: bool = False, adds: bool = False) -> bool:
+    def step(
+        self,
+        reads: Collection[Hashable],
+        outputs: Iterable[Hashable],
+        *,
+        layer: bool = False,
+        adds: bool = False,
+    ) -> bool:
         """Follow one operation; return whether it adds signals of different depths.
 
         Args:
@@ -68,7 +89,7 @@ class _Depths:
 
 
 def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    recording = record(network, inputs)
+    recording = trace(network, inputs)
     layers = prunable(network)
     weights = (number for number, name in recording.parameters.items() if name in layers)
     depths = _Depths((value.number for value in recording.inputs), weights)
@@ -89,7 +110,9 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(network: nn.Module) -> bool:
-    network = copy.deepcopy(network)  # tensors that forward() keeps on the module would be left behind as proxies
+    network = copy.deepcopy(
+        network
+    )  # tensors that forward() keeps on the module would be left behind as proxies
     layers = prunable(network)
     owned = {id(parameter) for parameter in layers.values()}
     modules = dict(network.named_modules())
@@ -101,10 +124,18 @@ def _traced(network: nn.Module) -> bool:
             " (torch.fx fails on it); give input_shape= or example_input=, or Random(residual=True) or (residual=False)"
         ) from error
     inputs = (node for node in graph.nodes if node.op == "placeholder")
-    depths = _Depths(inputs, (node for node in graph.nodes if node.op == "get_attr" and node.target in layers))
+    depths = _Depths(
+        inputs, (node for node in graph.nodes if node.op == "get_attr" and node.target in layers)
+    )
     found = []
     for node in graph.nodes:
-        layer = node.op == "call_module" and any(id(p) in owned for p in modules[str(node.target)].parameters())
-        adds = node.target in _FUNCTIONS if node.op == "call_function" else node.op == "call_method" and node.target in _METHODS
+        layer = node.op == "call_module" and any(
+            id(p) in owned for p in modules[str(node.target)].parameters()
+        )
+        adds = (
+            node.target in _FUNCTIONS
+            if node.op == "call_function"
+            else node.op == "call_method" and node.target in _METHODS
+        )
         found.append(depths.step(node.all_input_nodes, [node], layer=layer, adds=adds))
     return any(found)

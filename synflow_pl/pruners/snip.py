@@ -4,16 +4,16 @@ Give each weight a mask entry c, 1 where it lives. How much the loss L depends o
 
     dL/dc = w * dL/dw,        scored by its magnitude |w * dL/dw|        (Equations 4 and 5)
 
-(the paper divides by the sum of all, which changes no ranking). Taken anew after each of many small cuts it is iterative SNIP
-(de Jorge et al. 2021, "Progressive skeletonization").
+(the paper divides by the sum of all, which changes no ranking). Taken anew after each of many small
+cuts it is iterative SNIP (de Jorge et al. 2021, "Progressive skeletonization").
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from synflow_pl.pruners.passes import loss_gradients, passes
-from synflow_pl.pruners.pruner import Pruner, Subject
+from synflow_pl.pruners.base import Pruner, PruningState
+from synflow_pl.pruners.forward import loss_gradients, stateless_forward
 
 __all__ = ["SNIP"]
 
@@ -23,7 +23,10 @@ class SNIP(Pruner):
 
     needs_batches = True
 
-    def score(self, subject: Subject) -> dict[str, Tensor]:
-        with passes(subject, train_mode=subject.train_mode) as forward:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
+        with stateless_forward(subject, train_mode=subject.train_mode) as forward:
             gradients = loss_gradients(subject, forward, subject.weights)
-        return {name: gradient.mul_(subject.weights[name]).abs_() for name, gradient in gradients.items()}
+        return {
+            name: gradient.mul_(subject.weights[name]).abs_()
+            for name, gradient in gradients.items()
+        }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from synflow_pl.runs.folder import CONFIG, MACHINES, PRUNED, claim, run_of
+from synflow_pl.runs.run_folder import CONFIG, MACHINES, PRUNED, claim, run_of
 
 if TYPE_CHECKING:
     from synflow_pl.runs.loggers import RunCSV, RunTensorBoard

@@ -1,8 +1,10 @@
-"""Launchers: where the runs of a sweep are worked on. Each takes a function and its arguments and yields these as they come to an end.
+"""Launchers: where the runs of a sweep are worked on. Each takes a function and its arguments and
+yields these as they come to an end.
 
-On this machine every run is a process of its own, forked from a server (multiprocessing's) that has imported torch and Lightning once
-and done nothing else: a run starts in a moment instead of the seconds that the imports take, and yet none sees anything of another.
-On SLURM every run is a job of an array, by submitit.
+On this machine every run is a process of its own, forked from a server (multiprocessing's) that has
+imported torch and Lightning once
+and done nothing else: a run starts in a moment instead of the seconds that the imports take, and
+yet none sees anything of another. On SLURM every run is a job of an array, by submitit.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["Refused", "Slurm", "here", "on_slurm"]
+__all__ = ["LauncherError", "Slurm", "here", "on_slurm"]
 
 Item = TypeVar("Item")
 _BETWEEN_LOOKS = 2.0
 """Seconds between two looks at SLURM's queue."""
 
 
-class Refused(RuntimeError):
+class LauncherError(RuntimeError):
     """Why SLURM takes no jobs, in a sentence."""
 
 
@@ -38,8 +40,8 @@ class Slurm:
         partition: to submit to; by default the cluster's own.
         gpus: for each run, at least 0.
         cpus: for each run, at least 1.
-        time: minutes for each run, at least 1. One that is cut off is put back into the queue, up to three times (submitit's
-            number), and goes on from its last checkpoint.
+        time: minutes for each run, at least 1. One that is cut off is put back into the queue, up
+            to three times (submitit's number), and goes on from its last checkpoint.
         width: runs at a time, at least 1.
     """
 
@@ -55,17 +57,21 @@ class Slurm:
                 raise ValueError(f"slurm.{name}: {getattr(self, name)} must be at least {least}")
 
 
-def here(work: Callable[[Item, int], None], items: Sequence[Item], parallel: int, preload: Sequence[str]) -> Iterator[tuple[Item, int]]:
+def here(
+    work: Callable[[Item, int], None], items: Sequence[Item], parallel: int, preload: Sequence[str]
+) -> Iterator[tuple[Item, int]]:
     """Work on this machine, ``parallel`` at a time, each in a process of its own.
 
     Args:
-        work: importable by name; called with an item and with which of the ``parallel`` places it has, counted from 0.
+        work: importable by name; called with an item and with which of the ``parallel`` places it
+            has, counted from 0.
         items: in the order in which they begin.
         parallel: at least 1.
         preload: modules that the processes find imported.
 
     Yields:
-        Each item as it ends, and the exit status of its process, negative for the signal that ended it.
+        Each item as it ends, and the exit status of its process, negative for the signal that ended
+        it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
@@ -79,8 +85,8 @@ def here(work: Callable[[Item, int], None], items: Sequence[Item], parallel: int
             process.start()
             running[process.sentinel] = process, item, place
 
-    # All in one thread: whoever starts a process asks after all others too, and of two threads that ask after one that has
-    # just ended only one is told its exit status.
+    # All in one thread: whoever starts a process asks after all others too, and of two threads that
+    # ask after one that has just ended only one is told its exit status.
     try:
         fill()
         while running:
@@ -97,11 +103,16 @@ def here(work: Callable[[Item, int], None], items: Sequence[Item], parallel: int
 
 
 def on_slurm(
-    work: Callable[[Item, int], None], items: Sequence[Item], asked: Slurm, folder: Path, preload: Sequence[str]
+    work: Callable[[Item, int], None],
+    items: Sequence[Item],
+    asked: Slurm,
+    folder: Path,
+    preload: Sequence[str],
 ) -> Iterator[tuple[Item, int]]:
     """Work in one job array of SLURM, a job each.
 
-    That a job is over is read from SLURM's queue, where it no longer is, so that no accounting database is needed.
+    That a job is over is read from SLURM's queue, where it no longer is, so that no accounting
+    database is needed.
 
     Args:
         work: as for :func:`here`; its place is 0.
@@ -114,22 +125,27 @@ def on_slurm(
         Each item as its job leaves the queue, and 0: what came of it is to be read from its run.
 
     Raises:
-        Refused: if submitit is not installed, if there is no SLURM here, or if it does not take the jobs.
+        Refused: if submitit is not installed, if there is no SLURM here, or if it does not take the
+            jobs.
     """
     try:
         import submitit
     except ImportError as error:
-        raise Refused("--launcher slurm needs submitit, an extra: pip install synflow_pl[slurm]") from error
+        raise LauncherError(
+            "--launcher slurm needs submitit, an extra: pip install synflow_pl[slurm]"
+        ) from error
     missing = [command for command in ("sbatch", "srun", "squeue") if shutil.which(command) is None]
     if missing:
-        raise Refused(
+        raise LauncherError(
             f"--launcher slurm: there is no {missing[0]} here; start the sweep where jobs are submitted, or leave the option out"
         )
 
     class Job(submitit.helpers.Checkpointable):
-        """Cut off by the time limit or preempted, a job is put back into the queue by submitit; the run knows how far it is.
+        """Cut off by the time limit or preempted, a job is put back into the queue by submitit; the
+        run knows how far it is.
 
-        The run has a process of its own here too: signals that submitit answers must not look like an error of the run.
+        The run has a process of its own here too: signals that submitit answers must not look like
+            an error of the run.
         """
 
         def __call__(self, item: Item) -> None:
@@ -148,7 +164,9 @@ def on_slurm(
     try:
         jobs = executor.map_array(Job(), items)
     except submitit.core.utils.FailedJobError as error:
-        raise Refused(f"SLURM does not take the jobs: {' '.join(str(error).split())}") from error
+        raise LauncherError(
+            f"SLURM does not take the jobs: {' '.join(str(error).split())}"
+        ) from error
     left = {job.job_id: item for job, item in zip(jobs, items, strict=True)}
     try:
         while left:
@@ -166,10 +184,13 @@ def on_slurm(
 def _queued() -> set[str] | None:
     """Jobs of ours that wait, run or are being tidied away, by the name that submitit has for them.
 
-    ``None`` if SLURM does not answer, as a busy one does now and then; jobs are not over because of that.
+    ``None`` if SLURM does not answer, as a busy one does now and then; jobs are not over because of
+    that.
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%F_%K"]
     answer = subprocess.run(command, check=False, capture_output=True, text=True)
     if answer.returncode:
         return None
-    return {name.removesuffix("_N/A") for name in answer.stdout.split()}  # one item alone is a job, not an array
+    return {
+        name.removesuffix("_N/A") for name in answer.stdout.split()
+    }  # one item alone is a job, not an array

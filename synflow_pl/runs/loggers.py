@@ -1,4 +1,6 @@
-"""The loggers that write into a run: ``metrics.csv`` and TensorBoard's events, both straight into its folder."""
+"""The loggers that write into a run: ``metrics.csv`` and TensorBoard's events, both straight into
+its folder.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from typing import Any
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from synflow_pl.durable import could_not_write, replacing, storage_error
+from synflow_pl.io import atomic_write, could_not_write, storage_error
 from synflow_pl.runs.progress import CHECKPOINT, OTHERWISE
 
 __all__ = ["RunCSV", "RunTensorBoard", "Tested"]
@@ -24,10 +26,13 @@ class Tested:
     """The subject of a test: a checkpoint and the options it is tested with.
 
     Attributes:
-        checkpoint: path of the checkpoint within the run; empty for the network as a training in this process left it.
-        epoch: epoch of the checkpoint, counted from 0; ``None`` for a network that was just trained, whose epoch the trainer knows.
+        checkpoint: path of the checkpoint within the run; empty for the network as a training in
+            this process left it.
+        epoch: epoch of the checkpoint, counted from 0; ``None`` for a network that was just
+            trained, whose epoch the trainer knows.
         steps: optimiser steps that the checkpoint was trained for, at least 0.
-        otherwise: options that matter to the test and differ from those of the run; empty if none does.
+        otherwise: options that matter to the test and differ from those of the run; empty if none
+            does.
     """
 
     checkpoint: str
@@ -46,7 +51,9 @@ class _AppendingWriter(_ExperimentWriter):
 
     def _check_log_dir_exists(self) -> None:
         if os.path.isfile(self.metrics_file_path):
-            with open(self.metrics_file_path, "rb+") as file:  # a line that a kill cut short would run into the next one
+            with open(
+                self.metrics_file_path, "rb+"
+            ) as file:  # a line that a kill cut short would run into the next one
                 file.truncate(file.read().rfind(b"\n") + 1)
             with open(self.metrics_file_path, newline="") as file:
                 self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
@@ -71,14 +78,16 @@ class _AppendingWriter(_ExperimentWriter):
         self.rewrite(lambda row: True)
 
     def rewrite(self, keep: Callable[[dict[str, str]], bool]) -> None:
-        """Write the rows that are kept anew, under the present columns; a kill leaves the old file or the new one."""
+        """Write the rows that are kept anew, under the present columns; a kill leaves the old file
+        or the new one.
+        """
         with open(self.metrics_file_path, newline="") as file:
             rows = [row for row in csv.DictReader(file) if keep(row)]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=self.metrics_keys, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        with replacing(self.metrics_file_path) as file:
+        with atomic_write(self.metrics_file_path) as file:
             file.write(text.getvalue().encode())
 
 
@@ -90,7 +99,9 @@ class RunCSV(CSVLogger):
     """
 
     def __init__(self, run: Path) -> None:
-        super().__init__(save_dir=run.parent, name=run.name, version="", flush_logs_every_n_steps=1)  # nothing waits to be lost
+        super().__init__(
+            save_dir=run.parent, name=run.name, version="", flush_logs_every_n_steps=1
+        )  # nothing waits to be lost
         self._run = str(run)
         self.tested: Tested | None = None
 
@@ -99,16 +110,25 @@ class RunCSV(CSVLogger):
         if self.tested is not None and _of_a_test(metrics):
             tested = self.tested
             epoch = {} if tested.epoch is None else {"epoch": tested.epoch}
-            metrics = {**metrics, **epoch, CHECKPOINT: tested.checkpoint or "trained", OTHERWISE: tested.otherwise}
+            metrics = {
+                **metrics,
+                **epoch,
+                CHECKPOINT: tested.checkpoint or "trained",
+                OTHERWISE: tested.otherwise,
+            }
             step = tested.step
         super().log_metrics(metrics, step)
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged from a step on, before it is trained again; rounds of pruning are no steps."""
+        """Forget what was logged from a step on, before it is trained again; rounds of pruning are
+        no steps.
+        """
         if (Path(self._run) / "metrics.csv").is_file():
 
             def keep(row: dict[str, str]) -> bool:
-                of_pruning = any(value for key, value in row.items() if key and key.startswith("pruning/"))
+                of_pruning = any(
+                    value for key, value in row.items() if key and key.startswith("pruning/")
+                )
                 return of_pruning or ((row["step"] or "").isdigit() and int(row["step"]) < step)
 
             self.experiment.rewrite(keep)
@@ -150,7 +170,9 @@ class RunTensorBoard(TensorBoardLogger):
         return self._run
 
     def save(self) -> None:
-        """Nothing: events are flushed as they come, and config.yaml has what Lightning would write here."""
+        """Nothing: events are flushed as they come, and config.yaml has what Lightning would write
+        here.
+        """
 
 
 def _of_a_test(metrics: Mapping[str, Any]) -> bool:

@@ -1,4 +1,6 @@
-"""Progress: how far a run is, and how well it did there, by its ``metrics.csv`` and ``config.yaml``."""
+"""Progress: how far a run is, and how well it did there, by its ``metrics.csv`` and
+``config.yaml``.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,21 @@ from typing import Any
 
 import yaml
 
-from synflow_pl.runs.folder import CONFIG
-from synflow_pl.runs.record import read_record
+from synflow_pl.runs.run_folder import CONFIG
+from synflow_pl.runs.training_record import read_record
 
 __all__ = ["CHECKPOINT", "OTHERWISE", "Progress", "configuration", "ended", "progress"]
 
 CHECKPOINT = "test/checkpoint"
-"""Column of metrics.csv: the checkpoint that a test was of; rows that older versions wrote have none."""
+"""Column of metrics.csv: the checkpoint that a test was of; rows that older versions wrote have
+none.
+"""
 OTHERWISE = "test/otherwise"
 """Column of metrics.csv: options that matter to the test and differ from those of the run."""
 
 _PART = "trainer.limit_test_batches"
-# The callbacks of Lightning that end a training; of those that are neither Lightning's nor ours nobody knows.
+# The callbacks of Lightning that end a training; of those that are neither Lightning's nor ours
+# nobody knows.
 _ENDING = ("EarlyStopping", "Timer", "LambdaCallback")
 _KNOWN = ("pytorch_lightning.", "lightning.", "synflow_pl.")
 
@@ -32,10 +37,12 @@ _KNOWN = ("pytorch_lightning.", "lightning.", "synflow_pl.")
 class Progress:
     """What is told of a run so far.
 
-    ``epochs`` and ``steps`` are those of the whole training up to the end of the last epoch that ended, 0 if none has; ``ended`` is
-    whether the training came to its end, ``None`` in runs of older versions, which do not say. Accuracies are in [0, 1]: ``final`` on
-    the test set for the last checkpoint, with the settings of the run (``None`` if that was not tested), ``part`` whether only a part
-    of the test set was used; ``tests`` by optimiser steps of the checkpoint; the others by epoch, counted from 0.
+    ``epochs`` and ``steps`` are those of the whole training up to the end of the last epoch that
+    ended, 0 if none has; ``ended`` is whether the training came to its end, ``None`` in runs of
+    older versions, which do not say. Accuracies are in [0, 1]: ``final`` on the test set for the
+    last checkpoint, with the settings of the run (``None`` if that was not tested), ``part``
+    whether only a part of the test set was used; ``tests`` by optimiser steps of the checkpoint;
+    the others by epoch, counted from 0.
     """
 
     epochs: int = 0
@@ -49,7 +56,8 @@ class Progress:
 
 
 def progress(run: Path) -> Progress:
-    """Read the whole lines of ``metrics.csv``; of an epoch that stands there twice, since a run went on before it, the later counts.
+    """Read the whole lines of ``metrics.csv``; of an epoch that stands there twice, since a run
+    went on before it, the later counts.
 
     Raises:
         OSError: if there is none.
@@ -60,11 +68,23 @@ def progress(run: Path) -> Progress:
     tests: list[tuple[int, float, str]] = []
     try:
         with open(run / "metrics.csv", newline="") as file:
-            for row in csv.DictReader(line for line in file if line.endswith("\n")):  # one cut short may end within a number
+            for row in csv.DictReader(
+                line for line in file if line.endswith("\n")
+            ):  # one cut short may end within a number
                 if row.get("train/loss"):  # is there once for each epoch, at its end
-                    told.epochs, told.steps, told.final = int(row["epoch"]) + 1, int(row["step"]) + 1, None
+                    told.epochs, told.steps, told.final = (
+                        int(row["epoch"]) + 1,
+                        int(row["step"]) + 1,
+                        None,
+                    )
                 if row.get("test/accuracy") and row.get(CHECKPOINT):
-                    tests.append((int(row["step"]) + 1, float(row["test/accuracy"]), row.get(OTHERWISE) or ""))
+                    tests.append(
+                        (
+                            int(row["step"]) + 1,
+                            float(row["test/accuracy"]),
+                            row.get(OTHERWISE) or "",
+                        )
+                    )
                 elif row.get("test/accuracy"):
                     told.final = float(row["test/accuracy"])
                 if row.get("val/accuracy"):
@@ -77,10 +97,15 @@ def progress(run: Path) -> Progress:
         told.ended = record.ended
         if record.ended:
             told.epochs, told.steps = record.epochs, record.steps
-    # Of several tests of a checkpoint the later counts, and one on the whole test set before one on a part.
+    # Of several tests of a checkpoint the later counts, and one on the whole test set before one on
+    # a part.
     for of_part in (True, False):
         for steps, accuracy, otherwise in tests:
-            if otherwise == "" if not of_part else re.fullmatch(rf"{re.escape(_PART)}=\S+", otherwise):
+            if (
+                otherwise == ""
+                if not of_part
+                else re.fullmatch(rf"{re.escape(_PART)}=\S+", otherwise)
+            ):
                 told.tests[steps] = accuracy
                 if steps == max(1, told.steps):
                     told.final, told.part = accuracy, of_part
@@ -102,7 +127,8 @@ def configuration(run: Path) -> Any:
 
 
 def ended(trainer: Mapping[str, Any], told: Progress) -> bool:
-    """Whether the training has come to its end. Where nobody can tell, since it may have ended early, it has.
+    """Whether the training has come to its end. Where nobody can tell, since it may have ended
+    early, it has.
 
     Args:
         trainer: the trainer's part of the configuration.
@@ -110,7 +136,9 @@ def ended(trainer: Mapping[str, Any], told: Progress) -> bool:
     """
     if told.ended is not None:
         return told.ended
-    if trainer.get("max_time") is not None or any(_may_end(callback) for callback in _listed(trainer.get("callbacks"))):
+    if trainer.get("max_time") is not None or any(
+        _may_end(callback) for callback in _listed(trainer.get("callbacks"))
+    ):
         return True
     epochs, steps = (_bound(trainer.get(name)) for name in ("max_epochs", "max_steps"))
     nothing = trainer.get("limit_train_batches") == 0 or epochs == steps == math.inf

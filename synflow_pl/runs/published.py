@@ -1,4 +1,6 @@
-"""The published curves, of Figure 6 of Tanaka et al. 2020: best epoch on the test set (PUBLISHED.md says what else to know)."""
+"""The published curves, of Figure 6 of Tanaka et al. 2020: best epoch on the test set (PUBLISHED.md
+says what else to know).
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,25 @@ import csv
 from dataclasses import dataclass
 from importlib.resources import files
 
-from synflow_pl.runs.reading import Read
+from synflow_pl.runs.run_record import RunRecord
 
 __all__ = ["Published", "published"]
 
 _DATA = {"CIFAR10": "cifar10", "CIFAR100": "cifar100", "TinyImageNet": "tiny-imagenet"}
-_PRUNERS = {"rand": "random", "mag": "magnitude", "snip": "snip", "grasp": "grasp_inverted", "synflow": "synflow"}
+_PRUNERS = {
+    "rand": "random",
+    "mag": "magnitude",
+    "snip": "snip",
+    "grasp": "grasp_inverted",
+    "synflow": "synflow",
+}
 
 
 @dataclass(frozen=True)
 class Published:
-    """One published curve: the overlay of its pruner, compressions, and mean and deviation of the accuracy there, in [0, 1]."""
+    """One published curve: the overlay of its pruner, compressions, and mean and deviation of the
+    accuracy there, in [0, 1].
+    """
 
     pruner: str
     compression: tuple[float, ...]
@@ -24,27 +34,38 @@ class Published:
     deviation: tuple[float, ...]
 
 
-def published(like: Read) -> list[Published]:
+def published(like: RunRecord) -> list[Published]:
     """The curves of the network and the data of a run; none if there are none."""
     data, model = _DATA.get(like.data), _model(like)
     text = files(__package__).joinpath("published.csv").read_text()
     rows = [
-        row for row in csv.DictReader(text.splitlines()) if (row["dataset"], f"{row['model_class']} {row['model']}") == (data, model)
+        row
+        for row in csv.DictReader(text.splitlines())
+        if (row["dataset"], f"{row['model_class']} {row['model']}") == (data, model)
     ]
     curves = []
     for theirs, ours in _PRUNERS.items():
         of = [row for row in rows if row["pruner"] == theirs]
         if of:
             compression = tuple(10 ** float(row["log10_compression"]) for row in of)
-            mean, deviation = (tuple(float(row[f"best_epoch_top1_{part}"]) / 100 for row in of) for part in ("mean", "std"))
+            mean, deviation = (
+                tuple(float(row[f"best_epoch_top1_{part}"]) / 100 for row in of)
+                for part in ("mean", "std")
+            )
             curves.append(Published(ours, compression, mean, deviation))
     return curves
 
 
-def _model(run: Read) -> str | None:
+def _model(run: RunRecord) -> str | None:
     """The model as the authors call it: its kind and its name."""
-    get = {name.removeprefix("network.init_args."): value for name, value in run.setting.items()}.get
+    get = {
+        name.removeprefix("network.init_args."): value for name, value in run.setting.items()
+    }.get
     kind, depth = run.network.partition("-")[0], get("depth")
     if kind in ("VGG", "TinyVGG"):
-        return f"{'lottery' if kind == 'VGG' else 'tiny'} vgg{depth}-bn" if get("batch_norm", True) else None
-    return f"tiny resnet{depth}" if kind == "TinyResNet" and get("widen", 1) == 1 else None
+        return (
+            f"{'lottery' if kind == 'VGG' else 'tiny'} vgg{depth}-bn"
+            if get("batch_norm", True)
+            else None
+        )
+    return f"tiny resnet{depth}" if kind == "TinyResNet" and get("width_factor", 1) == 1 else None

@@ -1,4 +1,6 @@
-"""Statistics over seeds: mean, sample deviation and the 95 % interval of the mean, by Student's t, of single numbers and of pairs."""
+"""Statistics over seeds: mean, sample deviation and the 95 % interval of the mean, by Student's t,
+of single numbers and of pairs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """Of ``count`` numbers: their mean, their sample deviation (over n - 1), and half of the width of the 95 % interval of the mean.
+    """Of ``count`` numbers: their mean, their sample deviation (over n - 1), and half of the width
+    of the 95 % interval of the mean.
 
     The last two are ``None`` for a single number, which says nothing about its spread.
     """
@@ -33,12 +36,16 @@ def summarise(numbers: Sequence[float]) -> Summary | None:
     if count == 1:
         return Summary(1, numbers[0], None, None)
     deviation = stdev(numbers)
-    return Summary(count, fmean(numbers), deviation, quantile(count - 1) * deviation / math.sqrt(count))
+    return Summary(
+        count, fmean(numbers), deviation, quantile(count - 1) * deviation / math.sqrt(count)
+    )
 
 
 def paired(numbers: Mapping[int, float], reference: Mapping[int, float]) -> Summary | None:
     """Of the differences to a reference, seed by seed, over the seeds that both have."""
-    return summarise([numbers[seed] - reference[seed] for seed in sorted(numbers.keys() & reference.keys())])
+    return summarise(
+        [numbers[seed] - reference[seed] for seed in sorted(numbers.keys() & reference.keys())]
+    )
 
 
 def quantile(freedom: int) -> float:

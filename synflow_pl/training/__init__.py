@@ -3,16 +3,16 @@
 from synflow_pl.training.checkpoint_io import DurableCheckpointIO
 from synflow_pl.training.checkpoints import find_checkpoint, load_weights
 from synflow_pl.training.classifier import Classifier
-from synflow_pl.training.keep_progress import KeepProgress
-from synflow_pl.training.multishot import RewindPoint
+from synflow_pl.training.last_checkpoint import LastCheckpoint
 from synflow_pl.training.prune_at_init import PruneAtInit
 from synflow_pl.training.reseed import Reseed
+from synflow_pl.training.rewinding import RewindPoint
 from synflow_pl.training.warmup_cosine import WarmupCosine
 
 __all__ = [
     "Classifier",
     "DurableCheckpointIO",
-    "KeepProgress",
+    "LastCheckpoint",
     "PruneAtInit",
     "Reseed",
     "RewindPoint",

@@ -1,4 +1,6 @@
-"""How checkpoints reach the disk, and how they are read: never half, and never with code in them."""
+"""How checkpoints reach the disk, and how they are read: never half, and never with code in
+them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from synflow_pl.durable import replacing
+from synflow_pl.io import atomic_write
 from synflow_pl.training.checkpoints import read
 
 __all__ = ["DurableCheckpointIO"]
@@ -18,17 +20,20 @@ __all__ = ["DurableCheckpointIO"]
 class DurableCheckpointIO(TorchCheckpointIO):
     """A plugin of the Trainer (``Trainer(plugins=[DurableCheckpointIO()])``).
 
-    A checkpoint is written beside its target and then renamed, so that a kill or a full disk leaves the one before. Lightning's own
-    writes to the temporary folder and moves, which between file systems is a copy in place.
+    A checkpoint is written beside its target and then renamed, so that a kill or a full disk leaves
+    the one before. Lightning's own writes to the temporary folder and moves, which between file
+    systems is a copy in place.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
         """Write it.
 
         Raises:
             OSError: if that cannot be done; the checkpoint that was there before is whole.
         """
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(

@@ -17,29 +17,35 @@ __all__ = ["Classifier"]
 
 
 class Classifier(LightningModule):
-    """Trains a network to classify images and logs ``{train,val,test}/{loss,accuracy,accuracy_top5}``, and
-    ``test_each_epoch/...`` where the data module has such an option.
+    """Trains a network to classify images and logs
+    ``{train,val,test}/{loss,accuracy,accuracy_top5}``, and ``test_each_epoch/...`` where the data
+    module has such an option.
 
     Args:
         network: images (N, C, H, W) to logits (N, num_classes).
         num_classes: classes, at least 2; the command line takes it from the data.
         optimizer: class path (torch.optim.SGD) and options; called with the parameters.
-        scheduler: class path (torch.optim.lr_scheduler.MultiStepLR) and options; called with the optimiser and stepped once an epoch.
+        scheduler: class path (torch.optim.lr_scheduler.MultiStepLR) and options; called with the
+            optimiser and stepped once an epoch.
         loss: (logits, labels) to the mean loss; by default torch.nn.CrossEntropyLoss.
-        decay_everything: apply weight decay to norms and biases as well, as most papers' code does; ``false`` spares all
-            parameters with one dimension.
-        compile: run the network through torch.compile, in place: its names, and so its checkpoints, stay those of the plain one.
-        channels_last: hold convolutions and images with channels innermost in memory, which is faster on GPUs in mixed precision.
+        decay_norm_and_bias: apply weight decay to norms and biases as well, as most papers' code
+            does; ``false`` spares all parameters with one dimension.
+        compile: run the network through torch.compile, in place: its names, and so its checkpoints,
+            stay those of the plain one.
+        channels_last: hold convolutions and images with channels innermost in memory, which is
+            faster on GPUs in mixed precision.
     """
 
     def __init__(
         self,
         network: nn.Module,
         num_classes: int = 10,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.SGD(
+            parameters, lr=0.1, momentum=0.9, nesterov=True
+        ),
         scheduler: LRSchedulerCallable | None = None,
         loss: nn.Module | None = None,
-        decay_everything: bool = True,
+        decay_norm_and_bias: bool = True,
         compile: bool = False,
         channels_last: bool = False,
     ) -> None:
@@ -51,20 +57,25 @@ class Classifier(LightningModule):
         self.scheduler = scheduler
         self._lr: float | None = None
         self.loss = nn.CrossEntropyLoss() if loss is None else loss
-        self.decay_everything = decay_everything
+        self.decay_norm_and_bias = decay_norm_and_bias
         self.compiled = compile
         self.channels_last = channels_last
         accuracies = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
         if num_classes > 5:
             accuracies["accuracy_top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
         metrics = MetricCollection(dict(accuracies))
-        self.train_metrics, self.val_metrics, self.test_metrics = (metrics.clone(prefix=f"{x}/") for x in ("train", "val", "test"))
+        self.train_metrics, self.val_metrics, self.test_metrics = (
+            metrics.clone(prefix=f"{x}/") for x in ("train", "val", "test")
+        )
         self.test_each_epoch_metrics = metrics.clone(prefix="test_each_epoch/")
-        self.losses = nn.ModuleDict({f"{stage}_loss": MeanLoss() for stage in ("train", "val", "test", "test_each_epoch")})
+        self.losses = nn.ModuleDict(
+            {f"{stage}_loss": MeanLoss() for stage in ("train", "val", "test", "test_each_epoch")}
+        )
 
     @property
     def lr(self) -> float | None:
-        """Learning rate that is used instead of the optimiser's own; ``None`` for that one. Lightning's LearningRateFinder sets it.
+        """Learning rate that is used instead of the optimiser's own; ``None`` for that one.
+        Lightning's LearningRateFinder sets it.
 
         Setting it during a fit also changes the optimisers and what their schedules start from.
         """
@@ -131,18 +142,27 @@ class Classifier(LightningModule):
         loss = self._step(batch, "train")
         if self.trainer.world_size == 1:
             return loss
-        # DDP takes the plain mean of the ranks' gradients. Where a rank has an image more or less than another (the last batch of an
-        # epoch), that is not the gradient of the mean over all images unless each rank's loss counts by its images.
+        # DDP takes the plain mean of the ranks' gradients. Where a rank has an image more or less
+        # than another (the last batch of an epoch), that is not the gradient of the mean over all
+        # images unless each rank's loss counts by its images.
         images = torch.tensor(float(len(batch[1])), device=self.device)
-        mean = self.trainer.strategy.reduce(images.clone(), reduce_op="mean")  # in place, hence the copy
+        mean = self.trainer.strategy.reduce(
+            images.clone(), reduce_op="mean"
+        )  # in place, hence the copy
         return loss * (images / mean)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         # Ours is the one data module with a second loader that is no validation.
         if getattr(getattr(self.trainer, "datamodule", None), "test_each_epoch", False):
-            self._step(batch, "test_each_epoch" if dataloader_idx else "val", add_dataloader_idx=False)
+            self._step(
+                batch, "test_each_epoch" if dataloader_idx else "val", add_dataloader_idx=False
+            )
         else:
-            if dataloader_idx and not batch_idx:  # the metrics of the loader before have been computed
+            if (
+                dataloader_idx and not batch_idx
+            ):  # the metrics of the loader before have been computed
                 self._reset_metrics("val")
             self._step(batch, "val")
 
@@ -156,12 +176,17 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser, with or without weight decay on norms and biases, and its scheduler."""
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        parameters = [
+            parameter for parameter in self.network.parameters() if parameter.requires_grad
+        ]
         groups: Any = parameters
-        if not self.decay_everything:
+        if not self.decay_norm_and_bias:
             groups = [
                 {"params": [parameter for parameter in parameters if parameter.dim() > 1]},
-                {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
+                {
+                    "params": [parameter for parameter in parameters if parameter.dim() <= 1],
+                    "weight_decay": 0.0,
+                },
             ]
         optimizer = self.optimizer(groups)
         if self._lr is not None:
@@ -175,7 +200,11 @@ class Classifier(LightningModule):
             frequency = 1 if scheduler.monitor.startswith("train/") else validated or 1
             return {
                 "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor, "frequency": frequency},
+                "lr_scheduler": {
+                    "scheduler": scheduler,
+                    "monitor": scheduler.monitor,
+                    "frequency": frequency,
+                },
             }
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise ValueError(

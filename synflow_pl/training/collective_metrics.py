@@ -1,9 +1,11 @@
-"""Metrics of an epoch are computed on all ranks at the same points, so that one rank alone may read them.
+"""Metrics of an epoch are computed on all ranks at the same points, so that one rank alone may read
+them.
 
-Lightning computes the metrics of an epoch when they are first read: ``trainer.callback_metrics``, ``logged_metrics`` and
-``progress_bar_metrics`` are collective calls until then. The progress bar reads them on the first rank alone, and so may a callback
-under ``if trainer.is_global_zero``. If another rank calls something else collectively meanwhile (a checkpoint, ``all_gather``), each
-waits for the other forever.
+Lightning computes the metrics of an epoch when they are first read: ``trainer.callback_metrics``,
+``logged_metrics`` and ``progress_bar_metrics`` are collective calls until then. The progress bar
+reads them on the first rank alone, and so may a callback under ``if trainer.is_global_zero``. If
+another rank calls something else collectively meanwhile (a checkpoint, ``all_gather``), each waits
+for the other forever.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ __all__ = ["compute_on_all_ranks"]
 
 
 def compute_on_all_ranks(trainer: Trainer) -> None:
-    """Let a trainer compute metrics of an epoch as soon as they are complete, instead of when they are first read.
+    """Let a trainer compute metrics of an epoch as soon as they are complete, instead of when they
+    are first read.
 
-    What was logged in training, validation or test steps is computed when the last step has ended, before any hook of the epoch's end
-    runs; what a hook of the epoch's end logs is computed there. All ranks do both at the same time, and later reads use the cached
-    values. Does nothing for a single process. Call it on all ranks.
+    What was logged in training, validation or test steps is computed when the last step has ended,
+    before any hook of the epoch's end runs; what a hook of the epoch's end logs is computed there.
+    All ranks do both at the same time, and later reads use the cached values. Does nothing for a
+    single process. Call it on all ranks.
 
     Args:
         trainer: a trainer whose strategy has set up its environment.
@@ -31,7 +35,12 @@ def compute_on_all_ranks(trainer: Trainer) -> None:
         return
     connector = trainer._logger_connector
     connector.__class__ = _Eager
-    for loop in (trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
+    for loop in (
+        trainer.fit_loop.epoch_loop,
+        trainer.fit_loop.epoch_loop.val_loop,
+        trainer.validate_loop,
+        trainer.test_loop,
+    ):
         loop._results.__class__ = _EagerResults
         loop._results.connector = connector  # type: ignore[attr-defined]
 

@@ -1,4 +1,6 @@
-"""Compacted: a network that is small while it trains and full-size to everyone who asks for its weights."""
+"""Compacted: a network that is small while it trains and full-size to everyone who asks for its
+weights.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,16 @@ def check_compactable(trainer: Trainer, pl_module: LightningModule, network: nn.
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the trainer's connectors set it
         if isinstance(callback, WeightAveraging):
-            raise ValueError(f"compact: {type(callback).__name__} has copied the network in full size; leave one of the two out")
+            raise ValueError(
+                f"compact: {type(callback).__name__} has copied the network in full size; leave one of the two out"
+            )
 
 
 class Compacted:
     """Makes a network smaller in place, for as long as it trains.
 
-    Its ``state_dict()`` stays what it was: tensors are expanded as they are saved, and cut as they are loaded. What was taken out keeps
-    the values that it had.
+    Its ``state_dict()`` stays what it was: tensors are expanded as they are saved, and cut as they
+    are loaded. What was taken out keeps the values that it had.
 
     Args:
         network: pruned; its layers get other sizes.
@@ -56,7 +60,10 @@ class Compacted:
         self._full = {name: tensor.detach().cpu() for name, tensor in _tensors(network).items()}
         # A tensor that several modules own has one entry for all of its names.
         owners = {id(tensor): name for name, tensor in _tensors(network).items()}
-        present = (*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False))
+        present = (
+            *network.named_parameters(remove_duplicate=False),
+            *network.named_buffers(remove_duplicate=False),
+        )
         self._names = {name: owners[id(tensor)] for name, tensor in present}
         resize(network, _tensors(compaction.network))
         self._handles: list[Any] = [
@@ -68,7 +75,10 @@ class Compacted:
         """Full size again, with the trained weights."""
         for handle in self._handles:
             handle.remove()
-        resize(self._network, {name: self._expand(name, tensor) for name, tensor in _tensors(self._network).items()})
+        resize(
+            self._network,
+            {name: self._expand(name, tensor) for name, tensor in _tensors(self._network).items()},
+        )
 
     def _saved(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         for name, owner in self._names.items():
@@ -87,12 +97,18 @@ class Compacted:
         if not tensor.dim():
             return tensor
         full = self._full[name].to(tensor.device, tensor.dtype, copy=True)
-        full[torch.meshgrid(*(indices.to(tensor.device) for indices in self._kept[name]), indexing="ij")] = tensor.detach()
+        full[
+            torch.meshgrid(
+                *(indices.to(tensor.device) for indices in self._kept[name]), indexing="ij"
+            )
+        ] = tensor.detach()
         return full
 
 
 def rebuild(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Make optimisers, schedules and the DDP wrapper anew: those that there are hold parameters that are no longer the network's."""
+    """Make optimisers, schedules and the DDP wrapper anew: those that there are hold parameters
+    that are no longer the network's.
+    """
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy):
         strategy.model = pl_module

@@ -13,10 +13,12 @@ __all__ = ["MeanLoss"]
 
 
 class MeanLoss(MeanMetric):
-    """Averages losses of batches over all images of all ranks, each batch weighted by its number of images.
+    """Averages losses of batches over all images of all ranks, each batch weighted by its number of
+    images.
 
-    Differs from MeanMetric in what it does with NaN: the loss of a training that diverged is NaN, not the mean over the batches
-    before. Sums are held in float32 whatever the precision of the module; in bfloat16 a sum of more than 256 images would not grow.
+    Differs from MeanMetric in what it does with NaN: the loss of a training that diverged is NaN,
+    not the mean over the batches before. Sums are held in float32 whatever the precision of the
+    module; in bfloat16 a sum of more than 256 images would not grow.
     """
 
     mean_value: Tensor
@@ -34,7 +36,8 @@ class MeanLoss(MeanMetric):
             value: mean loss of the batch, scalar of any floating-point type; it is detached.
             weight: number of images in the batch, at least 1.
         """
-        # Not by MeanMetric: it either leaves out NaN, which makes the device wait at each step, or ignores the weight.
+        # Not by MeanMetric: it either leaves out NaN, which makes the device wait at each step, or
+        # ignores the weight.
         self.mean_value = self.mean_value + value.detach().float() * weight
         self.weight = self.weight + weight
 

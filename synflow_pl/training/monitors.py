@@ -1,4 +1,6 @@
-"""Monitors: metrics that callbacks and schedules watch, checked before a training that would never log them."""
+"""Monitors: metrics that callbacks and schedules watch, checked before a training that would never
+log them.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,19 @@ from synflow_pl.training.classifier import Classifier
 
 __all__ = ["check_monitors"]
 
-_OTHERS = ("train/gradient_norm", "train/images_per_second", "pruning/density", "pruning/effective_density", "epoch", "step")
+_OTHERS = (
+    "train/gradient_norm",
+    "train/images_per_second",
+    "pruning/density",
+    "pruning/effective_density",
+    "epoch",
+    "step",
+)
 
 
 def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Refuse a metric that is monitored and never logged; Lightning would find out at the end of the first epoch.
+    """Refuse a metric that is monitored and never logged; Lightning would find out at the end of
+    the first epoch.
 
     Only our classifier's metrics are known; those of another module are left to Lightning.
 
@@ -33,13 +43,20 @@ def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
     monitored = list(_monitored(trainer))
     if not monitored:
         return
-    names = [str(name).removeprefix("train/") for name in ("train/loss", *pl_module.train_metrics.keys())]
+    names = [
+        str(name).removeprefix("train/") for name in ("train/loss", *pl_module.train_metrics.keys())
+    ]
     validated = _validates(trainer)
     logged = [f"train/{name}" for name in names] + [f"val/{name}" for name in names if validated]
     if validated and getattr(getattr(trainer, "datamodule", None), "test_each_epoch", False):
         logged += [f"test_each_epoch/{name}" for name in names]
     for who, option, metric in monitored:
-        if metric in logged or metric in _OTHERS or metric.startswith("lr-") or "/dataloader_idx_" in metric:
+        if (
+            metric in logged
+            or metric in _OTHERS
+            or metric.startswith("lr-")
+            or "/dataloader_idx_" in metric
+        ):
             continue
         if metric.startswith("val/") and not validated:
             raise ValueError(
@@ -48,13 +65,18 @@ def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
             )
         if not _strangers(trainer, pl_module):
             near = get_close_matches(metric, logged, n=1, cutoff=0)[0]
-            raise ValueError(f"{option}: {who} monitors {metric!r}, which is never logged; did you mean {near!r}?")
+            raise ValueError(
+                f"{option}: {who} monitors {metric!r}, which is never logged; did you mean {near!r}?"
+            )
 
 
 def _strangers(trainer: Trainer, pl_module: LightningModule) -> bool:
     """Return whether a class that is neither ours nor Lightning's may log further metrics."""
     kinds = [type(pl_module), *(type(callback) for callback in trainer.callbacks)]  # type: ignore[attr-defined]
-    return any(kind.__module__.partition(".")[0] not in ("synflow_pl", "pytorch_lightning") for kind in kinds)
+    return any(
+        kind.__module__.partition(".")[0] not in ("synflow_pl", "pytorch_lightning")
+        for kind in kinds
+    )
 
 
 def _monitored(trainer: Trainer) -> Iterator[tuple[str, str, str]]:

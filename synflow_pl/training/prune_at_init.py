@@ -1,5 +1,5 @@
-"""PruneAtInit: the one callback. Prunes at the start of a fit or later, holds the zeros while it trains, carries the masks in
-checkpoints.
+"""PruneAtInit: the one callback. Prunes at the start of a fit or later, holds the zeros while it
+trains, carries the masks in checkpoints.
 """
 
 from __future__ import annotations
@@ -24,80 +24,111 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from synflow_pl.compaction import freeze
-from synflow_pl.diagnosis import DeadNetwork, Diagnosis, Survival, diagnose
-from synflow_pl.flow import Paths, example_of
+from synflow_pl.diagnosis import DeadNetwork, Diagnosis, MaskHistory, diagnose
+from synflow_pl.flow import Connectivity, example_of
 from synflow_pl.masks import Hold, Masks, prunable
 from synflow_pl.pruners import Pruner
+from synflow_pl.pruners.recording import RecordingPruner
 from synflow_pl.pruners.sanity import SANITY
-from synflow_pl.pruners.watched import Watched
 from synflow_pl.pruning import check_options, prune
 from synflow_pl.schedules import SCHEDULES, as_density
-from synflow_pl.training.agreement import Ranks
-from synflow_pl.training.averages import averages, refuse_mid_epoch
-from synflow_pl.training.checkpoints import KEY, attribute_of, find_checkpoint, load_masks, load_weights, states
+from synflow_pl.training.averaged_models import averaged_models, refuse_mid_epoch
+from synflow_pl.training.checkpoints import (
+    KEY,
+    attribute_of,
+    find_checkpoint,
+    load_masks,
+    load_weights,
+    states,
+)
 from synflow_pl.training.collective_metrics import compute_on_all_ranks
 from synflow_pl.training.compacted import Compacted, check_compactable, rebuild
-from synflow_pl.training.finders import let_finders_wait
-from synflow_pl.training.finding import FreshBatches, find_batches, find_example, find_loss, find_network
-from synflow_pl.training.gradual import End, Gradual, check_time, last_step
+from synflow_pl.training.distributed import Ranks
+from synflow_pl.training.gradual_pruning import End, Gradual, check_time, last_step
+from synflow_pl.training.introspection import (
+    FreshBatches,
+    find_batches,
+    find_example,
+    find_loss,
+    find_network,
+)
 from synflow_pl.training.losses import BROADCAST, Loss, takes_two
 from synflow_pl.training.monitors import check_monitors
-from synflow_pl.training.panels import show_density, show_diagnosis, show_masks, show_rounds, wants_pictures
 from synflow_pl.training.precision import scorable, unrounded
+from synflow_pl.training.tuner_order import let_finders_wait
+from synflow_pl.training.visualization import (
+    show_density,
+    show_diagnosis,
+    show_masks,
+    show_rounds,
+    wants_pictures,
+)
 from synflow_pl.training.zeros import Zeros, tensors_around
 
 __all__ = ["PruneAtInit"]
 
 
 class PruneAtInit(Callback):
-    """Prunes the network at ``on_fit_start``, or after some epochs, and keeps removed weights at zero from then on.
+    """Prunes the network at ``on_fit_start``, or after some epochs, and keeps removed weights at
+    zero from then on.
 
-    Works around any LightningModule and any data. The masks travel in every full checkpoint under one fixed key; a checkpoint that
-    has masks is never pruned again, whatever the options say.
+    Works around any LightningModule and any data. The masks travel in every full checkpoint under
+    one fixed key; a checkpoint that has masks is never pruned again, whatever the options say.
 
-    Masks belong to one network. Fitted again, the same network keeps its masks, and another network is pruned anew. A pruning that
-    fails leaves the network as it was, without masks. Several networks of one module are pruned by one callback each, with
-    ``network`` naming them.
+    Masks belong to one network. Fitted again, the same network keeps its masks, and another network
+    is pruned anew. A pruning that fails leaves the network as it was, without masks. Several
+    networks of one module are pruned by one callback each, with ``network`` naming them.
 
     Args:
         pruner: gives the scores; ``None`` trains the whole network.
         density: fraction of prunable weights kept, in (0, 1].
-        kept: instead of ``density``, the number of weights kept.
-        effective_density: instead of ``density``, the fraction of prunable weights that are kept and on a living path, in (0, 1].
+        num_kept: instead of ``density``, the number of weights kept.
+        effective_density: instead of ``density``, the fraction of prunable weights that are kept
+            and on a living path, in (0, 1].
         rounds: score-then-cut steps, at least 1; ``None`` is the pruner's own number.
         schedule: density after each round; ``None`` is the pruner's own.
         scope: all layers in one ranking, or each layer alone.
-        bias: mask biases too, each living as long as its unit.
-        norm: the same for gains and shifts of normalisations that read a prunable layer.
-        exclude: shell-style patterns of parameter names, within the network, that stay dense; one or a list.
-        train_mode: data-driven pruners score in train mode, BatchNorm on each batch's own statistics; running ones do not move.
-        fresh_batches: data-driven pruners score on other images in each round; else all rounds share the same.
-        sanity: a sanity check of Frankle et al. 2021: invert the scores, shuffle the masks within layers, or reinitialise the weights.
-        at_epoch: prune after so many epochs of training, at least 0; 0 is before the first step. A pruner whose rounds are spread over
-            the training (GradualMagnitude) begins then.
-        trained: a run or checkpoint whose trained weights are scored and whose masks are gone on from, while survivors keep the
-            weights that this fit starts from: rewinding (Frankle & Carbin 2019). Then ``ckpt_path`` may be a checkpoint without masks.
-        masks: path of a masks file to train with; nothing is pruned then, and the options of pruning are not used.
-        network: attribute of the LightningModule that is pruned ("backbone"); by default its ``network``, else all of it.
-        loss: (outputs, labels) to the mean loss, for a pruner that scores on data; by default the module's attribute ``loss``,
-            ``criterion``, ``loss_fn`` or ``loss_function``, if that is a module or function of two arguments.
-        input_shape: (C, H, W); by default from the data module, else ``example_input_array``, else from one training batch.
+        mask_bias: mask biases too, each living as long as its unit.
+        mask_norm: the same for gains and shifts of normalisations that read a prunable layer.
+        exclude: shell-style patterns of parameter names, within the network, that stay dense; one
+            or a list.
+        train_mode: data-driven pruners score in train mode, BatchNorm on each batch's own
+            statistics; running ones do not move.
+        fresh_batches: data-driven pruners score on other images in each round; else all rounds
+            share the same.
+        sanity: a sanity check of Frankle et al. 2021: invert the scores, shuffle the masks within
+            layers, or reinitialise the weights.
+        at_epoch: prune after so many epochs of training, at least 0; 0 is before the first step. A
+            pruner whose rounds are spread over the training (GradualMagnitude) begins then.
+        score_from: a run or checkpoint whose trained weights are scored and whose masks are gone on
+            from, while survivors keep the weights that this fit starts from: rewinding (Frankle &
+            Carbin 2019). Then ``ckpt_path`` may be a checkpoint without masks.
+        masks_path: path of a masks file to train with; nothing is pruned then, and the options of
+            pruning are not used.
+        network: attribute of the LightningModule that is pruned ("backbone"); by default its
+            ``network``, else all of it.
+        loss: (outputs, labels) to the mean loss, for a pruner that scores on data; by default the
+            module's attribute ``loss``, ``criterion``, ``loss_fn`` or ``loss_function``, if that is
+            a module or function of two arguments.
+        input_shape: (C, H, W); by default from the data module, else ``example_input_array``, else
+            from one training batch.
         on_collapse: what to do if no input-output path is left.
-        compact: train a smaller network without the units that cannot change the output; checkpoints stay full-size. Only for what is
-            pruned before the first step.
-        freeze_dead: hold biases, gains and shifts of units without a living path from the input at zero, so that they can be left out;
-            changes the training.
+        compact: train a smaller network without the units that cannot change the output;
+            checkpoints stay full-size. Only for what is pruned before the first step.
+        freeze_dead: hold biases, gains and shifts of units without a living path from the input at
+            zero, so that they can be left out; changes the training.
 
     Attributes:
         masks: those that the network is held to, once there are any.
         diagnosis: what was really kept, once it has been pruned.
-        survival: which rounds each weight survived, where there were several and none could come back.
+        survival: which rounds each weight survived, where there were several and none could come
+            back.
         seconds: that pruning took.
 
     Raises:
         ValueError: for an impossible option, naming its value.
         TypeError: if ``loss`` cannot be called with two arguments.
-        FileNotFoundError: if there is no file at ``masks``.
+        FileNotFoundError: if there is no file at ``masks_path``.
         DeadNetwork: when the fit starts, if no input-output path is left.
     """
 
@@ -105,20 +136,20 @@ class PruneAtInit(Callback):
         self,
         pruner: Pruner | None,
         density: float | None = None,
-        kept: int | None = None,
+        num_kept: int | None = None,
         effective_density: float | None = None,
         rounds: int | None = None,
         schedule: Literal["exponential", "linear", "cubic"] | None = None,
         scope: Literal["global", "local"] = "global",
-        bias: bool = False,
-        norm: bool = False,
+        mask_bias: bool = False,
+        mask_norm: bool = False,
         exclude: Sequence[str] | str = (),
         train_mode: bool = False,
         fresh_batches: bool = False,
         sanity: Literal["invert", "shuffle", "reinitialise"] | None = None,
         at_epoch: int = 0,
-        trained: str | os.PathLike[str] | None = None,
-        masks: str | os.PathLike[str] | None = None,
+        score_from: str | os.PathLike[str] | None = None,
+        masks_path: str | os.PathLike[str] | None = None,
         network: str | None = None,
         input_shape: Sequence[int] | None = None,
         on_collapse: Literal["error", "warn"] = "error",
@@ -126,30 +157,50 @@ class PruneAtInit(Callback):
         freeze_dead: bool = False,
         loss: nn.Module | None = None,
     ) -> None:
-        self._from_file = Masks.load(masks) if masks is not None else None
+        self._from_file = Masks.load(masks_path) if masks_path is not None else None
         if self._from_file is None and pruner is not None:
             check_options(
-                density=density, kept=kept, effective_density=effective_density, rounds=rounds, schedule=schedule, scope=scope
+                density=density,
+                num_kept=num_kept,
+                effective_density=effective_density,
+                rounds=rounds,
+                schedule=schedule,
+                scope=scope,
             )
-        elif self._from_file is None and (density not in (None, 1) or kept is not None or rounds is not None):
+        elif self._from_file is None and (
+            density not in (None, 1) or num_kept is not None or rounds is not None
+        ):
             raise ValueError(
-                f"density={density}, kept={kept}, rounds={rounds}, but no pruner; name one, or leave them out for a dense network"
+                f"density={density}, num_kept={num_kept}, rounds={rounds}, but no pruner; name one, or leave them out for a dense network"
             )
         if on_collapse not in ("error", "warn"):
             raise ValueError(f"on_collapse: {on_collapse!r} is not one of error, warn")
         if sanity is not None and (sanity not in SANITY or pruner is None):
-            raise ValueError(f"sanity: {sanity!r} must be one of {', '.join(SANITY)}, and needs a pruner")
-        if loss is not None and (isinstance(loss, type) or not callable(loss) or not takes_two(loss)):
-            raise TypeError(f"loss: {loss!r} must be a module or function of two arguments, (outputs, labels) to the mean loss")
-        check_time(pruner, at_epoch, trained, masks, sanity, effective_density)
-        if compact and (at_epoch or (pruner is not None and masks is None and pruner.over is not None)):
-            raise ValueError("compact: true needs masks that are final before the first step; leave out at_epoch and gradual pruning")
+            raise ValueError(
+                f"sanity: {sanity!r} must be one of {', '.join(SANITY)}, and needs a pruner"
+            )
+        if loss is not None and (
+            isinstance(loss, type) or not callable(loss) or not takes_two(loss)
+        ):
+            raise TypeError(
+                f"loss: {loss!r} must be a module or function of two arguments, (outputs, labels) to the mean loss"
+            )
+        check_time(pruner, at_epoch, score_from, masks_path, sanity, effective_density)
+        if compact and (
+            at_epoch
+            or (pruner is not None and masks_path is None and pruner.end_fraction is not None)
+        ):
+            raise ValueError(
+                "compact: true needs masks that are final before the first step; leave out at_epoch and gradual pruning"
+            )
         self.compact = compact
         self.freeze_dead = freeze_dead
         self._compacted: Compacted | None = None
-        self.pruner = SANITY[sanity](pruner) if sanity is not None and pruner is not None else pruner
+        self.pruner = (
+            SANITY[sanity](pruner) if sanity is not None and pruner is not None else pruner
+        )
         self.at_epoch = at_epoch
-        self.trained = find_checkpoint(trained) if trained is not None else None
+        self.score_from = find_checkpoint(score_from) if score_from is not None else None
         self.network = network
         self.loss: Loss | None = loss
         self.input_shape = tuple(input_shape) if input_shape is not None else None
@@ -157,12 +208,12 @@ class PruneAtInit(Callback):
         self.fresh_batches = fresh_batches
         self.masks: Masks | None = None
         self.diagnosis: Diagnosis | None = None
-        self.survival: Survival | None = None
+        self.survival: MaskHistory | None = None
         self.seconds = 0.0
-        self._watched: Watched | None = None
+        self._watched: RecordingPruner | None = None
         self._options: dict[str, Any] = {
-            "density": density, "kept": kept, "effective_density": effective_density, "rounds": rounds, "schedule": schedule,
-            "scope": scope, "bias": bias, "norm": norm, "train_mode": train_mode,
+            "density": density, "num_kept": num_kept, "effective_density": effective_density, "rounds": rounds, "schedule": schedule,
+            "scope": scope, "mask_bias": mask_bias, "mask_norm": mask_norm, "train_mode": train_mode,
             "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
         }  # fmt: skip
         self._restored = False
@@ -191,7 +242,11 @@ class PruneAtInit(Callback):
 
     @property
     def _over(self) -> float | None:
-        return self.pruner.over if self.pruner is not None and self._from_file is None else None
+        return (
+            self.pruner.end_fraction
+            if self.pruner is not None and self._from_file is None
+            else None
+        )
 
     @property
     def _rounds(self) -> int:
@@ -220,7 +275,9 @@ class PruneAtInit(Callback):
         self._ranks = Ranks(trainer)
         self._let_go()
         self._inputs, self._unrounded, self._watched, self._restored = (), {}, None, False
-        self._label = self.network or type(pl_module).__name__ if len(_callbacks(trainer, self)) > 1 else ""
+        self._label = (
+            self.network or type(pl_module).__name__ if len(_callbacks(trainer, self)) > 1 else ""
+        )
 
     def _forget(self) -> None:
         """Drop what belongs to an earlier network."""
@@ -237,28 +294,43 @@ class PruneAtInit(Callback):
         return f"Pruning {self._label}" if self._label else "Pruning"
 
     def check_now(self) -> None:
-        """Refuse to prune without a fit where there is nothing to prune by, or it is to be done during a training.
+        """Refuse to prune without a fit where there is nothing to prune by, or it is to be done
+        during a training.
 
         Raises:
             ValueError: naming the reason.
         """
         if self.pruner is None or self._from_file is not None:
-            raise ValueError("there is no pruner to prune by; name one (pruning.pruner), and leave out pruning.masks")
+            raise ValueError(
+                "there is no pruner to prune by; name one (pruning.pruner), and leave out pruning.masks_path"
+            )
         if self._over is not None or self.at_epoch:
-            during = f"{type(self.pruner).__name__} prunes" if self._over is not None else f"at_epoch: {self.at_epoch} is"
-            raise ValueError(f"{during} during a training, and nothing is trained here; choose another pruner or time, or use fit")
+            during = (
+                f"{type(self.pruner).__name__} prunes"
+                if self._over is not None
+                else f"at_epoch: {self.at_epoch} is"
+            )
+            raise ValueError(
+                f"{during} during a training, and nothing is trained here; choose another pruner or time, or use fit"
+            )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before anything is computed."""
         if stage != "fit":
             return
-        compute_on_all_ranks(trainer)  # or a rank that reads a metric may wait for one that compares masks
+        compute_on_all_ranks(
+            trainer
+        )  # or a rank that reads a metric may wait for one that compares masks
         self._start(trainer, pl_module)
         _refuse_overlap(_callbacks(trainer, self), pl_module)
         if not self._prunes:
             return
         _refuse_shards(trainer)
-        if self.at_epoch and trainer.max_epochs not in (None, -1) and self.at_epoch >= trainer.max_epochs:
+        if (
+            self.at_epoch
+            and trainer.max_epochs not in (None, -1)
+            and self.at_epoch >= trainer.max_epochs
+        ):
             raise ValueError(
                 f"at_epoch: {self.at_epoch} is not before the end of training at max_epochs={trainer.max_epochs};"
                 " prune earlier or train longer"
@@ -270,7 +342,12 @@ class PruneAtInit(Callback):
             check_compactable(trainer, pl_module, network)
         at_start = self.at_epoch == 0 and self._over is None
         let_finders_wait(trainer, self, sparse=at_start)
-        if at_start and self.trained is None and self._from_file is None and trainer.is_global_zero:
+        if (
+            at_start
+            and self.score_from is None
+            and self._from_file is None
+            and trainer.is_global_zero
+        ):
             self._unrounded = unrounded(trainer, network)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -282,16 +359,21 @@ class PruneAtInit(Callback):
                 self._pruned = weakref.ref(network)
             else:
                 self._forget()
-        # Before anything else: a rank that has masks and one that has none would go different ways, and wait for each other.
+        # Before anything else: a rank that has masks and one that has none would go different ways,
+        # and wait for each other.
         self._ranks.agree(masks=self.masks.items() if self.masks is not None else ())
         if self.masks is not None:
             if self._restored:
-                rank_zero_info(f"{self._says}: not again; the checkpoint's masks are kept (density {self.masks.density:.6g}).")
+                rank_zero_info(
+                    f"{self._says}: not again; the checkpoint's masks are kept (density {self.masks.density:.6g})."
+                )
             else:
-                rank_zero_info(f"{self._says}: not again; the network keeps its masks (density {self.masks.density:.6g}).")
+                rank_zero_info(
+                    f"{self._says}: not again; the network keeps its masks (density {self.masks.density:.6g})."
+                )
             self._keep(trainer, pl_module, self.masks)
         elif self._prunes and self.at_epoch == 0:
-            if trainer.ckpt_path is not None and self.trained is None:
+            if trainer.ckpt_path is not None and self.score_from is None:
                 raise ValueError(_untimely(trainer))
             self._begin(trainer, pl_module)
         self._unrounded = {}
@@ -299,7 +381,9 @@ class PruneAtInit(Callback):
             self._compact(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to prune when the time for it is over, now that it is known where training goes on."""
+        """Refuse to prune when the time for it is over, now that it is known where training goes
+        on.
+        """
         if self._prunes and self.masks is None:
             epoch, within = trainer.current_epoch, trainer.fit_loop.restarted_mid_epoch
             if epoch > self.at_epoch or (epoch == self.at_epoch and within):
@@ -315,7 +399,9 @@ class PruneAtInit(Callback):
             self._begin(trainer, pl_module)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune now, or take the first of many small steps in a gradual pruning: nothing removed yet."""
+        """Prune now, or take the first of many small steps in a gradual pruning: nothing removed
+        yet.
+        """
         network, _ = find_network(pl_module, self.network)
         dense = [parameter.detach().clone() for parameter in network.parameters()]
         try:
@@ -323,7 +409,8 @@ class PruneAtInit(Callback):
             self._pruned = weakref.ref(network)
             self._mask(trainer, pl_module, network)
         except BaseException:
-            # A second attempt has to find the network that the first one found, and no masks that nobody has looked at.
+            # A second attempt has to find the network that the first one found, and no masks that
+            # nobody has looked at.
             with torch.no_grad():
                 for parameter, before in zip(network.parameters(), dense, strict=True):
                     parameter.copy_(before)
@@ -337,14 +424,20 @@ class PruneAtInit(Callback):
             self._find_loss(pl_module, network)
             self._gradual = Gradual.starting(trainer)
             weights = prunable(network, self._options["exclude"])
-            return self._keep(trainer, pl_module, Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}))
+            return self._keep(
+                trainer,
+                pl_module,
+                Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}),
+            )
         started = time.perf_counter()
         how = "masks from a file" if self._from_file is not None else type(self.pruner).__name__
 
         def choose() -> dict[str, object]:
             masks = self._choose(trainer, pl_module, network)
             if self.freeze_dead:
-                masks = freeze(network, masks, example_of(network, None, self._example(trainer, pl_module)))
+                masks = freeze(
+                    network, masks, example_of(network, None, self._example(trainer, pl_module))
+                )
             return masks.state_dict()
 
         masks = self._ranks.once(choose, patient=True)
@@ -361,14 +454,18 @@ class PruneAtInit(Callback):
         hidden = trainer.progress_bar_callback is None
         scored = scorable(network, self._unrounded)
         rewound, previous = {}, None
-        self.survival = Survival() if self._rounds > 1 and not self.pruner.regrows else None
-        if self.trained is not None:
+        self.survival = MaskHistory() if self._rounds > 1 and not self.pruner.regrows else None
+        if self.score_from is not None:
             rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             attribute = attribute_of(find_network(pl_module, self.network)[1])
-            load_weights(scored, self.trained, attribute=attribute)
-            previous = load_masks(self.trained, attribute)
+            load_weights(scored, self.score_from, attribute=attribute)
+            previous = load_masks(self.score_from, attribute)
         with tqdm(
-            total=self._rounds, desc=f"{self._says}, {type(self.pruner).__name__}", unit="round", leave=False, disable=hidden
+            total=self._rounds,
+            desc=f"{self._says}, {type(self.pruner).__name__}",
+            unit="round",
+            leave=False,
+            disable=hidden,
         ) as bar:
 
             def on_round(index: int, density: float, masks: Mapping[str, Tensor]) -> None:
@@ -377,19 +474,31 @@ class PruneAtInit(Callback):
                 if self.survival is not None:
                     self.survival(index, density, masks)
 
-            masks = self._prune(trainer, pl_module, scored, masks=previous, on_round=on_round, **self._options)
-        if self.trained is not None or scored is not network:
+            masks = self._prune(
+                trainer, pl_module, scored, masks=previous, on_round=on_round, **self._options
+            )
+        if self.score_from is not None or scored is not network:
             network.load_state_dict(rewound or scored.state_dict())
         return masks
 
-    def _prune(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module, **options: Any) -> Masks:
+    def _prune(
+        self, trainer: Trainer, pl_module: LightningModule, network: nn.Module, **options: Any
+    ) -> Masks:
         assert self.pruner is not None
-        pruner = Watched(self.pruner, options["rounds"]) if wants_pictures(trainer.loggers) else self.pruner
+        pruner = (
+            RecordingPruner(self.pruner, options["rounds"])
+            if wants_pictures(trainer.loggers)
+            else self.pruner
+        )
         if self.pruner.needs_batches:
-            options |= {"loss": self._find_loss(pl_module, network), "batches": self._batches(trainer)}
+            options |= {
+                "loss": self._find_loss(pl_module, network),
+                "batches": self._batches(trainer),
+            }
         with warnings.catch_warnings():
             if self.loss is None:
-                # The module's training step has a way to bring outputs and labels to one shape, which its loss alone does not have.
+                # The module's training step has a way to bring outputs and labels to one shape,
+                # which its loss alone does not have.
                 warnings.filterwarnings("error", BROADCAST, UserWarning)
             try:
                 masks = prune(
@@ -404,16 +513,20 @@ class PruneAtInit(Callback):
                     f"the loss of {type(pl_module).__name__} compares outputs and labels of different shapes; give PruneAtInit loss=, a"
                     " function of (outputs, labels) that brings them to one shape as the training step does"
                 ) from warning
-        if isinstance(pruner, Watched):
+        if isinstance(pruner, RecordingPruner):
             self._watched = pruner.after(self._watched)
         return masks
 
-    def _batches(self, trainer: Trainer) -> Sequence[tuple[Tensor, Tensor]] | Callable[[int], Sequence[tuple[Tensor, Tensor]]]:
+    def _batches(
+        self, trainer: Trainer
+    ) -> Sequence[tuple[Tensor, Tensor]] | Callable[[int], Sequence[tuple[Tensor, Tensor]]]:
         assert self.pruner is not None
         if not self.fresh_batches:
             return find_batches(trainer, self.pruner)
         fresh = FreshBatches(trainer, self.pruner)
-        first = self._gradual.done if self._gradual is not None else 0  # a gradual pruning has its rounds one by one
+        first = (
+            self._gradual.done if self._gradual is not None else 0
+        )  # a gradual pruning has its rounds one by one
         return lambda index: fresh(first + index)
 
     def _find_loss(self, pl_module: LightningModule, network: nn.Module) -> Loss | None:
@@ -431,40 +544,59 @@ class PruneAtInit(Callback):
         return self._inputs
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
-        """From now on these are the masks: in the network, in its averages, and after every step."""
+        """From now on these are the masks: in the network, in its averages, and after every
+        step.
+        """
         self.masks = masks
         network, _ = find_network(pl_module, self.network)
         self.masks.apply(network)
-        for average in averages(trainer):
+        for average in averaged_models(trainer):
             self.masks.apply(find_network(average, self.network)[0])
         self._hold(trainer, pl_module, self.masks)
         self._ranks.agree(masks=self.masks.items(), weights=network.named_parameters())
         folder = trainer.log_dir  # Lightning broadcasts it, so every rank has to ask
 
         def save() -> None:
-            # Only the first rank need have a logger: others that torchrun or SLURM started do not know the run.
+            # Only the first rank need have a logger: others that torchrun or SLURM started do not
+            # know the run.
             if folder is not None and isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)):
-                masks.save(Path(folder) / (f"masks_{self._label}.safetensors" if self._label else "masks.safetensors"))
+                masks.save(
+                    Path(folder)
+                    / (f"masks_{self._label}.safetensors" if self._label else "masks.safetensors")
+                )
 
         self._ranks.once(save)
 
     def _hold(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
-        """Keep removed weights at zero: after each optimiser step, and where something else writes them."""
+        """Keep removed weights at zero: after each optimiser step, and where something else writes
+        them.
+        """
         network, prefix = find_network(pl_module, self.network)
         for hold in self._holds.values():
             hold.remove()
         self._holds.clear()
         for optimizer in trainer.optimizers:
-            # A wrapper that does not call Optimizer.__init__ has no hooks; what it writes is set to zero after the batch.
+            # A wrapper that does not call Optimizer.__init__ has no hooks; what it writes is set to
+            # zero after the batch.
             if hasattr(optimizer, "_optimizer_step_post_hooks"):
                 self._holds[id(optimizer)] = masks.hold(network, optimizer)
         if self._zeros is None:
             others = _callbacks(trainer, self)
             owned = (find_network(pl_module, other.network)[0] for other in others)
-            skip = {*map(id, others), *(id(module) for owner in owned if owner is not pl_module for module in owner.modules())}
+            skip = {
+                *map(id, others),
+                *(
+                    id(module)
+                    for owner in owned
+                    if owner is not pl_module
+                    for module in owner.modules()
+                ),
+            }
 
             def kept() -> Iterator[nn.Module]:
-                return (find_network(average, self.network)[0] for average in averages(trainer))
+                return (
+                    find_network(average, self.network)[0] for average in averaged_models(trainer)
+                )
 
             self._zeros = Zeros(prefix, lambda: tensors_around(trainer, pl_module, skip), kept)
             self._zeros.written = len(self._holds) < len(trainer.optimizers)
@@ -475,7 +607,9 @@ class PruneAtInit(Callback):
         assert self.masks is not None
         network, _ = find_network(pl_module, self.network)
         self._let_go()
-        self._compacted = Compacted(network, self.masks, example_of(network, None, self._example(trainer, pl_module)))
+        self._compacted = Compacted(
+            network, self.masks, example_of(network, None, self._example(trainer, pl_module))
+        )
         rebuild(trainer, pl_module)
         self._hold(trainer, pl_module, self._compacted.masks)
         rank_zero_info(self._compacted.told)
@@ -494,7 +628,7 @@ class PruneAtInit(Callback):
             told = diagnose(network, masks, example_input=inputs)
             if told.alive or self.survival is None:
                 return told
-            return replace(told, died=self.survival.died(Paths(network, inputs)))
+            return replace(told, died=self.survival.died(Connectivity(network, inputs)))
 
         self.diagnosis = told = self._ranks.once(told_once)
         rank_zero_info(
@@ -502,13 +636,17 @@ class PruneAtInit(Callback):
             f" effective {told.effective_density:.6g}){took}."
         )
         rank_zero_info(told.table())
-        for note in self.pruner.notes if self.pruner is not None and self._from_file is None else ():
+        for note in (
+            self.pruner.notes if self.pruner is not None and self._from_file is None else ()
+        ):
             rank_zero_info(f"{self._says}: {note}.")
         if trainer.is_global_zero:
             show_diagnosis(trainer.loggers, told, self._label)
             show_masks(trainer.loggers, network, self.masks, self._label)
             if self._watched is not None:
-                show_rounds(trainer.loggers, network, self._inputs, self.masks, self._watched, self._label)
+                show_rounds(
+                    trainer.loggers, network, self._inputs, self.masks, self._watched, self._label
+                )
         self._watched = None
         if message := told.collapse:
             if not told.alive and self.on_collapse == "error":
@@ -517,12 +655,18 @@ class PruneAtInit(Callback):
 
     # -- training
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Train with zeros, also where something has written weights since the last optimiser step."""
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Train with zeros, also where something has written weights since the last optimiser
+        step.
+        """
         if self._zeros is not None:
             self._zeros.check_batch(batch_idx)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """In a gradual pruning: cut, if a round is due."""
         if self._zeros is not None and self._zeros.written:
             self._zeros.check()
@@ -532,25 +676,42 @@ class PruneAtInit(Callback):
         if due <= self._gradual.done:
             return
         network = find_network(pl_module, self.network)[0]
-        density, kept = self._options["density"], self._options["kept"]
-        target = as_density(density) if density is not None else Fraction(kept, self.masks.total)
+        density, num_kept = self._options["density"], self._options["num_kept"]
+        target = (
+            as_density(density) if density is not None else Fraction(num_kept, self.masks.total)
+        )
         schedule = SCHEDULES[self._options["schedule"] or self.pruner.schedule]
         then = schedule(target, Fraction(due, self._rounds)) if due < self._rounds else target
-        options = self._options | {"density": then, "kept": None, "rounds": 1}
+        options = self._options | {"density": then, "num_kept": None, "rounds": 1}
         before = self.masks
-        masks = self._ranks.once(lambda: self._prune(trainer, pl_module, scorable(network, {}), masks=before, **options).state_dict())
+        masks = self._ranks.once(
+            lambda: self._prune(
+                trainer, pl_module, scorable(network, {}), masks=before, **options
+            ).state_dict()
+        )
         self._keep(trainer, pl_module, Masks.from_state_dict(masks))
         self._gradual.done = due
         show_density(trainer.loggers, due, self.masks.density, self._label)
         if due == self._rounds:
             try:
-                self._report(trainer, pl_module, f"{type(self.pruner).__name__} has kept", f" by step {trainer.global_step}")
+                self._report(
+                    trainer,
+                    pl_module,
+                    f"{type(self.pruner).__name__} has kept",
+                    f" by step {trainer.global_step}",
+                )
             except DeadNetwork:
                 self._let_go()
-                self.masks, self._gradual, self._pruned = None, None, None  # fitted again, the network is not trained dead
+                self.masks, self._gradual, self._pruned = (
+                    None,
+                    None,
+                    None,
+                )  # fitted again, the network is not trained dead
                 raise
 
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: Any) -> None:
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
         """Validate with zeros, also where a hook has written weights for the validation."""
         if self._zeros is not None and batch_idx == 0 and trainer.state.fn == TrainerFn.FITTING:
             self._zeros.check()
@@ -560,14 +721,25 @@ class PruneAtInit(Callback):
         if self._zeros is not None:
             self._zeros.check()
         if self._prunes and self.masks is None:
-            rank_zero_warn(f"{self._says}: training ended before epoch {self.at_epoch}, so nothing was pruned")
-        elif self._gradual is not None and self._over is not None and self.masks is not None and self._gradual.done < self._rounds:
+            rank_zero_warn(
+                f"{self._says}: training ended before epoch {self.at_epoch}, so nothing was pruned"
+            )
+        elif (
+            self._gradual is not None
+            and self._over is not None
+            and self.masks is not None
+            and self._gradual.done < self._rounds
+        ):
             rank_zero_warn(
                 f"{self._says}: training ended after round {self._gradual.done} of {self._rounds}, at density {self.masks.density:.6g}"
             )
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Gradients of removed weights are zero before anything is measured across them: a clipped norm counts living weights only."""
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Gradients of removed weights are zero before anything is measured across them: a clipped
+        norm counts living weights only.
+        """
         if hold := self._holds.get(id(optimizer)):
             hold.mask_gradients()
 
@@ -575,7 +747,9 @@ class PruneAtInit(Callback):
         """Let the optimisers go, and give the network its size back."""
         self._finish()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """Let the optimisers go, and give the network its size back, since no teardown follows."""
         self._finish()
 
@@ -601,7 +775,9 @@ class PruneAtInit(Callback):
 
     # -- checkpoints
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Put the masks into the checkpoint, under one fixed key whatever this class is called."""
         _, prefix = find_network(pl_module, self.network)
         state: dict[str, Any] = {"network": prefix, "compact": self.compact}
@@ -614,8 +790,11 @@ class PruneAtInit(Callback):
         else:
             checkpoint.setdefault(KEY, {"networks": {}})["networks"][prefix] = state
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the masks out of a checkpoint that has them; nothing will be pruned then, but for what is left of a gradual pruning.
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the masks out of a checkpoint that has them; nothing will be pruned then, but for
+        what is left of a gradual pruning.
 
         Raises:
             ValueError: if training cannot be resumed from it with these callbacks.
@@ -624,11 +803,18 @@ class PruneAtInit(Callback):
         fitting = trainer.state.fn == TrainerFn.FITTING
         stored = {attribute_of(name): state for name, state in states(checkpoint).items()}
         if fitting:
-            present = [attribute_of(find_network(pl_module, other.network)[1]) for other in _callbacks(trainer, self)]
+            present = [
+                attribute_of(find_network(pl_module, other.network)[1])
+                for other in _callbacks(trainer, self)
+            ]
             _refuse_unclaimed(trainer, present, stored)
             refuse_mid_epoch(trainer, checkpoint)
         state = stored.get(attribute_of(prefix), {})
-        if fitting and state.get("masks") is not None and state.get("compact", False) != self.compact:
+        if (
+            fitting
+            and state.get("masks") is not None
+            and state.get("compact", False) != self.compact
+        ):
             raise ValueError(
                 f"compact: the checkpoint was trained with compact {str(not self.compact).lower()}, and its optimiser's state has that"
                 " size; go on in the same way"
@@ -641,13 +827,19 @@ class PruneAtInit(Callback):
                 self._forget()
                 self.masks = masks
             self._pruned, self._restored = weakref.ref(network), fitting
-            self._gradual = Gradual(**state["gradual"]) if state.get("gradual") is not None else None
-        elif fitting or (self.masks is not None and self._belongs(network) and not _holds(network, self.masks)):
+            self._gradual = (
+                Gradual(**state["gradual"]) if state.get("gradual") is not None else None
+            )
+        elif fitting or (
+            self.masks is not None and self._belongs(network) and not _holds(network, self.masks)
+        ):
             self._forget()
 
 
 def _callbacks(trainer: Trainer, own: PruneAtInit) -> list[PruneAtInit]:
-    """Return the callbacks of this class in a Trainer; only ``own`` if that is called without being one of them."""
+    """Return the callbacks of this class in a Trainer; only ``own`` if that is called without being
+    one of them.
+    """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # the trainer's connectors set it
     found = [callback for callback in callbacks if isinstance(callback, PruneAtInit)]
     return found if own in found else [own]
@@ -672,7 +864,9 @@ def _refuse_overlap(callbacks: Sequence[PruneAtInit], pl_module: LightningModule
         seen.update({id(parameter): name for parameter in network.parameters()})
 
 
-def _refuse_unclaimed(trainer: Trainer, present: Sequence[str], stored: Mapping[str, Mapping[str, Any]]) -> None:
+def _refuse_unclaimed(
+    trainer: Trainer, present: Sequence[str], stored: Mapping[str, Mapping[str, Any]]
+) -> None:
     """Refuse to train a network dense again whose masks are in a checkpoint.
 
     Raises:
@@ -688,16 +882,23 @@ def _refuse_unclaimed(trainer: Trainer, present: Sequence[str], stored: Mapping[
 
 
 def _equal(some: Masks, others: Masks) -> bool:
-    return some.keys() == others.keys() and all(torch.equal(mask.cpu(), others[name].cpu()) for name, mask in some.items())
+    return some.keys() == others.keys() and all(
+        torch.equal(mask.cpu(), others[name].cpu()) for name, mask in some.items()
+    )
 
 
 def _holds(network: nn.Module, masks: Masks) -> bool:
     """Return whether the removed weights of a network are zero."""
-    return not any(bool(parameter[~mask.to(parameter.device)].any()) for parameter, mask in masks.parameters(network))
+    return not any(
+        bool(parameter[~mask.to(parameter.device)].any())
+        for parameter, mask in masks.parameters(network)
+    )
 
 
 def _refuse_shards(trainer: Trainer) -> None:
-    """Lightning restores a checkpoint after the strategy's setup where, and only where, that takes the module apart."""
+    """Lightning restores a checkpoint after the strategy's setup where, and only where, that takes
+    the module apart.
+    """
     if trainer.strategy.restore_checkpoint_after_setup:
         raise ValueError(
             f"{type(trainer.strategy).__name__} shards parameters or the optimiser's state, and a shard cannot be pruned; use ddp,"

@@ -1,6 +1,8 @@
-"""Reseed: what a training step draws is a function of seed, rank and batch, so that a resumed run draws the same.
+"""Reseed: what a training step draws is a function of seed, rank and batch, so that a resumed run
+draws the same.
 
-Restoring the generator's state instead fails where something else draws between the checkpoint and the next step.
+Restoring the generator's state instead fails where something else draws between the checkpoint and
+the next step.
 """
 
 from __future__ import annotations
@@ -12,16 +14,18 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
-from synflow_pl.data.draws import draws
+from synflow_pl.data.counter_rng import draws
 
 __all__ = ["Reseed"]
 
 
 class Reseed(Callback):
-    """Seeds torch's generators before every epoch and every training batch (dropout, a pruner that draws).
+    """Seeds torch's generators before every epoch and every training batch (dropout, a pruner that
+    draws).
 
-    The seed is that of Lightning's ``seed_everything``, which it keeps in the environment. Sums depend on the number of threads in
-    their last bits, so that number travels in the checkpoint, and another one is warned of.
+    The seed is that of Lightning's ``seed_everything``, which it keeps in the environment. Sums
+    depend on the number of threads in their last bits, so that number travels in the checkpoint,
+    and another one is warned of.
     """
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -35,7 +39,8 @@ class Reseed(Callback):
     def _seed(self, device: torch.device, rank: int, batch: int) -> None:
         seed = int(draws(int(os.environ.get("PL_GLOBAL_SEED", 0)), rank, torch.tensor([batch])))
         if device.type == "cpu":
-            # The same without a look at devices that nothing is drawn on, which took an eighth of a small network's step.
+            # The same without a look at devices that nothing is drawn on, which took an eighth of a
+            # small network's step.
             torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)

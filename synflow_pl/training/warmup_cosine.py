@@ -1,4 +1,6 @@
-"""Warm-up, then cosine: a learning rate that climbs for a few epochs and falls along half a cosine (Loshchilov & Hutter 2017)."""
+"""Warm-up, then cosine: a learning rate that climbs for a few epochs and falls along half a cosine
+(Loshchilov & Hutter 2017).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ __all__ = ["WarmupCosine"]
 
 
 class WarmupCosine(SequentialLR):
-    """Torch's linear warm-up and cosine annealing, one after the other, as one class that a recipe can name.
+    """Torch's linear warm-up and cosine annealing, one after the other, as one class that a recipe
+    can name.
 
     Args:
         optimizer: whose learning rate is the peak.
@@ -18,9 +21,13 @@ class WarmupCosine(SequentialLR):
         final: share of the peak that is left at the end, in [0, 1].
     """
 
-    def __init__(self, optimizer: Optimizer, epochs: int = 160, warmup: int = 5, final: float = 0.0) -> None:
+    def __init__(
+        self, optimizer: Optimizer, epochs: int = 160, warmup: int = 5, final: float = 0.0
+    ) -> None:
         if not 1 <= warmup < epochs:
-            raise ValueError(f"WarmupCosine: warmup={warmup} must be at least 1 and less than epochs={epochs}")
+            raise ValueError(
+                f"WarmupCosine: warmup={warmup} must be at least 1 and less than epochs={epochs}"
+            )
         peak = optimizer.param_groups[0]["lr"]
         climb = LinearLR(optimizer, start_factor=0.01, total_iters=warmup)
         fall = CosineAnnealingLR(optimizer, T_max=epochs - warmup, eta_min=final * peak)

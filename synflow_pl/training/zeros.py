@@ -1,8 +1,10 @@
-"""Zeros: removed weights stay zero, also where something other than an optimiser writes weights while a network is trained.
+"""Zeros: removed weights stay zero, also where something other than an optimiser writes weights
+while a network is trained.
 
-An optimiser step ends by zeroing removed weights (:class:`synflow_pl.masks.Hold`). A callback that adds noise, a lottery ticket that is
-rewound, a wrapper around an optimiser or an average that is copied into the network write them at other times, and averages of the
-weights were copied before there were masks.
+An optimiser step ends by zeroing removed weights (:class:`synflow_pl.masks.Hold`). A callback that
+adds noise, a lottery ticket that is rewound, a wrapper around an optimiser or an average that is
+copied into the network write them at other times, and averages of the weights were copied before
+there were masks.
 """
 
 from __future__ import annotations
@@ -28,13 +30,16 @@ Tensors = Callable[[], Iterator[tuple[str, Tensor]]]
 
 
 class Zeros:
-    """Checks that removed weights are zero in a network and in averages of it, and sets them to zero where they are not.
+    """Checks that removed weights are zero in a network and in averages of it, and sets them to
+    zero where they are not.
 
-    :meth:`check` is called before each validation and, by a hook, whenever the network's ``state_dict()`` is read, so that every
-    checkpoint has the zeros, one with weights only too. It costs one pass over the weights.
+    :meth:`check` is called before each validation and, by a hook, whenever the network's
+    ``state_dict()`` is read, so that every checkpoint has the zeros, one with weights only too. It
+    costs one pass over the weights.
 
-    An average that Lightning knows nothing of is recognised by what only an average does: its removed weights all shrink by one factor,
-    since they are averaged with zeros. A teacher that stays dense does not.
+    An average that Lightning knows nothing of is recognised by what only an average does: its
+    removed weights all shrink by one factor, since they are averaged with zeros. A teacher that
+    stays dense does not.
 
     Args:
         prefix: Prefix of the network's parameter names, for messages.
@@ -42,7 +47,9 @@ class Zeros:
         averages: Gives the networks within the averages that Lightning's callbacks keep.
     """
 
-    def __init__(self, prefix: str, around: Tensors, averages: Callable[[], Iterator[nn.Module]]) -> None:
+    def __init__(
+        self, prefix: str, around: Tensors, averages: Callable[[], Iterator[nn.Module]]
+    ) -> None:
         self.prefix, self.around, self.averages = prefix, around, averages
         self.written = False
         self._network: nn.Module | None = None
@@ -61,7 +68,9 @@ class Zeros:
         """
         self.release()
         present = dict(network.named_parameters(remove_duplicate=False))
-        self._pairs = {name: (present[name], ~mask.to(present[name].device)) for name, mask in masks.items()}
+        self._pairs = {
+            name: (present[name], ~mask.to(present[name].device)) for name, mask in masks.items()
+        }
         self._network, self._fresh = network, True
         self._handle = network.register_state_dict_pre_hook(_BeforeStateDict(self))
 
@@ -72,7 +81,9 @@ class Zeros:
         self._handle, self._network, self._pairs = None, None, {}
 
     def check_batch(self, index: int) -> None:
-        """Check at the start or the end of a training batch: of the first ones, and of all once something has written weights."""
+        """Check at the start or the end of a training batch: of the first ones, and of all once
+        something has written weights.
+        """
         if self._pairs and (self.written or self._fresh or index < 2):
             self.check()
             self._fresh = False
@@ -91,12 +102,22 @@ class Zeros:
             self.written = True
         for average in self.averages():
             present = dict(average.named_parameters(remove_duplicate=False))
-            _zero({name: (present[name], removed) for name, (_, removed) in self._pairs.items() if name in present})
+            _zero(
+                {
+                    name: (present[name], removed)
+                    for name, (_, removed) in self._pairs.items()
+                    if name in present
+                }
+            )
         self._check_around()
 
     def _check_around(self) -> None:
         """Set removed weights to zero in tensors that turn out to be averages of the network's."""
-        own = {id(parameter) for parameter in self._network.parameters()} if self._network is not None else set()
+        own = (
+            {id(parameter) for parameter in self._network.parameters()}
+            if self._network is not None
+            else set()
+        )
         found: list[str] = []
         for label, tensor in self.around():
             name = self._following.get(label) or self._counterpart(label, tensor)
@@ -115,18 +136,24 @@ class Zeros:
             )
 
     def _counterpart(self, label: str, tensor: Tensor) -> str | None:
-        """Return the parameter that a tensor would be an average of: by its name, else the only one of its shape."""
+        """Return the parameter that a tensor would be an average of: by its name, else the only one
+        of its shape.
+        """
         if not tensor.is_floating_point():
             return None
         plain = _plain(label)
-        same = [name for name, (parameter, _) in self._pairs.items() if parameter.shape == tensor.shape]
+        same = [
+            name for name, (parameter, _) in self._pairs.items() if parameter.shape == tensor.shape
+        ]
         named = [name for name in same if plain.endswith(_plain(name))]
         if named:
             return max(named, key=len)
         return same[0] if len(same) == 1 else None
 
     def _shrinks(self, label: str, tensor: Tensor, removed: Tensor) -> bool:
-        """Return whether the removed weights have all shrunk by one factor since they were looked at last."""
+        """Return whether the removed weights have all shrunk by one factor since they were looked
+        at last.
+        """
         flat = tensor.detach().flatten()
         if label in self._samples:
             places, before = self._samples[label]
@@ -147,7 +174,9 @@ class Zeros:
 
 
 class _BeforeStateDict:
-    """Hook that checks the zeros before a ``state_dict()`` is made. A copy of it, in a copy of the network, does nothing."""
+    """Hook that checks the zeros before a ``state_dict()`` is made. A copy of it, in a copy of the
+    network, does nothing.
+    """
 
     def __init__(self, zeros: Zeros | None = None) -> None:
         self._zeros = weakref.ref(zeros) if zeros is not None else None
@@ -166,11 +195,19 @@ def _zero(pairs: dict[str, tuple[nn.Parameter, Tensor]]) -> list[str]:
     if not pairs:
         return []
     removed = {name: gone.to(parameter.device) for name, (parameter, gone) in pairs.items()}
-    filled = [(name, parameter) for name, (parameter, _) in pairs.items() if parameter.shape == removed[name].shape]
+    filled = [
+        (name, parameter)
+        for name, (parameter, _) in pairs.items()
+        if parameter.shape == removed[name].shape
+    ]
     if not filled:
         return []
-    marks = torch.stack([parameter.masked_fill(~removed[name], 0).any() for name, parameter in filled]).tolist()
-    written = [(name, parameter) for (name, parameter), mark in zip(filled, marks, strict=True) if mark]
+    marks = torch.stack(
+        [parameter.masked_fill(~removed[name], 0).any() for name, parameter in filled]
+    ).tolist()
+    written = [
+        (name, parameter) for (name, parameter), mark in zip(filled, marks, strict=True) if mark
+    ]
     for name, parameter in written:
         parameter.masked_fill_(removed[name], 0)
     return [name for name, _ in written]
@@ -184,16 +221,25 @@ def _plain(name: str) -> str:
     return name.replace(".", "").replace("_", "")
 
 
-def tensors_around(trainer: Trainer, pl_module: LightningModule, skip: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that the module and the Trainer's callbacks keep outside the pruned networks, by name.
+def tensors_around(
+    trainer: Trainer, pl_module: LightningModule, skip: set[int]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that the module and the Trainer's callbacks keep outside the pruned
+    networks, by name.
 
     Args:
         trainer: Its callbacks are looked at, but for Lightning's averages.
-        pl_module: Its parameters and buffers are looked at, and tensors and modules in its attributes.
+        pl_module: Its parameters and buffers are looked at, and tensors and modules in its
+            attributes.
         skip: Identities of modules that are left out, such as the pruned networks.
     """
     seen = {id(trainer), id(pl_module), *skip}
-    inside = {id(tensor) for module in pl_module.modules() if id(module) in skip for _, tensor in _named(module)}
+    inside = {
+        id(tensor)
+        for module in pl_module.modules()
+        if id(module) in skip
+        for _, tensor in _named(module)
+    }
     for name, tensor in _named(pl_module):
         if id(tensor) not in inside:
             yield name, tensor
@@ -201,7 +247,10 @@ def tensors_around(trainer: Trainer, pl_module: LightningModule, skip: set[int])
         if key not in ("_modules", "_parameters", "_buffers", "_trainer", "_fabric"):
             yield from _within(value, key, seen, 2)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the trainer's connectors set it
-        if not isinstance(callback, (WeightAveraging, StochasticWeightAveraging)) and id(callback) not in skip:
+        if (
+            not isinstance(callback, (WeightAveraging, StochasticWeightAveraging))
+            and id(callback) not in skip
+        ):
             for key, value in vars(callback).items():
                 yield from _within(value, f"{type(callback).__name__}.{key}", seen, 2)
 
@@ -227,7 +276,11 @@ def _within(value: Any, label: str, seen: set[int], depth: int) -> Iterator[tupl
     elif depth and isinstance(value, (list, tuple)) and len(value) <= 1000:
         for index, part in enumerate(value):
             yield from _within(part, f"{label}.{index}", seen, depth - 1)
-    elif depth and hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in ("torch", "pytorch_lightning"):
+    elif (
+        depth
+        and hasattr(value, "__dict__")
+        and type(value).__module__.partition(".")[0] not in ("torch", "pytorch_lightning")
+    ):
         seen.add(id(value))
         for key, part in list(vars(value).items()):
             yield from _within(part, f"{label}.{key}", seen, depth - 1)

@@ -7,14 +7,16 @@ from torch import Tensor
 
 from synflow_pl import data
 from synflow_pl.cli import main
-from synflow_pl.data import Images
+from synflow_pl.data import ImageDataModule
 
 DATA_SETS = [getattr(data, name) for name in data.__all__ if name != "Images"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 
-def random_images(self: Images, train: bool) -> tuple[Tensor, Tensor]:
-    """Random images of a data set's shape, twenty of each class: a tenth held out, there are enough of each to prune on."""
+def random_images(self: ImageDataModule, train: bool) -> tuple[Tensor, Tensor]:
+    """Random images of a data set's shape, twenty of each class: a tenth held out, there are enough
+    of each to prune on.
+    """
     count = 20 * self.num_classes
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, *self.input_shape), dtype=torch.uint8, generator=generator)
@@ -43,9 +45,11 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> None:
 def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the data sets that were touched."""
     names: list[str] = []
-    for kind in [Images, *DATA_SETS]:
+    for kind in [ImageDataModule, *DATA_SETS]:
         for method in ("prepare_data", "setup", "images", "dataset"):
-            monkeypatch.setattr(kind, method, lambda self, *_, kind=kind, **__: names.append(kind.__name__))
+            monkeypatch.setattr(
+                kind, method, lambda self, *_, kind=kind, **__: names.append(kind.__name__)
+            )
     return names
 
 

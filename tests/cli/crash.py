@@ -1,7 +1,8 @@
-"""The crash test: one training, killed again and again, ends bit for bit as one that was left alone.
+"""The crash test: one training, killed again and again, ends bit for bit as one that was left
+alone.
 
-``python -m tests.cli.crash [KILLS]`` prints a line for each kill. A third of the restarts or so has its temporary folder on another
-file system.
+``python -m tests.cli.crash [KILLS]`` prints a line for each kill. A third of the restarts or so has
+its temporary folder on another file system.
 """
 
 from __future__ import annotations
@@ -44,8 +45,20 @@ class Dropped(nn.Sequential):
     """A small network with dropout and BatchNorm."""
 
     def __init__(self) -> None:
-        convolution = [nn.Conv2d(1, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.2)]
-        super().__init__(*convolution, nn.Flatten(), nn.Linear(8 * 13 * 13, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))
+        convolution = [
+            nn.Conv2d(1, 8, 3, stride=2),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout2d(0.2),
+        ]
+        super().__init__(
+            *convolution,
+            nn.Flatten(),
+            nn.Linear(8 * 13 * 13, 64),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(64, 10),
+        )
 
 
 class Steps(Callback):
@@ -53,15 +66,45 @@ class Steps(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         handle = os.open("steps", os.O_WRONLY | os.O_CREAT)
-        os.pwrite(handle, f"{trainer.global_step:8}".encode(), 0)  # in place, so that there is always a number
+        os.pwrite(
+            handle, f"{trainer.global_step:8}".encode(), 0
+        )  # in place, so that there is always a number
         os.close(handle)
 
 
 def command(epochs: int, *more: str) -> list[str]:
-    options = ["--model.network", "crash.Dropped", "--data", "crash.Cropped", "--data.batch_size", "16", "--pruning.density", "0.2"]
-    options += ["--data.val_size", str(5000 - 16 * EPOCH), "--trainer.limit_val_batches", "20", "--pruning.rounds", str(ROUNDS)]
-    options += ["--model.optimizer", "SGD", "--model.optimizer.lr", "0.05", "--model.optimizer.momentum", "0.9"]
-    options += ["--model.scheduler", "MultiStepLR", "--model.scheduler.milestones", f"[{epochs // 2}]"]
+    options = [
+        "--model.network",
+        "crash.Dropped",
+        "--data",
+        "crash.Cropped",
+        "--data.batch_size",
+        "16",
+        "--pruning.density",
+        "0.2",
+    ]
+    options += [
+        "--data.val_size",
+        str(5000 - 16 * EPOCH),
+        "--trainer.limit_val_batches",
+        "20",
+        "--pruning.rounds",
+        str(ROUNDS),
+    ]
+    options += [
+        "--model.optimizer",
+        "SGD",
+        "--model.optimizer.lr",
+        "0.05",
+        "--model.optimizer.momentum",
+        "0.9",
+    ]
+    options += [
+        "--model.scheduler",
+        "MultiStepLR",
+        "--model.scheduler.milestones",
+        f"[{epochs // 2}]",
+    ]
     options += [
         "--trainer.callbacks+=crash.Steps",
         "--trainer.max_epochs",
@@ -71,7 +114,15 @@ def command(epochs: int, *more: str) -> list[str]:
         "--run",
         "crash",
     ]
-    return ["fit", *options, "--checkpoint_every", str(EVERY), "--trainer.enable_progress_bar", "false", *more]
+    return [
+        "fit",
+        *options,
+        "--checkpoint_every_n_steps",
+        str(EVERY),
+        "--trainer.enable_progress_bar",
+        "false",
+        *more,
+    ]
 
 
 def start(folder: Path, epochs: int, temporary: Path | None, *more: str) -> subprocess.Popen[bytes]:
@@ -80,7 +131,9 @@ def start(folder: Path, epochs: int, temporary: Path | None, *more: str) -> subp
     environment |= {"TMPDIR": str(temporary)} if temporary is not None else {}
     with open(folder / "said", "wb") as said:
         started = [sys.executable, "-m", "synflow_pl", *command(epochs, *more)]
-        return subprocess.Popen(started, cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            started, cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT
+        )
 
 
 def rows(folder: Path, column: str) -> list[dict[str, str]]:
@@ -101,7 +154,9 @@ def taken_step(folder: Path) -> int:
 
 @dataclass
 class Kill:
-    """One of them: when, in which step, and what the process before it had left and what it had gone on from."""
+    """One of them: when, in which step, and what the process before it had left and what it had
+    gone on from.
+    """
 
     kind: str
     at: int
@@ -125,7 +180,9 @@ def writes(folder: Path) -> bool:
         return False
 
 
-def wait_to_kill(kind: str, process: subprocess.Popen[bytes], folder: Path, chance: random.Random) -> None:
+def wait_to_kill(
+    kind: str, process: subprocess.Popen[bytes], folder: Path, chance: random.Random
+) -> None:
     """Until the process does what it is to be killed in."""
     if kind == "pruning":
         rounds = chance.randrange(1, ROUNDS - 10)
@@ -136,7 +193,11 @@ def wait_to_kill(kind: str, process: subprocess.Popen[bytes], folder: Path, chan
         (folder / "steps").unlink(missing_ok=True)
         wait(process, folder, lambda: writes(folder) and (folder / "steps").is_file())
     elif kind == "epoch":
-        wait(process, folder, lambda: (folder / LAST).is_file() and (folder / LAST).stat().st_mtime_ns != stamp)
+        wait(
+            process,
+            folder,
+            lambda: (folder / LAST).is_file() and (folder / LAST).stat().st_mtime_ns != stamp,
+        )
         time.sleep(chance.uniform(0, 0.2))
     else:  # around the end of an epoch
         before = len(rows(folder, "val/loss"))
@@ -149,7 +210,9 @@ def went_on_from(folder: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def crash(folder: Path, kinds: list[str], epochs: int, say: Callable[[str], None] = lambda _: None) -> list[Kill]:
+def crash(
+    folder: Path, kinds: list[str], epochs: int, say: Callable[[str], None] = lambda _: None
+) -> list[Kill]:
     """Train, killed once in each of ``kinds``, then to the end."""
     chance, kills = random.Random(0), []
     with tempfile.TemporaryDirectory(dir=SHM if SHM.is_dir() else None) as elsewhere:
@@ -166,23 +229,39 @@ def crash(folder: Path, kinds: list[str], epochs: int, say: Callable[[str], None
                 process.send_signal(signal.SIGKILL)
                 process.wait()
             began = went_on_from(folder)
-            assert began == newest, (began, newest)  # at the newest complete checkpoint, and anew only before the first
+            assert began == newest, (
+                began,
+                newest,
+            )  # at the newest complete checkpoint, and anew only before the first
             assert [path.name for path in (folder / RUN.parent).iterdir()] == [RUN.name]
             if kind != "end":
-                kills.append(Kill(kind, taken_step(folder), began, saved_step(folder), writes(folder), temporary))
+                kills.append(
+                    Kill(
+                        kind,
+                        taken_step(folder),
+                        began,
+                        saved_step(folder),
+                        writes(folder),
+                        temporary,
+                    )
+                )
                 say(str(kills[-1]))
     return kills
 
 
 def check(folder: Path, whole: Path, kills: list[Kill]) -> None:
-    """Nothing was lost but the steps since the last checkpoint, and the end is the same to the last bit."""
+    """Nothing was lost but the steps since the last checkpoint, and the end is the same to the last
+    bit.
+    """
     for kill in kills:
         assert kill.at - (kill.left or 0) <= EVERY, kill
     ended, expected = (read(place / LAST) for place in (folder, whole))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", KEY):
         assert same(ended[part], expected[part]), part
     for column in ("val/loss", "val/accuracy"):
-        assert [(row["epoch"], row[column]) for row in rows(folder, column)] == [(r["epoch"], r[column]) for r in rows(whole, column)]
+        assert [(row["epoch"], row[column]) for row in rows(folder, column)] == [
+            (r["epoch"], r[column]) for r in rows(whole, column)
+        ]
     assert len(rows(folder, "pruning/density")) == ROUNDS
     assert not writes(folder)
 
@@ -203,7 +282,13 @@ def undisturbed(folder: Path, epochs: int) -> None:
 
 
 def main(kills: int) -> None:
-    parts = ["pruning"] * (kills // 5) + ["writing", "epoch", "writing", "epoch", "boundary"] * kills
+    parts = ["pruning"] * (kills // 5) + [
+        "writing",
+        "epoch",
+        "writing",
+        "epoch",
+        "boundary",
+    ] * kills
     with tempfile.TemporaryDirectory() as place:
         folder, whole = Path(place) / "killed", Path(place) / "whole"
         for each in (folder, whole):
@@ -213,8 +298,13 @@ def main(kills: int) -> None:
         check(folder, whole, done)
     writing = sum(kill.writing for kill in done)
     lost = max(kill.at - (kill.left or 0) for kill in done)
-    kinds = ", ".join(f"{sum(kill.kind == kind for kill in done)} {kind}" for kind in dict.fromkeys(kill.kind for kill in done))
-    print(f"{len(done)} kills ({kinds}; {writing} left a half-written checkpoint), at most {lost} steps lost; the same to the last bit")
+    kinds = ", ".join(
+        f"{sum(kill.kind == kind for kill in done)} {kind}"
+        for kind in dict.fromkeys(kill.kind for kill in done)
+    )
+    print(
+        f"{len(done)} kills ({kinds}; {writing} left a half-written checkpoint), at most {lost} steps lost; the same to the last bit"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""The command line from one end to the other: what is parsed, what is filled in, and what a run leaves behind."""
+"""The command line from one end to the other: what is parsed, what is filled in, and what a run
+leaves behind.
+"""
 
 import contextlib
 import csv
 import io
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -25,8 +28,23 @@ from synflow_pl.networks import FC
 from synflow_pl.training import PruneAtInit, load_weights
 
 Built = Callable[..., CLI]
-QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
-SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1", *QUIET]
+QUIET = [
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+    "--trainer.accelerator",
+    "cpu",
+]
+SHORT = [
+    "--trainer.max_epochs",
+    "1",
+    "--trainer.limit_train_batches",
+    "3",
+    "--trainer.limit_val_batches",
+    "1",
+    *QUIET,
+]
 FC_ON_DIGITS = ["--model.network", "FC", "--data", "Digits"]
 
 
@@ -52,7 +70,9 @@ def test_help_fits_on_a_few_screens_and_names_our_classes_only() -> None:
     assert len(text.splitlines()) < 250
     for name in ("FC", "Conv", "VGG", "ResNet", "SynFlow", "Magnitude", "Digits", "CIFAR10"):
         assert re.search(rf"\b{name}\b", text), name
-    assert set(re.findall(r"torch\.nn\.\w+", text)) <= {"torch.nn.CrossEntropyLoss"}  # the default loss is said by name
+    assert set(re.findall(r"torch\.nn\.\w+", text)) <= {
+        "torch.nn.CrossEntropyLoss"
+    }  # the default loss is said by name
     for name in ("BatchNorm2d", "TransformerEncoder", "ReLU6", "AdaptiveAvgPool2d"):
         assert name not in text
 
@@ -84,10 +104,15 @@ def test_help_names_every_option_of_pruning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "about"), [("VGG", "A BatchNorm after each convolution"), ("TorchVision", "name of trained weights")]
+    ("network", "about"),
+    [("VGG", "A BatchNorm after each convolution"), ("TorchVision", "name of trained weights")],
 )
-def test_the_help_of_a_class_is_that_of_ours_and_says_what_its_arguments_are(network: str, about: str) -> None:
-    assert about.lower() in " ".join(printed("fit", "--model.network.help", network).split()).lower()
+def test_the_help_of_a_class_is_that_of_ours_and_says_what_its_arguments_are(
+    network: str, about: str
+) -> None:
+    assert (
+        about.lower() in " ".join(printed("fit", "--model.network.help", network).split()).lower()
+    )
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
@@ -97,9 +122,15 @@ def test_the_help_lists_all_four_subcommands(subcommand: str) -> None:
 
 def test_the_version_needs_no_torch() -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "synflow_pl", "--version"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-X", "importtime", "-m", "synflow_pl", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
-    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    imported = {
+        line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()
+    }
     assert done.stdout == f"synflow_pl {synflow_pl.__version__}\n"
     assert "synflow_pl" in imported
     assert not {"torch", "pytorch_lightning", "jsonargparse", "numpy"} & imported
@@ -114,20 +145,27 @@ def test_the_seed_is_zero_unless_given(built: Built) -> None:
 
 
 def test_two_commands_build_the_same_network(built: Built) -> None:
-    first, again, other = (built("fit", "-c", "mnist_fc", *seed).model.network for seed in ([], [], ["--seed_everything", "1"]))
+    first, again, other = (
+        built("fit", "-c", "mnist_fc", *seed).model.network
+        for seed in ([], [], ["--seed_everything", "1"])
+    )
     name = "layers.1.weight"
     assert torch.equal(first.get_parameter(name), again.get_parameter(name))
     assert not torch.equal(first.get_parameter(name), other.get_parameter(name))
 
 
 def test_recipes_compose_and_the_last_word_counts(built: Built) -> None:
-    options = built("fit", "-c", "mnist_fc", "-c", "pruners/magnitude", "--pruning.density", "0.01", *SHORT).config.fit
+    options = built(
+        "fit", "-c", "mnist_fc", "-c", "pruners/magnitude", "--pruning.density", "0.01", *SHORT
+    ).config.fit
     assert options.model.network.class_path == "synflow_pl.networks.FC"
     assert options.data.class_path == "synflow_pl.data.MNIST"
     assert options.pruning.pruner.class_path == "synflow_pl.pruners.Magnitude"
     assert (options.pruning.density, options.pruning.rounds) == (0.01, 1)
     assert options.trainer.max_epochs == 1
-    assert options.model.optimizer.init_args.lr == 0.05  # of the recipe, which nothing above touches
+    assert (
+        options.model.optimizer.init_args.lr == 0.05
+    )  # of the recipe, which nothing above touches
 
 
 @pytest.mark.parametrize(
@@ -139,8 +177,12 @@ def test_recipes_compose_and_the_last_word_counts(built: Built) -> None:
         (["pruners/magnitude"], "synflow_pl.pruners.Magnitude", 1),
     ],
 )
-def test_an_overlay_leaves_nothing_of_the_one_before(overlays: list[str], pruner: str, rounds: int, built: Built) -> None:
-    pruning = built("fit", "-c", "mnist_fc", *(part for name in overlays for part in ("-c", name))).config.fit.pruning
+def test_an_overlay_leaves_nothing_of_the_one_before(
+    overlays: list[str], pruner: str, rounds: int, built: Built
+) -> None:
+    pruning = built(
+        "fit", "-c", "mnist_fc", *(part for name in overlays for part in ("-c", name))
+    ).config.fit.pruning
     assert (pruning.pruner.class_path, pruning.rounds, pruning.density) == (pruner, rounds, 0.1)
 
 
@@ -163,30 +205,50 @@ def test_overlays_score_in_the_mode_and_on_the_batches_of_their_papers(
     pruning = built("fit", "-c", "mnist_fc", *args).config.fit.pruning
     assert (pruning.train_mode, pruning.fresh_batches) == (train_mode, fresh_batches)
     pruning = built(
-        "fit", "-c", "mnist_fc", *args, "--pruning.train_mode", "false", "--pruning.fresh_batches", "false"
+        "fit",
+        "-c",
+        "mnist_fc",
+        *args,
+        "--pruning.train_mode",
+        "false",
+        "--pruning.fresh_batches",
+        "false",
     ).config.fit.pruning
     assert (pruning.train_mode, pruning.fresh_batches) == (False, False)
 
 
 def test_the_dense_overlay_prunes_nothing(built: Built) -> None:
-    pruning = built("fit", "-c", "mnist_fc", "-c", "pruners/synflow", "-c", "pruners/dense").config.fit.pruning
+    pruning = built(
+        "fit", "-c", "mnist_fc", "-c", "pruners/synflow", "-c", "pruners/dense"
+    ).config.fit.pruning
     assert (pruning.pruner, pruning.density, pruning.rounds) == (None, 1, None)
 
 
-@pytest.mark.parametrize("form", [["--config", "mnist_fc"], ["--config=mnist_fc"], ["-c", "configs/mnist_fc.yaml"]])
+@pytest.mark.parametrize(
+    "form", [["--config", "mnist_fc"], ["--config=mnist_fc"], ["-c", "configs/mnist_fc.yaml"]]
+)
 def test_a_recipe_may_be_given_in_any_form(form: list[str], built: Built) -> None:
     assert built("fit", *form).config.fit.trainer.max_epochs == 20
 
 
 def test_a_short_class_name_means_ours(built: Built) -> None:
     # torchvision, imported by then, has a VGG and a ResNet too.
-    options = built("fit", "--model.network", "VGG", "--model.network.depth=11", "--data=CIFAR10", "--pruning.density=0.5").config.fit
+    options = built(
+        "fit",
+        "--model.network",
+        "VGG",
+        "--model.network.depth=11",
+        "--data=CIFAR10",
+        "--pruning.density=0.5",
+    ).config.fit
     assert options.model.network.class_path == "synflow_pl.networks.VGG"
     assert options.model.network.init_args.depth == 11
 
 
 def test_the_nonlinearity_is_given_by_its_class_path(built: Built) -> None:
-    network = built("fit", "-c", "mnist_fc", "--model.network.nonlinearity", "torch.nn.Tanh").model.network
+    network = built(
+        "fit", "-c", "mnist_fc", "--model.network.nonlinearity", "torch.nn.Tanh"
+    ).model.network
     assert sum(isinstance(module, torch.nn.Tanh) for module in network.modules()) == 5
 
 
@@ -195,9 +257,13 @@ def test_the_nonlinearity_is_given_by_its_class_path(built: Built) -> None:
 
 @pytest.mark.parametrize(("data", "shape"), [("Digits", (1, 28, 28)), ("CIFAR10", (3, 32, 32))])
 @pytest.mark.parametrize("network", ["FC", "Conv", "VGG", "ResNet"])
-def test_the_data_s_shape_and_classes_reach_the_network(network: str, data: str, shape: tuple[int, int, int], built: Built) -> None:
+def test_the_data_s_shape_and_classes_reach_the_network(
+    network: str, data: str, shape: tuple[int, int, int], built: Built
+) -> None:
     depth = ["--model.network.depth", "11"] if network == "VGG" else []
-    cli = built("fit", "--model.network", network, *depth, "--data", data, "--pruning.density", "0.1")
+    cli = built(
+        "fit", "--model.network", network, *depth, "--data", data, "--pruning.density", "0.1"
+    )
     init_args = cli.config.fit.model.network.init_args
     assert (tuple(init_args.input_shape), init_args.num_classes) == (shape, 10)
     with torch.no_grad():
@@ -218,18 +284,48 @@ def test_the_data_s_shape_and_classes_reach_the_network(network: str, data: str,
 def test_so_they_do_with_the_larger_networks(network: str, built: Built) -> None:
     if network.startswith("Timm"):
         pytest.importorskip("timm")
-    module = built("fit", "--model.network", *network.split(), "--data", "CIFAR10", "--pruning.density", "0.1").model.network
+    module = built(
+        "fit", "--model.network", *network.split(), "--data", "CIFAR10", "--pruning.density", "0.1"
+    ).model.network
     with torch.no_grad():
         assert module.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
     assert getattr(module, "patch_embed", None) is None or module.patch_embed.num_patches == 16
 
 
 @pytest.mark.parametrize(
-    ("network", "pattern"), [("VGG --model.network.depth 11", "fc.*"), ("ResNet", "[fc.*]"), ("TinyResNet", "[fc.*,conv.*]")]
+    ("network", "pattern"),
+    [
+        ("VGG --model.network.depth 11", "fc.*"),
+        ("ResNet", "[fc.*]"),
+        ("TinyResNet", "[fc.*,conv.*]"),
+    ],
 )
-def test_the_classifier_stays_dense_if_excluded(network: str, pattern: str, folder: Path, generated: None) -> None:
-    arguments = ["fit", "--model.network", *network.split(), "--data", "CIFAR10", "--pruning.density", "0.1", "--pruning.rounds", "2"]
-    cli = run([*arguments, "--pruning.exclude", pattern, *SHORT, "--trainer.fast_dev_run", "1", "--data.batch_size", "4"])
+def test_the_classifier_stays_dense_if_excluded(
+    network: str, pattern: str, folder: Path, generated: None
+) -> None:
+    arguments = [
+        "fit",
+        "--model.network",
+        *network.split(),
+        "--data",
+        "CIFAR10",
+        "--pruning.density",
+        "0.1",
+        "--pruning.rounds",
+        "2",
+    ]
+    cli = run(
+        [
+            *arguments,
+            "--pruning.exclude",
+            pattern,
+            *SHORT,
+            "--trainer.fast_dev_run",
+            "1",
+            "--data.batch_size",
+            "4",
+        ]
+    )
     masks = next(callback for callback in cli.callbacks if isinstance(callback, PruneAtInit)).masks
     assert "fc.weight" not in masks
     assert cli.model.network.fc.weight.all()
@@ -238,12 +334,36 @@ def test_the_classifier_stays_dense_if_excluded(network: str, pattern: str, fold
 
 
 @pytest.mark.parametrize("network", ["ResNet", "TinyResNet"])
-def test_residual_gains_are_pruned_and_not_trained(network: str, folder: Path, generated: None) -> None:
-    arguments = ["fit", "--model.network", network, "--model.network.residual_gains", "true", "--data", "CIFAR10"]
-    short = ["--pruning.density", "0.05", "--pruning.rounds", "3", "--data.batch_size", "4", "--trainer.fast_dev_run", "2", *QUIET]
+def test_residual_gains_are_pruned_and_not_trained(
+    network: str, folder: Path, generated: None
+) -> None:
+    arguments = [
+        "fit",
+        "--model.network",
+        network,
+        "--model.network.residual_gains",
+        "true",
+        "--data",
+        "CIFAR10",
+    ]
+    short = [
+        "--pruning.density",
+        "0.05",
+        "--pruning.rounds",
+        "3",
+        "--data.batch_size",
+        "4",
+        "--trainer.fast_dev_run",
+        "2",
+        *QUIET,
+    ]
     cli = run([*arguments, *short])
     masks = next(callback for callback in cli.callbacks if isinstance(callback, PruneAtInit)).masks
-    gains = {name: p for name, p in cli.model.network.named_parameters() if name.endswith("shortcut.weight")}
+    gains = {
+        name: p
+        for name, p in cli.model.network.named_parameters()
+        if name.endswith("shortcut.weight")
+    }
     assert gains.keys() <= masks.keys()
     assert not all(masks[name].all() for name in gains)
     assert all(torch.equal(gain, masks[name].float()) for name, gain in gains.items())
@@ -266,7 +386,8 @@ def test_weights_of_another_network_are_refused_before_a_run_is_opened(
     with pytest.raises(SystemExit):
         built("fit", "-c", "mnist_fc", "--network_weights", "weights.pt")
     assert (
-        "'weights.pt' does not fit FC: layers.1.weight (and 10 more) is (50, 784) in the file and (100, 784)" in capsys.readouterr().err
+        "'weights.pt' does not fit FC: layers.1.weight (and 10 more) is (50, 784) in the file and (100, 784)"
+        in capsys.readouterr().err
     )
     assert not (folder / "lightning_logs").exists()
 
@@ -274,7 +395,15 @@ def test_weights_of_another_network_are_refused_before_a_run_is_opened(
 def test_what_fits_of_another_network_s_weights_can_be_had(built: Built, folder: Path) -> None:
     torch.save(FC(num_classes=7).state_dict(), folder / "weights.pt")
     with pytest.warns(UserWarning, match=r"fills 10 of 12 tensors of FC: layers\.11\.weight"):
-        built("fit", "-c", "mnist_fc", "--network_weights", "weights.pt", "--network_weights_strict", "false")
+        built(
+            "fit",
+            "-c",
+            "mnist_fc",
+            "--network_weights",
+            "weights.pt",
+            "--network_weights_strict",
+            "false",
+        )
 
 
 def test_an_explicit_number_of_classes_is_kept(built: Built) -> None:
@@ -282,14 +411,28 @@ def test_an_explicit_number_of_classes_is_kept(built: Built) -> None:
     assert network(torch.zeros(1, 1, 28, 28)).shape == (1, 12)
 
 
-def test_a_network_of_one_s_own_in_the_working_directory_needs_no_arguments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_of_one_s_own_in_the_working_directory_needs_no_arguments(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "my_plain_network.py").write_text(
         "from torch import nn\n\n\nclass Plain(nn.Sequential):\n"
         "    def __init__(self):\n        super().__init__(nn.Flatten(), nn.Linear(784, 10))\n"
     )
     # The console script's path does not hold the working directory, as that of `python -m` does.
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", ".", str(folder))])
-    arguments = ["fit", "--model.network", "my_plain_network.Plain", "--data", "Digits", "--pruning.density", "0.1", "--run", "own"]
+    monkeypatch.setattr(
+        sys, "path", [entry for entry in sys.path if entry not in ("", ".", str(folder))]
+    )
+    arguments = [
+        "fit",
+        "--model.network",
+        "my_plain_network.Plain",
+        "--data",
+        "Digits",
+        "--pruning.density",
+        "0.1",
+        "--run",
+        "own",
+    ]
     monkeypatch.setattr(sys, "argv", ["synflow_pl", *arguments, "--pruning.rounds", "2", *SHORT])
     try:
         main()
@@ -304,7 +447,16 @@ def test_a_network_of_one_s_own_in_the_working_directory_needs_no_arguments(fold
 
 
 def test_a_printed_configuration_is_complete(folder: Path) -> None:
-    text = printed("fit", "-c", "mnist_fc", "-c", "pruners/magnitude", "--pruning.density", "0.01", "--print_config")
+    text = printed(
+        "fit",
+        "-c",
+        "mnist_fc",
+        "-c",
+        "pruners/magnitude",
+        "--pruning.density",
+        "0.01",
+        "--print_config",
+    )
     content = yaml.safe_load(text)
     assert content["pruning"]["density"] == 0.01
     assert content["pruning"]["pruner"]["class_path"] == "synflow_pl.pruners.Magnitude"
@@ -316,7 +468,16 @@ def test_a_printed_configuration_is_complete(folder: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["mnist_fc", "cifar10_resnet20"])
 def test_a_printed_configuration_means_the_same_again(recipe: str, folder: Path) -> None:
-    first = printed("fit", "-c", recipe, "-c", "optim/warmup_cosine", "--pruning.density", "0.01", "--print_config")
+    first = printed(
+        "fit",
+        "-c",
+        recipe,
+        "-c",
+        "optim/warmup_cosine",
+        "--pruning.density",
+        "0.01",
+        "--print_config",
+    )
     (folder / "printed.yaml").write_text(first)
     assert printed("fit", "-c", "printed.yaml", "--print_config") == first
 
@@ -325,17 +486,44 @@ def test_a_printed_configuration_means_the_same_again(recipe: str, folder: Path)
 
 
 def test_a_run_is_named_by_recipe_pruner_density_and_seed(built: Built) -> None:
-    cli = built("fit", "-c", "mnist_fc", "-c", "pruners/magnitude", "--pruning.density", "0.01", "--seed_everything", "3")
+    cli = built(
+        "fit",
+        "-c",
+        "mnist_fc",
+        "-c",
+        "pruners/magnitude",
+        "--pruning.density",
+        "0.01",
+        "--seed_everything",
+        "3",
+    )
     assert cli.run_folder == Path("lightning_logs/mnist_fc-magnitude-density0.01-seed3")
     assert cli.run_folder.is_dir()
 
 
+def test_the_trainer_can_be_sent_to_spawned_processes(built: Built) -> None:
+    # Strategy ddp_spawn pickles it, with the callbacks and the command line that hang on it.
+    cli = built("fit", *FC_ON_DIGITS, "--pruning.density", "0.1")
+    assert pickle.loads(pickle.dumps(cli.trainer)).max_epochs == cli.trainer.max_epochs
+
+
 def test_a_run_without_a_recipe_is_named_by_data_and_network(built: Built) -> None:
-    assert built("fit", *FC_ON_DIGITS, "--pruning.kept", "500").run_folder == Path("lightning_logs/digits_fc-synflow-kept500-seed0")
+    assert built("fit", *FC_ON_DIGITS, "--pruning.num_kept", "500").run_folder == Path(
+        "lightning_logs/digits_fc-synflow-kept500-seed0"
+    )
 
 
 def test_a_run_of_torchvision_s_network_bears_the_network_s_name(built: Built) -> None:
-    arguments = ["--model.network", "TorchVision", "--model.network.name", "resnet18", "--data", "CIFAR10", "--pruning.density", "0.2"]
+    arguments = [
+        "--model.network",
+        "TorchVision",
+        "--model.network.name",
+        "resnet18",
+        "--data",
+        "CIFAR10",
+        "--pruning.density",
+        "0.2",
+    ]
     assert built("fit", *arguments).run_folder.name == "cifar10_resnet18-synflow-density0.2-seed0"
 
 
@@ -350,11 +538,20 @@ def test_fast_dev_run_leaves_nothing_behind(folder: Path, generated: None) -> No
 
 
 @pytest.mark.parametrize(
-    ("option", "kinds"), [([], [CSVLogger, TensorBoardLogger]), (["true"], [CSVLogger, TensorBoardLogger]), (["false"], [CSVLogger])]
+    ("option", "kinds"),
+    [
+        ([], [CSVLogger, TensorBoardLogger]),
+        (["true"], [CSVLogger, TensorBoardLogger]),
+        (["false"], [CSVLogger]),
+    ],
 )
 def test_csv_is_always_logged(option: list[str], kinds: list[type], built: Built) -> None:
-    loggers = built("fit", "-c", "mnist_fc", *(["--trainer.logger", *option] if option else [])).trainer.loggers
-    assert [isinstance(logger, kind) for logger, kind in zip(loggers, kinds, strict=True)] == [True] * len(kinds)
+    loggers = built(
+        "fit", "-c", "mnist_fc", *(["--trainer.logger", *option] if option else [])
+    ).trainer.loggers
+    assert [isinstance(logger, kind) for logger, kind in zip(loggers, kinds, strict=True)] == [
+        True
+    ] * len(kinds)
 
 
 # A real run, short, that the following tests look at and then go on with.
@@ -365,21 +562,44 @@ KEPT = 119_400 - 113_430
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """The run's folder and what was printed at its end; the working directory is the one that it was made in."""
+    """The run's folder and what was printed at its end; the working directory is the one that it
+    was made in.
+    """
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("fitted"))
         patch.setenv(_CLAIMED, "")
         with contextlib.redirect_stdout(out):
-            cli = run(["fit", *FC_ON_DIGITS, "--pruning.density", "0.05", "--pruning.rounds", "20", "--run", "real", *SHORT])
+            cli = run(
+                [
+                    "fit",
+                    *FC_ON_DIGITS,
+                    "--pruning.density",
+                    "0.05",
+                    "--pruning.rounds",
+                    "20",
+                    "--run",
+                    "real",
+                    *SHORT,
+                ]
+            )
         assert cli.run_folder is not None
         yield cli.run_folder.absolute(), out.getvalue()
 
 
-def test_a_run_holds_its_configuration_metrics_events_masks_and_checkpoints(fitted: tuple[Path, str]) -> None:
+def test_a_run_holds_its_configuration_metrics_events_masks_and_checkpoints(
+    fitted: tuple[Path, str],
+) -> None:
     folder, _ = fitted
     assert folder.parts[-2:] == ("lightning_logs", "real")
-    patterns = ["config.yaml", "machines.txt", "metrics.csv", "diagnosis.csv", "events.out.tfevents.*", "masks.safetensors"]
+    patterns = [
+        "config.yaml",
+        "machines.txt",
+        "metrics.csv",
+        "diagnosis.csv",
+        "events.out.tfevents.*",
+        "masks.safetensors",
+    ]
     patterns += ["training.json", "checkpoints/*.ckpt"]
     for pattern in patterns:
         assert len(list(folder.glob(pattern))) == 1, pattern
@@ -393,7 +613,9 @@ def test_the_masks_of_a_run_have_exactly_the_density_asked_for(fitted: tuple[Pat
     assert (masks.kept, masks.total) == (KEPT, 119_400)
 
 
-def test_the_checkpoint_of_a_run_loads_into_the_plain_network_with_its_zeros(fitted: tuple[Path, str]) -> None:
+def test_the_checkpoint_of_a_run_loads_into_the_plain_network_with_its_zeros(
+    fitted: tuple[Path, str],
+) -> None:
     folder, _ = fitted
     masks = Masks.load(folder / "masks.safetensors")
     network = load_weights(FC(), folder)
@@ -401,7 +623,9 @@ def test_the_checkpoint_of_a_run_loads_into_the_plain_network_with_its_zeros(fit
     assert sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(network)) == KEPT
 
 
-def test_the_configuration_of_a_run_says_what_was_asked_and_filled_in(fitted: tuple[Path, str]) -> None:
+def test_the_configuration_of_a_run_says_what_was_asked_and_filled_in(
+    fitted: tuple[Path, str],
+) -> None:
     content = yaml.safe_load((fitted[0] / "config.yaml").read_text())
     assert content["run"] == "real"
     assert content["seed_everything"] == 0
@@ -414,11 +638,20 @@ def test_the_metrics_of_a_run_hold_each_round_and_each_epoch(fitted: tuple[Path,
     densities = [float(row["pruning/density"]) for row in written if row.get("pruning/density")]
     # Twenty equal steps on a logarithmic scale, from 1 to 0.05; whole weights, so to five decimals.
     assert densities == pytest.approx([0.05 ** (round / 20) for round in range(1, 21)], abs=1e-5)
-    for metric in ("train/loss", "train/accuracy", "train/accuracy_top5", "val/loss", "val/accuracy", "val/accuracy_top5"):
+    for metric in (
+        "train/loss",
+        "train/accuracy",
+        "train/accuracy_top5",
+        "val/loss",
+        "val/accuracy",
+        "val/accuracy_top5",
+    ):
         assert len([row for row in written if row[metric]]) == 1, metric
 
 
-def test_fit_ends_by_saying_where_the_run_lies_and_what_to_do_next(fitted: tuple[Path, str]) -> None:
+def test_fit_ends_by_saying_where_the_run_lies_and_what_to_do_next(
+    fitted: tuple[Path, str],
+) -> None:
     ours = fitted[1].strip().splitlines()[-3:]
     assert ours[0].endswith("lightning_logs/real")
     assert ours[1].endswith("python -m synflow_pl test --ckpt_path lightning_logs/real")
@@ -436,7 +669,9 @@ def test_a_test_of_a_run_adds_to_that_run(what: str, fitted: tuple[Path, str]) -
 
     after = rows(folder / "metrics.csv")
     assert len(after) == len(before) + 1
-    assert all(earlier.items() <= later.items() for earlier, later in zip(before, after, strict=False))
+    assert all(
+        earlier.items() <= later.items() for earlier, later in zip(before, after, strict=False)
+    )
     assert cli.metrics is not None
     assert float(after[-1]["test/accuracy"]) == pytest.approx(cli.metrics[0]["test/accuracy"])
     assert len(events) < len(set(folder.glob("events*")))
@@ -446,20 +681,33 @@ def test_a_test_of_a_run_adds_to_that_run(what: str, fitted: tuple[Path, str]) -
 
 def test_the_zeros_are_in_the_network_that_is_tested(fitted: tuple[Path, str]) -> None:
     folder, _ = fitted
-    cli = run(["test", "--ckpt_path", "lightning_logs/real", "--trainer.limit_test_batches", "1", *QUIET])
+    cli = run(
+        ["test", "--ckpt_path", "lightning_logs/real", "--trainer.limit_test_batches", "1", *QUIET]
+    )
     masks = Masks.load(folder / "masks.safetensors")
-    assert sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(cli.model.network)) == KEPT
+    assert (
+        sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(cli.model.network))
+        == KEPT
+    )
 
 
 def test_validate_gives_the_number_that_training_ended_with(fitted: tuple[Path, str]) -> None:
     folder, _ = fitted
-    trained = next(float(row["val/accuracy"]) for row in rows(folder / "metrics.csv") if row["val/accuracy"])
-    run(["validate", "--ckpt_path", str(folder), *QUIET])  # on as many batches as its own configuration says
-    last = [float(row["val/accuracy"]) for row in rows(folder / "metrics.csv") if row["val/accuracy"]][-1]
+    trained = next(
+        float(row["val/accuracy"]) for row in rows(folder / "metrics.csv") if row["val/accuracy"]
+    )
+    run(
+        ["validate", "--ckpt_path", str(folder), *QUIET]
+    )  # on as many batches as its own configuration says
+    last = [
+        float(row["val/accuracy"]) for row in rows(folder / "metrics.csv") if row["val/accuracy"]
+    ][-1]
     assert last == pytest.approx(trained)
 
 
-def test_predictions_are_one_line_per_test_image_and_as_accurate_as_the_test(fitted: tuple[Path, str]) -> None:
+def test_predictions_are_one_line_per_test_image_and_as_accurate_as_the_test(
+    fitted: tuple[Path, str],
+) -> None:
     folder, _ = fitted
     run(["predict", "--ckpt_path", str(folder), *QUIET])
     written = rows(folder / "predictions.csv")
@@ -482,7 +730,7 @@ def test_images_of_one_s_own_are_predicted_by_name(fitted: tuple[Path, str]) -> 
     for index in (2, 0, 1):
         Image.fromarray(pixels[index, 0].numpy()).save(own / f"{index}.png")
     found = []
-    for options in ([], ["--data.predict_on", "own"]):
+    for options in ([], ["--data.predict_dir", "own"]):
         run(["predict", "--ckpt_path", str(folder), *options, *QUIET])
         found.append(rows(folder / "predictions.csv"))
         (folder / "predictions.csv").unlink()
@@ -492,26 +740,58 @@ def test_images_of_one_s_own_are_predicted_by_name(fitted: tuple[Path, str]) -> 
         assert float(mine["probability"]) == pytest.approx(float(theirs["probability"]), abs=1e-5)
 
 
-def test_predictions_of_several_devices_are_refused(fitted: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_of_several_devices_are_refused(
+    fitted: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        run(["predict", "--ckpt_path", str(fitted[0]), "--trainer.devices", "2", "--trainer.strategy", "ddp_fork", *QUIET])
-    assert capsys.readouterr().err.strip().endswith("predict runs on one device, not 2; add --trainer.devices 1")
+        run(
+            [
+                "predict",
+                "--ckpt_path",
+                str(fitted[0]),
+                "--trainer.devices",
+                "2",
+                "--trainer.strategy",
+                "ddp_fork",
+                *QUIET,
+            ]
+        )
+    assert (
+        capsys.readouterr()
+        .err.strip()
+        .endswith("predict runs on one device, not 2; add --trainer.devices 1")
+    )
 
 
-def test_a_folder_that_is_not_there_is_one_sentence(fitted: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_there_is_one_sentence(
+    fitted: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        run(["predict", "--ckpt_path", str(fitted[0]), "--data.predict_on", "nowhere", *QUIET])
+        run(["predict", "--ckpt_path", str(fitted[0]), "--data.predict_dir", "nowhere", *QUIET])
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last == "synflow_pl: error: predict_on: there is no folder 'nowhere'; give one that holds images"
+    assert (
+        last
+        == "synflow_pl: error: predict_dir: there is no folder 'nowhere'; give one that holds images"
+    )
 
 
 def test_a_resumed_run_keeps_its_masks_and_is_not_pruned_again(fitted: tuple[Path, str]) -> None:
     folder, _ = fitted
-    asked = ["-c", "lightning_logs/real/config.yaml", "--pruning.density", "0.5", "--trainer.max_epochs", "2"]
+    asked = [
+        "-c",
+        "lightning_logs/real/config.yaml",
+        "--pruning.density",
+        "0.5",
+        "--trainer.max_epochs",
+        "2",
+    ]
     cli = run(["fit", *asked, "--ckpt_path", "lightning_logs/real", "--run", "resumed"])
     try:
         assert cli.trainer.current_epoch == 2
-        before, after = Masks.load(folder / "masks.safetensors"), load_weights(FC(), folder.parent / "resumed")
+        before, after = (
+            Masks.load(folder / "masks.safetensors"),
+            load_weights(FC(), folder.parent / "resumed"),
+        )
         assert all(not parameter[~mask].any() for parameter, mask in before.parameters(after))
     finally:
         (folder.parent / "resumed").rename(folder.parent.parent / "resumed")
@@ -519,51 +799,89 @@ def test_a_resumed_run_keeps_its_masks_and_is_not_pruned_again(fitted: tuple[Pat
 
 def test_masks_of_one_run_train_another(fitted: tuple[Path, str]) -> None:
     folder, _ = fitted
-    asked = ["--pruning.masks", "lightning_logs/real/masks.safetensors", "--trainer.default_root_dir", "elsewhere"]
+    asked = [
+        "--pruning.masks_path",
+        "lightning_logs/real/masks.safetensors",
+        "--trainer.default_root_dir",
+        "elsewhere",
+    ]
     cli = run(["fit", *FC_ON_DIGITS, "--seed_everything", "1", *asked, *SHORT])
     assert cli.run_folder is not None
-    assert cli.run_folder.parts == ("elsewhere", "lightning_logs", "digits_fc-masks_real-density1-seed1")
-    before, after = Masks.load(folder / "masks.safetensors"), Masks.load(cli.run_folder / "masks.safetensors")
+    assert cli.run_folder.parts == (
+        "elsewhere",
+        "lightning_logs",
+        "digits_fc-masks_real-density1-seed1",
+    )
+    before, after = (
+        Masks.load(folder / "masks.safetensors"),
+        Masks.load(cli.run_folder / "masks.safetensors"),
+    )
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_two_processes_train_under_the_masks_of_the_first(folder: Path) -> None:
-    # A script with ranks of its own, as a user starts it. Forked ones would inherit threads that are not there.
+    # A script with ranks of its own, as a user starts it. Forked ones would inherit threads that
+    # are not there.
     options = ["--pruning.density", "0.05", "--pruning.pruner", "Random", "--run", "two", *SHORT]
     processes = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     command = [sys.executable, "-m", "synflow_pl", "fit", *FC_ON_DIGITS, *options, *processes]
-    done = subprocess.run(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     masks = Masks.load(folder / "lightning_logs/two/masks.safetensors")
     network = load_weights(FC(), folder / "lightning_logs/two")
-    # Had the second process held other masks, the sum of both gradients would have left more weights alive.
+    # Had the second process held other masks, the sum of both gradients would have left more
+    # weights alive.
     assert masks.kept == KEPT
     assert all(not parameter[~mask].any() for parameter, mask in masks.parameters(network))
     assert sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(network)) == KEPT
     assert [path.name for path in (folder / "lightning_logs").iterdir()] == ["two"]
 
 
-def test_a_run_starts_from_the_weights_of_another(fitted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_starts_from_the_weights_of_another(
+    fitted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _ = fitted
     monkeypatch.setattr(CLI, "_run_subcommand", lambda self, name: None)
     Path("start.yaml").write_text("network_weights: lightning_logs/real\n")
     network = run(
-        ["fit", "-c", "start.yaml", *FC_ON_DIGITS, "--pruning.density", "0.5", "--trainer.default_root_dir", "started"]
+        [
+            "fit",
+            "-c",
+            "start.yaml",
+            *FC_ON_DIGITS,
+            "--pruning.density",
+            "0.5",
+            "--trainer.default_root_dir",
+            "started",
+        ]
     ).model.network
     trained = load_weights(FC(), folder).state_dict()
     assert all(torch.equal(tensor, trained[name]) for name, tensor in network.state_dict().items())
 
 
 def test_a_checkpoint_goes_before_weights_from_a_file(fitted: tuple[Path, str]) -> None:
-    cli = run(["test", "--ckpt_path", "lightning_logs/real", "--network_weights", "nowhere.pt", *QUIET])
+    cli = run(
+        ["test", "--ckpt_path", "lightning_logs/real", "--network_weights", "nowhere.pt", *QUIET]
+    )
     trained = load_weights(FC(), fitted[0]).state_dict()
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in cli.model.network.state_dict().items())
+    assert all(
+        torch.equal(tensor, trained[name])
+        for name, tensor in cli.model.network.state_dict().items()
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pruner", "cuts"), [("Random", 1), ("GradualMagnitude", 7)])
 def test_two_processes_prune_at_the_same_later_step(pruner: str, cuts: int, folder: Path) -> None:
-    # Three steps in the dense epoch; a gradual pruning has the nine after them until three quarters of the training are over.
+    # Three steps in the dense epoch; a gradual pruning has the nine after them until three quarters
+    # of the training are over.
     options = [
         "--pruning.density",
         "0.05",
@@ -576,16 +894,46 @@ def test_two_processes_prune_at_the_same_later_step(pruner: str, cuts: int, fold
         "--pruning.scope",
         "local",
     ]
-    options += ["--pruning.pruner.over", "0.75"] if cuts > 1 else []
-    processes = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "4", "--run", "two"]
-    command = [sys.executable, "-m", "synflow_pl", "fit", *FC_ON_DIGITS, *SHORT, *options, *processes]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(synflow_pl.__file__).parents[1])}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    options += ["--pruning.pruner.end_fraction", "0.75"] if cuts > 1 else []
+    processes = [
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "ddp",
+        "--trainer.max_epochs",
+        "4",
+        "--run",
+        "two",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "synflow_pl",
+        "fit",
+        *FC_ON_DIGITS,
+        *SHORT,
+        *options,
+        *processes,
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(synflow_pl.__file__).parents[1]),
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     masks = Masks.load(folder / "lightning_logs/two/masks.safetensors")
     network = load_weights(FC(), folder / "lightning_logs/two")
     assert masks.kept == KEPT
     assert sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(network)) == KEPT
-    densities = [float(row["pruning/density"]) for row in rows(folder / "lightning_logs/two/metrics.csv") if row["pruning/density"]]
-    assert len(densities) == min(cuts, 6)  # six steps, so one of seven cuts falls together with another
+    densities = [
+        float(row["pruning/density"])
+        for row in rows(folder / "lightning_logs/two/metrics.csv")
+        if row["pruning/density"]
+    ]
+    assert len(densities) == min(
+        cuts, 6
+    )  # six steps, so one of seven cuts falls together with another
     assert densities == sorted(densities, reverse=True)

@@ -17,7 +17,10 @@ RESNET18 = ["-c", "tiny_imagenet_resnet18", "--pruning.density", "0.03", "--data
 
 @pytest.mark.parametrize(
     ("recipe", "density", "layer"),
-    [(FC, "0.01", "layers.1.weight"), pytest.param(RESNET18, "0.03", "fc.weight", marks=pytest.mark.slow)],
+    [
+        (FC, "0.01", "layers.1.weight"),
+        pytest.param(RESNET18, "0.03", "fc.weight", marks=pytest.mark.slow),
+    ],
     ids=["fc", "resnet18"],
 )
 def test_it_ends_with_a_sentence_before_any_training(
@@ -33,9 +36,25 @@ def test_it_ends_with_a_sentence_before_any_training(
     monkeypatch.setattr(Classifier, "training_step", lambda self, *_: steps.append(self))
     monkeypatch.setattr(Classifier, "validation_step", lambda self, *_: steps.append(self))
     with pytest.raises(SystemExit) as left:
-        run(["fit", *recipe, "-c", "pruners/magnitude", "--run", "dead", "--trainer.accelerator", "cpu", *QUIET])
+        run(
+            [
+                "fit",
+                *recipe,
+                "-c",
+                "pruners/magnitude",
+                "--run",
+                "dead",
+                "--trainer.accelerator",
+                "cpu",
+                *QUIET,
+            ]
+        )
     assert left.value.code == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("synflow_pl: error: ")]
+    (line,) = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("synflow_pl: error: ")
+    ]
     assert line == (
         "synflow_pl: error: the network is dead: no path of living weights leads from input to output at density"
         f" {density}; it breaks at '{layer}', which has no weight left; try more rounds, a larger density, another scope (local),"
@@ -46,9 +65,29 @@ def test_it_ends_with_a_sentence_before_any_training(
 
 
 def test_a_warning_is_enough_if_one_wants_to_train_it(folder: Path, generated: None) -> None:
-    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
-    with pytest.warns(UserWarning, match=r"the network is dead: .* it breaks at 'layers\.1\.weight'"):
+    short = [
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.limit_train_batches",
+        "1",
+        "--trainer.limit_val_batches",
+        "1",
+    ]
+    with pytest.warns(
+        UserWarning, match=r"the network is dead: .* it breaks at 'layers\.1\.weight'"
+    ):
         cli = run(
-            ["fit", *FC, "-c", "pruners/magnitude", "--pruning.on_collapse", "warn", "--trainer.accelerator", "cpu", *short, *QUIET]
+            [
+                "fit",
+                *FC,
+                "-c",
+                "pruners/magnitude",
+                "--pruning.on_collapse",
+                "warn",
+                "--trainer.accelerator",
+                "cpu",
+                *short,
+                *QUIET,
+            ]
         )
     assert cli.trainer.global_step == 1

@@ -5,7 +5,9 @@ import pytest
 from synflow_pl.cli.demo import demo
 
 
-def test_the_demo_ends_with_the_table_both_accuracies_and_where_to_look(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_ends_with_the_table_both_accuracies_and_where_to_look(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     short = [f"--trainer.limit_{part}_batches=1" for part in ("train", "val", "test")]
     demo(
         [
@@ -18,8 +20,11 @@ def test_the_demo_ends_with_the_table_both_accuracies_and_where_to_look(folder: 
     )
 
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
-    ending = lines[next(index for index, line in enumerate(lines) if line.startswith("parameter  ")) :]
-    # Of width 4 instead of 32, conv has 9 * 4 + 9 * 4 * 4 + 4 * 784 * 10 = 31,540 weights; a twentieth of them live.
+    ending = lines[
+        next(index for index, line in enumerate(lines) if line.startswith("parameter  ")) :
+    ]
+    # Of width 4 instead of 32, conv has 9 * 4 + 9 * 4 * 4 + 4 * 784 * 10 = 31,540 weights; a
+    # twentieth of them live.
     assert [line.split()[0] for line in ending if line.startswith("layers.")] == [
         "layers.0.weight",
         "layers.2.weight",

@@ -1,4 +1,6 @@
-"""From the command line: two processes, however they are started, prune and train as one does, and end by themselves or by a signal."""
+"""From the command line: two processes, however they are started, prune and train as one does, and
+end by themselves or by a signal.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,28 @@ SHORT = {
     "limit_train_batches": "4", "limit_val_batches": "4",
 }  # fmt: skip
 # A network without BatchNorm, whose statistics each rank would take of its own share.
-FIT = ["fit", "-c", "demo", *(word for name, value in SHORT.items() for word in (f"--trainer.{name}", value))]
+FIT = [
+    "fit",
+    "-c",
+    "demo",
+    *(word for name, value in SHORT.items() for word in (f"--trainer.{name}", value)),
+]
 
 
 def options(overlay: str) -> list[str]:
     """A shorter pruning, that kills no network."""
     if overlay == "dense":
         return ["-c", "pruners/dense"]
-    return ["-c", f"pruners/{overlay}", "--pruning.rounds", "3", "--pruning.density", "0.3", "--pruning.on_collapse", "warn"]
+    return [
+        "-c",
+        f"pruners/{overlay}",
+        "--pruning.rounds",
+        "3",
+        "--pruning.density",
+        "0.3",
+        "--pruning.on_collapse",
+        "warn",
+    ]
 
 
 def outcome(run: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -54,22 +70,35 @@ def compare(two: Path, one: Path, *, trained: bool = False) -> None:
     (left, curves), (right, expected) = outcome(two), outcome(one)
     assert left.keys() == right.keys()
     differing = sum(int((left[name] ^ right[name]).sum()) for name in left)
-    # Weights that were trained before they were ranked differ in their last bits, and two that are as good as equal may change places.
+    # Weights that were trained before they were ranked differ in their last bits, and two that are
+    # as good as equal may change places.
     assert differing <= (2 if trained else 0)
     assert expected.shape == (5, 3)
-    # Sums of floats in another order; accuracies are counts and may differ by an image on the edge, of 256.
+    # Sums of floats in another order; accuracies are counts and may differ by an image on the edge,
+    # of 256.
     torch.testing.assert_close(curves[:2], expected[:2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(curves[2:], expected[2:], rtol=0, atol=1.5 / 256)
 
 
 @pytest.mark.parametrize(
-    "overlay", [name if name in ("synflow", "snip") else pytest.param(name, marks=pytest.mark.slow) for name in OVERLAYS]
+    "overlay",
+    [
+        name if name in ("synflow", "snip") else pytest.param(name, marks=pytest.mark.slow)
+        for name in OVERLAYS
+    ],
 )
-def test_two_processes_choose_the_masks_of_one_and_follow_its_loss_curve(folder: Path, overlay: str, monkeypatch: Any) -> None:
-    for name, devices in (("two", ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]), ("one", [])):
+def test_two_processes_choose_the_masks_of_one_and_follow_its_loss_curve(
+    folder: Path, overlay: str, monkeypatch: Any
+) -> None:
+    for name, devices in (
+        ("two", ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]),
+        ("one", []),
+    ):
         monkeypatch.delenv(main._CLAIMED, raising=False)
         main.run([*FIT, *options(overlay), *devices, "--run", name])
-    compare(folder / "lightning_logs/two", folder / "lightning_logs/one", trained=overlay == "gradual")
+    compare(
+        folder / "lightning_logs/two", folder / "lightning_logs/one", trained=overlay == "gradual"
+    )
     assert (folder / "lightning_logs/one/masks.safetensors").exists() == (overlay != "dense")
 
 
@@ -80,12 +109,21 @@ ROOT = Path(__file__).parents[2]
 
 def start(folder: Path, *command: str, **extra: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **extra}
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def wait(*started: subprocess.Popen[str]) -> None:
     outputs = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * len(started), "\n".join(output[-3000:] for output in outputs)
+    assert [process.returncode for process in started] == [0] * len(started), "\n".join(
+        output[-3000:] for output in outputs
+    )
 
 
 OURS = [sys.executable, "-m", "synflow_pl"]
@@ -93,7 +131,14 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def settled(strategy: str, devices: int) -> list[str]:
-    return [*FIT, *options("synflow"), "--trainer.strategy", strategy, "--trainer.devices", str(devices)]
+    return [
+        *FIT,
+        *options("synflow"),
+        "--trainer.strategy",
+        strategy,
+        "--trainer.devices",
+        str(devices),
+    ]
 
 
 @pytest.fixture
@@ -107,18 +152,38 @@ def port() -> str:
 @pytest.mark.parametrize("how", ["ddp", "ddp_spawn", "torchrun"])
 def test_processes_that_are_started_otherwise_do_so_too(folder: Path, how: str, port: str) -> None:
     wait(start(folder, *OURS, *settled("auto", 1), "--run", "one"))
-    (folder / "named.yaml").write_text("run: two\n")  # torchrun takes --run for an option of its own
-    launcher = [*TORCHRUN, "--nproc_per_node", "2", "--master_port", port, "-m", "synflow_pl"] if how == "torchrun" else OURS
+    (folder / "named.yaml").write_text(
+        "run: two\n"
+    )  # torchrun takes --run for an option of its own
+    launcher = (
+        [*TORCHRUN, "--nproc_per_node", "2", "--master_port", port, "-m", "synflow_pl"]
+        if how == "torchrun"
+        else OURS
+    )
     strategy = "ddp" if how == "torchrun" else how
     wait(start(folder, *launcher, *settled(strategy, 2), "-c", "named.yaml"))
     compare(folder / "lightning_logs/two", folder / "lightning_logs/one")
     assert sorted(path.name for path in (folder / "lightning_logs").iterdir()) == ["one", "two"]
-    wait(start(folder, *OURS, "test", "--ckpt_path", "lightning_logs/two", "--trainer.strategy", "auto", "--trainer.devices", "1"))
+    wait(
+        start(
+            folder,
+            *OURS,
+            "test",
+            "--ckpt_path",
+            "lightning_logs/two",
+            "--trainer.strategy",
+            "auto",
+            "--trainer.devices",
+            "1",
+        )
+    )
 
 
 @pytest.fixture
 def nodes() -> Iterator[list[tuple[str, str]]]:
-    """Two network namespaces with a cable between them: name and interface of each. The first has the address 10.77.0.1."""
+    """Two network namespaces with a cable between them: name and interface of each. The first has
+    the address 10.77.0.1.
+    """
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("network namespaces need the command ip and root")
     names = [f"synflow_{os.getpid()}_{node}" for node in range(2)]
@@ -132,7 +197,11 @@ def nodes() -> Iterator[list[tuple[str, str]]]:
         commands = ["ip link add veth0 netns {0} type veth peer name veth1 netns {1}"]
         for node in range(2):
             own = f"ip -n {{{node}}} "
-            commands += [f"{own}link set lo up", f"{own}addr add 10.77.0.{node + 1}/24 dev veth{node}", f"{own}link set veth{node} up"]
+            commands += [
+                f"{own}link set lo up",
+                f"{own}addr add 10.77.0.{node + 1}/24 dev veth{node}",
+                f"{own}link set veth{node} up",
+            ]
         for command in commands:
             subprocess.run(command.format(*names).split(), check=True)
         yield [(name, f"veth{node}") for node, name in enumerate(names)]
@@ -147,20 +216,60 @@ def test_two_nodes_do_so_too(folder: Path, nodes: list[tuple[str, str]], port: s
     (folder / "named.yaml").write_text("run: two\n")
     started = []
     for rank, (name, interface) in enumerate(nodes):
-        rendezvous = ["--nnodes", "2", "--node_rank", str(rank), "--master_addr", "10.77.0.1", "--master_port", port]
+        rendezvous = [
+            "--nnodes",
+            "2",
+            "--node_rank",
+            str(rank),
+            "--master_addr",
+            "10.77.0.1",
+            "--master_port",
+            port,
+        ]
         launcher = [*TORCHRUN, *rendezvous, "--nproc_per_node", "1", "-m", "synflow_pl"]
         words = [*settled("ddp", 1), "--trainer.num_nodes", "2", "-c", "named.yaml"]
-        started.append(start(folder, "ip", "netns", "exec", name, *launcher, *words, GLOO_SOCKET_IFNAME=interface))
+        started.append(
+            start(
+                folder, "ip", "netns", "exec", name, *launcher, *words, GLOO_SOCKET_IFNAME=interface
+            )
+        )
     wait(*started)
     compare(folder / "lightning_logs/two", folder / "lightning_logs/one")
 
 
 # -- with the default progress bar, summary and loggers
 
-TWO = [*OURS, "fit", "-c", "demo", "--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
-FEW = ["--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "2", "--trainer.max_epochs", "3", "--pruning.rounds", "2"]
-PLACES = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
-BARS = {"default": [], "tqdm": ["--trainer.callbacks+=TQDMProgressBar"], "rich": ["--trainer.callbacks+=RichProgressBar"]}
+TWO = [
+    *OURS,
+    "fit",
+    "-c",
+    "demo",
+    "--trainer.strategy",
+    "ddp",
+    "--trainer.devices",
+    "2",
+    "--trainer.accelerator",
+    "cpu",
+]
+FEW = [
+    "--trainer.limit_train_batches",
+    "4",
+    "--trainer.limit_val_batches",
+    "2",
+    "--trainer.max_epochs",
+    "3",
+    "--pruning.rounds",
+    "2",
+]
+PLACES = {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
+}
+BARS = {
+    "default": [],
+    "tqdm": ["--trainer.callbacks+=TQDMProgressBar"],
+    "rich": ["--trainer.callbacks+=RichProgressBar"],
+}
 VALIDATIONS = {
     "validated": [],
     "not validated": ["--trainer.limit_val_batches", "0"],
@@ -168,7 +277,11 @@ VALIDATIONS = {
     "validated seldom": ["--trainer.check_val_every_n_epoch", "2"],
     "tested too": ["--data.test_each_epoch", "true"],
     "best": ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor", "val/loss"],
-    "stopped early": ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss"],
+    "stopped early": [
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor",
+        "val/loss",
+    ],
     "averaged": ["--trainer.callbacks+=EMAWeightAveraging"],
     "gradual": ["-c", "pruners/gradual", "--pruning.density", "0.3"],
     "later": ["--pruning.at_epoch", "1"],
@@ -185,8 +298,12 @@ QUICK = [("default", "validated"), ("tqdm", "not validated")]
         if bar == "default" or validation in ("validated", "not validated")
     ],
 )
-def test_two_processes_that_show_their_progress_end_by_themselves(folder: Path, bar: str, validation: str) -> None:
-    done = run_command([*TWO, *FEW, *VALIDATIONS[validation], *BARS[bar], "--run", "two"], folder, PLACES)
+def test_two_processes_that_show_their_progress_end_by_themselves(
+    folder: Path, bar: str, validation: str
+) -> None:
+    done = run_command(
+        [*TWO, *FEW, *VALIDATIONS[validation], *BARS[bar], "--run", "two"], folder, PLACES
+    )
     assert done.returncode == 0, done.output
     assert "Epoch 2" in done.output
     with (folder / "lightning_logs/two/metrics.csv").open() as file:
@@ -206,7 +323,14 @@ def test_processes_that_torchrun_started_end_by_themselves_too(folder: Path, por
 
 @pytest.mark.slow
 def test_two_processes_go_on_where_a_signal_stopped_them(folder: Path) -> None:
-    words = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "20", "--trainer.limit_val_batches", "2"]
+    words = [
+        "--trainer.max_epochs",
+        "2",
+        "--trainer.limit_train_batches",
+        "20",
+        "--trainer.limit_val_batches",
+        "2",
+    ]
     words += ["--trainer.callbacks+=crash.Steps", "--pruning.rounds", "2", "--run"]
     steps = folder / "steps"
     with Command([*TWO, *words, "two"], folder, PLACES) as command:
@@ -216,16 +340,25 @@ def test_two_processes_go_on_where_a_signal_stopped_them(folder: Path) -> None:
     for name in ("two", "whole"):
         done = run_command([*TWO, *words, name, "--ckpt_path", "last"], folder, PLACES)
         assert done.returncode == 0, done.output
-    resumed, whole = (read(folder / f"lightning_logs/{name}/checkpoints/last.ckpt") for name in ("two", "whole"))
+    resumed, whole = (
+        read(folder / f"lightning_logs/{name}/checkpoints/last.ckpt") for name in ("two", "whole")
+    )
     assert resumed["global_step"] == whole["global_step"] == 40
     for name, tensor in whole["state_dict"].items():
         torch.testing.assert_close(resumed["state_dict"][name], tensor, rtol=1e-4, atol=1e-6)
-    assert outcome(folder / "lightning_logs/two")[0].keys() == outcome(folder / "lightning_logs/whole")[0].keys()
+    assert (
+        outcome(folder / "lightning_logs/two")[0].keys()
+        == outcome(folder / "lightning_logs/whole")[0].keys()
+    )
 
 
 def second_rank(command: Command) -> int:
     """The process that the first one started as the second rank."""
-    ranks = [pid for pid in command.processes() if b"\0LOCAL_RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    ranks = [
+        pid
+        for pid in command.processes()
+        if b"\0LOCAL_RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
+    ]
     assert ranks
     return ranks[0]
 
@@ -241,8 +374,18 @@ def second_rank(command: Command) -> int:
         pytest.param(signal.SIGTERM, "second", marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_ends_both_processes_within_a_batch(folder: Path, number: signal.Signals, to: str) -> None:
-    words = ["--trainer.max_epochs", "99", "--trainer.callbacks+=crash.Steps", "--pruning.rounds", "2", "--run", "two"]
+def test_a_signal_ends_both_processes_within_a_batch(
+    folder: Path, number: signal.Signals, to: str
+) -> None:
+    words = [
+        "--trainer.max_epochs",
+        "99",
+        "--trainer.callbacks+=crash.Steps",
+        "--pruning.rounds",
+        "2",
+        "--run",
+        "two",
+    ]
     steps = folder / "steps"
     with Command([*TWO, *words], folder, PLACES) as command:
         command.wait_until(lambda: steps.is_file() and int(steps.read_text() or 0) >= 3)
@@ -253,7 +396,8 @@ def test_a_signal_ends_both_processes_within_a_batch(folder: Path, number: signa
             os.kill(command.process.pid if to == "first" else second_rank(command), number)
         done = command.wait()
     assert done.returncode == 128 + number, done.output
-    # One batch may end between the reading of the file and the signal, and one runs when the signal comes.
+    # One batch may end between the reading of the file and the signal, and one runs when the signal
+    # comes.
     assert read(folder / "lightning_logs/two/checkpoints/last.ckpt")["global_step"] <= before + 2
 
 

@@ -1,4 +1,6 @@
-"""What a report needs of a run: the test accuracy of each epoch, which changes nothing of the training, and what was kept."""
+"""What a report needs of a run: the test accuracy of each epoch, which changes nothing of the
+training, and what was kept.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,17 @@ from conftest import QUIET
 from synflow_pl.cli.main import CLI, run
 from synflow_pl.data import Digits
 
-SHORT = ["-c", "demo", "--model.network.width", "4", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4", *QUIET]
+SHORT = [
+    "-c",
+    "demo",
+    "--model.network.width",
+    "4",
+    "--trainer.max_epochs",
+    "2",
+    "--trainer.limit_train_batches",
+    "4",
+    *QUIET,
+]
 
 
 def rows(folder: Path, column: str) -> list[float]:
@@ -25,7 +37,9 @@ def fitted(*more: str) -> CLI:
     return run(["fit", *SHORT, *more])
 
 
-def test_the_test_set_is_met_after_each_epoch_and_the_training_is_the_same_to_the_last_bit(folder: Path) -> None:
+def test_the_test_set_is_met_after_each_epoch_and_the_training_is_the_same_to_the_last_bit(
+    folder: Path,
+) -> None:
     plain = fitted("--run", "plain").model.network.state_dict()
     cli = fitted("--run", "told", "--data.test_each_epoch", "true")
     told = cli.model.network.state_dict()

@@ -37,14 +37,23 @@ def test_layers_writes_a_row_for_each_pruner_and_layer_and_touches_no_data_for_n
     folder = "lightning_logs/layers-mnist_fc-seed0"
     assert files(folder) == {"layers.csv", "layers.png", "layers.pdf", "command.txt"}
     rows = table(f"{folder}/layers.csv")
-    assert [row["pruner"] for row in rows] == [name for name in ("magnitude", "snip", "synflow") for _ in SIZES]
+    assert [row["pruner"] for row in rows] == [
+        name for name in ("magnitude", "snip", "synflow") for _ in SIZES
+    ]
     assert [int(row["weights"]) for row in rows] == 3 * SIZES
-    assert all(float(row["average"]) == pytest.approx(float(row["total"]) / int(row["weights"])) for row in rows)
+    assert all(
+        float(row["average"]) == pytest.approx(float(row["total"]) / int(row["weights"]))
+        for row in rows
+    )
     totals = [float(row["total"]) for row in rows if row["pruner"] == "synflow"]
     assert totals == pytest.approx([totals[0]] * 6, rel=1e-5)
     told = capsys.readouterr().out
     assert "0.0000" in next(line for line in told.splitlines() if line.startswith("synflow"))
-    assert Path(folder, "command.txt").read_text().startswith("synflow_pl experiment layers -c mnist_fc --model.network.width 20")
+    assert (
+        Path(folder, "command.txt")
+        .read_text()
+        .startswith("synflow_pl experiment layers -c mnist_fc --model.network.width 20")
+    )
 
 
 @pytest.mark.usefixtures("folder", "generated")
@@ -62,9 +71,14 @@ def test_schedule_goes_through_every_case(touched: list[str]) -> None:
     experiment(["schedule", *FC_SMALL, *cases])
     assert touched == []
     rows = table("lightning_logs/schedule-mnist_fc-seed0/schedule.csv")
-    ratios = {(row["schedule"], float(row["exponent"]), int(row["rounds"])): float(row["ratio"]) for row in rows}
+    ratios = {
+        (row["schedule"], float(row["exponent"]), int(row["rounds"])): float(row["ratio"])
+        for row in rows
+    }
     assert len(rows) == len(ratios) == 8
-    assert ratios["linear", 2, 1] == ratios["exponential", 2, 1]  # in one round there is nothing to spread
+    assert (
+        ratios["linear", 2, 1] == ratios["exponential", 2, 1]
+    )  # in one round there is nothing to spread
     assert ratios["exponential", 2, 5] < ratios["linear", 2, 5] < ratios["linear", 2, 1]
 
 
@@ -72,29 +86,58 @@ def test_schedule_goes_through_every_case(touched: list[str]) -> None:
 def test_magnitude_is_a_dense_run_that_is_looked_at() -> None:
     experiment(["magnitude", *FC_SMALL, *QUIET, "--trainer.max_epochs", "2"])
     folder = "lightning_logs/magnitude-mnist_fc-seed0"
-    assert files(folder) >= {"magnitude.csv", "magnitude.png", "magnitude.pdf", "config.yaml", "checkpoints", "command.txt"}
+    assert files(folder) >= {
+        "magnitude.csv",
+        "magnitude.png",
+        "magnitude.pdf",
+        "config.yaml",
+        "checkpoints",
+        "command.txt",
+    }
     assert not Path(folder, "masks.safetensors").exists()
     rows = table(f"{folder}/magnitude.csv")
     assert [int(row["epoch"]) for row in rows] == [epoch for epoch in (0, 1, 2) for _ in SIZES]
     torch.manual_seed(0)
     drawn = FC((1, 28, 28), width=20)
-    squares = [float(parameter.square().mean()) for name, parameter in drawn.named_parameters() if name.endswith("weight")]
-    assert [float(row["average"]) for row in rows[:6]] == pytest.approx(squares, rel=0.2)  # of the same distributions
+    squares = [
+        float(parameter.square().mean())
+        for name, parameter in drawn.named_parameters()
+        if name.endswith("weight")
+    ]
+    assert [float(row["average"]) for row in rows[:6]] == pytest.approx(
+        squares, rel=0.2
+    )  # of the same distributions
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("args", "status", "said"),
     [
-        (["unit"], 2, "there is no experiment 'unit'; there are units, layers, magnitude, schedule"),
+        (
+            ["unit"],
+            2,
+            "there is no experiment 'unit'; there are units, layers, magnitude, schedule",
+        ),
         (["layers", *FC_SMALL, "--pruners", "synflo"], 2, "no recipe 'pruners/synflo'"),
-        (["layers", *FC_SMALL, "--pruners", "dense"], 2, "'dense' prunes nothing, so it has no scores"),
+        (
+            ["layers", *FC_SMALL, "--pruners", "dense"],
+            2,
+            "'dense' prunes nothing, so it has no scores",
+        ),
         (["layers", *FC_SMALL, "--noise", "0"], 2, "noise: 0 must be a number of images"),
         (["schedule", *FC_SMALL, "--rounds", "0"], 2, "at least 1 each"),
         (["schedule", *FC_SMALL, "--exponents", "-1"], 2, "exponents [-1.0] positive"),
-        (["schedule", *FC_SMALL, "--noise", "4", "--pruners", "grasp", "--rounds", "1"], 1, "GraSP gives negative scores"),
+        (
+            ["schedule", *FC_SMALL, "--noise", "4", "--pruners", "grasp", "--rounds", "1"],
+            1,
+            "GraSP gives negative scores",
+        ),
         (["layers", *FC_SMALL, "--modl.network", "FC"], 2, "there is no option modl.network"),
-        (["layers", "--data", "ImageNet", "--model.network", "VGG", *CPU, "--pruners", "snip"], 1, "there is no folder"),
+        (
+            ["layers", "--data", "ImageNet", "--model.network", "VGG", *CPU, "--pruners", "snip"],
+            1,
+            "there is no folder",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_leaves_no_folder(
@@ -103,7 +146,9 @@ def test_what_cannot_be_is_one_sentence_and_leaves_no_folder(
     with pytest.raises(SystemExit) as left:
         experiment(args)
     assert left.value.code == status
-    error = next(line for line in capsys.readouterr().err.splitlines() if "synflow_pl: error:" in line)
+    error = next(
+        line for line in capsys.readouterr().err.splitlines() if "synflow_pl: error:" in line
+    )
     assert said in error
     assert not Path("lightning_logs").exists()
 
@@ -114,4 +159,7 @@ def test_help_names_the_experiments_and_their_options(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         experiment(["schedule", "--help"])
     told = capsys.readouterr().out
-    assert all(option in told for option in ("--schedules", "--rounds", "--exponents", "--pruners", "--noise"))
+    assert all(
+        option in told
+        for option in ("--schedules", "--rounds", "--exponents", "--pruners", "--noise")
+    )

@@ -18,12 +18,33 @@ from synflow_pl.export import FORMATS
 from synflow_pl.networks import FC
 from tests.cli.conftest import QUIET
 
-SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "20", "--trainer.accelerator", "cpu", *QUIET]
+SHORT = [
+    "--trainer.max_epochs",
+    "1",
+    "--trainer.limit_train_batches",
+    "20",
+    "--trainer.accelerator",
+    "cpu",
+    *QUIET,
+]
 
 
 @pytest.fixture
 def fitted(folder: Path) -> Path:
-    run(["fit", "-c", "demo", "--pruning.density", "0.02", "--pruning.rounds", "5", "--run", "small", *SHORT])
+    run(
+        [
+            "fit",
+            "-c",
+            "demo",
+            "--pruning.density",
+            "0.02",
+            "--pruning.rounds",
+            "5",
+            "--run",
+            "small",
+            *SHORT,
+        ]
+    )
     return folder / "lightning_logs" / "small"
 
 
@@ -32,7 +53,9 @@ def lines(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def test_a_run_becomes_files_that_predict_what_it_predicts(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_becomes_files_that_predict_what_it_predicts(
+    fitted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = fitted.parents[1] / "own"
     own.mkdir()
     for index, image in enumerate(Digits().images(False)[0][:6]):
@@ -43,15 +66,36 @@ def test_a_run_becomes_files_that_predict_what_it_predicts(fitted: Path, capsys:
     assert "- val/accuracy" in card
     files = sorted(path.name for path in (fitted / "export").iterdir())
     assert files == ["model.md", "model.onnx", "model.pt2", "model.safetensors"]
-    run(["predict", "--ckpt_path", str(fitted), "--data.predict_on", str(own), "--trainer.accelerator", "cpu", *QUIET])
+    run(
+        [
+            "predict",
+            "--ckpt_path",
+            str(fitted),
+            "--data.predict_dir",
+            str(own),
+            "--trainer.accelerator",
+            "cpu",
+            *QUIET,
+        ]
+    )
     truth = lines(fitted / "predictions.csv")
     assert len(truth) == 7
     for name in ("onnx", "pt2", "safetensors"):
         trust = ["--trust"] if name == "pt2" else []
-        predict_exported(["--ckpt_path", str(fitted / "export" / f"model.{name}"), "--data.predict_on", str(own), *trust])
+        predict_exported(
+            [
+                "--ckpt_path",
+                str(fitted / "export" / f"model.{name}"),
+                "--data.predict_dir",
+                str(own),
+                *trust,
+            ]
+        )
         found = lines(fitted / "export" / "predictions.csv")
         assert [line[:2] for line in found] == [line[:2] for line in truth]
-        assert [float(line[2]) for line in found[1:]] == pytest.approx([float(line[2]) for line in truth[1:]], abs=1e-4)
+        assert [float(line[2]) for line in found[1:]] == pytest.approx(
+            [float(line[2]) for line in truth[1:]], abs=1e-4
+        )
     capsys.readouterr()
     compact_command(["--ckpt_path", str(fitted), "--output", str(fitted / "compacted")])
     assert "layers.2.weight  32x32x3x3" in capsys.readouterr().out
@@ -62,14 +106,32 @@ def test_a_run_becomes_files_that_predict_what_it_predicts(fitted: Path, capsys:
     ("command", "args", "message"),
     [
         (compact_command, ["--ckpt_path", "nowhere"], "no checkpoint at 'nowhere'"),
-        (compact_command, ["--ckpt_path", ".", "--output", "model.onnx"], "'model.onnx' ends on .onnx, which is added; leave it out"),
-        (export_command, ["--ckpt_path", ".", "--output", "/dev/null/model"], "--output: the folder '/dev/null' cannot be made"),
+        (
+            compact_command,
+            ["--ckpt_path", ".", "--output", "model.onnx"],
+            "'model.onnx' ends on .onnx, which is added; leave it out",
+        ),
+        (
+            export_command,
+            ["--ckpt_path", ".", "--output", "/dev/null/model"],
+            "--output: the folder '/dev/null' cannot be made",
+        ),
         (compact_command, [], "the following arguments are required: --ckpt_path"),
-        (export_command, ["--ckpt_path", "nowhere", "--format", "tflite"], "invalid choice: 'tflite'"),
-        (predict_exported, ["--ckpt_path", "nowhere.onnx", "--data.predict_on", "."], "there is no file 'nowhere.onnx'"),
+        (
+            export_command,
+            ["--ckpt_path", "nowhere", "--format", "tflite"],
+            "invalid choice: 'tflite'",
+        ),
+        (
+            predict_exported,
+            ["--ckpt_path", "nowhere.onnx", "--data.predict_dir", "."],
+            "there is no file 'nowhere.onnx'",
+        ),
     ],
 )
-def test_a_mistake_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str], command, args, message) -> None:  # type: ignore[no-untyped-def]
+def test_a_mistake_is_one_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str], command, args, message
+) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(SystemExit):
         command(args)
     said = capsys.readouterr().err
@@ -81,7 +143,9 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def refused(capsys: pytest.CaptureFixture[str], folder: Path, command, args: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
+def refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, command, args: list[str], message: str
+) -> None:  # type: ignore[no-untyped-def]
     """One sentence, and no file more or less than there were."""
     there = files(folder)
     capsys.readouterr()
@@ -94,7 +158,9 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, command, args: lis
     assert files(folder) == there
 
 
-def test_a_damaged_or_foreign_checkpoint_is_refused_in_one_sentence(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_or_foreign_checkpoint_is_refused_in_one_sentence(
+    fitted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = fitted / "checkpoints" / "last.ckpt"
     whole = checkpoint.read_bytes()
     held = torch.load(checkpoint, weights_only=True)
@@ -110,22 +176,38 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_in_one_sentence(fitted: Path
             refused(capsys, fitted.parents[1], command, ["--ckpt_path", str(checkpoint)], message)
 
 
-def test_damaged_and_foreign_files_are_not_predicted_from(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_and_foreign_files_are_not_predicted_from(
+    fitted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, own = fitted.parents[1], fitted.parents[1] / "own"
     own.mkdir()
     Image.new("L", (28, 28)).save(own / "a.png")
     export_command(["--ckpt_path", str(fitted), "--output", "model"])
-    given = ["--data.predict_on", str(own), "--trust"]
+    given = ["--data.predict_dir", str(own), "--trust"]
     for name in ("onnx", "pt2", "safetensors"):
         whole = Path(f"model.{name}").read_bytes()
         for content in (whole[: len(whole) // 2], whole[:-1], b"", b"something else"):
             Path(f"half.{name}").write_bytes(content)
             message = f"'half.{name}' cannot be read as"
-            refused(capsys, folder, predict_exported, ["--ckpt_path", f"half.{name}", *given], message)
-    refused(capsys, folder, predict_exported, ["--ckpt_path", "model.md", *given], "'model.md' is not one of .safetensors, .onnx, .pt2")
+            refused(
+                capsys, folder, predict_exported, ["--ckpt_path", f"half.{name}", *given], message
+            )
+    refused(
+        capsys,
+        folder,
+        predict_exported,
+        ["--ckpt_path", "model.md", *given],
+        "'model.md' is not one of .safetensors, .onnx, .pt2",
+    )
     (own / "b.png").write_bytes((own / "a.png").read_bytes()[:40])
     refused(capsys, folder, predict_exported, ["--ckpt_path", "model.onnx", *given], "b.png")
-    refused(capsys, folder, predict_exported, ["--ckpt_path", "model.onnx", "--data.predict_on", "none"], "there is no folder 'none'")
+    refused(
+        capsys,
+        folder,
+        predict_exported,
+        ["--ckpt_path", "model.onnx", "--data.predict_dir", "none"],
+        "there is no folder 'none'",
+    )
 
 
 def test_a_format_that_fails_takes_no_card_from_the_others(
@@ -134,12 +216,17 @@ def test_a_format_that_fails_takes_no_card_from_the_others(
     monkeypatch.setitem(FORMATS, "onnx", lambda *_: 1 / 0)
     with pytest.raises(SystemExit):
         export_command(["--ckpt_path", str(fitted), "--output", "model", "--data.batch_size", "1"])
-    assert "cannot be written as .onnx, and no file was written: division by zero" in capsys.readouterr().err
+    assert (
+        "cannot be written as .onnx, and no file was written: division by zero"
+        in capsys.readouterr().err
+    )
     assert "`model.safetensors`" in Path("model.md").read_text()
     assert not Path("model.onnx").exists()
 
 
-def test_a_dense_run_has_nothing_to_compact(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dense_run_has_nothing_to_compact(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(["fit", "-c", "demo", "-c", "pruners/dense", "--run", "dense", *SHORT])
     with pytest.raises(SystemExit):
         compact_command(["--ckpt_path", "lightning_logs/dense"])

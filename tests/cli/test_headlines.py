@@ -1,7 +1,9 @@
-"""Every command of the README runs as a user runs it: exactly as printed, with default settings, to its end or to Ctrl-C.
+"""Every command of the README runs as a user runs it: exactly as printed, with default settings, to
+its end or to Ctrl-C.
 
-Progress bar, summary, logger and thread count are the defaults; only the data sets are replaced by a few random images. A training that
-would last for minutes is stopped by Ctrl-C after its first epochs and must then end by itself, in all its processes.
+Progress bar, summary, logger and thread count are the defaults; only the data sets are replaced by
+a few random images. A training that would last for minutes is stopped by Ctrl-C after its first
+epochs and must then end by itself, in all its processes.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ from tests.data.generated import cifar, mnist
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 LIMIT = 480.0
-"""Seconds for one command on a busy machine with two cores; a hang is reported with the stacks of all processes."""
+"""Seconds for one command on a busy machine with two cores; a hang is reported with the stacks of
+all processes.
+"""
 RUN = "lightning_logs/mnist_fc-synflow-density0.1-seed0"
 
 
@@ -63,48 +67,89 @@ FIT = "synflow_pl fit -c mnist_fc"
 PRUNE = "synflow_pl prune -c mnist_fc --pruning.density 0.01"
 HEADLINES = (
     Headline(FIT, says="SynFlow kept"),
-    Headline("synflow_pl fit -c cifar10_vgg16 -c pruners/magnitude --pruning.density 0.05", epochs=2, says="Magnitude kept"),
+    Headline(
+        "synflow_pl fit -c cifar10_vgg16 -c pruners/magnitude --pruning.density 0.05",
+        epochs=2,
+        says="Magnitude kept",
+    ),
     Headline(f"synflow_pl test --ckpt_path {RUN}", needs=FIT, says="test/accuracy"),
-    Headline("synflow_pl predict --ckpt_path lightning_logs/NAME --data.predict_on FOLDER", needs=FIT, says=r"predictions\.csv"),
+    Headline(
+        "synflow_pl predict --ckpt_path lightning_logs/NAME --data.predict_dir FOLDER",
+        needs=FIT,
+        says=r"predictions\.csv",
+    ),
     Headline(PRUNE, says="fc"),
     Headline(
-        "synflow_pl fit -c mnist_fc --pruning.masks lightning_logs/mnist_fc-synflow-density0.01-seed0-pruned/masks.safetensors",
+        "synflow_pl fit -c mnist_fc --pruning.masks_path lightning_logs/mnist_fc-synflow-density0.01-seed0-pruned/masks.safetensors",
         needs=PRUNE,
         epochs=2,
         says="masks from a file kept",
     ),
-    Headline("synflow_pl prune -c cifar10_vgg16 --compare synflow snip magnitude", says="magnitude", slow=True),
-    Headline("synflow_pl fit -c mnist_conv -c pruners/snip --pruning.at_epoch 2", epochs=4, says="SNIP kept"),
-    Headline("synflow_pl fit -c mnist_conv -c pruners/gradual --pruning.pruner.over 0.75", epochs=2),
+    Headline(
+        "synflow_pl prune -c cifar10_vgg16 --compare synflow snip magnitude",
+        says="magnitude",
+        slow=True,
+    ),
+    Headline(
+        "synflow_pl fit -c mnist_conv -c pruners/snip --pruning.at_epoch 2",
+        epochs=4,
+        says="SNIP kept",
+    ),
+    Headline(
+        "synflow_pl fit -c mnist_conv -c pruners/gradual --pruning.pruner.end_fraction 0.75",
+        epochs=2,
+    ),
     Headline("synflow_pl multishot -c mnist_conv -c pruners/magnitude --levels 5", epochs=2),
-    Headline("synflow_pl multishot -c mnist_conv -c pruners/magnitude --levels 5 --rewind 2 --run late", epochs=4, slow=True),
-    Headline("synflow_pl fit -c cifar10_vgg16 --trainer.strategy ddp --trainer.devices 2", epochs=2, says="SynFlow kept"),
+    Headline(
+        "synflow_pl multishot -c mnist_conv -c pruners/magnitude --levels 5 --rewind 2 --run late",
+        epochs=4,
+        slow=True,
+    ),
+    Headline(
+        "synflow_pl fit -c cifar10_vgg16 --trainer.strategy ddp --trainer.devices 2",
+        epochs=2,
+        says="SynFlow kept",
+    ),
     Headline(
         "synflow_pl fit -c cifar10_vgg16 --trainer.precision 16-mixed --model.compile true --model.channels_last true",
         epochs=2,
         slow=True,
     ),
     Headline("synflow_pl fit -c mnist_conv --ckpt_path last", epochs=2, says="SynFlow kept"),
-    Headline("synflow_pl compact --ckpt_path lightning_logs/NAME", needs=FIT, says=r"model\.safetensors"),
+    Headline(
+        "synflow_pl compact --ckpt_path lightning_logs/NAME", needs=FIT, says=r"model\.safetensors"
+    ),
     Headline("synflow_pl export --ckpt_path lightning_logs/NAME", needs=FIT, says=r"model\.onnx"),
-    Headline("synflow_pl fit -c cifar10_vgg16 --pruning.compact true", epochs=2, says="SynFlow kept"),
-    Headline("synflow_pl fit -c cifar10_vgg16 --pruning.compact true --pruning.freeze_dead true", epochs=2, slow=True),
+    Headline(
+        "synflow_pl fit -c cifar10_vgg16 --pruning.compact true", epochs=2, says="SynFlow kept"
+    ),
+    Headline(
+        "synflow_pl fit -c cifar10_vgg16 --pruning.compact true --pruning.freeze_dead true",
+        epochs=2,
+        slow=True,
+    ),
     Headline("synflow_pl sweep -c sweeps/mnist --parallel 2", epochs=2),
     Headline("synflow_pl experiment units -c cifar10_resnet20", slow=True),
     Headline("synflow_pl experiment layers -c cifar10_vgg16", slow=True),
     Headline("synflow_pl experiment magnitude -c mnist_fc --model.optimizer.lr 0.001", slow=True),
-    Headline("synflow_pl experiment schedule -c cifar10_vgg16 --exponents 1 2 --rounds 1 10 30", slow=True),
+    Headline(
+        "synflow_pl experiment schedule -c cifar10_vgg16 --exponents 1 2 --rounds 1 10 30",
+        slow=True,
+    ),
 )
 NEEDED = {headline.needs for headline in HEADLINES}
 ELSEWHERE = {
     "synflow_pl fit -c cifar10_resnet20 --trainer.strategy ddp --trainer.devices 2 --trainer.sync_batchnorm true": "GPUs only",
-    "synflow_pl predict --ckpt_path lightning_logs/NAME/export/model.onnx --data.predict_on FOLDER": "below, after export",
+    "synflow_pl predict --ckpt_path lightning_logs/NAME/export/model.onnx --data.predict_dir FOLDER": "below, after export",
     "synflow_pl report sweeps/mnist": "below, after a run of the sweep",
     "synflow_pl report sweeps/figure6_cifar10 --paper": "test_report.py",
 }
-"""Commands that need what one test cannot give them (GPUs, a finished sweep), and where they are tested."""
+"""Commands that need what one test cannot give them (GPUs, a finished sweep), and where they are
+tested.
+"""
 
-# Files of CIFAR-10 are compared with the published checksums whenever they are used. This makes those of the generated files pass.
+# Files of CIFAR-10 are compared with the published checksums whenever they are used. This makes
+# those of the generated files pass.
 STARTUP = """
 import importlib.abc, importlib.machinery, sys
 
@@ -128,9 +173,17 @@ sys.meta_path.insert(0, _Generated())
 
 def commands(program: str) -> list[str]:
     """The README's commands of one program, without comments."""
-    blocks = [text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.M | re.S) if not kind]
+    blocks = [
+        text
+        for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.M | re.S)
+        if not kind
+    ]
     lines = [re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith(f"{program} ") and "--help" not in line and "--print_config" not in line]
+    return [
+        line
+        for line in lines
+        if line.startswith(f"{program} ") and "--help" not in line and "--print_config" not in line
+    ]
 
 
 def test_every_command_of_the_readme_is_tried() -> None:
@@ -140,7 +193,9 @@ def test_every_command_of_the_readme_is_tried() -> None:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MNIST of 240 random images, CIFAR-10 of 100, and a folder of pictures, in the layout of the published files."""
+    """MNIST of 240 random images, CIFAR-10 of 100, and a folder of pictures, in the layout of the
+    published files.
+    """
     folder = tmp_path_factory.mktemp("data")
     mnist(MNIST, folder, 240)
     cifar(CIFAR10, folder, 200)
@@ -161,18 +216,31 @@ class Shell:
 
     def __init__(self, folder: Path, data: Path) -> None:
         self.folder, self.data = folder, data
-        sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (data / CIFAR10.origin.base_folder).iterdir()}
+        sums = {
+            path.name: hashlib.md5(path.read_bytes()).hexdigest()
+            for path in (data / CIFAR10.origin.base_folder).iterdir()
+        }
         self._startup = STARTUP.replace("CHECKSUMS", repr(sums))
         self._programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
     def start(self, command: str) -> Command:
         """Start a command with NAME and FOLDER filled in."""
-        words = shlex.split(command.replace("lightning_logs/NAME", RUN).replace("FOLDER", str(self.data / "pictures")))
+        words = shlex.split(
+            command.replace("lightning_logs/NAME", RUN).replace(
+                "FOLDER", str(self.data / "pictures")
+            )
+        )
         program = shutil.which(words[0], path=self._programs)
         if program is None:
             pytest.skip(f"{words[0]} is not installed beside {sys.executable}")
         environment = {"SYNFLOW_DATA": str(self.data), "PATH": self._programs}
-        return Command([program, *words[1:]], self.folder, environment, without=("OMP_NUM_THREADS",), startup=self._startup)
+        return Command(
+            [program, *words[1:]],
+            self.folder,
+            environment,
+            without=("OMP_NUM_THREADS",),
+            startup=self._startup,
+        )
 
     def run(self, command: str, epochs: int = 0) -> Finished:
         """Run it to its end, or send Ctrl-C after some epochs and wait until it has ended."""
@@ -199,8 +267,12 @@ class Shell:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Callable[[str], tuple[Path, Finished]]:
-    """A function that runs a command once and returns the folder in which it ran and how it ended."""
+def made(
+    tmp_path_factory: pytest.TempPathFactory, data: Path
+) -> Callable[[str], tuple[Path, Finished]]:
+    """A function that runs a command once and returns the folder in which it ran and how it
+    ended.
+    """
     results: dict[str, tuple[Path, Finished]] = {}
 
     def make(command: str) -> tuple[Path, Finished]:
@@ -219,7 +291,12 @@ def shell(tmp_path: Path, data: Path) -> Shell:
 
 @pytest.mark.parametrize(
     "headline",
-    [pytest.param(x, id=x.command.removeprefix("synflow_pl "), marks=[pytest.mark.slow] if x.slow else []) for x in HEADLINES],
+    [
+        pytest.param(
+            x, id=x.command.removeprefix("synflow_pl "), marks=[pytest.mark.slow] if x.slow else []
+        )
+        for x in HEADLINES
+    ],
 )
 def test_it_runs_as_printed_with_default_settings(
     headline: Headline, shell: Shell, made: Callable[[str], tuple[Path, Finished]]
@@ -234,18 +311,27 @@ def test_it_runs_as_printed_with_default_settings(
     assert "Error" not in done.output
 
 
-def test_two_processes_started_as_printed_end_by_themselves_with_the_masks_of_one(shell: Shell, tmp_path: Path) -> None:
-    """The deadlock of default settings: the progress bar of rank 0 alone computed a metric of all ranks."""
+def test_two_processes_started_as_printed_end_by_themselves_with_the_masks_of_one(
+    shell: Shell, tmp_path: Path
+) -> None:
+    """The deadlock of default settings: the progress bar of rank 0 alone computed a metric of all
+    ranks.
+    """
     command = "synflow_pl fit -c demo --trainer.max_epochs 2"
     for options in ("--run two --trainer.strategy ddp --trainer.devices 2", "--run one"):
         done = shell.run(f"{command} {options}")
         assert done.returncode == 0, done.output
-    two, one = (Masks.load(tmp_path / "lightning_logs" / run / "masks.safetensors") for run in ("two", "one"))
+    two, one = (
+        Masks.load(tmp_path / "lightning_logs" / run / "masks.safetensors")
+        for run in ("two", "one")
+    )
     assert two.keys() == one.keys()
     assert all(torch.equal(two[name], one[name]) for name in one)
 
 
-def test_what_was_exported_predicts_as_printed(shell: Shell, made: Callable[[str], tuple[Path, Finished]]) -> None:
+def test_what_was_exported_predicts_as_printed(
+    shell: Shell, made: Callable[[str], tuple[Path, Finished]]
+) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     shutil.copytree(made(FIT)[0], shell.folder, dirs_exist_ok=True)
     for command in ("synflow_pl export --ckpt_path lightning_logs/NAME", list(ELSEWHERE)[1]):
@@ -263,7 +349,9 @@ def test_a_training_stopped_by_ctrl_c_resumes_with_the_printed_command(shell: Sh
     assert len(list((shell.folder / "lightning_logs").iterdir())) == 1
 
 
-def test_the_report_of_a_sweep_is_written_as_printed(shell: Shell, made: Callable[[str], tuple[Path, Finished]]) -> None:
+def test_the_report_of_a_sweep_is_written_as_printed(
+    shell: Shell, made: Callable[[str], tuple[Path, Finished]]
+) -> None:
     shutil.copytree(made(FIT)[0], shell.folder, dirs_exist_ok=True)
     done = shell.run(f"synflow_pl test --ckpt_path {RUN}")
     assert done.returncode == 0, done.output
@@ -273,7 +361,9 @@ def test_the_report_of_a_sweep_is_written_as_printed(shell: Shell, made: Callabl
     assert "MNIST, FC" in done.output
 
 
-def test_tensorboard_starts_as_printed(shell: Shell, made: Callable[[str], tuple[Path, Finished]]) -> None:
+def test_tensorboard_starts_as_printed(
+    shell: Shell, made: Callable[[str], tuple[Path, Finished]]
+) -> None:
     shutil.copytree(made(FIT)[0], shell.folder, dirs_exist_ok=True)
     with shell.start("tensorboard --logdir lightning_logs") as running:
         running.wait_for("http://", LIMIT)

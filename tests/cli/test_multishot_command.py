@@ -26,9 +26,29 @@ from synflow_pl.networks import Conv
 
 # Of width 4 instead of 32, conv has 9 * 4 + 9 * 4 * 4 + 4 * 784 * 10 = 31,540 weights.
 TOTAL = 31_540
-SHORT = ["--model.network.width", "4", "--trainer.max_epochs", "3", "--trainer.accelerator", "cpu", *QUIET]
+SHORT = [
+    "--model.network.width",
+    "4",
+    "--trainer.max_epochs",
+    "3",
+    "--trainer.accelerator",
+    "cpu",
+    *QUIET,
+]
 SHORT += [f"--trainer.limit_{part}_batches={count}" for part, count in (("train", 4), ("val", 1))]
-LOTTERY = ["-c", "demo", "-c", "pruners/magnitude", "--pruning.density", "0.04", "--levels", "2", "--run", "ticket", *SHORT]
+LOTTERY = [
+    "-c",
+    "demo",
+    "-c",
+    "pruners/magnitude",
+    "--pruning.density",
+    "0.04",
+    "--levels",
+    "2",
+    "--run",
+    "ticket",
+    *SHORT,
+]
 Fits = list[list[str]]
 
 
@@ -68,7 +88,12 @@ class Starts:
         monkeypatch.setattr(Classifier, "on_train_start", lambda module: self.note(module))
 
     def note(self, module: Classifier) -> None:
-        self.weights.append({name: parameter.detach().clone() for name, parameter in module.network.named_parameters()})
+        self.weights.append(
+            {
+                name: parameter.detach().clone()
+                for name, parameter in module.network.named_parameters()
+            }
+        )
         self.steps.append(module.trainer.global_step)
         assert module.trainer.optimizers[0].state == {}  # no momentum
 
@@ -78,7 +103,10 @@ def test_each_level_starts_rewound_under_the_largest_trained_weights(
     rewind: int, fits: Fits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     starts = Starts(monkeypatch)
-    milestones = ["--model.scheduler.milestones", "[1]"]  # so that the learning rate says which epoch it is
+    milestones = [
+        "--model.scheduler.milestones",
+        "[1]",
+    ]  # so that the learning rate says which epoch it is
     multishot([*LOTTERY, "--rewind", str(rewind), *milestones])
 
     assert starts.steps == [0, 4 * rewind, 4 * rewind]
@@ -90,34 +118,51 @@ def test_each_level_starts_rewound_under_the_largest_trained_weights(
         trained = load_weights(conv(), level(number))
         assert all(not parameter[~mask].any() for parameter, mask in masks.parameters(trained))
         if number:
-            before, ranked = Masks.load(level(number - 1) / "masks.safetensors"), load_weights(conv(), level(number - 1))
+            before, ranked = (
+                Masks.load(level(number - 1) / "masks.safetensors"),
+                load_weights(conv(), level(number - 1)),
+            )
             alive = torch.cat([mask.flatten() for mask in masks.values()])
-            magnitudes = torch.cat([ranked.get_parameter(name).detach().abs().flatten() for name in masks])
+            magnitudes = torch.cat(
+                [ranked.get_parameter(name).detach().abs().flatten() for name in masks]
+            )
             assert magnitudes[alive].min() >= magnitudes[~alive].max()
             assert all(not (mask & ~before[name]).any() for name, mask in masks.items())
         for name, weight in starts.weights[number].items():
             start = rewound if number else starts.weights[0]
-            assert torch.equal(weight, torch.where(masks[name], start[name], 0) if name in masks else start[name])
+            assert torch.equal(
+                weight, torch.where(masks[name], start[name], 0) if name in masks else start[name]
+            )
         # To the original end, whatever the level started from.
-        assert [int(row["epoch"]) for row in rows(number, "val/loss")] == list(range(rewind if number else 0, 3))
+        assert [int(row["epoch"]) for row in rows(number, "val/loss")] == list(
+            range(rewind if number else 0, 3)
+        )
         assert [float(row["lr-SGD"]) for row in rows(number, "lr-SGD")] == pytest.approx(
             [0.05, 0.005, 0.005][rewind if number else 0 :]
         )
     assert kept == [TOTAL, -(-TOTAL // 5), 1262]  # 1, 0.2 and 0.04 of them, rounded up
     table = capsys.readouterr().out.strip().splitlines()[-3:]
     assert [line.split()[:3] for line in table] == [
-        [str(level(number)), f"{count:,}", f"{count / TOTAL:.6g}"] for number, count in enumerate(kept)
+        [str(level(number)), f"{count:,}", f"{count / TOTAL:.6g}"]
+        for number, count in enumerate(kept)
     ]
 
 
-def test_a_second_call_does_nothing_twice_and_nothing_with_other_options(fits: Fits, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_call_does_nothing_twice_and_nothing_with_other_options(
+    fits: Fits, capsys: pytest.CaptureFixture[str]
+) -> None:
     multishot(LOTTERY)
     assert len(fits) == 3
     multishot(LOTTERY)
     assert len(fits) == 3
-    assert sorted(path.name for path in Path("lightning_logs").iterdir()) == [level(number).name for number in range(3)]
+    assert sorted(path.name for path in Path("lightning_logs").iterdir()) == [
+        level(number).name for number in range(3)
+    ]
     for other, message in (
-        (["--model.optimizer.lr", "0.01"], "was begun with model.optimizer.init_args.lr=0.05, not 0.01; give the same options"),
+        (
+            ["--model.optimizer.lr", "0.01"],
+            "was begun with model.optimizer.init_args.lr=0.05, not 0.01; give the same options",
+        ),
         (["--rewind", "1"], "was begun with trainer.callbacks="),
     ):
         with pytest.raises(SystemExit) as left:
@@ -128,7 +173,9 @@ def test_a_second_call_does_nothing_twice_and_nothing_with_other_options(fits: F
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
-def test_a_level_that_was_stopped_is_gone_on_with_where_it_was(epoch: int, fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_level_that_was_stopped_is_gone_on_with_where_it_was(
+    epoch: int, fits: Fits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(module: Classifier) -> None:
         if len(fits) == 2 and module.current_epoch == epoch:
             raise RuntimeError("stopped")
@@ -139,15 +186,18 @@ def test_a_level_that_was_stopped_is_gone_on_with_where_it_was(epoch: int, fits:
             multishot(LOTTERY)
     before = Masks.load(level(1) / "masks.safetensors")
     multishot(LOTTERY)
-    assert [next(name for name in reversed(args) if "level" in name and "/" not in name) for args in fits] == [
-        level(number).name for number in (0, 1, 1, 2)
-    ]
+    assert [
+        next(name for name in reversed(args) if "level" in name and "/" not in name)
+        for args in fits
+    ] == [level(number).name for number in (0, 1, 1, 2)]
     # Stopped before its first checkpoint it starts again, later it goes on.
     assert fits[2][-1] == str(level(1) if epoch else level(0) / "rewind.ckpt")
     assert [int(row["epoch"]) for row in rows(1, "val/loss")] == [0, 1, 2]
     after = Masks.load(level(1) / "masks.safetensors")
     assert all(torch.equal(after[name], mask) for name, mask in before.items())
-    assert sorted(path.name for path in Path("lightning_logs").iterdir()) == [level(number).name for number in range(3)]
+    assert sorted(path.name for path in Path("lightning_logs").iterdir()) == [
+        level(number).name for number in range(3)
+    ]
 
 
 def test_a_dense_level_that_was_stopped_before_its_rewind_point_was_written_starts_again(
@@ -169,7 +219,9 @@ def test_a_dense_level_that_was_stopped_before_its_rewind_point_was_written_star
     assert (dense / "rewind.ckpt").is_file()
 
 
-def test_a_folder_that_is_no_run_is_left_alone(fits: Fits, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_run_is_left_alone(
+    fits: Fits, capsys: pytest.CaptureFixture[str]
+) -> None:
     level(0).mkdir(parents=True)
     (level(0) / "thesis.tex").touch()
     with pytest.raises(SystemExit):
@@ -182,9 +234,15 @@ def test_a_folder_that_is_no_run_is_left_alone(fits: Fits, capsys: pytest.Captur
     ("other", "message"),
     [
         (["--levels", "0"], "levels: 0 must be at least 1"),
-        (["--rewind", "3"], "rewind: 3 must be an epoch of the training, at least 0 and less than max_epochs=3"),
+        (
+            ["--rewind", "3"],
+            "rewind: 3 must be an epoch of the training, at least 0 and less than max_epochs=3",
+        ),
         (["-c", "pruners/dense"], "multishot needs a pruner and --pruning.density"),
-        (["-c", "pruners/gradual"], "GradualMagnitude prunes while it trains, and multishot between trainings"),
+        (
+            ["-c", "pruners/gradual"],
+            "GradualMagnitude prunes while it trains, and multishot between trainings",
+        ),
         (["--pruning.at_epoch", "1"], "pruning.at_epoch cannot go with multishot"),
         (["-c", "sanity/shuffle"], "pruning.sanity cannot go with multishot"),
         (["--ckpt_path", "x"], "ckpt_path cannot go with multishot"),
@@ -230,11 +288,15 @@ def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_and_started_again_with_the_same_command_it_ends_as_asked(how: signal.Signals, folder: Path) -> None:
+def test_killed_and_started_again_with_the_same_command_it_ends_as_asked(
+    how: signal.Signals, folder: Path
+) -> None:
     package = str(Path(command.__file__).parents[2])
     started = [sys.executable, "-m", "synflow_pl", "multishot", *LOTTERY]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package}
-    process = subprocess.Popen(started, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        started, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     wait_for(lambda: (level(1) / "config.yaml").is_file() or process.poll() is not None)
     process.send_signal(how)
     process.wait(60)
@@ -248,7 +310,9 @@ def test_killed_and_started_again_with_the_same_command_it_ends_as_asked(how: si
         return done.returncode == 0
 
     wait_for(again)
-    assert sorted(path.name for path in Path("lightning_logs").iterdir()) == [level(number).name for number in range(3)]
+    assert sorted(path.name for path in Path("lightning_logs").iterdir()) == [
+        level(number).name for number in range(3)
+    ]
     for number in range(3):
         assert [int(row["epoch"]) for row in rows(number, "val/loss")] == [0, 1, 2]
     assert Masks.load(level(2) / "masks.safetensors").kept == 1262

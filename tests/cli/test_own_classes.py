@@ -1,4 +1,6 @@
-"""Classes of the user's own, from a file in the working directory, are found by every subcommand and from files in any folder."""
+"""Classes of the user's own, from a file in the working directory, are found by every subcommand
+and from files in any folder.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ trainer:
 
 @pytest.fixture
 def project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with classes and a recipe in a subfolder, which is not on the path, as for the console script."""
+    """A working directory with classes and a recipe in a subfolder, which is not on the path, as
+    for the console script.
+    """
     (folder / "mine.py").write_text(MINE)
     (folder / "recipes").mkdir()
     (folder / "recipes" / "mine.yaml").write_text(RECIPE)
@@ -57,7 +61,9 @@ def project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
-    """Run a command as the console script does, with nothing imported from the working directory yet."""
+    """Run a command as the console script does, with nothing imported from the working directory
+    yet.
+    """
     sys.modules.pop("mine", None)
     monkeypatch.setattr(sys, "argv", ["synflow_pl", *args])
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(Path.cwd())])
@@ -80,8 +86,20 @@ def test_own_classes_are_found_by_every_subcommand_from_a_recipe_in_another_fold
     command(monkeypatch, "export", "--ckpt_path", run, "--format", "safetensors")
     command(monkeypatch, "prune", *recipe, "--run", "pruned")
     command(monkeypatch, "prune", *recipe, "--compare", "magnitude", "random", "--run", "both")
-    command(monkeypatch, "experiment", "layers", *recipe, "--pruners", "magnitude", "--run", "layers")
-    command(monkeypatch, "sweep", "--recipes", '["recipes/mine.yaml"]', "--pruners", '["snip"]', "--densities", "[0.5]", "--dry_run")
+    command(
+        monkeypatch, "experiment", "layers", *recipe, "--pruners", "magnitude", "--run", "layers"
+    )
+    command(
+        monkeypatch,
+        "sweep",
+        "--recipes",
+        '["recipes/mine.yaml"]',
+        "--pruners",
+        '["snip"]',
+        "--densities",
+        "[0.5]",
+        "--dry_run",
+    )
     for name in (
         "a/export/model.safetensors",
         "a/predictions.csv",
@@ -99,7 +117,16 @@ def test_own_classes_are_found_by_multishot_a_sweep_and_the_report(
     recipe = ["-c", "recipes/mine.yaml"]
     command(monkeypatch, "multishot", "--levels", "1", *recipe, "--run", "shots")
     assert Path("lightning_logs/shots-level1of1/level.json").is_file()
-    sweep = ["--recipes", '["recipes/mine.yaml"]', "--pruners", '["magnitude"]', "--densities", "[0.5]", "--folder", "sweep"]
+    sweep = [
+        "--recipes",
+        '["recipes/mine.yaml"]',
+        "--pruners",
+        '["magnitude"]',
+        "--densities",
+        "[0.5]",
+        "--folder",
+        "sweep",
+    ]
     command(monkeypatch, "sweep", *sweep)
     command(monkeypatch, "report", "sweep")
     assert "magnitude" in Path("report/table.md").read_text()

@@ -1,4 +1,6 @@
-"""A mistake in an option of any subcommand is one sentence that names the nearest option, whichever parser the option belongs to."""
+"""A mistake in an option of any subcommand is one sentence that names the nearest option, whichever
+parser the option belongs to.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,16 @@ MISTAKES = {
     "export --ckptpath x": "there is no option ckptpath; did you mean ckpt_path?",
     "export --ckpt_path x --format onx": "argument --format: invalid choice: 'onx' (choose from",
     "compact": "the following arguments are required: --ckpt_path (a run",
-    "predict --ckpt_path model.onnx --data.predict_on . --outptu x": "there is no option outptu; did you mean output?",
+    "predict --ckpt_path model.onnx --data.predict_dir . --outptu x": "there is no option outptu; did you mean output?",
     "demo --trainer.max_epoch 1": "there is no option trainer.max_epoch; did you mean trainer.max_epochs?",
     "test --ckpt_pth x -c demo": "there is no option ckpt_pth; did you mean ckpt_path?",
     "validate -c demo --data.batch_sise 5": "there is no option batch_sise; did you mean batch_size?",
 }
 
 
-def answer(typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def answer(
+    typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str]:
     """Return the exit status and the only line that a command writes to standard error."""
     monkeypatch.setattr(sys, "argv", ["synflow_pl", *shlex.split(typed)])
     with pytest.raises(SystemExit) as left:
@@ -52,7 +56,12 @@ def answer(typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(("typed", "said"), MISTAKES.items(), ids=MISTAKES)
 def test_a_mistake_in_an_option_of_a_subcommand_is_one_sentence_with_the_nearest_option(
-    typed: str, said: str, folder: Path, touched: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    typed: str,
+    said: str,
+    folder: Path,
+    touched: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     status, line = answer(typed, monkeypatch, capsys)
     assert status == 2
@@ -68,7 +77,7 @@ def test_a_mistake_in_an_option_of_a_subcommand_is_one_sentence_with_the_nearest
         ("sweep -c sweeps/digits --folder place/in", "--folder"),
         ("export --ckpt_path nowhere.ckpt --output place/in/model", "--output"),
         ("compact --ckpt_path nowhere.ckpt --output place/in/model", "--output"),
-        ("predict --ckpt_path model.onnx --data.predict_on . --output place/in/x.csv", "--output"),
+        ("predict --ckpt_path model.onnx --data.predict_dir . --output place/in/x.csv", "--output"),
         ("fit -c demo --trainer.default_root_dir place/in", "--trainer.default_root_dir"),
     ],
 )
@@ -85,7 +94,11 @@ def test_a_folder_that_cannot_be_made_is_named_with_its_option_before_any_work(
         os.symlink("gone", "place")
     status, line = answer(command, monkeypatch, capsys)
     assert status in (1, 2)
-    why = "'place' is a file; move it away" if kind == "file" else "'place' is a link to 'gone', which does not exist; remove the link"
+    why = (
+        "'place' is a file; move it away"
+        if kind == "file"
+        else "'place' is a link to 'gone', which does not exist; remove the link"
+    )
     if command.startswith("sweep"):
         why = "place/in' cannot be made or written into"
     assert why in line

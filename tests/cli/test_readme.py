@@ -25,7 +25,11 @@ README = Path(__file__).parents[2] / "README.md"
 
 def blocks(language: str) -> list[str]:
     """The README's code blocks in one language; those without one are commands."""
-    return [text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(), flags=re.M | re.S) if kind == language]
+    return [
+        text
+        for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(), flags=re.M | re.S)
+        if kind == language
+    ]
 
 
 def commands(name: str) -> list[list[str]]:
@@ -36,7 +40,10 @@ def commands(name: str) -> list[list[str]]:
 
 def expanded(text: str) -> Iterator[str]:
     """As a shell reads braces: ``{a,b}_c`` is ``a_c`` and ``b_c``."""
-    parts = [part[1:-1].split(",") if part.startswith("{") else [part] for part in re.split(r"(\{[^{}]*\})", text)]
+    parts = [
+        part[1:-1].split(",") if part.startswith("{") else [part]
+        for part in re.split(r"(\{[^{}]*\})", text)
+    ]
     return map("".join, itertools.product(*parts))
 
 
@@ -47,32 +54,44 @@ def test_its_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     exec(compile(code, str(README), "exec"), names)
     if "masks" in names:
         assert names["masks"].density == pytest.approx(0.01, abs=1e-6)
-        removed = [parameter[~mask] for parameter, mask in names["masks"].parameters(names["network"])]
+        removed = [
+            parameter[~mask] for parameter, mask in names["masks"].parameters(names["network"])
+        ]
         assert not any(weights.any() for weights in removed)
     else:
-        kept = sum(int(p.count_nonzero()) for n, p in names["network"].named_parameters() if n.endswith("weight"))
+        kept = sum(
+            int(p.count_nonzero())
+            for n, p in names["network"].named_parameters()
+            if n.endswith("weight")
+        )
         assert kept == -(-260_384 // 20)
 
 
-def test_its_training_commands_are_understood_and_make_the_run_that_it_tests(built: Callable[..., CLI], folder: Path) -> None:
+def test_its_training_commands_are_understood_and_make_the_run_that_it_tests(
+    built: Callable[..., CLI], folder: Path
+) -> None:
     fits = [words for words in commands("synflow_pl") if words[0] == "fit"]
     assert len(fits) >= 2
     for words in fits:
-        if "--help" not in words and "--pruning.masks" not in words:
+        if "--help" not in words and "--pruning.masks_path" not in words:
             built(*words)
     (tested,) = [words for words in commands("synflow_pl") if words[0] == "test"]
     assert (folder / tested[tested.index("--ckpt_path") + 1]).is_dir()
 
 
-def test_its_prune_commands_are_understood_and_make_the_masks_that_it_trains_with(folder: Path, generated: None) -> None:
+def test_its_prune_commands_are_understood_and_make_the_masks_that_it_trains_with(
+    folder: Path, generated: None
+) -> None:
     prunings = [words for words in commands("synflow_pl") if words[0] == "prune"]
     plans = [command._Plan(resolved(compared(words))) for words in prunings]
     assert [plan.subcommand for plan in plans] == ["prune"] * len(prunings)
     assert any("--compare" in words for words in prunings)
     command.prune([*prunings[0][1:], *QUIET])
-    (training,) = [words for words in commands("synflow_pl") if "--pruning.masks" in words]
+    (training,) = [words for words in commands("synflow_pl") if "--pruning.masks_path" in words]
     cli = run([*training, *QUIET, "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"])
-    assert sum(int(p.count_nonzero()) for p in cli.model.network.parameters() if p.dim() > 1) == 1194
+    assert (
+        sum(int(p.count_nonzero()) for p in cli.model.network.parameters() if p.dim() > 1) == 1194
+    )
 
 
 def compared(words: list[str]) -> list[str]:
@@ -85,7 +104,9 @@ def compared(words: list[str]) -> list[str]:
     return [*words[:at], "-c", f"pruners/{overlays[0]}"]
 
 
-def test_its_torchrun_commands_start_a_training_that_is_understood(built: Callable[..., CLI], folder: Path) -> None:
+def test_its_torchrun_commands_start_a_training_that_is_understood(
+    built: Callable[..., CLI], folder: Path
+) -> None:
     (words,) = commands("torchrun")
     at = words.index("-m")
     assert words[at + 1] == "synflow_pl"
@@ -94,20 +115,30 @@ def test_its_torchrun_commands_start_a_training_that_is_understood(built: Callab
     built(*words[at + 2 :])
 
 
-def test_its_sbatch_script_has_ten_lines_and_its_training_is_understood(built: Callable[..., CLI], folder: Path) -> None:
+def test_its_sbatch_script_has_ten_lines_and_its_training_is_understood(
+    built: Callable[..., CLI], folder: Path
+) -> None:
     (script,) = blocks("sh")
     lines = script.splitlines()
     assert len(lines) == 10
     assert lines[0] == "#!/bin/bash"
-    options = dict(line.removeprefix("#SBATCH --").split("=") if "=" in line else (line, "") for line in lines[1:-1])
+    options = dict(
+        line.removeprefix("#SBATCH --").split("=") if "=" in line else (line, "")
+        for line in lines[1:-1]
+    )
     words = shlex.split(lines[-1])
     assert words[:3] == ["srun", "synflow_pl", "fit"]
     trainer = built(*words[2:], "--trainer.accelerator", "cpu").config.fit.trainer
     # SLURM starts a task for each device, and Lightning insists on it.
     assert str(trainer.devices) == options["ntasks-per-node"] == options["gpus-per-node"]
     assert trainer.strategy == "ddp"
-    if shutil.which("sbatch") and subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0:
-        here = [line for line in lines if not re.search("gpus|ntasks", line)]  # which this machine does not have
+    if (
+        shutil.which("sbatch")
+        and subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0
+    ):
+        here = [
+            line for line in lines if not re.search("gpus|ntasks", line)
+        ]  # which this machine does not have
         Path("job.sh").write_text("\n".join(here) + "\n")
         subprocess.run(["sbatch", "--test-only", "job.sh"], check=True, timeout=60)
 
@@ -129,7 +160,9 @@ def test_its_experiments_are_understood(built: Callable[..., CLI], folder: Path)
         experiment_planned([*words, "--trainer.accelerator", "cpu"])
 
 
-def test_its_sweep_commands_are_understood_and_its_reports_are_of_sweeps_that_there_are(folder: Path) -> None:
+def test_its_sweep_commands_are_understood_and_its_reports_are_of_sweeps_that_there_are(
+    folder: Path,
+) -> None:
     sweeps = [words[1:] for words in commands("synflow_pl") if words[0] == "sweep"]
     assert sweeps
     for words in sweeps:
@@ -150,7 +183,9 @@ def test_its_make_targets_are_there() -> None:
 
 def test_the_files_that_it_shows_and_runs_are_there() -> None:
     text = README.read_text()
-    for path in re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(r"python (benchmarks/\w+\.py)", text):
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(
+        r"python (benchmarks/\w+\.py)", text
+    ):
         assert (README.parent / path).is_file(), path
 
 

@@ -18,12 +18,21 @@ from synflow_pl.masks import prunable
 from synflow_pl.pruners.sanity import SANITY as SANITY_CLASSES
 from synflow_pl.training import PruneAtInit, WarmupCosine
 
-QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
+QUIET = [
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+    "--trainer.accelerator",
+    "cpu",
+]
 CONFIGS = recipe_folder()
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 PRUNERS = sorted(f"pruners/{path.stem}" for path in CONFIGS.glob("pruners/*.yaml"))
 # These have 45 million weights, or images four times as large.
-LARGE = [recipe for recipe in RECIPES if recipe.endswith("_wrn18") or recipe.startswith("tiny_imagenet")]
+LARGE = [
+    recipe for recipe in RECIPES if recipe.endswith("_wrn18") or recipe.startswith("tiny_imagenet")
+]
 # Where the real images lie, if they do: tests set the variable to an empty folder.
 REAL = os.environ.get("SYNFLOW_DATA")
 FOLDERS = {
@@ -46,7 +55,8 @@ def read(name: str) -> dict[str, Any]:
 def one_step(*names: str) -> CLI:
     """One training step of a recipe and its overlays, SynFlow with 2 rounds instead of 100.
 
-    Collapse is no failure here: one round of magnitude leaves FC's first layer, the widest, without a weight at density 0.1.
+    Collapse is no failure here: one round of magnitude leaves FC's first layer, the widest, without
+        a weight at density 0.1.
     """
     args = [part for name in names for part in ("-c", name)] + ["--pruning.on_collapse", "warn"]
     rounds = read(names[-1]).get("pruning", {}).get("rounds", 100) if names[-1] in PRUNERS else 100
@@ -77,14 +87,27 @@ def check(cli: CLI) -> None:
 
 
 def test_there_are_recipes_and_overlays() -> None:
-    assert {"demo", "mnist_fc", "mnist_conv", "cifar10_vgg16", "cifar10_vgg19", "cifar10_resnet20", "cifar10_wrn18"} <= set(RECIPES)
-    assert {"pruners/dense", "pruners/magnitude", "pruners/random", "pruners/synflow"} <= set(PRUNERS)
+    assert {
+        "demo",
+        "mnist_fc",
+        "mnist_conv",
+        "cifar10_vgg16",
+        "cifar10_vgg19",
+        "cifar10_resnet20",
+        "cifar10_wrn18",
+    } <= set(RECIPES)
+    assert {"pruners/dense", "pruners/magnitude", "pruners/random", "pruners/synflow"} <= set(
+        PRUNERS
+    )
     assert {"optim/warmup_cosine", "optim/no_decay_on_norms"} <= set(OPTIMS)
     assert {"loggers/tensorboard", "loggers/csv"} | PACKAGES.keys() == set(LOGGERS)
     assert "trainer/ddp" in TRAINERS
 
 
-@pytest.mark.parametrize("recipe", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in RECIPES])
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in RECIPES],
+)
 def test_every_recipe_trains(recipe: str, folder: Path, generated: None) -> None:
     check(one_step(recipe))
 
@@ -95,13 +118,35 @@ def test_every_recipe_trains_on_the_real_images(recipe: str, folder: Path) -> No
     needed = FOLDERS.get(read(recipe)["data"]["class_path"].rpartition(".")[2])
     if needed is not None and not (REAL and (Path(REAL) / needed).is_dir()):
         pytest.skip(f"no {needed} in $SYNFLOW_DATA")
-    batches = ["--data.batch_size", "8", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"]
+    batches = [
+        "--data.batch_size",
+        "8",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.limit_train_batches",
+        "3",
+    ]
     real = ["--data.data_dir", str(REAL)] if needed is not None else []
-    cli = run(["fit", "-c", recipe, *real, "--pruning.rounds", "10", *batches, "--trainer.limit_val_batches", "1", *QUIET])
+    cli = run(
+        [
+            "fit",
+            "-c",
+            recipe,
+            *real,
+            "--pruning.rounds",
+            "10",
+            *batches,
+            "--trainer.limit_val_batches",
+            "1",
+            *QUIET,
+        ]
+    )
     assert cli.trainer.global_step == 3
     masks = pruning(cli).masks
     assert masks is not None
-    assert all(not parameter[~mask].any() for parameter, mask in masks.parameters(cli.model.network))
+    assert all(
+        not parameter[~mask].any() for parameter, mask in masks.parameters(cli.model.network)
+    )
     assert float(cli.trainer.callback_metrics["val/loss"]) > 0
 
 
@@ -112,36 +157,57 @@ def test_every_overlay_trains(overlay: str, folder: Path, generated: None) -> No
 
 @pytest.mark.parametrize("overlay", LOGGERS)
 def test_every_logger_s_overlay_trains_or_names_the_package_that_is_not_installed(
-    overlay: str, folder: Path, generated: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    overlay: str,
+    folder: Path,
+    generated: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     package = PACKAGES.get(overlay)
-    few = ["--pruning.rounds", "2", "--data.batch_size", "4", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+    few = [
+        "--pruning.rounds",
+        "2",
+        "--data.batch_size",
+        "4",
+        "--trainer.limit_train_batches",
+        "1",
+        "--trainer.limit_val_batches",
+        "1",
+    ]
     args = ["fit", "-c", "mnist_fc", "-c", overlay, *few, "--trainer.max_epochs", "1", *QUIET]
     if package is not None and find_spec(package) is None:
         with pytest.raises(SystemExit, match="2"):
             run(args)
         *_, said = capsys.readouterr().err.strip().splitlines()
-        assert said.endswith(f"needs the package {package}, which is not installed: pip install {package}")
+        assert said.endswith(
+            f"needs the package {package}, which is not installed: pip install {package}"
+        )
         assert list(folder.iterdir()) == []
         return
     monkeypatch.setenv("WANDB_MODE", "offline")
     kept = run(args).run_folder
     assert kept is not None
-    assert {"metrics.csv", "diagnosis.csv", "masks.safetensors"} <= {path.name for path in kept.iterdir()}
-    assert any("tfevents" in path.name for path in kept.iterdir()) == (overlay == "loggers/tensorboard")
+    assert {"metrics.csv", "diagnosis.csv", "masks.safetensors"} <= {
+        path.name for path in kept.iterdir()
+    }
+    assert any("tfevents" in path.name for path in kept.iterdir()) == (
+        overlay == "loggers/tensorboard"
+    )
 
 
 @pytest.mark.parametrize("overlay", SANITY)
 @pytest.mark.parametrize("pruner", ["pruners/snip", "pruners/synflow"])
-def test_every_sanity_check_goes_over_a_pruner_s_overlay(overlay: str, pruner: str, folder: Path, generated: None) -> None:
+def test_every_sanity_check_goes_over_a_pruner_s_overlay(
+    overlay: str, pruner: str, folder: Path, generated: None
+) -> None:
     cli = one_step("mnist_fc", pruner, overlay)
     check(cli)
     assert type(pruning(cli).pruner) is SANITY_CLASSES[overlay.removeprefix("sanity/")]
 
 
 def combinations() -> list[tuple[str, str | None, str]]:
-    """Every recipe with every pruner's overlay, the overlays of the optimiser in turn: a Latin square, in which any two of a recipe, an
-    optimiser's overlay and a pruner's overlay meet.
+    """Every recipe with every pruner's overlay, the overlays of the optimiser in turn: a Latin
+    square, in which any two of a recipe, an optimiser's overlay and a pruner's overlay meet.
     """
     optims = [None, *OPTIMS]
     pairs = itertools.product(enumerate(RECIPES), enumerate(PRUNERS))
@@ -149,15 +215,25 @@ def combinations() -> list[tuple[str, str | None, str]]:
 
 
 def test_any_two_of_recipe_optimiser_and_pruner_are_tried_together() -> None:
-    tried = {frozenset(pair) for combination in combinations() for pair in itertools.combinations(combination, 2)}
+    tried = {
+        frozenset(pair)
+        for combination in combinations()
+        for pair in itertools.combinations(combination, 2)
+    }
     sets = (RECIPES, [None, *OPTIMS], PRUNERS)
-    wanted = {frozenset(pair) for a, b in itertools.combinations(sets, 2) for pair in itertools.product(a, b)}
+    wanted = {
+        frozenset(pair)
+        for a, b in itertools.combinations(sets, 2)
+        for pair in itertools.product(a, b)
+    }
     assert tried == wanted
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "optim", "pruner"), combinations())
-def test_every_recipe_trains_with_every_overlay(recipe: str, optim: str | None, pruner: str, folder: Path, generated: None) -> None:
+def test_every_recipe_trains_with_every_overlay(
+    recipe: str, optim: str | None, pruner: str, folder: Path, generated: None
+) -> None:
     check(one_step(recipe, *([optim] if optim else []), pruner))
 
 
@@ -193,16 +269,21 @@ def test_no_decay_on_norms_decays_weights_only(folder: Path, generated: None) ->
     assert (len(decayed["params"]), len(spared["params"])) == (22, 43)
 
 
-def test_warmup_cosine_replaces_the_drops_and_knows_how_long_the_training_is(folder: Path, generated: None) -> None:
+def test_warmup_cosine_replaces_the_drops_and_knows_how_long_the_training_is(
+    folder: Path, generated: None
+) -> None:
     cli = one_step("mnist_fc", "optim/warmup_cosine")
     scheduler = cli.trainer.lr_scheduler_configs[0].scheduler
     assert isinstance(scheduler, WarmupCosine)
     assert (
-        cli.config.fit.model.scheduler.init_args == {"warmup": 5, "epochs": 20} or cli.config.fit.model.scheduler.init_args.epochs == 20
+        cli.config.fit.model.scheduler.init_args == {"warmup": 5, "epochs": 20}
+        or cli.config.fit.model.scheduler.init_args.epochs == 20
     )
 
 
-def test_a_run_is_the_same_whatever_the_drawn_numbers_before_it(folder: Path, generated: None) -> None:
+def test_a_run_is_the_same_whatever_the_drawn_numbers_before_it(
+    folder: Path, generated: None
+) -> None:
     first = one_step("mnist_fc").model.network.state_dict()
     torch.rand(7)
     again = one_step("mnist_fc").model.network.state_dict()

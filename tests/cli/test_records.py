@@ -1,4 +1,6 @@
-"""Tests of the record of a run: its configuration after a resume, its end, and the checkpoint of each test."""
+"""Tests of the record of a run: its configuration after a resume, its end, and the checkpoint of
+each test.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,20 @@ from conftest import QUIET
 from synflow_pl.cli.main import CLI, run
 from synflow_pl.cli.recipes import overlays
 from synflow_pl.runs.progress import progress
-from synflow_pl.runs.reading import LeftOut, read
-from synflow_pl.runs.record import read_record
+from synflow_pl.runs.run_record import SkippedRun, read
+from synflow_pl.runs.training_record import read_record
 from synflow_pl.training import find_checkpoint
 from synflow_pl.training.checkpoints import read as content_of
 
-SHORT = ["--model.network.width", "2", "--trainer.accelerator", "cpu", "--pruning.rounds", "2", *QUIET]
+SHORT = [
+    "--model.network.width",
+    "2",
+    "--trainer.accelerator",
+    "cpu",
+    "--pruning.rounds",
+    "2",
+    *QUIET,
+]
 SHORT += ["--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1"]
 FIT = ["fit", "-c", "demo", *SHORT]
 EARLY = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
@@ -63,27 +73,39 @@ def test_a_run_that_has_ended_is_not_trained_again_however_it_ended(
     capsys.readouterr()
     for again in ("last", "last", str(RUN)):
         run([*command, "--ckpt_path", again])
-        assert f"lightning_logs/a has come to its end after {record.epochs} epochs ({record.steps} steps)" in capsys.readouterr().out
+        assert (
+            f"lightning_logs/a has come to its end after {record.epochs} epochs ({record.steps} steps)"
+            in capsys.readouterr().out
+        )
         assert find_checkpoint(RUN).read_bytes() == before
         assert read_record(RUN) == record
     assert (RUN / "metrics.csv").read_bytes().startswith(metrics)
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["a"]
 
 
-def test_an_ended_run_is_trained_further_with_more_epochs_and_its_test_is_no_longer_final(folder: Path) -> None:
+def test_an_ended_run_is_trained_further_with_more_epochs_and_its_test_is_no_longer_final(
+    folder: Path,
+) -> None:
     run([*FIT, *EARLY, "--trainer.max_epochs", "2", "--run", "a"])
     run(["test", "--ckpt_path", str(RUN), *QUIET])
     assert read(RUN, overlays()).accuracies.final is not None
     run([*FIT, *EARLY, "--trainer.max_epochs", "3", "--run", "a", "--ckpt_path", str(RUN)])
     assert content_of(find_checkpoint(RUN))["global_step"] == 9
-    with pytest.raises(LeftOut, match="it is not tested yet"):
+    with pytest.raises(SkippedRun, match="it is not tested yet"):
         read(RUN, overlays())
     run(["test", "--ckpt_path", str(RUN), *QUIET])
     assert read(RUN, overlays()).accuracies.final is not None
 
 
-def test_the_final_accuracy_is_that_of_the_last_checkpoint_whatever_is_tested_later(folder: Path) -> None:
-    keep = ["--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.save_top_k=-1", "--trainer.callbacks.every_n_epochs=1"]
+def test_the_final_accuracy_is_that_of_the_last_checkpoint_whatever_is_tested_later(
+    folder: Path,
+) -> None:
+    keep = [
+        "--trainer.callbacks",
+        "ModelCheckpoint",
+        "--trainer.callbacks.save_top_k=-1",
+        "--trainer.callbacks.every_n_epochs=1",
+    ]
     run([*FIT, "--trainer.max_epochs", "2", "--run", "a", *keep])
     run(["test", "--ckpt_path", str(RUN), *QUIET])
     final = progress(RUN).final
@@ -91,7 +113,10 @@ def test_the_final_accuracy_is_that_of_the_last_checkpoint_whatever_is_tested_la
     run(["test", "--ckpt_path", str(first), *QUIET])
     run(["test", "--ckpt_path", str(RUN), "--trainer.limit_test_batches", "1", *QUIET])
     assert progress(RUN).final == final == read(RUN, overlays()).accuracies.final
-    assert [(row["epoch"], row["step"], row["test/checkpoint"], row["test/otherwise"]) for row in rows_of_tests(RUN)] == [
+    assert [
+        (row["epoch"], row["step"], row["test/checkpoint"], row["test/otherwise"])
+        for row in rows_of_tests(RUN)
+    ] == [
         ("1", "5", "checkpoints/last.ckpt", ""),
         ("0", "2", f"checkpoints/{first.name}", ""),
         ("1", "5", "checkpoints/last.ckpt", "trainer.limit_test_batches=1"),
@@ -100,8 +125,26 @@ def test_the_final_accuracy_is_that_of_the_last_checkpoint_whatever_is_tested_la
 
 def test_the_configuration_of_a_resumed_run_says_what_it_was_trained_with(folder: Path) -> None:
     run([*FIT, "--trainer.max_epochs", "1", "--run", "a"])
-    other = ["--model.optimizer.lr", "0.0001", "--model.scheduler.gamma", "0.5", "--pruning.density", "0.5", "--pruning.scope", "local"]
-    other += ["--pruning.pruner", "SNIP", "--seed_everything", "3", "--trainer.max_epochs", "2", "--ckpt_path", str(RUN)]
+    other = [
+        "--model.optimizer.lr",
+        "0.0001",
+        "--model.scheduler.gamma",
+        "0.5",
+        "--pruning.density",
+        "0.5",
+        "--pruning.scope",
+        "local",
+    ]
+    other += [
+        "--pruning.pruner",
+        "SNIP",
+        "--seed_everything",
+        "3",
+        "--trainer.max_epochs",
+        "2",
+        "--ckpt_path",
+        str(RUN),
+    ]
     for name in ("b", "a"):
         cli = run([*FIT, *other, "--run", name])
         (group,) = cli.trainer.optimizers[0].param_groups
@@ -111,7 +154,8 @@ def test_the_configuration_of_a_resumed_run_says_what_it_was_trained_with(folder
         assert said_of(name, "pruning.scope") == "global"
         assert said_of(name, "pruning.pruner.class_path") == "synflow_pl.pruners.SynFlow"
         assert said_of(name, "trainer.max_epochs") == 2
-    # Weights and masks were drawn with the seed of the run; a run of another name may draw its batches otherwise.
+    # Weights and masks were drawn with the seed of the run; a run of another name may draw its
+    # batches otherwise.
     assert (said_of("a", "seed_everything"), said_of("b", "seed_everything")) == (0, 3)
 
 
@@ -119,7 +163,9 @@ def test_a_run_resumed_under_another_name_is_reported_like_any_other(folder: Pat
     run([*FIT, "--trainer.max_epochs", "1", "--run", "a"])
     find_checkpoint(RUN).rename("moved.ckpt")
     run([*FIT, "--trainer.max_epochs", "2", "--run", "b", "--ckpt_path", "moved.ckpt"])
-    was, now = (json.loads(Path("lightning_logs", name, "diagnosis.json").read_text()) for name in "ab")
+    was, now = (
+        json.loads(Path("lightning_logs", name, "diagnosis.json").read_text()) for name in "ab"
+    )
     for key in ("kept", "total", "density", "effective_density", "alive", "flops", "sparse_flops"):
         assert was[key] == now[key], key
     run(["test", "--ckpt_path", "lightning_logs/b", *QUIET])
@@ -129,7 +175,11 @@ def test_a_run_resumed_under_another_name_is_reported_like_any_other(folder: Pat
 
 
 @pytest.mark.parametrize("form", [["-c", "demo"], ["-c=demo"], ["--config=demo"], ["-cdemo"]])
-def test_an_option_typed_before_a_file_wins_over_it(form: list[str], built: Callable[..., CLI]) -> None:
-    options = built("fit", "--trainer.max_epochs", "1", "--pruning.density=0.5", *form, "-c", "pruners/snip").options
+def test_an_option_typed_before_a_file_wins_over_it(
+    form: list[str], built: Callable[..., CLI]
+) -> None:
+    options = built(
+        "fit", "--trainer.max_epochs", "1", "--pruning.density=0.5", *form, "-c", "pruners/snip"
+    ).options
     assert (options.trainer.max_epochs, options.pruning.density) == (1, 0.5)
     assert options.pruning.pruner.class_path == "synflow_pl.pruners.SNIP"

@@ -1,4 +1,6 @@
-"""Going on: which run ``--ckpt_path last`` and a requeued SLURM job take up, which they leave alone, and what is said."""
+"""Going on: which run ``--ckpt_path last`` and a requeued SLURM job take up, which they leave
+alone, and what is said.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,17 @@ from synflow_pl.cli.resume import OWNER
 from synflow_pl.training import PruneAtInit
 from synflow_pl.training.checkpoints import read
 
-SHORT = ["--model.network.width", "2", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--pruning.rounds", "2", *QUIET]
+SHORT = [
+    "--model.network.width",
+    "2",
+    "--trainer.max_epochs",
+    "2",
+    "--trainer.accelerator",
+    "cpu",
+    "--pruning.rounds",
+    "2",
+    *QUIET,
+]
 SHORT += [f"--trainer.limit_{part}_batches={count}" for part, count in (("train", 4), ("val", 1))]
 FIT = ["fit", "-c", "demo", *SHORT]
 NAME = "demo-synflow-density0.05-seed0"
@@ -47,9 +59,18 @@ def stop(monkeypatch: pytest.MonkeyPatch, at: str, *args: str) -> None:
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        where = (PruneAtInit, "_report") if at == "pruning" else (Classifier, "on_validation_epoch_start")
+        where = (
+            (PruneAtInit, "_report")
+            if at == "pruning"
+            else (Classifier, "on_validation_epoch_start")
+        )
         begun: list[int] = []
-        patch.setattr(*where, killed if at == "pruning" else lambda module: begun.append(1) or (len(begun) == 3 and killed()))
+        patch.setattr(
+            *where,
+            killed
+            if at == "pruning"
+            else lambda module: begun.append(1) or (len(begun) == 3 and killed()),
+        )
         with pytest.raises(RuntimeError, match="killed"):
             run([*FIT, *args])
 
@@ -84,23 +105,40 @@ def test_last_goes_on_in_the_run_that_was_stopped(
 
 
 def test_stopped_in_pruning_it_starts_again_in_the_same_run_and_says_so(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, undisturbed_network: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed_network: dict[str, torch.Tensor],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     stop(monkeypatch, "pruning")
     (RUN / ".masks.safetensors.x.unfinished").touch()
     cli = run([*FIT, *LAST])
-    assert f"{RUN} was stopped before its first checkpoint; it starts again there, with pruning." in capsys.readouterr().out
+    assert (
+        f"{RUN} was stopped before its first checkpoint; it starts again there, with pruning."
+        in capsys.readouterr().out
+    )
     assert same(cli.model.network, undisturbed_network)
     assert runs() == [NAME]
     assert sorted(path.name.partition(".tfevents")[0] for path in RUN.iterdir()) == [
-        *(OWNER, "checkpoints", "config.yaml", "diagnosis.csv", "diagnosis.json", "events.out", "machines.txt", "masks.safetensors"),
+        *(
+            OWNER,
+            "checkpoints",
+            "config.yaml",
+            "diagnosis.csv",
+            "diagnosis.json",
+            "events.out",
+            "machines.txt",
+            "masks.safetensors",
+        ),
         *("metrics.csv", "training.json"),
     ]
     with open(RUN / "metrics.csv", newline="") as file:
         assert len([row for row in csv.DictReader(file) if row["pruning/density"]]) == 2
 
 
-def test_last_takes_no_run_of_other_settings(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_last_takes_no_run_of_other_settings(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     stop(monkeypatch, "epoch")
     run([*FIT, "--model.optimizer.lr", "0.01", *LAST])
     assert (
@@ -111,7 +149,9 @@ def test_last_takes_no_run_of_other_settings(folder: Path, monkeypatch: pytest.M
     assert read(RUN / "checkpoints/last.ckpt")["global_step"] == 4
 
 
-def test_of_several_runs_the_one_with_the_newest_checkpoint_goes_on_and_a_name_narrows_the_choice(built: Callable[..., CLI]) -> None:
+def test_of_several_runs_the_one_with_the_newest_checkpoint_goes_on_and_a_name_narrows_the_choice(
+    built: Callable[..., CLI],
+) -> None:
     for name in (NAME, f"{NAME}-2", "other"):
         built(*FIT, "--run", name)
     for age, name in enumerate((f"{NAME}-2", NAME, "other")):
@@ -124,7 +164,9 @@ def test_of_several_runs_the_one_with_the_newest_checkpoint_goes_on_and_a_name_n
 
 
 def CLI_of(built: Callable[..., CLI], *args: str) -> str:
-    """The run that a command goes on in; the checkpoints here are empty, so that nothing is restored."""
+    """The run that a command goes on in; the checkpoints here are empty, so that nothing is
+    restored.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CLI, "_check_checkpoint", lambda *_: None)
         found = built(*args).run_folder
@@ -154,7 +196,9 @@ def test_last_leaves_a_run_alone_that_another_process_works_in(
 
 
 @pytest.mark.parametrize("word", ["best", "hpc", "registry"])
-def test_other_words_of_lightning_s_name_no_checkpoint(word: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_words_of_lightning_s_name_no_checkpoint(
+    word: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         run([*FIT, "--ckpt_path", word])
     assert f"no checkpoint at '{word}'" in capsys.readouterr().err
@@ -172,7 +216,10 @@ def job(monkeypatch: pytest.MonkeyPatch, number: int, restarts: int) -> None:
 
 
 def test_a_requeued_job_goes_on_in_its_own_run_and_in_no_other(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, undisturbed_network: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed_network: dict[str, torch.Tensor],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # SIGUSR1 stays as it is
     for number in (7, 8):
@@ -190,12 +237,23 @@ def test_a_requeued_job_goes_on_in_its_own_run_and_in_no_other(
     monkeypatch.delenv("SLURM_RESTART_COUNT")
     capsys.readouterr()
     assert run([*FIT, *LAST]).run_folder == Path("lightning_logs") / f"{NAME}-4"
-    assert f"{RUN} belongs to SLURM job 7; to go on in it all the same: --run {NAME} --ckpt_path {RUN}" in capsys.readouterr().out
+    assert (
+        f"{RUN} belongs to SLURM job 7; to go on in it all the same: --run {NAME} --ckpt_path {RUN}"
+        in capsys.readouterr().out
+    )
 
 
-def test_a_job_takes_no_checkpoint_that_lies_about(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_takes_no_checkpoint_that_lies_about(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("hpc_ckpt_1.ckpt").write_text("a stranger's")
-    for name, value in {"SLURM_NTASKS": 1, "SLURM_JOB_ID": 7, "SLURM_PROCID": 0, "SLURM_LOCALID": 0, "SLURM_NODEID": 0}.items():
+    for name, value in {
+        "SLURM_NTASKS": 1,
+        "SLURM_JOB_ID": 7,
+        "SLURM_PROCID": 0,
+        "SLURM_LOCALID": 0,
+        "SLURM_NODEID": 0,
+    }.items():
         monkeypatch.setenv(name, str(value))
     before = signal.getsignal(signal.SIGUSR1)
     try:
@@ -245,8 +303,17 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_options_that_a_checkpoint_overrules_are_named(ended: Path, caplog: pytest.LogCaptureFixture) -> None:
-    asked = ["--pruning.density", "0.3", "--model.optimizer.lr", "0.01", "--model.scheduler.milestones", "[1]"]
+def test_options_that_a_checkpoint_overrules_are_named(
+    ended: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = [
+        "--pruning.density",
+        "0.3",
+        "--model.optimizer.lr",
+        "0.01",
+        "--model.scheduler.milestones",
+        "[1]",
+    ]
     with caplog.at_level("INFO"):
         run([*FIT, *asked, "--ckpt_path", str(ended), "--run", "other"])
     said = [message for message in caplog.messages if "has no effect" in message]
@@ -257,7 +324,17 @@ def test_options_that_a_checkpoint_overrules_are_named(ended: Path, caplog: pyte
     ]
     caplog.clear()
     with caplog.at_level("INFO"):
-        run(["test", "--ckpt_path", str(ended), "--pruning.density", "0.3", "--trainer.limit_test_batches", "1"])
+        run(
+            [
+                "test",
+                "--ckpt_path",
+                str(ended),
+                "--pruning.density",
+                "0.3",
+                "--trainer.limit_test_batches",
+                "1",
+            ]
+        )
     assert "pruning.density: 0.3 has no effect; the checkpoint's 0.05 stays." in caplog.messages
 
 
@@ -275,28 +352,57 @@ def test_another_optimiser_is_one_sentence(ended: Path, capsys: pytest.CaptureFi
     said = refused(capsys, *FIT, *adam, "--ckpt_path", str(ended))
     assert "not trained with Adam (it has no amsgrad, betas" in said
     assert "in place of --ckpt_path" in said
-    # RAdam's and NAdam's states have other names still; AdamW's and Adam's do not, so there the runs' settings are compared.
+    # RAdam's and NAdam's states have other names still; AdamW's and Adam's do not, so there the
+    # runs' settings are compared.
     run([*FIT, *adam, "--run", "adam", "--trainer.max_epochs", "1"])
     adamw = ["--model.optimizer", "AdamW", "--model.optimizer.lr", "0.01"]
     said = refused(capsys, *FIT, *adamw, "--ckpt_path", "lightning_logs/adam")
-    assert "model.optimizer.class_path: the checkpoint was trained with torch.optim.Adam, not torch.optim.AdamW" in said
+    assert (
+        "model.optimizer.class_path: the checkpoint was trained with torch.optim.Adam, not torch.optim.AdamW"
+        in said
+    )
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])
-def test_another_width_is_one_sentence(command: str, ended: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, command, "-c", "demo", *SHORT, "--model.network.width", "4", "--ckpt_path", str(ended))
-    assert "does not fit this network: network.layers.0.weight (and 4 more) is (2, 1, 3, 3) in the file and (4, 1, 3, 3)" in said
+def test_another_width_is_one_sentence(
+    command: str, ended: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(
+        capsys,
+        command,
+        "-c",
+        "demo",
+        *SHORT,
+        "--model.network.width",
+        "4",
+        "--ckpt_path",
+        str(ended),
+    )
+    assert (
+        "does not fit this network: network.layers.0.weight (and 4 more) is (2, 1, 3, 3) in the file and (4, 1, 3, 3)"
+        in said
+    )
 
 
 def test_settings_that_a_checkpoint_says_of_itself_change_nothing(ended: Path) -> None:
     content = read(ended / "checkpoints/last.ckpt")
     torch.save({**content, "hyper_parameters": {"num_classes": 7}}, "told.ckpt")
-    assert run(["test", "-c", "demo", *SHORT, "--ckpt_path", "told.ckpt"]).config.test.model.num_classes == 10
+    assert (
+        run(
+            ["test", "-c", "demo", *SHORT, "--ckpt_path", "told.ckpt"]
+        ).config.test.model.num_classes
+        == 10
+    )
 
 
-def test_weights_alone_cannot_be_gone_on_from_and_the_choice_is_named(ended: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_alone_cannot_be_gone_on_from_and_the_choice_is_named(
+    ended: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = read(ended / "checkpoints/last.ckpt")
-    torch.save({key: content[key] for key in ("state_dict", "epoch", "global_step", "loops")}, "weights.ckpt")
+    torch.save(
+        {key: content[key] for key in ("state_dict", "epoch", "global_step", "loops")},
+        "weights.ckpt",
+    )
     said = refused(capsys, *FIT, "--ckpt_path", "weights.ckpt")
     assert "'weights.ckpt' holds weights only" in said
     assert "--network_weights weights.ckpt in place of --ckpt_path" in said
@@ -305,12 +411,26 @@ def test_weights_alone_cannot_be_gone_on_from_and_the_choice_is_named(ended: Pat
 def test_a_dense_checkpoint_is_not_pruned_in_mid_training_unless_that_lies_ahead(
     ended: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dense = [*FIT[:3], "-c", "pruners/dense", "--trainer.max_epochs", "1", "--model.network.width", "2", *SHORT[8:]]
+    dense = [
+        *FIT[:3],
+        "-c",
+        "pruners/dense",
+        "--trainer.max_epochs",
+        "1",
+        "--model.network.width",
+        "2",
+        *SHORT[8:],
+    ]
     run([*dense, "--run", "dense"])
     with pytest.raises(SystemExit):
         run([*FIT, "--ckpt_path", "lightning_logs/dense", "--run", "pruned"])
-    assert "was trained without masks and would be pruned in mid-training; go on dense" in capsys.readouterr().err
-    cli = run([*FIT, "--ckpt_path", "lightning_logs/dense", "--run", "ahead", "--pruning.at_epoch", "1"])
+    assert (
+        "was trained without masks and would be pruned in mid-training; go on dense"
+        in capsys.readouterr().err
+    )
+    cli = run(
+        [*FIT, "--ckpt_path", "lightning_logs/dense", "--run", "ahead", "--pruning.at_epoch", "1"]
+    )
     masks = next(callback for callback in cli.callbacks if isinstance(callback, PruneAtInit)).masks
     assert (cli.trainer.global_step, masks.kept) == (8, -(-masks.total // 20))
 
@@ -319,14 +439,21 @@ def test_a_dense_checkpoint_is_not_pruned_in_mid_training_unless_that_lies_ahead
 
 
 def test_a_full_disk_loses_no_checkpoint_and_is_one_sentence(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], undisturbed_network: dict[str, torch.Tensor]
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    undisturbed_network: dict[str, torch.Tensor],
 ) -> None:
-    # A second checkpoint beyond the size that files may have fails as on a full disk, for root as well.
+    # A second checkpoint beyond the size that files may have fails as on a full disk, for root as
+    # well.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(module: Classifier) -> None:
         if module.current_epoch == 1:
-            resource.setrlimit(resource.RLIMIT_FSIZE, ((RUN / "checkpoints/last.ckpt").stat().st_size - 100, limits[1]))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE,
+                ((RUN / "checkpoints/last.ckpt").stat().st_size - 100, limits[1]),
+            )
 
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "on_validation_epoch_end", fill)
@@ -337,7 +464,10 @@ def test_a_full_disk_loses_no_checkpoint_and_is_one_sentence(
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert left.value.code == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"'{RUN}/checkpoints/last.ckpt' could not be written (File too large); what was there before is whole" in said
+    assert (
+        f"'{RUN}/checkpoints/last.ckpt' could not be written (File too large); what was there before is whole"
+        in said
+    )
     assert [path.name for path in (RUN / "checkpoints").iterdir()] == ["last.ckpt"]
     assert same(run([*FIT, *LAST]).model.network, undisturbed_network)
     assert runs() == [NAME]
@@ -366,7 +496,8 @@ def test_a_signal_leaves_a_checkpoint_and_says_where(
     assert left.value.code == status
     said = capsys.readouterr().err
     assert (
-        f"stopped by {number.name}; {RUN}/checkpoints/last.ckpt is whole; the same command with --ckpt_path last goes on there" in said
+        f"stopped by {number.name}; {RUN}/checkpoints/last.ckpt is whole; the same command with --ckpt_path last goes on there"
+        in said
     )
     assert read(RUN / "checkpoints/last.ckpt")["global_step"] == 2
     assert same(run([*FIT, *LAST]).model.network, undisturbed_network)
@@ -383,15 +514,28 @@ def test_ctrl_c_in_pruning_says_that_it_starts_again(
     finally:
         signal.signal(signal.SIGINT, before)
     assert left.value.code == 130
-    assert "stopped by SIGINT; the same command with --ckpt_path last starts again there" in capsys.readouterr().err
+    assert (
+        "stopped by SIGINT; the same command with --ckpt_path last starts again there"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_second_ctrl_c_ends_it_at_once(folder: Path) -> None:
     patience = "import os, signal, sys, time\nfrom synflow_pl import Classifier\nfrom synflow_pl.cli.main import run\n"
     patience += "def wait(module, *_):\n    for _ in range(2):\n        os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(3000)\n"
     patience += "Classifier.on_train_batch_start = wait\nrun(sys.argv[1:])\n"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", patience, *FIT], env=environment, capture_output=True, text=True, timeout=300)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", patience, *FIT],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == -signal.SIGINT
     assert "SIGINT: training stops after this batch" in done.stderr
 
@@ -420,8 +564,8 @@ class Evil:
         ["predict", "--ckpt_path", "evil.ckpt"],
         ["fit", "--network_weights", "evil.ckpt"],
         ["fit", "--network_weights", "evil.safetensors"],
-        ["fit", "--pruning.masks", "evil.ckpt"],
-        ["fit", "--pruning.trained", "evil.ckpt"],
+        ["fit", "--pruning.masks_path", "evil.ckpt"],
+        ["fit", "--pruning.score_from", "evil.ckpt"],
         ["fit", *LAST],
         ["multishot", "--levels", "1", "--run", "evil"],
         ["fit", "--ckpt_path", "evil.ckpt", "--weights_only", "false"],
@@ -429,10 +573,18 @@ class Evil:
     ids=" ".join,
 )
 def test_a_stranger_s_file_runs_no_code_through_any_door(
-    door: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    door: list[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     evil = {"state_dict": Evil(folder / "ran"), "global_step": 1, "epoch": 0}
-    for path in ("evil.ckpt", "evil.safetensors", "evil/checkpoints/last.ckpt", "lightning_logs/evil-level0of1/checkpoints/last.ckpt"):
+    for path in (
+        "evil.ckpt",
+        "evil.safetensors",
+        "evil/checkpoints/last.ckpt",
+        "lightning_logs/evil-level0of1/checkpoints/last.ckpt",
+    ):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(evil, path)
     if "last" in door:
@@ -448,14 +600,20 @@ def test_a_stranger_s_file_runs_no_code_through_any_door(
     assert left.value.code not in (0, None)
     assert not (folder / "ran").exists()
     said = capsys.readouterr().err
-    assert any(word in said for word in ("weights_only", "cannot be read as safetensors", "not a file of masks"))
+    assert any(
+        word in said
+        for word in ("weights_only", "cannot be read as safetensors", "not a file of masks")
+    )
 
 
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
         ("run: ../../elsewhere", "cannot be a run's name"),
-        ("trainer: {default_root_dir: ../elsewhere}", "'../elsewhere' in a recipe lies outside of the folder"),
+        (
+            "trainer: {default_root_dir: ../elsewhere}",
+            "'../elsewhere' in a recipe lies outside of the folder",
+        ),
         ("trainer: {default_root_dir: /tmp}", "trainer.default_root_dir: '/tmp' in a recipe"),
         (
             "trainer: {callbacks: [{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {dirpath: ../up}}]}",
@@ -464,7 +622,11 @@ def test_a_stranger_s_file_runs_no_code_through_any_door(
     ],
 )
 def test_a_recipe_writes_nowhere_that_was_not_named(
-    recipe: str, said: str, built: Callable[..., CLI], folder: Path, capsys: pytest.CaptureFixture[str]
+    recipe: str,
+    said: str,
+    built: Callable[..., CLI],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (folder / "in").mkdir()
     os.chdir(folder / "in")
@@ -479,20 +641,30 @@ def test_a_recipe_writes_nowhere_that_was_not_named(
 def test_what_is_typed_may_lie_anywhere(built: Callable[..., CLI], folder: Path) -> None:
     (folder / "in").mkdir()
     os.chdir(folder / "in")
-    assert built(*FIT, "--trainer.default_root_dir", str(folder / "up")).run_folder == folder / "up/lightning_logs" / NAME
-    assert yaml.safe_load((folder / "up/lightning_logs" / NAME / "config.yaml").read_text())["run"] == NAME
+    assert (
+        built(*FIT, "--trainer.default_root_dir", str(folder / "up")).run_folder
+        == folder / "up/lightning_logs" / NAME
+    )
+    assert (
+        yaml.safe_load((folder / "up/lightning_logs" / NAME / "config.yaml").read_text())["run"]
+        == NAME
+    )
 
 
 # -- killed
 
 
 @pytest.mark.slow
-def test_killed_thirty_times_it_ends_the_same_to_the_last_bit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_thirty_times_it_ends_the_same_to_the_last_bit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     main(30)
     assert "30 kills (6 pruning, 10 writing, 10 epoch, 4 boundary;" in capsys.readouterr().out
 
 
-def test_killed_in_pruning_in_an_epoch_and_in_writing_it_ends_the_same_to_the_last_bit(tmp_path: Path) -> None:
+def test_killed_in_pruning_in_an_epoch_and_in_writing_it_ends_the_same_to_the_last_bit(
+    tmp_path: Path,
+) -> None:
     folder, whole = tmp_path / "killed", tmp_path / "whole"
     for each in (folder, whole):
         each.mkdir()
@@ -500,13 +672,31 @@ def test_killed_in_pruning_in_an_epoch_and_in_writing_it_ends_the_same_to_the_la
     check(folder, whole, crash(folder, ["pruning", "writing", "epoch"], 4))
 
 
-@pytest.mark.parametrize(("wrapper", "network"), [("network._orig_mod.", "network._orig_mod."), ("module.network.", "network.")])
-def test_a_checkpoint_is_validated_and_resumed_under_the_names_of_compile_and_ddp(wrapper: str, network: str, folder: Path) -> None:
-    options = ["-c", "demo", "--model.network.width", "2", "--trainer.accelerator", "cpu", "--pruning.rounds", "2", *QUIET]
+@pytest.mark.parametrize(
+    ("wrapper", "network"),
+    [("network._orig_mod.", "network._orig_mod."), ("module.network.", "network.")],
+)
+def test_a_checkpoint_is_validated_and_resumed_under_the_names_of_compile_and_ddp(
+    wrapper: str, network: str, folder: Path
+) -> None:
+    options = [
+        "-c",
+        "demo",
+        "--model.network.width",
+        "2",
+        "--trainer.accelerator",
+        "cpu",
+        "--pruning.rounds",
+        "2",
+        *QUIET,
+    ]
     options += ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
     run(["fit", *options, "--trainer.max_epochs", "1", "--run", "a"])
     content = torch.load("lightning_logs/a/checkpoints/last.ckpt", weights_only=True)
-    content["state_dict"] = {name.replace("network.", wrapper, 1): tensor for name, tensor in content["state_dict"].items()}
+    content["state_dict"] = {
+        name.replace("network.", wrapper, 1): tensor
+        for name, tensor in content["state_dict"].items()
+    }
     content["synflow_pl"]["network"] = network
     torch.save(content, "wrapped.ckpt")
     states = []

@@ -17,8 +17,24 @@ import torch
 from synflow_pl.training.checkpoints import read
 
 START = Path(__file__).resolve().parents[3] / "shared/slurm/start.sh"
-SHORT = ["--model.network.width", "2", "--trainer.max_epochs", "12", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "1"]
-SHORT += ["--trainer.enable_progress_bar", "false", "--pruning.rounds", "3", "--checkpoint_every", "20"]
+SHORT = [
+    "--model.network.width",
+    "2",
+    "--trainer.max_epochs",
+    "12",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.limit_val_batches",
+    "1",
+]
+SHORT += [
+    "--trainer.enable_progress_bar",
+    "false",
+    "--pruning.rounds",
+    "3",
+    "--checkpoint_every_n_steps",
+    "20",
+]
 
 
 def slurm(*command: str) -> str:
@@ -26,7 +42,10 @@ def slurm(*command: str) -> str:
 
 
 def is_up() -> bool:
-    return shutil.which("sinfo") is not None and subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0
+    return (
+        shutil.which("sinfo") is not None
+        and subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +55,9 @@ def _slurm() -> Iterator[None]:
         yield
         return
     if not START.is_file() or os.geteuid() != 0 or shutil.which("slurmctld") is None:
-        pytest.skip("no SLURM runs here, and none can be started (root, Debian's slurm-wlm and ../shared/slurm/start.sh are needed)")
+        pytest.skip(
+            "no SLURM runs here, and none can be started (root, Debian's slurm-wlm and ../shared/slurm/start.sh are needed)"
+        )
     subprocess.run(["bash", str(START)], timeout=200, check=True, stdout=subprocess.DEVNULL)
     yield
     subprocess.run(["bash", str(START), "stop"], timeout=60, check=True)
@@ -52,17 +73,30 @@ def wait(what: Callable[[], object], folder: Path, seconds: float = 500) -> None
 
 def queued(job: str) -> str:
     """R for a job that runs, PD for one that waits, nothing for one that is over."""
-    done = subprocess.run(["squeue", "-h", "-j", job, "-o", "%t"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["squeue", "-h", "-j", job, "-o", "%t"], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip()
 
 
 def script(folder: Path, tasks: int, *options: str) -> Path:
     """A job that trains the demo's recipe, shortened."""
     path = folder / "job.sh"
-    command = " ".join(["srun", sys.executable, "-m", "synflow_pl", "fit", "-c", "demo", *SHORT, *options])
-    options_of_job = ("nodes=1", f"ntasks-per-node={tasks}", "overcommit", "requeue", "open-mode=append", "output=%j.out")
+    command = " ".join(
+        ["srun", sys.executable, "-m", "synflow_pl", "fit", "-c", "demo", *SHORT, *options]
+    )
+    options_of_job = (
+        "nodes=1",
+        f"ntasks-per-node={tasks}",
+        "overcommit",
+        "requeue",
+        "open-mode=append",
+        "output=%j.out",
+    )
     head = "".join(f"#SBATCH --{option}\n" for option in options_of_job)
-    path.write_text(f"#!/bin/bash\n{head}export OMP_NUM_THREADS=1 PYTHONPATH={Path(__file__).parents[2]}\n{command}\n")
+    path.write_text(
+        f"#!/bin/bash\n{head}export OMP_NUM_THREADS=1 PYTHONPATH={Path(__file__).parents[2]}\n{command}\n"
+    )
     return path
 
 
@@ -72,16 +106,27 @@ def submit(path: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_slurm")
-def test_two_jobs_in_one_folder_that_are_stopped_and_requeued_each_go_on_in_their_own_run(tmp_path: Path) -> None:
-    # The same command twice, one job stopped by SLURM's warning and one without; a stranger's checkpoint lies about.
+def test_two_jobs_in_one_folder_that_are_stopped_and_requeued_each_go_on_in_their_own_run(
+    tmp_path: Path,
+) -> None:
+    # The same command twice, one job stopped by SLURM's warning and one without; a stranger's
+    # checkpoint lies about.
     (tmp_path / "hpc_ckpt_1.ckpt").write_text("a stranger's")
     jobs = [submit(script(tmp_path, 1)) for _ in range(2)]
     try:
         runs: dict[str, Path] = {}
 
         def begun() -> bool:
-            owners = {path.read_text(): path.parent for path in tmp_path.glob("lightning_logs/*/.owner")}
-            runs.update({job: run for job, run in owners.items() if (run / "checkpoints/last.ckpt").is_file()})
+            owners = {
+                path.read_text(): path.parent for path in tmp_path.glob("lightning_logs/*/.owner")
+            }
+            runs.update(
+                {
+                    job: run
+                    for job, run in owners.items()
+                    if (run / "checkpoints/last.ckpt").is_file()
+                }
+            )
             return runs.keys() == set(jobs)
 
         wait(begun, tmp_path)
@@ -99,7 +144,9 @@ def test_two_jobs_in_one_folder_that_are_stopped_and_requeued_each_go_on_in_thei
     assert "SLURM's time is nearly up" in said[jobs[0]]
     for job in jobs:
         went_on = re.findall(r"Going on from step (\d+): (\S+)", said[job])
-        assert [path for _, path in went_on] == [str(runs[job].relative_to(tmp_path) / "checkpoints/last.ckpt")], said[job]
+        assert [path for _, path in went_on] == [
+            str(runs[job].relative_to(tmp_path) / "checkpoints/last.ckpt")
+        ], said[job]
         assert int(went_on[0][0]) > 0
         assert "`max_epochs=12` reached" in said[job]
     assert len(list((tmp_path / "lightning_logs").iterdir())) == 2
@@ -109,7 +156,9 @@ def test_two_jobs_in_one_folder_that_are_stopped_and_requeued_each_go_on_in_thei
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_slurm")
-def test_a_job_of_two_tasks_is_one_training_that_is_warned_on_both_and_goes_on_on_both(tmp_path: Path) -> None:
+def test_a_job_of_two_tasks_is_one_training_that_is_warned_on_both_and_goes_on_on_both(
+    tmp_path: Path,
+) -> None:
     two = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
     job = submit(script(tmp_path, 2, *two))
     try:

@@ -1,4 +1,6 @@
-"""A storage that fails: a full disk, a read-only folder and a file in the place of a folder are one sentence, at every write."""
+"""A storage that fails: a full disk, a read-only folder and a file in the place of a folder are one
+sentence, at every write.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,17 @@ import pytest
 
 from synflow_pl.__main__ import main
 
-FIT = ["fit", "-c", "demo", "--pruning.rounds", "2", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+FIT = [
+    "fit",
+    "-c",
+    "demo",
+    "--pruning.rounds",
+    "2",
+    "--trainer.max_epochs",
+    "1",
+    "--trainer.limit_train_batches",
+    "2",
+]
 FIT += ["--trainer.limit_val_batches", "1", "--trainer.enable_progress_bar", "false"]
 
 
@@ -21,7 +33,13 @@ def on_a_small_disk(script: str, folder: Path) -> subprocess.CompletedProcess[st
         pytest.skip("a small file system cannot be mounted here (unshare -rm)")
     mount = f"mount -t tmpfs -o size=2500k none {folder} || exit 99; cd {folder}; {script}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PY": sys.executable}
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", mount], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode == 99:
         pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
     return done
@@ -36,7 +54,7 @@ from synflow_pl import Masks
 from synflow_pl.diagnosis.files import write_csv, write_json
 from synflow_pl.figures.style import save
 from synflow_pl.runs import RunCSV
-from synflow_pl.runs.record import Training, write_record
+from synflow_pl.runs.training_record import Training, write_record
 from synflow_pl.training import DurableCheckpointIO
 
 checkpoint = lambda size: DurableCheckpointIO().save_checkpoint({"weights": torch.zeros(size)}, "last.ckpt")
@@ -82,7 +100,9 @@ print("right")
 """
 
 
-def test_every_write_to_a_full_disk_is_one_sentence_and_what_was_there_survives(tmp_path: Path) -> None:
+def test_every_write_to_a_full_disk_is_one_sentence_and_what_was_there_survives(
+    tmp_path: Path,
+) -> None:
     script = tmp_path.parent / f"{tmp_path.name}.py"
     script.write_text(WRITES)
     done = on_a_small_disk(f'"$PY" {script}', tmp_path)
@@ -90,7 +110,10 @@ def test_every_write_to_a_full_disk_is_one_sentence_and_what_was_there_survives(
 
 
 def test_a_training_on_a_full_disk_ends_with_one_sentence(tmp_path: Path) -> None:
-    done = on_a_small_disk(f'"$PY" -m synflow_pl {" ".join(FIT)}; status=$?; find . -name "*.ckpt" -size 0; exit $status', tmp_path)
+    done = on_a_small_disk(
+        f'"$PY" -m synflow_pl {" ".join(FIT)}; status=$?; find . -name "*.ckpt" -size 0; exit $status',
+        tmp_path,
+    )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     said = done.stderr.strip().splitlines()[-1]
@@ -99,9 +122,15 @@ def test_a_training_on_a_full_disk_ends_with_one_sentence(tmp_path: Path) -> Non
     assert ".ckpt\n" not in done.stdout
 
 
-@pytest.mark.parametrize("command", [FIT, ["prune", "-c", "demo"], ["multishot", "--levels", "1", "-c", "demo"]])
+@pytest.mark.parametrize(
+    "command", [FIT, ["prune", "-c", "demo"], ["multishot", "--levels", "1", "-c", "demo"]]
+)
 def test_a_file_called_lightning_logs_is_named(
-    command: list[str], folder: Path, touched: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str],
+    folder: Path,
+    touched: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("lightning_logs").touch()
     monkeypatch.setattr(sys, "argv", ["synflow_pl", *command])
@@ -123,7 +152,10 @@ def test_a_misspelt_subcommand_is_answered_with_all_of_them(
         main()
     assert left.value.code == 2
     said = capsys.readouterr().err
-    assert "compact, demo, experiment, export, fit, multishot, predict, prune, report, sweep, test, validate" in said
+    assert (
+        "compact, demo, experiment, export, fit, multishot, predict, prune, report, sweep, test, validate"
+        in said
+    )
     assert len(said.splitlines()) == 1
 
 
@@ -138,7 +170,9 @@ READ_ONLY = {
 @pytest.mark.slow
 def test_a_read_only_run_is_answered_in_one_sentence_that_says_what_to_do(tmp_path: Path) -> None:
     lines = [f'"$PY" -m synflow_pl {" ".join(FIT)} --model.network.width 1 --run a >log 2>&1']
-    lines += ["mkdir ro; mount -t tmpfs -o size=20m none ro; cp -r lightning_logs/a ro/; mount -o remount,ro ro"]
+    lines += [
+        "mkdir ro; mount -t tmpfs -o size=20m none ro; cp -r lightning_logs/a ro/; mount -o remount,ro ro"
+    ]
     lines += [f'"$PY" -m synflow_pl {command} 2>&1 | tail -n 1' for command in READ_ONLY]
     done = on_a_small_disk("; ".join(lines), tmp_path)
     said = done.stdout.splitlines()

@@ -17,12 +17,16 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from synflow_pl.cli import sweep as module
 from synflow_pl.cli.sweep import sweep
-from synflow_pl.runs.sweep import FAILED, Sweep, held
+from synflow_pl.runs.sweep_grid import FAILED, Sweep, held
 from synflow_pl.training import Classifier
 
 SHORT = ["--model.network.width", "4", "--trainer.max_epochs", "3", "--trainer.accelerator", "cpu"]
-SHORT += [f"--trainer.limit_{part}_batches={count}" for part, count in (("train", 2), ("val", 1), ("test", 1))]
-# In sorted order of densities and as the pruners stand: magnitude at 0.5, then SynFlow, of which two rounds are enough here.
+SHORT += [
+    f"--trainer.limit_{part}_batches={count}"
+    for part, count in (("train", 2), ("val", 1), ("test", 1))
+]
+# In sorted order of densities and as the pruners stand: magnitude at 0.5, then SynFlow, of which
+# two rounds are enough here.
 GRID = """# A sweep for tests.
 recipes: [demo]
 pruners: [magnitude, random]
@@ -76,7 +80,9 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, error: BaseException, times: int 
     monkeypatch.setattr(Classifier, "on_train_epoch_start", on_train_epoch_start)
 
 
-def test_every_run_is_trained_and_tested_once_and_then_skipped(attempts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_run_is_trained_and_tested_once_and_then_skipped(
+    attempts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     run_sweep()
     assert attempts == NAMES
     assert [rows(name, "test/accuracy") for name in NAMES] == [["3"], ["3"]]
@@ -88,7 +94,9 @@ def test_every_run_is_trained_and_tested_once_and_then_skipped(attempts: list[st
     assert "2 runs, 2 of them finished" in capsys.readouterr().out
 
 
-def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(attempts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(
+    attempts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fail_once(monkeypatch, SIGTERMException())
     run_sweep()
     assert attempts == [*NAMES, NAMES[0]]
@@ -124,14 +132,19 @@ def test_a_run_that_fails_each_time_is_reported_and_the_others_are_finished(
     assert rows(NAMES[1], "test/accuracy") == ["3"]
 
 
-def test_a_dead_network_is_a_result(attempts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    # Of the 31,540 weights of conv at width 4, the 31,360 of the linear layer are the smallest: magnitude leaves none at 0.001.
+def test_a_dead_network_is_a_result(
+    attempts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Of the 31,540 weights of conv at width 4, the 31,360 of the linear layer are the smallest:
+    # magnitude leaves none at 0.001.
     run_sweep("--pruners", "[magnitude]", "--densities", "[0.001]")
     assert attempts == ["demo-magnitude-density0.001-seed0"]
     assert "demo-magnitude-density0.001-seed0: test accuracy" in capsys.readouterr().out
 
 
-def test_a_run_that_another_process_holds_is_left_to_it(attempts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_another_process_holds_is_left_to_it(
+    attempts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     sweep(["-c", "grid.yaml", *SHORT, "--dry_run"])
     task = Sweep(["demo"], ["magnitude"], [0.5]).tasks()[0]
     folder = Path("sweeps/grid")
@@ -148,7 +161,10 @@ def test_a_dry_run_lists_every_run_and_its_commands_and_writes_nothing(
 ) -> None:
     run_sweep("--dry_run")
     said = capsys.readouterr().out
-    assert "  synflow_pl fit -c demo -c pruners/magnitude --pruning.density 0.5 --pruning.on_collapse warn --seed_everything 0" in said
+    assert (
+        "  synflow_pl fit -c demo -c pruners/magnitude --pruning.density 0.5 --pruning.on_collapse warn --seed_everything 0"
+        in said
+    )
     assert f"--run {NAMES[1]} --trainer.default_root_dir {grid}/sweeps/grid" in said
     assert said.endswith("2 runs, 0 of them finished, in sweeps/grid\n")
     assert attempts == []
@@ -158,18 +174,35 @@ def test_a_dry_run_lists_every_run_and_its_commands_and_writes_nothing(
 def test_a_dry_run_does_not_look_for_the_width_of_a_narrower_network(
     grid: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "narrower", lambda task: pytest.fail("that is minutes of pruning"))
+    monkeypatch.setattr(
+        module, "dense_baseline", lambda task: pytest.fail("that is minutes of pruning")
+    )
     run_sweep("--dry_run", "--pruners", "[narrower_flops]")
-    assert "--model.network.width WIDTH --run demo-narrower_flops-density0.5-seed0" in capsys.readouterr().out
+    assert (
+        "--model.network.width WIDTH --run demo-narrower_flops-density0.5-seed0"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_network_that_has_no_width_is_refused_before_any_run(
     grid: Path, attempts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
-        sweep(["-c", "grid.yaml", "--pruners", "[narrower_flops]", "--model.network", "torch.nn.Flatten"])
+        sweep(
+            [
+                "-c",
+                "grid.yaml",
+                "--pruners",
+                "[narrower_flops]",
+                "--model.network",
+                "torch.nn.Flatten",
+            ]
+        )
     assert left.value.code == 2
-    assert "torch.nn.Flatten has no argument width or widen, so that there is no narrower one" in capsys.readouterr().err
+    assert (
+        "torch.nn.Flatten has no argument width or width_factor, so that there is no narrower one"
+        in capsys.readouterr().err
+    )
     assert attempts == []
 
 
@@ -180,18 +213,37 @@ def test_a_network_that_has_no_width_is_refused_before_any_run(
         (["--densities", "many"], "densities"),
         (["--pruners", "[synflwo]"], "no recipe 'pruners/synflwo'.*did you mean 'pruners/synflow'"),
         (["--trainer.max_epoch", "1"], "there is no option trainer.max_epoch; did you mean"),
-        (["--seed_everything", "3"], "--seed_everything cannot be the same for every run of a sweep, .*; give --seeds"),
-        (["--pruning.density=0.2"], "--pruning.density cannot be the same for every run of a sweep, .*; give --densities"),
-        (["--pruning.pruner", "SNIP"], "--pruning.pruner cannot be the same for every run of a sweep, .*; give --pruners"),
-        (["--options", "{run: mine}"], "--run cannot be the same for every run of a sweep, .*; give --folder"),
+        (
+            ["--seed_everything", "3"],
+            "--seed_everything cannot be the same for every run of a sweep, .*; give --seeds",
+        ),
+        (
+            ["--pruning.density=0.2"],
+            "--pruning.density cannot be the same for every run of a sweep, .*; give --densities",
+        ),
+        (
+            ["--pruning.pruner", "SNIP"],
+            "--pruning.pruner cannot be the same for every run of a sweep, .*; give --pruners",
+        ),
+        (
+            ["--options", "{run: mine}"],
+            "--run cannot be the same for every run of a sweep, .*; give --folder",
+        ),
         (["--retries", "-1"], "retries: -1 must be at least 0"),
         (["--slurm.time", "0"], "slurm.time: 0 must be at least 1"),
-        (["--folder", "grid.yaml"], "--folder: '.*grid.yaml' cannot be made or written into .*; choose another"),
+        (
+            ["--folder", "grid.yaml"],
+            "--folder: '.*grid.yaml' cannot be made or written into .*; choose another",
+        ),
         (["-c", "no_such_sweep"], "no recipe 'sweeps/no_such_sweep'"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_any_run(
-    args: list[str], message: str, grid: Path, attempts: list[str], capsys: pytest.CaptureFixture[str]
+    args: list[str],
+    message: str,
+    grid: Path,
+    attempts: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     import re
 
@@ -223,12 +275,20 @@ COMMAND = [sys.executable, "-m", "synflow_pl", "sweep", "-c", "grid.yaml", *SHOR
 
 
 def started(*args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    return subprocess.Popen(
+        [*COMMAND, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_sweep_that_is_killed_goes_on_and_does_no_run_twice(how: signal.Signals, grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_that_is_killed_goes_on_and_does_no_run_twice(
+    how: signal.Signals, grid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     four = ["--seeds", "[0, 1]"]
     first = started(*four)
@@ -247,12 +307,18 @@ def test_a_sweep_that_is_killed_goes_on_and_does_no_run_twice(how: signal.Signal
             time.sleep(0.1)
         assert not _there_is_one_of(first.pid)
     logs = grid / "sweeps" / "grid" / "lightning_logs"
-    done = {path: (path / "metrics.csv").stat().st_mtime_ns for path in logs.iterdir() if "test/accuracy" in _head(path)}
+    done = {
+        path: (path / "metrics.csv").stat().st_mtime_ns
+        for path in logs.iterdir()
+        if "test/accuracy" in _head(path)
+    }
     assert 1 <= len(done) < 4
     said, _ = started(*four).communicate(timeout=600)
     assert f"4 runs, {len(done)} of them finished" in said
     assert sorted(path.name for path in logs.iterdir()) == sorted(
-        f"demo-{pruner}-density0.5-seed{seed}" for pruner in ("magnitude", "random") for seed in (0, 1)
+        f"demo-{pruner}-density0.5-seed{seed}"
+        for pruner in ("magnitude", "random")
+        for seed in (0, 1)
     )
     assert all((path / "metrics.csv").stat().st_mtime_ns == time for path, time in done.items())
     assert [rows(path.name, "test/accuracy") for path in logs.iterdir()] == [["3"]] * 4
@@ -267,7 +333,11 @@ def _there_is_one_of(group: int) -> bool:
 
 
 def _head(run: Path) -> str:
-    return (run / "metrics.csv").read_text().partition("\n")[0] if (run / "metrics.csv").exists() else ""
+    return (
+        (run / "metrics.csv").read_text().partition("\n")[0]
+        if (run / "metrics.csv").exists()
+        else ""
+    )
 
 
 @pytest.mark.slow
@@ -281,7 +351,9 @@ def test_when_only_the_sweep_is_killed_its_runs_go_on_and_a_second_one_leaves_th
         time.sleep(0.1)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    os.killpg(first.pid, signal.SIGSTOP)  # so that its run is not over before the second sweep has looked
+    os.killpg(
+        first.pid, signal.SIGSTOP
+    )  # so that its run is not over before the second sweep has looked
     said, _ = started("--trainer.max_epochs", "60").communicate(timeout=600)
     assert "1 runs are worked on by another process" in said
     os.killpg(first.pid, signal.SIGCONT)

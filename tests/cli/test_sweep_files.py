@@ -1,4 +1,6 @@
-"""Every sweep that is shipped, found by globbing, is a grid of recipes and pruners that there are."""
+"""Every sweep that is shipped, found by globbing, is a grid of recipes and pruners that there
+are.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from synflow_pl.masks import Masks
 from synflow_pl.networks import FC
 from synflow_pl.pruners import Magnitude
 from synflow_pl.pruning import prune
-from synflow_pl.runs.sweep import Sweep
+from synflow_pl.runs.sweep_grid import Sweep
 
 FILES = sorted((recipe_folder() / "sweeps").glob("*.yaml"))
 
@@ -24,11 +26,21 @@ def grid(path: Path) -> Sweep:
 
 def test_there_are_sweeps_for_the_published_figures_the_table_and_a_small_one() -> None:
     names = {path.stem for path in FILES}
-    assert {"figure1", "figure2", "figure5a", "figure6_cifar10", "mnist", "table", "controls"} <= names
+    assert {
+        "figure1",
+        "figure2",
+        "figure5a",
+        "figure6_cifar10",
+        "mnist",
+        "table",
+        "controls",
+    } <= names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_it_begins_with_a_sentence_and_names_recipes_and_overlays_that_there_are(path: Path) -> None:
+def test_it_begins_with_a_sentence_and_names_recipes_and_overlays_that_there_are(
+    path: Path,
+) -> None:
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
     assert first.endswith(".")
@@ -47,14 +59,24 @@ def test_its_options_are_understood_by_fit(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_each_kind_of_its_runs_is_a_command_that_means_what_the_grid_says(path: Path, tmp_path: Path) -> None:
-    for task in {(task.recipe, task.options[3], task.levels): task for task in grid(path).tasks()}.values():
+def test_each_kind_of_its_runs_is_a_command_that_means_what_the_grid_says(
+    path: Path, tmp_path: Path
+) -> None:
+    for task in {
+        (task.recipe, task.options[3], task.levels): task for task in grid(path).tasks()
+    }.values():
         words = task.train(tmp_path)
         plan = planned(words[1:])[1] if task.levels else Plan.of(words[1:])
         assert words[0] == ("multishot" if task.levels else "fit")
-        assert (plan.options.run, plan.options.trainer.default_root_dir) == (task.name, str(tmp_path))
+        assert (plan.options.run, plan.options.trainer.default_root_dir) == (
+            task.name,
+            str(tmp_path),
+        )
         pruned = task.density < 1 and not task.like
-        assert (plan.options.pruning.pruner is None, plan.options.pruning.density if pruned else None) == (
+        assert (
+            plan.options.pruning.pruner is None,
+            plan.options.pruning.density if pruned else None,
+        ) == (
             not pruned,
             task.density if pruned else None,
         )
@@ -72,5 +94,7 @@ def test_magnitude_in_a_hundred_rounds_makes_the_masks_of_one() -> None:
     masks: list[Masks] = []
     for rounds in (1, 100):
         network.load_state_dict(state)
-        masks.append(prune(network, Magnitude(), density=0.3, rounds=rounds, input_shape=(1, 28, 28)))
+        masks.append(
+            prune(network, Magnitude(), density=0.3, rounds=rounds, input_shape=(1, 28, 28))
+        )
     assert all(bool((masks[0][name] == masks[1][name]).all()) for name in masks[0])

@@ -1,4 +1,6 @@
-"""A sweep through a real SLURM: the same results as here, and a job that SLURM ends is seen and tried again."""
+"""A sweep through a real SLURM: the same results as here, and a job that SLURM ends is seen and
+tried again.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ import pytest
 from conftest import QUIET  # noqa: F401  # finds the room's conftest
 
 from synflow_pl.cli.recipes import overlays
-from synflow_pl.runs.report import report
-from synflow_pl.runs.sweep import Sweep, accuracy
+from synflow_pl.runs.report_files import report
+from synflow_pl.runs.sweep_grid import Sweep, accuracy
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +32,12 @@ TASKS = Sweep(["demo"], ["magnitude", "random"], [0.5]).tasks()
 def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, where a SLURM with a node that is up is at hand."""
     pytest.importorskip("submitit")
-    up = shutil.which("sinfo") and subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True, check=False).stdout
+    up = (
+        shutil.which("sinfo")
+        and subprocess.run(
+            ["sinfo", "-h", "-o", "%T"], capture_output=True, text=True, check=False
+        ).stdout
+    )
     if not up or not {"idle", "mixed", "allocated"} & set(up.split()):
         pytest.skip("no SLURM is up")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=":")
@@ -50,11 +57,15 @@ def test_it_gives_the_same_results_and_the_same_table_as_this_machine(cluster: P
     for args in (["--folder", "here"], ["--folder", "there", *SLURM]):
         said, _ = sweep(*args).communicate(timeout=900)
         assert "2/2" in said, said
-    assert [accuracy(cluster / "there", task) for task in TASKS] == [accuracy(cluster / "here", task) for task in TASKS]
+    assert [accuracy(cluster / "there", task) for task in TASKS] == [
+        accuracy(cluster / "here", task) for task in TASKS
+    ]
     assert None not in [accuracy(cluster / "there", task) for task in TASKS]
     tables = []
     for folder in ("here", "there"):
-        told = report([Path(folder)], Path("report") / folder, overlays(), reference="random", paper=False)
+        told = report(
+            [Path(folder)], Path("report") / folder, overlays(), reference="random", paper=False
+        )
         assert told.left_out == {}
         tables.append((Path("report") / folder / "table.csv").read_text())
     assert tables[0] == tables[1]
@@ -66,7 +77,9 @@ def test_a_job_that_slurm_ends_is_seen_tried_again_and_reported(cluster: Path) -
     while not list((cluster / "there" / "lightning_logs" / name).glob("checkpoints/*.ckpt")):
         assert process.poll() is None
         time.sleep(0.2)
-    jobs = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%F_%K"], capture_output=True, text=True, check=True).stdout.split()
+    jobs = subprocess.run(
+        ["squeue", "--me", "-h", "-r", "-o", "%F_%K"], capture_output=True, text=True, check=True
+    ).stdout.split()
     subprocess.run(["scancel", next(job for job in jobs if job.endswith("_0"))], check=True)
     said, _ = process.communicate(timeout=900)
     assert f"{name} failed: its job ended without a result" in said

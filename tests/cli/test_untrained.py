@@ -30,7 +30,9 @@ def warned(args: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_evaluation_without_a_checkpoint_warns_that_the_network_is_untrained(command: str, folder: Path) -> None:
+def test_an_evaluation_without_a_checkpoint_warns_that_the_network_is_untrained(
+    command: str, folder: Path
+) -> None:
     with pytest.warns(UserWarning, match=SAID.format(command)) as caught:
         run([command, "-c", "demo", *QUIET])
     assert sum("untrained" in str(warning.message) for warning in caught) == 1
@@ -49,7 +51,9 @@ def test_a_training_does_not_warn_that_the_network_is_untrained(folder: Path) ->
 
 
 @pytest.mark.parametrize("command", [compact_command, export_command])
-def test_an_export_without_a_checkpoint_is_refused_by_the_name_of_the_option(command, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+def test_an_export_without_a_checkpoint_is_refused_by_the_name_of_the_option(
+    command, capsys: pytest.CaptureFixture[str]
+) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(SystemExit) as left:
         command([])
     assert left.value.code == 2

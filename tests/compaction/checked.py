@@ -9,11 +9,13 @@ from torch import nn
 
 from synflow_pl import Compaction, Masks, compact
 from synflow_pl.flow import example_of
-from tests.compaction.lively import liven, spread
+from tests.compaction.randomize import randomize, spread
 
 
 class Checked(NamedTuple):
-    """What was done, and by how much the two networks differ in each precision and the output over inputs, of the largest output."""
+    """What was done, and by how much the two networks differ in each precision and the output over
+    inputs, of the largest output.
+    """
 
     told: Compaction
     double: float
@@ -30,9 +32,11 @@ class Checked(NamedTuple):
 
 @torch.no_grad()
 def check(network: nn.Module, masks: Masks, shape: tuple[int, ...], count: int = 16) -> Checked:
-    """Compact a network in double precision once nothing in it is at rest, and in single; it is changed. ``count`` images go in."""
+    """Compact a network in double precision once nothing in it is at rest, and in single; it is
+    changed. ``count`` images go in.
+    """
     images = torch.randn(count, *shape, dtype=torch.float64)
-    liven(network, masks, images)
+    randomize(network, masks, images)
     network.eval()
     truth = network(images)
     told = Compaction(network, masks, example_of(network, shape, None))

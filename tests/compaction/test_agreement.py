@@ -1,4 +1,6 @@
-"""A smaller network is compared on its example, on noise of the example's kind, and in train mode."""
+"""A smaller network is compared on its example, on noise of the example's kind, and in train
+mode.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Denoiser(nn.Module):
         self.a, self.b, self.step = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 3, 3), nn.Linear(1, 16)
 
     def forward(self, x: Tensor, step: Tensor) -> Tensor:
-        return self.b(F.silu(self.a(x) + self.step(step.to(x.dtype).reshape(-1, 1))[..., None, None]))
+        return self.b(
+            F.silu(self.a(x) + self.step(step.to(x.dtype).reshape(-1, 1))[..., None, None])
+        )
 
 
 class Masked(Graph):
@@ -77,7 +81,10 @@ def test_inputs_of_every_kind_are_compacted(kind: str, training: bool) -> None:
     torch.manual_seed(0)
     build, give = INPUTS[kind]
     network, inputs = build().eval(), give()
-    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(network).items()}
+    masks = {
+        name: torch.ones_like(weight, dtype=torch.bool)
+        for name, weight in prunable(network).items()
+    }
     masks["b.weight"][:, ::2] = False
     told = Compaction(network, Masks(masks), inputs, training=training)
     assert told.network.a.weight.shape[0] == 8
@@ -91,7 +98,12 @@ def test_a_forward_for_one_batch_size_is_compared_at_that_size_and_the_report_sa
             return super().forward(x).view(2, 4)
 
     network = Fixed(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
-    masks = Masks({"0.weight": torch.ones(16, 8, dtype=torch.bool), "2.weight": torch.arange(16).expand(4, 16) < 10})
+    masks = Masks(
+        {
+            "0.weight": torch.ones(16, 8, dtype=torch.bool),
+            "2.weight": torch.arange(16).expand(4, 16) < 10,
+        }
+    )
     told = Compaction(network, masks, (torch.randn(2, 8),))
     assert told.network[0].out_features == 10
     assert told.notes[-1].startswith(
@@ -106,7 +118,12 @@ def test_a_forward_that_fixes_a_precision_is_compared_in_that_precision() -> Non
 
     torch.manual_seed(0)
     network = Half(nn.Linear(8, 16), nn.Softplus(), nn.Linear(16, 4)).eval()
-    masks = Masks({"0.weight": torch.ones(16, 8, dtype=torch.bool), "2.weight": torch.arange(16).expand(4, 16) < 10})
+    masks = Masks(
+        {
+            "0.weight": torch.ones(16, 8, dtype=torch.bool),
+            "2.weight": torch.arange(16).expand(4, 16) < 10,
+        }
+    )
     told = Compaction(network, masks, (torch.ones(1, 8),))
     assert told.network[0].out_features == 10
 
@@ -118,7 +135,10 @@ def test_rounding_to_single_precision_inside_is_no_difference() -> None:
 
     torch.manual_seed(0)
     network = Rounded(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 4)).eval()
-    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(network).items()}
+    masks = {
+        name: torch.ones_like(weight, dtype=torch.bool)
+        for name, weight in prunable(network).items()
+    }
     masks["0.weight"][::2] = False
     assert compact(network, Masks(masks), torch.ones(1, 8))[0].out_features == 32
 
@@ -129,7 +149,9 @@ Give = Callable[["Trained", Tensor, Tensor], Any]
 
 
 class Trained(nn.Module):
-    """Returns what ``give`` makes of a hidden layer and the output; ``noise`` acts on the hidden layer."""
+    """Returns what ``give`` makes of a hidden layer and the output; ``noise`` acts on the hidden
+    layer.
+    """
 
     def __init__(self, give: Give, noise: nn.Module | None = None) -> None:
         super().__init__()
@@ -142,7 +164,10 @@ class Trained(nn.Module):
 
 
 def half_read(network: nn.Module) -> Masks:
-    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(network).items()}
+    masks = {
+        name: torch.ones_like(weight, dtype=torch.bool)
+        for name, weight in prunable(network).items()
+    }
     masks["b.weight"][:, ::2] = False
     return Masks(masks)
 
@@ -175,20 +200,26 @@ def test_a_loss_of_what_is_left_is_no_hindrance() -> None:
 
 
 def test_an_output_in_train_mode_that_cannot_be_looked_into_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"compaction cannot look into output\[1\] of Trained.forward"):
+    with pytest.raises(
+        ValueError, match=r"compaction cannot look into output\[1\] of Trained.forward"
+    ):
         trained(lambda n, h, y: (y, lambda: h))
 
 
 def test_a_branch_on_values_in_train_mode_leaves_the_network_whole() -> None:
     (note,) = trained(lambda n, h, y: y if y.sum() < 100 else y + n.aux(h)).notes
-    assert note.startswith("nothing was taken out: in train mode, Trained.forward reads values of tensors (aten::_local_scalar_dense)")
+    assert note.startswith(
+        "nothing was taken out: in train mode, Trained.forward reads values of tensors (aten::_local_scalar_dense)"
+    )
 
 
 def test_a_forward_that_fails_in_train_mode_leaves_the_network_whole() -> None:
     def fail(*_: Any) -> Any:
         raise KeyError("targets")
 
-    assert trained(fail).notes == ("nothing was taken out: in train mode, Trained.forward fails ('targets')",)
+    assert trained(fail).notes == (
+        "nothing was taken out: in train mode, Trained.forward fails ('targets')",
+    )
 
 
 class Own(nn.Module):
@@ -223,8 +254,13 @@ def test_noise_in_train_mode_is_no_difference(kind: str) -> None:
 
 def test_noise_that_reaches_removed_units_is_noticed() -> None:
     # The hidden unit gives zero without noise, but in training what is drawn for it is read.
-    network = nn.Sequential(nn.Linear(8, 32, bias=False), Own(lambda x: x + torch.randn_like(x)), nn.Linear(32, 4))
-    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(network).items()}
+    network = nn.Sequential(
+        nn.Linear(8, 32, bias=False), Own(lambda x: x + torch.randn_like(x)), nn.Linear(32, 4)
+    )
+    masks = {
+        name: torch.ones_like(weight, dtype=torch.bool)
+        for name, weight in prunable(network).items()
+    }
     masks["0.weight"][::2] = False
     told = Compaction(network, Masks(masks), (torch.ones(1, 8),), training=True)
     assert told.network[0].out_features == 32

@@ -1,4 +1,6 @@
-"""A forward pass that reads values of tensors may do something else on other values: it is left whole, and the report says why."""
+"""A forward pass that reads values of tensors may do something else on other values: it is left
+whole, and the report says why.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ Give = Callable[["Exit", Tensor, Tensor], Tensor]
 class Exit(nn.Module):
     def __init__(self, give: Give) -> None:
         super().__init__()
-        self.body, self.exit, self.deep, self.last = nn.Linear(8, 32), nn.Linear(32, 4), nn.Linear(32, 32), nn.Linear(32, 4)
+        self.body, self.exit, self.deep, self.last = (
+            nn.Linear(8, 32),
+            nn.Linear(32, 4),
+            nn.Linear(32, 32),
+            nn.Linear(32, 4),
+        )
         self.give = give
         self.register_buffer("limit", torch.tensor(3.0))
 
@@ -46,20 +53,31 @@ def repeat(network: Exit, h: Tensor, early: Tensor) -> Tensor:
 READS: dict[str, tuple[Give, str]] = {
     "if": (lambda n, h, y: y if y.abs().max() < 100 else n.more(h), "_local_scalar_dense"),
     "cond": (
-        lambda n, h, y: torch.cond(y.abs().max() < 100, lambda h, y: y * 1, lambda h, y: n.more(h), (h, y)),
+        lambda n, h, y: torch.cond(
+            y.abs().max() < 100, lambda h, y: y * 1, lambda h, y: n.more(h), (h, y)
+        ),
         "_local_scalar_dense",
     ),
     "item": (lambda n, h, y: y if y.sum().item() < 100 else n.more(h), "_local_scalar_dense"),
     "while": (loop, "_local_scalar_dense"),
     "range": (repeat, "_local_scalar_dense"),
     "any": (lambda n, h, y: n.more(h) if (y > 100).any() else y, "_local_scalar_dense"),
-    "an index": (lambda n, h, y: (n.exit, n.last)[int(y.abs().max() > 100)](h), "_local_scalar_dense"),
+    "an index": (
+        lambda n, h, y: (n.exit, n.last)[int(y.abs().max() > 100)](h),
+        "_local_scalar_dense",
+    ),
     "nonzero": (lambda n, h, y: n.more(h) if len((y > 100).nonzero()) else y, "nonzero"),
     "a mask": (lambda n, h, y: n.more(h) if len(y[y > 100]) else y, "index"),
-    "masked_select": (lambda n, h, y: n.more(h) if len(y.masked_select(y > 100)) else y, "masked_select"),
+    "masked_select": (
+        lambda n, h, y: n.more(h) if len(y.masked_select(y > 100)) else y,
+        "masked_select",
+    ),
     "unique": (lambda n, h, y: n.more(h) if len(torch.unique(y > 100)) > 1 else y, "_unique2"),
     "equal": (lambda n, h, y: y if torch.equal(y, y.clamp(max=100)) else n.more(h), "equal"),
-    "allclose": (lambda n, h, y: y if torch.allclose(y, y.clamp(max=100)) else n.more(h), "allclose"),
+    "allclose": (
+        lambda n, h, y: y if torch.allclose(y, y.clamp(max=100)) else n.more(h),
+        "allclose",
+    ),
 }
 
 
@@ -83,12 +101,19 @@ def test_a_forward_that_branches_on_values_is_left_whole(how: str, training: boo
 @pytest.mark.parametrize("read", [Tensor.tolist, Tensor.numpy, numpy.asarray])
 def test_a_forward_that_converts_tensors_is_refused(read: Callable[[Tensor], object]) -> None:
     network = Exit(lambda n, h, y: y if numpy.max(read(y.detach())) < 100 else n.more(h)).eval()
-    with pytest.raises(ValueError, match=r"Exit.forward reads values of tensors by Tensor\.\w+, so it may take another branch"):
+    with pytest.raises(
+        ValueError,
+        match=r"Exit.forward reads values of tensors by Tensor\.\w+, so it may take another branch",
+    ):
         compact(network, random_masks(network), torch.ones(1, 8))
 
 
 def test_reading_constants_is_no_branch() -> None:
-    network = Exit(lambda n, h, y: y * n.limit.item() if h.shape[1] > 0 and n.exit.bias.sum() < 100 else n.more(h)).eval()
+    network = Exit(
+        lambda n, h, y: (
+            y * n.limit.item() if h.shape[1] > 0 and n.exit.bias.sum() < 100 else n.more(h)
+        )
+    ).eval()
     masks = random_masks(network, 0.1)
     small = compact(network, masks, torch.ones(1, 8))
     assert small.body.out_features < 32

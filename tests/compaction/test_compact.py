@@ -22,7 +22,10 @@ from tests.compaction.checked import check, size
 
 def masks_of(network: nn.Module, **masks: list) -> Masks:
     """All ones but for what is given, by name with __ for the dot."""
-    chosen = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(network).items()}
+    chosen = {
+        name: torch.ones_like(weight, dtype=torch.bool)
+        for name, weight in prunable(network).items()
+    }
     for name, mask in masks.items():
         name = name.replace("__", ".")
         chosen[name] = torch.tensor(mask, dtype=torch.bool).view_as(chosen[name])
@@ -41,9 +44,17 @@ def filled(network: nn.Module, **tensors: list) -> nn.Module:
 
 
 def test_a_unit_that_nothing_reads_goes() -> None:
-    network = filled(nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1)), **{"0__weight": [1, 2, 3], "2__weight": [1, 1, 1]})
+    network = filled(
+        nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1)),
+        **{"0__weight": [1, 2, 3], "2__weight": [1, 1, 1]},
+    )
     small = compact(network, masks_of(network, **{"2__weight": [1, 0, 1]}), input_shape=(1,))
-    assert [tuple(parameter.shape) for parameter in small.parameters()] == [(2, 1), (2,), (1, 2), (1,)]
+    assert [tuple(parameter.shape) for parameter in small.parameters()] == [
+        (2, 1),
+        (2,),
+        (1, 2),
+        (1,),
+    ]
     assert small[0].weight.flatten().tolist() == [1, 3]
     assert (small[0].out_features, small[2].in_features) == (2, 2)
 
@@ -62,7 +73,9 @@ def test_a_constant_is_folded_into_the_bias_of_a_linear_layer() -> None:
 
 def test_a_shift_of_batchnorm_is_folded_into_an_unpadded_convolution_that_had_no_bias() -> None:
     # Channel 1 is nothing but its shift 2, read by two weights of 3: 12 at every position.
-    network = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.Conv2d(2, 1, (1, 2), bias=False))
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.Conv2d(2, 1, (1, 2), bias=False)
+    )
     filled(network, **{"1__bias": [0, 2], "2__weight": [1, 1, 3, 3]})
     small = compact(network, masks_of(network, **{"0__weight": [1, 0]}), input_shape=(1, 4, 4))
     assert small[2].bias.tolist() == [12]
@@ -76,16 +89,22 @@ def padded() -> nn.Module:
 
 def test_a_constant_that_is_read_through_padding_stays_and_the_report_says_why() -> None:
     network = padded()
-    told = Compaction(network, masks_of(network, **{"0__weight": [1, 0]}), example_of(network, (1, 4, 4), None))
+    told = Compaction(
+        network, masks_of(network, **{"0__weight": [1, 0]}), example_of(network, (1, 4, 4), None)
+    )
     assert told.network[0].out_channels == 2
-    assert told.notes == ("1 units that hold a constant which cannot be folded (padding makes it differ from place to place)",)
+    assert told.notes == (
+        "1 units that hold a constant which cannot be folded (padding makes it differ from place to place)",
+    )
     assert "Kept: 1 units" in told.table()
 
 
 def test_it_goes_if_the_weights_that_are_left_never_meet_the_padding() -> None:
     # Of the kernel that reads the constant only the middle lives.
     network = padded()
-    masks = masks_of(network, **{"0__weight": [1, 0], "2__weight": [1] * 9 + [0] * 4 + [1] + [0] * 4})
+    masks = masks_of(
+        network, **{"0__weight": [1, 0], "2__weight": [1] * 9 + [0] * 4 + [1] + [0] * 4}
+    )
     small = compact(network, masks, input_shape=(1, 4, 4))
     assert small[0].out_channels == 1
     assert small[2].bias.item() == pytest.approx(network[2].bias.item() + 1)
@@ -110,7 +129,9 @@ def test_no_layer_is_left_without_units() -> None:
 
 
 def test_in_training_only_what_is_held_at_zero_is_constant() -> None:
-    network = filled(nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1)), **{"0__bias": [0, 0, 5]})
+    network = filled(
+        nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1)), **{"0__bias": [0, 0, 5]}
+    )
     masks = masks_of(network, **{"0__weight": [1, 0, 0]})
     inputs = example_of(network, (1,), None)
     told = Compaction(network, masks, inputs, training=True)
@@ -129,12 +150,16 @@ def test_masks_of_what_is_left_come_with_it() -> None:
 
 
 def test_a_unit_that_the_input_cannot_reach_is_frozen_and_then_goes() -> None:
-    # Unit 1 reads nothing. Unit 2 of the second layer reads it alone, so the input cannot reach it either.
+    # Unit 1 reads nothing. Unit 2 of the second layer reads it alone, so the input cannot reach it
+    # either.
     network = nn.Sequential(
         nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(),
         nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 3, padding=1),
     )  # fmt: skip
-    masks = masks_of(network, **{"0__weight": [1] * 9 + [0] * 9, "3__weight": [1] * 9 + [0] * 9 + [0] * 9 + [1] * 9})
+    masks = masks_of(
+        network,
+        **{"0__weight": [1] * 9 + [0] * 9, "3__weight": [1] * 9 + [0] * 9 + [0] * 9 + [1] * 9},
+    )
     inputs = example_of(network, (1, 4, 4), None)
     held = freeze(network, masks, inputs)
     assert {name: held[name].tolist() for name in held.followers} == {
@@ -147,7 +172,9 @@ def test_a_unit_that_the_input_cannot_reach_is_frozen_and_then_goes() -> None:
 
 
 def test_the_network_is_left_as_it_was() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).train()
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)
+    ).train()
     masks = masks_of(network, **{"0__weight": [1] * 18 + [0] * 18})
     state = copy.deepcopy(network.state_dict())
     small = compact(network, masks, input_shape=(1, 4, 4))
@@ -177,7 +204,10 @@ def test_a_module_that_cannot_be_smaller_stays_whole_and_the_rest_goes() -> None
     class Attending(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.before, self.attention = nn.Linear(3, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+            self.before, self.attention = (
+                nn.Linear(3, 4),
+                nn.MultiheadAttention(4, 2, batch_first=True),
+            )
             self.after = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
 
         def forward(self, words: Tensor) -> Tensor:
@@ -185,7 +215,11 @@ def test_a_module_that_cannot_be_smaller_stays_whole_and_the_rest_goes() -> None
             return self.after(self.attention(words, words, words, need_weights=False)[0])
 
     network = Attending().double().eval()
-    masks = masks_of(network, after__2__weight=[[1] * 6 + [0] * 4] * 2, attention__in_proj_weight=[[0, 1, 1, 1]] * 12)
+    masks = masks_of(
+        network,
+        after__2__weight=[[1] * 6 + [0] * 4] * 2,
+        attention__in_proj_weight=[[0, 1, 1, 1]] * 12,
+    )
     told = Compaction(network, masks, (torch.ones(1, 5, 3, dtype=torch.float64),))
     assert (told.network.before.out_features, told.network.after[0].out_features) == (4, 6)
     assert any("MultiheadAttention.forward fails" in note for note in told.notes)
@@ -199,7 +233,12 @@ def test_an_input_of_whole_numbers_is_no_constant(kind: str) -> None:
 
     first = nn.Embedding(20, 6) if kind == "words" else nn.Identity()
     network = nn.Sequential(first, Average(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    numbers = torch.arange(60).remainder(20).view(10, 6).to(torch.int64 if kind == "words" else torch.uint8)
+    numbers = (
+        torch.arange(60)
+        .remainder(20)
+        .view(10, 6)
+        .to(torch.int64 if kind == "words" else torch.uint8)
+    )
     masks = masks_of(network, **{"4__weight": [[1] * 6 + [0] * 2] * 4})
     small = compact(network, masks, numbers[:1])
     assert small[2].out_features == 6
@@ -225,7 +264,12 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(2, 5, 3, padding=1)
-        self.a, self.na, self.b, self.nb = nn.Conv2d(5, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(6, 5, 1), nn.BatchNorm2d(5)
+        self.a, self.na, self.b, self.nb = (
+            nn.Conv2d(5, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.Conv2d(6, 5, 1),
+            nn.BatchNorm2d(5),
+        )
         self.c, self.skip = nn.Conv2d(5, 4, 3, 2, 1, bias=False), nn.Conv2d(5, 4, 1, 2, bias=False)
         self.head = nn.Linear(4, 3)
 
@@ -239,13 +283,19 @@ class Residual(nn.Module):
 class Concatenated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.norm = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 3, 3, padding=1), nn.BatchNorm2d(7)
+        self.a, self.b, self.norm = (
+            nn.Conv2d(2, 4, 1),
+            nn.Conv2d(4, 3, 3, padding=1),
+            nn.BatchNorm2d(7),
+        )
         self.c, self.head = nn.Conv2d(7, 4, 3), nn.Linear(16, 3)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.a(images).relu()
         x = self.norm(torch.cat([x, self.b(x).tanh()], 1)).relu()
-        return self.head(nn.functional.max_pool2d(self.c(x), 2, 1, ceil_mode=True)[:, :, :2, :2].flatten(1))
+        return self.head(
+            nn.functional.max_pool2d(self.c(x), 2, 1, ceil_mode=True)[:, :, :2, :2].flatten(1)
+        )
 
 
 class Shared(nn.Module):
@@ -253,7 +303,12 @@ class Shared(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.twice, self.again, self.head = nn.Linear(8, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.first, self.twice, self.again, self.head = (
+            nn.Linear(8, 6),
+            nn.Linear(6, 6),
+            nn.Linear(6, 6),
+            nn.Linear(6, 3),
+        )
         self.again.weight = self.twice.weight
 
     def forward(self, images: Tensor) -> Tensor:
@@ -266,7 +321,11 @@ class Gated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.depthwise, self.norm = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6)
+        self.a, self.depthwise, self.norm = (
+            nn.Conv2d(2, 6, 1),
+            nn.Conv2d(6, 6, 3, padding=1, groups=6),
+            nn.BatchNorm2d(6),
+        )
         self.squeeze, self.excite = nn.Conv2d(6, 3, 1), nn.Conv2d(3, 6, 1)
         self.grouped, self.head = nn.Conv2d(6, 6, 3, groups=3, bias=False), nn.Conv2d(6, 3, 1)
 
@@ -300,12 +359,19 @@ def chain() -> nn.Module:
 
 def up() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(2, 5, 3, padding=1), nn.Sigmoid(), nn.ConvTranspose2d(5, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten()
+        nn.Conv2d(2, 5, 3, padding=1),
+        nn.Sigmoid(),
+        nn.ConvTranspose2d(5, 4, 2, 2),
+        nn.ReLU(),
+        nn.Conv2d(4, 2, 3),
+        nn.Flatten(),
     )
 
 
 class Bounded(nn.Module):
-    """Bounds for each channel that forget what is not a number, a gain for each, and two ways put side by side."""
+    """Bounds for each channel that forget what is not a number, a gain for each, and two ways put
+    side by side.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -315,7 +381,9 @@ class Bounded(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         signal = self.first(images)
         ways = torch.stack([torch.fmax(self.bound, signal), self.gain(signal)], 1).sum(1)
-        return self.last(nn.functional.interpolate(ways, scale_factor=2, mode="nearest-exact")).flatten(1)
+        return self.last(
+            nn.functional.interpolate(ways, scale_factor=2, mode="nearest-exact")
+        ).flatten(1)
 
 
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -340,15 +408,24 @@ def random_masks(network: nn.Module, seed: int, weights: float, units: float) ->
     masks = {}
     for name, weight in prunable(network).items():
         rest = [1] * (weight.dim() - 2)
-        rows, columns = alive(weight.shape[0], 1, *rest, share=units), alive(1, weight.shape[1], *rest, share=units)
+        rows, columns = (
+            alive(weight.shape[0], 1, *rest, share=units),
+            alive(1, weight.shape[1], *rest, share=units),
+        )
         masks[name] = alive(*weight.shape, share=weights) & rows & columns
     return Masks(masks)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(seed=st.integers(0, 2**20), weights=st.sampled_from([1.0, 0.8, 0.5]), units=st.sampled_from([0.8, 0.95]))
+@given(
+    seed=st.integers(0, 2**20),
+    weights=st.sampled_from([1.0, 0.8, 0.5]),
+    units=st.sampled_from([0.8, 0.95]),
+)
 @settings(max_examples=12, deadline=None, derandomize=True)
-def test_networks_of_every_kind_do_what_they_did(kind: str, seed: int, weights: float, units: float) -> None:
+def test_networks_of_every_kind_do_what_they_did(
+    kind: str, seed: int, weights: float, units: float
+) -> None:
     torch.manual_seed(seed)
     build, shape = KINDS[kind]
     network = build().double()
@@ -377,22 +454,33 @@ def test_a_group_norm_stays_whole_and_the_report_says_why() -> None:
     masks = masks_of(network, b__weight=[1, 1, 1, 0] * 4)
     told = Compaction(network, masks, example_of(network, (2, 3, 3), None))
     assert told.network.norm.num_channels == 4
-    assert "4 units whether they are needed or not (GroupNorm's statistics, which would change)" in told.notes
+    assert (
+        "4 units whether they are needed or not (GroupNorm's statistics, which would change)"
+        in told.notes
+    )
 
 
 # -- the zoo
 
 
 def check_zoo(name: str, densities: tuple[float, ...]) -> None:
-    """SynFlow in ten rounds from density to density; these masks are not the published ones, but of their kind and cheaper."""
+    """SynFlow in ten rounds from density to density; these masks are not the published ones, but of
+    their kind and cheaper.
+    """
     torch.manual_seed(0)
     build, shape = ZOO[name]
     network, masks, parameters = build(), None, []
     whole = size(network)
     for density in densities:
-        masks = prune(network, SynFlow(), density=density, masks=masks, rounds=10, input_shape=shape)
-        for _ in range(5):  # a draw that switches the few units off which are left on every path says nothing
-            checked = check(copy.deepcopy(network).double(), masks, shape, count=16 if whole < 4e7 else 6)
+        masks = prune(
+            network, SynFlow(), density=density, masks=masks, rounds=10, input_shape=shape
+        )
+        for _ in range(
+            5
+        ):  # a draw that switches the few units off which are left on every path says nothing
+            checked = check(
+                copy.deepcopy(network).double(), masks, shape, count=16 if whole < 4e7 else 6
+            )
             if checked.spread > 1e-6:
                 break
         checked.hold()

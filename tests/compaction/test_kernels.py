@@ -1,4 +1,6 @@
-"""Convolutions whose kernel is computed or fixed, and layers whose weight torch computes: what is not understood stays whole."""
+"""Convolutions whose kernel is computed or fixed, and layers whose weight torch computes: what is
+not understood stays whole.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,13 @@ Kernel = Callable[["Grouped", Tensor], Tensor]
 
 
 class Grouped(nn.Module):
-    """A grouped convolution whose kernel is computed, before a part in which units can always be removed."""
+    """A grouped convolution whose kernel is computed, before a part in which units can always be
+    removed.
+    """
 
-    def __init__(self, kernel: Kernel | None = None, groups: int = 8, transposed: bool = False) -> None:
+    def __init__(
+        self, kernel: Kernel | None = None, groups: int = 8, transposed: bool = False
+    ) -> None:
         super().__init__()
         self.a = nn.Conv2d(3, 8, 3)
         self.d = (nn.ConvTranspose2d if transposed else nn.Conv2d)(8, 8, 3, groups=groups)
@@ -32,12 +38,18 @@ class Grouped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x).relu()
-        h = self.d(h) if self.kernel is None else self.convolve(h, self.kernel(self, self.d.weight), self.d.bias, groups=self.groups)
+        h = (
+            self.d(h)
+            if self.kernel is None
+            else self.convolve(h, self.kernel(self, self.d.weight), self.d.bias, groups=self.groups)
+        )
         return self.last(self.mid(self.fc(h.relu().mean((2, 3))).relu()).relu())
 
 
 def standardised(_: Grouped, weight: Tensor) -> Tensor:
-    return F.batch_norm(weight.reshape(1, len(weight), -1), None, None, training=True).reshape_as(weight)
+    return F.batch_norm(weight.reshape(1, len(weight), -1), None, None, training=True).reshape_as(
+        weight
+    )
 
 
 def straight_through(_: Grouped, weight: Tensor) -> Tensor:
@@ -54,15 +66,21 @@ KERNELS: dict[str, Callable[[], nn.Module]] = {
     "normalised": lambda: Grouped(lambda _, w: w / w.norm()),
     "standardised": lambda: Grouped(standardised),
     "standardised in groups of two": lambda: Grouped(standardised, groups=4),
-    "quantised": lambda: Grouped(lambda _, w: torch.fake_quantize_per_tensor_affine(w, 0.01, 0, -128, 127)),
+    "quantised": lambda: Grouped(
+        lambda _, w: torch.fake_quantize_per_tensor_affine(w, 0.01, 0, -128, 127)
+    ),
     "quantised by channel": lambda: Grouped(per_channel),
     "quantised straight through": lambda: Grouped(straight_through),
-    "a constant blur": lambda: Grouped(lambda _, w: torch.full((1, 1, 3, 3), 1 / 9, dtype=w.dtype).expand(8, -1, -1, -1)),
+    "a constant blur": lambda: Grouped(
+        lambda _, w: torch.full((1, 1, 3, 3), 1 / 9, dtype=w.dtype).expand(8, -1, -1, -1)
+    ),
     "a buffer's blur": lambda: Grouped(lambda n, w: n.blur.repeat(8, 1, 1, 1)),
     "flipped": lambda: Grouped(lambda _, w: w.flip(-1)),
     "put together": lambda: Grouped(lambda _, w: torch.cat([w[:4], w[4:]])),
     "a softmax": lambda: Grouped(lambda _, w: w.flatten(1).softmax(1).view_as(w)),
-    "a product": lambda: Grouped(lambda _, w: torch.einsum("oihw,hk->oikw", w, torch.eye(3, dtype=w.dtype))),
+    "a product": lambda: Grouped(
+        lambda _, w: torch.einsum("oihw,hk->oikw", w, torch.eye(3, dtype=w.dtype))
+    ),
     "transposed and absolute": lambda: Grouped(lambda _, w: w.abs(), transposed=True),
 }
 
@@ -111,14 +129,18 @@ def wrapped(wrap: Callable[[nn.Module], object], *names: str) -> Callable[[], nn
 
 WRAPS: dict[str, Callable[[nn.Module], object]] = {
     "weight_norm": parametrizations.weight_norm,
-    "weight_norm of the last dimension": lambda layer: parametrizations.weight_norm(layer, dim=layer.weight.dim() - 1),
+    "weight_norm of the last dimension": lambda layer: parametrizations.weight_norm(
+        layer, dim=layer.weight.dim() - 1
+    ),
     "spectral_norm": parametrizations.spectral_norm,
     "old weight_norm": weight_norm,
     "old spectral_norm": spectral_norm,
     "torch's prune": lambda layer: torch_prune.l1_unstructured(layer, "weight", 0.5),
     "torch's prune by rows": lambda layer: torch_prune.ln_structured(layer, "weight", 0.5, 2, 0),
     "torch's prune of biases": lambda layer: torch_prune.l1_unstructured(layer, "bias", 0.5),
-    "a parametrisation": lambda layer: parametrize.register_parametrization(layer, "weight", Wide()),
+    "a parametrisation": lambda layer: parametrize.register_parametrization(
+        layer, "weight", Wide()
+    ),
 }
 
 
@@ -126,7 +148,9 @@ WRAPS: dict[str, Callable[[nn.Module], object]] = {
 @pytest.mark.parametrize("names", [("d",), ("mid",), ("a", "d", "fc", "mid")], ids="+".join)
 @pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated.*")
-def test_parametrised_layers_leave_the_function_as_it_was(wrap: str, names: tuple[str, ...], training: bool) -> None:
+def test_parametrised_layers_leave_the_function_as_it_was(
+    wrap: str, names: tuple[str, ...], training: bool
+) -> None:
     torch.manual_seed(0)
     network = wrapped(WRAPS[wrap], *names)().eval()
     masks, x = random_masks(network), torch.randn(4, 3, 8, 8)
@@ -142,7 +166,9 @@ def test_depthwise_convolutions_with_a_parametrised_kernel_get_smaller() -> None
     assert told.network.d.groups == told.network.d.in_channels == told.network.d.out_channels < 8
 
 
-@pytest.mark.parametrize("name", ["nf_regnet_b0", pytest.param("eca_nfnet_l0", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["nf_regnet_b0", pytest.param("eca_nfnet_l0", marks=pytest.mark.slow)]
+)
 def test_networks_with_standardised_grouped_kernels_do_what_they_did(name: str) -> None:
     torch.manual_seed(0)
     network = pytest.importorskip("timm").create_model(name, pretrained=False).double().eval()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import Compaction, Masks, compact
-from synflow_pl.flow.outputs import leaves
+from synflow_pl.graph.outputs import leaves
 from synflow_pl.masks import prunable
 
 
@@ -32,7 +32,12 @@ class TwoHeads(nn.Module):
 
 def random_masks(network: nn.Module, share: float = 0.3) -> Masks:
     generator = torch.Generator().manual_seed(0)
-    return Masks({name: torch.rand(weight.shape, generator=generator) < share for name, weight in prunable(network).items()})
+    return Masks(
+        {
+            name: torch.rand(weight.shape, generator=generator) < share
+            for name, weight in prunable(network).items()
+        }
+    )
 
 
 @dataclasses.dataclass
@@ -117,21 +122,35 @@ def generated(a: Tensor, b: Tensor) -> Any:
     [
         (generated, "output of TwoHeads.forward, a value of type generator"),
         (lambda a, b: (a, lambda: b), r"output\[1\] of TwoHeads.forward, a value of type function"),
-        (lambda a, b: {"a": a, "rest": iter([b])}, r"output\['rest'\] of TwoHeads.forward, a value of type list_iterator"),
+        (
+            lambda a, b: {"a": a, "rest": iter([b])},
+            r"output\['rest'\] of TwoHeads.forward, a value of type list_iterator",
+        ),
         (lambda a, b: {a, b}, "output of TwoHeads.forward, a value of type set"),
-        (lambda a, b: (a, nn.ParameterList([nn.Parameter(b)])), "value of type torch.nn.modules.container.ParameterList"),
+        (
+            lambda a, b: (a, nn.ParameterList([nn.Parameter(b)])),
+            "value of type torch.nn.modules.container.ParameterList",
+        ),
     ],
 )
-def test_an_output_that_cannot_be_looked_into_is_refused_by_its_place(give: Callable[..., Any], part: str) -> None:
+def test_an_output_that_cannot_be_looked_into_is_refused_by_its_place(
+    give: Callable[..., Any], part: str
+) -> None:
     network = TwoHeads(give).eval()
-    with pytest.raises(ValueError, match=f"compaction cannot look into {'.*' if part.startswith('value') else ''}{part}"):
+    with pytest.raises(
+        ValueError,
+        match=f"compaction cannot look into {'.*' if part.startswith('value') else ''}{part}",
+    ):
         compact(network, random_masks(network), torch.ones(1, 8))
     assert not network._forward_hooks
 
 
 def test_sparse_tensors_are_refused() -> None:
     network = TwoHeads(lambda a, b: (a, b.to_sparse())).eval()
-    with pytest.raises(ValueError, match=r"computes with tensors of layout torch\.sparse_coo, which compaction cannot follow"):
+    with pytest.raises(
+        ValueError,
+        match=r"computes with tensors of layout torch\.sparse_coo, which compaction cannot follow",
+    ):
         compact(network, random_masks(network), torch.ones(1, 8))
 
 
@@ -142,4 +161,6 @@ def test_a_number_that_depends_on_a_width_leaves_the_network_whole() -> None:
 
     network = Width(Pair).eval()
     told = Compaction(network, random_masks(network, 0.1), (torch.ones(1, 8),))
-    assert told.notes[0].startswith("nothing was taken out: Width with smaller layers gives something else (output[1] in eval mode)")
+    assert told.notes[0].startswith(
+        "nothing was taken out: Width with smaller layers gives something else (output[1] in eval mode)"
+    )

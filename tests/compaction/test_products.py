@@ -1,4 +1,6 @@
-"""Layers whose weights are multiplied by hand, more than once, or inside gradients of the forward pass."""
+"""Layers whose weights are multiplied by hand, more than once, or inside gradients of the forward
+pass.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,26 @@ from torch import Tensor, nn
 
 from synflow_pl import Compaction, prune
 from synflow_pl.diagnosis import diagnose
-from synflow_pl.flow import record
+from synflow_pl.flow import trace
 from synflow_pl.pruners import SynFlow
 
 
 class Layers(nn.Module):
     """Runs a function of itself and its input."""
 
-    def __init__(self, function: Callable[[Layers, Tensor], Tensor], middle: tuple[int, int] = (16, 16), last: int = 16) -> None:
+    def __init__(
+        self,
+        function: Callable[[Layers, Tensor], Tensor],
+        middle: tuple[int, int] = (16, 16),
+        last: int = 16,
+    ) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.function = nn.Linear(8, 16), nn.Linear(*middle), nn.Linear(last, 4), function
+        self.a, self.b, self.c, self.function = (
+            nn.Linear(8, 16),
+            nn.Linear(*middle),
+            nn.Linear(last, 4),
+            function,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self, x)
@@ -50,8 +62,12 @@ def repeated(network: Layers, x: Tensor) -> Tensor:
 
 
 NETWORKS: dict[str, Callable[[], Layers]] = {
-    "a weight as it is": lambda: Layers(lambda n, x: n.c((n.a(x).relu() @ n.b.weight).relu()), (24, 16), 24),
-    "transposed twice": lambda: Layers(lambda n, x: n.c((n.a(x).relu() @ n.b.weight.t().t()).relu()), (24, 16), 24),
+    "a weight as it is": lambda: Layers(
+        lambda n, x: n.c((n.a(x).relu() @ n.b.weight).relu()), (24, 16), 24
+    ),
+    "transposed twice": lambda: Layers(
+        lambda n, x: n.c((n.a(x).relu() @ n.b.weight.t().t()).relu()), (24, 16), 24
+    ),
     "there and back": lambda: Layers(tied, last=8),
     "one transpose twice": lambda: Layers(repeated),
     "a gradient inside": lambda: Layers(energy, (16, 1), 8),
@@ -78,16 +94,24 @@ def test_what_weights_are_multiplied_with_is_the_same_after_compaction(name: str
 
 
 def test_a_forward_pass_with_values_that_are_nowhere_is_refused() -> None:
-    network = Layers(lambda n, x: n.c(sum(torch.func.jvp(lambda y: n.a(y).tanh(), (x,), (torch.ones_like(x),)))))
+    network = Layers(
+        lambda n, x: n.c(sum(torch.func.jvp(lambda y: n.a(y).tanh(), (x,), (torch.ones_like(x),))))
+    )
     masks = prune(network, SynFlow(), density=0.3, rounds=2, input_shape=(8,))
-    with pytest.raises(ValueError, match=r"^Layers\.forward computes with tensors on the meta device"):
+    with pytest.raises(
+        ValueError, match=r"^Layers\.forward computes with tensors on the meta device"
+    ):
         Compaction(network, masks, (torch.ones(1, 8),))
 
 
 def test_an_operation_is_recorded_with_the_innermost_module_that_runs() -> None:
     inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     network = nn.Sequential(inner, nn.Sequential(inner, nn.Linear(4, 2)))
-    names = [operation.module for operation in record(network, (torch.ones(1, 4),)).operations if operation.name in ("addmm", "relu")]
+    names = [
+        operation.module
+        for operation in trace(network, (torch.ones(1, 4),)).operations
+        if operation.name in ("addmm", "relu")
+    ]
     assert names == ["0.0", "0.1", "0.0", "0.1", "1.1"]
 
 
@@ -101,4 +125,7 @@ def test_precision_and_writes_are_no_products_without_a_formula() -> None:
 
     network = Layers(lowered)
     masks = prune(network, SynFlow(), density=0.5, rounds=2, input_shape=(8,))
-    assert not any(note.startswith("FLOPs leave out") for note in diagnose(network, masks, input_shape=(8,)).notes)
+    assert not any(
+        note.startswith("FLOPs leave out")
+        for note in diagnose(network, masks, input_shape=(8,)).notes
+    )

@@ -1,4 +1,6 @@
-"""One network of each of timm's families at its own input size: pruned, diagnosed and compacted to the same function."""
+"""One network of each of timm's families at its own input size: pruned, diagnosed and compacted to
+the same function.
+"""
 
 from __future__ import annotations
 

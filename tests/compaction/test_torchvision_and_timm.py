@@ -25,15 +25,31 @@ def densenet() -> nn.Module:
 
 def group_normalised() -> nn.Module:
     resnet = torchvision.models.resnet
-    return resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=10, norm_layer=lambda width: nn.GroupNorm(8, width))
+    return resnet.ResNet(
+        resnet.BasicBlock,
+        [1, 1, 1, 1],
+        num_classes=10,
+        norm_layer=lambda width: nn.GroupNorm(8, width),
+    )
 
 
-# What builds it, the side of its images, the largest share of its parameters that may be left, and what the report must say.
+# What builds it, the side of its images, the largest share of its parameters that may be left, and
+# what the report must say.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, float, str]] = {
     "depthwise convolutions, squeeze and excitation": (timm("mobilenetv3_small_050"), 64, 0.25, ""),
-    "groups of several channels": (timm("regnetx_002"), 64, 0.6, "of a grouped convolution with several channels to a group"),
+    "groups of several channels": (
+        timm("regnetx_002"),
+        64,
+        0.6,
+        "of a grouped convolution with several channels to a group",
+    ),
     "concatenation": (densenet, 32, 0.95, ""),
-    "a shuffle of channels": (torchvision.models.shufflenet_v2_x0_5, 64, 0.2, "split or mixed by a change of shape"),
+    "a shuffle of channels": (
+        torchvision.models.shufflenet_v2_x0_5,
+        64,
+        0.2,
+        "split or mixed by a change of shape",
+    ),
     "attention": (timm("test_vit"), 160, 0.75, "LayerNorm's statistics"),
     "GroupNorm": (group_normalised, 32, 1.0, "GroupNorm's statistics"),
 }

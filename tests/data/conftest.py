@@ -1,4 +1,6 @@
-"""The real data sets, built once for all tests from the shared folder; a test that needs one is skipped where it cannot be built."""
+"""The real data sets, built once for all tests from the shared folder; a test that needs one is
+skipped where it cannot be built.
+"""
 
 import importlib.util
 import os
@@ -17,18 +19,27 @@ SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "get_d
 def build(name: str, into: Path, patience: int = 90) -> Iterator[Path]:
     if not SHARED.is_file():
         pytest.skip(f"real {name}: there is no ../shared/data/get_data.py beside the repository")
-    if missing := [package for package in ("numpy", "PIL") if importlib.util.find_spec(package) is None]:
+    if missing := [
+        package for package in ("numpy", "PIL") if importlib.util.find_spec(package) is None
+    ]:
         pytest.skip(f"real {name}: get_data.py needs {missing}")
     # Nothing is ever asked of the network twice, and a test does not wait for it.
     patient = {**os.environ, "npm_config_fetch_retries": "0", "npm_config_fetch_timeout": "30000"}
     try:
         done = subprocess.run(
-            [sys.executable, str(SHARED), str(into), name], env=patient, capture_output=True, text=True, timeout=patience, check=False
+            [sys.executable, str(SHARED), str(into), name],
+            env=patient,
+            capture_output=True,
+            text=True,
+            timeout=patience,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         pytest.skip(f"real {name}: get_data.py took more than {patience} s")
     if done.returncode != 0:
-        pytest.skip(f"real {name}: get_data.py failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        pytest.skip(
+            f"real {name}: get_data.py failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+        )
     yield into
     shutil.rmtree(into)  # pytest would keep the files of three sessions
 
@@ -48,7 +59,9 @@ def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def real_fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if not Path("/usr/share/datasets/fashion-mnist").is_dir():
-        pytest.skip("real fashion-mnist: the Debian package dataset-fashion-mnist is not installed, and a test installs nothing")
+        pytest.skip(
+            "real fashion-mnist: the Debian package dataset-fashion-mnist is not installed, and a test installs nothing"
+        )
     yield from build("fashion-mnist", tmp_path_factory.mktemp("fashion_mnist"))
 
 
@@ -65,10 +78,14 @@ def real_tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 
 @pytest.fixture(scope="session")
 def real_tiny_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The training images of the first two classes, as far as their archive's beginning holds them."""
+    """The training images of the first two classes, as far as their archive's beginning holds
+    them.
+    """
     archive = SHARED.with_name("tiny-imagenet-200-trainval.tar.xz")
     if not archive.is_file():
-        pytest.skip("real tiny-imagenet: there is no ../shared/data/tiny-imagenet-200-trainval.tar.xz beside the repository")
+        pytest.skip(
+            "real tiny-imagenet: there is no ../shared/data/tiny-imagenet-200-trainval.tar.xz beside the repository"
+        )
     folder = tmp_path_factory.mktemp("tiny_classes")
     classes: list[str] = []
     with tarfile.open(archive) as tar:

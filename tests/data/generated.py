@@ -10,20 +10,32 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from synflow_pl.data import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageNet, Images, TinyImageNet
+from synflow_pl.data import (
+    CIFAR10,
+    CIFAR100,
+    MNIST,
+    FashionMNIST,
+    ImageDataModule,
+    ImageNet,
+    TinyImageNet,
+)
 
 
-def pixels_of(kind: type[Images], count: int) -> np.ndarray:
+def pixels_of(kind: type[ImageDataModule], count: int) -> np.ndarray:
     """Random images (N, H, W, C)."""
     channels, height, width = kind.input_shape
-    return np.random.default_rng(0).integers(0, 256, (count, height, width, channels), dtype=np.uint8)
+    return np.random.default_rng(0).integers(
+        0, 256, (count, height, width, channels), dtype=np.uint8
+    )
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
-    path.write_bytes(struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
+    path.write_bytes(
+        struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+    )
 
 
-def mnist(kind: type[Images], folder: Path, count: int) -> np.ndarray:
+def mnist(kind: type[ImageDataModule], folder: Path, count: int) -> np.ndarray:
     pixels = pixels_of(kind, count)
     where = folder / kind.__name__ / "raw"
     where.mkdir(parents=True)
@@ -33,7 +45,7 @@ def mnist(kind: type[Images], folder: Path, count: int) -> np.ndarray:
     return pixels
 
 
-def cifar(kind: type[Images], folder: Path, count: int) -> np.ndarray:
+def cifar(kind: type[ImageDataModule], folder: Path, count: int) -> np.ndarray:
     assert issubclass(kind, CIFAR10)
     pixels = pixels_of(kind, count)
     flat = pixels.transpose(0, 3, 1, 2).reshape(count, -1)
@@ -46,8 +58,10 @@ def cifar(kind: type[Images], folder: Path, count: int) -> np.ndarray:
     return pixels
 
 
-def tiny_imagenet(kind: type[Images], folder: Path, count: int) -> np.ndarray:
-    """PNG files under the names of JPEGs, which would not keep the pixels; two classes, in turn, so that images are sorted by class."""
+def tiny_imagenet(kind: type[ImageDataModule], folder: Path, count: int) -> np.ndarray:
+    """PNG files under the names of JPEGs, which would not keep the pixels; two classes, in turn, so
+    that images are sorted by class.
+    """
     pixels = pixels_of(kind, count)
     where = folder / "tiny-imagenet-200"
     names = ["n01", "n02"]
@@ -60,13 +74,15 @@ def tiny_imagenet(kind: type[Images], folder: Path, count: int) -> np.ndarray:
         Image.fromarray(picture).save(path, format="PNG")
     lines = []
     for image in range(count // 2):
-        Image.fromarray(pixels[image]).save(where / "val" / "images" / f"val_{image}.JPEG", format="PNG")
+        Image.fromarray(pixels[image]).save(
+            where / "val" / "images" / f"val_{image}.JPEG", format="PNG"
+        )
         lines.append(f"val_{image}.JPEG\t{names[image % 2]}\t0\t0\t62\t62\n")
     (where / "val" / "val_annotations.txt").write_text("".join(lines))
     return pixels
 
 
-def imagenet(kind: type[Images], folder: Path, count: int) -> np.ndarray:
+def imagenet(kind: type[ImageDataModule], folder: Path, count: int) -> np.ndarray:
     """Of 224x224 pixels, lest they be resized."""
     pixels = pixels_of(kind, count)
     for part, size in (("train", count), ("val", count // 2)):
@@ -85,7 +101,7 @@ class TwoLarge(ImageNet):
     num_classes = 2
 
 
-FORMATS: dict[type[Images], Callable[[type[Images], Path, int], np.ndarray]] = {
+FORMATS: dict[type[ImageDataModule], Callable[[type[ImageDataModule], Path, int], np.ndarray]] = {
     MNIST: mnist,
     FashionMNIST: mnist,
     CIFAR10: cifar,

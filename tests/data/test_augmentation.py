@@ -14,7 +14,9 @@ PLACES = 9 * 9 * 2
 
 
 class Grid(CIFAR10):
-    """Images whose pixels say where they come from: red the row, green the column, blue always the same."""
+    """Images whose pixels say where they come from: red the row, green the column, blue always the
+    same.
+    """
 
     mean = (0.0, 0.0, 0.0)
     std = (1.0, 1.0, 1.0)
@@ -23,7 +25,13 @@ class Grid(CIFAR10):
 
     def images(self, train: bool) -> tuple[Tensor, Tensor]:
         line = torch.arange(32, dtype=torch.uint8)
-        image = torch.stack([line[:, None].expand(32, 32), line.expand(32, 32), torch.full((32, 32), 200, dtype=torch.uint8)])
+        image = torch.stack(
+            [
+                line[:, None].expand(32, 32),
+                line.expand(32, 32),
+                torch.full((32, 32), 200, dtype=torch.uint8),
+            ]
+        )
         return image.expand(self.count, -1, -1, -1), torch.arange(self.count)
 
 
@@ -34,10 +42,13 @@ def drawn(data: CIFAR10, epochs: int = 1) -> list[tuple[int, int, int]]:
     for epoch in range(epochs):
         loader.set_epoch(epoch)
         for images, _ in loader:
-            middle = (images[:, :, 16, 15:17] * 255).round().long()  # whatever the window, these two pixels are in the image
+            middle = (
+                (images[:, :, 16, 15:17] * 255).round().long()
+            )  # whatever the window, these two pixels are in the image
             left, right = middle[:, 1].T
             row, flip = middle[:, 0, 0] - 12, (left > right).long()
-            # Pixel 15 of the window at column c is pixel 15 + c - 4 of the image; in a flipped one it is pixel 16 of the window.
+            # Pixel 15 of the window at column c is pixel 15 + c - 4 of the image; in a flipped one
+            # it is pixel 16 of the window.
             column = torch.minimum(left, right) - 11
             found += list(zip(row.tolist(), column.tolist(), flip.tolist(), strict=True))
     return found
@@ -45,7 +56,9 @@ def drawn(data: CIFAR10, epochs: int = 1) -> list[tuple[int, int, int]]:
 
 def chi_square(counts: Counter[Any], cells: int) -> float:
     expected = sum(counts.values()) / cells
-    return sum((count - expected) ** 2 for count in counts.values()) / expected + expected * (cells - len(counts))
+    return sum((count - expected) ** 2 for count in counts.values()) / expected + expected * (
+        cells - len(counts)
+    )
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
@@ -53,15 +66,19 @@ def test_every_offset_and_side_is_as_likely_as_another(pipeline: Any) -> None:
     counts = Counter(drawn(Grid(val_size=0, pipeline=pipeline)))
     rows, columns, flips = (set(values) for values in zip(*counts, strict=True))
     assert (rows, columns, flips) == (set(range(9)), set(range(9)), {0, 1})
-    # 161 degrees of freedom: mean 161, deviation sqrt(2 * 161) = 18; beyond mean and four deviations once in ten thousand seeds.
+    # 161 degrees of freedom: mean 161, deviation sqrt(2 * 161) = 18; beyond mean and four
+    # deviations once in ten thousand seeds.
     assert chi_square(counts, PLACES) < 161 + 4 * 18
-    assert chi_square(Counter(flip for *_, flip in counts.elements()), 2) < 15.1  # 1 degree: once in ten thousand
+    assert (
+        chi_square(Counter(flip for *_, flip in counts.elements()), 2) < 15.1
+    )  # 1 degree: once in ten thousand
 
 
 def test_an_image_is_drawn_for_anew_in_each_epoch() -> None:
     data = Grid(val_size=0)
     first, second = drawn(data), drawn(data, epochs=2)[COUNT:]
-    # The pair of draws of the same image is uniform too: that they are the same happens once in 162 times; 50 in 8100, deviation 7.
+    # The pair of draws of the same image is uniform too: that they are the same happens once in 162
+    # times; 50 in 8100, deviation 7.
     orders = []
     loader = data.train_dataloader()
     for epoch in range(2):
@@ -72,7 +89,9 @@ def test_an_image_is_drawn_for_anew_in_each_epoch() -> None:
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_what_a_window_shows_beyond_the_image_is_black(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_window_shows_beyond_the_image_is_black(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Grid, "count", 200)
     data = Grid(val_size=0, pipeline=pipeline)
     places = drawn(data)
@@ -83,7 +102,9 @@ def test_what_a_window_shows_beyond_the_image_is_black(pipeline: Any, monkeypatc
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_validation_and_test_images_stay_as_they_are(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_and_test_images_stay_as_they_are(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Grid, "count", 200)
     data = Grid(val_size=100, pipeline=pipeline)
     data.setup("fit")

@@ -48,19 +48,31 @@ def test_nothing_is_downloaded_and_no_folder_made(tmp_path: Path) -> None:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An array in MNIST's own format: two zeros, the type, the number of axes, their sizes as big-endian int32, then the bytes."""
+    """An array in MNIST's own format: two zeros, the type, the number of axes, their sizes as
+    big-endian int32, then the bytes.
+    """
     content = gzip.decompress(path.read_bytes())
     axes = content[3]
     shape = np.frombuffer(content, ">i4", axes, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-@pytest.mark.parametrize(("part", "prefix", "each"), [("train", "train", 500), ("test", "t10k", 100)])
-def test_the_digits_are_the_first_of_each_in_the_original_mnist(part: str, prefix: str, each: int, real_mnist: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "prefix", "each"), [("train", "train", 500), ("test", "t10k", 100)]
+)
+def test_the_digits_are_the_first_of_each_in_the_original_mnist(
+    part: str, prefix: str, each: int, real_mnist: Path
+) -> None:
     raw = real_mnist / "MNIST" / "raw"
-    images, labels = read_idx(raw / f"{prefix}-images-idx3-ubyte.gz"), read_idx(raw / f"{prefix}-labels-idx1-ubyte.gz")
+    images, labels = (
+        read_idx(raw / f"{prefix}-images-idx3-ubyte.gz"),
+        read_idx(raw / f"{prefix}-labels-idx1-ubyte.gz"),
+    )
     first = np.sort(np.concatenate([np.flatnonzero(labels == digit)[:each] for digit in range(10)]))
-    with (files("synflow_pl.data") / "digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with (
+        (files("synflow_pl.data") / "digits.npz").open("rb") as file,
+        np.load(file, allow_pickle=False) as archive,
+    ):
         assert archive[f"{part}_images"].dtype == np.uint8
         assert archive[f"{part}_labels"].dtype == np.int64
         np.testing.assert_array_equal(archive[f"{part}_labels"], labels[first])

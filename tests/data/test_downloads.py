@@ -1,4 +1,6 @@
-"""Downloads and archives: whole or not at all, and one sentence for what went wrong. No network: addresses are of files."""
+"""Downloads and archives: whole or not at all, and one sentence for what went wrong. No network:
+addresses are of files.
+"""
 
 import gzip
 import hashlib
@@ -49,7 +51,10 @@ def left(folder: Path) -> list[str]:
 
 
 def test_a_download_is_told_with_its_size_shows_progress_and_lies_where_asked(
-    tmp_path: Path, target: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    target: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(bytes(3_000_000))
@@ -67,13 +72,19 @@ def test_a_second_address_is_tried(source: Path, target: Path) -> None:
 
 
 def test_no_address_is_one_sentence(source: Path, target: Path) -> None:
-    with pytest.raises(ConnectionError, match=r"^file.bin cannot be downloaded from file://.*none \(.*\); try again, or put it into"):
+    with pytest.raises(
+        ConnectionError,
+        match=r"^file.bin cannot be downloaded from file://.*none \(.*\); try again, or put it into",
+    ):
         fetch([(source.parent / "none").as_uri()], target, md5_of(source))
     assert left(target.parent) == []
 
 
 def test_a_download_of_another_md5_is_thrown_away(source: Path, target: Path) -> None:
-    with pytest.raises(ValueError, match=rf"has md5 {md5_of(source)}, expected {'0' * 32}; it was thrown away, try again"):
+    with pytest.raises(
+        ValueError,
+        match=rf"has md5 {md5_of(source)}, expected {'0' * 32}; it was thrown away, try again",
+    ):
         fetch([source.as_uri()], target, "0" * 32)
     assert left(target.parent) == []
 
@@ -81,14 +92,19 @@ def test_a_download_of_another_md5_is_thrown_away(source: Path, target: Path) ->
 def test_a_file_that_is_there_is_checked_and_kept(source: Path, target: Path) -> None:
     target.parent.mkdir()
     target.write_bytes(b"half")
-    with pytest.raises(ValueError, match=rf"is not the file that was published: its md5 is {md5_of(target)}, expected"):
+    with pytest.raises(
+        ValueError,
+        match=rf"is not the file that was published: its md5 is {md5_of(target)}, expected",
+    ):
         fetch([source.as_uri()], target, md5_of(source))
     assert target.read_bytes() == b"half"  # a user's file is not deleted
     target.write_bytes(source.read_bytes())
     fetch(["nowhere:"], target, md5_of(source))
 
 
-def test_a_connection_that_ends_early_leaves_nothing(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_ends_early_leaves_nothing(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Half(io.BytesIO):
         headers = {"Content-Length": "1000"}
 
@@ -98,7 +114,9 @@ def test_a_connection_that_ends_early_leaves_nothing(source: Path, target: Path,
     assert left(target.parent) == []
 
 
-def test_a_download_that_is_killed_is_not_taken_for_a_whole_one(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_is_killed_is_not_taken_for_a_whole_one(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Endless(io.BytesIO):
         headers: dict[str, str] = {}
 
@@ -108,7 +126,9 @@ def test_a_download_that_is_killed_is_not_taken_for_a_whole_one(source: Path, ta
 
     with monkeypatch.context() as patch:
         patch.setattr("synflow_pl.data.downloads.urlopen", lambda *_, **__: Endless())
-        process = multiprocessing.get_context("fork").Process(target=fetch, args=(["http://somewhere"], target, "0" * 32))
+        process = multiprocessing.get_context("fork").Process(
+            target=fetch, args=(["http://somewhere"], target, "0" * 32)
+        )
         process.start()
         deadline = time.monotonic() + 30
         while not left(target.parent) and time.monotonic() < deadline:
@@ -160,12 +180,19 @@ def test_an_archive_becomes_a_folder(pack: object, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
-@pytest.mark.parametrize("name", ["../evil", "set/../../evil", "/evil", "other/evil", "set\\..\\evil", "evil"])
-def test_a_path_that_would_leave_the_folder_is_refused(name: str, pack: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["../evil", "set/../../evil", "/evil", "other/evil", "set\\..\\evil", "evil"]
+)
+def test_a_path_that_would_leave_the_folder_is_refused(
+    name: str, pack: object, tmp_path: Path
+) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
     archive = pack(inside, {"set/a.txt": b"1", name: b"2"})  # type: ignore[operator]
-    with pytest.raises(ValueError, match=r"evil', which is no plain file within the folder 'set'; nothing was unpacked"):
+    with pytest.raises(
+        ValueError,
+        match=r"evil', which is no plain file within the folder 'set'; nothing was unpacked",
+    ):
         unpack(archive, inside / "set")
     assert left(inside) == [archive.name]
     assert left(tmp_path) == ["inside", archive.name]
@@ -179,8 +206,12 @@ def test_a_link_in_an_archive_is_refused(pack: object, tmp_path: Path) -> None:
     assert left(tmp_path) == [archive.name]
 
 
-@pytest.mark.parametrize(("pack", "damage"), [(zipped, "cut"), (zipped, "changed"), (tarred, "cut")])
-def test_a_damaged_archive_is_refused_and_leaves_nothing(pack: object, damage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("pack", "damage"), [(zipped, "cut"), (zipped, "changed"), (tarred, "cut")]
+)
+def test_a_damaged_archive_is_refused_and_leaves_nothing(
+    pack: object, damage: str, tmp_path: Path
+) -> None:
     archive = pack(tmp_path, {"set/a.txt": os.urandom(5000), "set/b.txt": b"2"})  # type: ignore[operator]
     content = bytearray(archive.read_bytes())
     content = content[:3000] if damage == "cut" else content[:2000] + bytes(1000) + content[3000:]
@@ -201,7 +232,9 @@ def test_a_damaged_gz_file_is_refused_and_leaves_nothing(tmp_path: Path) -> None
 # -- data sets from their archives
 
 
-def test_tiny_imagenet_downloads_and_unpacks_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiny_imagenet_downloads_and_unpacks_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_imagenet(TwoClasses, tmp_path / "made", 4)
     with zipfile.ZipFile(tmp_path / "tiny.zip", "w") as archive:
         for path in sorted((tmp_path / "made").rglob("*")):
@@ -212,12 +245,20 @@ def test_tiny_imagenet_downloads_and_unpacks_by_itself(tmp_path: Path, monkeypat
     data.prepare_data()
     data.setup("fit")
     assert len(data.train_dataloader()) == 1
-    assert sorted(path.name.split("-")[-2] for path in (tmp_path / "data").glob("*.npy")) == ["train", "val"]
+    assert sorted(path.name.split("-")[-2] for path in (tmp_path / "data").glob("*.npy")) == [
+        "train",
+        "val",
+    ]
 
 
-def test_cifar10_downloads_and_unpacks_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10_downloads_and_unpacks_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cifar(CIFAR10, tmp_path / "made", 10)
-    files = {f"cifar-10-batches-py/{path.name}": path.read_bytes() for path in (tmp_path / "made" / "cifar-10-batches-py").iterdir()}
+    files = {
+        f"cifar-10-batches-py/{path.name}": path.read_bytes()
+        for path in (tmp_path / "made" / "cifar-10-batches-py").iterdir()
+    }
     archive = tarred(tmp_path, files)
     monkeypatch.setattr(CIFAR10.origin, "url", archive.as_uri())
     monkeypatch.setattr(CIFAR10.origin, "tgz_md5", md5_of(archive))
@@ -227,7 +268,9 @@ def test_cifar10_downloads_and_unpacks_by_itself(tmp_path: Path, monkeypatch: py
     assert len(data.images(train=True)[1]) == 10
 
 
-def test_mnist_downloads_and_decompresses_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mnist_downloads_and_decompresses_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mnist(MNIST, tmp_path / "made", 4)
     resources = []
     for path in sorted((tmp_path / "made" / "MNIST" / "raw").iterdir()):
@@ -248,7 +291,8 @@ def test_mnist_downloads_and_decompresses_by_itself(tmp_path: Path, monkeypatch:
 def full_disk() -> Iterator[None]:
     """No file may grow beyond 10 kB: a write beyond fails as on a full disk, for root as well.
 
-    No fixture, since the limit must be gone when pytest itself writes: its output may be a file that is larger already.
+    No fixture, since the limit must be gone when pytest itself writes: its output may be a file
+        that is larger already.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
@@ -280,10 +324,14 @@ def test_a_full_disk_is_one_sentence_for_the_decoded_images(tmp_path: Path) -> N
     with full_disk(), pytest.raises(OSError, match=CANNOT):
         TwoClasses(data_dir=str(tmp_path)).prepare_data()
     assert left(tmp_path)[0] != "tiny-imagenet-200-train"
-    assert not list(tmp_path.glob("*.npy")) + list(tmp_path.glob("*.part")) + list(tmp_path.glob(".*"))
+    assert (
+        not list(tmp_path.glob("*.npy")) + list(tmp_path.glob("*.part")) + list(tmp_path.glob(".*"))
+    )
 
 
-def test_too_little_room_is_told_before_anything_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_room_is_told_before_anything_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = zipped(tmp_path, {"set/a.txt": bytes(3_000_000)})
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_000_000}))
     with pytest.raises(OSError, match=r"cannot be written \(3 MB are needed, 1 MB are free\)"):
@@ -293,10 +341,16 @@ def test_too_little_room_is_told_before_anything_is_unpacked(tmp_path: Path, mon
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
-    """A file system that may not be written to, which stops root as well; else a folder that may not, which stops others."""
+    """A file system that may not be written to, which stops root as well; else a folder that may
+    not, which stops others.
+    """
     folder = tmp_path / "read-only"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "none", str(folder)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "none", str(folder)],
+        capture_output=True,
+        check=False,
+    )
     if mounted.returncode == 0:
         yield folder
         subprocess.run(["umount", str(folder)], check=True)
@@ -308,7 +362,9 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     folder.chmod(0o700)
 
 
-def test_a_read_only_disk_is_one_sentence(read_only: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_disk_is_one_sentence(
+    read_only: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(OSError, match=CANNOT):
         fetch([source.as_uri()], read_only / "data" / "file.bin", md5_of(source))
     monkeypatch.setattr(TwoClasses, "url", source.as_uri())

@@ -10,9 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from synflow_pl.data import CIFAR10, CIFAR100, MNIST, FashionMNIST, Images
+from synflow_pl.data import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageDataModule
 from synflow_pl.data import cifar10 as cifar10_module
-from tests.data.generated import FORMATS, TwoClasses, TwoLarge, cifar, imagenet, mnist, tiny_imagenet
+from tests.data.generated import (
+    FORMATS,
+    TwoClasses,
+    TwoLarge,
+    cifar,
+    imagenet,
+    mnist,
+    tiny_imagenet,
+)
 
 KINDS = list(FORMATS)
 
@@ -26,21 +34,33 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def small(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Path, np.ndarray]:
+def small(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, Path, np.ndarray]:
     """A kind, its folder with four training and two test images, and their pixels (N, H, W, C)."""
-    monkeypatch.setattr(cifar10_module, "check_md5", lambda *_: None)  # the checksums are those of the real files
+    monkeypatch.setattr(
+        cifar10_module, "check_md5", lambda *_: None
+    )  # the checksums are those of the real files
     return request.param, tmp_path, FORMATS[request.param](request.param, tmp_path, 4)
 
 
-def labels_of(kind: type[Images], train: bool) -> list[int]:
+def labels_of(kind: type[ImageDataModule], train: bool) -> list[int]:
     if kind in (TwoClasses, TwoLarge):
         return [0, 0, 1, 1] if train else [0, 1]
     return [0, 1, 2, 3] if train else [0, 1]
 
 
-def test_images_and_labels_come_as_their_files_say(small: tuple[Any, Path, np.ndarray], offline: None) -> None:
+def test_images_and_labels_come_as_their_files_say(
+    small: tuple[Any, Path, np.ndarray], offline: None
+) -> None:
     kind, folder, pixels = small
-    data = kind(data_dir=str(folder), val_size=0, augment=False, batch_size=4, **({"num_workers": 0} if kind is TwoLarge else {}))
+    data = kind(
+        data_dir=str(folder),
+        val_size=0,
+        augment=False,
+        batch_size=4,
+        **({"num_workers": 0} if kind is TwoLarge else {}),
+    )
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
@@ -60,7 +80,9 @@ def test_images_and_labels_come_as_their_files_say(small: tuple[Any, Path, np.nd
         torch.testing.assert_close(tested, expected[:2], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not TwoLarge], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind is not TwoLarge], ids=lambda kind: kind.__name__
+)
 def test_both_pipelines_give_the_same_floats_where_nothing_is_augmented(
     kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,12 +90,22 @@ def test_both_pipelines_give_the_same_floats_where_nothing_is_augmented(
     FORMATS[kind](kind, tmp_path, 20)
     batches = []
     for pipeline in ("memory", "torchvision"):
-        data = kind(data_dir=str(tmp_path), val_size=4, augment=False, batch_size=8, pipeline=pipeline)
+        data = kind(
+            data_dir=str(tmp_path), val_size=4, augment=False, batch_size=8, pipeline=pipeline
+        )
         data.prepare_data()
         data.setup("fit")
         data.setup("test")
         batches.append(
-            [batch for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()) for batch in loader]
+            [
+                batch
+                for loader in (
+                    data.train_dataloader(),
+                    data.val_dataloader(),
+                    data.test_dataloader(),
+                )
+                for batch in loader
+            ]
         )
     assert len(batches[0]) == len(batches[1]) == 2 + 1 + 2
     for (images, labels), (others, other_labels) in zip(*batches, strict=True):
@@ -82,7 +114,9 @@ def test_both_pipelines_give_the_same_floats_where_nothing_is_augmented(
 
 
 def test_data_sets_of_one_folder_do_not_meet(tmp_path: Path) -> None:
-    pixels = {kind: mnist(kind, tmp_path, count) for kind, count in ((MNIST, 10), (FashionMNIST, 30))}
+    pixels = {
+        kind: mnist(kind, tmp_path, count) for kind, count in ((MNIST, 10), (FashionMNIST, 30))
+    }
     for kind in (MNIST, FashionMNIST):
         assert len(kind(data_dir=str(tmp_path)).images(train=True)[0]) == len(pixels[kind])
 
@@ -120,7 +154,9 @@ def test_a_streamed_image_is_cut_from_its_middle_and_for_training_anywhere(tmp_p
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_files_that_are_missing_are_an_error_that_names_one(kind: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=rf"there is no (file|folder) '{tmp_path}.*(download|point)"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"there is no (file|folder) '{tmp_path}.*(download|point)"
+    ):
         kind(data_dir=str(tmp_path)).setup("fit")
 
 
@@ -129,7 +165,10 @@ def test_a_truncated_idx_file_is_told_with_both_sizes(tmp_path: Path) -> None:
     path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-10])
     # 16 bytes of header and 4 * 784 of pixels.
-    with pytest.raises(ValueError, match=r"-ubyte' has 3,142 bytes, and an array of shape \(4, 28, 28\) has 3,152; delete it"):
+    with pytest.raises(
+        ValueError,
+        match=r"-ubyte' has 3,142 bytes, and an array of shape \(4, 28, 28\) has 3,152; delete it",
+    ):
         MNIST(data_dir=str(tmp_path)).setup("fit")
 
 
@@ -154,7 +193,9 @@ def test_a_truncated_batch_file_is_refused(keep: int, tmp_path: Path) -> None:
     cifar(CIFAR10, tmp_path, 10)
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"data_batch_3' is truncated or no CIFAR file \(.*\); delete its folder"):
+    with pytest.raises(
+        ValueError, match=r"data_batch_3' is truncated or no CIFAR file \(.*\); delete its folder"
+    ):
         CIFAR10(data_dir=str(tmp_path)).setup("fit")
 
 
@@ -169,7 +210,9 @@ def test_a_large_truncated_batch_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("count", [10, 1000])
-def test_a_batch_file_is_read_whatever_the_protocol_of_its_pickle(protocol: int, count: int, tmp_path: Path) -> None:
+def test_a_batch_file_is_read_whatever_the_protocol_of_its_pickle(
+    protocol: int, count: int, tmp_path: Path
+) -> None:
     pixels = cifar(CIFAR100, tmp_path, count)
     path = tmp_path / "cifar-100-python" / "train"
     path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()), protocol=protocol))
@@ -183,9 +226,13 @@ class Harmful:
         return print, ("run!",)
 
 
-def test_what_a_pickle_asks_for_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_pickle_asks_for_is_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cifar(CIFAR10, tmp_path, 10)
-    (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(pickle.dumps({b"data": Harmful()}))
+    (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(
+        pickle.dumps({b"data": Harmful()})
+    )
     with pytest.raises(ValueError, match=r"data_batch_2' .*it asks for builtins.print"):
         CIFAR10(data_dir=str(tmp_path)).setup("fit")
     assert capsys.readouterr().out == ""
@@ -209,14 +256,18 @@ def test_a_file_of_another_md5_is_refused(tmp_path: Path) -> None:
 def test_a_missing_class_folder_is_named(tmp_path: Path) -> None:
     tiny_imagenet(TwoClasses, tmp_path, 4)
     shutil.rmtree(tmp_path / "tiny-imagenet-200" / "train" / "n02")
-    with pytest.raises(FileNotFoundError, match=r"the class folder '.*train/n02/images' is missing or empty"):
+    with pytest.raises(
+        FileNotFoundError, match=r"the class folder '.*train/n02/images' is missing or empty"
+    ):
         TwoClasses(data_dir=str(tmp_path)).prepare_data()
 
 
 def test_a_class_folder_that_only_one_part_of_imagenet_has_is_named(tmp_path: Path) -> None:
     imagenet(TwoLarge, tmp_path, 4)
     shutil.rmtree(tmp_path / "val" / "n02")
-    with pytest.raises(ValueError, match=r"the class folder 'n02' is in '.*train' but not in '.*val'"):
+    with pytest.raises(
+        ValueError, match=r"the class folder 'n02' is in '.*train' but not in '.*val'"
+    ):
         TwoLarge(data_dir=str(tmp_path)).prepare_data()
     shutil.rmtree(tmp_path / "train" / "n02")
     with pytest.raises(ValueError, match=r"train' has 1 class folders, expected 2"):
@@ -227,14 +278,19 @@ def test_a_label_of_an_unknown_class_is_told_with_its_line(tmp_path: Path) -> No
     tiny_imagenet(TwoClasses, tmp_path, 4)
     path = tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt"
     path.write_text(path.read_text().replace("n02", "n99"))
-    with pytest.raises(ValueError, match=r"val_annotations.txt' line 2: 'n99' is not one of the 2 classes in wnids.txt"):
+    with pytest.raises(
+        ValueError,
+        match=r"val_annotations.txt' line 2: 'n99' is not one of the 2 classes in wnids.txt",
+    ):
         TwoClasses(data_dir=str(tmp_path)).prepare_data()
 
 
 def test_a_labels_file_that_does_not_fit_the_images_is_refused(tmp_path: Path) -> None:
     tiny_imagenet(TwoClasses, tmp_path, 4)
     (tmp_path / "tiny-imagenet-200" / "val" / "images" / "val_1.JPEG").unlink()
-    with pytest.raises(ValueError, match=r"do not name the same files: 'val_1.JPEG' is in one only"):
+    with pytest.raises(
+        ValueError, match=r"do not name the same files: 'val_1.JPEG' is in one only"
+    ):
         TwoClasses(data_dir=str(tmp_path)).prepare_data()
 
 

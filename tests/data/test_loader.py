@@ -1,4 +1,6 @@
-"""The order of an epoch: shared by ranks, reshuffled, resumable. Told with a source that hands out the indices themselves."""
+"""The order of an epoch: shared by ranks, reshuffled, resumable. Told with a source that hands out
+the indices themselves.
+"""
 
 from collections.abc import Iterable, Iterator
 
@@ -23,7 +25,12 @@ class Indices:
 
 
 def loader(count: int = 10, batch_size: int = 4, **options: object) -> Loader:
-    return Loader(Indices(count), torch.arange(count), batch_size, **{"shuffle": True, "augment": True, **options})  # type: ignore[arg-type]
+    return Loader(
+        Indices(count),
+        torch.arange(count),
+        batch_size,
+        **{"shuffle": True, "augment": True, **options},
+    )  # type: ignore[arg-type]
 
 
 def epoch(of: Loader) -> list[list[int]]:
@@ -46,7 +53,9 @@ def epoch(of: Loader) -> list[list[int]]:
         (3, 4, 2, [3]),
     ],
 )
-def test_an_epoch_is_cut_into_batches(count: int, batch_size: int, ranks: int, expected: list[int]) -> None:
+def test_an_epoch_is_cut_into_batches(
+    count: int, batch_size: int, ranks: int, expected: list[int]
+) -> None:
     assert sizes(count, batch_size, ranks) == expected
 
 
@@ -56,7 +65,9 @@ def test_fewer_images_than_devices_are_refused() -> None:
 
 
 @given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 5), st.integers(0, 3))
-def test_ranks_share_an_epoch_without_overlap_or_loss(count: int, each: int, ranks: int, number: int) -> None:
+def test_ranks_share_an_epoch_without_overlap_or_loss(
+    count: int, each: int, ranks: int, number: int
+) -> None:
     if count < ranks:
         return
     shares = []
@@ -65,7 +76,9 @@ def test_ranks_share_an_epoch_without_overlap_or_loss(count: int, each: int, ran
         of.set_epoch(number)
         shares.append(epoch(of))
         assert len(of) == len(shares[-1])
-    assert sorted(image for share in shares for batch in share for image in batch) == list(range(count))
+    assert sorted(image for share in shares for batch in share for image in batch) == list(
+        range(count)
+    )
     assert len({len(share) for share in shares}) == 1
     for batches in zip(*shares, strict=True):
         lengths = [len(batch) for batch in batches]
@@ -78,7 +91,9 @@ def test_ranks_share_an_epoch_without_overlap_or_loss(count: int, each: int, ran
 def test_the_batches_of_two_ranks_together_are_those_of_one() -> None:
     whole = epoch(loader(22, 4))
     halves = [epoch(loader(22, 4, rank=rank, ranks=2)) for rank in range(2)]
-    assert [sorted(left + right) for left, right in zip(*halves, strict=True)] == [sorted(batch) for batch in whole]
+    assert [sorted(left + right) for left, right in zip(*halves, strict=True)] == [
+        sorted(batch) for batch in whole
+    ]
 
 
 # -- order
@@ -90,7 +105,10 @@ def test_an_epoch_has_another_order_and_other_draws_than_the_one_before() -> Non
     assert of.epoch == 2
     orders = [torch.cat([labels for _, labels in batches]) for batches in (first, second)]
     assert orders[0].tolist() != orders[1].tolist()
-    numbers = [torch.cat([n for n, _ in batches])[order.argsort()] for batches, order in zip((first, second), orders, strict=True)]
+    numbers = [
+        torch.cat([n for n, _ in batches])[order.argsort()]
+        for batches, order in zip((first, second), orders, strict=True)
+    ]
     assert not (numbers[0] == numbers[1]).any()
 
 
@@ -123,7 +141,9 @@ def test_another_seed_is_another_order() -> None:
 
 
 def same(left: list[tuple[Tensor, Tensor]], right: list[tuple[Tensor, Tensor]]) -> bool:
-    return len(left) == len(right) and all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(left, right, strict=True))
+    return len(left) == len(right) and all(
+        torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(left, right, strict=True)
+    )
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
@@ -175,7 +195,10 @@ def test_going_on_in_the_middle_of_another_epoch_is_refused(other: dict[str, int
     next(iter(first))
     second = loader(**{"count": 10, "batch_size": 2, **other})  # type: ignore[arg-type]
     second.load_state_dict(first.state_dict())
-    with pytest.raises(ValueError, match=r"stopped after batch 1 of an epoch with images 10, batch_size 2, seed 0, and this run has"):
+    with pytest.raises(
+        ValueError,
+        match=r"stopped after batch 1 of an epoch with images 10, batch_size 2, seed 0, and this run has",
+    ):
         next(iter(second))
 
 

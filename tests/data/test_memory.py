@@ -22,7 +22,9 @@ def test_a_window_of_a_surrounded_image() -> None:
 @pytest.mark.parametrize("padding", [0, 1, 4])
 def test_every_crop_and_flip_is_torchvision_s(shape: tuple[int, int, int], padding: int) -> None:
     places = range(2 * padding + 1)
-    drawn = torch.tensor([(row, column, flip) for row in places for column in places for flip in (0, 1)]).T
+    drawn = torch.tensor(
+        [(row, column, flip) for row in places for column in places for flip in (0, 1)]
+    ).T
     images = torch.randint(256, (drawn.shape[1], *shape), dtype=torch.uint8)
     found = crop_and_flip(images, drawn, padding)
     for image, (row, column, flip), cropped in zip(images, drawn.T.tolist(), found, strict=True):
@@ -60,7 +62,9 @@ def test_a_gpu_crops_and_flips_as_the_cpu_does() -> None:
     numbers = torch.randint(2**62, (64,))
     batches = []
     for device in ("cpu", "cuda"):
-        memory = Memory(images, torch.arange(64), mean=(0.5,) * 3, std=(0.2,) * 3, padding=4, device=device)
+        memory = Memory(
+            images, torch.arange(64), mean=(0.5,) * 3, std=(0.2,) * 3, padding=4, device=device
+        )
         ((found, labels),) = memory.read([(torch.arange(64), numbers)])
         assert found.device.type == labels.device.type == device
         batches.append(found.cpu())

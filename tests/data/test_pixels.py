@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from synflow_pl.data import Digits, Images
+from synflow_pl.data import Digits, ImageDataModule
 from synflow_pl.data.pixels import UnreadableImage, decode
-from synflow_pl.data.stream import Files
+from synflow_pl.data.torchvision_loader import Files
 from tests.data.generated import FORMATS, TwoClasses, TwoLarge
 
 RANDOM = np.random.default_rng(0)
@@ -41,15 +41,39 @@ def wide(dtype: Any = np.uint16) -> np.ndarray:
 
 
 def write_tiff(
-    path: Path, pixels: np.ndarray, *, white: bool = False, kind: int = 1, samples: int = 1, extra: int | None = None
+    path: Path,
+    pixels: np.ndarray,
+    *,
+    white: bool = False,
+    kind: int = 1,
+    samples: int = 1,
+    extra: int | None = None,
 ) -> None:
-    """An uncompressed TIFF of tags that Pillow does not write; ``white``: zero is white. ``kind``: 1 unsigned, 2 signed, 3 floating."""
+    """An uncompressed TIFF of tags that Pillow does not write; ``white``: zero is white. ``kind``:
+    1 unsigned, 2 signed, 3 floating.
+    """
     data = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
     bits = 8 * pixels.itemsize
-    tags = [(256, 5), (257, 7), (258, bits), (259, 1), (262, int(not white)), (273, 8), (277, samples), (278, 7)]
+    tags = [
+        (256, 5),
+        (257, 7),
+        (258, bits),
+        (259, 1),
+        (262, int(not white)),
+        (273, 8),
+        (277, samples),
+        (278, 7),
+    ]
     tags += [(279, pixels.nbytes), *([] if extra is None else [(338, extra)]), (339, kind)]
     entries = [
-        struct.pack("<HHIHH", tag, 3, samples if tag == 258 else 1, value, value if tag == 258 and samples == 2 else 0)
+        struct.pack(
+            "<HHIHH",
+            tag,
+            3,
+            samples if tag == 258 else 1,
+            value,
+            value if tag == 258 and samples == 2 else 0,
+        )
         for tag, value in tags
     ]
     directory = struct.pack("<H", len(entries)) + b"".join(entries) + b"\0" * 4
@@ -68,8 +92,12 @@ def test_grey_of_16_bits_is_scaled_to_8(name: str, tmp_path: Path) -> None:
 
 
 def test_grey_of_16_bits_is_rounded_and_keeps_black_and_white(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 128, 129, 65535, 65406, 65407]], np.uint16)).save(tmp_path / "a.png")
-    assert decoded(tmp_path / "a.png", 1).tolist() == [[0, 0, 1, 255, 254, 255]]  # 257 steps of 16 bits are one of 8
+    Image.fromarray(np.array([[0, 128, 129, 65535, 65406, 65407]], np.uint16)).save(
+        tmp_path / "a.png"
+    )
+    assert decoded(tmp_path / "a.png", 1).tolist() == [
+        [0, 0, 1, 255, 254, 255]
+    ]  # 257 steps of 16 bits are one of 8
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK"])
@@ -78,15 +106,21 @@ def test_a_grey_picture_is_the_same_in_every_mode(mode: str, ending: str, tmp_pa
     pixels = GREY if mode != "1" else (GREY > 100).astype(np.uint8) * 255
     path = tmp_path / f"a.{ending}"
     try:
-        Image.fromarray(pixels).convert(mode).save(path, **({"lossless": True} if ending == "webp" else {}))
+        Image.fromarray(pixels).convert(mode).save(
+            path, **({"lossless": True} if ending == "webp" else {})
+        )
     except (OSError, ValueError):
         pytest.skip(f"Pillow writes no {ending} of mode {mode}")
     assert np.array_equal(decoded(path, 1), pixels)
     assert np.array_equal(decoded(path, 3), np.stack([pixels] * 3, -1))
 
 
-@pytest.mark.parametrize(("mode", "within"), [("RGB", 0), ("RGBA", 0), ("CMYK", 1), ("YCbCr", 3), ("RGBX", 0)])
-def test_a_coloured_picture_is_the_same_in_every_mode(mode: str, within: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "within"), [("RGB", 0), ("RGBA", 0), ("CMYK", 1), ("YCbCr", 3), ("RGBX", 0)]
+)
+def test_a_coloured_picture_is_the_same_in_every_mode(
+    mode: str, within: int, tmp_path: Path
+) -> None:
     Image.fromarray(COLOUR).convert(mode).save(tmp_path / "a.tif")
     assert np.abs(decoded(tmp_path / "a.tif", 3).astype(int) - COLOUR).max() <= within
 
@@ -100,7 +134,9 @@ def test_a_palette_of_colours_gives_its_colours(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", TURNED)
 @pytest.mark.parametrize("ending", ["png", "tif", "webp"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "I;16", "RGBA"])
-def test_a_picture_is_turned_upright_by_its_exif_orientation(orientation: int, mode: str, ending: str, tmp_path: Path) -> None:
+def test_a_picture_is_turned_upright_by_its_exif_orientation(
+    orientation: int, mode: str, ending: str, tmp_path: Path
+) -> None:
     if (mode, ending) == ("I;16", "webp"):
         pytest.skip("WebP has no 16 bits")
     path, exif = tmp_path / f"a.{ending}", Image.Exif()
@@ -112,7 +148,9 @@ def test_a_picture_is_turned_upright_by_its_exif_orientation(orientation: int, m
 
 
 @pytest.mark.parametrize("orientation", TURNED)
-def test_a_photograph_is_turned_upright_by_its_exif_orientation(orientation: int, tmp_path: Path) -> None:
+def test_a_photograph_is_turned_upright_by_its_exif_orientation(
+    orientation: int, tmp_path: Path
+) -> None:
     steps = np.zeros((32, 48, 3), np.uint8)
     steps[:16, :24], steps[16:, 24:] = 255, 128  # smooth, so that JPEG keeps it
     exif = Image.Exif()
@@ -124,10 +162,16 @@ def test_a_photograph_is_turned_upright_by_its_exif_orientation(orientation: int
     assert np.abs(found.astype(int) - expected).max() <= 3
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0no directory at all", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0no directory at all", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"]
+)
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:.*has EXIF data that cannot be read")
-def test_a_picture_with_damaged_exif_data_is_taken_as_it_is_stored(exif: bytes, ending: str, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:Corrupt EXIF data", "ignore:.*has EXIF data that cannot be read"
+)
+def test_a_picture_with_damaged_exif_data_is_taken_as_it_is_stored(
+    exif: bytes, ending: str, tmp_path: Path
+) -> None:
     Image.new("RGB", (48, 32), (9, 99, 199)).save(tmp_path / f"a.{ending}", exif=exif, quality=100)
     found = decoded(tmp_path / f"a.{ending}", 3)
     assert found.shape == (32, 48, 3)
@@ -140,10 +184,19 @@ def test_damaged_exif_data_is_named_in_a_warning(tmp_path: Path) -> None:
         decode(tmp_path / "a.png", 3)
 
 
-def test_an_opaque_alpha_channel_and_an_unused_transparent_colour_change_nothing(tmp_path: Path) -> None:
+def test_an_opaque_alpha_channel_and_an_unused_transparent_colour_change_nothing(
+    tmp_path: Path,
+) -> None:
     Image.fromarray(GREY).save(tmp_path / "unused.png", transparency=255)
-    Image.fromarray(GREY).convert("P").save(tmp_path / "palette.png", transparency=bytes([255] * 256))
-    write_tiff(tmp_path / "premultiplied.tif", np.stack([GREY, np.full_like(GREY, 255)], -1), samples=2, extra=1)
+    Image.fromarray(GREY).convert("P").save(
+        tmp_path / "palette.png", transparency=bytes([255] * 256)
+    )
+    write_tiff(
+        tmp_path / "premultiplied.tif",
+        np.stack([GREY, np.full_like(GREY, 255)], -1),
+        samples=2,
+        extra=1,
+    )
     for path in tmp_path.iterdir():
         assert np.array_equal(decoded(path, 1), GREY), path
 
@@ -167,14 +220,22 @@ def transparent(path: Path, how: str) -> None:
     elif how == "palette":
         Image.fromarray(GREY).convert("P").save(path, transparency=int(GREY[3, 2]))
     elif how == "palette table":
-        Image.fromarray(GREY).convert("P").save(path, transparency=bytes([255] * int(GREY[3, 2]) + [100]))
+        Image.fromarray(GREY).convert("P").save(
+            path, transparency=bytes([255] * int(GREY[3, 2]) + [100])
+        )
 
 
-@pytest.mark.parametrize("how", ["alpha", "grey alpha", "colour key", "grey key", "16-bit key", "palette", "palette table"])
+@pytest.mark.parametrize(
+    "how",
+    ["alpha", "grey alpha", "colour key", "grey key", "16-bit key", "palette", "palette table"],
+)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_transparent_pixel_is_refused(how: str, channels: int, tmp_path: Path) -> None:
     transparent(tmp_path / "a.png", how)
-    with pytest.raises(ValueError, match=r"a\.png' has transparent pixels, and the background behind them is not known"):
+    with pytest.raises(
+        ValueError,
+        match=r"a\.png' has transparent pixels, and the background behind them is not known",
+    ):
         decode(tmp_path / "a.png", channels)
 
 
@@ -188,7 +249,9 @@ def test_pixels_whose_white_is_not_known_are_refused(tmp_path: Path) -> None:
     Image.frombytes("LAB", (5, 7), COLOUR.tobytes()).save(tmp_path / "lab.tif")
     for path in tmp_path.iterdir():
         for channels in (1, 3):
-            with pytest.raises(UnreadableImage, match=rf"{path.name}' (has|is) .*; save it ") as refused:
+            with pytest.raises(
+                UnreadableImage, match=rf"{path.name}' (has|is) .*; save it "
+            ) as refused:
                 decode(path, channels)
         assert "\n" not in str(refused.value)
     write_tiff(tmp_path / "zero_is_white8.tif", GREY, white=True)
@@ -225,7 +288,7 @@ def odd_files(folder: Path, shape: tuple[int, int]) -> dict[str, Path]:
     return {name: folder / name for name in pictures}
 
 
-def read_all(data: Images) -> None:
+def read_all(data: ImageDataModule) -> None:
     data.setup("fit")
     for _ in data.train_dataloader():
         pass
@@ -233,19 +296,32 @@ def read_all(data: Images) -> None:
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
 @pytest.mark.parametrize("kind", [TwoClasses, TwoLarge])
-def test_training_images_of_every_mode_are_the_8_bit_picture(kind: Any, pipeline: Any, tmp_path: Path) -> None:
+def test_training_images_of_every_mode_are_the_8_bit_picture(
+    kind: Any, pipeline: Any, tmp_path: Path
+) -> None:
     if kind is TwoLarge and pipeline == "memory":
         pytest.skip("ImageNet is never held in memory")
     FORMATS[kind](kind, tmp_path, 4)
-    folder = tmp_path / ("tiny-imagenet-200/train/n01/images" if kind is TwoClasses else "train/n01")
+    folder = tmp_path / (
+        "tiny-imagenet-200/train/n01/images" if kind is TwoClasses else "train/n01"
+    )
     odd_files(folder, kind.input_shape[1:])
-    data = kind(data_dir=str(tmp_path), val_size=0, batch_size=7, pipeline=pipeline, augment=False, num_workers=0)
+    data = kind(
+        data_dir=str(tmp_path),
+        val_size=0,
+        batch_size=7,
+        pipeline=pipeline,
+        augment=False,
+        num_workers=0,
+    )
     data.setup("fit")
     names = sorted(path.name for path in folder.iterdir())
     order = data.split["train"].tolist()
     source = data._source(train=True)
     ((images, _),) = source.read([(torch.tensor(order), None)])
-    first, *others = (images[names.index(name)] for name in ("a8.JPEG", "b16.JPEG", "c_turned.JPEG"))
+    first, *others = (
+        images[names.index(name)] for name in ("a8.JPEG", "b16.JPEG", "c_turned.JPEG")
+    )
     assert all(torch.equal(first, other) for other in others)
     transparent(folder / "d.png", "alpha")
     (folder / "d.png").rename(folder / "d.JPEG")
@@ -255,7 +331,7 @@ def test_training_images_of_every_mode_are_the_8_bit_picture(kind: Any, pipeline
 
 def test_images_of_a_folder_are_predicted_alike_in_every_mode(tmp_path: Path) -> None:
     odd_files(tmp_path, (28, 28))
-    data = Digits(predict_on=str(tmp_path))
+    data = Digits(predict_dir=str(tmp_path))
     data.setup("predict")
     ((images, _),) = data.predict_dataloader()
     assert torch.equal(images[0], images[1])
@@ -263,11 +339,13 @@ def test_images_of_a_folder_are_predicted_alike_in_every_mode(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_refused_image_is_one_sentence_from_a_worker_process_too(workers: int, tmp_path: Path) -> None:
+def test_a_refused_image_is_one_sentence_from_a_worker_process_too(
+    workers: int, tmp_path: Path
+) -> None:
     for name in ("a.png", "b.png"):
         Image.fromarray(GREY).save(tmp_path / name)
     transparent(tmp_path / "b.png", "alpha")
-    data = Digits(predict_on=str(tmp_path), num_workers=workers)
+    data = Digits(predict_dir=str(tmp_path), num_workers=workers)
     data.setup("predict")
     with pytest.raises(UnreadableImage) as refused:
         list(data.predict_dataloader())

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from synflow_pl.data import CIFAR10, CIFAR100, MNIST, FashionMNIST, Images, TinyImageNet
+from synflow_pl.data import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageDataModule, TinyImageNet
 from tests.data.generated import TwoClasses
 
 REAL = [
@@ -41,21 +41,27 @@ def mean_and_deviation(images: torch.Tensor) -> tuple[list[float], list[float]]:
     means, deviations = [], []
     values = np.arange(256) / 255
     for channel in range(images.shape[1]):
-        counts = sum(part[:, channel].flatten().bincount(minlength=256) for part in images.split(5000))
+        counts = sum(
+            part[:, channel].flatten().bincount(minlength=256) for part in images.split(5000)
+        )
         share = counts.numpy() / counts.sum().item()  # type: ignore[union-attr]
         means.append(share @ values)
         deviations.append(np.sqrt(share @ (values - means[-1]) ** 2))
     return means, deviations
 
 
-def test_real_files_that_are_there_are_not_downloaded_again(real: tuple[Any, Path, int], offline: None) -> None:
+def test_real_files_that_are_there_are_not_downloaded_again(
+    real: tuple[Any, Path, int], offline: None
+) -> None:
     kind, folder, _ = real
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     kind(data_dir=str(folder)).prepare_data()
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_real_data_set_has_the_published_number_of_images_of_each_class(real: tuple[Any, Path, int]) -> None:
+def test_a_real_data_set_has_the_published_number_of_images_of_each_class(
+    real: tuple[Any, Path, int],
+) -> None:
     kind, folder, count = real
     data = kind(data_dir=str(folder), val_size=5000)
     data.setup("fit")
@@ -72,7 +78,9 @@ def test_a_real_data_set_has_the_published_number_of_images_of_each_class(real: 
         assert kind is MNIST or (counts == counts[0]).all()  # MNIST has no digit equally often
 
 
-def test_the_stated_mean_and_deviation_are_those_of_the_real_training_images(real: tuple[Any, Path, int]) -> None:
+def test_the_stated_mean_and_deviation_are_those_of_the_real_training_images(
+    real: tuple[Any, Path, int],
+) -> None:
     kind, folder, _ = real
     means, deviations = mean_and_deviation(kind(data_dir=str(folder)).images(train=True)[0])
     assert kind.mean == pytest.approx(means, abs=1e-3)
@@ -97,7 +105,9 @@ def test_both_pipelines_give_the_same_floats_on_real_images(real: tuple[Any, Pat
         data.setup("fit")
         loader = iter(data.train_dataloader())
         batches.append([next(loader) for _ in range(3)])
-    assert all(torch.equal(x, y) and torch.equal(a, b) for (x, a), (y, b) in zip(*batches, strict=True))
+    assert all(
+        torch.equal(x, y) and torch.equal(a, b) for (x, a), (y, b) in zip(*batches, strict=True)
+    )
 
 
 def test_only_photographs_are_augmented_and_only_when_training(real: tuple[Any, Path, int]) -> None:
@@ -106,7 +116,10 @@ def test_only_photographs_are_augmented_and_only_when_training(real: tuple[Any, 
     data.setup("fit")
     plain = kind(data_dir=str(folder), val_size=100, batch_size=100, augment=False)
     plain.setup("fit")
-    (images, _), (expected, _) = next(iter(data.train_dataloader())), next(iter(plain.train_dataloader()))
+    (images, _), (expected, _) = (
+        next(iter(data.train_dataloader())),
+        next(iter(plain.train_dataloader())),
+    )
     same = sum(torch.equal(image, other) for image, other in zip(images, expected, strict=True))
     assert same <= 10 if kind.crop_padding else same == 100
     assert torch.equal(next(iter(data.val_dataloader()))[0], next(iter(plain.val_dataloader()))[0])
@@ -130,11 +143,19 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is kilobytes on Linux only")
 @pytest.mark.parametrize("kind", [pytest.param(CIFAR10, marks=pytest.mark.slow), CIFAR100])
-def test_the_images_are_in_memory_once(kind: type[Images], request: pytest.FixtureRequest) -> None:
-    """153.6 MB, and at most a quarter more: one of CIFAR-10's five files, a few batches, the allocator."""
+def test_the_images_are_in_memory_once(
+    kind: type[ImageDataModule], request: pytest.FixtureRequest
+) -> None:
+    """153.6 MB, and at most a quarter more: one of CIFAR-10's five files, a few batches, the
+    allocator.
+    """
     folder = request.getfixturevalue(f"real_{kind.__name__.lower()}")
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY, kind.__name__, str(folder)], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", MEMORY, kind.__name__, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     assert int(done.stdout) < 1.25 * 50_000 * 3 * 32 * 32 + 10e6
 
@@ -142,15 +163,26 @@ def test_the_images_are_in_memory_once(kind: type[Images], request: pytest.Fixtu
 # -- Tiny ImageNet
 
 
-def test_real_photographs_of_two_classes_are_decoded_as_pillow_does(real_tiny_classes: Path) -> None:
+def test_real_photographs_of_two_classes_are_decoded_as_pillow_does(
+    real_tiny_classes: Path,
+) -> None:
     data = TwoClasses(data_dir=str(real_tiny_classes))
     images, labels = data.images(train=True)
     names = sorted((real_tiny_classes / "tiny-imagenet-200" / "wnids.txt").read_text().split())
-    paths = [path for name in names for path in sorted((real_tiny_classes / "tiny-imagenet-200" / "train" / name / "images").iterdir())]
+    paths = [
+        path
+        for name in names
+        for path in sorted(
+            (real_tiny_classes / "tiny-imagenet-200" / "train" / name / "images").iterdir()
+        )
+    ]
     assert images.shape == (1000, 3, 64, 64)
     assert labels.tolist() == [0] * 500 + [1] * 500
     for index in (0, 1, 499, 500, 999):
-        assert np.array_equal(images[index].permute(1, 2, 0).numpy(), np.asarray(Image.open(paths[index]).convert("RGB")))
+        assert np.array_equal(
+            images[index].permute(1, 2, 0).numpy(),
+            np.asarray(Image.open(paths[index]).convert("RGB")),
+        )
 
 
 def test_both_pipelines_give_the_same_floats_on_real_photographs(real_tiny_classes: Path) -> None:
@@ -178,14 +210,25 @@ def test_the_whole_of_tiny_imagenet(real_tiny_imagenet: Path, offline: None) -> 
     means, deviations = mean_and_deviation(images)
     assert data.mean == pytest.approx(means, abs=1e-3)
     assert data.std == pytest.approx(deviations, abs=1e-3)
-    grey = [index for index, path in enumerate(data._files(train=True)[0]) if Image.open(path).mode == "L"]
+    grey = [
+        index
+        for index, path in enumerate(data._files(train=True)[0])
+        if Image.open(path).mode == "L"
+    ]
     assert len(grey) > 1000  # about two in a hundred
     assert all((images[index] == images[index][:1]).all() for index in grey)
     classes = sorted((folder / "wnids.txt").read_text().split())
-    annotated = dict(line.split("\t")[:2] for line in (folder / "val" / "val_annotations.txt").read_text().splitlines())
+    annotated = dict(
+        line.split("\t")[:2]
+        for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()
+    )
     names = sorted(annotated)
-    assert data.images(train=False)[1].tolist() == [classes.index(annotated[name]) for name in names]
+    assert data.images(train=False)[1].tolist() == [
+        classes.index(annotated[name]) for name in names
+    ]
     # torchvision's own reader of class folders sees the same classes in the same order.
     theirs = datasets.ImageFolder(str(folder / "train"), transform=None)
     assert theirs.classes == classes
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before  # nothing was moved
+    assert {
+        path: path.stat().st_mtime_ns for path in folder.rglob("*")
+    } == before  # nothing was moved

@@ -1,4 +1,6 @@
-"""Images and labels of an own data set that are not what its class says are refused in one sentence, before anything is pruned."""
+"""Images and labels of an own data set that are not what its class says are refused in one
+sentence, before anything is pruned.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,19 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from synflow_pl.data import Images
+from synflow_pl.data import ImageDataModule
 from synflow_pl.networks import FC
 from synflow_pl.pruners import SynFlow
 from synflow_pl.training import Classifier, PruneAtInit
 
 COUNT = 40
-PIXELS = torch.randint(256, (COUNT, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+PIXELS = torch.randint(
+    256, (COUNT, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+)
 LABELS = torch.arange(COUNT) % 3
 
 
-class Own(Images):
+class Own(ImageDataModule):
     input_shape = (1, 6, 6)
     num_classes = 3
     mean = (0.5,)
@@ -45,28 +49,61 @@ def with_label(index: int, label: int) -> Tensor:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "floats": ((PIXELS / 255, LABELS), r"images of torch\.float32, expected torch\.uint8 from 0 to 255"),
+    "floats": (
+        (PIXELS / 255, LABELS),
+        r"images of torch\.float32, expected torch\.uint8 from 0 to 255",
+    ),
     "doubles": ((PIXELS.double(), LABELS), r"images of torch\.float64, expected torch\.uint8"),
     "long images": ((PIXELS.long(), LABELS), r"images of torch\.int64, expected torch\.uint8"),
     "bool images": ((PIXELS > 9, LABELS), r"images of torch\.bool, expected torch\.uint8"),
-    "label too large": ((PIXELS, with_label(7, 3)), r"label 3 for image 7, expected 0 to 2 as num_classes 3 says"),
+    "label too large": (
+        (PIXELS, with_label(7, 3)),
+        r"label 3 for image 7, expected 0 to 2 as num_classes 3 says",
+    ),
     "label negative": ((PIXELS, with_label(7, -1)), r"label -1 for image 7, expected 0 to 2"),
     "labels from 1": ((PIXELS, LABELS + 1), r"label 3 for image 2 and 12 more, expected 0 to 2"),
-    "byte labels too large": ((PIXELS, with_label(7, 255).to(torch.uint8)), "label 255 for image 7, expected 0 to 2"),
-    "float labels": ((PIXELS, LABELS.float()), r"labels of torch\.float32, expected torch\.int64 from 0 to 2"),
+    "byte labels too large": (
+        (PIXELS, with_label(7, 255).to(torch.uint8)),
+        "label 255 for image 7, expected 0 to 2",
+    ),
+    "float labels": (
+        (PIXELS, LABELS.float()),
+        r"labels of torch\.float32, expected torch\.int64 from 0 to 2",
+    ),
     "bool labels": ((PIXELS, LABELS > 1), r"labels of torch\.bool, expected torch\.int64"),
-    "one-hot labels": ((PIXELS, torch.eye(3)[LABELS].long()), r"labels of shape \(40, 3\), expected the shape \(40,\)"),
-    "column of labels": ((PIXELS, LABELS[:, None]), r"labels of shape \(40, 1\), expected the shape \(40,\)"),
+    "one-hot labels": (
+        (PIXELS, torch.eye(3)[LABELS].long()),
+        r"labels of shape \(40, 3\), expected the shape \(40,\)",
+    ),
+    "column of labels": (
+        (PIXELS, LABELS[:, None]),
+        r"labels of shape \(40, 1\), expected the shape \(40,\)",
+    ),
     "fewer labels": ((PIXELS, LABELS[:-1]), r"40 images and labels of shape \(39,\)"),
     "more labels": ((PIXELS[:-1], LABELS), r"39 images and labels of shape \(40,\)"),
-    "no channels": ((PIXELS[:, 0], LABELS), r"images of shape \(40, 6, 6\), expected \(N, 1, 6, 6\) as input_shape says"),
-    "channels last": ((PIXELS.permute(0, 2, 3, 1), LABELS), r"images of shape \(40, 6, 6, 1\), expected \(N, 1, 6, 6\)"),
+    "no channels": (
+        (PIXELS[:, 0], LABELS),
+        r"images of shape \(40, 6, 6\), expected \(N, 1, 6, 6\) as input_shape says",
+    ),
+    "channels last": (
+        (PIXELS.permute(0, 2, 3, 1), LABELS),
+        r"images of shape \(40, 6, 6, 1\), expected \(N, 1, 6, 6\)",
+    ),
     "other size": ((PIXELS[..., 1:], LABELS), r"images of shape \(40, 1, 6, 5\), expected"),
-    "colours": ((PIXELS.expand(-1, 3, -1, -1), LABELS), r"images of shape \(40, 3, 6, 6\), expected"),
+    "colours": (
+        (PIXELS.expand(-1, 3, -1, -1), LABELS),
+        r"images of shape \(40, 3, 6, 6\), expected",
+    ),
     "empty": ((PIXELS[:0], LABELS[:0]), "has no images, expected at least 1"),
-    "arrays": ((PIXELS.numpy(), LABELS.numpy()), "returned ndarray, ndarray, expected a tuple of two tensors"),
+    "arrays": (
+        (PIXELS.numpy(), LABELS.numpy()),
+        "returned ndarray, ndarray, expected a tuple of two tensors",
+    ),
     "images alone": (PIXELS, "returned Tensor, expected a tuple of two tensors"),
-    "three": ((PIXELS, LABELS, LABELS), "returned Tensor, Tensor, Tensor, expected a tuple of two tensors"),
+    "three": (
+        (PIXELS, LABELS, LABELS),
+        "returned Tensor, Tensor, Tensor, expected a tuple of two tensors",
+    ),
     "nothing": (None, "returned NoneType, expected a tuple of two tensors"),
 }
 
@@ -74,7 +111,9 @@ WRONG: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
 @pytest.mark.parametrize("stage", ["fit", "test"])
 @pytest.mark.parametrize("case", WRONG)
-def test_own_images_and_labels_of_another_kind_are_refused_in_one_sentence(case: str, stage: str, pipeline: Any) -> None:
+def test_own_images_and_labels_of_another_kind_are_refused_in_one_sentence(
+    case: str, stage: str, pipeline: Any
+) -> None:
     returned, message = WRONG[case]
     with pytest.raises(ValueError, match=message) as refused:
         own(returned, pipeline=pipeline).setup(stage)
@@ -86,9 +125,15 @@ def test_own_images_and_labels_of_another_kind_are_refused_in_one_sentence(case:
 def test_nothing_is_pruned_on_a_data_set_that_is_refused(case: str, tmp_path: Any) -> None:
     network = FC(input_shape=(1, 6, 6), num_classes=3, width=4)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    quiet = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     trainer = Trainer(
-        max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, callbacks=[PruneAtInit(SynFlow(), density=0.5)], **quiet
+        max_epochs=1,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        callbacks=[PruneAtInit(SynFlow(), density=0.5)],
+        **quiet,
     )  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=WRONG[case][1]):
         trainer.fit(Classifier(network, num_classes=3), datamodule=own(WRONG[case][0]))
@@ -133,10 +178,22 @@ BAD: dict[str, tuple[Listed, str]] = {
     "float labels": (Listed(IMAGE, LABELS.float()), r"labels of torch\.float32"),
     "fewer labels": (Listed(IMAGE, LABELS[1:]), r"40 images and labels of shape \(39,\)"),
     "words": (Listed(IMAGE, ["cat"] * COUNT), "labels of type list, expected a tensor of int64"),
-    "bytes": (Listed(PIXELS[0], LABELS), r"image of torch\.uint8 in the shape \(1, 6, 6\), expected floating point"),
-    "other size": (Listed(torch.zeros(1, 5, 6), LABELS), r"image of torch\.float32 in the shape \(1, 5, 6\)"),
-    "another label": (Listed(IMAGE, LABELS, label=2), "has the label 2, expected 0 as its labels say"),
-    "no pair": (Listed(IMAGE, LABELS, label=None), "is a Tensor, expected a tuple of a transformed image"),  # type: ignore[arg-type]
+    "bytes": (
+        Listed(PIXELS[0], LABELS),
+        r"image of torch\.uint8 in the shape \(1, 6, 6\), expected floating point",
+    ),
+    "other size": (
+        Listed(torch.zeros(1, 5, 6), LABELS),
+        r"image of torch\.float32 in the shape \(1, 5, 6\)",
+    ),
+    "another label": (
+        Listed(IMAGE, LABELS, label=2),
+        "has the label 2, expected 0 as its labels say",
+    ),
+    "no pair": (
+        Listed(IMAGE, LABELS, label=None),
+        "is a Tensor, expected a tuple of a transformed image",
+    ),  # type: ignore[arg-type]
 }
 
 
@@ -150,9 +207,14 @@ def test_an_own_dataset_of_another_kind_is_refused_in_one_sentence(case: str) ->
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("labels", [LABELS, LABELS.tolist(), LABELS.numpy(), LABELS.numpy().astype(np.int32)])
+@pytest.mark.parametrize(
+    "labels", [LABELS, LABELS.tolist(), LABELS.numpy(), LABELS.numpy().astype(np.int32)]
+)
 def test_an_own_dataset_may_list_its_labels_in_any_container(labels: Any) -> None:
     data = Streamed(pipeline="torchvision", val_size=0)
     data.listed = Listed(IMAGE, labels)
     data.setup("fit")
-    assert torch.cat([labels for _, labels in data.pruning_batches(images_per_class=3)]).tolist() == [0] * 9  # as it says of each
+    assert (
+        torch.cat([labels for _, labels in data.pruning_batches(images_per_class=3)]).tolist()
+        == [0] * 9
+    )  # as it says of each

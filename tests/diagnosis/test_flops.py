@@ -16,7 +16,12 @@ from synflow_pl.networks import VGG, TorchVision
 
 def keeping(network: nn.Module, kept: int) -> Masks:
     """Masks that keep the first so many weights of each layer."""
-    return Masks({name: (torch.arange(w.numel()) < kept).view(w.shape) for name, w in prunable(network).items()})
+    return Masks(
+        {
+            name: (torch.arange(w.numel()) < kept).view(w.shape)
+            for name, w in prunable(network).items()
+        }
+    )
 
 
 @pytest.mark.parametrize(
@@ -24,12 +29,22 @@ def keeping(network: nn.Module, kept: int) -> Masks:
     [
         (nn.Conv2d(3, 4, 3, padding=1), (3, 5, 5), 108, 25),
         (nn.Conv2d(3, 4, 3, padding=1, stride=2), (3, 5, 5), 108, 9),
-        (nn.Conv2d(4, 6, 3, groups=2), (4, 5, 5), 108, 9),  # each unit reads two of the four channels
+        (
+            nn.Conv2d(4, 6, 3, groups=2),
+            (4, 5, 5),
+            108,
+            9,
+        ),  # each unit reads two of the four channels
         (nn.Conv2d(4, 4, 3, groups=4), (4, 5, 5), 36, 9),
         (nn.Conv2d(2, 2, 3, dilation=2), (2, 5, 5), 36, 1),
         (nn.Conv1d(2, 3, 3), (2, 6), 18, 4),
         (nn.Conv3d(1, 2, 2), (1, 3, 3, 3), 16, 8),
-        (nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), (4, 3, 3), 48, 9),  # of the input, each spread out over a window
+        (
+            nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2),
+            (4, 3, 3),
+            48,
+            9,
+        ),  # of the input, each spread out over a window
         (nn.Linear(2, 3), (2,), 6, 1),
         (nn.Linear(2, 3, bias=False), (5, 2), 6, 5),
     ],
@@ -53,23 +68,30 @@ class Attend(nn.MultiheadAttention):
         self.across = across
 
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(tokens[:, :2] if self.across else tokens, tokens, tokens, need_weights=False)[0]
+        return super().forward(
+            tokens[:, :2] if self.across else tokens, tokens, tokens, need_weights=False
+        )[0]
 
 
 @pytest.mark.parametrize("across", [False, True])
 def test_a_fused_projection_counts_by_the_rows_that_each_token_uses(across: bool) -> None:
     kept = torch.zeros(6, 2, dtype=torch.bool)
     kept[0] = kept[2, 0] = kept[4, 0] = True  # two weights of queries, one each of keys and values
-    masks = Masks({"in_proj_weight": kept, "out_proj.weight": torch.tensor([[True, False], [False, False]])})
+    masks = Masks(
+        {"in_proj_weight": kept, "out_proj.weight": torch.tensor([[True, False], [False, False]])}
+    )
     told = diagnose(Attend(across), masks, input_shape=(3, 2))
     projections, out = told.layers
     asking = 2 if across else 3
     assert projections.flops == 2 * (4 * asking + 8 * 3)
     assert projections.sparse_flops == 2 * (2 * asking + 2 * 3)
     assert (out.flops, out.sparse_flops) == (2 * 4 * asking, 2 * asking)
-    # Query times key, and weights times value: dense connections, asking x 3 x 2 multiplications each.
+    # Query times key, and weights times value: dense connections, asking x 3 x 2 multiplications
+    # each.
     assert told.flops - projections.flops - out.flops == 2 * (asking * 3 * 2) * 2
-    assert told.sparse_flops == told.flops - (projections.flops - projections.sparse_flops) - (out.flops - out.sparse_flops)
+    assert told.sparse_flops == told.flops - (projections.flops - projections.sparse_flops) - (
+        out.flops - out.sparse_flops
+    )
     assert any("attention count as dense connections" in note for note in told.notes)
 
 
@@ -118,7 +140,9 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True, "num_layers": 2}, {"bias": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 2}, {"bidirectional": True, "num_layers": 2}, {"bias": False}]
+)
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
 def test_a_recurrent_layer_counts_each_weight_once_a_step_in_every_precision(
     kind: type[nn.RNNBase], gates: int, options: dict[str, Any], dtype: torch.dtype
@@ -137,12 +161,19 @@ def test_a_deformable_convolution_counts_its_kernel_at_each_position(groups: int
     class Deformable(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.where, self.layer = nn.Conv2d(3, 18, 3, padding=1), ops.DeformConv2d(3, 6, 3, padding=1, groups=groups)
+            self.where, self.layer = (
+                nn.Conv2d(3, 18, 3, padding=1),
+                ops.DeformConv2d(3, 6, 3, padding=1, groups=groups),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x, self.where(x))
 
-    told = diagnose(Deformable(), Masks({"where.weight": torch.ones(18, 3, 3, 3, dtype=torch.bool)}), input_shape=(3, 4, 4))
+    told = diagnose(
+        Deformable(),
+        Masks({"where.weight": torch.ones(18, 3, 3, 3, dtype=torch.bool)}),
+        input_shape=(3, 4, 4),
+    )
     assert told.flops == 2 * 16 * (27 * 18 + 27 // groups * 6)
 
 
@@ -152,7 +183,10 @@ def test_a_deformable_convolution_counts_its_kernel_at_each_position(groups: int
         (lambda layer, x: torch.cdist(layer(x), x), "aten._cdist_forward"),
         (lambda layer, x: torch.fft.rfft(layer(x)).abs(), "aten._fft_r2c"),
         (lambda layer, x: torch.linalg.inv(layer(x)), "aten.linalg_inv_ex"),
-        (lambda layer, x: nn.functional.bilinear(layer(x), x, torch.ones(2, 4, 4)), "aten._trilinear"),
+        (
+            lambda layer, x: nn.functional.bilinear(layer(x), x, torch.ones(2, 4, 4)),
+            "aten._trilinear",
+        ),
     ],
 )
 def test_an_operation_without_a_formula_is_named(function: Any, name: str) -> None:
@@ -171,8 +205,19 @@ def test_an_operation_without_a_formula_is_named(function: Any, name: str) -> No
 
 def test_activations_normalisation_pooling_and_lookups_are_not_named() -> None:
     network = nn.Sequential(
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.MaxPool2d(2), nn.GroupNorm(2, 8)),
-        nn.Sequential(nn.Upsample(scale_factor=2), nn.Hardswish(), nn.AdaptiveAvgPool2d(2), nn.PixelShuffle(2), nn.Flatten()),
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.MaxPool2d(2), nn.GroupNorm(2, 8)
+        ),
+        nn.Sequential(
+            nn.Upsample(scale_factor=2),
+            nn.Hardswish(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.PixelShuffle(2),
+            nn.Flatten(),
+        ),
         nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 8), nn.GLU(), nn.Softmax(-1)),
     )
-    assert not any("FLOPs" in note for note in diagnose(network, keeping(network, 5), input_shape=(3, 8, 8)).notes)
+    assert not any(
+        "FLOPs" in note
+        for note in diagnose(network, keeping(network, 5), input_shape=(3, 8, 8)).notes
+    )

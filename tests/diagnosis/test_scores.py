@@ -1,4 +1,6 @@
-"""Scores, the share of the flow and its conservation, against sums on paper and Theorem 2 of Tanaka et al. 2020."""
+"""Scores, the share of the flow and its conservation, against sums on paper and Theorem 2 of Tanaka
+et al. 2020.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from tests.textbook import first_scores
 
 
 def dense(network: nn.Module) -> Masks:
-    return Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(network).items()})
+    return Masks(
+        {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(network).items()}
+    )
 
 
 def chain() -> nn.Module:
@@ -39,7 +43,12 @@ def test_scores_are_the_weight_times_the_flow_on_either_side_of_it() -> None:
 
 
 def test_scores_are_those_of_the_pruned_network_and_of_the_weights_kept() -> None:
-    masks = Masks({"0.weight": torch.tensor([[True, False], [True, True]]), "2.weight": torch.tensor([[True, False]])})
+    masks = Masks(
+        {
+            "0.weight": torch.tensor([[True, False], [True, True]]),
+            "2.weight": torch.tensor([[True, False]]),
+        }
+    )
     first, last = diagnose(chain(), masks, input_shape=(2,)).layers
     # What is left of the flow is 1 * 5; the second unit's two weights live and carry nothing.
     assert (first.score_sum, first.score_mean, first.flow) == (5, pytest.approx(5 / 3), 1)
@@ -60,7 +69,12 @@ class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.one, self.three, self.head = (nn.Linear(1, 1, bias=False) for _ in range(4))
-        for layer, weight in ((self.stem, 2.0), (self.one, 1.0), (self.three, -3.0), (self.head, 5.0)):
+        for layer, weight in (
+            (self.stem, 2.0),
+            (self.one, 1.0),
+            (self.three, -3.0),
+            (self.head, 5.0),
+        ):
             nn.init.constant_(layer.weight, weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,13 +108,17 @@ def test_queries_and_keys_carry_no_flow() -> None:
 
 
 @pytest.mark.parametrize("network", [VGG(11), ResNet(20)], ids=["vgg11", "resnet20"])
-def test_scores_are_as_large_as_the_formula_says_though_flow_is_kept_in_range(network: nn.Module) -> None:
+def test_scores_are_as_large_as_the_formula_says_though_flow_is_kept_in_range(
+    network: nn.Module,
+) -> None:
     network = network.double()
     told = diagnose(network, dense(network), input_shape=(3, 32, 32))
     expected = first_scores(network, (3, 32, 32))
     for layer in told.layers:
         assert layer.score_sum == pytest.approx(float(expected[layer.name].sum()), rel=1e-10)
-        assert layer.score_variance == pytest.approx(float(expected[layer.name].var(correction=0)), rel=1e-9)
+        assert layer.score_variance == pytest.approx(
+            float(expected[layer.name].var(correction=0)), rel=1e-9
+        )
 
 
 def test_a_network_too_deep_for_a_double_still_has_its_shares(tmp_path: Path) -> None:
@@ -119,7 +137,9 @@ def test_a_network_too_deep_for_a_double_still_has_its_shares(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("pruner", [SynFlow(), Magnitude()])
-@pytest.mark.parametrize(("network", "shape"), [(VGG(11), (3, 32, 32)), (ResNet(20), (3, 32, 32)), (Conv(), (1, 28, 28))])
+@pytest.mark.parametrize(
+    ("network", "shape"), [(VGG(11), (3, 32, 32)), (ResNet(20), (3, 32, 32)), (Conv(), (1, 28, 28))]
+)
 def test_synaptic_flow_is_conserved_whatever_has_been_pruned(
     pruner: SynFlow | Magnitude, network: nn.Module, shape: tuple[int, ...]
 ) -> None:
@@ -137,12 +157,27 @@ def test_other_scores_are_not_conserved_and_the_error_is_their_coefficient_of_va
 
 
 def test_layers_beside_each_other_are_not_compared() -> None:
-    scores = {name: torch.full((1, 1), score) for name, score in zip(dense(Branches()), (4.0, 1.0, 100.0, 4.0), strict=True)}
-    assert diagnose(Branches(), dense(Branches()), input_shape=(1,), scores=scores).conservation_error == 0
+    scores = {
+        name: torch.full((1, 1), score)
+        for name, score in zip(dense(Branches()), (4.0, 1.0, 100.0, 4.0), strict=True)
+    }
+    assert (
+        diagnose(Branches(), dense(Branches()), input_shape=(1,), scores=scores).conservation_error
+        == 0
+    )
 
 
 def test_scores_of_another_network_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"scores: there are none of '2.weight'; give those of every masked weight"):
+    with pytest.raises(
+        ValueError, match=r"scores: there are none of '2.weight'; give those of every masked weight"
+    ):
         diagnose(chain(), dense(chain()), input_shape=(2,), scores={"0.weight": torch.ones(2, 2)})
-    with pytest.raises(ValueError, match=r"scores: those of '0.weight' have shape \(2,\), its mask \(2, 2\)"):
-        diagnose(chain(), dense(chain()), input_shape=(2,), scores={"0.weight": torch.ones(2), "2.weight": torch.ones(1, 2)})
+    with pytest.raises(
+        ValueError, match=r"scores: those of '0.weight' have shape \(2,\), its mask \(2, 2\)"
+    ):
+        diagnose(
+            chain(),
+            dense(chain()),
+            input_shape=(2,),
+            scores={"0.weight": torch.ones(2), "2.weight": torch.ones(1, 2)},
+        )

@@ -13,10 +13,18 @@ from synflow_pl.networks import VGG
 from synflow_pl.pruners import SNIP, GraSP, Magnitude, Pruner, Random, SynFlow
 
 
-def totals(network: nn.Module, shape: tuple[int, ...], pruner: Pruner, images: int = 0) -> list[float]:
+def totals(
+    network: nn.Module, shape: tuple[int, ...], pruner: Pruner, images: int = 0
+) -> list[float]:
     inputs = example_of(network, shape, None)
-    batches = [(torch.randn(1, *shape, dtype=inputs[0].dtype), torch.tensor([label])) for label in range(images)]
-    return [layer.total for layer in layer_scores(first_scores(network, pruner, inputs, batches=batches))]
+    batches = [
+        (torch.randn(1, *shape, dtype=inputs[0].dtype), torch.tensor([label]))
+        for label in range(images)
+    ]
+    return [
+        layer.total
+        for layer in layer_scores(first_scores(network, pruner, inputs, batches=batches))
+    ]
 
 
 def test_a_layer_has_a_total_and_an_average() -> None:
@@ -43,7 +51,9 @@ def test_every_layer_of_a_chain_has_the_same_total_of_synflow() -> None:
 
 @pytest.mark.parametrize("pruner", [Random, Magnitude, SNIP])
 def test_of_others_it_has_not(pruner: type[Pruner]) -> None:
-    assert variation(totals(VGG(11, input_shape=(3, 16, 16)), (3, 16, 16), pruner(), images=8)) > 0.3
+    assert (
+        variation(totals(VGG(11, input_shape=(3, 16, 16)), (3, 16, 16), pruner(), images=8)) > 0.3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +71,9 @@ def test_on_imagenets_vgg19_synflow_agrees_to_one_in_ten_thousand(vgg19: nn.Modu
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pruner", "published"), [(Random, 3.09), (Magnitude, 2.61)])
-def test_on_imagenets_vgg19_data_free_scores_vary_as_published(vgg19: nn.Module, pruner: type[Pruner], published: float) -> None:
+def test_on_imagenets_vgg19_data_free_scores_vary_as_published(
+    vgg19: nn.Module, pruner: type[Pruner], published: float
+) -> None:
     assert variation(totals(vgg19, (3, 224, 224), pruner())) == pytest.approx(published, abs=0.005)
 
 
@@ -70,4 +82,6 @@ def test_on_imagenets_vgg19_data_free_scores_vary_as_published(vgg19: nn.Module,
 def test_on_imagenets_vgg19_scores_on_noise_vary_nearly_as_published_on_images(
     vgg19: nn.Module, pruner: type[Pruner], published: float
 ) -> None:
-    assert variation(totals(vgg19, (3, 224, 224), pruner(), images=2)) == pytest.approx(published, rel=0.25)
+    assert variation(totals(vgg19, (3, 224, 224), pruner(), images=2)) == pytest.approx(
+        published, rel=0.25
+    )

@@ -20,13 +20,19 @@ def train(network: nn.Module, epochs: int, lr: float, tmp_path: object) -> Squar
         max_epochs=epochs, callbacks=[watch], logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, accelerator="cpu", default_root_dir=str(tmp_path), log_every_n_steps=1,
     )  # fmt: skip
-    classifier = Classifier(network, num_classes=3, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=lr))
+    classifier = Classifier(
+        network, num_classes=3, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=lr)
+    )
     trainer.fit(classifier, DataLoader(TensorDataset(images, labels), batch_size=16))
     return watch
 
 
 def squares(network: nn.Module) -> list[float]:
-    return [float(parameter.detach().double().square().sum()) for parameter in network.parameters() if parameter.dim() > 1]
+    return [
+        float(parameter.detach().double().square().sum())
+        for parameter in network.parameters()
+        if parameter.dim() > 1
+    ]
 
 
 def test_they_are_looked_at_before_the_first_epoch_and_after_each(tmp_path: object) -> None:
@@ -37,16 +43,23 @@ def test_they_are_looked_at_before_the_first_epoch_and_after_each(tmp_path: obje
     first, *_, last = watch.snapshots
     assert [layer.total for layer in first.layers] == pytest.approx(before)
     assert [layer.total for layer in last.layers] == pytest.approx(squares(network))
-    assert [(layer.layer, layer.size) for layer in last.layers] == [("0.weight", 20), ("2.weight", 15)]
+    assert [(layer.layer, layer.size) for layer in last.layers] == [
+        ("0.weight", 20),
+        ("2.weight", 15),
+    ]
 
 
-def test_under_small_steps_every_layer_of_a_homogeneous_network_changes_by_the_same(tmp_path: object) -> None:
+def test_under_small_steps_every_layer_of_a_homogeneous_network_changes_by_the_same(
+    tmp_path: object,
+) -> None:
     def relu(*layers: nn.Module) -> nn.Module:
         return nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())][:-1])
 
     network = relu(*(nn.Linear(i, o, bias=False) for i, o in ((4, 20), (20, 8), (8, 3))))
     watch = train(network, 60, 0.01, tmp_path)
-    changes: list[Tensor] = [torch.tensor([layer.total for layer in snapshot.layers]) for snapshot in watch.snapshots]
+    changes: list[Tensor] = [
+        torch.tensor([layer.total for layer in snapshot.layers]) for snapshot in watch.snapshots
+    ]
     change = changes[-1] - changes[0]
     assert float(change.abs().min()) > 0.01
     assert float((change / change.mean() - 1).abs().max()) < 0.02

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from synflow_pl.experiments import largest_ratio
 from synflow_pl.networks import FC, VGG
-from synflow_pl.pruners import FORCE, Magnitude, Pruner, Random, Subject, SynFlow
+from synflow_pl.pruners import FORCE, Magnitude, Pruner, PruningState, Random, SynFlow
 
 IMAGENET = (3, 224, 224)
 
 
 def two_paths() -> nn.Module:
-    """One input, two hidden units, one output: weights 1 and 3 in, 1 and 1 out. R = 1 + 3, so scores are 1 3 and 1 3."""
+    """One input, two hidden units, one output: weights 1 and 3 in, 1 and 1 out. R = 1 + 3, so
+    scores are 1 3 and 1 3.
+    """
     network = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
     network[0].weight.data = torch.tensor([[1.0], [3.0]])
     network[1].weight.data = torch.tensor([[1.0, 1.0]])
@@ -24,13 +26,16 @@ def two_paths() -> nn.Module:
 
 
 @pytest.mark.parametrize(("density", "ratio"), [(0.75, 1 / 4), (0.5, 2 / 4), (0.25, 5 / 4)])
-def test_one_round_takes_the_sum_of_the_scores_that_it_removes(density: float, ratio: float) -> None:
+def test_one_round_takes_the_sum_of_the_scores_that_it_removes(
+    density: float, ratio: float
+) -> None:
     found = largest_ratio(two_paths(), SynFlow(), density, 1, "exponential", input_shape=(1,))
     assert (found.ratio, found.round) == (pytest.approx(ratio), 1)
 
 
 def test_each_round_is_weighed_by_scores_taken_anew() -> None:
-    # Round 1 leaves half: 1 + 1 of 4. Then the scores are 3 and 3, and round 2 takes one of them: 3 of 3.
+    # Round 1 leaves half: 1 + 1 of 4. Then the scores are 3 and 3, and round 2 takes one of them: 3
+    # of 3.
     found = largest_ratio(two_paths(), SynFlow(), 0.25, 2, "exponential", input_shape=(1,))
     assert (found.ratio, found.round) == (pytest.approx(1), 2)
 
@@ -43,7 +48,9 @@ def test_the_cut_size_is_the_total_of_the_smallest_layer() -> None:
 
 def test_what_was_removed_is_not_taken_again_though_it_has_a_score() -> None:
     network = nn.Sequential(nn.Linear(30, 30, bias=False), nn.Linear(30, 30, bias=False))
-    draws = torch.rand(1800, generator=torch.Generator().manual_seed(0))  # as Random draws them, in each round the same
+    draws = torch.rand(
+        1800, generator=torch.Generator().manual_seed(0)
+    )  # as Random draws them, in each round the same
     order = draws.sort().values
     found = largest_ratio(network, Random(seed=0), 0.25, 3, "linear")
     # Each round takes 450: the last the largest numbers, out of what is left of the smaller layer.
@@ -53,7 +60,9 @@ def test_what_was_removed_is_not_taken_again_though_it_has_a_score() -> None:
     assert found.ratio == pytest.approx(float(order[900:1350].sum()) / min(left), rel=1e-5)
 
 
-def test_it_is_the_ratio_of_a_textbook_loop_also_where_layers_have_been_cut_down_to_what_lives() -> None:
+def test_it_is_the_ratio_of_a_textbook_loop_also_where_layers_have_been_cut_down_to_what_lives() -> (
+    None
+):
     network, shape, rounds = FC((1, 6, 6), depth=4, width=60).double(), (1, 6, 6), 20
     total = sum(weight.numel() for weight in prunable_of(network).values())
     positive, ratios, density = skeleton_of(network), [], 0.004
@@ -74,14 +83,17 @@ def test_it_is_the_ratio_of_a_textbook_loop_also_where_layers_have_been_cut_down
 
 def test_where_weights_come_back_all_compete_in_every_round() -> None:
     batches = [(torch.ones(1, 1), torch.zeros(1, 1))]
-    # L = f = w1 v1 + w2 v2, so |w dL/dw| is what SynFlow scores; in round 2 the lost path competes with its scores of 1 w 0 = 0.
-    found = largest_ratio(two_paths(), FORCE(), 0.25, 2, "exponential", batches=batches, loss=lambda out, _: out.sum())
+    # L = f = w1 v1 + w2 v2, so |w dL/dw| is what SynFlow scores; in round 2 the lost path competes
+    # with its scores of 1 w 0 = 0.
+    found = largest_ratio(
+        two_paths(), FORCE(), 0.25, 2, "exponential", batches=batches, loss=lambda out, _: out.sum()
+    )
     assert found.ratio == pytest.approx(1)
 
 
 def test_negative_scores_are_refused() -> None:
     class Signed(Pruner):
-        def score(self, subject: Subject) -> dict[str, Tensor]:
+        def score(self, subject: PruningState) -> dict[str, Tensor]:
             return {name: -weight for name, weight in subject.weights.items()}
 
     with pytest.raises(ValueError, match=r"Signed gives negative scores \(in '0.weight'\)"):
@@ -98,7 +110,10 @@ def test_the_network_is_left_as_it_was() -> None:
 @pytest.mark.slow
 def test_vgg16_needs_about_thirty_rounds() -> None:
     ratios = {
-        rounds: largest_ratio(VGG(16), SynFlow(), 0.01, rounds, "exponential", input_shape=(3, 32, 32)).ratio for rounds in (20, 32)
+        rounds: largest_ratio(
+            VGG(16), SynFlow(), 0.01, rounds, "exponential", input_shape=(3, 32, 32)
+        ).ratio
+        for rounds in (20, 32)
     }
     assert ratios[32] < 1 < ratios[20]
 
@@ -111,19 +126,30 @@ def vgg19() -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("exponent", "published"), [(0.5, 0.80), (1, 3.32), (1.5, 8.15), (2, 11.44), (2.5, 13.77), (3, 15.35)], ids=lambda x: f"{x:g}"
+    ("exponent", "published"),
+    [(0.5, 0.80), (1, 3.32), (1.5, 8.15), (2, 11.44), (2.5, 13.77), (3, 15.35)],
+    ids=lambda x: f"{x:g}",
 )
-def test_one_round_on_imagenets_vgg19_takes_what_was_published(vgg19: nn.Module, exponent: float, published: float) -> None:
+def test_one_round_on_imagenets_vgg19_takes_what_was_published(
+    vgg19: nn.Module, exponent: float, published: float
+) -> None:
     found = largest_ratio(vgg19, SynFlow(), 10**-exponent, 1, "exponential", input_shape=IMAGENET)
     assert found.ratio == pytest.approx(published, rel=0.01)
 
 
 @pytest.mark.slow
 def test_imagenets_vgg19_needs_between_40_and_50_exponential_rounds(vgg19: nn.Module) -> None:
-    ratios = {rounds: largest_ratio(vgg19, SynFlow(), 0.01, rounds, "exponential", input_shape=IMAGENET).ratio for rounds in (40, 50)}
+    ratios = {
+        rounds: largest_ratio(
+            vgg19, SynFlow(), 0.01, rounds, "exponential", input_shape=IMAGENET
+        ).ratio
+        for rounds in (40, 50)
+    }
     assert ratios[50] < 1 < ratios[40]
 
 
 @pytest.mark.slow
 def test_imagenets_vgg19_is_not_helped_by_100_linear_rounds(vgg19: nn.Module) -> None:
-    assert largest_ratio(vgg19, SynFlow(), 0.01, 100, "linear", input_shape=IMAGENET).ratio == pytest.approx(5.8, rel=0.01)
+    assert largest_ratio(
+        vgg19, SynFlow(), 0.01, 100, "linear", input_shape=IMAGENET
+    ).ratio == pytest.approx(5.8, rel=0.01)

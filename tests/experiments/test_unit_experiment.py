@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from synflow_pl.experiments import first_scores, unit_differences
 from synflow_pl.flow import example_of, linearise, unit_sums
 from synflow_pl.networks import FC, VGG, Conv, ResNet
-from synflow_pl.pruners import SNIP, Magnitude, Pruner, Random, Subject, SynFlow, SynFlowL2
-from synflow_pl.pruners.passes import loss_gradients, passes
+from synflow_pl.pruners import SNIP, Magnitude, Pruner, PruningState, Random, SynFlow, SynFlowL2
+from synflow_pl.pruners.forward import loss_gradients, stateless_forward
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "fc": (lambda: FC((1, 4, 4), depth=4, width=12), (1, 4, 4)),
@@ -29,8 +29,8 @@ class Saliency(Pruner):
 
     needs_batches = True
 
-    def score(self, subject: Subject) -> dict[str, Tensor]:
-        with passes(subject) as forward:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
+        with stateless_forward(subject) as forward:
             gradients = loss_gradients(subject, forward, subject.weights)
         return {name: gradient * subject.weights[name] for name, gradient in gradients.items()}
 
@@ -42,12 +42,18 @@ def differences(network: nn.Module, shape: tuple[int, ...], pruner: Pruner) -> T
             parameter.data.zero_()
     inputs = example_of(network, shape, None)
     batches = [(torch.randn(8, *shape, dtype=torch.float64), torch.arange(8))]
-    return unit_differences(unit_sums(linearise(network, inputs), first_scores(network, pruner, inputs, batches=batches)).values())
+    return unit_differences(
+        unit_sums(
+            linearise(network, inputs), first_scores(network, pruner, inputs, batches=batches)
+        ).values()
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("pruner", [SynFlow, SynFlowL2, Saliency])
-def test_synaptic_saliency_is_conserved_at_every_hidden_unit(name: str, pruner: type[Pruner]) -> None:
+def test_synaptic_saliency_is_conserved_at_every_hidden_unit(
+    name: str, pruner: type[Pruner]
+) -> None:
     build, shape = NETWORKS[name]
     off = differences(build(), shape, pruner())
     assert len(off) > 5
@@ -64,7 +70,10 @@ def test_magnitudes_are_not(name: str, pruner: type[Pruner]) -> None:
 
 
 def test_the_difference_is_relative_to_the_larger_sum() -> None:
-    sums = [(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])), (torch.tensor([3.0, 0.0, -1.0]), torch.tensor([-3.0, 0.0, -4.0]))]
+    sums = [
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])),
+        (torch.tensor([3.0, 0.0, -1.0]), torch.tensor([-3.0, 0.0, -4.0])),
+    ]
     assert unit_differences(sums).tolist() == [0, 0.5, 2, 0, 0.75]
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import compact, prune
-from synflow_pl.export import FORMATS, Facts, export, load_exported, verify, write_card
+from synflow_pl.export import FORMATS, Metadata, export, load_exported, verify, write_card
 from synflow_pl.networks import ResNet
 from synflow_pl.pruners import SynFlow
 
 SHAPE = (2, 8, 8)
-FACTS = Facts(
+FACTS = Metadata(
     SHAPE, 10, (0.5, 0.5), (0.25, 0.25), "synflow_pl.networks.ResNet", {"depth": 8, "width": 8, "input_shape": list(SHAPE)},
     {"name": "small", "density": 0.05},
 )  # fmt: skip
@@ -53,27 +53,42 @@ def test_a_file_gives_what_the_network_gives_for_any_number_of_images(
     assert found.facts == FACTS
     for count in (1, 7):
         with torch.no_grad():
-            torch.testing.assert_close(found(images(count)), network(images(count)), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                found(images(count)), network(images(count)), rtol=1e-4, atol=1e-5
+            )
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"model.{name}"]
     # And nothing but whole images of the right kind.
-    for wrong in (torch.zeros(1, 3, 8, 8), torch.zeros(2, 8, 8), torch.zeros(1, *SHAPE, dtype=torch.float64)):
-        with pytest.raises(ValueError, match=r"images: .* expected \(N, 2, 8, 8\) of torch.float32"):
+    for wrong in (
+        torch.zeros(1, 3, 8, 8),
+        torch.zeros(2, 8, 8),
+        torch.zeros(1, *SHAPE, dtype=torch.float64),
+    ):
+        with pytest.raises(
+            ValueError, match=r"images: .* expected \(N, 2, 8, 8\) of torch.float32"
+        ):
             found(wrong)
     whole = (tmp_path / f"model.{name}").read_bytes()
     (tmp_path / f"half.{name}").write_bytes(whole[: len(whole) // 2])
     (tmp_path / f"strange.{name}").write_bytes(b"something else")
     for file in ("half", "strange"):
-        with pytest.raises(ValueError, match=rf"{file}\.{name}' cannot be read as .* damaged or something else"):
+        with pytest.raises(
+            ValueError, match=rf"{file}\.{name}' cannot be read as .* damaged or something else"
+        ):
             load_exported(tmp_path / f"{file}.{name}", trust=True)
 
 
 def test_a_file_that_can_run_code_is_read_only_if_it_is_trusted(tmp_path: Path) -> None:
     (tmp_path / "strange.pt2").write_bytes(b"a stranger's")
-    with pytest.raises(ValueError, match=r"strange\.pt2' can run code when it is read; say that you trust it \(--trust\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"strange\.pt2' can run code when it is read; say that you trust it \(--trust\)",
+    ):
         load_exported(tmp_path / "strange.pt2")
 
 
-def test_a_file_that_does_not_agree_does_not_appear(tmp_path: Path, networks: tuple[nn.Module, nn.Module]) -> None:
+def test_a_file_that_does_not_agree_does_not_appear(
+    tmp_path: Path, networks: tuple[nn.Module, nn.Module]
+) -> None:
     network, _ = networks
     torch.manual_seed(3)
     other = ResNet(8, width=8, input_shape=SHAPE)
@@ -86,17 +101,41 @@ def test_a_file_that_does_not_agree_does_not_appear(tmp_path: Path, networks: tu
     ("name", "says", "message"),
     [
         ("safetensors", COLOUR, "does not run on the images that it says it is for"),
-        ("safetensors", {"input_shape": ("a", 8, 8)}, r"describes itself in a way that cannot be read \(input_shape: \('a', 8, 8\)\)"),
-        ("safetensors", {"mean": (0.5,) * 3}, r"describes itself in a way that cannot be read \(mean: \(0.5, 0.5, 0.5\)\)"),
-        ("safetensors", {"std": (0.25, 0)}, r"describes itself in a way that cannot be read \(std: \(0.25, 0\)\)"),
-        ("safetensors", {"network": 5}, r"describes itself in a way that cannot be read \(network: 5\)"),
-        ("safetensors", {"num_classes": 11}, r"gives \(2, 10\) for two images, and says that it gives \(2, 11\)"),
+        (
+            "safetensors",
+            {"input_shape": ("a", 8, 8)},
+            r"describes itself in a way that cannot be read \(input_shape: \('a', 8, 8\)\)",
+        ),
+        (
+            "safetensors",
+            {"mean": (0.5,) * 3},
+            r"describes itself in a way that cannot be read \(mean: \(0.5, 0.5, 0.5\)\)",
+        ),
+        (
+            "safetensors",
+            {"std": (0.25, 0)},
+            r"describes itself in a way that cannot be read \(std: \(0.25, 0\)\)",
+        ),
+        (
+            "safetensors",
+            {"network": 5},
+            r"describes itself in a way that cannot be read \(network: 5\)",
+        ),
+        (
+            "safetensors",
+            {"num_classes": 11},
+            r"gives \(2, 10\) for two images, and says that it gives \(2, 11\)",
+        ),
         ("onnx", COLOUR, "does not run on the images that it says it is for"),
         ("pt2", COLOUR, "does not run on the images that it says it is for"),
     ],
 )
 def test_a_file_that_does_not_do_what_it_says_is_refused(
-    tmp_path: Path, networks: tuple[nn.Module, nn.Module], name: str, says: dict[str, object], message: str
+    tmp_path: Path,
+    networks: tuple[nn.Module, nn.Module],
+    name: str,
+    says: dict[str, object],
+    message: str,
 ) -> None:
     _, small = networks
     FORMATS[name](small, replace(FACTS, **says), tmp_path / f"a.{name}", images(2))
@@ -105,16 +144,22 @@ def test_a_file_that_does_not_do_what_it_says_is_refused(
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_an_onnx_file_of_someone_else_is_refused(tmp_path: Path, networks: tuple[nn.Module, nn.Module]) -> None:
+def test_an_onnx_file_of_someone_else_is_refused(
+    tmp_path: Path, networks: tuple[nn.Module, nn.Module]
+) -> None:
     onnx = pytest.importorskip("onnx")
-    torch.onnx.export(networks[1], (images(2),), tmp_path / "foreign.onnx", dynamo=True, verbose=False)
+    torch.onnx.export(
+        networks[1], (images(2),), tmp_path / "foreign.onnx", dynamo=True, verbose=False
+    )
     assert onnx.load(tmp_path / "foreign.onnx").graph.node
     with pytest.raises(ValueError, match=r"foreign\.onnx' does not say what its images are like"):
         load_exported(tmp_path / "foreign.onnx")
 
 
 class Own(nn.Module):
-    """A network that is not of ours; with a condition that depends on the images, none that can be traced."""
+    """A network that is not of ours; with a condition that depends on the images, none that can be
+    traced.
+    """
 
     def __init__(self, *, depends: bool) -> None:
         super().__init__()
@@ -128,11 +173,15 @@ class Own(nn.Module):
 def test_a_network_of_ones_own_is_exported_and_read_into_itself(tmp_path: Path) -> None:
     network = Own(depends=False).eval()
     masks = prune(network, SynFlow(), density=0.05, rounds=10, input_shape=SHAPE)
-    small, facts = compact(network, masks, input_shape=SHAPE), replace(FACTS, network="mine.Own", arguments={})
+    small, facts = (
+        compact(network, masks, input_shape=SHAPE),
+        replace(FACTS, network="mine.Own", arguments={}),
+    )
     for name in FORMATS:
         export(small, network, facts, tmp_path / f"own.{name}", images())
     with pytest.raises(
-        ValueError, match=r"of mine\.Own, which is not of synflow_pl\.networks; .*load_exported\(path, network=network\)"
+        ValueError,
+        match=r"of mine\.Own, which is not of synflow_pl\.networks; .*load_exported\(path, network=network\)",
     ):
         load_exported(tmp_path / "own.safetensors")
     found = load_exported(tmp_path / "own.safetensors", network=Own(depends=False))
@@ -141,10 +190,16 @@ def test_a_network_of_ones_own_is_exported_and_read_into_itself(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["onnx", "pt2"])
-def test_a_network_that_cannot_be_traced_leaves_no_file(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_network_that_cannot_be_traced_leaves_no_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
     network = Own(depends=True).eval()
-    with pytest.raises(ValueError, match=rf"Own cannot be written as \.{name}, and no file was written: ") as raised:
-        export(network, network, replace(FACTS, network="mine.Own"), tmp_path / f"own.{name}", images())
+    with pytest.raises(
+        ValueError, match=rf"Own cannot be written as \.{name}, and no file was written: "
+    ) as raised:
+        export(
+            network, network, replace(FACTS, network="mine.Own"), tmp_path / f"own.{name}", images()
+        )
     assert len(str(raised.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr().err == ""
@@ -166,18 +221,32 @@ def load_like(run):  # type: ignore[no-untyped-def]
     return Exported(FACTS, run)
 
 
-def test_a_safetensors_file_builds_nothing_but_our_networks(tmp_path: Path, networks: tuple[nn.Module, nn.Module]) -> None:
+def test_a_safetensors_file_builds_nothing_but_our_networks(
+    tmp_path: Path, networks: tuple[nn.Module, nn.Module]
+) -> None:
     from safetensors.torch import save_file
 
-    facts = Facts(SHAPE, 10, (0.5, 0.5), (0.5, 0.5), "os.system", {"command": "true"})
-    save_file({"weight": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"synflow_pl": facts.json()})
-    with pytest.raises(ValueError, match=r"the weights of os\.system, which is not of synflow_pl\.networks"):
+    facts = Metadata(SHAPE, 10, (0.5, 0.5), (0.5, 0.5), "os.system", {"command": "true"})
+    save_file(
+        {"weight": torch.zeros(1)},
+        tmp_path / "a.safetensors",
+        metadata={"synflow_pl": facts.json()},
+    )
+    with pytest.raises(
+        ValueError, match=r"the weights of os\.system, which is not of synflow_pl\.networks"
+    ):
         load_exported(tmp_path / "a.safetensors")
     save_file({"weight": torch.zeros(1)}, tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match="does not say what its images are like"):
         load_exported(tmp_path / "b.safetensors")
-    save_file({"weight": torch.zeros(1)}, tmp_path / "c.safetensors", metadata={"synflow_pl": FACTS.json()})
-    with pytest.raises(ValueError, match=r"lacks blocks.0.bn1.bias, which synflow_pl.networks.ResNet has"):
+    save_file(
+        {"weight": torch.zeros(1)},
+        tmp_path / "c.safetensors",
+        metadata={"synflow_pl": FACTS.json()},
+    )
+    with pytest.raises(
+        ValueError, match=r"lacks blocks.0.bn1.bias, which synflow_pl.networks.ResNet has"
+    ):
         load_exported(tmp_path / "c.safetensors")
 
 
@@ -200,7 +269,9 @@ def test_a_card_keeps_a_row_of_the_same_network_and_names_files_of_another(tmp_p
     assert "3.0e-07" in card
     assert "4.0e-07" not in card
     assert card.endswith("Not described here, since another export wrote it: `model.pt2`.\n")
-    card = write_card(tmp_path / "model", replace(FACTS, told={"density": 0.1}), {"safetensors": 0.0}).read_text()
+    card = write_card(
+        tmp_path / "model", replace(FACTS, told={"density": 0.1}), {"safetensors": 0.0}
+    ).read_text()
     assert card.endswith("wrote it: `model.onnx`, `model.pt2`.\n")
 
 
@@ -216,7 +287,9 @@ def test_a_file_with_one_wrong_byte_is_not_what_its_card_describes(
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"model\.{name}' is not the file that 'model.md' beside it describes"):
+    with pytest.raises(
+        ValueError, match=rf"model\.{name}' is not the file that 'model.md' beside it describes"
+    ):
         load_exported(path, trust=True)
     card.unlink()
     if name == "pt2":  # a zip has a checksum of each part
@@ -224,7 +297,9 @@ def test_a_file_with_one_wrong_byte_is_not_what_its_card_describes(
             load_exported(path, trust=True)
 
 
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, networks: tuple[nn.Module, nn.Module]) -> None:
+def test_weights_that_are_no_numbers_are_refused(
+    tmp_path: Path, networks: tuple[nn.Module, nn.Module]
+) -> None:
     small = copy.deepcopy(networks[1])
     next(small.parameters()).data.fill_(torch.nan)
     FORMATS["safetensors"](small, FACTS, tmp_path / "a.safetensors", images(2))
@@ -234,15 +309,24 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, networks: tuple
 
 @pytest.mark.parametrize(
     ("give", "kind"),
-    [(lambda y: (y, y), "a tuple"), (lambda y: y > 0, "a tensor of torch.bool"), (lambda y: {"logits": y}, "a dict")],
+    [
+        (lambda y: (y, y), "a tuple"),
+        (lambda y: y > 0, "a tensor of torch.bool"),
+        (lambda y: {"logits": y}, "a dict"),
+    ],
     ids=["tuple", "booleans", "dict"],
 )
-def test_a_network_that_returns_no_logits_is_refused_before_a_file_is_written(tmp_path: Path, give, kind: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_network_that_returns_no_logits_is_refused_before_a_file_is_written(
+    tmp_path: Path, give, kind: str
+) -> None:  # type: ignore[no-untyped-def]
     class Heads(nn.Sequential):
         def forward(self, x: Tensor) -> object:
             return give(super().forward(x))
 
     network = Heads(nn.Flatten(), nn.Linear(48, 3))
-    with pytest.raises(ValueError, match=f"Heads.forward returns {kind}, and a file is verified by one floating-point tensor"):
+    with pytest.raises(
+        ValueError,
+        match=f"Heads.forward returns {kind}, and a file is verified by one floating-point tensor",
+    ):
         export(network, network, None, tmp_path / "model.pt2", torch.randn(2, 3, 4, 4))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

@@ -10,16 +10,25 @@ from synflow_pl.figures import layer_averages, magnitude_growth, round_ratios, u
 
 def dots(axes: Axes) -> list[tuple[float, float]]:
     return [
-        (float(x), float(y)) for line in axes.lines if line.get_linestyle() == "None" for x, y in zip(*line.get_data(), strict=True)
+        (float(x), float(y))
+        for line in axes.lines
+        if line.get_linestyle() == "None"
+        for x, y in zip(*line.get_data(), strict=True)
     ]
 
 
 def test_units_lie_where_their_sums_are_hollow_where_signs_differ_and_nowhere_for_zero() -> None:
-    figure = unit_conservation({"grasp": [([1.0, -2.0, 0.0], [1.0, 4.0, 1.0])], "synflow": [([3.0], [3.0])]})
+    figure = unit_conservation(
+        {"grasp": [([1.0, -2.0, 0.0], [1.0, 4.0, 1.0])], "synflow": [([3.0], [3.0])]}
+    )
     first, second = figure.axes
     assert (first.get_title(), second.get_title()) == ("grasp", "synflow")
     assert dots(first) == [(1, 1), (2, 4)]
-    assert [line.get_markerfacecolor() == "none" for line in first.lines if line.get_linestyle() == "None"] == [False, True]
+    assert [
+        line.get_markerfacecolor() == "none"
+        for line in first.lines
+        if line.get_linestyle() == "None"
+    ] == [False, True]
     assert dots(second) == [(3, 3)]
     assert first.get_xlim() == first.get_ylim()
 
@@ -41,9 +50,14 @@ def test_layers_are_drawn_before_and_after_training() -> None:
 
 
 def test_there_is_a_panel_for_each_schedule_and_a_line_for_each_compression() -> None:
-    figure = round_ratios({"linear": {1: {1: 5.0, 10: 3.0}, 2: {1: 9.0}}, "exponential": {1: {1: 5.0, 10: 0.5}}})
+    figure = round_ratios(
+        {"linear": {1: {1: 5.0, 10: 3.0}, 2: {1: 9.0}}, "exponential": {1: {1: 5.0, 10: 0.5}}}
+    )
     linear, exponential = figure.axes
     curves = [line for line in linear.lines if line.get_label().startswith("compression")]
-    assert [list(zip(*line.get_data(), strict=True)) for line in curves] == [[(1, 5.0), (10, 3.0)], [(1, 9.0)]]
+    assert [list(zip(*line.get_data(), strict=True)) for line in curves] == [
+        [(1, 5.0), (10, 3.0)],
+        [(1, 9.0)],
+    ]
     assert exponential.get_ylim()[0] < 0.5 < 1 < 9 < exponential.get_ylim()[1]
     assert exponential.get_ylim() == linear.get_ylim()

@@ -13,7 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from synflow_pl.figures import Curve, accuracy_against, density_per_layer, layers_by_pruner, layers_over_rounds, unit_scores
+from synflow_pl.figures import (
+    Curve,
+    accuracy_against,
+    density_per_layer,
+    layers_by_pruner,
+    layers_over_rounds,
+    unit_scores,
+)
 from synflow_pl.figures.style import axes, blank, curve, legend, save, shades
 
 NAMES = ["first.weight", "second.weight", "third.weight"]
@@ -24,7 +31,10 @@ def bars() -> Figure:
 
 
 def lines() -> Figure:
-    return layers_over_rounds([1, 2, 4], {"first.weight": [8, 8, 7], "second.weight": [92, 42, 18], "third.weight": [100, 50, 0]})
+    return layers_over_rounds(
+        [1, 2, 4],
+        {"first.weight": [8, 8, 7], "second.weight": [92, 42, 18], "third.weight": [100, 50, 0]},
+    )
 
 
 def dots() -> Figure:
@@ -40,7 +50,11 @@ def only(figure: Figure) -> Axes:
 def test_axes_are_labelled_with_what_they_count(draw: Callable[[], Figure]) -> None:
     drawn = only(draw())
     assert drawn.get_xlabel().split()[0].strip(":|") in ("density", "compression", "sum")
-    assert drawn.get_ylabel() or [label.get_text() for label in drawn.get_yticklabels()] == ["first", "second", "third"]
+    assert drawn.get_ylabel() or [label.get_text() for label in drawn.get_yticklabels()] == [
+        "first",
+        "second",
+        "third",
+    ]
 
 
 def test_each_layer_has_a_bar_for_what_is_kept_and_one_for_what_is_effective() -> None:
@@ -48,7 +62,14 @@ def test_each_layer_has_a_bar_for_what_is_kept_and_one_for_what_is_effective() -
     ends = [bar.get_x() + bar.get_width() for bar in drawn.patches]
     floor = 0.05 / 3
     assert ends == pytest.approx([0.5, 0.1, floor, 0.5, 0.05, floor])
-    assert [text.get_text() for text in drawn.texts] == ["50 %", "10 %", "none", "50 %", "5 %", "none"]
+    assert [text.get_text() for text in drawn.texts] == [
+        "50 %",
+        "10 %",
+        "none",
+        "50 %",
+        "5 %",
+        "none",
+    ]
 
 
 def test_the_line_of_a_layer_that_was_emptied_ends_in_a_cross_where_something_was_left() -> None:
@@ -65,27 +86,48 @@ def test_pruners_have_a_panel_each_on_the_same_axes_and_one_legend_of_layers() -
     figure = layers_by_pruner({"first": few, "second": many})
     left, right = figure.axes
     assert (left.get_title(), right.get_title()) == ("first", "second")
-    assert [len(drawn.lines) for drawn in (left, right)] == [2, 3]  # a cross where a layer was emptied
+    assert [len(drawn.lines) for drawn in (left, right)] == [
+        2,
+        3,
+    ]  # a cross where a layer was emptied
     assert (left.get_xlim(), left.get_ylim()) == (right.get_xlim(), right.get_ylim())
     assert left.get_xlim()[1] >= 100
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
 
 
 def test_of_more_layers_than_a_legend_can_hold_the_first_and_the_last_are_named() -> None:
-    figure = layers_by_pruner({"one": ([1, 10], {f"layer{i}.weight": [100, 10] for i in range(40)})})
+    figure = layers_by_pruner(
+        {"one": ([1, 10], {f"layer{i}.weight": [100, 10] for i in range(40)})}
+    )
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["layer0", "layer39"]
 
 
-def test_accuracies_are_percent_from_left_to_right_with_bands_within_0_and_100_and_the_dense_line_across() -> None:
+def test_accuracies_are_percent_from_left_to_right_with_bands_within_0_and_100_and_the_dense_line_across() -> (
+    None
+):
     few = Curve("few", 0, (10, 1), (0.5, 0.9), (0.6, 0.01))
-    drawn = only(accuracy_against("compression", [few, Curve("theirs", 0, (1,), (0.8,), (0,), published=True)], (0.95, 0.01)))
+    drawn = only(
+        accuracy_against(
+            "compression",
+            [few, Curve("theirs", 0, (1,), (0.8,), (0,), published=True)],
+            (0.95, 0.01),
+        )
+    )
     dense, line, theirs = drawn.lines
-    assert [text.get_text() for text in drawn.get_legend().get_texts()] == ["dense", "few", "theirs"]  # type: ignore[union-attr]
+    assert [text.get_text() for text in drawn.get_legend().get_texts()] == [
+        "dense",
+        "few",
+        "theirs",
+    ]  # type: ignore[union-attr]
     assert dense.get_ydata()[0] == 95  # type: ignore[index]
     assert line.get_xydata().tolist() == [[1, 90], [10, 50]]
     band = drawn.collections[0].get_paths()[0].vertices[:, 1]
     assert (min(band), max(band)) == (0, 100)
-    assert (theirs.get_color(), theirs.get_linestyle(), line.get_linestyle()) == (line.get_color(), ":", "-")
+    assert (theirs.get_color(), theirs.get_linestyle(), line.get_linestyle()) == (
+        line.get_color(),
+        ":",
+        "-",
+    )
     assert not drawn.xaxis_inverted()
     assert only(accuracy_against("FLOPs", [few], falling=True)).xaxis_inverted()
 
@@ -100,7 +142,10 @@ def test_dots_are_in_and_out_and_hollow_where_signs_differ_and_there_is_the_diag
 
 @pytest.mark.parametrize("layers", [3, 14, 75])
 def test_every_line_stands_in_the_legend_and_the_legend_in_the_figure(layers: int) -> None:
-    figure = layers_over_rounds([1, 10, 100], {f"stage{i // 20}.block{i}.conv1.weight": [1000, 100, 10 + i] for i in range(layers)})
+    figure = layers_over_rounds(
+        [1, 10, 100],
+        {f"stage{i // 20}.block{i}.conv1.weight": [1000, 100, 10 + i] for i in range(layers)},
+    )
     figure.draw_without_rendering()
     told = only(figure).get_legend()
     assert told is not None
@@ -136,7 +181,9 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_a_figure_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_that_cannot_be_written_leaves_the_one_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(lines(), tmp_path / "lines")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 

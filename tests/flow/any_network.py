@@ -1,9 +1,11 @@
-"""Any network: SynFlow on every classification network of torchvision and on timm's families, at initialisation, and what came of it.
+"""Any network: SynFlow on every classification network of torchvision and on timm's families, at
+initialisation, and what came of it.
 
     python -m tests.flow.any_network [NAME ...]
 
-prunes the networks that ``any_network.csv`` does not list yet (or those named), one at a time, and writes each row as it comes. The
-table is committed; :mod:`tests.flow.test_any_network` holds the networks to it.
+prunes the networks that ``any_network.csv`` does not list yet (or those named), one at a time, and
+writes each row as it comes. The table is committed; :mod:`tests.flow.test_any_network` holds the
+networks to it.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from synflow_pl import Masks, prune
-from synflow_pl.flow import example_of, linearise, magnitude, path_left
-from synflow_pl.pruners import Subject, SynFlow
+from synflow_pl.flow import example_of, is_connected, linearise, magnitude
+from synflow_pl.pruners import PruningState, SynFlow
 from synflow_pl.schedules import kept_weights
 
 TABLE = Path(__file__).with_name("any_network.csv")
@@ -66,7 +68,9 @@ class Row:
     result: str
     """``path left``, or why not."""
     spread: float
-    """How much the pruned network's output depends on its input: the spread over random inputs over the largest output."""
+    """How much the pruned network's output depends on its input: the spread over random inputs over
+    the largest output.
+    """
     by_magnitude: int
     """Weights that no flow passes through."""
     as_ones: str
@@ -78,12 +82,18 @@ class Row:
 
 
 def torchvision_names() -> list[str]:
-    return [f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)]
+    return [
+        f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)
+    ]
 
 
 def names() -> list[str]:
     """Every network that the table must list."""
-    return [name for name in (*torchvision_names(), *(f"timm/{name}" for name in TIMM)) if name not in TOO_LARGE]
+    return [
+        name
+        for name in (*torchvision_names(), *(f"timm/{name}" for name in TIMM))
+        if name not in TOO_LARGE
+    ]
 
 
 def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -94,7 +104,9 @@ def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         warnings.simplefilter("ignore")
         if library == "torchvision":
             size = SIZES.get(name, 64)
-            options: dict[str, object] = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
+            options: dict[str, object] = (
+                {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
+            )
             if model.startswith("vit_"):
                 options["image_size"] = size
             return torchvision.models.get_model(model, weights=None, **options), (3, size, size)
@@ -120,16 +132,19 @@ class Watched(SynFlow):
 
     apart = 0
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, subject: PruningState) -> None:
         super().prepare(subject)
-        self.apart = sum(int(apart.sum()) for apart in subject.apart.values())
+        self.ranked_separately = sum(
+            int(apart.sum()) for apart in subject.ranked_separately.values()
+        )
 
 
 def spread(network: nn.Module, masks: Masks, silent: list[str], shape: tuple[int, ...]) -> float:
-    """Spread of the output over four random inputs, relative to the largest output, in float64, what is zero at initialisation one.
+    """Spread of the output over four random inputs, relative to the largest output, in float64,
+    what is zero at initialisation one.
 
-    Biases are zero: with PyTorch's default initialisation a ShuffleNet's signal reaches the output at 1e-20, and beside a bias of 0.03
-    that is lost in float64 too.
+    Biases are zero: with PyTorch's default initialisation a ShuffleNet's signal reaches the output
+    at 1e-20, and beside a bias of 0.03 that is lost in float64 too.
     """
     network.double().eval()
     with torch.no_grad():
@@ -139,7 +154,11 @@ def spread(network: nn.Module, masks: Masks, silent: list[str], shape: tuple[int
         for name in silent:
             network.get_parameter(name).copy_(masks[name] if name in masks else torch.ones(()))
         output = network(torch.randn(4, *shape, dtype=torch.float64))
-    output = output if isinstance(output, Tensor) else next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    output = (
+        output
+        if isinstance(output, Tensor)
+        else next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    )
     return float((output - output.mean(0)).abs().max() / output.abs().max())
 
 
@@ -148,14 +167,18 @@ def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
-    """Prune the network with as many of ``rounds`` as it takes to keep a path, and see that all is as promised."""
+    """Prune the network with as many of ``rounds`` as it takes to keep a path, and see that all is
+    as promised.
+    """
     network, shape = build(name)
     inputs = example_of(network, shape, None)
     before = {key: tensor.clone() for key, tensor in _tensors(network)}
     modes = [module.training for module in network.modules()]
     random = torch.get_rng_state()
     skeleton, parameters = linearise(network, inputs), dict(network.named_parameters())
-    off = skeleton.conservation({key: magnitude(parameters[key]).double() for key in skeleton.weights})
+    off = skeleton.conservation(
+        {key: magnitude(parameters[key]).double() for key in skeleton.weights}
+    )
     assert off < 1e-9, f"flow is off by {off}"
     silent, unknown = sorted(skeleton.silent), skeleton.unknown({})
     del skeleton
@@ -165,7 +188,7 @@ def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
             for key, tensor in _tensors(network):
                 tensor.copy_(before[key])
         masks = prune(network, pruner, density=DENSITY, rounds=count, input_shape=shape)
-        if alive := path_left(network, masks, inputs):
+        if alive := is_connected(network, masks, inputs):
             break
     assert masks.kept == kept_weights(masks.total, DENSITY)
     assert modes == [module.training for module in network.modules()]
@@ -183,7 +206,7 @@ def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
         rounds=count,
         result="path left" if alive else "no path left",
         spread=spread(network, masks, silent, shape),
-        by_magnitude=pruner.apart,
+        by_magnitude=pruner.ranked_separately,
         as_ones=" ".join(silent),
         emptied=" ".join(key for key, mask in masks.items() if not mask.any()),
         unknown=" ".join(f"{key} (off by {value:.0%})" for key, value in unknown.items()),
@@ -199,10 +222,14 @@ def read() -> dict[str, dict[str, str]]:
 
 
 def write(rows: dict[str, dict[str, str]]) -> None:
-    """The table of those of :func:`names` that have a row, in that order; it appears whole or not at all."""
+    """The table of those of :func:`names` that have a row, in that order; it appears whole or not
+    at all.
+    """
     temporary = TABLE.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n", extrasaction="ignore")
+        writer = csv.DictWriter(
+            file, [field.name for field in fields(Row)], lineterminator="\n", extrasaction="ignore"
+        )
         writer.writeheader()
         writer.writerows(rows[name] for name in names() if name in rows)
     os.replace(temporary, TABLE)
@@ -217,7 +244,10 @@ def main() -> None:
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
         else:
             print(row, flush=True)
-            told = {key: f"{value:.3g}" if isinstance(value, float) else str(value) for key, value in asdict(row).items()}
+            told = {
+                key: f"{value:.3g}" if isinstance(value, float) else str(value)
+                for key, value in asdict(row).items()
+            }
             write({**read(), name: told})
         gc.collect()
 

@@ -1,4 +1,6 @@
-"""A small network of each kind: the skeleton is the network made positive, and flow is conserved in it."""
+"""A small network of each kind: the skeleton is the network made positive, and flow is conserved in
+it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synflow_pl import prune
-from synflow_pl.flow import example_of, linearise, path_left
+from synflow_pl.flow import example_of, is_connected, linearise
 from synflow_pl.masks import prunable
 from synflow_pl.pruners import SynFlow
 
@@ -41,14 +43,32 @@ class TwoInputs(nn.Module):
 
 def chain(*layers: nn.Module) -> Callable[[], nn.Module]:
     """The layers with a ReLU between any two."""
-    return lambda: nn.Sequential(*[part for layer in copy.deepcopy(layers) for part in (layer, nn.ReLU())][:-1])
+    return lambda: nn.Sequential(
+        *[part for layer in copy.deepcopy(layers) for part in (layer, nn.ReLU())][:-1]
+    )
 
 
 POSITIVE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "grouped": (chain(nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 3, 1)), (4, 6, 6)),
-    "sequence": (chain(nn.Conv1d(2, 4, 3, padding=1), nn.MaxPool1d(2), nn.Conv1d(4, 2, 3)), (2, 12)),
-    "volume": (chain(nn.Conv3d(1, 3, 2), nn.AvgPool3d(2), nn.Flatten(), nn.Linear(3, 2)), (1, 3, 3, 3)),
-    "transposed": (chain(nn.Conv2d(3, 4, 3, stride=2), nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), nn.Conv2d(6, 2, 1)), (3, 7, 7)),
+    "grouped": (
+        chain(nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 3, 1)),
+        (4, 6, 6),
+    ),
+    "sequence": (
+        chain(nn.Conv1d(2, 4, 3, padding=1), nn.MaxPool1d(2), nn.Conv1d(4, 2, 3)),
+        (2, 12),
+    ),
+    "volume": (
+        chain(nn.Conv3d(1, 3, 2), nn.AvgPool3d(2), nn.Flatten(), nn.Linear(3, 2)),
+        (1, 3, 3, 3),
+    ),
+    "transposed": (
+        chain(
+            nn.Conv2d(3, 4, 3, stride=2),
+            nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2),
+            nn.Conv2d(6, 2, 1),
+        ),
+        (3, 7, 7),
+    ),
     "shared": (Shared, (3, 5, 5)),
 }
 
@@ -62,7 +82,9 @@ def test_scores_are_those_of_the_network_made_positive(name: str) -> None:
     weights = {key: parameter.detach().abs() for key, parameter in prunable(network).items()}
     positive = copy.deepcopy(network)
     for key, parameter in positive.named_parameters():
-        parameter.data = torch.zeros_like(parameter) if key.endswith("bias") else parameter.data.abs()
+        parameter.data = (
+            torch.zeros_like(parameter) if key.endswith("bias") else parameter.data.abs()
+        )
     positive(torch.ones(1, *shape, dtype=torch.float64)).sum().backward()
     for key, gradient in skeleton.gradients(weights).items():
         torch.testing.assert_close(gradient, positive.get_parameter(key).grad, rtol=1e-12, atol=0)
@@ -81,7 +103,9 @@ def test_a_module_under_two_names_is_left_as_it_was() -> None:
 def test_every_input_of_several_sends_flow() -> None:
     network = TwoInputs()
     skeleton = linearise(network, (torch.zeros(1, 3), torch.zeros(1, 2)))
-    gradients = skeleton.gradients({name: torch.ones_like(parameter) for name, parameter in prunable(network).items()})
+    gradients = skeleton.gradients(
+        {name: torch.ones_like(parameter) for name, parameter in prunable(network).items()}
+    )
     assert all(bool((gradient > 0).all()) for gradient in gradients.values())
 
 
@@ -91,7 +115,10 @@ class Words(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(10, 4)
-        self.layer, self.head = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Linear(4, 10, bias=False)
+        self.layer, self.head = (
+            nn.TransformerEncoderLayer(4, 2, 8, batch_first=True),
+            nn.Linear(4, 10, bias=False),
+        )
         self.head.weight = self.embedding.weight
 
     def forward(self, words: Tensor) -> Tensor:
@@ -100,27 +127,42 @@ class Words(nn.Module):
 
 def test_flow_comes_in_where_words_are_embedded() -> None:
     network = Words()
-    masks = prune(network, SynFlow(), density=0.3, rounds=10, example_input=torch.zeros(1, 3, dtype=torch.int64))
+    masks = prune(
+        network,
+        SynFlow(),
+        density=0.3,
+        rounds=10,
+        example_input=torch.zeros(1, 3, dtype=torch.int64),
+    )
     assert "head.weight" not in masks  # shared with the embedding
-    assert path_left(network, masks, (torch.zeros(1, 3, dtype=torch.int64),))
+    assert is_connected(network, masks, (torch.zeros(1, 3, dtype=torch.int64),))
 
 
 class Standardised(nn.Conv2d):
     """A kernel that is standardised before it is used, as in NFNets and BiT."""
 
     def forward(self, images: Tensor) -> Tensor:
-        weight = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True).reshape_as(self.weight)
+        weight = F.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1), None, None, training=True
+        ).reshape_as(self.weight)
         return self._conv_forward(images, weight, self.bias)
 
 
 class Mixed(nn.Module):
-    """Class token, positions, a window mask, rolling, merging, shuffling: what else transformers and mobile networks do."""
+    """Class token, positions, a window mask, rolling, merging, shuffling: what else transformers
+    and mobile networks do.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, 8, 2, stride=2), nn.GroupNorm(2, 8)
-        self.token, self.places = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 10, 8))
-        self.block = nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", batch_first=True, norm_first=True)
+        self.token, self.places = (
+            nn.Parameter(torch.randn(1, 1, 8)),
+            nn.Parameter(torch.randn(1, 10, 8)),
+        )
+        self.block = nn.TransformerEncoderLayer(
+            8, 2, 16, activation="gelu", batch_first=True, norm_first=True
+        )
         self.merge, self.head = nn.Linear(16, 4), nn.Linear(8, 3)
         self.scale = nn.Parameter(torch.full((8,), 1e-6))
 
@@ -134,12 +176,26 @@ class Mixed(nn.Module):
 
 
 KINDS = POSITIVE | {
-    "instance norm": (chain(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.SiLU(), nn.Conv2d(4, 2, 1)), (3, 5, 5)),
+    "instance norm": (
+        chain(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.SiLU(), nn.Conv2d(4, 2, 1)),
+        (3, 5, 5),
+    ),
     "layer norm": (
-        chain(nn.Linear(3, 8), nn.LayerNorm(8), nn.GELU(), nn.Dropout(), nn.Linear(8, 8), nn.RMSNorm(8), nn.Linear(8, 2)),
+        chain(
+            nn.Linear(3, 8),
+            nn.LayerNorm(8),
+            nn.GELU(),
+            nn.Dropout(),
+            nn.Linear(8, 8),
+            nn.RMSNorm(8),
+            nn.Linear(8, 2),
+        ),
         (3,),
     ),
-    "standardised": (chain(Standardised(3, 6, 3), Standardised(6, 6, 3), nn.Conv2d(6, 2, 1)), (3, 7, 7)),
+    "standardised": (
+        chain(Standardised(3, 6, 3), Standardised(6, 6, 3), nn.Conv2d(6, 2, 1)),
+        (3, 7, 7),
+    ),
     "mixed": (Mixed, (3, 6, 6)),
     "frozen": (chain(nn.Linear(4, 6).requires_grad_(False), nn.Hardswish(), nn.Linear(6, 2)), (4,)),
 }
@@ -150,20 +206,24 @@ def test_flow_is_conserved_and_density_exact_and_a_path_left(name: str) -> None:
     build, shape = KINDS[name]
     network, pruner = build(), SynFlow()
     skeleton = linearise(network, example_of(network, shape, None))
-    weights = {key: parameter.detach().abs().double() for key, parameter in prunable(network).items()}
+    weights = {
+        key: parameter.detach().abs().double() for key, parameter in prunable(network).items()
+    }
     assert skeleton.weights == weights.keys()
     assert skeleton.conservation(weights) < 1e-12
     uneven = "removed weights are not zero in the kernel that is computed from them (standardised weights): 0.weight, 2.weight"
     assert skeleton.notes == ((uneven,) if name == "standardised" else ())
     masks = prune(network, pruner, density=0.3, rounds=20, input_shape=shape)
     assert masks.kept == -(-3 * masks.total // 10)
-    assert path_left(network, masks, example_of(network, shape, None))
+    assert is_connected(network, masks, example_of(network, shape, None))
 
 
 def test_a_token_with_no_flow_of_its_own_gets_it_through_attention() -> None:
     network = Mixed()
     skeleton = linearise(network, example_of(network, (3, 6, 6), None))
-    gradients = skeleton.gradients({name: torch.ones_like(parameter) for name, parameter in prunable(network).items()})
+    gradients = skeleton.gradients(
+        {name: torch.ones_like(parameter) for name, parameter in prunable(network).items()}
+    )
     # The head's right half reads the first merged token, half of which is the class token.
     assert bool((gradients["head.weight"] > 0).all())
     rows = gradients["block.self_attn.in_proj_weight"] > 0

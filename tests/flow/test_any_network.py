@@ -10,7 +10,8 @@ import pytest
 from tests.flow import any_network
 
 ROWS = any_network.read()
-# Small, and of different kinds: inverted residuals with ReLU6, squeeze-excite, channel shuffle, a vision transformer.
+# Small, and of different kinds: inverted residuals with ReLU6, squeeze-excite, channel shuffle, a
+# vision transformer.
 QUICK = (
     "torchvision/mobilenet_v2",
     "torchvision/mobilenet_v3_small",
@@ -28,17 +29,29 @@ def test_the_table_lists_every_network_of_torchvision_and_forty_of_timm() -> Non
     assert list(ROWS) == any_network.names()
 
 
-def test_the_table_says_that_a_path_is_left_in_each_and_that_its_output_depends_on_its_input() -> None:
+def test_the_table_says_that_a_path_is_left_in_each_and_that_its_output_depends_on_its_input() -> (
+    None
+):
     assert {name: row["result"] for name, row in ROWS.items() if row["result"] != "path left"} == {}
-    assert {name: row["spread"] for name, row in ROWS.items() if not float(row["spread"]) > LEAST_SPREAD} == {}
+    assert {
+        name: row["spread"] for name, row in ROWS.items() if not float(row["spread"]) > LEAST_SPREAD
+    } == {}
 
 
 def test_the_skeleton_has_a_rule_for_every_operation_of_torchvision() -> None:
-    assert {name: row["unknown"] for name, row in ROWS.items() if name.startswith("torchvision") and row["unknown"]} == {}
+    assert {
+        name: row["unknown"]
+        for name, row in ROWS.items()
+        if name.startswith("torchvision") and row["unknown"]
+    } == {}
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in any_network.names()]
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in any_network.names()
+    ],
 )
 def test_synflow_prunes_it(name: str) -> None:
     if name.startswith("timm"):

@@ -1,4 +1,6 @@
-"""Tanaka et al. 2020, Theorems 1 and 2: synaptic flow is conserved at every hidden unit and across every cut."""
+"""Tanaka et al. 2020, Theorems 1 and 2: synaptic flow is conserved at every hidden unit and across
+every cut.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from synflow_pl.networks import FC, VGG, Conv, ResNet
 def scores(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
     skeleton = linearise(network, example_of(network, shape, None))
     weights = {name: p.detach().abs() for name, p in prunable(network).items()}
-    return {name: weights[name] * gradient for name, gradient in skeleton.gradients(weights).items()}
+    return {
+        name: weights[name] * gradient for name, gradient in skeleton.gradients(weights).items()
+    }
 
 
 def into(score: Tensor) -> Tensor:
@@ -41,7 +45,9 @@ def without_biases(network: nn.Module) -> nn.Module:
     [(FC(), (1, 28, 28)), (VGG(16, batch_norm=False), (3, 32, 32)), (VGG(16), (3, 32, 32))],
     ids=["fc", "vgg16", "vgg16_bn"],
 )
-def test_what_flows_into_a_hidden_unit_of_a_chain_flows_out_of_it(network: nn.Module, shape: tuple[int, ...]) -> None:
+def test_what_flows_into_a_hidden_unit_of_a_chain_flows_out_of_it(
+    network: nn.Module, shape: tuple[int, ...]
+) -> None:
     layers = list(scores(without_biases(network), shape).values())
     for layer, following in pairwise(layers):
         torch.testing.assert_close(into(layer), out_of(following), rtol=1e-5, atol=0)
@@ -50,25 +56,40 @@ def test_what_flows_into_a_hidden_unit_of_a_chain_flows_out_of_it(network: nn.Mo
 def test_a_unit_that_is_flattened_flows_out_through_all_its_positions() -> None:
     first, second, head = scores(without_biases(Conv(width=4)), (1, 28, 28)).values()
     torch.testing.assert_close(into(first), out_of(second), rtol=1e-5, atol=0)
-    torch.testing.assert_close(into(second), head.view(10, 4, 28 * 28).sum((0, 2)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        into(second), head.view(10, 4, 28 * 28).sum((0, 2)), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize(
-    ("network", "shape"), [(FC(), (1, 28, 28)), (Conv(), (1, 28, 28)), (VGG(19, batch_norm=False), (3, 32, 32)), (VGG(19), (3, 32, 32))]
+    ("network", "shape"),
+    [
+        (FC(), (1, 28, 28)),
+        (Conv(), (1, 28, 28)),
+        (VGG(19, batch_norm=False), (3, 32, 32)),
+        (VGG(19), (3, 32, 32)),
+    ],
 )
-def test_every_layer_of_a_chain_carries_the_same_flow(network: nn.Module, shape: tuple[int, ...]) -> None:
-    sums = torch.stack([score.double().sum() for score in scores(without_biases(network), shape).values()])
+def test_every_layer_of_a_chain_carries_the_same_flow(
+    network: nn.Module, shape: tuple[int, ...]
+) -> None:
+    sums = torch.stack(
+        [score.double().sum() for score in scores(without_biases(network), shape).values()]
+    )
     torch.testing.assert_close(sums, sums[:1].expand_as(sums), rtol=1e-5, atol=0)
 
 
-def test_flow_is_conserved_at_the_units_of_a_residual_network_with_the_shortcuts_own_flow_counted() -> None:
+def test_flow_is_conserved_at_the_units_of_a_residual_network_with_the_shortcuts_own_flow_counted() -> (
+    None
+):
     network = ResNet(20)
     found = scores(network, (3, 32, 32))
 
     def flow(name: str) -> Tensor:
         return found[f"{name}.weight"]
 
-    # What is on the shortcut besides the branch: into each channel of a block's output, and out of each channel of its input.
+    # What is on the shortcut besides the branch: into each channel of a block's output, and out of
+    # each channel of its input.
     carried = into(flow("conv"))
     for index, block in enumerate(network.blocks):
         inside, outside = flow(f"blocks.{index}.conv1"), flow(f"blocks.{index}.conv2")
@@ -80,6 +101,8 @@ def test_flow_is_conserved_at_the_units_of_a_residual_network_with_the_shortcuts
             carried = into(outside) + shortcut
         else:
             shortcut_scores = flow(f"blocks.{index}.shortcut.0")
-            torch.testing.assert_close(carried, out_of(inside) + out_of(shortcut_scores), rtol=1e-5, atol=0)
+            torch.testing.assert_close(
+                carried, out_of(inside) + out_of(shortcut_scores), rtol=1e-5, atol=0
+            )
             carried = into(outside) + into(shortcut_scores)
     torch.testing.assert_close(carried, out_of(flow("fc")), rtol=1e-5, atol=0)

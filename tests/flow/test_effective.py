@@ -1,4 +1,6 @@
-"""Weights on a live path, against a graph of (channel, position) units that is built edge by edge and walked."""
+"""Weights on a live path, against a graph of (channel, position) units that is built edge by edge
+and walked.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import Masks, diagnose
-from synflow_pl.flow import Paths, example_of, path_left
+from synflow_pl.flow import Connectivity, example_of, is_connected
 from synflow_pl.masks import prunable
 
 Weight = tuple[str, tuple[int, ...]]
@@ -37,7 +39,9 @@ class Graph:
             self.edges.append((int(read[i]), int(made[o]), (f"{name}.weight", (o, i))))
         return made
 
-    def windows(self, kernel: int, stride: int, padding: int, read: Tensor) -> Iterable[tuple[tuple[int, ...], tuple[int, ...]]]:
+    def windows(
+        self, kernel: int, stride: int, padding: int, read: Tensor
+    ) -> Iterable[tuple[tuple[int, ...], tuple[int, ...]]]:
         height, width = read.shape[1:]
         size = [(edge + 2 * padding - kernel) // stride + 1 for edge in (height, width)]
         for y, x, ky, kx in product(range(size[0]), range(size[1]), range(kernel), range(kernel)):
@@ -51,7 +55,9 @@ class Graph:
         made = self.units(layer.out_channels, *size)
         inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
         for ((y, x, ky, kx), at), o, i in product(
-            list(self.windows(kernel, stride, padding, read)), range(layer.out_channels), range(inputs)
+            list(self.windows(kernel, stride, padding, read)),
+            range(layer.out_channels),
+            range(inputs),
         ):
             source = read[(o // outputs * inputs + i, *at)]
             self.edges.append((int(source), int(made[o, y, x]), (f"{name}.weight", (o, i, ky, kx))))
@@ -60,20 +66,29 @@ class Graph:
     def pool(self, kernel: int, stride: int, padding: int, read: Tensor) -> Tensor:
         size = [(edge + 2 * padding - kernel) // stride + 1 for edge in read.shape[1:]]
         made = self.units(read.shape[0], *size)
-        for ((y, x, _, _), at), c in product(list(self.windows(kernel, stride, padding, read)), range(read.shape[0])):
+        for ((y, x, _, _), at), c in product(
+            list(self.windows(kernel, stride, padding, read)), range(read.shape[0])
+        ):
             self.edges.append((int(read[(c, *at)]), int(made[c, y, x]), None))
         return made
 
     def sum(self, left: Tensor, right: Tensor) -> Tensor:
         made = self.units(*left.shape)
         for operand in (left, right):
-            self.edges += [(int(a), int(b), None) for a, b in zip(operand.flatten(), made.flatten(), strict=True)]
+            self.edges += [
+                (int(a), int(b), None)
+                for a, b in zip(operand.flatten(), made.flatten(), strict=True)
+            ]
         return made
 
     def effective(self, sources: Tensor, sinks: Tensor, masks: Masks) -> dict[str, Tensor]:
         alive = [(a, b, w) for a, b, w in self.edges if w is None or bool(masks[w[0]][w[1]])]
-        ahead = self._reached({int(unit) for unit in sources.flatten()}, ((a, b) for a, b, _ in alive))
-        behind = self._reached({int(unit) for unit in sinks.flatten()}, ((b, a) for a, b, _ in alive))
+        ahead = self._reached(
+            {int(unit) for unit in sources.flatten()}, ((a, b) for a, b, _ in alive)
+        )
+        behind = self._reached(
+            {int(unit) for unit in sinks.flatten()}, ((b, a) for a, b, _ in alive)
+        )
         on = {name: torch.zeros_like(masks[name]) for name in masks}
         for a, b, w in alive:
             if w is not None and a in ahead and b in behind:
@@ -95,12 +110,16 @@ class Graph:
 
 
 class Net(nn.Module):
-    """A small network of every shape: strides, padding, groups, pools, residuals, branches, a flattened end."""
+    """A small network of every shape: strides, padding, groups, pools, residuals, branches, a
+    flattened end.
+    """
 
     def __init__(self, choose: Any) -> None:
         super().__init__()
         self.size = choose([5, 6])
-        self.first = nn.Conv2d(1, 2, 3, stride=choose([1, 2]), padding=choose([0, 1]), bias=choose([True, False]))
+        self.first = nn.Conv2d(
+            1, 2, 3, stride=choose([1, 2]), padding=choose([0, 1]), bias=choose([True, False])
+        )
         self.norm = nn.BatchNorm2d(2)
         self.pooled = choose(["none", "max", "max padded", "average"])
         self.grouped = nn.Conv2d(2, 4, choose([1, 3]), padding=1, groups=2)
@@ -134,7 +153,12 @@ class Net(nn.Module):
         x = graph.convolution("grouped", self.grouped, x)
         y = graph.convolution("second", self.second, x)
         if self.residual != "none":
-            y = graph.sum(y, x if self.projection is None else graph.convolution("projection", self.projection, x))
+            y = graph.sum(
+                y,
+                x
+                if self.projection is None
+                else graph.convolution("projection", self.projection, x),
+            )
         x = y
         if self.branch is not None:
             x = torch.cat([x, graph.convolution("branch", self.branch, x)])
@@ -152,9 +176,14 @@ def test_it_is_what_walking_from_unit_to_unit_finds(seed: int) -> None:
     with torch.no_grad():
         network.eval()(torch.zeros(1, 1, network.size, network.size))
     density = choose([0.1, 0.2, 0.4])
-    masks = Masks({name: torch.rand(p.shape, generator=generator) < density for name, p in prunable(network).items()})
+    masks = Masks(
+        {
+            name: torch.rand(p.shape, generator=generator) < density
+            for name, p in prunable(network).items()
+        }
+    )
     expected = network.walked(masks)
-    paths = Paths(network, example_of(network, (1, network.size, network.size), None))
+    paths = Connectivity(network, example_of(network, (1, network.size, network.size), None))
     found = paths.effective(masks)
     assert all(torch.equal(found[name], on) for name, on in expected.items())
     assert paths.left(masks) == any(bool(on.any()) for on in expected.values())
@@ -167,7 +196,9 @@ class Tiny(nn.Module):
         super().__init__()
         self.kind, self.shape = kind, (2, 2, 2) if kind == "grouped" else (3,)
         self.first = nn.Conv2d(2, 4, 1, groups=2) if kind == "grouped" else nn.Linear(3, 3)
-        self.second = nn.Conv2d(4, 2, 2, padding=1, stride=2) if kind == "grouped" else nn.Linear(3, 3)
+        self.second = (
+            nn.Conv2d(4, 2, 2, padding=1, stride=2) if kind == "grouped" else nn.Linear(3, 3)
+        )
         self.branch = nn.Linear(3, 2) if kind == "branching" else None
         self.head = nn.Linear({"grouped": 8, "branching": 5}.get(kind, 3), 2)
 
@@ -197,7 +228,12 @@ class Tiny(nn.Module):
 @pytest.mark.parametrize("seed", range(10))
 def test_it_is_what_listing_every_path_finds(kind: str, seed: int) -> None:
     network, generator = Tiny(kind), torch.Generator().manual_seed(seed)
-    masks = Masks({name: torch.rand(p.shape, generator=generator) < 0.4 for name, p in prunable(network).items()})
+    masks = Masks(
+        {
+            name: torch.rand(p.shape, generator=generator) < 0.4
+            for name, p in prunable(network).items()
+        }
+    )
     graph, sources, sinks = network.graph()
     ends = {int(unit) for unit in sinks.flatten()}
 
@@ -212,12 +248,13 @@ def test_it_is_what_listing_every_path_finds(kind: str, seed: int) -> None:
     for path in (path for source in sources.flatten() for path in paths(int(source), ())):
         for name, at in path:
             expected[name][at] = True
-    found = Paths(network, example_of(network, network.shape, None)).effective(masks)
+    found = Connectivity(network, example_of(network, network.shape, None)).effective(masks)
     assert all(torch.equal(found[name], on) for name, on in expected.items())
 
 
 def test_a_path_is_found_beside_any_number_of_others() -> None:
-    # 400 layers of one unit alone beside sixteen that are all connected: 16 ** 400 paths against one, more than any float can hold.
+    # 400 layers of one unit alone beside sixteen that are all connected: 16 ** 400 paths against
+    # one, more than any float can hold.
     network = nn.Sequential(*(nn.Linear(17, 17, bias=False) for _ in range(400)))
     mask = torch.ones(17, 17, dtype=torch.bool)
     mask[0, 1:] = mask[1:, 0] = False
@@ -225,13 +262,18 @@ def test_a_path_is_found_beside_any_number_of_others() -> None:
     assert diagnose(network, masks, input_shape=(17,)).effective == masks.kept == 400 * 257
     only = torch.zeros_like(mask)
     only[0, 0] = True
-    assert path_left(network, Masks({**masks, "399.weight": only}), (torch.ones(1, 17),))
+    assert is_connected(network, Masks({**masks, "399.weight": only}), (torch.ones(1, 17),))
 
 
 def test_density_and_effective_density_are_told_apart() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     # The second unit is fed by two weights and read by none.
-    masks = Masks({"0.weight": torch.tensor([[True, False], [True, True]]), "2.weight": torch.tensor([[True, False]])})
+    masks = Masks(
+        {
+            "0.weight": torch.tensor([[True, False], [True, True]]),
+            "2.weight": torch.tensor([[True, False]]),
+        }
+    )
     told = diagnose(network, masks, input_shape=(2,))
     assert (told.kept, told.effective, told.total) == (4, 2, 6)
     assert (told.density, told.effective_density) == (4 / 6, 2 / 6)
@@ -244,7 +286,9 @@ def attention(value: bool) -> Masks:
     projections = torch.zeros(6, 2, dtype=torch.bool)
     projections[0, 0] = projections[3, 1] = True  # one query, one key
     projections[4, 0] = value
-    return Masks({"in_proj_weight": projections, "out_proj.weight": torch.ones(2, 2, dtype=torch.bool)})
+    return Masks(
+        {"in_proj_weight": projections, "out_proj.weight": torch.ones(2, 2, dtype=torch.bool)}
+    )
 
 
 class Attend(nn.MultiheadAttention):
@@ -272,7 +316,12 @@ class Gated(nn.Module):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_gate_counts_where_there_is_something_to_gate(bias: bool) -> None:
-    masks = Masks({"signal.weight": torch.tensor([[True, False], [False, False]]), "gate.weight": torch.ones(2, 2, dtype=torch.bool)})
+    masks = Masks(
+        {
+            "signal.weight": torch.tensor([[True, False], [False, False]]),
+            "gate.weight": torch.ones(2, 2, dtype=torch.bool),
+        }
+    )
     network = Gated()
     if not bias:
         nn.init.zeros_(network.signal.bias)
@@ -304,6 +353,8 @@ def test_all_that_may_be_chosen_counts_as_chosen(choice: Any) -> None:
             return choice(self.layer(x))
 
     network = Choose()
-    masks = Masks({"layer.weight": torch.tensor([[False] * 3, [False] * 3, [True] * 3])})  # only the last position is fed
+    masks = Masks(
+        {"layer.weight": torch.tensor([[False] * 3, [False] * 3, [True] * 3])}
+    )  # only the last position is fed
     told = diagnose(network, masks, input_shape=(2, 3))
     assert told.effective == 3

@@ -1,5 +1,5 @@
-"""Forms of forward(): noise, whole numbers, writes in place, custom autograd functions; the flow through a pointwise function is the
-same however it is written.
+"""Forms of forward(): noise, whole numbers, writes in place, custom autograd functions; the flow
+through a pointwise function is the same however it is written.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from synflow_pl import Masks, prune
-from synflow_pl.flow import Paths, linearise
+from synflow_pl.flow import Connectivity, linearise
 from synflow_pl.pruners import SynFlow
 
 
 class Net(nn.Module):
-    """Two layers with an activation each, and one between the first and the last where ``shortcut`` is given."""
+    """Two layers with an activation each, and one between the first and the last where ``shortcut``
+    is given.
+    """
 
     def __init__(self, activation: Callable[[Tensor], Tensor], shortcut: bool) -> None:
         super().__init__()
@@ -69,7 +71,9 @@ NOISE: dict[str, Callable[[Tensor], Tensor]] = {
     "bernoulli": lambda x: x * torch.bernoulli(torch.full_like(x, 0.5)) / 0.5,
     "rarely kept": lambda x: x * (torch.rand(2, 1) < 0.25) / 0.25,
     "rounded": lambda x: x / 0.25 * torch.floor(0.25 + share(x)),
-    "where": lambda x: torch.where(torch.rand_like(x) < 0.25, x, torch.zeros((), dtype=x.dtype)) / 0.25,
+    "where": lambda x: (
+        torch.where(torch.rand_like(x) < 0.25, x, torch.zeros((), dtype=x.dtype)) / 0.25
+    ),
     "filled": lambda x: x.masked_fill(torch.rand_like(x) < 0.75, 0) / 0.25,
     "uniform": lambda x: x * torch.empty_like(x).uniform_(0.5, 1.5),
     "randomised slope": lambda x: F.rrelu(x, training=True),
@@ -79,7 +83,9 @@ NOISE: dict[str, Callable[[Tensor], Tensor]] = {
     "sampled": lambda x: torch.bernoulli(torch.sigmoid(x)),
     "alpha dropout": lambda x: F.alpha_dropout(x, 0.3, training=True),
     "alpha dropout by its operation": lambda x: torch.alpha_dropout(input=x, p=0.3, train=True),
-    "alpha dropout in place": lambda x: F.alpha_dropout(x.clone(), 0.3, training=True, inplace=True),
+    "alpha dropout in place": lambda x: F.alpha_dropout(
+        x.clone(), 0.3, training=True, inplace=True
+    ),
     "alpha dropout of features": lambda x: F.feature_alpha_dropout(x, 0.3, training=True),
     "gumbel": lambda x: x - torch.log(-torch.log(torch.rand_like(x))),
 }
@@ -97,7 +103,15 @@ def test_masks_do_not_depend_on_the_seed_of_noise(name: str) -> None:
     dense = Net(NOISE[name], shortcut=True)
     for seed in (1, 2):
         torch.manual_seed(seed)
-        found.append(prune(copy.deepcopy(dense), SynFlow(), density=0.2, rounds=10, example_input=torch.ones(2, 6)))
+        found.append(
+            prune(
+                copy.deepcopy(dense),
+                SynFlow(),
+                density=0.2,
+                rounds=10,
+                example_input=torch.ones(2, 6),
+            )
+        )
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
@@ -111,7 +125,9 @@ def test_a_forward_pass_that_decides_by_a_random_number_is_refused() -> None:
 
 def halved(x: Tensor) -> Tensor:
     count = torch.tensor(0)
-    return while_loop(lambda index, _: index < 3, lambda index, y: (index + 1, y * 1.0), (count, x))[1]
+    return while_loop(
+        lambda index, _: index < 3, lambda index, y: (index + 1, y * 1.0), (count, x)
+    )[1]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +139,9 @@ def halved(x: Tensor) -> Tensor:
         lambda x: torch.vmap(lambda row: row.relu())(x),
     ],
 )
-def test_flow_passes_through_the_function_that_a_higher_order_operator_calls(activation: Callable[[Tensor], Tensor]) -> None:
+def test_flow_passes_through_the_function_that_a_higher_order_operator_calls(
+    activation: Callable[[Tensor], Tensor],
+) -> None:
     same_flow(activation)
 
 
@@ -131,7 +149,9 @@ def test_weights_in_the_branch_that_runs_are_scored() -> None:
     class Chooses(Net):
         def forward(self, x: Tensor) -> Tensor:
             hidden = self.a(x).relu()
-            return self.c(torch.cond(hidden.sum() >= 0, lambda y: self.b(y), lambda y: y, (hidden,)))
+            return self.c(
+                torch.cond(hidden.sum() >= 0, lambda y: self.b(y), lambda y: y, (hidden,))
+            )
 
     torch.manual_seed(0)
     pruner = SynFlow()
@@ -143,9 +163,15 @@ def test_weights_in_the_branch_that_runs_are_scored() -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_another_higher_order_operator_is_refused_by_its_name() -> None:
     with pytest.raises(
-        ValueError, match=r"^forward\(\) calls the higher-order operator flex_attention, whose operations cannot be recorded"
+        ValueError,
+        match=r"^forward\(\) calls the higher-order operator flex_attention, whose operations cannot be recorded",
     ):
-        gradients(lambda x: flex_attention(x.view(2, 1, 1, 8), x.view(2, 1, 1, 8), x.view(2, 1, 1, 8)).view(2, 8), shortcut=False)
+        gradients(
+            lambda x: flex_attention(
+                x.view(2, 1, 1, 8), x.view(2, 1, 1, 8), x.view(2, 1, 1, 8)
+            ).view(2, 8),
+            shortcut=False,
+        )
 
 
 STEPS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -163,7 +189,9 @@ STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu by a product": lambda x: x * (x > 0),
     "relu by a choice": lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
     "relu by an index": lambda x: _set(x.clone(), x < 0),
-    "fake quantisation": lambda x: torch.fake_quantize_per_tensor_affine(x.float(), 0.1, 0, -128, 127).double(),
+    "fake quantisation": lambda x: torch.fake_quantize_per_tensor_affine(
+        x.float(), 0.1, 0, -128, 127
+    ).double(),
 }
 
 
@@ -173,7 +201,9 @@ def _set(y: Tensor, at: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_pointwise_function_through_truth_values_or_whole_numbers_is_the_identity_on_flow(name: str) -> None:
+def test_a_pointwise_function_through_truth_values_or_whole_numbers_is_the_identity_on_flow(
+    name: str,
+) -> None:
     same_flow(STEPS[name])
 
 
@@ -282,8 +312,14 @@ class Several(Old):
         return x.clamp(min=0), x > 0, largest, None
 
 
-@pytest.mark.parametrize("activation", [Old.apply, WithSetup.apply, Dirty.apply, lambda x: Several.apply(x)[0]], ids=range(4))
-def test_a_custom_autograd_function_is_what_its_forward_computes(activation: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(
+    "activation",
+    [Old.apply, WithSetup.apply, Dirty.apply, lambda x: Several.apply(x)[0]],
+    ids=range(4),
+)
+def test_a_custom_autograd_function_is_what_its_forward_computes(
+    activation: Callable[[Tensor], Tensor],
+) -> None:
     same_flow(activation)
 
 
@@ -300,14 +336,22 @@ class Entering(nn.Module):
 
 WHOLE: dict[str, tuple[Callable[..., Tensor], int, tuple[Tensor, ...]]] = {
     "one-hot": (lambda x: F.one_hot(x, 20).float(), 20, (torch.randint(20, (2, 7)),)),
-    "bytes": (lambda x: x.flatten(1).float() / 255, 12, (torch.randint(256, (2, 3, 2, 2), dtype=torch.uint8),)),
+    "bytes": (
+        lambda x: x.flatten(1).float() / 255,
+        12,
+        (torch.randint(256, (2, 3, 2, 2), dtype=torch.uint8),),
+    ),
     "divided": (lambda x: x.flatten(1) / 255, 12, (torch.randint(256, (2, 3, 2, 2)),)),
     "truth values": (lambda x: x.float(), 5, (torch.rand(2, 5) > 0.5,)),
     "embedding": (nn.Embedding(20, 6), 6, (torch.randint(20, (2, 7)),)),
     "bags": (nn.EmbeddingBag(20, 6), 6, (torch.randint(20, (12,)), torch.tensor([0, 5, 9]))),
     "rows of a table": (lambda x: torch.ones(20, 6)[x], 6, (torch.randint(20, (2, 7)),)),
     "a choice": (lambda x: torch.where(x > 3, 1.0, -1.0), 7, (torch.randint(20, (2, 7)),)),
-    "counted": (lambda x: torch.stack([x.eq(k).sum(1) for k in range(4)], 1).float(), 4, (torch.randint(4, (2, 7)),)),
+    "counted": (
+        lambda x: torch.stack([x.eq(k).sum(1) for k in range(4)], 1).float(),
+        4,
+        (torch.randint(4, (2, 7)),),
+    ),
 }
 
 
@@ -317,18 +361,24 @@ def test_flow_comes_in_where_whole_numbers_become_floating_point(name: str) -> N
     network = Entering(enter, width)
     masks = prune(network, SynFlow(), density=0.2, rounds=3, example_input=inputs)
     assert masks.kept == masks.total - int(0.8 * masks.total)
-    assert Paths(network, inputs).left(masks)
+    assert Connectivity(network, inputs).left(masks)
 
 
 def test_a_packed_sequence_carries_flow_to_every_step() -> None:
     class Packed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.rnn, self.b = nn.Linear(4, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 5)
+            self.a, self.rnn, self.b = (
+                nn.Linear(4, 8),
+                nn.GRU(8, 8, batch_first=True),
+                nn.Linear(8, 5),
+            )
 
         def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
             packed = nn.utils.rnn.pack_padded_sequence(self.a(x), lengths, batch_first=True)
-            return self.b(nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0])
+            return self.b(
+                nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0]
+            )
 
     torch.manual_seed(0)
     network, inputs = Packed(), (torch.randn(2, 7, 4), torch.tensor([7, 4]))
@@ -339,17 +389,23 @@ def test_a_packed_sequence_carries_flow_to_every_step() -> None:
 
 def test_a_padded_circle_is_a_convolution_of_uniform_flow() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    ).double()
     skeleton = linearise(network, (torch.ones(1, 3, 5, 5, dtype=torch.float64),))
     skeleton._cut_before = {}
     first, last = (network[place].weight.detach().abs() for place in (0, 2))
     found = skeleton.gradients({"0.weight": first, "2.weight": last})
     by_unit = 25 * last.sum((0, 2, 3))
-    torch.testing.assert_close(found["0.weight"], by_unit[:, None, None, None].expand_as(first), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        found["0.weight"], by_unit[:, None, None, None].expand_as(first), rtol=1e-12, atol=0
+    )
 
 
 class Fourier(nn.Module):
-    """A layer of a Fourier neural operator: products in the lowest modes of the spectrum, written into a new tensor."""
+    """A layer of a Fourier neural operator: products in the lowest modes of the spectrum, written
+    into a new tensor.
+    """
 
     def __init__(self, written: bool) -> None:
         super().__init__()
@@ -398,7 +454,9 @@ def test_the_flow_through_a_fourier_transform_is_that_of_its_matrix() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             hidden = self.a(x)
-            return self.b(hidden @ matrix if self.plain else torch.fft.fft(hidden, norm="ortho").abs())
+            return self.b(
+                hidden @ matrix if self.plain else torch.fft.fft(hidden, norm="ortho").abs()
+            )
 
     found = []
     for plain in (True, False):
@@ -406,7 +464,11 @@ def test_the_flow_through_a_fourier_transform_is_that_of_its_matrix() -> None:
         network = Transform(plain).double()
         skeleton = linearise(network, (torch.ones(2, 4, dtype=torch.float64),))
         skeleton._cut_before = {}
-        found.append(skeleton.gradients({name: network.get_parameter(name).detach().abs() for name in skeleton.weights}))
+        found.append(
+            skeleton.gradients(
+                {name: network.get_parameter(name).detach().abs() for name in skeleton.weights}
+            )
+        )
     for name in ("a.weight", "b.weight"):
         torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-12, atol=0)
 
@@ -415,7 +477,11 @@ def test_the_flow_through_a_fourier_transform_is_that_of_its_matrix() -> None:
     "front",
     [
         lambda x: torch.stft(x, 16, 8, window=torch.ones(16), return_complex=True).abs(),
-        lambda x: torch.view_as_real(torch.stft(x, 16, 8, window=torch.ones(16), return_complex=True)).pow(2).sum(-1),
+        lambda x: (
+            torch.view_as_real(torch.stft(x, 16, 8, window=torch.ones(16), return_complex=True))
+            .pow(2)
+            .sum(-1)
+        ),
         lambda x: torch.fft.fft2(x.reshape(2, 1, 8, 16)).real[:, 0, :, :].repeat(1, 2, 1)[:, :9],
         lambda x: torch.view_as_complex(x.reshape(2, 8, 8, 2)).angle().repeat(1, 2, 2)[:, :9],
         lambda x: torch.polar(x, x).imag.reshape(2, 8, 16).repeat(1, 2, 1)[:, :9],
@@ -436,5 +502,5 @@ def test_a_network_behind_a_spectrogram_is_pruned(front: Callable[[Tensor], Tens
     pruner = SynFlow()
     masks = prune(network, pruner, density=0.3, rounds=2, example_input=inputs)
     assert masks.kept == masks.total - int(0.7 * masks.total)
-    assert Paths(network, inputs).left(masks)
+    assert Connectivity(network, inputs).left(masks)
     assert not any("without a rule" in note for note in pruner.notes)

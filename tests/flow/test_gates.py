@@ -13,16 +13,16 @@ from torchvision.ops import deform_conv2d
 
 from synflow_pl import Masks, prune
 from synflow_pl.diagnosis import diagnose
-from synflow_pl.flow import Skeleton, example_of, linearise
+from synflow_pl.flow import LinearNetwork, example_of, linearise
 from synflow_pl.flow.builder import Builder
-from synflow_pl.flow.recording import Operation, Recording, Value
 from synflow_pl.flow.rules import apply_rule
+from synflow_pl.graph.trace import Graph, Operation, Value
 from synflow_pl.masks import prunable
 from synflow_pl.networks import FC
 from synflow_pl.pruners import SynFlow
 
 
-def skeleton_of(network: nn.Module, shape: tuple[int, ...]) -> Skeleton:
+def skeleton_of(network: nn.Module, shape: tuple[int, ...]) -> LinearNetwork:
     return linearise(network, example_of(network, shape, None))
 
 
@@ -30,9 +30,13 @@ def scores(network: nn.Module, shape: tuple[int, ...]) -> tuple[float, dict[str,
     """R and the scores, not rescaled."""
     skeleton = skeleton_of(network, shape)
     skeleton._cut_before = {}
-    weights = {name: p.detach().abs() for name, p in prunable(network).items() if name in skeleton.weights}
+    weights = {
+        name: p.detach().abs() for name, p in prunable(network).items() if name in skeleton.weights
+    }
     gradients = skeleton.gradients(weights)
-    return skeleton.flow(weights).item(), {name: weights[name] * gradients[name] for name in weights}
+    return skeleton.flow(weights).item(), {
+        name: weights[name] * gradients[name] for name in weights
+    }
 
 
 def fill(layer: nn.Module, *rows: list[float]) -> None:
@@ -44,7 +48,11 @@ class Excite(nn.Module):
 
     def __init__(self, bound: Callable[[Tensor], Tensor], swapped: bool = False) -> None:
         super().__init__()
-        self.conv, self.squeeze, self.head = nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 2, 1), nn.Linear(2, 1, bias=False)
+        self.conv, self.squeeze, self.head = (
+            nn.Conv2d(1, 2, 1, bias=False),
+            nn.Conv2d(2, 2, 1),
+            nn.Linear(2, 1, bias=False),
+        )
         self.bound, self.swapped = bound, swapped
         fill(self.conv, [3.0, -5.0])
         fill(self.head, [7.0, 11.0])
@@ -70,9 +78,12 @@ class Excite(nn.Module):
     ],
     ids=["sigmoid", "hardsigmoid", "relu6", "one plus tanh", "softmax", "two minus sigmoid"],
 )
-def test_squeeze_excite_is_open_whatever_its_function_order_or_size(bound: Callable[..., Tensor], swapped: bool, size: int) -> None:
+def test_squeeze_excite_is_open_whatever_its_function_order_or_size(
+    bound: Callable[..., Tensor], swapped: bool, size: int
+) -> None:
     total, found = scores(Excite(bound, swapped), (1, size, size))
-    # R = 7 * 3 + 11 * 5, the mean over a constant image being one pixel; nothing of it went through the squeeze.
+    # R = 7 * 3 + 11 * 5, the mean over a constant image being one pixel; nothing of it went through
+    # the squeeze.
     assert total == pytest.approx(76)
     torch.testing.assert_close(found["conv.weight"].flatten(), torch.tensor([21.0, 55.0]))
     assert found.keys() == {"conv.weight", "head.weight"}
@@ -123,7 +134,11 @@ class TwoHalves(nn.Module):
 
     def __init__(self, how: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.layer, self.head, self.how = nn.Linear(1, 2, bias=False), nn.Linear(1, 1, bias=False), how
+        self.layer, self.head, self.how = (
+            nn.Linear(1, 2, bias=False),
+            nn.Linear(1, 1, bias=False),
+            how,
+        )
         fill(self.layer, [3.0], [5.0])
         fill(self.head, [2.0])
 
@@ -140,7 +155,10 @@ class TwoHalves(nn.Module):
         (lambda a, b: F.silu(a) * b, 1),  # SwiGLU
         (lambda a, b: a * F.gelu(b), 0),  # GEGLU
         (lambda a, b: torch.tanh(a) * torch.sigmoid(b), 0),  # WaveNet
-        (lambda a, b: F.gelu(a) * (b + F.linear(b, torch.ones(1, 1))) / 2, 1),  # MambaOut: the gate is a, though only b is worked on
+        (
+            lambda a, b: F.gelu(a) * (b + F.linear(b, torch.ones(1, 1))) / 2,
+            1,
+        ),  # MambaOut: the gate is a, though only b is worked on
         (lambda a, b: a * F.linear(F.gelu(a), torch.ones(1, 1)), 0),  # large-kernel attention
         (lambda a, b: F.gelu(a) * F.linear(F.gelu(a), torch.ones(1, 1)), 0),
         (lambda a, b: a * b, 0),
@@ -162,11 +180,15 @@ class TwoHalves(nn.Module):
         "addcmul",
     ],
 )
-def test_what_is_gated_carries_the_flow_and_the_gates_rows_carry_none(how: Callable[..., Tensor], carries: int) -> None:
+def test_what_is_gated_carries_the_flow_and_the_gates_rows_carry_none(
+    how: Callable[..., Tensor], carries: int
+) -> None:
     total, found = scores(TwoHalves(how), (1,))
     row = [3.0, 5.0][carries]
     assert total == 2 * row
-    assert found["layer.weight"].flatten().tolist() == [2 * row if index == carries else 0.0 for index in (0, 1)]
+    assert found["layer.weight"].flatten().tolist() == [
+        2 * row if index == carries else 0.0 for index in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -176,7 +198,11 @@ def test_what_is_made_from_what_the_other_is_a_part_of_gates_it(swapped: bool) -
 
         def __init__(self) -> None:
             super().__init__()
-            self.layer, self.norm, self.mix = nn.Linear(1, 2, bias=False), nn.LayerNorm(1), nn.Linear(1, 1)
+            self.layer, self.norm, self.mix = (
+                nn.Linear(1, 2, bias=False),
+                nn.LayerNorm(1),
+                nn.Linear(1, 1),
+            )
             fill(self.layer, [3.0], [5.0])
 
         def forward(self, signal: Tensor) -> Tensor:
@@ -193,7 +219,10 @@ def test_layer_scale_is_a_gain_and_one_that_is_zero_counts_as_ones_and_is_named(
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer, self.gamma = nn.Linear(2, 2, bias=False), nn.Parameter(torch.tensor([[0.5, -2.0]]))
+            self.layer, self.gamma = (
+                nn.Linear(2, 2, bias=False),
+                nn.Parameter(torch.tensor([[0.5, -2.0]])),
+            )
             fill(self.layer, [1.0, 1.0], [1.0, 1.0])
 
         def forward(self, signal: Tensor) -> Tensor:
@@ -212,7 +241,11 @@ class Attention(nn.Module):
 
     def __init__(self, how: str) -> None:
         super().__init__()
-        self.qkv, self.proj, self.how = nn.Linear(1, 3, bias=False), nn.Linear(1, 1, bias=False), how
+        self.qkv, self.proj, self.how = (
+            nn.Linear(1, 3, bias=False),
+            nn.Linear(1, 1, bias=False),
+            how,
+        )
         self.table = nn.Parameter(torch.randn(3, 3))
         fill(self.qkv, [5.0], [7.0], [-3.0])
         fill(self.proj, [2.0])
@@ -226,12 +259,17 @@ class Attention(nn.Module):
         elif self.how == "causal":
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         elif self.how == "causal by hand":
-            masked = (query @ key.transpose(-1, -2)).masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf)
+            masked = (query @ key.transpose(-1, -2)).masked_fill(
+                torch.ones(3, 3).triu(1).bool(), -torch.inf
+            )
             mixed = masked.softmax(-1) @ value
         elif self.how == "by hand":
             mixed = (query @ key.transpose(-1, -2) + self.table).softmax(-1) @ value
         elif self.how == "values first":
-            mixed = (value.transpose(-1, -2) @ (query @ key.transpose(-1, -2)).softmax(-1).transpose(-1, -2)).transpose(-1, -2)
+            mixed = (
+                value.transpose(-1, -2)
+                @ (query @ key.transpose(-1, -2)).softmax(-1).transpose(-1, -2)
+            ).transpose(-1, -2)
         elif self.how == "linear, turned round":
             mixed = ((value.mT @ key.relu()) @ query.relu().mT).mT
         elif self.how == "linear, of plain signals":
@@ -257,7 +295,8 @@ class Attention(nn.Module):
 )
 def test_attention_averages_over_tokens_and_the_flow_goes_through_the_values(how: str) -> None:
     total, found = scores(Attention(how), (3, 1))
-    # Each of three tokens gets the mean of three equal values: R = 3 * (3 * 2), all of it through the values' row.
+    # Each of three tokens gets the mean of three equal values: R = 3 * (3 * 2), all of it through
+    # the values' row.
     assert total == pytest.approx(18)
     torch.testing.assert_close(found["qkv.weight"].flatten(), torch.tensor([0.0, 0.0, 18.0]))
     assert found["proj.weight"].item() == pytest.approx(18)
@@ -266,7 +305,9 @@ def test_attention_averages_over_tokens_and_the_flow_goes_through_the_values(how
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_attention_averages_in_any_precision(dtype: torch.dtype) -> None:
     network = Attention("by hand").to(dtype)
-    weights = {name: parameter.detach().abs().double() for name, parameter in prunable(network).items()}
+    weights = {
+        name: parameter.detach().abs().double() for name, parameter in prunable(network).items()
+    }
     assert skeleton_of(network, (3, 1)).conservation(weights) < 1e-6
 
 
@@ -274,18 +315,23 @@ def test_attention_averages_in_any_precision(dtype: torch.dtype) -> None:
 def test_pairs_that_are_masked_out_take_no_part(how: str) -> None:
     class First(Attention):
         def forward(self, tokens: Tensor) -> Tensor:
-            # The first token sees itself alone, so what the others were scaled by does not reach it.
+            # The first token sees itself alone, so what the others were scaled by does not reach
+            # it.
             return super().forward(tokens * torch.tensor([1.0, 100.0, 100.0]).view(3, 1))[:, :1]
 
     assert scores(First(how), (3, 1))[0] == pytest.approx(6)
 
 
-def test_in_a_module_of_attention_with_a_fused_projection_the_values_rows_alone_carry_flow() -> None:
+def test_in_a_module_of_attention_with_a_fused_projection_the_values_rows_alone_carry_flow() -> (
+    None
+):
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.attention = nn.MultiheadAttention(2, 2, bias=False, batch_first=True)
-            self.attention.in_proj_weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0], [1.0, -2.0], [3.0, 4.0]])
+            self.attention.in_proj_weight.data = torch.tensor(
+                [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0], [1.0, -2.0], [3.0, 4.0]]
+            )
             self.attention.out_proj.weight.data = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
 
         def forward(self, tokens: Tensor) -> Tensor:
@@ -335,10 +381,24 @@ def test_every_fused_kernel_of_attention_is_the_same_average(kernel: str, causal
     # Most of them run on a GPU alone; what is read is the schema, not the result.
     target = getattr(torch.ops.aten, kernel).default
     query, key, value = torch.randn(3, 1, 1, 2, 1).unbind(0)
-    given = {"query": Value(0), "key": Value(1), "value": Value(2), "is_causal": causal, **KERNELS[kernel]}
-    args = [given.get(argument.name) for argument in target._schema.arguments if not argument.kwarg_only]
+    given = {
+        "query": Value(0),
+        "key": Value(1),
+        "value": Value(2),
+        "is_causal": causal,
+        **KERNELS[kernel],
+    }
+    args = [
+        given.get(argument.name) for argument in target._schema.arguments if not argument.kwarg_only
+    ]
     output = torch.zeros(1, 1, 2, 1)
-    recording = Recording((Value(2),), {}, (Value(3),), [Operation(target, tuple(args), {}, (Value(3),))], [query, key, value, output])
+    recording = Graph(
+        (Value(2),),
+        {},
+        (Value(3),),
+        [Operation(target, tuple(args), {}, (Value(3),))],
+        [query, key, value, output],
+    )
     builder = Builder(recording, (), ())
     assert builder.turn_to(recording.operations[0])
     apply_rule(builder, recording.operations[0])
@@ -349,12 +409,17 @@ def test_every_fused_kernel_of_attention_is_the_same_average(kernel: str, causal
 
 
 class Deformable(nn.Module):
-    """A convolution whose offsets, and factors where there are any, are computed from its input; or a plain one."""
+    """A convolution whose offsets, and factors where there are any, are computed from its input; or
+    a plain one.
+    """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.first, self.offsets = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 18, 3, padding=1)
-        self.factors, self.kernel = nn.Conv2d(8, 9, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1, bias=False)
+        self.factors, self.kernel = (
+            nn.Conv2d(8, 9, 3, padding=1),
+            nn.Conv2d(8, 6, 3, padding=1, bias=False),
+        )
         self.last, self.kind = nn.Conv2d(6, 2, 1), kind
 
     def forward(self, x: Tensor) -> Tensor:
@@ -362,7 +427,9 @@ class Deformable(nn.Module):
         if self.kind == "plain":
             return self.last(self.kernel(x))
         factors = self.factors(x).sigmoid() if self.kind == "modulated" else None
-        return self.last(deform_conv2d(x, self.offsets(x), self.kernel.weight, padding=1, mask=factors))
+        return self.last(
+            deform_conv2d(x, self.offsets(x), self.kernel.weight, padding=1, mask=factors)
+        )
 
 
 @pytest.mark.parametrize("kind", ["deformable", "modulated"])
@@ -372,19 +439,34 @@ def test_a_deformable_convolution_passes_the_flow_of_a_plain_one(kind: str) -> N
     other = copy.deepcopy(plain)
     other.kind = kind
     pruner = SynFlow()
-    right, masks = (prune(each, pruner, density=0.3, rounds=4, input_shape=(3, 9, 9)) for each in (plain, other))
+    right, masks = (
+        prune(each, pruner, density=0.3, rounds=4, input_shape=(3, 9, 9)) for each in (plain, other)
+    )
     assert all(torch.equal(masks[name], right[name]) for name in right)
     assert not any("without a rule" in note for note in pruner.notes)
 
 
 def test_offsets_are_effective_as_long_as_the_kernel_that_they_move() -> None:
     network = Deformable("modulated")
-    masks = Masks({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(network).items()})
-    assert all(layer.effective == layer.total for layer in diagnose(network, masks, input_shape=(3, 9, 9)).layers)
+    masks = Masks(
+        {
+            name: torch.ones_like(weight, dtype=torch.bool)
+            for name, weight in prunable(network).items()
+        }
+    )
+    assert all(
+        layer.effective == layer.total
+        for layer in diagnose(network, masks, input_shape=(3, 9, 9)).layers
+    )
     masks["kernel.weight"].zero_()
-    assert not any(layer.effective for layer in diagnose(network, masks, input_shape=(3, 9, 9)).layers)
+    assert not any(
+        layer.effective for layer in diagnose(network, masks, input_shape=(3, 9, 9)).layers
+    )
     masks["kernel.weight"].fill_(True)
     masks["offsets.weight"].zero_()
-    told = {layer.name: layer.effective for layer in diagnose(network, masks, input_shape=(3, 9, 9)).layers}
+    told = {
+        layer.name: layer.effective
+        for layer in diagnose(network, masks, input_shape=(3, 9, 9)).layers
+    }
     assert told["offsets.weight"] == 0
     assert told["factors.weight"] == masks["factors.weight"].numel()

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synflow_pl import Masks, prune
-from synflow_pl.flow import Skeleton, example_of, linearise, magnitude
+from synflow_pl.flow import LinearNetwork, example_of, linearise, magnitude
 from synflow_pl.pruners import SNIP, SynFlow
 
 
 class Decoder(nn.Module):
-    """Few positions, upsampling, then a large convolution, whose gradient comes in channels-last order."""
+    """Few positions, upsampling, then a large convolution, whose gradient comes in channels-last
+    order.
+    """
 
     def __init__(self, channels: int = 128) -> None:
         super().__init__()
@@ -34,7 +36,7 @@ class Forgetful(SynFlow):
         pass
 
 
-def weights(skeleton: Skeleton, network: nn.Module) -> dict[str, Tensor]:
+def weights(skeleton: LinearNetwork, network: nn.Module) -> dict[str, Tensor]:
     parameters = dict(network.named_parameters())
     return {name: magnitude(parameters[name]) for name in skeleton.weights}
 
@@ -66,10 +68,14 @@ def arranged(tensor: Tensor, layout: str) -> Tensor:
     return arrangements[layout]()
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels last", "expanded", "with gaps"])
+@pytest.mark.parametrize(
+    "layout", ["contiguous", "transposed", "channels last", "expanded", "with gaps"]
+)
 def test_memory_of_any_layout_can_be_given_for_gradients(layout: str) -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6, 5)).double()
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6, 5)
+    ).double()
     skeleton = linearise(network, example_of(network, (3, 6, 6), None))
     given = weights(skeleton, network)
     right = {name: gradient.clone() for name, gradient in skeleton.gradients(given).items()}
@@ -80,7 +86,9 @@ def test_memory_of_any_layout_can_be_given_for_gradients(layout: str) -> None:
 
 
 class Summed(nn.Module):
-    """The product with a sum of weights, and a weight that is summed: gradients that are shared and expanded."""
+    """The product with a sum of weights, and a weight that is summed: gradients that are shared and
+    expanded.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +110,9 @@ def test_each_gradient_has_memory_of_its_own() -> None:
         gradient.fill_(-1)
         gradient.copy_(right[name])
         gradients[name].mul_(2)
-        assert all(torch.equal(other, right[key]) for key, other in gradients.items() if key != name), name
+        assert all(
+            torch.equal(other, right[key]) for key, other in gradients.items() if key != name
+        ), name
         gradient.copy_(right[name])
 
 

@@ -1,4 +1,6 @@
-"""The skeleton against the textbook: the same network made positive by hand, and small sums on paper."""
+"""The skeleton against the textbook: the same network made positive by hand, and small sums on
+paper.
+"""
 
 from __future__ import annotations
 
@@ -73,13 +75,18 @@ def test_biases_shifts_and_running_means_are_zero() -> None:
     assert torch.equal(plain["0.weight"], scores(network, (1, 2, 2))["0.weight"])
 
 
-@pytest.mark.parametrize("nonlinearity", [nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.LeakyReLU, nn.ELU])
+@pytest.mark.parametrize(
+    "nonlinearity",
+    [nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.LeakyReLU, nn.ELU],
+)
 def test_any_pointwise_nonlinearity_is_the_identity(nonlinearity: type[nn.Module]) -> None:
     network = FC((1, 4, 4), depth=3, width=8)
     expected = scores(network, (1, 4, 4))
     other = FC((1, 4, 4), depth=3, width=8, nonlinearity=nonlinearity)
     other.load_state_dict(network.state_dict())
-    assert all(torch.equal(score, expected[name]) for name, score in scores(other, (1, 4, 4)).items())
+    assert all(
+        torch.equal(score, expected[name]) for name, score in scores(other, (1, 4, 4)).items()
+    )
 
 
 def test_it_does_not_matter_how_an_operation_is_called_or_whether_it_works_in_place() -> None:
@@ -104,7 +111,9 @@ def test_it_does_not_matter_how_an_operation_is_called_or_whether_it_works_in_pl
             self.register_buffer("scale", torch.tensor([2.0, 2.0, 6.0, 6.0]).view(1, 4, 1, 1))
 
         def forward(self, images: Tensor) -> Tensor:
-            return self.head(F.adaptive_avg_pool2d(F.relu(self.conv(images)) * self.scale, 1).flatten(1))
+            return self.head(
+                F.adaptive_avg_pool2d(F.relu(self.conv(images)) * self.scale, 1).flatten(1)
+            )
 
     functional, modules = Functional(), Modules()
     modules.load_state_dict(functional.state_dict(), strict=False)
@@ -113,13 +122,17 @@ def test_it_does_not_matter_how_an_operation_is_called_or_whether_it_works_in_pl
 
 
 def test_max_pooling_stays() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 1, 2, bias=False), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 1, bias=False))
-    # With zero padding a corner sees less: the largest of the four positions is taken, not their sum.
+    network = nn.Sequential(
+        nn.Conv2d(1, 1, 2, bias=False), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 1, bias=False)
+    )
+    # With zero padding a corner sees less: the largest of the four positions is taken, not their
+    # sum.
     network[0].padding = (1, 1)
     network[0].weight.data.fill_(1.0)
     network[3].weight.data.fill_(2.0)
     found = scores(network, (1, 1, 1))
-    # An image of one pixel, padded to 3x3: each of the four windows sees the one pixel with another weight; the first wins.
+    # An image of one pixel, padded to 3x3: each of the four windows sees the one pixel with another
+    # weight; the first wins.
     assert found["0.weight"].count_nonzero() == 1
     assert found["3.weight"].item() == found["0.weight"].sum().item()
 
@@ -139,11 +152,15 @@ def test_a_weight_used_twice_scores_both_uses() -> None:
     skeleton = linearise(network, example_of(network, (1,), None))
     weights = {"layer.weight": torch.tensor([[3.0]])}
     total = skeleton.flow(weights)
-    assert (3 * skeleton.gradients(weights)["layer.weight"]).item() == pytest.approx(2 * total.item())
+    assert (3 * skeleton.gradients(weights)["layer.weight"]).item() == pytest.approx(
+        2 * total.item()
+    )
 
 
 def test_a_head_that_starts_at_zero_counts_as_ones() -> None:
-    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.Linear(2, 2, bias=False)).eval()
+    network = nn.Sequential(
+        nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.Linear(2, 2, bias=False)
+    ).eval()
     nn.init.zeros_(network[1].weight)
     assert all(score.min() > 0 for score in [scores(network, (2,))["2.weight"]])
 
@@ -151,7 +168,11 @@ def test_a_head_that_starts_at_zero_counts_as_ones() -> None:
 class Odd(nn.Module):
     def __init__(self, odd: object) -> None:
         super().__init__()
-        self.layer, self.head, self.odd = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False), odd
+        self.layer, self.head, self.odd = (
+            nn.Linear(2, 2, bias=False),
+            nn.Linear(2, 1, bias=False),
+            odd,
+        )
         self.layer.weight.data = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
         self.head.weight.data = torch.tensor([[1.0, 1.0]])
 
@@ -160,18 +181,23 @@ class Odd(nn.Module):
 
 
 def test_an_operation_without_a_rule_is_the_identity_and_named_with_how_far_off_that_is() -> None:
-    # The flow (3, 7), brought in range by 4, the power of two below 7. What lies behind the decimal point is (0.75, 0.75), and the
-    # identity gives (0.75, 1.75): off by 1 in 1.5.
+    # The flow (3, 7), brought in range by 4, the power of two below 7. What lies behind the decimal
+    # point is (0.75, 0.75), and the identity gives (0.75, 1.75): off by 1 in 1.5.
     network = Odd(torch.frac)
     skeleton = linearise(network, example_of(network, (2,), None))
     assert skeleton.unknown({}) == {"aten.frac.default": pytest.approx(2 / 3)}
-    assert skeleton.notes == ("operations without a rule, taken for the identity or an average: aten.frac.default (off by 67%)",)
-    assert torch.equal(scores(network, (2,))["layer.weight"] * 4, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert skeleton.notes == (
+        "operations without a rule, taken for the identity or an average: aten.frac.default (off by 67%)",
+    )
+    assert torch.equal(
+        scores(network, (2,))["layer.weight"] * 4, torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    )
 
 
 def test_an_operation_without_a_rule_that_changes_the_shape_is_plain_averaging() -> None:
     network = Odd(lambda signal: torch.linalg.vector_norm(signal, dim=1, keepdim=True).expand(1, 2))
-    # (3 + 7) / 2 at both inputs of the head, so R = 10, and half of it through either of the head's weights.
+    # (3 + 7) / 2 at both inputs of the head, so R = 10, and half of it through either of the head's
+    # weights.
     found = scores(network, (2,))
     assert torch.equal(found["layer.weight"] * 4, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     assert torch.equal(found["head.weight"] * 4, torch.tensor([[5.0, 5.0]]))
@@ -216,7 +242,9 @@ def test_linearising_leaves_the_network_as_it_was() -> None:
     random = torch.get_rng_state()
     linearise(network, example_of(network, (4,), None))
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
-    assert all(torch.equal(old, p.grad) for old, p in zip(gradients, network.parameters(), strict=True))
+    assert all(
+        torch.equal(old, p.grad) for old, p in zip(gradients, network.parameters(), strict=True)
+    )
     assert modes == [module.training for module in network.modules()]
     assert torch.equal(random, torch.get_rng_state())
 

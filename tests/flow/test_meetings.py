@@ -1,4 +1,6 @@
-"""Compare whether a path is left with whether the output moves with the input, where signals meet and weights are computed."""
+"""Compare whether a path is left with whether the output moves with the input, where signals meet
+and weights are computed.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,20 @@ from synflow_pl.pruners import SynFlow
 class Net(nn.Module):
     """Two layers that meet, and a head."""
 
-    def __init__(self, meet: Callable[[Net, Tensor], Tensor], bias: bool = True, gate_bias: bool = True, out: int = 3) -> None:
+    def __init__(
+        self,
+        meet: Callable[[Net, Tensor], Tensor],
+        bias: bool = True,
+        gate_bias: bool = True,
+        out: int = 3,
+    ) -> None:
         super().__init__()
         self.meet = meet
-        self.a, self.b, self.head = nn.Linear(4, out, bias=bias), nn.Linear(4, 3, bias=gate_bias), nn.Linear(3, 2)
+        self.a, self.b, self.head = (
+            nn.Linear(4, out, bias=bias),
+            nn.Linear(4, 3, bias=gate_bias),
+            nn.Linear(3, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.meet(self, x))
@@ -30,7 +42,11 @@ class Net(nn.Module):
 class Attention(nn.Module):
     def __init__(self, weights: bool, bias: bool) -> None:
         super().__init__()
-        self.attention, self.head, self.weights = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2), weights
+        self.attention, self.head, self.weights = (
+            nn.MultiheadAttention(4, 2, batch_first=True),
+            nn.Linear(4, 2),
+            weights,
+        )
         if bias:
             nn.init.normal_(self.attention.in_proj_bias)
 
@@ -49,7 +65,9 @@ class Styled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.kernel.weight[None] * self.style(x.mean((2, 3)))[:, None, :, None, None]
         signal = self.first(x)
-        made = F.conv2d(signal.reshape(1, -1, *x.shape[2:]), weight.reshape(-1, 3, 1, 1), groups=len(x))
+        made = F.conv2d(
+            signal.reshape(1, -1, *x.shape[2:]), weight.reshape(-1, 3, 1, 1), groups=len(x)
+        )
         return self.head(made.view(len(x), 3, *x.shape[2:]).mean((2, 3)))
 
 
@@ -58,7 +76,12 @@ class Hyper(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.w, self.s, self.head = nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(4, 3), nn.Linear(3, 2)
+        self.a, self.w, self.s, self.head = (
+            nn.Linear(4, 3),
+            nn.Linear(3, 3),
+            nn.Linear(4, 3),
+            nn.Linear(3, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head((self.w.weight * self.s(x)[:, None, :] @ self.a(x)[:, :, None])[:, :, 0])
@@ -69,7 +92,12 @@ class Computed(nn.Module):
 
     def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.first, self.std, self.head, self.compute = nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2), compute
+        self.first, self.std, self.head, self.compute = (
+            nn.Linear(4, 3),
+            nn.Linear(3, 3),
+            nn.Linear(3, 2),
+            compute,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.linear(self.first(x), self.compute(self.std.weight), self.std.bias))
@@ -107,11 +135,17 @@ MEETINGS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "sigmoid": (lambda: Net(lambda m, x: m.a(x) * m.b(x).sigmoid()), (4,)),
     "sigmoid, no bias": (lambda: Net(lambda m, x: m.a(x) * m.b(x).sigmoid(), bias=False), (4,)),
     "tanh": (lambda: Net(lambda m, x: m.a(x) * m.b(x).tanh()), (4,)),
-    "tanh, no bias of the gate": (lambda: Net(lambda m, x: m.a(x) * m.b(x).tanh(), gate_bias=False), (4,)),
+    "tanh, no bias of the gate": (
+        lambda: Net(lambda m, x: m.a(x) * m.b(x).tanh(), gate_bias=False),
+        (4,),
+    ),
     "silu": (lambda: Net(lambda m, x: m.a(x) * F.silu(m.b(x))), (4,)),
     "glu": (lambda: Net(lambda m, x: F.glu(m.a(x)), out=6), (4,)),
     "quotient": (lambda: Net(lambda m, x: m.a(x) / (1 + m.b(x).exp())), (4,)),
-    "sum and product": (lambda: Net(lambda m, x: torch.addcmul(x[..., :3], m.a(x), m.b(x).sigmoid())), (4,)),
+    "sum and product": (
+        lambda: Net(lambda m, x: torch.addcmul(x[..., :3], m.a(x), m.b(x).sigmoid())),
+        (4,),
+    ),
     "product": (lambda: Net(lambda m, x: m.a(x) * m.b(x), bias=False), (4,)),
     "attention": (lambda: Attention(False, True), (3, 4)),
     "attention, weights asked for": (lambda: Attention(True, True), (3, 4)),
@@ -120,7 +154,10 @@ MEETINGS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "styled kernel": (lambda: Styled(True), (2, 2, 2)),
     "styled kernel, no bias": (lambda: Styled(False), (2, 2, 2)),
     "scaled matrix": (Hyper, (4,)),
-} | {f"weight {name}": (lambda compute=compute: Computed(compute), (4,)) for name, compute in (UNEVEN | EVEN).items()}
+} | {
+    f"weight {name}": (lambda compute=compute: Computed(compute), (4,))
+    for name, compute in (UNEVEN | EVEN).items()
+}
 
 
 @pytest.mark.parametrize("name", MEETINGS)
@@ -148,7 +185,10 @@ def test_a_network_is_alive_where_its_output_moves_with_the_input(name: str) -> 
 def test_a_weight_of_which_what_is_removed_is_no_zero_is_named(name: str) -> None:
     pruner = SynFlow()
     prune(Computed(UNEVEN[name]), pruner, density=0.5, rounds=2, input_shape=(4,))
-    assert any("removed weights are not zero in the kernel" in note and note.endswith(": std.weight") for note in pruner.notes)
+    assert any(
+        "removed weights are not zero in the kernel" in note and note.endswith(": std.weight")
+        for note in pruner.notes
+    )
 
 
 @pytest.mark.parametrize("name", EVEN)
@@ -161,7 +201,15 @@ def test_a_weight_whose_zeros_stay_zeros_is_not_named(name: str) -> None:
 def test_a_bias_that_is_masked_is_nothing_to_gate() -> None:
     torch.manual_seed(0)
     network = Net(lambda m, x: m.a(x) * m.b(x).sigmoid())
-    rows: dict[str, Any] = {"a.weight": torch.zeros(3, 4), "b.weight": torch.ones(3, 4), "head.weight": torch.ones(2, 3)}
+    rows: dict[str, Any] = {
+        "a.weight": torch.zeros(3, 4),
+        "b.weight": torch.ones(3, 4),
+        "head.weight": torch.ones(2, 3),
+    }
     masks = {name: mask.bool() for name, mask in rows.items()}
     assert diagnose(network, Masks(masks), input_shape=(4,)).alive
-    assert not diagnose(network, Masks({**masks, "a.bias": torch.zeros(3, dtype=torch.bool)}, ["a.bias"]), input_shape=(4,)).alive
+    assert not diagnose(
+        network,
+        Masks({**masks, "a.bias": torch.zeros(3, dtype=torch.bool)}, ["a.bias"]),
+        input_shape=(4,),
+    ).alive

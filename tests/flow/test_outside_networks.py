@@ -1,6 +1,8 @@
-"""Networks of other libraries, as their users build them: pruned, diagnosed and compacted right, or refused by name.
+"""Networks of other libraries, as their users build them: pruned, diagnosed and compacted right, or
+refused by name.
 
-The libraries are no dependencies; without one, its networks are skipped. Each network is built small from its configuration.
+The libraries are no dependencies; without one, its networks are skipped. Each network is built
+small from its configuration.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from synflow_pl import Compaction, Masks, prune
 from synflow_pl.diagnosis import diagnose
 from synflow_pl.flow import example_of
-from synflow_pl.flow.outputs import leaves
+from synflow_pl.graph.outputs import leaves
 from synflow_pl.pruners import SynFlow
 from synflow_pl.schedules import kept_weights
 
@@ -29,7 +31,12 @@ pytestmark = [
 
 Example = tuple[nn.Module, tuple[Tensor, ...]]
 WORDS = torch.arange(1, 13).view(1, 12)
-SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
 
 
 def bert() -> Example:
@@ -40,7 +47,9 @@ def bert() -> Example:
 
 def llama() -> Example:
     transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(**SIZES, num_key_value_heads=1, vocab_size=60, max_position_embeddings=32)
+    config = transformers.LlamaConfig(
+        **SIZES, num_key_value_heads=1, vocab_size=60, max_position_embeddings=32
+    )
     return transformers.LlamaForCausalLM(config), (WORDS,)
 
 
@@ -63,7 +72,15 @@ class Sequences(nn.Module):
 
 def t5() -> Example:
     transformers = pytest.importorskip("transformers")
-    config = transformers.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, vocab_size=60, decoder_start_token_id=0)
+    config = transformers.T5Config(
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        vocab_size=60,
+        decoder_start_token_id=0,
+    )
     return Sequences(transformers.T5ForConditionalGeneration(config)), (WORDS, WORDS[:, :8])
 
 
@@ -89,7 +106,9 @@ def wav2vec2() -> Example:
 
 def mamba() -> Example:
     transformers = pytest.importorskip("transformers")
-    config = transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=60, state_size=4)
+    config = transformers.MambaConfig(
+        hidden_size=32, num_hidden_layers=2, vocab_size=60, state_size=4
+    )
     return transformers.MambaForCausalLM(config), (WORDS,)
 
 
@@ -168,11 +187,28 @@ def gin() -> Example:
     pytest.importorskip("torch_geometric")
     from torch_geometric.nn import GINConv
 
-    first, second = (GINConv(nn.Sequential(nn.Linear(size, 32), nn.ReLU(), nn.Linear(32, 32))) for size in (16, 32))
+    first, second = (
+        GINConv(nn.Sequential(nn.Linear(size, 32), nn.ReLU(), nn.Linear(32, 32)))
+        for size in (16, 32)
+    )
     return Nodes(Chain(first, second)), (torch.ones(20, 16), edges())
 
 
-RIGHT = (bert, llama, llama_without_cache, t5, vit, wav2vec2, mamba, unet2d, yolov8n, fpn, manet, gcn_with_head, gin)
+RIGHT = (
+    bert,
+    llama,
+    llama_without_cache,
+    t5,
+    vit,
+    wav2vec2,
+    mamba,
+    unet2d,
+    yolov8n,
+    fpn,
+    manet,
+    gcn_with_head,
+    gin,
+)
 
 
 def gpt2() -> Example:
@@ -190,7 +226,9 @@ def gcn() -> Example:
 
 @torch.no_grad()
 def _liven(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> None:
-    """Draw biases, gains, shifts and statistics at random, and scale each layer so that its signal stays of the size of its bias."""
+    """Draw biases, gains, shifts and statistics at random, and scale each layer so that its signal
+    stays of the size of its bias.
+    """
     masks.apply(network)
     for name, parameter in network.named_parameters():
         if parameter.dim() < 2:
@@ -198,7 +236,11 @@ def _liven(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> None
     seen: set[nn.Module] = set()
 
     def scale(layer: nn.Module, _: tuple[Tensor, ...], made: Tensor) -> Tensor:
-        if layer in seen or nn.utils.parametrize.is_parametrized(layer) or not float(made.std()) > 1e-9:
+        if (
+            layer in seen
+            or nn.utils.parametrize.is_parametrized(layer)
+            or not float(made.std()) > 1e-9
+        ):
             return made
         seen.add(layer)
         layer.weight.div_(made.std())
@@ -207,7 +249,10 @@ def _liven(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> None
     def gather(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
         if norm not in seen:
             seen.add(norm)
-            norm.running_mean.copy_(given[0].transpose(0, 1).flatten(1).mean(1) + 0.2 * torch.randn_like(norm.running_mean))
+            norm.running_mean.copy_(
+                given[0].transpose(0, 1).flatten(1).mean(1)
+                + 0.2 * torch.randn_like(norm.running_mean)
+            )
             norm.running_var.copy_(given[0].var() * (torch.rand_like(norm.running_var) + 0.5))
 
     handles = []
@@ -241,7 +286,9 @@ def _outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor
 
 
 @pytest.mark.parametrize("build", RIGHT)
-def test_it_is_pruned_diagnosed_and_compacted_to_the_same_function(build: Callable[[], Example]) -> None:
+def test_it_is_pruned_diagnosed_and_compacted_to_the_same_function(
+    build: Callable[[], Example],
+) -> None:
     torch.manual_seed(0)
     network, inputs = build()
     dense = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -262,9 +309,13 @@ def test_it_is_pruned_diagnosed_and_compacted_to_the_same_function(build: Callab
 
     trained = copy.deepcopy(network).train()
     returned = leaves(trained(*inputs), type(network).__name__).values()
-    sum(leaf.square().mean() for leaf in returned if isinstance(leaf, Tensor) and leaf.requires_grad).backward()
+    sum(
+        leaf.square().mean() for leaf in returned if isinstance(leaf, Tensor) and leaf.requires_grad
+    ).backward()
     torch.optim.SGD(trained.parameters(), 0.01).step()
-    saved = network.state_dict() if build is wav2vec2 else network  # torch cannot save parametrised modules themselves
+    saved = (
+        network.state_dict() if build is wav2vec2 else network
+    )  # torch cannot save parametrised modules themselves
     torch.save(saved, io.BytesIO())
 
     _liven(network, masks, inputs)
@@ -272,19 +323,33 @@ def test_it_is_pruned_diagnosed_and_compacted_to_the_same_function(build: Callab
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     doubled = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
     compaction = Compaction(network, masks, example_of(network, None, doubled))
-    assert all(torch.equal(tensor.nan_to_num(), before[name].nan_to_num()) for name, tensor in network.state_dict().items())
+    assert all(
+        torch.equal(tensor.nan_to_num(), before[name].nan_to_num())
+        for name, tensor in network.state_dict().items()
+    )
     assert not any("nothing was taken out" in note for note in compaction.notes)
     first, second = (tuple(map(_noise, doubled)) for _ in range(2))
-    truth, other, small = _outputs(network, first), _outputs(network, second), _outputs(compaction.network, first)
+    truth, other, small = (
+        _outputs(network, first),
+        _outputs(network, second),
+        _outputs(compaction.network, first),
+    )
     assert truth.keys() == small.keys()
     for path, tensor in truth.items():
-        torch.testing.assert_close(small[path], tensor, rtol=1e-9, atol=1e-9 * float(tensor.abs().max()), equal_nan=True)
-    # Equal, and not because nothing reaches the output: that moves by 100,000 times what the comparison tolerates, at least.
+        torch.testing.assert_close(
+            small[path], tensor, rtol=1e-9, atol=1e-9 * float(tensor.abs().max()), equal_nan=True
+        )
+    # Equal, and not because nothing reaches the output: that moves by 100,000 times what the
+    # comparison tolerates, at least.
     output = next(iter(truth))
-    assert float((other[output] - truth[output]).abs().max()) > 1e-4 * float(truth[output].abs().max())
+    assert float((other[output] - truth[output]).abs().max()) > 1e-4 * float(
+        truth[output].abs().max()
+    )
 
 
-def test_a_graph_network_that_selects_edges_by_their_values_stays_whole_and_says_by_which_operation() -> None:
+def test_a_graph_network_that_selects_edges_by_their_values_stays_whole_and_says_by_which_operation() -> (
+    None
+):
     torch.manual_seed(0)
     network, inputs = gcn_with_self_loops()
     masks = prune(network, SynFlow(), density=0.2, rounds=4, example_input=inputs)
@@ -297,7 +362,12 @@ def test_a_graph_network_that_selects_edges_by_their_values_stays_whole_and_says
 
 
 @pytest.mark.parametrize(("build", "kind"), [(gpt2, "Conv1D"), (gcn, "Linear|GCNConv")])
-def test_a_network_whose_layers_are_of_classes_of_its_own_is_refused_by_their_names(build: Callable[[], Example], kind: str) -> None:
+def test_a_network_whose_layers_are_of_classes_of_its_own_is_refused_by_their_names(
+    build: Callable[[], Example], kind: str
+) -> None:
     network, inputs = build()
-    with pytest.raises(ValueError, match=rf"^{type(network).__name__} has no prunable weight; .*its parameters are in .*({kind})"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^{type(network).__name__} has no prunable weight; .*its parameters are in .*({kind})",
+    ):
         prune(network, SynFlow(), density=0.2, rounds=4, example_input=inputs)

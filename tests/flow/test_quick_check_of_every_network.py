@@ -1,7 +1,8 @@
-"""Quick check of every network: SynFlow prunes each network of ``any_network.csv`` in two rounds, and some at their native size.
+"""Quick check of every network: SynFlow prunes each network of ``any_network.csv`` in two rounds,
+and some at their native size.
 
-It is part of the default suite, so a change to tracing, rules or selection is tried on all networks before it lands. The slow tests of
-``test_any_network.py`` compare flow, output and reports in full.
+It is part of the default suite, so a change to tracing, rules or selection is tried on all networks
+before it lands. The slow tests of ``test_any_network.py`` compare flow, output and reports in full.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from synflow_pl.schedules import kept_weights
 from tests.flow import any_network
 
 DENSITY = Fraction(1, 10)
-# Networks of each family of torchvision, and of timm where any_network.csv has a smaller input than the native one.
+# Networks of each family of torchvision, and of timm where any_network.csv has a smaller input than
+# the native one.
 NATIVE = """
     torchvision/alexnet torchvision/convnext_tiny torchvision/densenet121 torchvision/efficientnet_b0 torchvision/efficientnet_v2_s
     torchvision/googlenet torchvision/inception_v3 torchvision/mnasnet0_5 torchvision/mobilenet_v2 torchvision/mobilenet_v3_large
@@ -59,7 +61,9 @@ def at_native_size(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 
 def check(network: nn.Module, shape: tuple[int, ...]) -> None:
     # Two rounds may leave no path; the slow tests take as many rounds as the table says.
-    masks = prune(network, SynFlow(), density=DENSITY, rounds=2, input_shape=shape, on_collapse="ignore")
+    masks = prune(
+        network, SynFlow(), density=DENSITY, rounds=2, input_shape=shape, on_collapse="ignore"
+    )
     assert masks.kept == kept_weights(masks.total, DENSITY)
     for parameter, mask in masks.parameters(network):
         assert not torch.any(parameter[~mask])
@@ -82,10 +86,15 @@ def test_synflow_prunes_the_network_at_its_native_size(name: str) -> None:
 
 def family(name: str) -> str:
     """The first word of a torchvision network's name, without its digits."""
-    return "".join(character for character in name.removeprefix("torchvision/").split("_")[0] if character.isalpha())
+    return "".join(
+        character
+        for character in name.removeprefix("torchvision/").split("_")[0]
+        if character.isalpha()
+    )
 
 
 def test_a_network_of_every_torchvision_family_is_pruned_at_its_native_size() -> None:
     families = {family(name) for name in any_network.names() if name.startswith("torchvision")}
-    # The other test prunes MaxViT at its native size, which is the only one it takes; "wide" stands for wide ResNets.
+    # The other test prunes MaxViT at its native size, which is the only one it takes; "wide" stands
+    # for wide ResNets.
     assert families - {family(name) for name in NATIVE} == {"maxvit", "wide"}

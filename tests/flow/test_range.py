@@ -6,20 +6,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.flow import Skeleton, example_of, linearise
+from synflow_pl.flow import LinearNetwork, example_of, linearise
 from synflow_pl.masks import prunable
 from synflow_pl.networks import VGG, ResNet
 
 
-def gradients(network: nn.Module, rescale: bool = True) -> tuple[Skeleton, dict[str, Tensor]]:
+def gradients(network: nn.Module, rescale: bool = True) -> tuple[LinearNetwork, dict[str, Tensor]]:
     skeleton = linearise(network, example_of(network, (3, 32, 32), None))
     if not rescale:
         skeleton._cut_before = {}
-    return skeleton, skeleton.gradients({name: p.detach().abs() for name, p in prunable(network).items()})
+    return skeleton, skeleton.gradients(
+        {name: p.detach().abs() for name, p in prunable(network).items()}
+    )
 
 
-@pytest.mark.parametrize("network", [VGG(11), VGG(11, batch_norm=False), ResNet(20)], ids=["vgg11_bn", "vgg11", "resnet20"])
-def test_rescaling_changes_the_exponent_of_every_gradient_by_the_same_number_and_nothing_else(network: nn.Module) -> None:
+@pytest.mark.parametrize(
+    "network",
+    [VGG(11), VGG(11, batch_norm=False), ResNet(20)],
+    ids=["vgg11_bn", "vgg11", "resnet20"],
+)
+def test_rescaling_changes_the_exponent_of_every_gradient_by_the_same_number_and_nothing_else(
+    network: nn.Module,
+) -> None:
     skeleton, rescaled = gradients(network)
     assert len(skeleton._cut_before) >= 8
     _, plain = gradients(network, rescale=False)
@@ -40,7 +48,9 @@ def test_a_chain_is_cut_before_every_layer_but_the_first() -> None:
 def test_a_residual_network_is_cut_at_its_blocks() -> None:
     skeleton, _ = gradients(ResNet(20))
     assert skeleton.stretch == 2
-    assert len(skeleton._cut_before) == 10  # before each of the nine blocks and before the classifier
+    assert (
+        len(skeleton._cut_before) == 10
+    )  # before each of the nine blocks and before the classifier
 
 
 def test_a_network_without_cuts_is_scored_in_double_precision() -> None:
@@ -75,7 +85,10 @@ def test_a_network_in_double_precision_is_scored_in_it() -> None:
 def test_scores_of_deep_resnets_are_finite_in_single_precision(depth: int) -> None:
     network = ResNet(depth)
     _, found = gradients(network)
-    assert all(gradient.dtype == torch.float32 and bool(gradient.isfinite().all()) for gradient in found.values())
+    assert all(
+        gradient.dtype == torch.float32 and bool(gradient.isfinite().all())
+        for gradient in found.values()
+    )
     assert all(bool((gradient > 0).any()) for gradient in found.values())
 
 

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from synflow_pl import prune
 from synflow_pl.diagnosis import diagnose
-from synflow_pl.flow import example_of, path_left, record
+from synflow_pl.flow import example_of, is_connected, trace
 from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruners import SynFlow
 from tests.compaction.test_outputs import KINDS, TwoHeads, generated
 
 DECISIONS = ("booleans", "whole numbers", "bytes", "indices", "booleans in an object")
 ALONE = ("booleans alone", "a distribution", "an attribute of a tensor")
-BY_MAGNITUDE = "cut by magnitude, since no flow passes through them (queries, keys, gates, parts not used): "
+BY_MAGNITUDE = (
+    "cut by magnitude, since no flow passes through them (queries, keys, gates, parts not used): "
+)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in DECISIONS + ALONE])
@@ -39,9 +41,11 @@ def test_layers_of_decisions_are_named_and_effective(kind: str) -> None:
     pruner = SynFlow()
     masks = prune(network, pruner, density=0.3, rounds=4, input_shape=(8,))
     assert f"{BY_MAGNITUDE}hidden.weight, marks.weight" in pruner.notes
-    effective = {layer.name: layer.effective for layer in diagnose(network, masks, input_shape=(8,)).layers}
+    effective = {
+        layer.name: layer.effective for layer in diagnose(network, masks, input_shape=(8,)).layers
+    }
     assert effective["marks.weight"] > 0
-    assert path_left(network, masks, example_of(network, (8,), None))
+    assert is_connected(network, masks, example_of(network, (8,), None))
 
 
 def test_booleans_that_are_the_only_output_are_scored() -> None:
@@ -56,28 +60,44 @@ def test_a_large_mask_beside_a_small_output_does_not_take_its_weights() -> None:
     class Segments(nn.Module):
         def __init__(self, decide: bool) -> None:
             super().__init__()
-            self.a, self.b, self.c, self.decide = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 5, 1), decide
+            self.a, self.b, self.c, self.decide = (
+                nn.Conv2d(3, 16, 3),
+                nn.Conv2d(16, 16, 3),
+                nn.Conv2d(16, 5, 1),
+                decide,
+            )
 
         def forward(self, x: Tensor) -> Any:
             hidden = self.b(self.a(x).relu()).relu()
             out = self.c(hidden).mean((2, 3))
-            return {"out": out, "mask": hidden.sum(1) > 0, "class": hidden.argmax(1)} if self.decide else out
+            return (
+                {"out": out, "mask": hidden.sum(1) > 0, "class": hidden.argmax(1)}
+                if self.decide
+                else out
+            )
 
     torch.manual_seed(0)
     plain = Segments(False)
     beside = copy.deepcopy(plain)
     beside.decide = True
-    right, masks = (prune(each, SynFlow(), density=0.1, rounds=4, input_shape=(3, 12, 12)) for each in (plain, beside))
+    right, masks = (
+        prune(each, SynFlow(), density=0.1, rounds=4, input_shape=(3, 12, 12))
+        for each in (plain, beside)
+    )
     assert all(torch.equal(masks[name], right[name]) for name in right)
 
 
-@pytest.mark.parametrize("kind", ["a dataclass", "an object with a list of dicts", "slots", "a UserDict", "a namespace"])
+@pytest.mark.parametrize(
+    "kind", ["a dataclass", "an object with a list of dicts", "slots", "a UserDict", "a namespace"]
+)
 def test_masks_are_those_of_a_tuple_of_the_same_tensors(kind: str) -> None:
     torch.manual_seed(0)
     network = TwoHeads(lambda a, b: (a, b))
     other = copy.deepcopy(network)
     other.give = KINDS[kind]
-    plain, held = (prune(each, SynFlow(), density=0.2, rounds=4, input_shape=(8,)) for each in (network, other))
+    plain, held = (
+        prune(each, SynFlow(), density=0.2, rounds=4, input_shape=(8,)) for each in (network, other)
+    )
     assert all(torch.equal(plain[name], held[name]) for name in plain)
 
 
@@ -86,14 +106,18 @@ def test_a_step_of_the_logits_beside_them_changes_no_mask() -> None:
     network = TwoHeads(lambda a, b: (a, b))
     other = copy.deepcopy(network)
     other.give = lambda a, b: (a, b, a > 0, b > 0)
-    plain, beside = (prune(each, SynFlow(), density=0.2, rounds=4, input_shape=(8,)) for each in (network, other))
+    plain, beside = (
+        prune(each, SynFlow(), density=0.2, rounds=4, input_shape=(8,)) for each in (network, other)
+    )
     assert all(torch.equal(plain[name], beside[name]) for name in plain)
 
 
-@pytest.mark.parametrize("give", [lambda a, b: (a, b, a), lambda a, b: {"a": a, "b": b, "rest": [b, b]}])
+@pytest.mark.parametrize(
+    "give", [lambda a, b: (a, b, a), lambda a, b: {"a": a, "b": b, "rest": [b, b]}]
+)
 def test_a_tensor_returned_twice_counts_once(give: Callable[[Tensor, Tensor], Any]) -> None:
     torch.manual_seed(0)
-    recording = record(TwoHeads(give), (torch.ones(1, 8),))
+    recording = trace(TwoHeads(give), (torch.ones(1, 8),))
     assert len(recording.outputs) == 2
 
 
@@ -103,11 +127,16 @@ def test_what_cannot_be_looked_into_beside_a_tensor_is_no_reason_to_refuse_pruni
     assert prune(network, SynFlow(), density=0.3, rounds=2, input_shape=(8,)).kept > 0
 
 
-@pytest.mark.parametrize("give", [generated, lambda a, b: lambda: (a, b), lambda a, b: (a + b.sum()).detach().numpy()])
-def test_a_network_that_returns_nothing_else_is_refused_by_its_type(give: Callable[[Tensor, Tensor], Any]) -> None:
+@pytest.mark.parametrize(
+    "give", [generated, lambda a, b: lambda: (a, b), lambda a, b: (a + b.sum()).detach().numpy()]
+)
+def test_a_network_that_returns_nothing_else_is_refused_by_its_type(
+    give: Callable[[Tensor, Tensor], Any],
+) -> None:
     network = TwoHeads(give)
     with pytest.raises(
-        ValueError, match=r"pruning cannot look into output of TwoHeads\.forward, a value of type (generator|function|numpy)"
+        ValueError,
+        match=r"pruning cannot look into output of TwoHeads\.forward, a value of type (generator|function|numpy)",
     ):
         prune(network, SynFlow(), density=0.3, rounds=2, input_shape=(8,))
 
@@ -125,10 +154,15 @@ class Echo(nn.Module):
 
 def test_an_input_that_is_returned_is_no_path_through_the_network() -> None:
     network = Echo()
-    masks = Masks({name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in prunable(network).items()})
-    assert not path_left(network, masks, example_of(network, (8,), None))
+    masks = Masks(
+        {
+            name: torch.zeros_like(weight, dtype=torch.bool)
+            for name, weight in prunable(network).items()
+        }
+    )
+    assert not is_connected(network, masks, example_of(network, (8,), None))
     with pytest.warns(UserWarning, match="the network is dead"):
-        prune(network, SynFlow(), kept=1, rounds=1, input_shape=(8,))
+        prune(network, SynFlow(), num_kept=1, rounds=1, input_shape=(8,))
 
 
 def test_words_that_are_returned_are_no_path_through_the_network() -> None:
@@ -142,4 +176,4 @@ def test_words_that_are_returned_are_no_path_through_the_network() -> None:
 
     network = Words()
     masks = Masks({"head.weight": torch.zeros(4, 8, dtype=torch.bool)})
-    assert not path_left(network, masks, (torch.tensor([[1, 2, 3]]),))
+    assert not is_connected(network, masks, (torch.tensor([[1, 2, 3]]),))

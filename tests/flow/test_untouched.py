@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 
 from synflow_pl import Compaction, prune
 from synflow_pl.diagnosis import diagnose
-from synflow_pl.flow import linearise, record
+from synflow_pl.flow import linearise, trace
 from synflow_pl.pruners import SynFlow
 
 
@@ -27,7 +27,9 @@ class Slots:
 
 
 class Storing(nn.Module):
-    """Two layers, and a forward pass that stores what ``store`` stores of the module and the hidden values."""
+    """Two layers, and a forward pass that stores what ``store`` stores of the module and the hidden
+    values.
+    """
 
     shared: Any = None
 
@@ -126,10 +128,23 @@ def picture(item: Any, seen: set[int]) -> Any:
         return [(key, picture(value, seen)) for key, value in item.items()]
     if isinstance(item, (list, tuple, deque, set)):
         return [picture(member, seen) for member in item]
-    closure = [picture(cell.cell_contents, seen) for cell in getattr(item, "__closure__", None) or ()]
-    slots = [picture(getattr(item, name, "absent"), seen) for name in getattr(item, "__slots__", ())]
-    held = picture(vars(item), seen) if hasattr(item, "__dict__") and not isinstance(item, type) else item
-    return held, closure, slots, type(item).__name__ == "Storing" and picture(type(item).shared, seen)
+    closure = [
+        picture(cell.cell_contents, seen) for cell in getattr(item, "__closure__", None) or ()
+    ]
+    slots = [
+        picture(getattr(item, name, "absent"), seen) for name in getattr(item, "__slots__", ())
+    ]
+    held = (
+        picture(vars(item), seen)
+        if hasattr(item, "__dict__") and not isinstance(item, type)
+        else item
+    )
+    return (
+        held,
+        closure,
+        slots,
+        type(item).__name__ == "Storing" and picture(type(item).shared, seen),
+    )
 
 
 STORES: dict[str, Callable[[], Callable[[Any, Tensor], Any]]] = {
@@ -152,7 +167,7 @@ def test_what_forward_stores_is_put_back_after_recording(name: str) -> None:
     network = Storing(STORES[name]())
     state, python = torch.get_rng_state(), random.getstate()
     before = picture(network, set())
-    record(network, (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)),))
+    trace(network, (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)),))
     assert picture(network, set()) == before
     assert torch.equal(torch.get_rng_state(), state)
     assert random.getstate() == python
@@ -160,7 +175,9 @@ def test_what_forward_stores_is_put_back_after_recording(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STORES)
-def test_a_network_that_stores_tensors_trains_and_is_copied_and_saved_after_pruning(name: str) -> None:
+def test_a_network_that_stores_tensors_trains_and_is_copied_and_saved_after_pruning(
+    name: str,
+) -> None:
     torch.manual_seed(0)
     network = Storing(STORES[name]())
     prune(network, SynFlow(), density=0.5, rounds=3, input_shape=(5, 8))
@@ -180,21 +197,21 @@ def test_what_forward_stores_is_put_back_when_it_fails() -> None:
     network = Storing(fail)
     before = picture(network, set())
     with pytest.raises(ValueError, match="RuntimeError: on purpose"):
-        record(network, (torch.randn(2, 5, 8),))
+        trace(network, (torch.randn(2, 5, 8),))
     assert picture(network, set()) == before
 
 
 def test_an_input_that_forward_writes_to_keeps_its_values() -> None:
     inputs = torch.randn(2, 8)
     before = inputs.clone()
-    record(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 2)), (inputs,))
+    trace(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 2)), (inputs,))
     assert torch.equal(inputs, before)
 
 
 def test_what_a_hook_collects_is_put_back() -> None:
     network, features = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)), list[Tensor]()
     network[0].register_forward_hook(lambda module, given, made: features.append(made))
-    record(network, (torch.randn(2, 8),))
+    trace(network, (torch.randn(2, 8),))
     assert features == []
 
 
@@ -211,23 +228,36 @@ def test_every_value_keeps_the_numbers_that_it_had_when_it_was_made() -> None:
             table.add_(1)
             return self.layer(x * table * first)
 
-    recording = record(Counting(), (torch.ones(1, 4),))
+    recording = trace(Counting(), (torch.ones(1, 4),))
     for operation in recording.operations:
-        given = [recording.tensors[item.number] if hasattr(item, "number") else item for item in operation.args]
+        given = [
+            recording.tensors[item.number] if hasattr(item, "number") else item
+            for item in operation.args
+        ]
         output = operation.outputs[0]
         assert output is not None
-        torch.testing.assert_close(operation.target(*given, **operation.kwargs), recording.tensors[output.number])
+        torch.testing.assert_close(
+            operation.target(*given, **operation.kwargs), recording.tensors[output.number]
+        )
 
 
 def test_buffers_that_a_weight_is_computed_with_stay_in_train_mode() -> None:
-    network = nn.Sequential(parametrizations.spectral_norm(nn.Linear(8, 8)), nn.utils.spectral_norm(nn.Linear(8, 8)), nn.Linear(8, 2))
+    network = nn.Sequential(
+        parametrizations.spectral_norm(nn.Linear(8, 8)),
+        nn.utils.spectral_norm(nn.Linear(8, 8)),
+        nn.Linear(8, 2),
+    )
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     masks = prune(network, SynFlow(), density=0.5, rounds=2, input_shape=(8,))
     diagnose(network, masks, input_shape=(8,))
     Compaction(network, masks, (torch.ones(1, 8),))
     masks.apply(network)
     assert network.training
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items() if name not in masks)
+    assert all(
+        torch.equal(tensor, before[name])
+        for name, tensor in network.state_dict().items()
+        if name not in masks
+    )
 
 
 def test_a_value_that_an_operation_gives_back_as_it_was_has_one_maker() -> None:
@@ -243,8 +273,13 @@ def test_a_value_that_an_operation_gives_back_as_it_was_has_one_maker() -> None:
             return (cached.softmax(-1) * self.gate(x)) @ cached.t()
 
     network = Cache()
-    recording = record(network, (torch.ones(2, 4),))
-    made = [output.number for operation in recording.operations for output in operation.outputs if output is not None]
+    recording = trace(network, (torch.ones(2, 4),))
+    made = [
+        output.number
+        for operation in recording.operations
+        for output in operation.outputs
+        if output is not None
+    ]
     assert len(made) == len(set(made))
     masks = prune(network, SynFlow(), density=0.5, rounds=2, input_shape=(4,))
     assert diagnose(network, masks, input_shape=(4,)).alive
@@ -262,6 +297,9 @@ def test_a_network_that_creates_its_parameters_late_is_refused() -> None:
             return self.last(self.layer(x))
 
     network = Late()
-    with pytest.raises(ValueError, match=r"Late creates parameters in its first forward pass \(last.weight, last.bias\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"Late creates parameters in its first forward pass \(last.weight, last.bias\)",
+    ):
         linearise(network, (torch.ones(1, 4),))
     assert network.last is None

@@ -14,10 +14,15 @@ from synflow_pl.networks import FC, VGG, Conv, ResNet, Timm, TinyResNet, TinyVGG
 from synflow_pl.networks.initialise import reinitialise
 
 EXTERNAL = {Timm, TorchVision}
-NETWORKS = [network for network in (getattr(networks, name) for name in networks.__all__) if network not in EXTERNAL]
+NETWORKS = [
+    network
+    for network in (getattr(networks, name) for name in networks.__all__)
+    if network not in EXTERNAL
+]
 
-# Parameters at the data sets' own sizes and numbers of classes: Table 6 of He et al. 2016 and 1x1 shortcuts, the convolutions of
-# Simonyan & Zisserman 2015, Table 1 of He et al. 2016; the tests of each network work the numbers out.
+# Parameters at the data sets' own sizes and numbers of classes: Table 6 of He et al. 2016 and 1x1
+# shortcuts, the convolutions of Simonyan & Zisserman 2015, Table 1 of He et al. 2016; the tests of
+# each network work the numbers out.
 PARAMETERS = {
     "fc": 119_910, "conv": 260_458,
     "vgg11": 9_225_610, "vgg13": 9_410_122, "vgg16": 14_719_818, "vgg19": 20_029_514,
@@ -34,7 +39,10 @@ PARAMETERS = {
     "wide_tiny_resnet101": 125_239_816, "wide_tiny_resnet152": 173_011_464,
 }  # fmt: skip
 LARGE = 20_000_000
-SIZED = [pytest.param(name, marks=pytest.mark.slow) if count > LARGE else name for name, count in PARAMETERS.items()]
+SIZED = [
+    pytest.param(name, marks=pytest.mark.slow) if count > LARGE else name
+    for name, count in PARAMETERS.items()
+]
 
 # What weights are drawn from, by class: for convolutions and for linear layers.
 DRAWN: dict[type[nn.Module], tuple[str | float, str | float]] = {
@@ -48,12 +56,16 @@ DRAWN: dict[type[nn.Module], tuple[str | float, str | float]] = {
 
 
 def deviation(weight: torch.Tensor, drawn: str | float) -> float:
-    """By the formula: ``uniform`` is PyTorch's own, in +-1/sqrt(fan_in), the fans are Kaiming's with ReLU's gain."""
+    """By the formula: ``uniform`` is PyTorch's own, in +-1/sqrt(fan_in), the fans are Kaiming's
+    with ReLU's gain.
+    """
     kernel = weight[0, 0].numel()
     fan_in, fan_out = weight.shape[1] * kernel, weight.shape[0] * kernel
     if isinstance(drawn, float):
         return drawn
-    return math.sqrt({"uniform": 1 / (3 * fan_in), "fan_in": 2 / fan_in, "fan_out": 2 / fan_out}[drawn])
+    return math.sqrt(
+        {"uniform": 1 / (3 * fan_in), "fan_in": 2 / fan_in, "fan_out": 2 / fan_out}[drawn]
+    )
 
 
 def test_the_table_names_every_network() -> None:
@@ -61,7 +73,8 @@ def test_the_table_names_every_network() -> None:
     assert (
         DRAWN.keys()
         == set(NETWORKS)
-        == {type(build()) for build in (FC, Conv)} | {b.func for b, _ in ZOO.values() if b not in (FC, Conv)}
+        == {type(build()) for build in (FC, Conv)}
+        | {b.func for b, _ in ZOO.values() if b not in (FC, Conv)}
     )
 
 
@@ -80,15 +93,24 @@ def test_initial_weights_are_drawn_as_the_original_s(name: str) -> None:
     for layer, module in network.named_modules():
         if type(module) in (nn.Conv2d, nn.Linear):
             drawn = DRAWN[type(network)][isinstance(module, nn.Linear)]
-            expected, weight, bias = deviation(module.weight, drawn), module.weight.detach(), module.bias
-            few = 1 / math.sqrt(2 * weight.numel())  # relative deviation of a deviation measured on so many normal numbers
+            expected, weight, bias = (
+                deviation(module.weight, drawn),
+                module.weight.detach(),
+                module.bias,
+            )
+            few = 1 / math.sqrt(
+                2 * weight.numel()
+            )  # relative deviation of a deviation measured on so many normal numbers
             assert weight.std().item() == pytest.approx(expected, rel=max(6 * few, 0.01)), layer
             assert abs(weight.mean().item()) < 6 * expected / math.sqrt(weight.numel()), layer
             if drawn == "uniform":
                 assert weight.abs().max() <= math.sqrt(3) * expected * (1 + 1e-6), layer
-                assert bias is None or 0 < bias.abs().max() <= math.sqrt(3) * expected * (1 + 1e-6), layer
+                assert bias is None or 0 < bias.abs().max() <= math.sqrt(3) * expected * (
+                    1 + 1e-6
+                ), layer
             else:
-                # A uniform draw of this deviation would end at 1.73; one normal number in eighty is beyond 2.5.
+                # A uniform draw of this deviation would end at 1.73; one normal number in eighty is
+                # beyond 2.5.
                 assert weight.numel() < 2000 or weight.abs().max() > 2.5 * expected, layer
                 assert bias is None or not bias.any(), layer
         elif isinstance(module, nn.BatchNorm2d):
@@ -98,7 +120,9 @@ def test_initial_weights_are_drawn_as_the_original_s(name: str) -> None:
             assert (module.running_var == 1).all()
 
 
-@pytest.mark.parametrize("name", ["fc", "conv", "vgg11_bn", "resnet20_gains", "tiny_vgg11", "tiny_resnet18_gains"])
+@pytest.mark.parametrize(
+    "name", ["fc", "conv", "vgg11_bn", "resnet20_gains", "tiny_vgg11", "tiny_resnet18_gains"]
+)
 def test_drawing_anew_gives_what_a_new_network_would_have(name: str) -> None:
     build, shape = ZOO[name]
     network = build()
@@ -115,7 +139,9 @@ def test_drawing_anew_gives_what_a_new_network_would_have(name: str) -> None:
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("channels", [1, 2, 3])
-def test_any_number_of_input_channels_becomes_one_logit_per_class(network: type[nn.Module], channels: int) -> None:
+def test_any_number_of_input_channels_becomes_one_logit_per_class(
+    network: type[nn.Module], channels: int
+) -> None:
     module = network(input_shape=(channels, 32, 32), num_classes=7).eval()
     with torch.no_grad():
         logits = module(torch.randn(2, channels, 32, 32))
@@ -123,8 +149,12 @@ def test_any_number_of_input_channels_becomes_one_logit_per_class(network: type[
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize(("network", "size"), [*itertools.product(NETWORKS, [(28, 28), (32, 64), (64, 64), (96, 96)])])
-def test_images_of_any_size_become_one_logit_per_class(network: type[nn.Module], size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("network", "size"), [*itertools.product(NETWORKS, [(28, 28), (32, 64), (64, 64), (96, 96)])]
+)
+def test_images_of_any_size_become_one_logit_per_class(
+    network: type[nn.Module], size: tuple[int, int]
+) -> None:
     if network is TinyVGG and min(size) < 32:
         pytest.skip("five halvings need 32x32")
     with torch.device("meta"):
@@ -133,7 +163,9 @@ def test_images_of_any_size_become_one_logit_per_class(network: type[nn.Module],
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_same_seed_draws_the_same_weights_and_another_seed_others(network: type[nn.Module]) -> None:
+def test_the_same_seed_draws_the_same_weights_and_another_seed_others(
+    network: type[nn.Module],
+) -> None:
     def drawn(seed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(seed)
         return {name: p.detach() for name, p in network().named_parameters() if p.dim() > 1}
@@ -147,7 +179,9 @@ def test_the_same_seed_draws_the_same_weights_and_another_seed_others(network: t
 def test_sizes_are_arguments_with_a_default(network: type[nn.Module]) -> None:
     parameters = inspect.signature(network).parameters
     assert {"input_shape", "num_classes", "depth"} <= set(parameters)
-    assert all(parameter.default is not inspect.Parameter.empty for parameter in parameters.values())
+    assert all(
+        parameter.default is not inspect.Parameter.empty for parameter in parameters.values()
+    )
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -157,7 +191,9 @@ def test_a_network_without_a_class_is_refused(network: type[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_network_holds_nothing_but_parameters_and_the_statistics_of_its_normalisations(network: type[nn.Module]) -> None:
+def test_a_network_holds_nothing_but_parameters_and_the_statistics_of_its_normalisations(
+    network: type[nn.Module],
+) -> None:
     module = network()
     kinds = {name.rpartition(".")[2] for name in module.state_dict()}
     assert kinds <= {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}

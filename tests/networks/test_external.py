@@ -1,4 +1,6 @@
-"""Networks of torchvision and timm by name. Nothing is downloaded: a seeded network plays the server of trained weights."""
+"""Networks of torchvision and timm by name. Nothing is downloaded: a seeded network plays the
+server of trained weights.
+"""
 
 import sys
 from pathlib import Path
@@ -17,7 +19,9 @@ def served(monkeypatch: pytest.MonkeyPatch, name: str) -> nn.Module:
     """A network whose weights are what torchvision 'downloads'."""
     torch.manual_seed(5)
     trained = models.get_model(name, **({"init_weights": True} if name == "googlenet" else {}))
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda url, **_: trained.state_dict())
+    monkeypatch.setattr(
+        "torchvision.models._api.load_state_dict_from_url", lambda url, **_: trained.state_dict()
+    )
     return trained
 
 
@@ -27,11 +31,20 @@ def test_torchvision_s_own_network_comes_back() -> None:
     torch.manual_seed(0)
     theirs = models.resnet18(num_classes=7)
     assert type(ours) is models.ResNet
-    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+    assert all(
+        torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "side"), [("squeezenet1_1", 64), ("googlenet", 64), ("inception_v3", 96), ("vit_b_32", 32), ("maxvit_t", 224)]
+    ("name", "side"),
+    [
+        ("squeezenet1_1", 64),
+        ("googlenet", 64),
+        ("inception_v3", 96),
+        ("vit_b_32", 32),
+        ("maxvit_t", 224),
+    ],
 )
 def test_torchvision_s_networks_give_logits_in_training_too(name: str, side: int) -> None:
     network = TorchVision(name, num_classes=7, input_shape=(3, side, side)).train()
@@ -48,21 +61,32 @@ def test_trained_weights_are_torchvision_s(name: str, monkeypatch: pytest.Monkey
     trained = served(monkeypatch, name).state_dict()
     network = TorchVision(name, weights="IMAGENET1K_V1")
     assert all(torch.equal(tensor, trained[key]) for key, tensor in network.state_dict().items())
-    # These weights of googlenet were trained on images normalised otherwise, and the network knows it.
+    # These weights of googlenet were trained on images normalised otherwise, and the network knows
+    # it.
     assert getattr(network, "transform_input", name == "googlenet") == (name == "googlenet")
 
 
-def test_a_classifier_for_other_classes_starts_at_random_and_the_rest_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_classifier_for_other_classes_starts_at_random_and_the_rest_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     trained = served(monkeypatch, "resnet18").state_dict()
     state = TorchVision("resnet18", num_classes=7, weights="DEFAULT").state_dict()
     assert state["fc.weight"].shape == (7, 512)
-    assert all(torch.equal(tensor, trained[key]) for key, tensor in state.items() if not key.startswith("fc."))
+    assert all(
+        torch.equal(tensor, trained[key])
+        for key, tensor in state.items()
+        if not key.startswith("fc.")
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("vit_b_32", {"image_size": 64}, r"pos_embedding is \(1, 5, 768\) with these options, in the weights it is \(1, 50, 768\)"),
+        (
+            "vit_b_32",
+            {"image_size": 64},
+            r"pos_embedding is \(1, 5, 768\) with these options, in the weights it is \(1, 50, 768\)",
+        ),
         (
             "resnet50",
             {"width_per_group": 128},
@@ -83,16 +107,26 @@ def test_weights_that_do_not_fit_the_options_are_refused(
     [
         ({"name": "resnet19"}, "there is no network 'resnet19'; the nearest name is 'resnet18'"),
         ({"name": "fcn_resnet50"}, "there is no network 'fcn_resnet50'"),  # segmentation
-        ({"name": "resnet18", "weights": "V1"}, "resnet18 has no weights 'V1'; there are IMAGENET1K_V1, and DEFAULT"),
-        ({"name": "resnet18", "input_shape": (1, 28, 28)}, "read 3 channels, the data has 1; use Timm"),
+        (
+            {"name": "resnet18", "weights": "V1"},
+            "resnet18 has no weights 'V1'; there are IMAGENET1K_V1, and DEFAULT",
+        ),
+        (
+            {"name": "resnet18", "input_shape": (1, 28, 28)},
+            "read 3 channels, the data has 1; use Timm",
+        ),
     ],
 )
-def test_what_torchvision_does_not_have_is_refused_in_one_sentence(options: dict[str, str], message: str) -> None:
+def test_what_torchvision_does_not_have_is_refused_in_one_sentence(
+    options: dict[str, str], message: str
+) -> None:
     with pytest.raises(ValueError, match=f"^TorchVision: .*{message}"):
         TorchVision(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"]
+)
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 64, 64)])
 def test_timm_s_networks_take_any_channels_and_size(name: str, shape: tuple[int, int, int]) -> None:
     network = Timm(name, num_classes=7, input_shape=shape).eval()
@@ -102,7 +136,12 @@ def test_timm_s_networks_take_any_channels_and_size(name: str, shape: tuple[int,
 
 
 def test_options_reach_timm() -> None:
-    assert Timm("vit_tiny_patch16_224", input_shape=(3, 32, 32), options={"patch_size": 4}).patch_embed.num_patches == 64
+    assert (
+        Timm(
+            "vit_tiny_patch16_224", input_shape=(3, 32, 32), options={"patch_size": 4}
+        ).patch_embed.num_patches
+        == 64
+    )
 
 
 def test_trained_weights_are_timm_s_but_for_the_classifier(tmp_path: Path) -> None:
@@ -112,16 +151,26 @@ def test_trained_weights_are_timm_s_but_for_the_classifier(tmp_path: Path) -> No
     local = {"pretrained_cfg_overlay": {"file": str(tmp_path / "weights.pth")}}
     state = Timm("resnet10t.c3_in1k", num_classes=7, pretrained=True, options=local).state_dict()
     assert state["fc.weight"].shape == (7, 512)
-    assert all(torch.equal(tensor, trained[key]) for key, tensor in state.items() if not key.startswith("fc."))
+    assert all(
+        torch.equal(tensor, trained[key])
+        for key, tensor in state.items()
+        if not key.startswith("fc.")
+    )
 
 
-@pytest.mark.parametrize(("name", "near"), [("resnet19", "resnet18"), ("resnet18.a1_in2k", "resnet18.a1_in1k")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("resnet19", "resnet18"), ("resnet18.a1_in2k", "resnet18.a1_in1k")]
+)
 def test_a_name_that_timm_does_not_have_is_refused_in_one_sentence(name: str, near: str) -> None:
-    with pytest.raises(ValueError, match=f"^Timm: there is no network '{name}'; the nearest name is '{near}'"):
+    with pytest.raises(
+        ValueError, match=f"^Timm: there is no network '{name}'; the nearest name is '{near}'"
+    ):
         Timm(name)
 
 
 def test_without_timm_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"'resnet18' needs the package timm; pip install synflow_pl\[timm\]"):
+    with pytest.raises(
+        ImportError, match=r"'resnet18' needs the package timm; pip install synflow_pl\[timm\]"
+    ):
         Timm("resnet18")

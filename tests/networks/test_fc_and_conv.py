@@ -26,11 +26,15 @@ def test_fc_of_depth_one_is_softmax_regression() -> None:
 
 
 def test_fc_of_two_layers_of_three_units_on_three_channels_of_2x2() -> None:
-    assert weights_and_biases(FC(input_shape=(3, 2, 2), num_classes=4, depth=2, width=3)) == (12 * 3 + 3 * 4, 3 + 4)
+    assert weights_and_biases(FC(input_shape=(3, 2, 2), num_classes=4, depth=2, width=3)) == (
+        12 * 3 + 3 * 4,
+        3 + 4,
+    )
 
 
 def test_conv_is_the_authors_two_convolutions_of_32() -> None:
-    # 3x3 kernels, 1 -> 32 -> 32 channels; the image keeps its size, so 32 * 28 * 28 features reach the linear layer.
+    # 3x3 kernels, 1 -> 32 -> 32 channels; the image keeps its size, so 32 * 28 * 28 features reach
+    # the linear layer.
     weights = 9 * 1 * 32 + 9 * 32 * 32 + 32 * 28 * 28 * 10
     assert weights == 260_384
     assert weights_and_biases(Conv()) == (weights, 32 + 32 + 10)
@@ -38,16 +42,23 @@ def test_conv_is_the_authors_two_convolutions_of_32() -> None:
 
 
 def test_conv_of_one_layer_on_three_channels_that_are_not_square() -> None:
-    assert weights_and_biases(Conv(input_shape=(3, 4, 5), num_classes=7, depth=1, width=2)) == (9 * 3 * 2 + 2 * 20 * 7, 2 + 7)
+    assert weights_and_biases(Conv(input_shape=(3, 4, 5), num_classes=7, depth=1, width=2)) == (
+        9 * 3 * 2 + 2 * 20 * 7,
+        2 + 7,
+    )
 
 
 @pytest.mark.parametrize("network", [FC, Conv])
 @pytest.mark.parametrize("nonlinearity", [nn.Tanh, nn.GELU])
-def test_the_nonlinearity_is_an_argument(network: type[nn.Module], nonlinearity: type[nn.Module]) -> None:
+def test_the_nonlinearity_is_an_argument(
+    network: type[nn.Module], nonlinearity: type[nn.Module]
+) -> None:
     modules = list(network(nonlinearity=nonlinearity).modules())
     plain = list(network().modules())
     assert not any(isinstance(module, nn.ReLU) for module in modules)
-    assert sum(isinstance(m, nonlinearity) for m in modules) == sum(isinstance(m, nn.ReLU) for m in plain)
+    assert sum(isinstance(m, nonlinearity) for m in modules) == sum(
+        isinstance(m, nn.ReLU) for m in plain
+    )
 
 
 @pytest.mark.parametrize("network", [FC, Conv])
@@ -61,7 +72,12 @@ def test_without_a_nonlinearity_and_biases_the_network_is_linear(network: type[n
 
 
 @pytest.mark.parametrize("network", [FC, Conv])
-@pytest.mark.parametrize(("sizes", "named"), [({"depth": 0}, "depth=0"), ({"width": 0}, "width=0"), ({"width": -3}, "width=-3")])
-def test_bad_sizes_are_refused_by_name(network: type[nn.Module], sizes: dict[str, int], named: str) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [({"depth": 0}, "depth=0"), ({"width": 0}, "width=0"), ({"width": -3}, "width=-3")],
+)
+def test_bad_sizes_are_refused_by_name(
+    network: type[nn.Module], sizes: dict[str, int], named: str
+) -> None:
     with pytest.raises(ValueError, match=f"{network.__name__}: .*{named}.* must .*at least 1"):
         network(**sizes)

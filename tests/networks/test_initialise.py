@@ -59,6 +59,8 @@ def test_a_parameter_that_no_module_can_draw_is_named_and_nothing_is_changed() -
 
     network = nn.Sequential(nn.Linear(2, 2), Token())
     before = network[0].weight.clone()
-    with pytest.raises(ValueError, match=r"1\.token cannot be drawn anew: Token has no reset_parameters\(\)"):
+    with pytest.raises(
+        ValueError, match=r"1\.token cannot be drawn anew: Token has no reset_parameters\(\)"
+    ):
         reinitialise(network)
     assert torch.equal(network[0].weight, before)

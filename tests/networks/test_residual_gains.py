@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from synflow_pl import prune
-from synflow_pl.flow import example_of, path_left
+from synflow_pl.flow import example_of, is_connected
 from synflow_pl.masks import prunable
 from synflow_pl.networks import ResNet, TinyResNet
 from synflow_pl.networks.blocks import Basic, ResidualGain
@@ -15,15 +15,23 @@ from synflow_pl.pruners import Magnitude, SynFlow
 
 
 def gains(network: nn.Module) -> dict[str, ResidualGain]:
-    return {f"{name}.weight": module for name, module in network.named_modules() if isinstance(module, ResidualGain)}
+    return {
+        f"{name}.weight": module
+        for name, module in network.named_modules()
+        if isinstance(module, ResidualGain)
+    }
 
 
 def small(**options: bool) -> ResNet:
     return ResNet(8, width=4, **options)
 
 
-@pytest.mark.parametrize(("build", "channels"), [(lambda: ResNet(20, residual_gains=True), 3 * 16 + 2 * 32 + 2 * 64)])
-def test_each_channel_of_each_identity_shortcut_has_one(build: type[nn.Module], channels: int) -> None:
+@pytest.mark.parametrize(
+    ("build", "channels"), [(lambda: ResNet(20, residual_gains=True), 3 * 16 + 2 * 32 + 2 * 64)]
+)
+def test_each_channel_of_each_identity_shortcut_has_one(
+    build: type[nn.Module], channels: int
+) -> None:
     assert sum(gain.weight.numel() for gain in gains(build()).values()) == channels
 
 
@@ -40,7 +48,10 @@ def test_at_first_they_change_nothing(network: type[nn.Module]) -> None:
     plain = network(input_shape=(3, 32, 32)).eval()
     torch.manual_seed(0)
     gained = network(residual_gains=True, input_shape=(3, 32, 32)).eval()
-    assert all(torch.equal(parameter, dict(gained.named_parameters())[name]) for name, parameter in plain.named_parameters())
+    assert all(
+        torch.equal(parameter, dict(gained.named_parameters())[name])
+        for name, parameter in plain.named_parameters()
+    )
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(gained(images), plain(images))
 
@@ -56,7 +67,9 @@ def test_a_removed_gain_cuts_its_channel_off_the_shortcut() -> None:
 
 def test_they_compete_and_count_like_weights() -> None:
     plain, gained = small(), small(residual_gains=True)
-    more = sum(weight.numel() for weight in prunable(gained).values()) - sum(weight.numel() for weight in prunable(plain).values())
+    more = sum(weight.numel() for weight in prunable(gained).values()) - sum(
+        weight.numel() for weight in prunable(plain).values()
+    )
     assert more == 4  # one identity shortcut of 4 channels; the others change the shape
     masks = prune(gained, Magnitude(), density=0.5)
     assert masks.kept == masks.total - math.floor(masks.total / 2)
@@ -65,8 +78,8 @@ def test_they_compete_and_count_like_weights() -> None:
 
 
 def test_their_score_is_the_flow_through_the_shortcut() -> None:
-    # Flow into a block's sum is what comes through the branch and what comes through the shortcut (Tanaka et al. 2020, Theorem 1),
-    # and with one branch silenced all of it is the shortcut's.
+    # Flow into a block's sum is what comes through the branch and what comes through the shortcut
+    # (Tanaka et al. 2020, Theorem 1), and with one branch silenced all of it is the shortcut's.
     network = ResNet(8, width=2, residual_gains=True, input_shape=(1, 8, 8)).double()
     nn.init.constant_(network.blocks[0].conv2.weight, 1e-30)
     masks = prune(network, SynFlow(), density=0.5, rounds=1, input_shape=(1, 8, 8))
@@ -78,7 +91,7 @@ def test_their_score_is_the_flow_through_the_shortcut() -> None:
 def test_synflow_prunes_them_and_leaves_a_path(density: float) -> None:
     network = ResNet(20, residual_gains=True)
     masks = prune(network, SynFlow(), density=density, rounds=20, input_shape=(3, 32, 32))
-    assert path_left(network, masks, example_of(network, (3, 32, 32), None))
+    assert is_connected(network, masks, example_of(network, (3, 32, 32), None))
     left = sum(int(masks[name].sum()) for name in gains(network))
     assert left < sum(gain.weight.numel() for gain in gains(network).values())
 
@@ -100,6 +113,13 @@ def test_training_moves_everything_but_the_gains() -> None:
 
 
 def test_they_stay_dense_if_excluded() -> None:
-    masks = prune(small(residual_gains=True), SynFlow(), density=0.1, input_shape=(3, 32, 32), rounds=3, exclude=["*.shortcut.weight"])
+    masks = prune(
+        small(residual_gains=True),
+        SynFlow(),
+        density=0.1,
+        input_shape=(3, 32, 32),
+        rounds=3,
+        exclude=["*.shortcut.weight"],
+    )
     assert "blocks.0.shortcut.weight" not in masks
     assert "blocks.1.shortcut.0.weight" in masks

@@ -18,7 +18,9 @@ def count(module: nn.Module) -> int:
 
 
 def without_shortcuts(depth: int, width: int) -> int:
-    """The first convolution, 2n convolutions in each of three stages, a gain and a shift after each, and the classifier."""
+    """The first convolution, 2n convolutions in each of three stages, a gain and a shift after
+    each, and the classifier.
+    """
     n = (depth - 2) // 6
     w1, w2, w3 = width, 2 * width, 4 * width
     stem = 9 * 3 * w1
@@ -55,8 +57,14 @@ def test_resnet20_has_272_474_parameters_and_22_layers_to_prune() -> None:
 
 
 def test_a_shortcut_has_weights_only_where_the_shape_changes() -> None:
-    kernels = [block.shortcut[0] for block in on_meta(20).blocks if not isinstance(block.shortcut, nn.Identity)]
-    assert [(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride) for conv in kernels] == [
+    kernels = [
+        block.shortcut[0]
+        for block in on_meta(20).blocks
+        if not isinstance(block.shortcut, nn.Identity)
+    ]
+    assert [
+        (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride) for conv in kernels
+    ] == [
         (16, 32, (1, 1), (2, 2)),
         (32, 64, (1, 1), (2, 2)),
     ]

@@ -7,7 +7,8 @@ from synflow_pl.networks import TinyVGG
 
 # Parameters of the convolutions, biases included, as of the ImageNet networks.
 CONVOLUTIONS = {11: 9_220_480, 13: 9_404_992, 16: 14_714_688, 19: 20_024_384}
-# Millions of parameters that weiaicunzai states for CIFAR-100, with BatchNorm; for VGG-19 only roughly (39.0, its layers have 39.3).
+# Millions of parameters that weiaicunzai states for CIFAR-100, with BatchNorm; for VGG-19 only
+# roughly (39.0, its layers have 39.3).
 STATED = {11: 28.5, 13: 28.7, 16: 34.0}
 
 
@@ -22,7 +23,8 @@ def count(module: nn.Module) -> int:
 
 @pytest.mark.parametrize("depth", CONVOLUTIONS)
 def test_three_linear_layers_follow_the_published_convolutions(depth: int) -> None:
-    # At 64x64 five halvings leave 2x2 positions of 512 channels; two hidden layers of 1024; 200 classes.
+    # At 64x64 five halvings leave 2x2 positions of 512 channels; two hidden layers of 1024; 200
+    # classes.
     linear = (2048 * 1024 + 1024) + (1024 * 1024 + 1024) + (1024 * 200 + 200)
     assert count(on_meta(depth, batch_norm=False)) == CONVOLUTIONS[depth] + linear
 
@@ -36,19 +38,29 @@ def test_with_4096_hidden_units_it_is_weiaicunzai_s_network(depth: int) -> None:
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("depth", CONVOLUTIONS)
 def test_at_imagenet_s_size_it_is_torchvision_s_network(depth: int, batch_norm: bool) -> None:
-    ours = on_meta(depth, batch_norm=batch_norm, hidden=4096, input_shape=(3, 224, 224), num_classes=1000)
+    ours = on_meta(
+        depth, batch_norm=batch_norm, hidden=4096, input_shape=(3, 224, 224), num_classes=1000
+    )
     with torch.device("meta"):
         theirs = getattr(models, f"vgg{depth}{'_bn' if batch_norm else ''}")()
     assert [p.shape for p in ours.parameters()] == [p.shape for p in theirs.parameters()]
-    assert [type(module) for module in ours.features] == [type(module) for module in theirs.features]
-    assert [type(module) for module in ours.classifier] == [type(module) for module in theirs.classifier]
+    assert [type(module) for module in ours.features] == [
+        type(module) for module in theirs.features
+    ]
+    assert [type(module) for module in ours.classifier] == [
+        type(module) for module in theirs.classifier
+    ]
 
 
 @pytest.mark.parametrize(("depth", "batch_norm"), [(11, True), (11, False), (16, True)])
 def test_with_copied_weights_the_outputs_are_torchvision_s(depth: int, batch_norm: bool) -> None:
     theirs = getattr(models, f"vgg{depth}{'_bn' if batch_norm else ''}")(num_classes=10)
     theirs.avgpool = nn.Identity()  # at 64x64 it would copy the 2x2 positions that are left to 7x7
-    theirs.classifier[0], theirs.classifier[3], theirs.classifier[6] = nn.Linear(2048, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+    theirs.classifier[0], theirs.classifier[3], theirs.classifier[6] = (
+        nn.Linear(2048, 64),
+        nn.Linear(64, 64),
+        nn.Linear(64, 10),
+    )
     ours = TinyVGG(depth, batch_norm, hidden=64, num_classes=10)  # type: ignore[arg-type]
     ours.load_state_dict(theirs.state_dict())
     images = torch.randn(2, 3, 64, 64)

@@ -5,7 +5,8 @@ from torchvision import models
 
 from synflow_pl.networks import VGG
 
-# Channels of each convolution, as drawn in Table 1 of Simonyan & Zisserman 2015 (columns A, B, D, E).
+# Channels of each convolution, as drawn in Table 1 of Simonyan & Zisserman 2015 (columns A, B, D,
+# E).
 CHANNELS = {
     11: [64, 128, 256, 256, 512, 512, 512, 512],
     13: [64, 64, 128, 128, 256, 256, 512, 512, 512, 512],
@@ -27,7 +28,10 @@ def count(module: nn.Module) -> int:
 
 @pytest.mark.parametrize("depth", CHANNELS)
 def test_the_convolutions_have_the_published_number_of_parameters(depth: int) -> None:
-    weights = sum(9 * into * out for into, out in zip([3, *CHANNELS[depth][:-1]], CHANNELS[depth], strict=True))
+    weights = sum(
+        9 * into * out
+        for into, out in zip([3, *CHANNELS[depth][:-1]], CHANNELS[depth], strict=True)
+    )
     biases = sum(CHANNELS[depth])
     assert weights + biases == PUBLISHED[depth]
 
@@ -36,7 +40,9 @@ def test_the_convolutions_have_the_published_number_of_parameters(depth: int) ->
 
 @pytest.mark.parametrize("depth", CHANNELS)
 def test_batch_norm_adds_a_gain_and_a_shift_per_channel(depth: int) -> None:
-    assert count(on_meta(depth)) - count(on_meta(depth, batch_norm=False)) == 2 * sum(CHANNELS[depth])
+    assert count(on_meta(depth)) - count(on_meta(depth, batch_norm=False)) == 2 * sum(
+        CHANNELS[depth]
+    )
 
 
 @pytest.mark.parametrize("depth", CHANNELS)
@@ -53,7 +59,9 @@ def test_the_convolutions_are_those_of_torchvision(depth: int, batch_norm: bool)
 
 
 def test_vgg16_has_14_715_584_weights_to_prune() -> None:
-    weights = [m.weight.numel() for m in on_meta(16).modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    weights = [
+        m.weight.numel() for m in on_meta(16).modules() if isinstance(m, (nn.Conv2d, nn.Linear))
+    ]
     assert len(weights) == 14
     assert sum(weights) == 14_715_584
 
@@ -78,7 +86,10 @@ def test_with_copied_weights_the_features_are_torchvision_s(batch_norm: bool) ->
 @pytest.mark.parametrize("side", [16, 17, 63])
 def test_images_of_odd_sizes_pass(side: int) -> None:
     with torch.no_grad():
-        assert VGG(11, input_shape=(1, side, side)).eval()(torch.randn(1, 1, side, side)).shape == (1, 10)
+        assert VGG(11, input_shape=(1, side, side)).eval()(torch.randn(1, 1, side, side)).shape == (
+            1,
+            10,
+        )
 
 
 @pytest.mark.parametrize("depth", [12, 0, -16])
@@ -88,5 +99,7 @@ def test_a_depth_that_was_never_published_is_refused(depth: int) -> None:
 
 
 def test_images_too_small_for_four_halvings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"VGG: images of \[32, 15\] are too small.*at least 16x16"):
+    with pytest.raises(
+        ValueError, match=r"VGG: images of \[32, 15\] are too small.*at least 16x16"
+    ):
         VGG(11, input_shape=(3, 32, 15))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from synflow_pl.flow import example_of
-from synflow_pl.pruners import Pruner, Subject
+from synflow_pl.pruners import Pruner, PruningState
 
 
 def small() -> nn.Module:
@@ -23,7 +23,11 @@ def small() -> nn.Module:
 def small_batches() -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(2)
     return [
-        (torch.randn(n, 3, generator=generator, dtype=torch.float64), torch.randint(0, 2, (n,), generator=generator)) for n in (5, 2)
+        (
+            torch.randn(n, 3, generator=generator, dtype=torch.float64),
+            torch.randint(0, 2, (n,), generator=generator),
+        )
+        for n in (5, 2)
     ]
 
 
@@ -44,7 +48,7 @@ def scores(
     **options: Any,
 ) -> dict[str, Tensor]:
     """What the pruner scores, at some masks, before the loop cuts."""
-    subject = Subject.of(network)
+    subject = PruningState.of(network)
     subject.batches, subject.loss, subject.density = batches, loss, density
     for name, value in options.items():
         setattr(subject, name, value)
@@ -56,5 +60,6 @@ def scores(
             weight.mul_(subject.masks[name])
     pruner.prepare(subject)
     return {
-        name: score if isinstance(score, Tensor) else score.weight * score.gradient for name, score in pruner.score(subject).items()
+        name: score if isinstance(score, Tensor) else score.weight * score.gradient
+        for name, score in pruner.score(subject).items()
     }

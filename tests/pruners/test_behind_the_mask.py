@@ -1,4 +1,6 @@
-"""Scores of a network that is pruned already, against references in float64 in which a removed weight is no parameter at all."""
+"""Scores of a network that is pruned already, against references in float64 in which a removed
+weight is no parameter at all.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,27 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from synflow_pl import Masks, prune
-from synflow_pl.pruners import FORCE, NTKSAP, PHEW, SNIP, GraSP, Inverted, InvertedGraSP, Pruner, Random, Shuffled
+from synflow_pl.pruners import (
+    FORCE,
+    NTKSAP,
+    PHEW,
+    SNIP,
+    GraSP,
+    Inverted,
+    InvertedGraSP,
+    Pruner,
+    Random,
+    Shuffled,
+)
 
 Tensors = dict[str, Tensor]
 TEMPERATURE = 200.0
 
 
 def network() -> nn.Module:
-    """Convolutions, a BatchNorm with statistics and gains of its own, biases and a linear layer: 128 weights, in float64."""
+    """Convolutions, a BatchNorm with statistics and gains of its own, biases and a linear layer:
+    128 weights, in float64.
+    """
     torch.manual_seed(3)
     made = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 5, 2, bias=False), nn.Tanh(), nn.Flatten(), nn.Linear(5, 3),
@@ -36,7 +51,10 @@ def network() -> nn.Module:
 def batches(round_index: int = 0) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(10 + round_index)
     return [
-        (torch.randn(n, 1, 4, 4, generator=generator, dtype=torch.float64), torch.randint(0, 3, (n,), generator=generator))
+        (
+            torch.randn(n, 1, 4, 4, generator=generator, dtype=torch.float64),
+            torch.randint(0, 3, (n,), generator=generator),
+        )
         for n in (7, 4)
     ]
 
@@ -45,21 +63,34 @@ def weights_of(network: nn.Module) -> Tensors:
     return {name: p.detach() for name, p in network.named_parameters() if p.dim() > 1}
 
 
-def mean_loss(network: nn.Module, weights: Mapping[str, Tensor], data: list[tuple[Tensor, Tensor]], temperature: float = 1.0) -> Tensor:
+def mean_loss(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    data: list[tuple[Tensor, Tensor]],
+    temperature: float = 1.0,
+) -> Tensor:
     """The mean over all images; in train mode each batch has its own statistics."""
-    sums = [cross_entropy(functional_call(network, {**weights}, (x,)) / temperature, y, reduction="sum") for x, y in data]
+    sums = [
+        cross_entropy(functional_call(network, {**weights}, (x,)) / temperature, y, reduction="sum")
+        for x, y in data
+    ]
     return torch.stack(sums).sum() / sum(len(y) for _, y in data)
 
 
 def grasp(network: nn.Module, masks: Tensors, data: list[tuple[Tensor, Tensor]]) -> Tensors:
-    """theta * H g over the vector theta of kept weights (Wang et al. 2020, Equation 8), with an explicit Hessian."""
+    """theta * H g over the vector theta of kept weights (Wang et al. 2020, Equation 8), with an
+    explicit Hessian.
+    """
     weights = weights_of(network)
     theta = torch.cat([weights[name][mask] for name, mask in masks.items()])
     counts = [int(mask.sum()) for mask in masks.values()]
 
     def placed(vector: Tensor) -> Tensors:
         parts = zip(masks.items(), vector.split(counts), strict=True)
-        return {name: torch.zeros_like(weights[name]).masked_scatter(mask, part) for (name, mask), part in parts}
+        return {
+            name: torch.zeros_like(weights[name]).masked_scatter(mask, part)
+            for (name, mask), part in parts
+        }
 
     def loss(vector: Tensor) -> Tensor:
         return mean_loss(network, placed(vector), data, TEMPERATURE)
@@ -68,7 +99,9 @@ def grasp(network: nn.Module, masks: Tensors, data: list[tuple[Tensor, Tensor]])
     return placed(theta * (torch.autograd.functional.hessian(loss, theta) @ gradient))
 
 
-def inverted_grasp(network: nn.Module, masks: Tensors, data: list[tuple[Tensor, Tensor]]) -> Tensors:
+def inverted_grasp(
+    network: nn.Module, masks: Tensors, data: list[tuple[Tensor, Tensor]]
+) -> Tensors:
     return {name: -score for name, score in grasp(network, masks, data).items()}
 
 
@@ -76,8 +109,13 @@ def snip(network: nn.Module, masks: Tensors, data: list[tuple[Tensor, Tensor]]) 
     """|dL(c * w)/dc| at the masks c (Lee et al. 2019, Equation 4)."""
     weights = weights_of(network)
     entries = {name: mask.double().requires_grad_() for name, mask in masks.items()}
-    loss = mean_loss(network, {name: weights[name] * entry for name, entry in entries.items()}, data)
-    return {name: g.abs() for name, g in zip(masks, torch.autograd.grad(loss, list(entries.values())), strict=True)}
+    loss = mean_loss(
+        network, {name: weights[name] * entry for name, entry in entries.items()}, data
+    )
+    return {
+        name: g.abs()
+        for name, g in zip(masks, torch.autograd.grad(loss, list(entries.values())), strict=True)
+    }
 
 
 def force(network: nn.Module, masks: Tensors, data: list[tuple[Tensor, Tensor]]) -> Tensors:
@@ -94,7 +132,10 @@ CASES: dict[str, tuple[Callable[[], Pruner], Score]] = {
     "InvertedGraSP": (InvertedGraSP, inverted_grasp),
     "Inverted(GraSP)": (lambda: Inverted(GraSP()), inverted_grasp),
     "SNIP": (SNIP, snip),
-    "Inverted(SNIP)": (lambda: Inverted(SNIP()), lambda *args: {name: -score for name, score in snip(*args).items()}),
+    "Inverted(SNIP)": (
+        lambda: Inverted(SNIP()),
+        lambda *args: {name: -score for name, score in snip(*args).items()},
+    ),
     "FORCE": (FORCE, force),
 }
 each_case = pytest.mark.parametrize("case", CASES)
@@ -106,20 +147,36 @@ def best(flat: Tensor, count: int) -> Tensor:
 
 
 def by_reference(
-    score: Score, counts: list[int], masks: Tensors, *, regrows: bool, train_mode: bool = False, fresh: bool = False
+    score: Score,
+    counts: list[int],
+    masks: Tensors,
+    *,
+    regrows: bool,
+    train_mode: bool = False,
+    fresh: bool = False,
 ) -> Tensors:
     """In each round the largest scores among the kept weights, or among all of them."""
     subject = network().train(train_mode)
     for index, count in enumerate(counts):
         scores = score(copy.deepcopy(subject), masks, batches(index if fresh else 0))
-        flat = torch.cat([s.masked_fill(~masks[name] & (not regrows), -math.inf).flatten() for name, s in scores.items()])
+        flat = torch.cat(
+            [
+                s.masked_fill(~masks[name] & (not regrows), -math.inf).flatten()
+                for name, s in scores.items()
+            ]
+        )
         kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, best(flat, count), True)
         parts = kept.split([mask.numel() for mask in masks.values()])
-        masks = {name: part.view_as(mask) for (name, mask), part in zip(masks.items(), parts, strict=True)}
+        masks = {
+            name: part.view_as(mask)
+            for (name, mask), part in zip(masks.items(), parts, strict=True)
+        }
     return masks
 
 
-def pruned(pruner: Pruner, subject: nn.Module | None = None, **options: Any) -> tuple[Masks, list[int]]:
+def pruned(
+    pruner: Pruner, subject: nn.Module | None = None, **options: Any
+) -> tuple[Masks, list[int]]:
     counts: list[int] = []
     found = prune(
         network() if subject is None else subject, pruner, loss=cross_entropy, **{"batches": batches()} | options,
@@ -133,57 +190,92 @@ def same(found: Mapping[str, Tensor], expected: Tensors) -> bool:
 
 
 def dense() -> Tensors:
-    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights_of(network()).items()}
+    return {
+        name: torch.ones_like(weight, dtype=torch.bool)
+        for name, weight in weights_of(network()).items()
+    }
 
 
 @each_case
 @pytest.mark.parametrize("rounds", [1, 2, 7])
 @pytest.mark.parametrize("train_mode", [False, True])
-def test_every_round_scores_the_network_that_is_left(case: str, rounds: int, train_mode: bool) -> None:
+def test_every_round_scores_the_network_that_is_left(
+    case: str, rounds: int, train_mode: bool
+) -> None:
     build, score = CASES[case]
     found, counts = pruned(build(), density=0.15, rounds=rounds, train_mode=train_mode)
     assert len(counts) == rounds
-    assert same(found, by_reference(score, counts, dense(), regrows=build().regrows, train_mode=train_mode))
+    assert same(
+        found, by_reference(score, counts, dense(), regrows=build().regrows, train_mode=train_mode)
+    )
 
 
 @each_case
 def test_fresh_batches_score_each_round_on_its_own(case: str) -> None:
     build, score = CASES[case]
     found, counts = pruned(build(), density=0.15, rounds=4, batches=batches, train_mode=True)
-    assert same(found, by_reference(score, counts, dense(), regrows=build().regrows, train_mode=True, fresh=True))
-    assert not same(found, by_reference(score, counts, dense(), regrows=build().regrows, train_mode=True))
+    assert same(
+        found,
+        by_reference(score, counts, dense(), regrows=build().regrows, train_mode=True, fresh=True),
+    )
+    assert not same(
+        found, by_reference(score, counts, dense(), regrows=build().regrows, train_mode=True)
+    )
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "FORCE"])  # it brings back what masks= removed
-@pytest.mark.parametrize("earlier", [Random(seed=1), Shuffled(SNIP(), seed=2)], ids=["random", "shuffled"])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case != "FORCE"]
+)  # it brings back what masks= removed
+@pytest.mark.parametrize(
+    "earlier", [Random(seed=1), Shuffled(SNIP(), seed=2)], ids=["random", "shuffled"]
+)
 @pytest.mark.parametrize("scope", ["global", "local"])
-def test_pruning_from_earlier_masks_scores_the_network_behind_them(case: str, earlier: Pruner, scope: str) -> None:
+def test_pruning_from_earlier_masks_scores_the_network_behind_them(
+    case: str, earlier: Pruner, scope: str
+) -> None:
     build, score = CASES[case]
     masks, _ = pruned(earlier, density=0.6)
-    for subject in (network(), None):  # with removed weights at zero, and with the values that they had
+    for subject in (
+        network(),
+        None,
+    ):  # with removed weights at zero, and with the values that they had
         if subject is not None:
             masks.apply(subject)
         found, counts = pruned(build(), subject, density=0.2, rounds=3, masks=masks, scope=scope)
         if scope == "global":
-            assert same(found, by_reference(score, counts, {name: masks[name] for name in masks}, regrows=False))
+            assert same(
+                found,
+                by_reference(score, counts, {name: masks[name] for name in masks}, regrows=False),
+            )
         assert all(not (mask & ~masks[name]).any() for name, mask in found.items())
 
 
 def test_scores_of_grasp_do_not_depend_on_what_removed_weights_could_do() -> None:
-    # A unit whose outgoing weight is removed: the gradient of that weight is large and does not count.
+    # A unit whose outgoing weight is removed: the gradient of that weight is large and does not
+    # count.
     subject = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 2, bias=False)).double()
     subject[0].weight.data = torch.tensor([[1.0], [50.0]], dtype=torch.float64)
     subject[1].weight.data = torch.tensor([[1.0, 0.5], [-2.0, 0.25]], dtype=torch.float64)
-    masks = {"0.weight": torch.tensor([[True], [True]]), "1.weight": torch.tensor([[True, False], [True, False]])}
+    masks = {
+        "0.weight": torch.tensor([[True], [True]]),
+        "1.weight": torch.tensor([[True, False], [True, False]]),
+    }
     data = [(torch.ones(1, 1, dtype=torch.float64), torch.tensor([0]))]
     expected = grasp(subject, masks, data)
     other = copy.deepcopy(subject)
     other[0].weight.data[1] = 7.0  # it feeds removed weights only
     kept = grasp(other, masks, data)
     assert torch.equal(kept["1.weight"], expected["1.weight"])
-    both = [prune(copy.deepcopy(net), GraSP(), kept=1, rounds=1, masks=Masks(masks), batches=data) for net in (subject, other)]
-    flat = torch.cat([score.masked_fill(~masks[name], -math.inf).flatten() for name, score in expected.items()])
-    assert [torch.cat([mask.flatten() for mask in found.values()]).nonzero().item() for found in both] == [int(flat.argmax())] * 2
+    both = [
+        prune(copy.deepcopy(net), GraSP(), num_kept=1, rounds=1, masks=Masks(masks), batches=data)
+        for net in (subject, other)
+    ]
+    flat = torch.cat(
+        [score.masked_fill(~masks[name], -math.inf).flatten() for name, score in expected.items()]
+    )
+    assert [
+        torch.cat([mask.flatten() for mask in found.values()]).nonzero().item() for found in both
+    ] == [int(flat.argmax())] * 2
 
 
 def test_levels_of_grasp_with_training_between_them_score_each_network_behind_its_masks() -> None:
@@ -191,21 +283,34 @@ def test_levels_of_grasp_with_training_between_them_score_each_network_behind_it
     for level, density in enumerate((0.6, 0.35, 0.2)):
         with torch.no_grad():  # survivors are trained on
             for name, weight in weights_of(subject).items():
-                weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(level))).mul_(reference[name])
+                weight.add_(
+                    0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(level))
+                ).mul_(reference[name])
         scores = grasp(subject, reference, batches())
         masks, (count,) = pruned(GraSP(), subject, density=density, rounds=1, masks=masks)
-        flat = torch.cat([score.masked_fill(~reference[name], -math.inf).flatten() for name, score in scores.items()])
+        flat = torch.cat(
+            [
+                score.masked_fill(~reference[name], -math.inf).flatten()
+                for name, score in scores.items()
+            ]
+        )
         kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, best(flat, count), True)
         reference = {
-            n: p.view_as(m) for (n, m), p in zip(reference.items(), kept.split([m.numel() for m in reference.values()]), strict=True)
+            n: p.view_as(m)
+            for (n, m), p in zip(
+                reference.items(), kept.split([m.numel() for m in reference.values()]), strict=True
+            )
         }
         assert same(masks, reference)
 
 
 def test_ntk_sap_scores_the_architecture_that_is_left() -> None:
-    # Wang et al. 2023, Equation 9: in each round images, weights and changes are drawn, and the masks are differentiated.
+    # Wang et al. 2023, Equation 9: in each round images, weights and changes are drawn, and the
+    # masks are differentiated.
     counts: list[int] = []
-    subject = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    subject = nn.Sequential(
+        nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 6), nn.Tanh(), nn.Linear(6, 3)
+    ).double()
     earlier = prune(copy.deepcopy(subject), Random(seed=5), density=0.8)
     found = prune(
         copy.deepcopy(subject), NTKSAP(images=8, epsilon=0.05, seed=4), density=0.2, rounds=4, masks=earlier, input_shape=(4,),
@@ -215,8 +320,16 @@ def test_ntk_sap_scores_the_architecture_that_is_left() -> None:
     masks = {name: earlier[name] for name in earlier}
     for count in counts:
         x = torch.randn(8, 4, dtype=torch.float64, generator=generator)
-        w = {n: nn.init.kaiming_normal_(torch.empty(m.shape, dtype=torch.float64), generator=generator) for n, m in masks.items()}
-        changed = {n: w[n] + 0.05 * torch.randn(m.shape, dtype=torch.float64, generator=generator) for n, m in masks.items()}
+        w = {
+            n: nn.init.kaiming_normal_(
+                torch.empty(m.shape, dtype=torch.float64), generator=generator
+            )
+            for n, m in masks.items()
+        }
+        changed = {
+            n: w[n] + 0.05 * torch.randn(m.shape, dtype=torch.float64, generator=generator)
+            for n, m in masks.items()
+        }
         entries = {n: m.double().requires_grad_() for n, m in masks.items()}
 
         def outputs(weights: Tensors, x: Tensor = x, entries: Tensors = entries) -> Tensor:
@@ -226,21 +339,37 @@ def test_ntk_sap_scores_the_architecture_that_is_left() -> None:
             return x
 
         trace = (outputs(w) - outputs(changed)).square().sum(1).mean()
-        flat = torch.cat([g.abs().flatten() for g in torch.autograd.grad(trace, list(entries.values()))])
+        flat = torch.cat(
+            [g.abs().flatten() for g in torch.autograd.grad(trace, list(entries.values()))]
+        )
         flat[~torch.cat([m.flatten() for m in masks.values()])] = -math.inf
         kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, best(flat, count), True)
-        masks = {n: p.view_as(m) for (n, m), p in zip(masks.items(), kept.split([m.numel() for m in masks.values()]), strict=True)}
+        masks = {
+            n: p.view_as(m)
+            for (n, m), p in zip(
+                masks.items(), kept.split([m.numel() for m in masks.values()]), strict=True
+            )
+        }
     assert same(found, masks)
 
 
 def test_walks_of_phew_choose_among_kept_weights_only() -> None:
-    # Patil & Dovrolis 2021, Equation 4: P = |w| over the sum of |w|, where the weight 9 is removed: 3 / (3 + 1).
+    # Patil & Dovrolis 2021, Equation 4: P = |w| over the sum of |w|, where the weight 9 is removed:
+    # 3 / (3 + 1).
     taken = 0
-    masks = Masks({"0.weight": torch.tensor([[True], [True], [False]]), "1.weight": torch.tensor([[True, True, True]])})
+    masks = Masks(
+        {
+            "0.weight": torch.tensor([[True], [True], [False]]),
+            "1.weight": torch.tensor([[True, True, True]]),
+        }
+    )
     for seed in range(300):
         subject = nn.Sequential(nn.Linear(1, 3, bias=False), nn.Linear(3, 1, bias=False))
-        subject[0].weight.data, subject[1].weight.data = torch.tensor([[3.0], [-1.0], [9.0]]), torch.ones(1, 3)
-        found = prune(subject, PHEW(seed), kept=2, masks=masks, input_shape=(1,))
+        subject[0].weight.data, subject[1].weight.data = (
+            torch.tensor([[3.0], [-1.0], [9.0]]),
+            torch.ones(1, 3),
+        )
+        found = prune(subject, PHEW(seed), num_kept=2, masks=masks, input_shape=(1,))
         assert not found["0.weight"][2, 0]
         taken += int(found["0.weight"][0, 0])
     assert taken / 300 == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 300))

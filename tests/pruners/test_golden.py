@@ -1,4 +1,6 @@
-"""Masks that the method authors' own code chose (../shared/golden, its README): we choose the same."""
+"""Masks that the method authors' own code chose (../shared/golden, its README): we choose the
+same.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,32 @@ NETWORKS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "conv": (Conv, (1, 28, 28)),
     "resnet20": (ResNet, (3, 32, 32)),
 }
-PRUNERS: dict[str, type[Pruner]] = {"mag": Magnitude, "snip": SNIP, "grasp": GraSP, "synflow": SynFlow}
+PRUNERS: dict[str, type[Pruner]] = {
+    "mag": Magnitude,
+    "snip": SNIP,
+    "grasp": GraSP,
+    "synflow": SynFlow,
+}
 FILES = sorted(GOLDEN.glob("*.npz"))
 
 
 def in_layer_order(network: nn.Module) -> list[str]:
-    return [f"{name}.weight" for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    return [
+        f"{name}.weight"
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
 
 
 def formula_batches(shape: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(7)
-    return [(torch.randn(50, *shape, generator=generator), torch.randint(0, 10, (50,), generator=generator)) for _ in range(2)]
+    return [
+        (
+            torch.randn(50, *shape, generator=generator),
+            torch.randint(0, 10, (50,), generator=generator),
+        )
+        for _ in range(2)
+    ]
 
 
 @pytest.mark.skipif(not FILES, reason=f"the golden masks are not there ({GOLDEN})")
@@ -40,8 +57,9 @@ def test_our_masks_are_the_authors(path: Path) -> None:
     build, shape = NETWORKS[name]
     network = fill_by_formula(build())
     if pruner == "synflow":
-        # In float32, what 100 rounds leave of ResNet-20 depends on the order in which a processor's kernels add: on some, about 30 of
-        # 27,000 kept weights are others than the authors'. In float64 all processors agree, and with the authors.
+        # In float32, what 100 rounds leave of ResNet-20 depends on the order in which a processor's
+        # kernels add: on some, about 30 of 27,000 kept weights are others than the authors'. In
+        # float64 all processors agree, and with the authors.
         network.double()
     masks = prune(
         network,
@@ -58,7 +76,9 @@ def test_our_masks_are_the_authors(path: Path) -> None:
     with np.load(path) as golden:
         theirs = np.unpackbits(golden["bits"])[: golden["sizes"].sum()].astype(bool)
         remaining = golden["remaining"]
-    assert [int(masks[layer].sum()) for layer in in_layer_order(network)] == pytest.approx(remaining.tolist(), abs=2)
+    assert [int(masks[layer].sum()) for layer in in_layer_order(network)] == pytest.approx(
+        remaining.tolist(), abs=2
+    )
     assert ours.sum() == theirs.sum()
     both, either = (ours & theirs).sum(), (ours | theirs).sum()
     if pruner == "synflow":

@@ -17,7 +17,7 @@ def test_a_square_is_divided_by_the_squares_that_are_no_smaller() -> None:
     found = scores(LAMP(), network)
     assert found["0.weight"].tolist() == [pytest.approx([1 / 14, 9 / 9, 4 / 13])]
     assert found["1.weight"].flatten().tolist() == pytest.approx([0.01 / 0.05, 1.0])
-    masks = prune(network, LAMP(), kept=3)
+    masks = prune(network, LAMP(), num_kept=3)
     assert masks["0.weight"].tolist() == [[False, True, True]]
     assert masks["1.weight"].tolist() == [[False], [True]]
 
@@ -26,7 +26,7 @@ def test_no_layer_dies_before_every_layer_is_down_to_one_weight() -> None:
     network = FC()
     with torch.no_grad():
         network.layers[1].weight.mul_(1e-4)
-    assert [int(mask.sum()) for mask in prune(network, LAMP(), kept=6).values()] == [1] * 6
+    assert [int(mask.sum()) for mask in prune(network, LAMP(), num_kept=6).values()] == [1] * 6
 
 
 def test_iterated_it_keeps_what_it_keeps_at_once() -> None:

@@ -12,7 +12,7 @@ def test_the_largest_magnitudes_survive_whatever_their_sign() -> None:
     network = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Linear(1, 2, bias=False))
     network[0].weight.data = torch.tensor([[0.1, -5.0, 2.0]])
     network[1].weight.data = torch.tensor([[-0.3], [0.2]])
-    masks = prune(network, Magnitude(), kept=3)
+    masks = prune(network, Magnitude(), num_kept=3)
     assert masks["0.weight"].tolist() == [[False, True, True]]
     assert masks["1.weight"].tolist() == [[True], [False]]
 

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from synflow_pl import prune
 from synflow_pl.networks import ResNet
-from synflow_pl.pruners import NTKSAP, Subject
+from synflow_pl.pruners import NTKSAP, PruningState
 from tests.pruners.networks import scores, small
 
 
@@ -19,18 +19,30 @@ def test_it_is_the_derivative_by_each_entry_of_the_mask_of_how_far_outputs_move(
         nn.init.zeros_(layer.bias)  # as they are drawn
     masks = {"0.weight": torch.ones(4, 3, dtype=torch.bool)}
     masks["0.weight"][1, 2] = False
-    found = scores(NTKSAP(images=6, epsilon=epsilon, seed=4), network, masks=masks, input_shape=(3,))
+    found = scores(
+        NTKSAP(images=6, epsilon=epsilon, seed=4), network, masks=masks, input_shape=(3,)
+    )
 
     # The same numbers, in the order in which they are drawn: images, weights, changes.
     generator = torch.Generator().manual_seed(4)
     names = ["0.weight", "2.weight"]
     images = torch.randn(6, 3, dtype=torch.float64, generator=generator)
-    weights = {n: nn.init.kaiming_normal_(torch.empty_like(network.get_parameter(n).data), generator=generator) for n in names}
-    changes = {n: epsilon * torch.randn(weights[n].shape, dtype=torch.float64, generator=generator) for n in names}
+    weights = {
+        n: nn.init.kaiming_normal_(
+            torch.empty_like(network.get_parameter(n).data), generator=generator
+        )
+        for n in names
+    }
+    changes = {
+        n: epsilon * torch.randn(weights[n].shape, dtype=torch.float64, generator=generator)
+        for n in names
+    }
 
     def moved(entries: dict[str, Tensor]) -> float:
         here = functional_call(network, {n: weights[n] * entries[n] for n in names}, (images,))
-        there = functional_call(network, {n: (weights[n] + changes[n]) * entries[n] for n in names}, (images,))
+        there = functional_call(
+            network, {n: (weights[n] + changes[n]) * entries[n] for n in names}, (images,)
+        )
         return float((here - there).square().sum(1).mean())
 
     entries = {n: masks.get(n, torch.ones_like(weights[n])).double() for n in names}
@@ -39,7 +51,9 @@ def test_it_is_the_derivative_by_each_entry_of_the_mask_of_how_far_outputs_move(
             up, down = ({n: entry.clone() for n, entry in entries.items()} for _ in range(2))
             up[name].view(-1)[index] += 1e-5
             down[name].view(-1)[index] -= 1e-5
-            assert found[name].view(-1)[index].item() == pytest.approx(abs(moved(up) - moved(down)) / 2e-5, rel=1e-4, abs=1e-10)
+            assert found[name].view(-1)[index].item() == pytest.approx(
+                abs(moved(up) - moved(down)) / 2e-5, rel=1e-4, abs=1e-10
+            )
 
 
 def test_neither_weights_nor_running_statistics_count() -> None:
@@ -54,11 +68,15 @@ def test_neither_weights_nor_running_statistics_count() -> None:
     again = scores(NTKSAP(images=4, seed=1), network, input_shape=(3, 8, 8))
     assert all(torch.equal(score, again[name]) for name, score in found.items())
     assert all(int(buffer.sum()) == 3 * buffer.numel() for buffer in network.buffers())
-    assert all(module.momentum == 0.1 for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    assert all(
+        module.momentum == 0.1 for module in network.modules() if isinstance(module, nn.BatchNorm2d)
+    )
 
 
 class EveryKind(nn.Module):
-    """Parameters of many kinds beside the weights that are pruned: embeddings, gains, slopes, tokens, scales, recurrent weights."""
+    """Parameters of many kinds beside the weights that are pruned: embeddings, gains, slopes,
+    tokens, scales, recurrent weights.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,8 +84,14 @@ class EveryKind(nn.Module):
         self.batch_norm, self.group_norm = nn.BatchNorm2d(6), nn.GroupNorm(2, 6)
         self.slope = nn.PReLU(6)
         self.scale = nn.Parameter(torch.full((6, 1, 1), 1e-6))
-        self.token, self.position = nn.Parameter(torch.zeros(1, 1, 6)), nn.Parameter(torch.zeros(1, 17, 6))
-        self.attention, self.layer_norm = nn.MultiheadAttention(6, 2, batch_first=True), nn.LayerNorm(6)
+        self.token, self.position = (
+            nn.Parameter(torch.zeros(1, 1, 6)),
+            nn.Parameter(torch.zeros(1, 17, 6)),
+        )
+        self.attention, self.layer_norm = (
+            nn.MultiheadAttention(6, 2, batch_first=True),
+            nn.LayerNorm(6),
+        )
         self.recurrent = nn.LSTM(6, 5, batch_first=True)
         self.table = nn.Embedding(4, 1)
         self.shift = nn.Parameter(torch.zeros(5))
@@ -76,7 +100,10 @@ class EveryKind(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.slope(self.group_norm(self.batch_norm(self.stem(images)))) * self.scale
-        tokens = torch.cat([self.token.expand(len(images), -1, -1), maps.flatten(2).mT], 1) + self.position
+        tokens = (
+            torch.cat([self.token.expand(len(images), -1, -1), maps.flatten(2).mT], 1)
+            + self.position
+        )
         tokens = self.layer_norm(tokens + self.attention(tokens, tokens, tokens)[0])
         last = self.recurrent(tokens)[0][:, -1] + self.table.weight.sum() + self.shift
         return self.head(self.normed(last).tanh())
@@ -92,18 +119,26 @@ def test_no_parameter_of_the_network_counts(name: str) -> None:
 
 
 def test_the_weights_of_an_excluded_layer_do_not_count() -> None:
-    networks = [nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)) for _ in range(2)]
-    first, second = (prune(n, NTKSAP(seed=2), density=0.2, rounds=3, input_shape=(5,), exclude=["4.*"]) for n in networks)
+    networks = [
+        nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+        for _ in range(2)
+    ]
+    first, second = (
+        prune(n, NTKSAP(seed=2), density=0.2, rounds=3, input_shape=(5,), exclude=["4.*"])
+        for n in networks
+    )
     assert all(torch.equal(first[name], mask) for name, mask in second.items())
 
 
 def test_biases_and_shifts_count_as_zero_and_gains_as_one() -> None:
-    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.PReLU(), nn.Flatten(), nn.Linear(16, 3))
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.PReLU(), nn.Flatten(), nn.Linear(16, 3)
+    )
     found = scores(NTKSAP(images=4, seed=1), network, input_shape=(2, 4, 4))
     started = copy.deepcopy(network)
 
     class Own(NTKSAP):
-        def _others(self, subject: Subject, kind: Tensor) -> dict[str, Tensor]:
+        def _others(self, subject: PruningState, kind: Tensor) -> dict[str, Tensor]:
             return {}
 
     with torch.no_grad():
@@ -113,14 +148,18 @@ def test_biases_and_shifts_count_as_zero_and_gains_as_one() -> None:
     again = scores(Own(images=4, seed=1), started, input_shape=(2, 4, 4))
     assert all(torch.equal(score, again[key]) for key, score in found.items())
     nn.init.constant_(started[1].weight, 0.5)
-    assert not torch.equal(found["0.weight"], scores(Own(images=4, seed=1), started, input_shape=(2, 4, 4))["0.weight"])
+    assert not torch.equal(
+        found["0.weight"], scores(Own(images=4, seed=1), started, input_shape=(2, 4, 4))["0.weight"]
+    )
 
 
 def test_parameters_of_the_network_stay_as_they_are() -> None:
     network = EveryKind()
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
     scores(NTKSAP(images=4), network, input_shape=(3, 4, 4))
-    assert all(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
+    assert all(
+        torch.equal(before[name], parameter) for name, parameter in network.named_parameters()
+    )
 
 
 def test_weights_and_images_are_drawn_anew_in_each_round() -> None:

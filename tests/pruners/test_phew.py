@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from synflow_pl import prune
-from synflow_pl.flow import example_of, linearise, path_left
+from synflow_pl.flow import example_of, is_connected, linearise
 from synflow_pl.masks import prunable
 from synflow_pl.networks import FC, VGG, Conv, ResNet
 from synflow_pl.pruners import PHEW
+from synflow_pl.pruners.layer_graph import LayerGraph, layer_graph
 from synflow_pl.pruners.phew import _Choice
-from synflow_pl.pruners.wiring import Wiring, wiring
 
 
 class Joined(nn.Module):
@@ -42,14 +42,21 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def wires(network: nn.Module, shape: tuple[int, ...]) -> Wiring:
+def wires(network: nn.Module, shape: tuple[int, ...]) -> LayerGraph:
     layers = {name: parameter.detach() for name, parameter in prunable(network).items()}
-    return wiring(linearise(network, example_of(network, shape, None)), layers)
+    return layer_graph(linearise(network, example_of(network, shape, None)), layers)
 
 
-def on_a_path(network: nn.Module, masks: dict[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
+def on_a_path(
+    network: nn.Module, masks: dict[str, Tensor], shape: tuple[int, ...]
+) -> dict[str, Tensor]:
     skeleton = linearise(network, example_of(network, shape, None))
-    return {name: g > 0 for name, g in skeleton.gradients({n: m.double() for n, m in masks.items()}, gains=False).items()}
+    return {
+        name: g > 0
+        for name, g in skeleton.gradients(
+            {n: m.double() for n, m in masks.items()}, gains=False
+        ).items()
+    }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -59,8 +66,10 @@ def test_every_weight_it_keeps_lies_on_a_path(name: str, exponent: float, seed: 
     build, shape = NETWORKS[name]
     network = build()
     total = sum(parameter.numel() for parameter in prunable(network).values())
-    kept = max(round(total ** (1 - exponent) * 12**exponent), 12)  # from all weights to about two paths
-    masks = prune(network, PHEW(seed), kept=kept, input_shape=shape)
+    kept = max(
+        round(total ** (1 - exponent) * 12**exponent), 12
+    )  # from all weights to about two paths
+    masks = prune(network, PHEW(seed), num_kept=kept, input_shape=shape)
     assert masks.kept == kept
     used = on_a_path(network, dict(masks), shape)
     assert all(not (mask & ~used[layer]).any() for layer, mask in masks.items())
@@ -68,18 +77,19 @@ def test_every_weight_it_keeps_lies_on_a_path(name: str, exponent: float, seed: 
 
 def test_with_as_many_weights_as_layers_it_keeps_one_walk() -> None:
     network = FC((1, 4, 4), depth=5, width=12)
-    masks = prune(network, PHEW(), kept=5, input_shape=(1, 4, 4))
+    masks = prune(network, PHEW(), num_kept=5, input_shape=(1, 4, 4))
     assert [int(mask.sum()) for mask in masks.values()] == [1] * 5
-    assert path_left(network, masks, example_of(network, (1, 4, 4), None))
+    assert is_connected(network, masks, example_of(network, (1, 4, 4), None))
 
 
 def test_with_fewer_it_keeps_the_beginning_of_one() -> None:
-    masks = prune(FC((1, 4, 4), depth=5, width=12), PHEW(), kept=3, input_shape=(1, 4, 4))
+    masks = prune(FC((1, 4, 4), depth=5, width=12), PHEW(), num_kept=3, input_shape=(1, 4, 4))
     assert [int(mask.sum()) for mask in masks.values()] == [1, 1, 1, 0, 0]
 
 
 def test_a_step_is_as_likely_as_its_weight_is_large() -> None:
-    # One input, two hidden units with weights 3 and -1 into them: of the first walks from the input three in four take the first.
+    # One input, two hidden units with weights 3 and -1 into them: of the first walks from the input
+    # three in four take the first.
     network = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
     network[0].weight.data = torch.tensor([[3.0], [-1.0]])
     network[1].weight.data = torch.tensor([[1.0, 1.0]])
@@ -87,13 +97,18 @@ def test_a_step_is_as_likely_as_its_weight_is_large() -> None:
     took = 0
     for seed in range(300):
         network.load_state_dict(dense)
-        took += int(prune(network, PHEW(seed), kept=2, input_shape=(1,))["0.weight"][0, 0])
+        took += int(prune(network, PHEW(seed), num_kept=2, input_shape=(1,))["0.weight"][0, 0])
     assert took / 300 == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 300))
 
 
 def test_choices_are_drawn_in_proportion_and_never_without_weight() -> None:
     places = torch.tensor([2, 0, 0, 2, 2])
-    choice = _Choice(places, torch.tensor([10, 11, 12, 13, 14]), torch.tensor([1.0, 0.0, 5.0, 2.0, 1.0], dtype=torch.float64), 3)
+    choice = _Choice(
+        places,
+        torch.tensor([10, 11, 12, 13, 14]),
+        torch.tensor([1.0, 0.0, 5.0, 2.0, 1.0], dtype=torch.float64),
+        3,
+    )
     generator = torch.Generator().manual_seed(0)
     drawn = choice.draw(torch.tensor([0, 1, 2]).repeat(8000), generator).view(-1, 3)
     assert set(drawn[:, 0].tolist()) == {12}
@@ -104,7 +119,7 @@ def test_choices_are_drawn_in_proportion_and_never_without_weight() -> None:
 
 def test_walks_start_in_turn_from_every_input_and_every_output() -> None:
     network = FC((1, 4, 4), depth=3, width=12)
-    masks = prune(network, PHEW(), kept=250, input_shape=(1, 4, 4))
+    masks = prune(network, PHEW(), num_kept=250, input_shape=(1, 4, 4))
     assert masks["layers.1.weight"].any(0).all()
     assert masks["layers.5.weight"].any(1).all()
 
@@ -114,7 +129,8 @@ def test_the_wiring_sees_through_shortcuts() -> None:
     names = list(found.entries)
     stem = names[0]
     assert [name for name, entry in found.entries.items() if entry.any()] == [stem]
-    # What the stem makes is read by the first block's first convolution and, past it, by all that the second block reads.
+    # What the stem makes is read by the first block's first convolution and, past it, by all that
+    # the second block reads.
     readers = [reader for reader, source in found.feeds if source == stem]
     assert len(readers) == 3
     assert all(found.feeds[reader, stem].tolist() == [0, 1, 2, 3] for reader in readers)
@@ -125,8 +141,13 @@ def test_the_wiring_sees_through_groups_joining_and_flattening() -> None:
     found = wires(Joined(), (2, 4, 4))
     assert found.feeds["grouped.weight", "stem.weight"].tolist() == [0, 1, 2, 3]
     # Ten channels of 2 x 2 pixels: the first four channels are the stem's.
-    assert found.feeds["fc.weight", "stem.weight"].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [-1] * 24
-    assert found.feeds["fc.weight", "grouped.weight"].tolist() == [-1] * 16 + [c for c in range(6) for _ in range(4)]
+    assert (
+        found.feeds["fc.weight", "stem.weight"].tolist()
+        == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [-1] * 24
+    )
+    assert found.feeds["fc.weight", "grouped.weight"].tolist() == [-1] * 16 + [
+        c for c in range(6) for _ in range(4)
+    ]
     assert found.groups == {"stem.weight": 1, "grouped.weight": 2, "fc.weight": 1}
 
 
@@ -141,7 +162,7 @@ def test_a_large_network_keeps_wide_layers() -> None:
     network = VGG(16)
     masks = prune(network, PHEW(), density=0.01, input_shape=(3, 32, 32))
     assert masks.kept == math.ceil(masks.total / 100)
-    assert path_left(network, masks, example_of(network, (3, 32, 32), None))
+    assert is_connected(network, masks, example_of(network, (3, 32, 32), None))
     assert all(mask.flatten(1).any(1).float().mean() > 0.9 for mask in masks.values())
 
 
@@ -165,5 +186,13 @@ def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
 
 def test_the_local_scope_is_told_to_promise_no_paths() -> None:
     pruner = PHEW(seed=0)
-    prune(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), pruner, density=0.5, scope="local", input_shape=(6,))
-    assert pruner.notes == ("each layer is cut alone, so not all that is kept need lie on a path; with scope global it does",)
+    prune(
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)),
+        pruner,
+        density=0.5,
+        scope="local",
+        input_shape=(6,),
+    )
+    assert pruner.notes == (
+        "each layer is cut alone, so not all that is kept need lie on a path; with scope global it does",
+    )

@@ -39,7 +39,9 @@ OTHER: dict[str, Callable[..., Tensor]] = {
     "a chain": lambda m, x: m.third(m.second(m.first(x).relu()).relu()),
     "a learnt shift": lambda m, x: m.second(m.first(x) + m.constant),
     "an activation written as a polynomial": lambda m, x: m.second((y := m.first(x)) + 0.04 * y**3),
-    "a mean that is subtracted": lambda m, x: m.second((y := m.first(x)) - y.mean(-1, keepdim=True)),
+    "a mean that is subtracted": lambda m, x: m.second(
+        (y := m.first(x)) - y.mean(-1, keepdim=True)
+    ),
     "parallel layers": lambda m, x: m.third(m.first(x) + m.second(x)),
     "joined signals": lambda m, x: m.second(torch.cat([x, m.first(x)], -1)[:, :5]),
     "a gate": lambda m, x: x * m.first(x).sigmoid(),
@@ -48,7 +50,9 @@ OTHER: dict[str, Callable[..., Tensor]] = {
 
 @pytest.mark.parametrize("example", [True, False], ids=["with an example", "without one"])
 @pytest.mark.parametrize("name", [*RESIDUAL, *OTHER])
-def test_a_network_is_residual_if_it_adds_signals_of_different_depths(name: str, example: bool) -> None:
+def test_a_network_is_residual_if_it_adds_signals_of_different_depths(
+    name: str, example: bool
+) -> None:
     network = Written((RESIDUAL | OTHER)[name])
     assert is_residual(network, (torch.randn(2, 5),) if example else None) == (name in RESIDUAL)
 
@@ -68,7 +72,9 @@ def test_a_network_is_residual_if_it_adds_signals_of_different_depths(name: str,
         (lambda: torchvision.models.mobilenet_v3_small(), (3, 64, 64), True),
     ],
 )
-def test_networks_are_known_with_and_without_an_example(build: Callable[[], nn.Module], shape: tuple[int, ...], residual: bool) -> None:
+def test_networks_are_known_with_and_without_an_example(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], residual: bool
+) -> None:
     network = build()
     assert is_residual(network, (torch.randn(1, *shape),)) == residual
     assert is_residual(network, None) == residual
@@ -94,7 +100,16 @@ def test_a_network_whose_code_cannot_be_read_asks_for_an_example_or_the_rule() -
     def branching(m: Written, x: Tensor) -> Tensor:
         return m.first(x) if x.sum() > 0 else m.second(m.first(x))
 
-    with pytest.raises(ValueError, match=r"smart_ratio depends on whether Written is a residual network.*give input_shape="):
+    with pytest.raises(
+        ValueError,
+        match=r"smart_ratio depends on whether Written is a residual network.*give input_shape=",
+    ):
         prune(Written(branching), Random(quota="smart_ratio"), density=0.5)
-    assert prune(Written(branching), Random(quota="smart_ratio"), density=0.5, input_shape=(5,)).kept == 38
-    assert prune(Written(branching), Random(quota="smart_ratio", residual=True), density=0.5).kept == 38
+    assert (
+        prune(Written(branching), Random(quota="smart_ratio"), density=0.5, input_shape=(5,)).kept
+        == 38
+    )
+    assert (
+        prune(Written(branching), Random(quota="smart_ratio", residual=True), density=0.5).kept
+        == 38
+    )

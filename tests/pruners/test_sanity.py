@@ -12,7 +12,7 @@ from synflow_pl.pruners import Inverted, Magnitude, Reinitialised, Shuffled, Syn
 def test_inverted_scores_keep_the_smallest_among_the_survivors_of_each_round() -> None:
     network = nn.Linear(6, 1, bias=False)
     network.weight.data = torch.tensor([[3.0, -1.0, 6.0, 2.0, -5.0, 4.0]])
-    masks = prune(network, Inverted(Magnitude()), kept=2, rounds=3)
+    masks = prune(network, Inverted(Magnitude()), num_kept=2, rounds=3)
     # Removed weights are the smallest numbers there are, yet they do not come back.
     assert masks["weight"].tolist() == [[False, True, False, True, False, False]]
 
@@ -21,7 +21,14 @@ def test_inverted_flow_and_flow_keep_opposite_weights_in_one_round() -> None:
     torch.manual_seed(0)
     kept = prune(FC(depth=3), SynFlow(), density=0.5, rounds=1, input_shape=(1, 28, 28))
     torch.manual_seed(0)
-    other = prune(FC(depth=3), Inverted(SynFlow()), density=0.5, rounds=1, input_shape=(1, 28, 28), on_collapse="ignore")
+    other = prune(
+        FC(depth=3),
+        Inverted(SynFlow()),
+        density=0.5,
+        rounds=1,
+        input_shape=(1, 28, 28),
+        on_collapse="ignore",
+    )
     assert all(torch.equal(other[name], ~mask) for name, mask in kept.items())
 
 
@@ -31,7 +38,9 @@ def test_shuffled_masks_keep_each_layer_s_number_at_other_places() -> None:
     torch.manual_seed(0)
     network = FC(depth=3)
     dense = {name: parameter.clone() for name, parameter in network.named_parameters()}
-    shuffled = prune(network, Shuffled(SynFlow(), seed=3), density=0.1, rounds=5, input_shape=(1, 28, 28))
+    shuffled = prune(
+        network, Shuffled(SynFlow(), seed=3), density=0.1, rounds=5, input_shape=(1, 28, 28)
+    )
     for name, mask in kept.items():
         assert int(shuffled[name].sum()) == int(mask.sum())
         share = float((shuffled[name] & mask).sum() / mask.sum())
@@ -39,19 +48,24 @@ def test_shuffled_masks_keep_each_layer_s_number_at_other_places() -> None:
         assert torch.equal(network.get_parameter(name), dense[name] * shuffled[name])
 
 
-def test_reinitialised_weights_are_drawn_anew_from_their_layer_s_distribution_under_the_same_masks() -> None:
+def test_reinitialised_weights_are_drawn_anew_from_their_layer_s_distribution_under_the_same_masks() -> (
+    None
+):
     torch.manual_seed(0)
     kept = prune(FC(depth=3), SynFlow(), density=0.5, rounds=5, input_shape=(1, 28, 28))
     torch.manual_seed(0)
     network = FC(depth=3)
     dense = {name: parameter.clone() for name, parameter in network.named_parameters()}
-    masks = prune(network, Reinitialised(SynFlow(), seed=3), density=0.5, rounds=5, input_shape=(1, 28, 28))
+    masks = prune(
+        network, Reinitialised(SynFlow(), seed=3), density=0.5, rounds=5, input_shape=(1, 28, 28)
+    )
     for name, mask in masks.items():
         assert torch.equal(mask, kept[name])
         new = network.get_parameter(name)
         assert not new[~mask].any()
         assert torch.isin(new[mask], dense[name]).all()
-        # SynFlow kept large weights; the new ones know nothing of that, and are spread as the dense layer's are.
+        # SynFlow kept large weights; the new ones know nothing of that, and are spread as the dense
+        # layer's are.
         if mask.sum() > 1000:
             assert float(new[mask].std()) == pytest.approx(float(dense[name].std()), rel=0.05)
             assert float(dense[name][mask].abs().mean()) > 1.08 * float(new[mask].abs().mean())
@@ -59,4 +73,9 @@ def test_reinitialised_weights_are_drawn_anew_from_their_layer_s_distribution_un
 
 def test_what_another_pruner_needs_is_needed_around_it() -> None:
     around = Shuffled(SynFlow())
-    assert (around.rounds, around.needs_input, around.needs_batches, around.regrows) == (100, True, False, False)
+    assert (around.rounds, around.needs_input, around.needs_batches, around.regrows) == (
+        100,
+        True,
+        False,
+        False,
+    )

@@ -10,12 +10,13 @@ from torch.func import functional_call
 
 from synflow_pl import prune
 from synflow_pl.networks import ResNet
-from synflow_pl.pruners import FORCE, NTKSAP, SNIP, GraSP, Pruner, Subject
+from synflow_pl.pruners import FORCE, NTKSAP, SNIP, GraSP, Pruner, PruningState
 from tests.pruners.networks import half_square, scores, small, small_batches
 
 
 def test_the_score_is_the_weight_times_the_gradient_of_the_mean_loss() -> None:
-    # f(x) = w . x with w = (2, -1), half the squared error. For x = (1, 3): f = -1, target 1, error -2.
+    # f(x) = w . x with w = (2, -1), half the squared error. For x = (1, 3): f = -1, target 1, error
+    # -2.
     network = nn.Linear(2, 1, bias=False)
     network.weight.data = torch.tensor([[2.0, -1.0]])
     batches = [(torch.tensor([[1.0, 3.0]]), torch.tensor([1.0]))]
@@ -28,20 +29,30 @@ def test_a_short_last_batch_weighs_by_its_images() -> None:
     network.weight.data.fill_(1.0)
     images, targets = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0.0, 0.0, 0.0])
     parts = [(images[:2], targets[:2]), (images[2:], targets[2:])]
-    # The gradient is the mean of x^2: (1 + 4 + 9) / 3; the mean of the batches' means would be (2.5 + 9) / 2.
+    # The gradient is the mean of x^2: (1 + 4 + 9) / 3; the mean of the batches' means would be (2.5
+    # + 9) / 2.
     assert scores(SNIP(), network, parts, half_square)["weight"].item() == pytest.approx(14 / 3)
 
 
 def test_it_is_the_derivative_of_the_loss_by_each_entry_of_the_mask() -> None:
     network, batches = small(), small_batches()
     found = scores(SNIP(), network, batches)
-    weights = {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.dim() == 2}
+    weights = {
+        name: parameter.detach()
+        for name, parameter in network.named_parameters()
+        if parameter.dim() == 2
+    }
 
     def loss(name: str, index: int, entry: float) -> float:
         mask = torch.ones_like(weights[name])
         mask.view(-1)[index] = entry
-        logits = [(functional_call(network, {name: weights[name] * mask}, (images,)), labels) for images, labels in batches]
-        return sum(float(nn.functional.cross_entropy(x, y, reduction="sum")) for x, y in logits) / sum(len(y) for _, y in logits)
+        logits = [
+            (functional_call(network, {name: weights[name] * mask}, (images,)), labels)
+            for images, labels in batches
+        ]
+        return sum(
+            float(nn.functional.cross_entropy(x, y, reduction="sum")) for x, y in logits
+        ) / sum(len(y) for _, y in logits)
 
     for name, weight in weights.items():
         for index in range(weight.numel()):
@@ -50,7 +61,9 @@ def test_it_is_the_derivative_of_the_loss_by_each_entry_of_the_mask() -> None:
 
 
 @pytest.mark.parametrize("pruner", [SNIP, FORCE, GraSP], ids=lambda pruner: pruner.__name__)
-def test_in_train_mode_batches_are_normalised_by_themselves_and_running_statistics_stay(pruner: type[Pruner]) -> None:
+def test_in_train_mode_batches_are_normalised_by_themselves_and_running_statistics_stay(
+    pruner: type[Pruner],
+) -> None:
     network = ResNet(8, width=4)
     with torch.no_grad():
         for name, buffer in network.named_buffers():
@@ -75,7 +88,9 @@ def test_dropout_in_train_mode_draws_the_same_for_the_same_seed_and_moves_no_ran
     before = torch.get_rng_state()
     first = scores(SNIP(), network, batches, train_mode=True)
     assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(first["0.weight"], scores(SNIP(), network, batches, train_mode=True)["0.weight"])
+    assert torch.equal(
+        first["0.weight"], scores(SNIP(), network, batches, train_mode=True)["0.weight"]
+    )
 
 
 def test_iterated_it_scores_the_loss_of_what_is_left() -> None:
@@ -83,22 +98,29 @@ def test_iterated_it_scores_the_loss_of_what_is_left() -> None:
     seen: list[dict[str, Tensor]] = []
 
     class Watched(SNIP):
-        def score(self, subject: Subject) -> dict[str, Tensor]:
+        def score(self, subject: PruningState) -> dict[str, Tensor]:
             found = super().score(subject)
             living.append({name: mask.clone() for name, mask in subject.masks.items()})
             seen.append({name: score.clone() for name, score in found.items()})
             return found
 
     batches = small_batches()
-    prune(small(), Watched(), kept=6, rounds=2, batches=batches)
+    prune(small(), Watched(), num_kept=6, rounds=2, batches=batches)
     expected = scores(SNIP(), small(), batches, masks=living[1])
-    assert sum(int(mask.sum()) for mask in living[1].values()) == 11  # 20 * (6 / 20) ** (1 / 2) = 10.95
+    assert (
+        sum(int(mask.sum()) for mask in living[1].values()) == 11
+    )  # 20 * (6 / 20) ** (1 / 2) = 10.95
     assert all(torch.equal(seen[1][name], score) for name, score in expected.items())
-    assert any(not torch.allclose(seen[0][name][mask], seen[1][name][mask]) for name, mask in living[1].items())
+    assert any(
+        not torch.allclose(seen[0][name][mask], seen[1][name][mask])
+        for name, mask in living[1].items()
+    )
 
 
 @pytest.mark.parametrize("pruner", [SNIP, GraSP, FORCE, NTKSAP])
-def test_a_network_that_returns_no_tensor_is_refused_by_what_it_returns(pruner: type[Pruner]) -> None:
+def test_a_network_that_returns_no_tensor_is_refused_by_what_it_returns(
+    pruner: type[Pruner],
+) -> None:
     class Outputs(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -108,7 +130,10 @@ def test_a_network_that_returns_no_tensor_is_refused_by_what_it_returns(pruner: 
             return SimpleNamespace(logits=self.layer(x), hidden=x)
 
     batches = [(torch.randn(2, 4), torch.tensor([0, 1]))]
-    with pytest.raises(TypeError, match=r"^Outputs returns a SimpleNamespace, but pruning by data needs one tensor, the logits: wrap"):
+    with pytest.raises(
+        TypeError,
+        match=r"^Outputs returns a SimpleNamespace, but pruning by data needs one tensor, the logits: wrap",
+    ):
         prune(Outputs(), pruner(), density=0.5, rounds=1, input_shape=(4,), batches=batches)
 
 
@@ -123,7 +148,9 @@ def test_a_branch_by_cond_is_scored_as_the_function_that_runs(pruner: type[Prune
             hidden = self.a(x).relu()
             if not self.by_cond:
                 return self.b(hidden)
-            return torch.cond(hidden.sum() >= 0, lambda y: self.b(y), lambda y: self.b(-y), (hidden,))
+            return torch.cond(
+                hidden.sum() >= 0, lambda y: self.b(y), lambda y: self.b(-y), (hidden,)
+            )
 
     torch.manual_seed(0)
     plain = Chooses(False)
@@ -131,5 +158,8 @@ def test_a_branch_by_cond_is_scored_as_the_function_that_runs(pruner: type[Prune
     other.by_cond = True
     batches = [(torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2]))]
     options = {"density": 0.5, "rounds": 1, "input_shape": (4,), "batches": batches}
-    right, masks = (prune(each, pruner(seed=0) if pruner is NTKSAP else pruner(), **options) for each in (plain, other))
+    right, masks = (
+        prune(each, pruner(seed=0) if pruner is NTKSAP else pruner(), **options)
+        for each in (plain, other)
+    )
     assert all(torch.equal(right[name], masks[name]) for name in right)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from benchmarks.zoo import ZOO
 from synflow_pl import prune
-from synflow_pl.flow import example_of, path_left
+from synflow_pl.flow import example_of, is_connected
 from synflow_pl.networks import FC, VGG
-from synflow_pl.pruners import Saliency, Subject, SynFlow
+from synflow_pl.pruners import PruningState, Saliency, SynFlow
 from synflow_pl.schedules import kept_weights
 from tests import textbook
 from tests.conftest import intersection_over_union
@@ -23,9 +23,9 @@ from tests.conftest import intersection_over_union
 def test_the_last_weight_of_a_layer_is_never_the_one_to_go() -> None:
     # One weight per layer is the least that leaves a path; SynFlow gets there, given enough rounds.
     network = FC((1, 4, 4), depth=5, width=12)
-    masks = prune(network, SynFlow(), kept=5, rounds=300, input_shape=(1, 4, 4))
+    masks = prune(network, SynFlow(), num_kept=5, rounds=300, input_shape=(1, 4, 4))
     assert [int(mask.sum()) for mask in masks.values()] == [1, 1, 1, 1, 1]
-    assert path_left(network, masks, example_of(network, (1, 4, 4), None))
+    assert is_connected(network, masks, example_of(network, (1, 4, 4), None))
 
 
 def test_masks_do_not_depend_on_the_weights_signs_or_scale_or_on_biases() -> None:
@@ -33,22 +33,31 @@ def test_masks_do_not_depend_on_the_weights_signs_or_scale_or_on_biases() -> Non
     network = FC(depth=3)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     expected = prune(network, SynFlow(), density=0.05, rounds=10, input_shape=(1, 28, 28))
-    changed = {name: -tensor * 4 if name.endswith("weight") else torch.randn_like(tensor) for name, tensor in state.items()}
+    changed = {
+        name: -tensor * 4 if name.endswith("weight") else torch.randn_like(tensor)
+        for name, tensor in state.items()
+    }
     network.load_state_dict(changed)
     found = prune(network, SynFlow(), density=0.05, rounds=10, input_shape=(1, 28, 28))
     assert all(torch.equal(mask, expected[name]) for name, mask in found.items())
 
 
-def test_a_score_that_is_not_finite_is_an_error_that_names_the_layer_and_leaves_the_network() -> None:
+def test_a_score_that_is_not_finite_is_an_error_that_names_the_layer_and_leaves_the_network() -> (
+    None
+):
     network = FC(depth=3)
     network.layers[3].weight.data[0, 0] = float("inf")
     before = [parameter.clone() for parameter in network.parameters()]
-    with pytest.raises(FloatingPointError, match=r"the scores of 'layers\.\d\.weight' are not finite"):
+    with pytest.raises(
+        FloatingPointError, match=r"the scores of 'layers\.\d\.weight' are not finite"
+    ):
         prune(network, SynFlow(), density=0.1, input_shape=(1, 28, 28))
     assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
 
 
-def test_a_layer_that_no_flow_passes_is_cut_by_magnitude_at_the_density_of_the_whole_and_named() -> None:
+def test_a_layer_that_no_flow_passes_is_cut_by_magnitude_at_the_density_of_the_whole_and_named() -> (
+    None
+):
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -61,7 +70,10 @@ def test_a_layer_that_no_flow_passes_is_cut_by_magnitude_at_the_density_of_the_w
     network.idle.weight.data = torch.tensor([[1.0, -8.0, 2.0, 3.0], [-7.0, 4.0, 5.0, -6.0]])
     masks = prune(network, pruner, density=0.25, input_shape=(4,))
     assert int(masks["used.weight"].sum()) == 2
-    assert masks["idle.weight"].tolist() == [[False, True, False, False], [True, False, False, False]]
+    assert masks["idle.weight"].tolist() == [
+        [False, True, False, False],
+        [True, False, False, False],
+    ]
     (note,) = pruner.notes
     assert note.endswith(": idle.weight")
 
@@ -97,15 +109,29 @@ def test_in_a_fused_projection_queries_and_keys_are_cut_by_magnitude_and_values_
 @pytest.mark.parametrize("scope", ["global", "local"])
 @settings(max_examples=30, deadline=None)
 @given(density=st.fractions(Fraction(1, 400), 1), rounds=st.integers(1, 6))
-def test_density_is_exact_where_parts_compete_apart(scope: Literal["global", "local"], density: Fraction, rounds: int) -> None:
-    masks = prune(Attentive(), SynFlow(), density=density, rounds=rounds, scope=scope, input_shape=(3, 8), on_collapse="ignore")
+def test_density_is_exact_where_parts_compete_apart(
+    scope: Literal["global", "local"], density: Fraction, rounds: int
+) -> None:
+    masks = prune(
+        Attentive(),
+        SynFlow(),
+        density=density,
+        rounds=rounds,
+        scope=scope,
+        input_shape=(3, 8),
+        on_collapse="ignore",
+    )
     if scope == "global":
         assert masks.kept == kept_weights(masks.total, density)
     else:
-        assert all(int(mask.sum()) == kept_weights(mask.numel(), density) for mask in masks.values())
+        assert all(
+            int(mask.sum()) == kept_weights(mask.numel(), density) for mask in masks.values()
+        )
 
 
-def test_in_a_transposed_convolution_whose_outputs_are_gated_the_gates_units_are_the_ones_apart() -> None:
+def test_in_a_transposed_convolution_whose_outputs_are_gated_the_gates_units_are_the_ones_apart() -> (
+    None
+):
     class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -117,9 +143,9 @@ def test_in_a_transposed_convolution_whose_outputs_are_gated_the_gates_units_are
     seen: dict[str, Tensor] = {}
 
     class Watched(SynFlow):
-        def prepare(self, subject: Subject) -> None:
+        def prepare(self, subject: PruningState) -> None:
             super().prepare(subject)
-            seen.update(subject.apart)
+            seen.update(subject.ranked_separately)
 
     prune(Gated(), Watched(), density=0.5, rounds=1, input_shape=(4, 2, 2))
     # Units 2 and 3, the gate, are those of the second group, which inputs 2 and 3 feed.
@@ -132,33 +158,37 @@ def test_a_head_that_starts_at_zero_is_named_and_stays_so_from_round_to_round() 
     nn.init.zeros_(network.layers[5].weight)
     masks = prune(network, pruner, density=0.1, rounds=20, input_shape=(1, 4, 4))
     assert pruner.notes == ("zero throughout, so counted as ones: layers.5.weight",)
-    assert path_left(network, masks, example_of(network, (1, 4, 4), None))
+    assert is_connected(network, masks, example_of(network, (1, 4, 4), None))
     assert not network.layers[5].weight.any()
 
 
 def test_excluded_layers_carry_flow_and_stay_dense() -> None:
     network = FC(depth=3)
-    masks = prune(network, SynFlow(), density=0.1, rounds=5, input_shape=(1, 28, 28), exclude=["layers.5.*"])
+    masks = prune(
+        network, SynFlow(), density=0.1, rounds=5, input_shape=(1, 28, 28), exclude=["layers.5.*"]
+    )
     assert list(masks) == ["layers.1.weight", "layers.3.weight"]
     assert network.layers[5].weight.all()
 
 
 @pytest.mark.parametrize("name", ["fc", "resnet20"])
-def test_working_on_living_blocks_changes_no_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_working_on_living_blocks_changes_no_mask(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build, shape = ZOO[name]
     network = build().double()
     state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     blocks: list[int] = []
 
     class Watched(SynFlow):
-        def score(self, subject: Subject) -> dict[str, Saliency]:
+        def score(self, subject: PruningState) -> dict[str, Saliency]:
             blocks.append(sum(weight.numel() for weight in subject.weights.values()))
             return super().score(subject)
 
     fast = prune(network, Watched(), density=0.01, input_shape=shape)
     assert blocks[-1] < blocks[0] / 4  # dead units were left out
     network.load_state_dict(state)
-    monkeypatch.setattr("synflow_pl.ranking.Ranking._BLOCK_AT", 0.0)
+    monkeypatch.setattr("synflow_pl.selection.PruningGroup._BLOCK_AT", 0.0)
     blocks.clear()
     plain = prune(network, Watched(), density=0.01, input_shape=shape)
     assert blocks[-1] == blocks[0]
@@ -169,21 +199,27 @@ QUICK = ("fc", "resnet20", "resnet20_gains")
 
 
 @pytest.mark.parametrize("density", [0.1, 0.01])
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ZOO])
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
+)
 def test_a_path_is_left_in_every_network_of_the_zoo(name: str, density: float) -> None:
     build, shape = ZOO[name]
     network = build()
     # A score that is not finite would be an error.
     masks = prune(network, SynFlow(), density=density, rounds=100, input_shape=shape)
     assert masks.kept == -int(-round(density * 100) * masks.total // 100)
-    assert path_left(network, masks, example_of(network, shape, None))
+    assert is_connected(network, masks, example_of(network, shape, None))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg11", "resnet18"])
 def test_masks_of_large_networks_are_the_textbooks(name: str) -> None:
     torch.manual_seed(0)
-    network, shape = (VGG(11), (3, 32, 32)) if name == "vgg11" else (torchvision.models.resnet18(num_classes=10), (3, 64, 64))
+    network, shape = (
+        (VGG(11), (3, 32, 32))
+        if name == "vgg11"
+        else (torchvision.models.resnet18(num_classes=10), (3, 64, 64))
+    )
     state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     single = prune(network, SynFlow(), density=0.01, rounds=100, input_shape=shape)
     network.load_state_dict(state)
@@ -191,7 +227,10 @@ def test_masks_of_large_networks_are_the_textbooks(name: str) -> None:
     expected = textbook.prune(network, shape, 0.01, 100)
     double = prune(network, SynFlow(), density=0.01, rounds=100, input_shape=shape)
     assert intersection_over_union(dict(double), expected) >= 0.999
-    # In float32 masks of networks this large are chaotic, so what is compared is how many weights each layer keeps. Where a layer
-    # keeps only a few, one weight more or less is the finest difference there is.
+    # In float32 masks of networks this large are chaotic, so what is compared is how many weights
+    # each layer keeps. Where a layer keeps only a few, one weight more or less is the finest
+    # difference there is.
     for layer, mask in expected.items():
-        assert abs(int(single[layer].sum()) - int(mask.sum())) <= max(0.03 * int(mask.sum()), 1), layer
+        assert abs(int(single[layer].sum()) - int(mask.sum())) <= max(0.03 * int(mask.sum()), 1), (
+            layer
+        )

@@ -14,17 +14,20 @@ from tests.pruners.networks import scores
 
 
 def test_the_skeleton_is_that_of_the_squares() -> None:
-    # Two inputs, two hidden units, one output. Paths and their products: from each input 1 * 2 and 3 * 4, from the other 5 * 2, 7 * 4.
+    # Two inputs, two hidden units, one output. Paths and their products: from each input 1 * 2 and
+    # 3 * 4, from the other 5 * 2, 7 * 4.
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
     network[0].weight.data = torch.tensor([[1.0, -5.0], [3.0, 7.0]])
     network[2].weight.data = torch.tensor([[-2.0, 4.0]])
     found = scores(SynFlowL2(), network, input_shape=(2,))
-    # A weight's score is the sum of the squared products of its paths, 4, 100, 144 and 784 (up to a power of two that all share).
+    # A weight's score is the sum of the squared products of its paths, 4, 100, 144 and 784 (up to a
+    # power of two that all share).
     paths = torch.tensor([[4.0, 100.0], [144.0, 784.0]])
     ratio = 4.0 / found["0.weight"][0, 0]
     assert torch.equal(found["0.weight"] * ratio, paths)
     assert torch.equal(found["2.weight"] * ratio, paths.sum(1)[None])
-    # The squares of SynFlow's scores would add before they square: (2 + 10)^2 = 144, not 104, for the first output weight.
+    # The squares of SynFlow's scores would add before they square: (2 + 10)^2 = 144, not 104, for
+    # the first output weight.
     first = scores(SynFlow(), network, input_shape=(2,))["2.weight"]
     assert float(first[0, 1] ** 2 / first[0, 0] ** 2) == pytest.approx((40 / 12) ** 2)
     assert float(found["2.weight"][0, 1] / found["2.weight"][0, 0]) == pytest.approx(928 / 104)
@@ -47,13 +50,19 @@ def test_it_is_the_textbooks_synflow_on_a_network_of_squares(name: str) -> None:
             if isinstance(module, nn.BatchNorm2d):
                 module.running_var.copy_((module.running_var + module.eps) ** 2 - module.eps)
     expected = textbook.first_scores(squared, shape)
-    largest = {kind: max(float(score.max()) for score in kind_scores.values()) for kind, kind_scores in (("f", found), ("e", expected))}
+    largest = {
+        kind: max(float(score.max()) for score in kind_scores.values())
+        for kind, kind_scores in (("f", found), ("e", expected))
+    }
     for key, score in expected.items():
-        torch.testing.assert_close(found[key] / largest["f"], score / largest["e"], rtol=1e-10, atol=0.0)
+        torch.testing.assert_close(
+            found[key] / largest["f"], score / largest["e"], rtol=1e-10, atol=0.0
+        )
 
 
 def test_as_published_it_scores_the_weight_times_the_derivative_by_its_square() -> None:
-    # The network of the first test: dR/d(w^2) is the sum over the paths of the squares of the other weights on them.
+    # The network of the first test: dR/d(w^2) is the sum over the paths of the squares of the other
+    # weights on them.
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
     network[0].weight.data = torch.tensor([[1.0, -5.0], [3.0, 7.0]])
     network[2].weight.data = torch.tensor([[-2.0, 4.0]])
@@ -66,22 +75,34 @@ def test_as_published_it_scores_the_weight_times_the_derivative_by_its_square() 
 
 @pytest.mark.parametrize(("pruner", "power"), [(SynFlowL2, 2), (SynFlowL2AsPublished, 1)])
 @pytest.mark.parametrize("rounds", [1, 10])
-def test_masks_are_those_of_a_loop_over_the_squared_network(pruner: type[SynFlowL2], power: int, rounds: int) -> None:
+def test_masks_are_those_of_a_loop_over_the_squared_network(
+    pruner: type[SynFlowL2], power: int, rounds: int
+) -> None:
     torch.manual_seed(4)
-    network = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in ((10, 40), (40, 40), (40, 6)))).double()
+    network = nn.Sequential(
+        *(nn.Linear(a, b, bias=False) for a, b in ((10, 40), (40, 40), (40, 6)))
+    ).double()
     weights = {name: parameter.detach().abs() for name, parameter in network.named_parameters()}
-    masks, counts = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}, []
+    masks, counts = (
+        {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()},
+        [],
+    )
     found = prune(
         network, pruner(), density=0.05, rounds=rounds, input_shape=(10,),
         on_round=lambda index, density, now: counts.append(sum(int(mask.sum()) for mask in now.values())),
     )  # fmt: skip
     for count in counts:
-        squares = [(weight.square() * masks[name]).requires_grad_() for name, weight in weights.items()]
+        squares = [
+            (weight.square() * masks[name]).requires_grad_() for name, weight in weights.items()
+        ]
         flow = torch.ones(10, dtype=torch.float64)
         for square in squares:
             flow = square @ flow
         gradients = torch.autograd.grad(flow.sum(), squares)
-        scored = [weight**power * gradient * masks[name] for (name, weight), gradient in zip(weights.items(), gradients, strict=True)]
+        scored = [
+            weight**power * gradient * masks[name]
+            for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+        ]
         level = torch.cat([score.flatten() for score in scored]).topk(count).values[-1]
         masks = {name: score >= level for name, score in zip(masks, scored, strict=True)}
     assert all(torch.equal(found[name], mask) for name, mask in masks.items())

@@ -1,4 +1,6 @@
-"""Launchers: every item is worked on once, as many at a time as asked, and what became of its process is told."""
+"""Launchers: every item is worked on once, as many at a time as asked, and what became of its
+process is told.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,13 @@ from typing import Any
 import pytest
 
 from synflow_pl.runs import launchers
-from synflow_pl.runs.launchers import Refused, Slurm, here, on_slurm
+from synflow_pl.runs.launchers import LauncherError, Slurm, here, on_slurm
 
 
 def _note(item: tuple[Path, int], place: int) -> None:
-    """Say in a file when this began and ended, and where; leave with the item's number as the exit status."""
+    """Say in a file when this began and ended, and where; leave with the item's number as the exit
+    status.
+    """
     folder, number = item
     begun = time.monotonic()
     time.sleep(0.3)
@@ -112,11 +116,20 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         def map_array(self, work: Any, items: list[str]) -> list[Any]:
             names = [f"7_{index}" for index in range(len(items))]
-            return [SimpleNamespace(job_id=name, cancel=lambda name=name: told["cancelled"].append(name)) for name in names]
+            return [
+                SimpleNamespace(
+                    job_id=name, cancel=lambda name=name: told["cancelled"].append(name)
+                )
+                for name in names
+            ]
 
     helpers = SimpleNamespace(Checkpointable=object)
     failed = SimpleNamespace(utils=SimpleNamespace(FailedJobError=ZeroDivisionError))
-    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(SlurmExecutor=Executor, helpers=helpers, core=failed))  # type: ignore[arg-type]
+    monkeypatch.setitem(
+        sys.modules,
+        "submitit",
+        SimpleNamespace(SlurmExecutor=Executor, helpers=helpers, core=failed),
+    )  # type: ignore[arg-type]
     monkeypatch.setattr(launchers.shutil, "which", lambda command: f"/usr/bin/{command}")
     monkeypatch.setattr(launchers, "_BETWEEN_LOOKS", 0)
     return told
@@ -138,14 +151,30 @@ def test_a_job_is_over_when_the_queue_has_it_no_more_and_not_when_the_queue_does
     submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     answers(monkeypatch, "7_0\n7_1\n7_2\n", None, "7_0\n7_2\n9_1\n", "")
-    assert [item for item, _ in on_slurm(_nothing, ["a", "b", "c"], Slurm(), tmp_path, [])] == ["b", "a", "c"]
+    assert [item for item, _ in on_slurm(_nothing, ["a", "b", "c"], Slurm(), tmp_path, [])] == [
+        "b",
+        "a",
+        "c",
+    ]
     assert submitted["cancelled"] == []
 
 
-def test_slurm_is_asked_for_what_the_options_say(submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_slurm_is_asked_for_what_the_options_say(
+    submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     answers(monkeypatch, "")
-    list(on_slurm(_nothing, ["a"], Slurm(partition="big", gpus=1, cpus=4, time=90, width=8), tmp_path, []))
-    asked = {"partition": "big", "gpus_per_node": 1, "cpus_per_task": 4, "time": 90, "array_parallelism": 8}
+    list(
+        on_slurm(
+            _nothing, ["a"], Slurm(partition="big", gpus=1, cpus=4, time=90, width=8), tmp_path, []
+        )
+    )
+    asked = {
+        "partition": "big",
+        "gpus_per_node": 1,
+        "cpus_per_task": 4,
+        "time": 90,
+        "array_parallelism": 8,
+    }
     assert {name: submitted[name] for name in asked} == asked
 
 
@@ -163,8 +192,12 @@ def test_where_there_is_no_slurm_or_no_submitit_a_sentence_says_so(
     submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(launchers.shutil, "which", lambda command: None)
-    with pytest.raises(Refused, match="there is no sbatch here; start the sweep where jobs are submitted"):
+    with pytest.raises(
+        LauncherError, match="there is no sbatch here; start the sweep where jobs are submitted"
+    ):
         list(on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(Refused, match=r"needs submitit, an extra: pip install synflow_pl\[slurm\]"):
+    with pytest.raises(
+        LauncherError, match=r"needs submitit, an extra: pip install synflow_pl\[slurm\]"
+    ):
         list(on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))

@@ -1,4 +1,6 @@
-"""Progress: whether a training has come to its end, by what was asked of it and what its run says."""
+"""Progress: whether a training has come to its end, by what was asked of it and what its run
+says.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,22 @@ HALF = Progress(epochs=3, steps=30)
         ({"max_epochs": 4, "max_steps": 30}, True),
         ({"max_epochs": None, "max_steps": 31}, False),
         ({"max_epochs": -1, "max_steps": 31}, False),
-        ({"max_epochs": 4, "callbacks": [{"class_path": "synflow_pl.training.RewindPoint"}]}, False),
-        ({"max_epochs": 4, "callbacks": {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging"}}, False),
+        (
+            {"max_epochs": 4, "callbacks": [{"class_path": "synflow_pl.training.RewindPoint"}]},
+            False,
+        ),
+        (
+            {
+                "max_epochs": 4,
+                "callbacks": {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging"},
+            },
+            False,
+        ),
     ],
 )
-def test_a_training_has_ended_when_it_has_its_epochs_or_its_steps(trainer: dict[str, Any], there: bool) -> None:
+def test_a_training_has_ended_when_it_has_its_epochs_or_its_steps(
+    trainer: dict[str, Any], there: bool
+) -> None:
     assert ended(trainer, HALF) == there
 
 
@@ -32,7 +45,10 @@ def test_a_training_has_ended_when_it_has_its_epochs_or_its_steps(trainer: dict[
     "trainer",
     [
         {"max_epochs": 4, "max_time": "00:00:10:00"},
-        {"max_epochs": 4, "callbacks": [{"class_path": "pytorch_lightning.callbacks.EarlyStopping"}]},
+        {
+            "max_epochs": 4,
+            "callbacks": [{"class_path": "pytorch_lightning.callbacks.EarlyStopping"}],
+        },
         {"max_epochs": 4, "callbacks": [{"class_path": "theirs.Stopper"}]},
         {"max_epochs": -1, "max_steps": -1},
     ],
@@ -41,7 +57,9 @@ def test_a_training_that_may_have_ended_early_counts_as_ended(trainer: dict[str,
     assert ended(trainer, HALF)
 
 
-@pytest.mark.parametrize("trainer", [{"max_epochs": 0}, {"max_epochs": 4, "limit_train_batches": 0}])
+@pytest.mark.parametrize(
+    "trainer", [{"max_epochs": 0}, {"max_epochs": 4, "limit_train_batches": 0}]
+)
 def test_where_nothing_is_trained_the_end_is_there_at_once(trainer: dict[str, Any]) -> None:
     assert ended(trainer, Progress())
 

@@ -15,9 +15,9 @@ import yaml
 
 from synflow_pl.cli.recipes import overlays
 from synflow_pl.cli.report import report as command
-from synflow_pl.runs.reading import LeftOut, find_runs, read
-from synflow_pl.runs.report import report
-from synflow_pl.runs.sweep import NARROWER
+from synflow_pl.runs.report_files import report
+from synflow_pl.runs.run_record import SkippedRun, find_runs, read
+from synflow_pl.runs.sweep_grid import NARROWER
 
 Epochs = Sequence[tuple[float, float]]
 OVERLAYS = overlays()
@@ -27,7 +27,7 @@ OVERLAYS = overlays()
 def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """They take a second or two, and most tests are of numbers."""
     if "figures" not in request.node.name:
-        monkeypatch.setattr("synflow_pl.runs.report._figures", lambda *_: [])
+        monkeypatch.setattr("synflow_pl.runs.report_files._figures", lambda *_: [])
 
 
 def a_run(
@@ -35,37 +35,73 @@ def a_run(
     epochs: Epochs = ((0.8, 0.7), (0.9, 0.85), (0.9, 0.95)), name: str | None = None, alive: bool = True, data: str = "MNIST",
     network: dict[str, Any] | None = None, **options: Any,
 ) -> Path:  # fmt: skip
-    """A run as ``fit`` and ``test`` leave it: validation and test accuracy of each epoch (``of`` so many), then the final test."""
+    """A run as ``fit`` and ``test`` leave it: validation and test accuracy of each epoch (``of`` so
+    many), then the final test.
+    """
     folder = root / "lightning_logs" / (name or f"{pruner}-{density}-{seed}")
     folder.mkdir(parents=True)
-    its = {"pruner": None, "rounds": None, **(OVERLAYS[pruner]["pruning"]), "density": density, "sanity": None, "masks": None}
+    its = {
+        "pruner": None,
+        "rounds": None,
+        **(OVERLAYS[pruner]["pruning"]),
+        "density": density,
+        "sanity": None,
+        "masks": None,
+    }
     config = {
         "seed_everything": seed,
         "trainer": {"max_epochs": len(epochs) if of is None else of, "default_root_dir": str(root)},
-        "model": {"network": network or {"class_path": "synflow_pl.networks.FC", "init_args": {"width": 100, "depth": 6}}},
-        "data": {"class_path": f"synflow_pl.data.{data}", "init_args": {"data_dir": str(root), **options}},
+        "model": {
+            "network": network
+            or {"class_path": "synflow_pl.networks.FC", "init_args": {"width": 100, "depth": 6}}
+        },
+        "data": {
+            "class_path": f"synflow_pl.data.{data}",
+            "init_args": {"data_dir": str(root), **options},
+        },
         "pruning": its,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     with open(folder / "metrics.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["epoch", "val/accuracy", "test_each_epoch/accuracy", "test/accuracy", "train/loss", "step"])
+        writer.writerow(
+            [
+                "epoch",
+                "val/accuracy",
+                "test_each_epoch/accuracy",
+                "test/accuracy",
+                "train/loss",
+                "step",
+            ]
+        )
         for epoch, (validation, test) in enumerate(epochs):
             writer.writerow([epoch, validation, test, "", "", 10 * epoch + 9])
             writer.writerow([epoch, "", "", "", 0.1, 10 * epoch + 9])
         if final is not None:
             writer.writerow([len(epochs), "", "", final])
     if pruner != "dense":
-        layers = [{"name": "a", "total": 900, "kept": int(900 * density)}, {"name": "b", "total": 100, "kept": int(100 * density)}]
-        whole = {"density": density, "effective_density": density / 2 if alive else 0.0, "flops": 2000, "alive": alive}
-        (folder / "diagnosis.json").write_text(json.dumps({**whole, "sparse_flops": int(2000 * density), "layers": layers}))
+        layers = [
+            {"name": "a", "total": 900, "kept": int(900 * density)},
+            {"name": "b", "total": 100, "kept": int(100 * density)},
+        ]
+        whole = {
+            "density": density,
+            "effective_density": density / 2 if alive else 0.0,
+            "flops": 2000,
+            "alive": alive,
+        }
+        (folder / "diagnosis.json").write_text(
+            json.dumps({**whole, "sparse_flops": int(2000 * density), "layers": layers})
+        )
     return folder
 
 
 def change(folder: Path, part: str, options: dict[str, Any]) -> None:
     """Other options in a part of a run's configuration."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump({**config, part: {**config[part], **options}}))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({**config, part: {**config[part], **options}})
+    )
 
 
 def reported(root: Path, **options: Any) -> list[dict[str, str]]:
@@ -78,12 +114,19 @@ def reported(root: Path, **options: Any) -> list[dict[str, str]]:
 
 
 def test_the_accuracy_at_the_best_validation_epoch_is_not_the_best_on_test(tmp_path: Path) -> None:
-    # Validation is best at epochs 1 and 2 (0.9), of which the first counts: 0.85 on test. The best on test is epoch 2.
+    # Validation is best at epochs 1 and 2 (0.9), of which the first counts: 0.85 on test. The best
+    # on test is epoch 2.
     run = read(a_run(tmp_path, final=0.94), OVERLAYS)
-    assert (run.accuracies.final, run.accuracies.at_best_validation, run.accuracies.best_on_test) == (0.94, 0.85, 0.95)
+    assert (
+        run.accuracies.final,
+        run.accuracies.at_best_validation,
+        run.accuracies.best_on_test,
+    ) == (0.94, 0.85, 0.95)
 
 
-def test_of_a_run_that_validated_on_the_test_set_no_validation_epoch_is_told(tmp_path: Path) -> None:
+def test_of_a_run_that_validated_on_the_test_set_no_validation_epoch_is_told(
+    tmp_path: Path,
+) -> None:
     run = read(a_run(tmp_path, validate_on_test=True), OVERLAYS)
     assert (run.accuracies.at_best_validation, run.accuracies.best_on_test) == (None, 0.9)
 
@@ -123,20 +166,27 @@ def test_pruners_are_compared_seed_by_seed(tmp_path: Path) -> None:
 def test_one_accuracy_that_was_not_measured_leaves_the_cell_empty(tmp_path: Path) -> None:
     a_run(tmp_path, seed=0)
     folder = a_run(tmp_path, seed=1)
-    (folder / "metrics.csv").write_text("epoch,step,train/loss,val/accuracy,test/accuracy\n2,9,0.1,0.9,\n0,0,,,0.8\n")
+    (folder / "metrics.csv").write_text(
+        "epoch,step,train/loss,val/accuracy,test/accuracy\n2,9,0.1,0.9,\n0,0,,,0.8\n"
+    )
     (row,) = reported(tmp_path)
     assert (row["seeds"], row["at_best_validation_mean"], row["best_on_test_mean"]) == ("2", "", "")
     assert float(row["final_mean"]) == pytest.approx(0.85)
 
 
 @pytest.mark.parametrize(("limit", "told"), [(1, False), (0.5, False), (1.0, True), (None, True)])
-def test_the_accuracy_on_a_part_of_the_test_set_is_not_told(limit: float | None, told: bool, tmp_path: Path) -> None:
+def test_the_accuracy_on_a_part_of_the_test_set_is_not_told(
+    limit: float | None, told: bool, tmp_path: Path
+) -> None:
     # One batch is 1, and all of them are 1.0.
     folder = a_run(tmp_path)
     a_run(tmp_path, "snip")
     change(folder, "trainer", {"limit_test_batches": limit})
     rows = {row["pruner"]: row for row in reported(tmp_path)}
-    assert [bool(rows["synflow"][f"{which}_mean"]) for which in ("final", "at_best_validation", "best_on_test")] == [told] * 3
+    assert [
+        bool(rows["synflow"][f"{which}_mean"])
+        for which in ("final", "at_best_validation", "best_on_test")
+    ] == [told] * 3
     assert bool(rows["snip"]["final_minus_synflow_mean"]) == told
     assert rows["synflow"]["effective_density"] == "0.05"
 
@@ -156,7 +206,9 @@ def test_pruners_are_called_by_the_overlay_that_says_most_of_them(tmp_path: Path
 
 
 @pytest.mark.parametrize("pruner", ["synflow", "snip", "grasp", "force"])
-def test_a_pruner_with_its_own_number_of_rounds_is_its_overlay_whether_the_number_is_given_or_not(pruner: str, tmp_path: Path) -> None:
+def test_a_pruner_with_its_own_number_of_rounds_is_its_overlay_whether_the_number_is_given_or_not(
+    pruner: str, tmp_path: Path
+) -> None:
     a_run(tmp_path, pruner, seed=0)
     change(a_run(tmp_path, pruner, seed=1), "pruning", {"rounds": None})
     (row,) = reported(tmp_path, reference=pruner)
@@ -167,10 +219,16 @@ def test_runs_of_another_recipe_are_told_apart_by_what_differs(tmp_path: Path) -
     a_run(tmp_path, seed=0, name="small", batch_size=64)
     a_run(tmp_path, seed=0, name="large", batch_size=128)
     a_run(tmp_path, seed=0, data="CIFAR10", batch_size=128)
-    assert [row["setting"] for row in reported(tmp_path)] == ["CIFAR10, FC", "MNIST, FC, batch_size=128", "MNIST, FC, batch_size=64"]
+    assert [row["setting"] for row in reported(tmp_path)] == [
+        "CIFAR10, FC",
+        "MNIST, FC, batch_size=128",
+        "MNIST, FC, batch_size=64",
+    ]
 
 
-def test_where_data_lies_and_whether_it_was_tested_each_epoch_makes_no_other_setting(tmp_path: Path) -> None:
+def test_where_data_lies_and_whether_it_was_tested_each_epoch_makes_no_other_setting(
+    tmp_path: Path,
+) -> None:
     a_run(tmp_path, seed=0, num_workers=4)
     a_run(tmp_path, seed=1, num_workers=0, test_each_epoch=True)
     (row,) = reported(tmp_path)
@@ -182,10 +240,14 @@ def test_a_run_that_repeats_another_in_everything_is_left_out_and_said_so(tmp_pa
     a_run(tmp_path, final=0.8, name="synflow-0.1-0-again")
     told = report([tmp_path], tmp_path / "report", OVERLAYS, reference="synflow", paper=False)
     assert [len(cell.runs) for cell in told.cells] == [1]
-    assert list(told.left_out.values()) == [f"it repeats {tmp_path}/lightning_logs/synflow-0.1-0 in everything"]
+    assert list(told.left_out.values()) == [
+        f"it repeats {tmp_path}/lightning_logs/synflow-0.1-0 in everything"
+    ]
 
 
-@pytest.mark.parametrize("asked", [{"density": None, "kept": 100}, {"density": 0.5, "masks": "masks.safetensors"}])
+@pytest.mark.parametrize(
+    "asked", [{"density": None, "num_kept": 100}, {"density": 0.5, "masks": "masks.safetensors"}]
+)
 def test_where_weights_are_counted_or_masks_are_given_the_density_is_the_one_that_came_of_it(
     asked: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -198,8 +260,12 @@ def test_only_the_last_level_of_a_multi_shot_pruning_is_reported_and_the_others_
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for level in (0, 1, 2):
-        folder = a_run(tmp_path, "magnitude", name=f"m-level{level}of2", final=0.9 if level == 2 else None)
-        (folder / "level.json").write_text(json.dumps({"level": level, "levels": 2, "rewind": 0, "density": 0.1}))
+        folder = a_run(
+            tmp_path, "magnitude", name=f"m-level{level}of2", final=0.9 if level == 2 else None
+        )
+        (folder / "level.json").write_text(
+            json.dumps({"level": level, "levels": 2, "rewind": 0, "density": 0.1})
+        )
     (row,) = reported(tmp_path)
     assert (row["pruner"], row["seeds"]) == ("magnitude, 2 levels", "1")
     command([str(tmp_path), "--out", str(tmp_path / "again"), "--reference", "magnitude, 2 levels"])
@@ -208,11 +274,25 @@ def test_only_the_last_level_of_a_multi_shot_pruning_is_reported_and_the_others_
     assert "1 runs reported, 0 left out" in said
 
 
-def test_a_narrower_network_stands_at_its_own_size_in_the_setting_of_the_whole_one(tmp_path: Path) -> None:
+def test_a_narrower_network_stands_at_its_own_size_in_the_setting_of_the_whole_one(
+    tmp_path: Path,
+) -> None:
     a_run(tmp_path)
-    folder = a_run(tmp_path, "dense", 1.0, network={"class_path": "synflow_pl.networks.FC", "init_args": {"width": 14, "depth": 6}})
+    folder = a_run(
+        tmp_path,
+        "dense",
+        1.0,
+        network={"class_path": "synflow_pl.networks.FC", "init_args": {"width": 14, "depth": 6}},
+    )
     sizes = {"weights": 119, "flops": 238, "whole_weights": 1000, "whole_flops": 2000}
-    about = {"like": "parameters", "density": 0.1, "argument": "width", "width": 14, "whole_width": 100, **sizes}
+    about = {
+        "like": "parameters",
+        "density": 0.1,
+        "argument": "width",
+        "width": 14,
+        "whole_width": 100,
+        **sizes,
+    }
     (folder / NARROWER).write_text(json.dumps(about))
     rows = reported(tmp_path)
     assert [(row["setting"], row["pruner"]) for row in rows] == [
@@ -243,8 +323,14 @@ def test_a_broken_an_unfinished_and_a_foreign_run_are_told_and_the_rest_is_repor
     said = capsys.readouterr().out
     assert "| synflow | 0.1 | 0.05 | 1 | 90.00 |" in said
     assert "left out: lightning_logs/broken: its config.yaml cannot be read: while parsing" in said
-    assert "left out: lightning_logs/unfinished: it is not tested yet: synflow_pl test --ckpt_path lightning_logs/unfinished" in said
-    assert "left out: lightning_logs/version_0: it is no run of synflow_pl: its config.yaml has no model.network" in said
+    assert (
+        "left out: lightning_logs/unfinished: it is not tested yet: synflow_pl test --ckpt_path lightning_logs/unfinished"
+        in said
+    )
+    assert (
+        "left out: lightning_logs/version_0: it is no run of synflow_pl: its config.yaml has no model.network"
+        in said
+    )
     assert "left out: lightning_logs/empty: there is no config.yaml in it" in said
     assert "left out: lightning_logs/failed: it failed: FloatingPointError: no number" in said
     assert "1 runs reported, 5 left out" in said
@@ -254,19 +340,41 @@ def test_a_broken_an_unfinished_and_a_foreign_run_are_told_and_the_rest_is_repor
     ("file", "content", "why"),
     [
         ("diagnosis.json", "[]", "it is broken: there is no density in its diagnosis.json"),
-        ("diagnosis.json", '{"density": 0.1}', "it is broken: there is no effective_density in its diagnosis.json"),
+        (
+            "diagnosis.json",
+            '{"density": 0.1}',
+            "it is broken: there is no effective_density in its diagnosis.json",
+        ),
         ("level.json", "{}", "it is broken: there is no level in its level.json"),
         ("level.json", '{"level": "one", "levels": 2, "rewind": 0}', "it is broken: TypeError"),
         ("narrower.json", "{}", "it is broken: KeyError: 'like'"),
         ("failed.txt", b"full\xff", "it failed: full\N{REPLACEMENT CHARACTER}"),
-        ("model", {"network": "FC"}, "it is broken: model.network names no class (class_path) in its config.yaml"),
-        ("model", {"network": {"width": 4}}, "it is broken: model.network names no class (class_path) in its config.yaml"),
-        ("pruning", {"pruner": "SynFlow"}, "it is broken: pruning.pruner names no class (class_path) in its config.yaml"),
-        ("pruning", {"density": "foo"}, "it is broken: ValueError: could not convert string to float: 'foo'"),
+        (
+            "model",
+            {"network": "FC"},
+            "it is broken: model.network names no class (class_path) in its config.yaml",
+        ),
+        (
+            "model",
+            {"network": {"width": 4}},
+            "it is broken: model.network names no class (class_path) in its config.yaml",
+        ),
+        (
+            "pruning",
+            {"pruner": "SynFlow"},
+            "it is broken: pruning.pruner names no class (class_path) in its config.yaml",
+        ),
+        (
+            "pruning",
+            {"density": "foo"},
+            "it is broken: ValueError: could not convert string to float: 'foo'",
+        ),
         ("trainer", {"max_epochs": "all"}, "it is broken: TypeError"),
     ],
 )
-def test_a_run_that_is_broken_anyhow_is_left_out_and_the_others_are_reported(file: str, content: Any, why: str, tmp_path: Path) -> None:
+def test_a_run_that_is_broken_anyhow_is_left_out_and_the_others_are_reported(
+    file: str, content: Any, why: str, tmp_path: Path
+) -> None:
     a_run(tmp_path, "snip")
     broken = a_run(tmp_path, "synflow")
     if isinstance(content, dict):
@@ -283,9 +391,11 @@ def test_data_whose_arguments_are_all_at_their_defaults_may_have_none(tmp_path: 
     assert reported(tmp_path)[0]["pruner"] == "synflow"
 
 
-def test_a_run_that_was_tested_before_its_training_ended_is_unfinished_and_told_how_to_go_on(tmp_path: Path) -> None:
+def test_a_run_that_was_tested_before_its_training_ended_is_unfinished_and_told_how_to_go_on(
+    tmp_path: Path,
+) -> None:
     folder = a_run(tmp_path, of=5)
-    with pytest.raises(LeftOut) as why:
+    with pytest.raises(SkippedRun) as why:
         read(folder, OVERLAYS)
     assert str(why.value) == (
         f"it is unfinished: stopped after 3 epochs; it goes on with synflow_pl fit -c {folder}/config.yaml --ckpt_path {folder}"
@@ -296,11 +406,13 @@ def test_a_run_that_was_tested_before_its_training_ended_is_unfinished_and_told_
 def test_metrics_that_are_no_numbers_are_a_reason(text: str, tmp_path: Path) -> None:
     folder = a_run(tmp_path)
     (folder / "metrics.csv").write_text(text)
-    with pytest.raises(LeftOut, match=r"its metrics.csv cannot be read"):
+    with pytest.raises(SkippedRun, match=r"its metrics.csv cannot be read"):
         read(folder, OVERLAYS)
 
 
-def test_nothing_to_report_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_to_report_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     a_run(tmp_path, final=None)
     with pytest.raises(SystemExit) as left:
         command([str(tmp_path)])
@@ -311,7 +423,9 @@ def test_nothing_to_report_is_one_sentence(tmp_path: Path, capsys: pytest.Captur
     assert "there is no folder" in capsys.readouterr().err
 
 
-def test_a_folder_without_runs_and_a_file_to_write_into_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_runs_and_a_file_to_write_into_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "afile").touch()
     with pytest.raises(SystemExit):
         command([str(tmp_path)])
@@ -323,7 +437,9 @@ def test_a_folder_without_runs_and_a_file_to_write_into_are_one_sentence(tmp_pat
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_runs_are_found_from_a_run_from_lightning_logs_and_from_a_sweep_s_folder(tmp_path: Path) -> None:
+def test_runs_are_found_from_a_run_from_lightning_logs_and_from_a_sweep_s_folder(
+    tmp_path: Path,
+) -> None:
     run = a_run(tmp_path / "sweeps" / "one")
     for path in (run, run.parent, tmp_path / "sweeps" / "one", tmp_path):
         assert find_runs([path]) == [run]
@@ -341,7 +457,9 @@ def test_the_figures_and_three_tables_are_written(tmp_path: Path) -> None:
     reported(tmp_path, paper=True)
     names = {path.name for path in (tmp_path / "report").iterdir()}
     expected = {"table.csv", "table.md", "table.tex", "grid.md"}
-    expected |= {f"accuracy_against_{x}-MNIST-FC.png" for x in ("compression", "effective_density", "flops")}
+    expected |= {
+        f"accuracy_against_{x}-MNIST-FC.png" for x in ("compression", "effective_density", "flops")
+    }
     assert expected <= names
     assert "layers_against_compression-MNIST-FC.png" in names
 
@@ -352,7 +470,12 @@ def test_the_grid_has_a_line_for_each_pruner_and_marks_the_dead(tmp_path: Path) 
     a_run(tmp_path, "synflow", 0.01, final=0.4)
     reported(tmp_path)
     lines = (tmp_path / "report" / "grid.md").read_text().splitlines()
-    assert lines[2:] == ["| pruner | 0.1 | 0.01 |", "| --- | --- | --- |", "| magnitude | 10.00 † |  |", "| synflow | 50.00 | 40.00 |"]
+    assert lines[2:] == [
+        "| pruner | 0.1 | 0.01 |",
+        "| --- | --- | --- |",
+        "| magnitude | 10.00 † |  |",
+        "| synflow | 50.00 | 40.00 |",
+    ]
 
 
 def test_the_grid_marks_the_dead_where_no_accuracy_is_known(tmp_path: Path) -> None:
@@ -373,7 +496,10 @@ def test_latex_escapes_what_latex_would_read(tmp_path: Path) -> None:
 def test_the_published_curve_stands_beside_a_run_of_its_network(tmp_path: Path) -> None:
     from synflow_pl.runs.published import published
 
-    network = {"class_path": "synflow_pl.networks.VGG", "init_args": {"depth": 16, "batch_norm": True}}
+    network = {
+        "class_path": "synflow_pl.networks.VGG",
+        "init_args": {"depth": 16, "batch_norm": True},
+    }
     run = read(a_run(tmp_path, network=network, data="CIFAR10"), OVERLAYS)
     curves = {curve.pruner: curve for curve in published(run)}
     assert set(curves) == {"random", "magnitude", "snip", "grasp_inverted", "synflow"}
@@ -393,7 +519,10 @@ def test_the_published_curve_stands_beside_a_run_of_its_network(tmp_path: Path) 
 def test_where_there_are_no_curves_of_the_paper_or_none_of_ours_the_figures_say_so(
     depth: int, epochs: Epochs, said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = {"class_path": "synflow_pl.networks.VGG", "init_args": {"depth": depth, "batch_norm": True}}
+    network = {
+        "class_path": "synflow_pl.networks.VGG",
+        "init_args": {"depth": depth, "batch_norm": True},
+    }
     a_run(tmp_path, network=network, data="CIFAR10", epochs=epochs)
     command([str(tmp_path), "--out", str(tmp_path / "report"), "--paper"])
     printed = capsys.readouterr().out
@@ -405,7 +534,5 @@ def test_where_there_are_no_curves_of_the_paper_or_none_of_ours_the_figures_say_
 def test_the_report_starts_without_torch() -> None:
     code = "import sys; sys.argv = ['synflow_pl', 'report', '--help']\nfrom synflow_pl.__main__ import main\n"
     code += "try: main()\nexcept SystemExit: pass\n"
-    code += (
-        "import synflow_pl.runs.report\nassert not {'torch', 'pytorch_lightning', 'numpy', 'matplotlib'} & set(sys.modules), 'heavy'"
-    )
+    code += "import synflow_pl.runs.report_files\nassert not {'torch', 'pytorch_lightning', 'numpy', 'matplotlib'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)

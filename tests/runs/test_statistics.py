@@ -9,11 +9,24 @@ import pytest
 from synflow_pl.runs.statistics import paired, quantile, summarise
 
 # The two-sided 95 % column of any printed table of Student's t.
-PRINTED = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 29: 2.045, 30: 2.042, 120: 1.980}
+PRINTED = {
+    1: 12.706,
+    2: 4.303,
+    3: 3.182,
+    4: 2.776,
+    5: 2.571,
+    9: 2.262,
+    10: 2.228,
+    29: 2.045,
+    30: 2.042,
+    120: 1.980,
+}
 
 
 @pytest.mark.parametrize(("freedom", "printed"), PRINTED.items())
-def test_quantiles_of_student_s_t_are_those_of_the_printed_table(freedom: int, printed: float) -> None:
+def test_quantiles_of_student_s_t_are_those_of_the_printed_table(
+    freedom: int, printed: float
+) -> None:
     assert quantile(freedom) == pytest.approx(printed, abs=5e-4)
 
 

@@ -1,4 +1,6 @@
-"""Sweeps: what runs a grid has, how far they are, and that nobody works on one that another holds."""
+"""Sweeps: what runs a grid has, how far they are, and that nobody works on one that another
+holds.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from synflow_pl.runs.sweep import FAILED, Sweep, Task, accuracy, check_own, held
+from synflow_pl.runs.sweep_grid import FAILED, Sweep, Task, accuracy, check_own, held
 
 
 def names(**grid: object) -> list[str]:
@@ -28,8 +30,13 @@ def metrics(folder: Path, task: Task, text: str) -> Path:
 
 
 def test_a_sweep_has_every_pruner_at_every_density_before_the_next_seed() -> None:
-    assert names(recipes=["mnist_fc"], pruners=["snip", "synflow"], densities=[0.01, 0.1], seeds=[0, 1]) == [
-        f"mnist_fc-{pruner}-density{density}-seed{seed}" for seed in (0, 1) for density in (0.1, 0.01) for pruner in ("snip", "synflow")
+    assert names(
+        recipes=["mnist_fc"], pruners=["snip", "synflow"], densities=[0.01, 0.1], seeds=[0, 1]
+    ) == [
+        f"mnist_fc-{pruner}-density{density}-seed{seed}"
+        for seed in (0, 1)
+        for density in (0.1, 0.01)
+        for pruner in ("snip", "synflow")
     ]
 
 
@@ -47,19 +54,41 @@ def test_the_dense_network_is_one_run_whatever_the_densities_and_levels() -> Non
         (["mnist_fc"], ["snip", "mine/snip.yaml"], "pruners/snip and mine/snip.yaml"),
     ],
 )
-def test_two_files_whose_runs_would_have_the_same_name_are_refused(recipes: list[str], pruners: list[str], both: str) -> None:
-    with pytest.raises(ValueError, match=f"^{both} would both be called mnist_fc-snip-density0.1-seed0; rename one of the two files$"):
+def test_two_files_whose_runs_would_have_the_same_name_are_refused(
+    recipes: list[str], pruners: list[str], both: str
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match=f"^{both} would both be called mnist_fc-snip-density0.1-seed0; rename one of the two files$",
+    ):
         names(recipes=recipes, pruners=pruners, densities=[0.1])
 
 
 def test_a_run_is_an_ordinary_fit_and_test_that_trains_a_dead_network_too(task: Task) -> None:
     assert task.train(Path("/s")) == [
-        *("fit", "-c", "mnist_fc", "-c", "pruners/snip", "--pruning.density", "0.1", "--pruning.on_collapse", "warn"),
+        *(
+            "fit",
+            "-c",
+            "mnist_fc",
+            "-c",
+            "pruners/snip",
+            "--pruning.density",
+            "0.1",
+            "--pruning.on_collapse",
+            "warn",
+        ),
         *("--seed_everything", "0", "--trainer.max_epochs", "5"),
         *("--run", "mnist_fc-snip-density0.1-seed0", "--trainer.default_root_dir", "/s"),
     ]
-    assert task.train(Path("/s"), goes_on=True)[-2:] == ["--ckpt_path", "/s/lightning_logs/mnist_fc-snip-density0.1-seed0"]
-    assert task.test(Path("/s")) == ["test", "--ckpt_path", "/s/lightning_logs/mnist_fc-snip-density0.1-seed0"]
+    assert task.train(Path("/s"), goes_on=True)[-2:] == [
+        "--ckpt_path",
+        "/s/lightning_logs/mnist_fc-snip-density0.1-seed0",
+    ]
+    assert task.test(Path("/s")) == [
+        "test",
+        "--ckpt_path",
+        "/s/lightning_logs/mnist_fc-snip-density0.1-seed0",
+    ]
 
 
 def test_multi_shot_runs_have_levels_and_the_last_is_the_result() -> None:
@@ -69,19 +98,40 @@ def test_multi_shot_runs_have_levels_and_the_last_is_the_result() -> None:
 
 
 def test_narrower_networks_are_dense_ones_whose_width_is_still_to_be_chosen() -> None:
-    like = [task.like for task in Sweep(["mnist_fc"], ["narrower_parameters", "narrower_flops", "snip"], [0.1]).tasks()]
+    like = [
+        task.like
+        for task in Sweep(
+            ["mnist_fc"], ["narrower_parameters", "narrower_flops", "snip"], [0.1]
+        ).tasks()
+    ]
     assert like == ["parameters", "flops", None]
 
 
 def test_options_are_typed_as_they_would_be_on_the_command_line() -> None:
-    (task,) = Sweep(["demo"], ["snip"], [0.1], options={"a": [1, 2], "b": True, "c": "word", "d": None}).tasks(["--e", "5"])
-    assert task.options[-10:] == ("--a", "[1, 2]", "--b", "true", "--c", "word", "--d", "null", "--e", "5")
+    (task,) = Sweep(
+        ["demo"], ["snip"], [0.1], options={"a": [1, 2], "b": True, "c": "word", "d": None}
+    ).tasks(["--e", "5"])
+    assert task.options[-10:] == (
+        "--a",
+        "[1, 2]",
+        "--b",
+        "true",
+        "--c",
+        "word",
+        "--d",
+        "null",
+        "--e",
+        "5",
+    )
 
 
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ({"densities": [0.1, 2.0]}, r"densities: 2.0 is not in \(0, 1\]; compression 10\^2 is density 0.01"),
+        (
+            {"densities": [0.1, 2.0]},
+            r"densities: 2.0 is not in \(0, 1\]; compression 10\^2 is density 0.01",
+        ),
         ({"densities": [0.0]}, "densities: 0.0 is not in"),
         ({"densities": []}, "densities: there is none"),
         ({"pruners": ["snip", "snip"]}, "pruners: 'snip' stands there twice"),
@@ -93,7 +143,9 @@ def test_an_impossible_grid_is_refused_by_name(grid: dict[str, object], message:
         Sweep(**{"recipes": ["mnist_fc"], "pruners": ["snip"], "densities": [0.1], **grid})  # type: ignore[arg-type]
 
 
-def test_a_run_is_finished_when_it_has_been_tested_after_its_last_epoch(task: Task, tmp_path: Path) -> None:
+def test_a_run_is_finished_when_it_has_been_tested_after_its_last_epoch(
+    task: Task, tmp_path: Path
+) -> None:
     assert accuracy(tmp_path, task) is None
     run = metrics(tmp_path, task, "")
     # A test that is a command of its own is logged at epoch and step 0.
@@ -111,7 +163,9 @@ def test_a_run_is_finished_when_it_has_been_tested_after_its_last_epoch(task: Ta
 
 
 @pytest.mark.parametrize("text", ["", "\0\0", "epoch,test/accuracy\n0,zero\n"])
-def test_a_run_whose_metrics_are_damaged_is_not_finished(text: str, task: Task, tmp_path: Path) -> None:
+def test_a_run_whose_metrics_are_damaged_is_not_finished(
+    text: str, task: Task, tmp_path: Path
+) -> None:
     metrics(tmp_path, task, text)
     assert accuracy(tmp_path, task) is None
 
@@ -125,23 +179,32 @@ def test_a_run_is_held_by_one_at_a_time(task: Task, tmp_path: Path) -> None:
         assert again
 
 
-def test_a_run_of_the_same_options_is_gone_on_with_and_another_is_not_touched(task: Task, tmp_path: Path) -> None:
+def test_a_run_of_the_same_options_is_gone_on_with_and_another_is_not_touched(
+    task: Task, tmp_path: Path
+) -> None:
     check_own(tmp_path, [task])
     with held(tmp_path, task):
         metrics(tmp_path, task, "")
     check_own(tmp_path, [task])
     other = Sweep(["mnist_fc"], ["snip"], [0.1], options={"trainer.max_epochs": 6}).tasks()
-    with pytest.raises(ValueError, match=r"was made with '.*max_epochs 5', not with '.*max_epochs 6'; give the same options"):
+    with pytest.raises(
+        ValueError,
+        match=r"was made with '.*max_epochs 5', not with '.*max_epochs 6'; give the same options",
+    ):
         check_own(tmp_path, other)
 
 
 def test_a_run_that_no_sweep_made_is_not_touched(task: Task, tmp_path: Path) -> None:
     metrics(tmp_path, task, "")
-    with pytest.raises(ValueError, match="was not made by a sweep; move it away, or give another --folder"):
+    with pytest.raises(
+        ValueError, match="was not made by a sweep; move it away, or give another --folder"
+    ):
         check_own(tmp_path, [task])
 
 
-def test_a_file_system_that_cannot_lock_is_an_error(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_that_cannot_lock_is_an_error(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError("No locks available")
 

@@ -1,4 +1,6 @@
-"""What else happens in a training: accumulation, averages, finders, short runs, several optimisers, strategies that cannot be."""
+"""What else happens in a training: accumulation, averages, finders, short runs, several optimisers,
+strategies that cannot be.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Watched(Classifier):
         self.batch_size = 8
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=1e-2)
+        return torch.optim.SGD(
+            self.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=1e-2
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         self.seen.append((self.trainer.state.stage.value, living(self)))  # type: ignore[union-attr]
@@ -56,14 +60,20 @@ class Both(Classes):
     """The same images to validate on."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        size = getattr(self.trainer.lightning_module, "batch_size", 8) if self.trainer is not None else 8
+        size = (
+            getattr(self.trainer.lightning_module, "batch_size", 8)
+            if self.trainer is not None
+            else 8
+        )
         return DataLoader(super().train_dataloader().dataset, batch_size=size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(super().train_dataloader().dataset, batch_size=8)
 
 
-def fit(folder: Path, *callbacks: Callback, module: Watched | None = None, **options: Any) -> Watched:
+def fit(
+    folder: Path, *callbacks: Callback, module: Watched | None = None, **options: Any
+) -> Watched:
     module = module or Watched()
     trainer(folder, *callbacks, **options).fit(module, Both())
     return module
@@ -82,10 +92,15 @@ def fit(folder: Path, *callbacks: Callback, module: Watched | None = None, **opt
     ],
     ids=lambda options: " ".join(options),
 )
-def test_every_forward_pass_sees_the_pruned_network(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_every_forward_pass_sees_the_pruned_network(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     module = fit(tmp_path, PruneAtInit(SynFlow(), density=0.1), **options)
-    # The sanity check comes first, and is no exception; a step that is not one is left out by fast_dev_run.
-    assert {stage for stage, _ in module.seen} >= {"train", "validate"} - ({"validate"} if options.get("fast_dev_run") else set())
+    # The sanity check comes first, and is no exception; a step that is not one is left out by
+    # fast_dev_run.
+    assert {stage for stage, _ in module.seen} >= {"train", "validate"} - (
+        {"validate"} if options.get("fast_dev_run") else set()
+    )
     assert {count for _, count in module.seen} == {TENTH}
     assert living(module) == TENTH
 
@@ -100,7 +115,9 @@ def test_a_training_that_stops_early_is_as_sparse(tmp_path: Path) -> None:
     module.lr = 0.0  # nothing gets better, so it stops after its patience of two epochs
     stop = EarlyStopping("val/loss", patience=2)
     saving = ModelCheckpoint(dirpath=tmp_path, filename="last")
-    module = fit(tmp_path, PruneAtInit(SynFlow(), density=0.1), stop, saving, module=module, max_epochs=50)
+    module = fit(
+        tmp_path, PruneAtInit(SynFlow(), density=0.1), stop, saving, module=module, max_epochs=50
+    )
     assert stop.stopped_epoch == 2
     assert living(module) == TENTH
     assert "masks" in torch.load(tmp_path / "last.ckpt", weights_only=True)[KEY]
@@ -112,15 +129,23 @@ LATER: list[Any] = [
     (Magnitude(), {}),
     (Magnitude(), {"at_epoch": 1}),
     (Magnitude(), {"at_epoch": 3}),
-    (GradualMagnitude(over=0.75), {"rounds": 6}),
+    (GradualMagnitude(end_fraction=0.75), {"rounds": 6}),
 ]
 
 
-@pytest.mark.parametrize(("pruner", "options"), LATER, ids=["at once", "after 1", "after 3", "gradually"])
+@pytest.mark.parametrize(
+    ("pruner", "options"), LATER, ids=["at once", "after 1", "after 3", "gradually"]
+)
 @pytest.mark.parametrize("kind", ["exponential", "stochastic"])
-def test_an_average_holds_the_zeros_of_each_moment(tmp_path: Path, kind: str, pruner: Pruner, options: dict[str, Any]) -> None:
+def test_an_average_holds_the_zeros_of_each_moment(
+    tmp_path: Path, kind: str, pruner: Pruner, options: dict[str, Any]
+) -> None:
     pruning = PruneAtInit(pruner, density=0.25, **options)
-    averaging = EMAWeightAveraging(decay=0.9) if kind == "exponential" else StochasticWeightAveraging(0.01, swa_epoch_start=1)
+    averaging = (
+        EMAWeightAveraging(decay=0.9)
+        if kind == "exponential"
+        else StochasticWeightAveraging(0.01, swa_epoch_start=1)
+    )
     revived: list[int] = []
 
     class Look(Callback):
@@ -128,16 +153,24 @@ def test_an_average_holds_the_zeros_of_each_moment(tmp_path: Path, kind: str, pr
 
         def _look(self, network: nn.Module) -> None:
             if pruning.masks is not None:
-                revived.append(sum(int(p[~mask].count_nonzero()) for p, mask in pruning.masks.parameters(network)))
+                revived.append(
+                    sum(
+                        int(p[~mask].count_nonzero())
+                        for p, mask in pruning.masks.parameters(network)
+                    )
+                )
 
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
             average: Any = averaging._average_model
             self._look(average.module.network if kind == "exponential" else average.network)
 
-        def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        def on_validation_batch_end(
+            self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+        ) -> None:
             self._look(pl_module.network)  # type: ignore[arg-type]
 
-    # Lightning's average is not asked for in the first steps where the network does not have it yet: only from epoch 1 on.
+    # Lightning's average is not asked for in the first steps where the network does not have it
+    # yet: only from epoch 1 on.
     module = fit(tmp_path, averaging, pruning, Look(), max_epochs=5)
     assert pruning.masks is not None
     assert pruning.masks.kept == TOTAL // 4
@@ -181,11 +214,20 @@ def test_a_finder_that_is_called_from_outside_prunes_what_is_trained_then(tmp_pa
     assert all(torch.equal(masks[name], pruning.masks[name]) for name in masks)
 
 
-@pytest.mark.parametrize("pruning", [{"at_epoch": 1}, {"pruner": GradualMagnitude(over=1.0)}], ids=["later", "gradual"])
-def test_a_finder_that_comes_before_the_pruning_tunes_a_dense_network_and_that_is_said(tmp_path: Path, pruning: Any) -> None:
+@pytest.mark.parametrize(
+    "pruning",
+    [{"at_epoch": 1}, {"pruner": GradualMagnitude(end_fraction=1.0)}],
+    ids=["later", "gradual"],
+)
+def test_a_finder_that_comes_before_the_pruning_tunes_a_dense_network_and_that_is_said(
+    tmp_path: Path, pruning: Any
+) -> None:
     callback = PruneAtInit(**{"pruner": Magnitude(), "density": 0.25, **pruning})
     finder = LearningRateFinder(num_training_steps=20, attr_name="lr")
-    with pytest.warns(UserWarning, match="LearningRateFinder will tune the dense network, which is pruned only later"):
+    with pytest.warns(
+        UserWarning,
+        match="LearningRateFinder will tune the dense network, which is pruned only later",
+    ):
         module = fit(tmp_path, finder, callback)
     assert living(module) == TOTAL // 4
 
@@ -211,7 +253,10 @@ class Alternating(Regression):
             optimizer.step()
 
     def configure_optimizers(self) -> Any:
-        return [OPTIMIZERS["SGD"](self.body.parameters()), OPTIMIZERS["AdamW"](self.head.parameters())]
+        return [
+            OPTIMIZERS["SGD"](self.body.parameters()),
+            OPTIMIZERS["AdamW"](self.head.parameters()),
+        ]
 
 
 def test_every_one_of_several_optimisers_keeps_the_zeros(tmp_path: Path) -> None:
@@ -225,17 +270,23 @@ def test_every_one_of_several_optimisers_keeps_the_zeros(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
-def test_strategies_that_shard_are_refused_by_name_before_the_first_step(tmp_path: Path, strategy: Any) -> None:
+def test_strategies_that_shard_are_refused_by_name_before_the_first_step(
+    tmp_path: Path, strategy: Any
+) -> None:
     run = trainer(tmp_path, PruneAtInit(SynFlow(), density=0.1))
     sharded = strategy()
     run._accelerator_connector.strategy = sharded
-    with pytest.raises(ValueError, match=f"{strategy.__name__} shards parameters or the optimiser's state"):
+    with pytest.raises(
+        ValueError, match=f"{strategy.__name__} shards parameters or the optimiser's state"
+    ):
         PruneAtInit(SynFlow(), density=0.1).setup(run, classifier(), "fit")
     PruneAtInit(None).setup(run, classifier(), "fit")  # the dense network may be sharded
 
 
 def test_deepspeed_is_refused_with_and_without_its_package() -> None:
-    assert object.__new__(DeepSpeedStrategy).restore_checkpoint_after_setup  # which is what the others are refused for
+    assert object.__new__(
+        DeepSpeedStrategy
+    ).restore_checkpoint_after_setup  # which is what the others are refused for
     if not _has_deepspeed():
         with pytest.raises(MisconfigurationException, match="DeepSpeed"):
             Trainer(strategy="deepspeed_stage_3", accelerator="cpu", devices=1)
@@ -248,12 +299,18 @@ def _has_deepspeed() -> bool:
 
 
 def test_a_checkpoint_with_masks_cannot_be_gone_on_with_in_shards(tmp_path: Path) -> None:
-    fit(tmp_path, PruneAtInit(SynFlow(), density=0.1), ModelCheckpoint(dirpath=tmp_path, filename="last"))
+    fit(
+        tmp_path,
+        PruneAtInit(SynFlow(), density=0.1),
+        ModelCheckpoint(dirpath=tmp_path, filename="last"),
+    )
     run = trainer(tmp_path)
     run._accelerator_connector.strategy = FSDPStrategy()
     run.state.fn = "fit"  # type: ignore[assignment]
     with pytest.raises(ValueError, match="FSDPStrategy shards parameters"):
-        PruneAtInit(None).on_load_checkpoint(run, classifier(), torch.load(tmp_path / "last.ckpt", weights_only=True))
+        PruneAtInit(None).on_load_checkpoint(
+            run, classifier(), torch.load(tmp_path / "last.ckpt", weights_only=True)
+        )
 
 
 # -- averages that resume
@@ -274,19 +331,33 @@ def averaged(folder: Path, path: Path | None = None, **saving: Any) -> tuple[Wat
     averaging = StochasticWeightAveraging(0.01, swa_epoch_start=2, annealing_epochs=3)
     keep = ModelCheckpoint(dirpath=folder, filename="{epoch}-{step}", save_top_k=-1, **saving)
     pruning = PruneAtInit(SynFlow(), density=0.1)
-    trainer(folder, pruning, averaging, rates, keep, max_epochs=4).fit(module, Classes(), ckpt_path=path)
+    trainer(folder, pruning, averaging, rates, keep, max_epochs=4).fit(
+        module, Classes(), ckpt_path=path
+    )
     return module, rates.rates
 
 
-def test_stochastic_averaging_resumes_between_epochs_bit_for_bit_and_is_refused_within_one(tmp_path: Path) -> None:
+def test_stochastic_averaging_resumes_between_epochs_bit_for_bit_and_is_refused_within_one(
+    tmp_path: Path,
+) -> None:
     whole, rates = averaged(tmp_path / "epochs")
     for step in (8, 16, 24):
-        again, rest = averaged(tmp_path / "again", tmp_path / f"epochs/epoch={step // 8 - 1}-step={step}.ckpt")
+        again, rest = averaged(
+            tmp_path / "again", tmp_path / f"epochs/epoch={step // 8 - 1}-step={step}.ckpt"
+        )
         assert rest == rates[step:]
-        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
+        )
     averaged(tmp_path / "steps", every_n_train_steps=5)
     for step in (10, 15, 20, 25):
-        with pytest.raises(ValueError, match="StochasticWeightAveraging cannot resume in the middle of epoch"):
-            averaged(tmp_path / "again", tmp_path / f"steps/epoch={(step - 1) // 8}-step={step}.ckpt")
-    _, rest = averaged(tmp_path / "again", tmp_path / "steps/epoch=0-step=5.ckpt")  # before the average began
+        with pytest.raises(
+            ValueError, match="StochasticWeightAveraging cannot resume in the middle of epoch"
+        ):
+            averaged(
+                tmp_path / "again", tmp_path / f"steps/epoch={(step - 1) // 8}-step={step}.ckpt"
+            )
+    _, rest = averaged(
+        tmp_path / "again", tmp_path / "steps/epoch=0-step=5.ckpt"
+    )  # before the average began
     assert rest == rates[5:]

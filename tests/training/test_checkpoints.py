@@ -42,13 +42,19 @@ def test_weights_load_strictly_into_the_plain_network(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt", {"state_dict": state | {"metric.total": torch.zeros(1)}})
     assert load_weights(plain, path) is plain
     assert torch.equal(plain.weight, trained.weight)
-    with pytest.raises(ValueError, match=r"a\.ckpt' does not fit Linear: weight is \(2, 2\) in the file and \(2, 3\) in the network"):
+    with pytest.raises(
+        ValueError,
+        match=r"a\.ckpt' does not fit Linear: weight is \(2, 2\) in the file and \(2, 3\) in the network",
+    ):
         load_weights(nn.Linear(3, 2), path)
     del state["network.bias"]
     with pytest.raises(ValueError, match="does not fit Linear: the file lacks bias"):
         load_weights(plain, write(tmp_path / "b.ckpt", {"state_dict": state}))
     with pytest.raises(ValueError, match=r"holds no weight whose name begins with 'network\.'"):
-        load_weights(plain, write(tmp_path / "c.ckpt", {"state_dict": trained.state_dict(), "synflow_pl": {}}))
+        load_weights(
+            plain,
+            write(tmp_path / "c.ckpt", {"state_dict": trained.state_dict(), "synflow_pl": {}}),
+        )
 
 
 def test_a_file_that_would_run_code_is_not_read(tmp_path: Path) -> None:
@@ -73,8 +79,13 @@ def test_a_plain_state_dict_loads_too(name: str, tmp_path: Path) -> None:
     assert torch.equal(plain.bias, trained.bias)
 
 
-def test_all_that_does_not_fit_is_said_in_one_sentence_and_nothing_is_loaded(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.pt", nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 3), nn.Linear(3, 4)).state_dict())
+def test_all_that_does_not_fit_is_said_in_one_sentence_and_nothing_is_loaded(
+    tmp_path: Path,
+) -> None:
+    path = write(
+        tmp_path / "a.pt",
+        nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 3), nn.Linear(3, 4)).state_dict(),
+    )
     network = nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 7))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(ValueError, match="does not fit Sequential") as refused:
@@ -92,7 +103,10 @@ def test_not_strict_loads_what_fits_and_names_the_rest(tmp_path: Path) -> None:
     path = write(tmp_path / "a.pt", trained.state_dict())
     network = nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 7))
     before = network[1].weight.clone()
-    with pytest.warns(UserWarning, match=r"fills 2 of 4 tensors of Sequential: 1\.weight \(and 1 more\) is \(3, 5\) in the file"):
+    with pytest.warns(
+        UserWarning,
+        match=r"fills 2 of 4 tensors of Sequential: 1\.weight \(and 1 more\) is \(3, 5\) in the file",
+    ):
         load_weights(network, path, strict=False)
     assert torch.equal(network[0].weight, trained[0].weight)
     assert torch.equal(network[1].weight, before)
@@ -102,7 +116,9 @@ def test_not_strict_loads_what_fits_and_names_the_rest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"no weights, but long enough to look like some"])
-def test_a_file_of_something_else_is_refused_in_one_sentence(name: str, content: bytes, tmp_path: Path) -> None:
+def test_a_file_of_something_else_is_refused_in_one_sentence(
+    name: str, content: bytes, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}' cannot be read") as refused:
         load_weights(nn.Linear(2, 2), tmp_path / name)
@@ -117,9 +133,12 @@ def test_a_truncated_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [({"model": {}, "epoch": 3}, "a dict of model, epoch"), ([1, 2], "a list"), ({}, "a dict of ")]
+    ("content", "said"),
+    [({"model": {}, "epoch": 3}, "a dict of model, epoch"), ([1, 2], "a list"), ({}, "a dict of ")],
 )
-def test_a_file_without_weights_by_name_says_what_it_holds(content: object, said: str, tmp_path: Path) -> None:
+def test_a_file_without_weights_by_name_says_what_it_holds(
+    content: object, said: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=f"holds {said}; expected a checkpoint, or a state_dict"):
         load_weights(nn.Linear(2, 2), write(tmp_path / "a.pt", content))
 
@@ -128,7 +147,9 @@ def test_a_file_without_weights_by_name_says_what_it_holds(content: object, said
 
 
 class Nested(nn.Module):
-    """A network with a buffer, a child called model and one called module, whose names look like those of wrappers."""
+    """A network with a buffer, a child called model and one called module, whose names look like
+    those of wrappers.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,8 +199,13 @@ PREFIXES = [
 
 @pytest.mark.parametrize("kind", [Plain, Nested])
 @pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("keys", [(), ("model",), ("state_dict",), ("model_state_dict",), ("model", "state_dict"), ("weights",)])
-def test_wrapped_and_nested_weights_load(kind: type[nn.Module], prefix: str, keys: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "keys",
+    [(), ("model",), ("state_dict",), ("model_state_dict",), ("model", "state_dict"), ("weights",)],
+)
+def test_wrapped_and_nested_weights_load(
+    kind: type[nn.Module], prefix: str, keys: tuple[str, ...], tmp_path: Path
+) -> None:
     trained, network = pair(kind)
     content: object = {f"{prefix}{name}": tensor for name, tensor in trained.state_dict().items()}
     for key in reversed(keys):
@@ -191,7 +217,10 @@ def test_wrapped_and_nested_weights_load(kind: type[nn.Module], prefix: str, key
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_wrapped_weights_load_from_safetensors(prefix: str, tmp_path: Path) -> None:
     trained, network = pair(Plain)
-    save_file({f"{prefix}{name}": tensor for name, tensor in trained.state_dict().items()}, tmp_path / "a.safetensors")
+    save_file(
+        {f"{prefix}{name}": tensor for name, tensor in trained.state_dict().items()},
+        tmp_path / "a.safetensors",
+    )
     load_weights(network, tmp_path / "a.safetensors")
     assert_equal(network, trained)
 
@@ -210,15 +239,27 @@ def test_weights_of_a_compiled_part_load_into_the_plain_network_and_back(tmp_pat
 
 def test_weights_of_an_averaged_model_load(tmp_path: Path) -> None:
     trained, network = pair(Plain)
-    load_weights(network, write(tmp_path / "a.pt", torch.optim.swa_utils.AveragedModel(trained).state_dict()))
+    load_weights(
+        network, write(tmp_path / "a.pt", torch.optim.swa_utils.AveragedModel(trained).state_dict())
+    )
     assert_equal(network, trained)
 
 
-def test_the_network_of_a_lightning_module_loads_beside_its_loss_and_its_average(tmp_path: Path) -> None:
+def test_the_network_of_a_lightning_module_loads_beside_its_loss_and_its_average(
+    tmp_path: Path,
+) -> None:
     trained, network = pair(Plain)
     state = {f"model.{name}": tensor for name, tensor in trained.state_dict().items()}
-    state |= {f"ema.module.{name}": tensor + 1 for name, tensor in trained.state_dict().items()} | {"criterion.weight": torch.ones(2)}
-    load_weights(network, write(tmp_path / "a.ckpt", {"state_dict": state, "callbacks": {"a": {"model": {"weight": torch.ones(1)}}}}))
+    state |= {f"ema.module.{name}": tensor + 1 for name, tensor in trained.state_dict().items()} | {
+        "criterion.weight": torch.ones(2)
+    }
+    load_weights(
+        network,
+        write(
+            tmp_path / "a.ckpt",
+            {"state_dict": state, "callbacks": {"a": {"model": {"weight": torch.ones(1)}}}},
+        ),
+    )
     assert_equal(network, trained)
 
 
@@ -234,11 +275,18 @@ def test_two_parts_that_fit_and_differ_are_ambiguous(keys: tuple[str, str], tmp_
     trained, network = pair(Plain)
     other = {name: tensor + 1 for name, tensor in trained.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    with pytest.raises(ValueError, match=rf"a\.pt' is ambiguous: its weights under '{min(keys)}|{max(keys)}") as refused:
-        load_weights(network, write(tmp_path / "a.pt", dict(zip(keys, (trained.state_dict(), other), strict=True))))
+    with pytest.raises(
+        ValueError, match=rf"a\.pt' is ambiguous: its weights under '{min(keys)}|{max(keys)}"
+    ) as refused:
+        load_weights(
+            network,
+            write(tmp_path / "a.pt", dict(zip(keys, (trained.state_dict(), other), strict=True))),
+        )
     assert all(f"'{key}'" in str(refused.value) for key in keys)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    load_weights(network, write(tmp_path / "b.pt", dict.fromkeys(keys, trained.state_dict())))  # equal, so either will do
+    load_weights(
+        network, write(tmp_path / "b.pt", dict.fromkeys(keys, trained.state_dict()))
+    )  # equal, so either will do
     assert_equal(network, trained)
 
 
@@ -254,25 +302,37 @@ def test_weights_with_and_without_a_wrapper_name_the_unexpected_keys(tmp_path: P
     trained, network = pair(Plain)
     state = trained.state_dict()
     both = {**state, **{f"module.{name}": tensor + 1 for name, tensor in state.items()}}
-    with pytest.raises(ValueError, match=r"does not fit Plain: the network has no module\.features\.0\.weight \(and 8 more\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"does not fit Plain: the network has no module\.features\.0\.weight \(and 8 more\)",
+    ):
         load_weights(network, write(tmp_path / "a.pt", both))
 
 
-def test_wrapped_weights_of_another_network_name_missing_and_unexpected_keys(tmp_path: Path) -> None:
+def test_wrapped_weights_of_another_network_name_missing_and_unexpected_keys(
+    tmp_path: Path,
+) -> None:
     state = {f"module.{name}": tensor for name, tensor in Plain().state_dict().items()}
     state["module.tail.weight"] = state.pop("module.head.weight")
-    with pytest.raises(ValueError, match=r"the file lacks head\.weight, the network has no tail\.weight"):
+    with pytest.raises(
+        ValueError, match=r"the file lacks head\.weight, the network has no tail\.weight"
+    ):
         load_weights(Plain(), write(tmp_path / "a.pt", {"model": state}))
 
 
 def test_masks_in_place_of_weights_are_refused(tmp_path: Path) -> None:
     masks = {"weight": torch.ones(2, 2, dtype=torch.bool)}
-    with pytest.raises(ValueError, match=r"weight is torch\.bool in the file and torch\.float32 in the network"):
+    with pytest.raises(
+        ValueError, match=r"weight is torch\.bool in the file and torch\.float32 in the network"
+    ):
         load_weights(nn.Linear(2, 2, bias=False), write(tmp_path / "a.pt", masks))
 
 
 def test_a_tensor_with_two_names_loads_from_a_file_that_stores_it_once(tmp_path: Path) -> None:
-    network, trained = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network, trained = (
+        nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
+        nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
+    )
     for tied in (network, trained):
         tied[1].weight = tied[0].weight
     state = trained.state_dict()

@@ -28,15 +28,25 @@ class Fixed(nn.Module):
 
 def evaluate(labels: list[int], batch_size: int) -> dict[str, float]:
     module = Classifier(Fixed([6.0, 5, 4, 3, 2, 1, 0]), num_classes=7)
-    loader = DataLoader(TensorDataset(torch.zeros(len(labels), 1, 1, 1), torch.tensor(labels)), batch_size=batch_size)
-    run = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, accelerator="cpu")
+    loader = DataLoader(
+        TensorDataset(torch.zeros(len(labels), 1, 1, 1), torch.tensor(labels)),
+        batch_size=batch_size,
+    )
+    run = Trainer(
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+    )
     found: Any = run.test(module, loader, verbose=False)
     return found[0]
 
 
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_metrics_weigh_every_image_alike_whatever_the_batches(batch_size: int) -> None:
-    # Class 0 is the guess, 0 to 4 are the top five: of these five images one is right, four are in the top five.
+    # Class 0 is the guess, 0 to 4 are the top five: of these five images one is right, four are in
+    # the top five.
     found = evaluate([0, 1, 2, 4, 6], batch_size)
     assert found["test/accuracy"] == pytest.approx(1 / 5)
     assert found["test/accuracy_top5"] == pytest.approx(4 / 5)
@@ -55,7 +65,10 @@ def test_weight_decay_can_spare_norms_and_biases() -> None:
 
     def groups(everything: bool) -> list[tuple[int, float]]:
         optimizer: Any = Classifier(
-            network, 2, lambda parameters: torch.optim.SGD(parameters, lr=0.1, weight_decay=1e-4), decay_everything=everything
+            network,
+            2,
+            lambda parameters: torch.optim.SGD(parameters, lr=0.1, weight_decay=1e-4),
+            decay_norm_and_bias=everything,
         ).configure_optimizers()
         return [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
 
@@ -64,14 +77,21 @@ def test_weight_decay_can_spare_norms_and_biases() -> None:
 
 
 def test_a_schedule_by_metric_is_told_which() -> None:
-    module = Classifier(Fixed([0.0, 1.0]), 2, scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, monitor="val/loss"))
+    module = Classifier(
+        Fixed([0.0, 1.0]),
+        2,
+        scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, monitor="val/loss"),
+    )
     found: Any = module.configure_optimizers()
     assert found["lr_scheduler"]["monitor"] == "val/loss"
 
 
 def test_predictions_are_probabilities() -> None:
     module = Classifier(Fixed([0.0, math.log(3)]), 2)
-    torch.testing.assert_close(module.predict_step((torch.zeros(1, 1, 1, 1), torch.zeros(1)), 0), torch.tensor([[0.25, 0.75]]))
+    torch.testing.assert_close(
+        module.predict_step((torch.zeros(1, 1, 1, 1), torch.zeros(1)), 0),
+        torch.tensor([[0.25, 0.75]]),
+    )
 
 
 def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:

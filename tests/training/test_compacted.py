@@ -1,4 +1,6 @@
-"""Training after compacting: the same training in a smaller network, behind full-size checkpoints."""
+"""Training after compacting: the same training in a smaller network, behind full-size
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,15 @@ class Classes(LightningDataModule):
 
 def classifier() -> Classifier:
     torch.manual_seed(0)
-    optimizer = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)  # noqa: E731
+    optimizer = lambda p: torch.optim.SGD(  # noqa: E731
+        p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3
+    )
     schedule = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)  # noqa: E731
-    # In double precision from the start: Lightning converts it only after a checkpoint has been loaded.
-    return Classifier(ResNet(8, width=8, input_shape=SHAPE), optimizer=optimizer, scheduler=schedule).double()
+    # In double precision from the start: Lightning converts it only after a checkpoint has been
+    # loaded.
+    return Classifier(
+        ResNet(8, width=8, input_shape=SHAPE), optimizer=optimizer, scheduler=schedule
+    ).double()
 
 
 class Sizes(Callback):
@@ -42,12 +49,24 @@ class Sizes(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
         self.network = sum(p.numel() for p in module.network.parameters())
-        self.optimiser = sum(p.numel() for group in trainer.optimizers[0].param_groups for p in group["params"])
+        self.optimiser = sum(
+            p.numel() for group in trainer.optimizers[0].param_groups for p in group["params"]
+        )
         self.wrapped = sum(p.numel() for p in trainer.strategy.model.parameters())
 
 
-def fit(folder: Path, epochs: int = 2, ckpt_path: Path | None = None, callbacks: tuple[Any, ...] = (), **options: Any) -> Any:
-    module, callback, sizes = classifier(), PruneAtInit(SynFlow(), density=0.05, rounds=10, **options), Sizes()
+def fit(
+    folder: Path,
+    epochs: int = 2,
+    ckpt_path: Path | None = None,
+    callbacks: tuple[Any, ...] = (),
+    **options: Any,
+) -> Any:
+    module, callback, sizes = (
+        classifier(),
+        PruneAtInit(SynFlow(), density=0.05, rounds=10, **options),
+        Sizes(),
+    )
     saving = ModelCheckpoint(dirpath=folder, save_last=True)
     trainer = Trainer(
         max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", precision="64-true",
@@ -73,16 +92,25 @@ def test_afterwards_the_network_is_full_size_and_so_is_the_checkpoint(tmp_path: 
     shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
     assert {name: tensor.shape for name, tensor in module.network.state_dict().items()} == shapes
     load_weights(plain, tmp_path / "last.ckpt")
-    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), module.network.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            plain.state_dict().values(), module.network.state_dict().values(), strict=True
+        )
+    )
     assert all(not plain.get_parameter(name)[~mask].any() for name, mask in callback.masks.items())
 
 
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
     whole, _, _ = fit(tmp_path / "whole", epochs=3, compact=True)
     fit(tmp_path / "half", epochs=1, compact=True)
-    resumed, sizes, _ = fit(tmp_path / "half", epochs=3, ckpt_path=tmp_path / "half" / "last.ckpt", compact=True)
+    resumed, sizes, _ = fit(
+        tmp_path / "half", epochs=3, ckpt_path=tmp_path / "half" / "last.ckpt", compact=True
+    )
     assert sizes.network < sum(p.numel() for p in resumed.network.parameters()) / 2
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)
+    )
 
 
 def test_what_the_optimiser_remembers_has_one_size(tmp_path: Path) -> None:
@@ -100,13 +128,19 @@ def test_frozen_units_stay_at_zero_and_buy_a_smaller_network(tmp_path: Path) -> 
     assert all(not module.network.get_parameter(name)[gone].any() for name, gone in held.items())
     alone, _, _ = fit(tmp_path / "alone", freeze_dead=True)
     with torch.no_grad():
-        torch.testing.assert_close(module.eval()(IMAGES), alone.eval()(IMAGES), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            module.eval()(IMAGES), alone.eval()(IMAGES), rtol=1e-9, atol=1e-9
+        )
 
 
 def test_what_cannot_go_together_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="compact: true needs masks that are final before the first step"):
+    with pytest.raises(
+        ValueError, match="compact: true needs masks that are final before the first step"
+    ):
         PruneAtInit(GradualMagnitude(), density=0.1, compact=True)
-    with pytest.raises(ValueError, match="compact: true needs masks that are final before the first step"):
+    with pytest.raises(
+        ValueError, match="compact: true needs masks that are final before the first step"
+    ):
         PruneAtInit(SynFlow(), density=0.1, at_epoch=1, compact=True)
     with pytest.raises(ValueError, match="compact: EMAWeightAveraging has copied the network"):
         fit(tmp_path, compact=True, callbacks=(EMAWeightAveraging(),))
@@ -145,6 +179,17 @@ assert torch.equal(whole, resumed)
 @pytest.mark.slow
 def test_two_processes_train_the_same_small_network_and_resume(tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "two.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        [sys.executable, "two.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,6 @@
-"""Compiled networks and channels-last ones: pruned as the plain network is, trained to the same weights, saved under the same names."""
+"""Compiled networks and channels-last ones: pruned as the plain network is, trained to the same
+weights, saved under the same names.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,13 @@ def conv(width: int = 8) -> nn.Module:
     return Conv(SHAPE, width=width)
 
 
-def fit(folder: Path, module: Classifier, pruning: PruneAtInit, **options: Any) -> dict[str, torch.Tensor]:
+def fit(
+    folder: Path, module: Classifier, pruning: PruneAtInit, **options: Any
+) -> dict[str, torch.Tensor]:
     saving = ModelCheckpoint(dirpath=folder, filename="last")
-    trainer(folder, EMAWeightAveraging(decay=0.5), pruning, saving, **options).fit(module, Small(*SHAPE))
+    trainer(folder, EMAWeightAveraging(decay=0.5), pruning, saving, **options).fit(
+        module, Small(*SHAPE)
+    )
     return module.state_dict()
 
 
@@ -34,10 +40,17 @@ def fit(folder: Path, module: Classifier, pruning: PruneAtInit, **options: Any) 
 def stepwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced and differentiated as ever, but not translated into C++, which takes a minute."""
     compile_in_place = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_in_place(self, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(
+        nn.Module,
+        "compile",
+        lambda self: compile_in_place(self, backend="aot_eager", fullgraph=True),
+    )
 
 
-@pytest.mark.parametrize(("pruner", "options"), [(SynFlow(), {}), (SNIP(), {"at_epoch": 1}), (GradualMagnitude(), {"rounds": 2})])
+@pytest.mark.parametrize(
+    ("pruner", "options"),
+    [(SynFlow(), {}), (SNIP(), {"at_epoch": 1}), (GradualMagnitude(), {"rounds": 2})],
+)
 def test_a_compiled_run_is_pruned_trained_and_saved_as_a_plain_one(
     tmp_path: Path, stepwise: None, pruner: Pruner, options: dict[str, Any]
 ) -> None:
@@ -66,7 +79,10 @@ NETWORKS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", ["fc", "conv", *(pytest.param(x, marks=pytest.mark.slow) for x in ("vgg11", "resnet20"))])
+@pytest.mark.parametrize(
+    "name",
+    ["fc", "conv", *(pytest.param(x, marks=pytest.mark.slow) for x in ("vgg11", "resnet20"))],
+)
 def test_a_pruned_network_compiles_without_a_graph_break_to_the_same_outputs(name: str) -> None:
     build, shape = NETWORKS[name]
     network, images = build(), torch.randn(4, *shape)
@@ -80,24 +96,38 @@ def test_a_pruned_network_compiles_without_a_graph_break_to_the_same_outputs(nam
 def test_a_compiled_network_is_pruned_as_the_plain_one() -> None:
     found = []
     for compiled in (True, False):
-        network, images = conv(), torch.randn(20, *SHAPE, generator=torch.Generator().manual_seed(0))
+        network, images = (
+            conv(),
+            torch.randn(20, *SHAPE, generator=torch.Generator().manual_seed(0)),
+        )
         if compiled:
             network.compile(backend="aot_eager", fullgraph=True)
             network(images).sum().backward()
             network.zero_grad()
         for pruner in (SynFlow(), SNIP()):
-            masks = prune(network, pruner, density=0.5, rounds=2, input_shape=SHAPE, batches=[(images, torch.arange(20) % 10)])
+            masks = prune(
+                network,
+                pruner,
+                density=0.5,
+                rounds=2,
+                input_shape=SHAPE,
+                batches=[(images, torch.arange(20) % 10)],
+            )
             found.append((masks, network.state_dict()))
     for (left, one), (right, other) in zip(found[:2], found[2:], strict=True):
         assert all(torch.equal(left[name], right[name]) for name in left)
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_module_around_the_network_that_torch_compile_made_is_looked_through(tmp_path: Path) -> None:
+def test_a_module_around_the_network_that_torch_compile_made_is_looked_through(
+    tmp_path: Path,
+) -> None:
     module = Classifier(conv(), optimizer=OPTIMIZERS["SGD"])
     module.network = torch.compile(module.network, backend="eager")  # type: ignore[assignment]
     pruning = PruneAtInit(SynFlow(), density=0.3, rounds=3)
-    trainer(tmp_path, pruning, ModelCheckpoint(dirpath=tmp_path, filename="last")).fit(module, Small(*SHAPE))
+    trainer(tmp_path, pruning, ModelCheckpoint(dirpath=tmp_path, filename="last")).fit(
+        module, Small(*SHAPE)
+    )
     plain = load_weights(conv(), tmp_path / "last.ckpt")
     assert pruning.masks is not None
     assert all(not plain.get_parameter(name)[~mask].any() for name, mask in pruning.masks.items())
@@ -113,14 +143,23 @@ def test_a_network_that_is_compiled_to_machine_code_gives_the_same_outputs() -> 
     network(images).sum().backward()
 
 
-@pytest.mark.parametrize(("pruner", "options"), [(SynFlow(), {}), (SNIP(), {"bias": True}), (GradualMagnitude(), {"rounds": 2})])
-def test_a_channels_last_run_gets_the_same_masks_and_weights(tmp_path: Path, pruner: Pruner, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("pruner", "options"),
+    [(SynFlow(), {}), (SNIP(), {"bias": True}), (GradualMagnitude(), {"rounds": 2})],
+)
+def test_a_channels_last_run_gets_the_same_masks_and_weights(
+    tmp_path: Path, pruner: Pruner, options: dict[str, Any]
+) -> None:
     states, masks = [], []
     for channels_last in (True, False):
         pruning = PruneAtInit(pruner, density=0.3, **{"rounds": 3, **options})
         module = Classifier(conv(), optimizer=OPTIMIZERS["SGD"], channels_last=channels_last)
         states.append(fit(tmp_path / str(channels_last), module, pruning))
-        kernel = next(parameter for parameter in module.network.parameters() if parameter.dim() == 4 and parameter.shape[1] > 1)
+        kernel = next(
+            parameter
+            for parameter in module.network.parameters()
+            if parameter.dim() == 4 and parameter.shape[1] > 1
+        )
         assert kernel.is_contiguous(memory_format=torch.channels_last) == channels_last
         assert pruning.masks is not None
         masks.append(pruning.masks)

@@ -1,4 +1,6 @@
-"""The same seed on the same machine gives the same weights, bit for bit, however the images are loaded."""
+"""The same seed on the same machine gives the same weights, bit for bit, however the images are
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from synflow_pl.training import Reseed
 
 def trained(folder: Path, **data: Any) -> Classifier:
     seed_everything(3)
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Flatten(),
+        nn.Linear(4 * 26 * 26, 10),
+    )
     module = Classifier(network, optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))
     callbacks = [Reseed(), PruneAtInit(SNIP(), density=0.2)]
     quiet: dict[str, Any] = {
@@ -39,11 +48,15 @@ def trained(folder: Path, **data: Any) -> Classifier:
     return module
 
 
-def test_zero_one_and_four_workers_give_identical_weights_and_so_does_memory_twice(tmp_path: Path) -> None:
+def test_zero_one_and_four_workers_give_identical_weights_and_so_does_memory_twice(
+    tmp_path: Path,
+) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        by_workers = [trained(tmp_path, pipeline="torchvision", num_workers=workers) for workers in (0, 1, 4)]
+        by_workers = [
+            trained(tmp_path, pipeline="torchvision", num_workers=workers) for workers in (0, 1, 4)
+        ]
         from_memory = [trained(tmp_path) for _ in range(2)]
     finally:
         torch.set_num_threads(threads)
@@ -52,7 +65,10 @@ def test_zero_one_and_four_workers_give_identical_weights_and_so_does_memory_twi
 
 
 def test_both_pipelines_give_identical_weights_where_they_draw_nothing(tmp_path: Path) -> None:
-    assert same_weights(trained(tmp_path, augment=False), trained(tmp_path, augment=False, pipeline="torchvision", num_workers=1))
+    assert same_weights(
+        trained(tmp_path, augment=False),
+        trained(tmp_path, augment=False, pipeline="torchvision", num_workers=1),
+    )
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
@@ -61,10 +77,12 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     assert not same_weights(first, other)
 
 
-def test_a_step_on_the_cpu_draws_what_the_seed_of_its_batch_draws_and_the_last_seed_is_known() -> None:
+def test_a_step_on_the_cpu_draws_what_the_seed_of_its_batch_draws_and_the_last_seed_is_known() -> (
+    None
+):
     from types import SimpleNamespace
 
-    from synflow_pl.data.draws import draws
+    from synflow_pl.data.counter_rng import draws
 
     seed_everything(3)
     trainer: Any = SimpleNamespace(global_rank=1, fit_loop=SimpleNamespace(total_batch_idx=7))

@@ -1,4 +1,6 @@
-"""After every one of 200 optimiser steps: removed weights are zeros, and living ones as if the mask stood in the forward pass."""
+"""After every one of 200 optimiser steps: removed weights are zeros, and living ones as if the mask
+stood in the forward pass.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Watch(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step > len(self.weights):
-            self.weights.append({name: p.detach().clone() for name, p in pl_module.network.named_parameters()})  # type: ignore[union-attr]
+            self.weights.append(
+                {name: p.detach().clone() for name, p in pl_module.network.named_parameters()}
+            )  # type: ignore[union-attr]
 
 
 def network(optimizer: str) -> nn.Module:
@@ -43,10 +47,20 @@ def network(optimizer: str) -> nn.Module:
     return found
 
 
-def train(folder: Path, module: Classifier, *callbacks: Callback, clip: str, precision: Any) -> list[dict[str, Tensor]]:
+def train(
+    folder: Path, module: Classifier, *callbacks: Callback, clip: str, precision: Any
+) -> list[dict[str, Tensor]]:
     watch = Watch()
-    options = {"max_epochs": -1, "max_steps": STEPS, "accumulate_grad_batches": 2, "gradient_clip_val": 0.02, **CLIPPED[clip]}
-    trainer(folder, *callbacks, watch, enable_checkpointing=False, precision=precision, **options).fit(module, Classes())
+    options = {
+        "max_epochs": -1,
+        "max_steps": STEPS,
+        "accumulate_grad_batches": 2,
+        "gradient_clip_val": 0.02,
+        **CLIPPED[clip],
+    }
+    trainer(
+        folder, *callbacks, watch, enable_checkpointing=False, precision=precision, **options
+    ).fit(module, Classes())
     assert len(watch.weights) == STEPS
     return watch.weights
 
@@ -61,12 +75,16 @@ def check_zeros(masks: Any, steps: list[dict[str, Tensor]]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-true"])
 @pytest.mark.parametrize("optimizer", ALL)
-def test_removed_weights_are_zeros_after_every_step(tmp_path: Path, optimizer: str, precision: str) -> None:
+def test_removed_weights_are_zeros_after_every_step(
+    tmp_path: Path, optimizer: str, precision: str
+) -> None:
     def build(parameters: Any) -> Any:
         built = ALL[optimizer](parameters)
         if precision == "16-true":
             for group in built.param_groups:
-                group["eps"] = 1e-4  # the usual 1e-8 is zero in float16, and living weights become 0 / 0
+                group["eps"] = (
+                    1e-4  # the usual 1e-8 is zero in float16, and living weights become 0 / 0
+                )
         return built
 
     pruning = PruneAtInit(SynFlow(), density=0.2)
@@ -81,7 +99,9 @@ class InForward(Classifier):
     masks: dict[str, Tensor]
 
     def forward(self, images: Tensor) -> Tensor:
-        weights = {name: self.network.get_parameter(name) * mask for name, mask in self.masks.items()}
+        weights = {
+            name: self.network.get_parameter(name) * mask for name, mask in self.masks.items()
+        }
         logits: Tensor = functional_call(self.network, weights, (images,))
         return logits
 
@@ -89,14 +109,28 @@ class InForward(Classifier):
 @pytest.mark.parametrize(
     ("optimizer", "clip"),
     [
-        pytest.param(optimizer, clip, marks=[] if clip == "by norm" and optimizer in ("SGD", "AdamW", "Muon") else pytest.mark.slow)
+        pytest.param(
+            optimizer,
+            clip,
+            marks=[]
+            if clip == "by norm" and optimizer in ("SGD", "AdamW", "Muon")
+            else pytest.mark.slow,
+        )
         for optimizer in ALL
         for clip in CLIPPED
     ],
 )
-def test_living_weights_are_those_of_a_run_that_masks_its_forward_pass(tmp_path: Path, optimizer: str, clip: str) -> None:
+def test_living_weights_are_those_of_a_run_that_masks_its_forward_pass(
+    tmp_path: Path, optimizer: str, clip: str
+) -> None:
     pruning = PruneAtInit(SynFlow(), density=0.2)
-    held = train(tmp_path, Classifier(network(optimizer), optimizer=ALL[optimizer]), pruning, clip=clip, precision="64-true")
+    held = train(
+        tmp_path,
+        Classifier(network(optimizer), optimizer=ALL[optimizer]),
+        pruning,
+        clip=clip,
+        precision="64-true",
+    )
     assert pruning.masks is not None
     check_zeros(pruning.masks, held)
     module = InForward(network(optimizer), optimizer=ALL[optimizer])

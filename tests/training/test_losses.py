@@ -20,7 +20,7 @@ from torchmetrics.classification import MulticlassHingeLoss
 from synflow_pl import Classifier, PruneAtInit, prune
 from synflow_pl.networks import FC
 from synflow_pl.pruners import FORCE, SNIP, GraSP, Magnitude, SynFlow
-from synflow_pl.training.finding import find_loss
+from synflow_pl.training.introspection import find_loss
 
 
 class Task(LightningModule):
@@ -51,7 +51,9 @@ def labels_of(features: Tensor, outputs: int) -> Tensor:
 def masks_of(folder: Path, module: Task, callback: PruneAtInit, labels: Any = None) -> Any:
     features = torch.randn(64, 20, generator=torch.Generator().manual_seed(0))
     outputs = module.network[2].out_features  # type: ignore[union-attr]
-    data = TensorDataset(features, labels_of(features, outputs) if labels is None else labels(features))
+    data = TensorDataset(
+        features, labels_of(features, outputs) if labels is None else labels(features)
+    )
     run = trainer(folder, callback, max_epochs=1, limit_train_batches=1, enable_checkpointing=False)
     run.fit(module, DataLoader(data, batch_size=64))
     return callback.masks
@@ -62,7 +64,9 @@ def expected(module: Task, loss: Any, pruner: Any) -> Any:
     outputs = module.network[2].out_features  # type: ignore[union-attr]
     batch = (features, labels_of(features, outputs))
     network = copy.deepcopy(module.network)
-    return prune(network, pruner, density=0.2, example_input=features[:1], batches=[batch], loss=loss)  # type: ignore[arg-type]
+    return prune(
+        network, pruner, density=0.2, example_input=features[:1], batches=[batch], loss=loss
+    )  # type: ignore[arg-type]
 
 
 class WithMethod(Task):
@@ -89,7 +93,9 @@ def test_a_loss_is_scored_by_under_each_name(tmp_path: Path, name: str, loss: An
     assert all(torch.equal(masks[key], right[key]) for key in right)
 
 
-@pytest.mark.parametrize("pruner", [SNIP(), GraSP(), FORCE()], ids=lambda pruner: type(pruner).__name__)
+@pytest.mark.parametrize(
+    "pruner", [SNIP(), GraSP(), FORCE()], ids=lambda pruner: type(pruner).__name__
+)
 @pytest.mark.parametrize("kind", [WithMethod, WithStaticMethod])
 def test_a_loss_that_is_a_method_is_scored_by(tmp_path: Path, kind: Any, pruner: Any) -> None:
     module = kind()
@@ -107,9 +113,15 @@ def test_the_loss_that_is_given_wins(tmp_path: Path) -> None:
 
 def test_a_function_may_bring_outputs_and_labels_to_one_shape(tmp_path: Path) -> None:
     module = Task(1)
-    callback = PruneAtInit(SNIP(), density=0.2, loss=lambda outputs, labels: functional.mse_loss(outputs.squeeze(1), labels))  # type: ignore[arg-type]
+    callback = PruneAtInit(
+        SNIP(),
+        density=0.2,
+        loss=lambda outputs, labels: functional.mse_loss(outputs.squeeze(1), labels),
+    )  # type: ignore[arg-type]
     right = expected(module, nn.MSELoss(), SNIP())
-    masks = masks_of(tmp_path, module, callback, labels=lambda features: labels_of(features, 1).squeeze(1))
+    masks = masks_of(
+        tmp_path, module, callback, labels=lambda features: labels_of(features, 1).squeeze(1)
+    )
     assert all(torch.equal(masks[key], right[key]) for key in right)
 
 
@@ -139,30 +151,52 @@ class Several(Task):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Task, "Task has no attribute loss, criterion, loss_fn, loss_function that is a loss of two arguments"),
+        (
+            Task,
+            "Task has no attribute loss, criterion, loss_fn, loss_function that is a loss of two arguments",
+        ),
         (lambda: Task(loss=torch.tensor(1.0)), "loss of Task is no loss of two arguments"),
         (lambda: Task(loss=0.5), "loss of Task is no loss"),
         (lambda: Task(loss=MeanMetric()), "loss of Task is no loss"),
         (lambda: Task(criterion=MulticlassHingeLoss(3)), "criterion of Task is no loss"),
-        (lambda: Task(criterion=nn.TripletMarginLoss()), "criterion of Task is no loss of two arguments"),
+        (
+            lambda: Task(criterion=nn.TripletMarginLoss()),
+            "criterion of Task is no loss of two arguments",
+        ),
         (lambda: Task(loss_fn=nn.MSELoss), "loss_fn of Task is no loss"),
-        (lambda: Task(criterion=nn.MSELoss(reduction="none")), "criterion of Task is no loss of two arguments and one number"),
+        (
+            lambda: Task(criterion=nn.MSELoss(reduction="none")),
+            "criterion of Task is no loss of two arguments and one number",
+        ),
         (OfOne, "loss of OfOne is no loss of two arguments"),
-        (OfImages, r"loss\(\) of OfImages is no loss of the network's outputs and labels, since it runs the network"),
+        (
+            OfImages,
+            r"loss\(\) of OfImages is no loss of the network's outputs and labels, since it runs the network",
+        ),
         (OfBatch, r"loss\(\) of OfBatch is no loss of the network's outputs and labels"),
         (Several, "Several has several losses, criterion, loss_fn, and the pruner scores by one"),
     ],
     ids=range(12),
 )
-def test_a_loss_that_is_not_known_for_sure_is_asked_for(tmp_path: Path, module: Any, message: str) -> None:
+def test_a_loss_that_is_not_known_for_sure_is_asked_for(
+    tmp_path: Path, module: Any, message: str
+) -> None:
     with pytest.raises(ValueError, match=f"{message}.*give PruneAtInit loss="):
         masks_of(tmp_path, module(), PruneAtInit(SNIP(), density=0.2))
 
 
 def test_a_loss_that_would_broadcast_labels_is_refused(tmp_path: Path) -> None:
     callback = PruneAtInit(SNIP(), density=0.2)
-    with pytest.raises(ValueError, match="the loss of Task compares outputs and labels of different shapes; give PruneAtInit loss="):
-        masks_of(tmp_path, Task(1, criterion=nn.MSELoss()), callback, labels=lambda features: features[:, 0])
+    with pytest.raises(
+        ValueError,
+        match="the loss of Task compares outputs and labels of different shapes; give PruneAtInit loss=",
+    ):
+        masks_of(
+            tmp_path,
+            Task(1, criterion=nn.MSELoss()),
+            callback,
+            labels=lambda features: features[:, 0],
+        )
 
 
 def test_a_metric_beside_a_loss_is_no_second_loss() -> None:
@@ -189,7 +223,9 @@ def test_a_checkpoint_with_masks_needs_no_loss(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Using a target size"):
         trainer(tmp_path, first, saving, max_epochs=1).fit(Task(1), data)
     again = PruneAtInit(SNIP(), density=0.2)
-    trainer(tmp_path, again, max_epochs=2, enable_checkpointing=False).fit(Task(1), data, ckpt_path=tmp_path / "last.ckpt")
+    trainer(tmp_path, again, max_epochs=2, enable_checkpointing=False).fit(
+        Task(1), data, ckpt_path=tmp_path / "last.ckpt"
+    )
     assert again.masks is not None
 
 

@@ -1,4 +1,6 @@
-"""The loss of an epoch is the mean over its images, whatever the batches, the ranks, the precision and the values."""
+"""The loss of an epoch is the mean over its images, whatever the batches, the ranks, the precision
+and the values.
+"""
 
 from __future__ import annotations
 
@@ -62,13 +64,18 @@ def fixed_loss(label: int) -> float:
 
 
 def loader(labels: list[int], batch_size: int) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(torch.zeros(len(labels), 1, 1, 1), torch.tensor(labels)), batch_size=batch_size)
+    return DataLoader(
+        TensorDataset(torch.zeros(len(labels), 1, 1, 1), torch.tensor(labels)),
+        batch_size=batch_size,
+    )
 
 
 def test_a_network_in_half_precision_is_tested_on_all_images() -> None:
     labels = [0] * 1200 + [6] * 400
     module = Classifier(Fixed([6.0, 5, 4, 3, 2, 1, 0]), num_classes=7)
-    [found] = Trainer(precision="bf16-true", **QUIET).test(module, loader(labels, 32), verbose=False)
+    [found] = Trainer(precision="bf16-true", **QUIET).test(
+        module, loader(labels, 32), verbose=False
+    )
     # Each loss is rounded to 8 bits; a sum of images in this precision would end at 256.
     assert found["test/loss"] == pytest.approx((3 * fixed_loss(0) + fixed_loss(6)) / 4, rel=0.01)
     assert found["test/accuracy"] == pytest.approx(0.75)
@@ -76,22 +83,35 @@ def test_a_network_in_half_precision_is_tested_on_all_images() -> None:
 
 def test_each_of_several_validation_loaders_has_metrics_of_its_own() -> None:
     module = Classifier(Fixed([6.0, 5, 4, 3, 2, 1, 0]), num_classes=7)
-    found = Trainer(**QUIET).validate(module, [loader([0, 0, 1], 2), loader([6, 0, 0, 0], 3)], verbose=False)
-    assert [each[f"val/loss/dataloader_idx_{index}"] for index, each in enumerate(found)] == pytest.approx(
+    found = Trainer(**QUIET).validate(
+        module, [loader([0, 0, 1], 2), loader([6, 0, 0, 0], 3)], verbose=False
+    )
+    assert [
+        each[f"val/loss/dataloader_idx_{index}"] for index, each in enumerate(found)
+    ] == pytest.approx(
         [(2 * fixed_loss(0) + fixed_loss(1)) / 3, (3 * fixed_loss(0) + fixed_loss(6)) / 4]
     )
-    assert [each[f"val/accuracy/dataloader_idx_{index}"] for index, each in enumerate(found)] == pytest.approx([2 / 3, 3 / 4])
+    assert [
+        each[f"val/accuracy/dataloader_idx_{index}"] for index, each in enumerate(found)
+    ] == pytest.approx([2 / 3, 3 / 4])
 
 
 class Interrupted(Callback):
     """Fails in the second batch of training, validation or test."""
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if batch_idx == 1:
             raise FloatingPointError
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
@@ -100,7 +120,11 @@ class Interrupted(Callback):
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
 def test_an_interrupted_stage_leaves_nothing_in_the_metrics_of_the_next(stage: str) -> None:
-    module = Classifier(Fixed([6.0, 5, 4, 3, 2, 1, 0]), 7, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    module = Classifier(
+        Fixed([6.0, 5, 4, 3, 2, 1, 0]),
+        7,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0),
+    )
     options: dict[str, Any] = {"max_epochs": 1, **QUIET}
     with pytest.raises(FloatingPointError):
         getattr(Trainer(callbacks=[Interrupted()], **options), stage)(module, loader([6] * 8, 2))

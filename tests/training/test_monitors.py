@@ -1,4 +1,6 @@
-"""Metrics that are monitored, and the learning rate and batch size that Lightning's finders set in our classifier."""
+"""Metrics that are monitored, and the learning rate and batch size that Lightning's finders set in
+our classifier.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,12 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
+from pytorch_lightning.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    LearningRateFinder,
+    ModelCheckpoint,
+)
 from pytorch_lightning.cli import ReduceLROnPlateau
 from pytorch_lightning.tuner import Tuner
 from test_around import Both
@@ -42,9 +49,21 @@ class Rates(Callback):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def test_the_learning_rate_finder_sets_the_rate_of_our_classifier_and_of_its_schedule(tmp_path: Path) -> None:
-    finder, rates, module = LearningRateFinder(num_training_steps=30, early_stop_threshold=None), Rates(), build()
-    run = trainer(tmp_path, finder, PruneAtInit(SynFlow(), density=0.2, rounds=2), rates, enable_checkpointing=False)
+def test_the_learning_rate_finder_sets_the_rate_of_our_classifier_and_of_its_schedule(
+    tmp_path: Path,
+) -> None:
+    finder, rates, module = (
+        LearningRateFinder(num_training_steps=30, early_stop_threshold=None),
+        Rates(),
+        build(),
+    )
+    run = trainer(
+        tmp_path,
+        finder,
+        PruneAtInit(SynFlow(), density=0.2, rounds=2),
+        rates,
+        enable_checkpointing=False,
+    )
     run.fit(module, Both())
     assert finder.optimal_lr is not None
     found = finder.optimal_lr.suggestion()
@@ -55,8 +74,12 @@ def test_the_learning_rate_finder_sets_the_rate_of_our_classifier_and_of_its_sch
 
 def test_the_tuner_sets_the_rate_that_the_next_fit_trains_with(tmp_path: Path) -> None:
     rates, module = Rates(), build()
-    run = trainer(tmp_path, PruneAtInit(SynFlow(), density=0.2, rounds=2), rates, enable_checkpointing=False)
-    found = Tuner(run).lr_find(module, datamodule=Both(), num_training=30, early_stop_threshold=None)
+    run = trainer(
+        tmp_path, PruneAtInit(SynFlow(), density=0.2, rounds=2), rates, enable_checkpointing=False
+    )
+    found = Tuner(run).lr_find(
+        module, datamodule=Both(), num_training=30, early_stop_threshold=None
+    )
     assert found is not None
     suggestion = found.suggestion()
     assert suggestion is not None
@@ -100,14 +123,32 @@ def plateau(monitor: str) -> Any:
 @pytest.mark.parametrize(
     ("callback", "scheduler", "message"),
     [
-        (lambda: EarlyStopping("val/loss"), None, "trainer.callbacks: EarlyStopping monitors 'val/loss', but nothing is validated on"),
-        (lambda: ModelCheckpoint(monitor="val/accuracy"), None, "ModelCheckpoint monitors 'val/accuracy', but nothing is validated"),
-        (Callback, plateau("val/loss"), "model.scheduler: ReduceLROnPlateau monitors 'val/loss', but nothing is validated on"),
-        (lambda: EarlyStopping("train_loss"), None, "'train_loss', which is never logged; did you mean 'train/loss'"),
+        (
+            lambda: EarlyStopping("val/loss"),
+            None,
+            "trainer.callbacks: EarlyStopping monitors 'val/loss', but nothing is validated on",
+        ),
+        (
+            lambda: ModelCheckpoint(monitor="val/accuracy"),
+            None,
+            "ModelCheckpoint monitors 'val/accuracy', but nothing is validated",
+        ),
+        (
+            Callback,
+            plateau("val/loss"),
+            "model.scheduler: ReduceLROnPlateau monitors 'val/loss', but nothing is validated on",
+        ),
+        (
+            lambda: EarlyStopping("train_loss"),
+            None,
+            "'train_loss', which is never logged; did you mean 'train/loss'",
+        ),
     ],
     ids=range(4),
 )
-def test_a_metric_that_is_never_logged_is_refused_before_pruning(tmp_path: Path, callback: Any, scheduler: Any, message: str) -> None:
+def test_a_metric_that_is_never_logged_is_refused_before_pruning(
+    tmp_path: Path, callback: Any, scheduler: Any, message: str
+) -> None:
     pruning = PruneAtInit(SynFlow(), density=0.2)
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, callback(), pruning, max_epochs=1).fit(build(scheduler), Classes())
@@ -115,13 +156,23 @@ def test_a_metric_that_is_never_logged_is_refused_before_pruning(tmp_path: Path,
     pruning = PruneAtInit(SynFlow(), density=0.2)
     if not message.endswith("'train/loss'"):
         with pytest.raises(ValueError, match=message):
-            trainer(tmp_path, callback(), pruning, max_epochs=1, limit_val_batches=0).fit(build(scheduler), Both())
+            trainer(tmp_path, callback(), pruning, max_epochs=1, limit_val_batches=0).fit(
+                build(scheduler), Both()
+            )
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_a_plateau_is_looked_for_in_the_epochs_that_are_validated(tmp_path: Path, every: int) -> None:
+def test_a_plateau_is_looked_for_in_the_epochs_that_are_validated(
+    tmp_path: Path, every: int
+) -> None:
     module = build(plateau("val/loss"))
-    run = trainer(tmp_path, EarlyStopping("val/loss", patience=9), PruneAtInit(None), max_epochs=4, check_val_every_n_epoch=every)
+    run = trainer(
+        tmp_path,
+        EarlyStopping("val/loss", patience=9),
+        PruneAtInit(None),
+        max_epochs=4,
+        check_val_every_n_epoch=every,
+    )
     run.fit(module, Both())
     assert run.lr_scheduler_configs[0].scheduler.last_epoch == 4 // every
 
@@ -134,5 +185,8 @@ def test_metrics_of_training_can_be_monitored_without_a_validation(tmp_path: Pat
 
 
 def test_torchs_plateau_is_refused_since_it_names_no_metric() -> None:
-    with pytest.raises(ValueError, match=r"model.scheduler: .* does not say which metric it monitors; use pytorch_lightning.cli"):
+    with pytest.raises(
+        ValueError,
+        match=r"model.scheduler: .* does not say which metric it monitors; use pytorch_lightning.cli",
+    ):
         build(torch.optim.lr_scheduler.ReduceLROnPlateau).configure_optimizers()

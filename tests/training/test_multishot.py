@@ -11,7 +11,7 @@ from synflow_pl import PruneAtInit
 from synflow_pl.pruners import Magnitude
 from synflow_pl.training import RewindPoint, load_weights
 from synflow_pl.training.checkpoints import KEY
-from synflow_pl.training.multishot import REWIND, ended, level_density, mark_ended
+from synflow_pl.training.rewinding import REWIND, ended, level_density, mark_ended
 
 
 def test_each_level_leaves_the_same_fraction_and_the_last_exactly_what_was_asked() -> None:
@@ -22,7 +22,9 @@ def test_each_level_leaves_the_same_fraction_and_the_last_exactly_what_was_asked
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_a_rewind_point_holds_weights_and_progress_but_neither_momentum_nor_masks(tmp_path: Path, epoch: int) -> None:
+def test_a_rewind_point_holds_weights_and_progress_but_neither_momentum_nor_masks(
+    tmp_path: Path, epoch: int
+) -> None:
     module = classifier()
     start = {name: parameter.clone() for name, parameter in module.network.named_parameters()}
     callback = PruneAtInit(Magnitude(), density=1.0)
@@ -38,7 +40,9 @@ def test_a_rewind_point_holds_weights_and_progress_but_neither_momentum_nor_mask
     assert all(same) if epoch == 0 else not any(same)
 
 
-def test_training_goes_on_from_the_initialisation_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+def test_training_goes_on_from_the_initialisation_as_if_it_had_never_stopped(
+    tmp_path: Path,
+) -> None:
     whole = classifier()
     trainer(tmp_path, RewindPoint(0), max_epochs=2).fit(whole, Classes())
     again = classifier()
@@ -48,7 +52,9 @@ def test_training_goes_on_from_the_initialisation_as_if_it_had_never_stopped(tmp
     run = trainer(tmp_path / "again", max_epochs=2)
     run.fit(again, Classes(), ckpt_path=tmp_path / REWIND)
     assert run.global_step == 16
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_a_negative_epoch_is_refused() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from synflow_pl import Classifier, Masks, PruneAtInit
 from synflow_pl.networks import FC, Conv, ResNet
-from synflow_pl.plainly import plainly
+from synflow_pl.numerics import full_precision
 from synflow_pl.pruners import SNIP, GradualMagnitude, Magnitude, Pruner, SynFlow
 from synflow_pl.pruners.sanity import Reinitialised
 from synflow_pl.training.precision import scorable, unrounded
@@ -23,16 +23,32 @@ from tests.conftest import intersection_over_union
 PRECISIONS = ["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"]
 
 
-def masks_of(folder: Path, network: nn.Module, pruner: Pruner, data: Any, precision: Any = "32-true", **options: Any) -> Masks:
+def masks_of(
+    folder: Path,
+    network: nn.Module,
+    pruner: Pruner,
+    data: Any,
+    precision: Any = "32-true",
+    **options: Any,
+) -> Masks:
     callback = PruneAtInit(pruner, density=0.1, **options)
-    run = trainer(folder, callback, precision=precision, max_steps=1, enable_checkpointing=False, limit_val_batches=0)
+    run = trainer(
+        folder,
+        callback,
+        precision=precision,
+        max_steps=1,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+    )
     run.fit(Classifier(network, optimizer=OPTIMIZERS["SGD"]), data)
     assert callback.masks is not None
     return callback.masks
 
 
 def same(left: Masks, right: Masks) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
 
 
 class Small(Classes):
@@ -44,7 +60,9 @@ class Small(Classes):
 
     def train_dataloader(self) -> Any:
         images = torch.randn(32, *self.input_shape, generator=torch.Generator().manual_seed(0))
-        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.arange(32) % 10), batch_size=16)
+        return torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(images, torch.arange(32) % 10), batch_size=16
+        )
 
 
 NETWORKS: dict[str, Any] = {
@@ -67,7 +85,9 @@ def test_every_network_gets_the_same_masks_under_every_precision(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["conv", "resnet20"])
-@pytest.mark.parametrize("pruner", [SynFlow(), SNIP(), Magnitude()], ids=["synflow", "snip", "magnitude"])
+@pytest.mark.parametrize(
+    "pruner", [SynFlow(), SNIP(), Magnitude()], ids=["synflow", "snip", "magnitude"]
+)
 def test_larger_networks_do_as_well(tmp_path: Path, network: str, pruner: Pruner) -> None:
     build, shape = NETWORKS[network]
     found = {}
@@ -75,8 +95,12 @@ def test_larger_networks_do_as_well(tmp_path: Path, network: str, pruner: Pruner
         torch.manual_seed(0)
         found[precision] = masks_of(tmp_path, build(), pruner, Small(*shape), precision)
     full, double = found["32-true"], found.pop("64-true")
-    assert all(same(full, masks) for masks in found.values()), [name for name in found if not same(full, found[name])]
-    if isinstance(pruner, SNIP):  # its losses are rounded otherwise in float64, so of weights that are as good as equal another may go
+    assert all(same(full, masks) for masks in found.values()), [
+        name for name in found if not same(full, found[name])
+    ]
+    if isinstance(
+        pruner, SNIP
+    ):  # its losses are rounded otherwise in float64, so of weights that are as good as equal another may go
         assert intersection_over_union(dict(full), dict(double)) >= 0.999
     else:
         assert same(full, double)
@@ -91,24 +115,35 @@ class Seen(Magnitude):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_weights_are_scored_as_they_were_before_they_were_rounded(tmp_path: Path, precision: str) -> None:
-    full = {name: parameter.detach().clone() for name, parameter in classifier().network.named_parameters()}
+def test_weights_are_scored_as_they_were_before_they_were_rounded(
+    tmp_path: Path, precision: str
+) -> None:
+    full = {
+        name: parameter.detach().clone()
+        for name, parameter in classifier().network.named_parameters()
+    }
     pruner = Seen()
     callback = PruneAtInit(pruner, density=0.1, on_collapse="warn")
     module = classifier()
-    trainer(tmp_path, callback, precision=precision, max_epochs=1, enable_checkpointing=False).fit(module, Classes())
+    trainer(tmp_path, callback, precision=precision, max_epochs=1, enable_checkpointing=False).fit(
+        module, Classes()
+    )
     kind = torch.float64 if precision == "64-true" else torch.float32
     assert all(torch.equal(weight, full[name].to(kind)) for name, weight in pruner.weights.items())
     # The full weights are given back when they have been scored.
     assert callback._unrounded == {}
-    trained = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(precision, torch.float32)
+    trained = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(
+        precision, torch.float32
+    )
     assert all(parameter.dtype == trained for parameter in module.network.parameters())
 
 
 def test_weights_that_were_trained_in_half_precision_are_scored_as_they_are(tmp_path: Path) -> None:
     pruner = Seen()
     callback = PruneAtInit(pruner, density=0.1, at_epoch=1, on_collapse="warn")
-    trainer(tmp_path, callback, precision="bf16-true", enable_checkpointing=False).fit(classifier(), Classes())
+    trainer(tmp_path, callback, precision="bf16-true", enable_checkpointing=False).fit(
+        classifier(), Classes()
+    )
     assert all(weight.dtype == torch.float32 for weight in pruner.weights.values())
     assert all(torch.equal(weight, weight.bfloat16().float()) for weight in pruner.weights.values())
 
@@ -120,8 +155,15 @@ def test_weights_that_are_drawn_anew_after_the_copy_are_scored_as_they_are(tmp_p
 
     pruner = Seen()
     module = Late(classifier().network, optimizer=OPTIMIZERS["SGD"])
-    run = trainer(tmp_path, PruneAtInit(pruner, density=0.1, on_collapse="warn"), precision="bf16-true", enable_checkpointing=False)
-    with pytest.warns(UserWarning, match=r"changed after they were copied in full: layers\.1\.weight"):
+    run = trainer(
+        tmp_path,
+        PruneAtInit(pruner, density=0.1, on_collapse="warn"),
+        precision="bf16-true",
+        enable_checkpointing=False,
+    )
+    with pytest.warns(
+        UserWarning, match=r"changed after they were copied in full: layers\.1\.weight"
+    ):
         run.fit(module, Classes())
     assert (pruner.weights["layers.1.weight"] == 1).all()
 
@@ -133,29 +175,46 @@ def test_a_sanity_check_draws_the_weights_anew_in_half_precision_too(tmp_path: P
         module.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0)
         torch.manual_seed(3)
         callback = PruneAtInit(Reinitialised(Magnitude()), density=0.3, on_collapse="warn")
-        trainer(tmp_path, callback, precision=precision, max_epochs=1, enable_checkpointing=False).fit(module, Classes())
-        weights.append({name: parameter.detach() for name, parameter in module.network.named_parameters()})
+        trainer(
+            tmp_path, callback, precision=precision, max_epochs=1, enable_checkpointing=False
+        ).fit(module, Classes())
+        weights.append(
+            {name: parameter.detach() for name, parameter in module.network.named_parameters()}
+        )
     full, half = weights
     assert all(torch.equal(full[name].bfloat16(), half[name]) for name in full)
 
 
 def test_gradual_pruning_cuts_in_half_precision_too(tmp_path: Path) -> None:
-    callback, module = PruneAtInit(GradualMagnitude(over=1.0), density=0.25, rounds=4), classifier()
-    trainer(tmp_path, callback, precision="bf16-true", enable_checkpointing=False).fit(module, Classes())
+    callback, module = (
+        PruneAtInit(GradualMagnitude(end_fraction=1.0), density=0.25, rounds=4),
+        classifier(),
+    )
+    trainer(tmp_path, callback, precision="bf16-true", enable_checkpointing=False).fit(
+        module, Classes()
+    )
     assert callback.masks is not None
     assert callback.masks.kept == 136  # a quarter of 544
-    assert all(not module.network.get_parameter(name)[~mask].any() for name, mask in callback.masks.items())
+    assert all(
+        not module.network.get_parameter(name)[~mask].any() for name, mask in callback.masks.items()
+    )
 
 
 def test_synchronised_batch_normalisation_is_scored_as_plain_one() -> None:
-    """Torch lets DDP have it on a GPU only; in train mode it would ask other ranks, which are waiting for the masks."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+    """Torch lets DDP have it on a GPU only; in train mode it would ask other ranks, which are
+    waiting for the masks.
+    """
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10)
+    )
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     twin = scorable(synchronised, {})
     assert not any(isinstance(module, nn.SyncBatchNorm) for module in twin.modules())
     assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronised.modules())
     assert twin.state_dict().keys() == synchronised.state_dict().keys()
-    assert scorable(network.get_submodule("1"), {}) is network.get_submodule("1")  # nothing to do, so nothing is copied
+    assert scorable(network.get_submodule("1"), {}) is network.get_submodule(
+        "1"
+    )  # nothing to do, so nothing is copied
 
 
 def test_only_what_is_rounded_is_copied(tmp_path: Path) -> None:
@@ -173,13 +232,13 @@ def test_scoring_is_left_alone_by_switches_that_make_products_coarser() -> None:
         return [torch.get_float32_matmul_precision(), *(place.fp32_precision for place in places)]
 
     usual = state()
-    with plainly():
+    with full_precision():
         assert "tf32" not in state()
     assert state() == usual
     torch.set_float32_matmul_precision("medium")
     try:
         coarse = state()
-        with torch.autocast("cpu", torch.bfloat16), plainly():
+        with torch.autocast("cpu", torch.bfloat16), full_precision():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
             assert state()[0] == "highest"
             assert not {"tf32", "bf16"} & set(state()[1:])
@@ -220,11 +279,20 @@ def test_zeros_hold_through_steps_that_a_scaler_skips(tmp_path: Path) -> None:
     steps, module = Steps(pruning), classifier()
     module.optimizer = OPTIMIZERS["SGD"]
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
-    options: Any = {"plugins": [plugin], "gradient_clip_val": 0.1, "accumulate_grad_batches": 2, "max_epochs": 4}
+    options: Any = {
+        "plugins": [plugin],
+        "gradient_clip_val": 0.1,
+        "accumulate_grad_batches": 2,
+        "max_epochs": 4,
+    }
     trainer(tmp_path, pruning, steps, enable_checkpointing=False, **options).fit(module, Classes())
-    halved = sum(then < before for before, then in zip(steps.scales, steps.scales[1:], strict=False))
+    halved = sum(
+        then < before for before, then in zip(steps.scales, steps.scales[1:], strict=False)
+    )
     grown = sum(then > before for before, then in zip(steps.scales, steps.scales[1:], strict=False))
-    assert halved >= 3  # steps were skipped, in the beginning and whenever the scale had grown too large
+    assert (
+        halved >= 3
+    )  # steps were skipped, in the beginning and whenever the scale had grown too large
     assert grown >= 1  # and others were not
     assert steps.revived == 0
     assert all(parameter.isfinite().all() for parameter in module.parameters())

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from synflow_pl import Classifier, Masks, PruneAtInit, load_weights
 from synflow_pl.networks import FC
-from synflow_pl.pruners import SNIP, Magnitude, Pruner, Random, Subject, SynFlow
+from synflow_pl.pruners import SNIP, Magnitude, Pruner, PruningState, Random, SynFlow
 from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.training.checkpoints import KEY
 
@@ -52,7 +52,9 @@ class Regression(LightningModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         weights = [module.weight for module in self.modules() if isinstance(module, nn.Linear)]
-        self.after_step.append(sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights))
+        self.after_step.append(
+            sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
+        )
 
     def configure_optimizers(self) -> Any:
         return OPTIMIZERS[self.optimizer](self.parameters())
@@ -75,9 +77,13 @@ def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
-    "extra", [{}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}], ids=["plain", "accumulated and clipped"]
+    "extra",
+    [{}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}],
+    ids=["plain", "accumulated and clipped"],
 )
-def test_a_strangers_module_trains_sparse_at_every_step(tmp_path: Path, optimizer: str, extra: dict[str, Any]) -> None:
+def test_a_strangers_module_trains_sparse_at_every_step(
+    tmp_path: Path, optimizer: str, extra: dict[str, Any]
+) -> None:
     torch.manual_seed(0)
     module, callback = Regression(optimizer), PruneAtInit(SynFlow(), density=0.1)
     trainer(tmp_path, callback, enable_checkpointing=False, **extra).fit(module, Numbers())
@@ -95,11 +101,21 @@ def test_a_clipped_norm_counts_living_weights_only(tmp_path: Path) -> None:
             assert callback.masks is not None
             masks = dict(callback.masks)
             grads = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
-            alive = [grad[masks[name]] if name in masks else grad.flatten() for name, grad in grads.items()]
-            norms.append((torch.cat(alive).norm(), torch.cat([grad.flatten() for grad in grads.values()]).norm()))
+            alive = [
+                grad[masks[name]] if name in masks else grad.flatten()
+                for name, grad in grads.items()
+            ]
+            norms.append(
+                (
+                    torch.cat(alive).norm(),
+                    torch.cat([grad.flatten() for grad in grads.values()]).norm(),
+                )
+            )
 
     callback = PruneAtInit(SynFlow(), density=0.1)
-    trainer(tmp_path, callback, enable_checkpointing=False, gradient_clip_val=0.1).fit(Watched(), Numbers())
+    trainer(tmp_path, callback, enable_checkpointing=False, gradient_clip_val=0.1).fit(
+        Watched(), Numbers()
+    )
     assert len(norms) == 16
     for alive, clipped in norms:
         torch.testing.assert_close(alive, clipped)
@@ -118,18 +134,26 @@ def test_pruning_draws_nothing_from_the_random_state_of_training(tmp_path: Path)
         trainer(tmp_path, *callbacks, enable_checkpointing=False).fit(Listening(), Numbers())
         return seen
 
-    # The input's shape comes from one training batch, and still every batch comes in the order it would have come in.
+    # The input's shape comes from one training batch, and still every batch comes in the order it
+    # would have come in.
     assert losses(PruneAtInit(Random(), density=0.5)) == losses()
 
 
 def test_a_part_of_the_module_can_be_named(tmp_path: Path) -> None:
-    module, callback = Regression(), PruneAtInit(Magnitude(), density=0.25, network="body", input_shape=(8,))
+    module, callback = (
+        Regression(),
+        PruneAtInit(Magnitude(), density=0.25, network="body", input_shape=(8,)),
+    )
     trainer(tmp_path, callback, max_epochs=1).fit(module, Numbers())
     assert callback.masks is not None
     assert list(callback.masks) == ["0.weight", "2.weight"]
     assert module.head.weight.all()
-    with pytest.raises(ValueError, match="Regression has no submodule 'backbone'; its children are body, head"):
-        trainer(tmp_path, PruneAtInit(Magnitude(), density=0.5, network="backbone")).fit(Regression(), Numbers())
+    with pytest.raises(
+        ValueError, match="Regression has no submodule 'backbone'; its children are body, head"
+    ):
+        trainer(tmp_path, PruneAtInit(Magnitude(), density=0.5, network="backbone")).fit(
+            Regression(), Numbers()
+        )
 
 
 def classifier(width: int = 16) -> Classifier:
@@ -142,7 +166,10 @@ class Classes(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         generator = torch.Generator().manual_seed(0)
-        return DataLoader(TensorDataset(torch.randn(64, 1, 2, 4, generator=generator), torch.arange(64) % 10), batch_size=8)
+        return DataLoader(
+            TensorDataset(torch.randn(64, 1, 2, 4, generator=generator), torch.arange(64) % 10),
+            batch_size=8,
+        )
 
 
 def trained(folder: Path, callback: PruneAtInit, **options: Any) -> tuple[Classifier, Path]:
@@ -152,12 +179,16 @@ def trained(folder: Path, callback: PruneAtInit, **options: Any) -> tuple[Classi
     return module, folder / "checkpoints" / "last.ckpt"
 
 
-def test_a_checkpoint_holds_the_masks_and_only_keys_that_the_plain_network_has(tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_masks_and_only_keys_that_the_plain_network_has(
+    tmp_path: Path,
+) -> None:
     callback = PruneAtInit(SynFlow(), density=0.1)
     module, path = trained(tmp_path, callback)
     checkpoint = torch.load(path, weights_only=True)
     plain = FC((1, 2, 4), depth=3, width=16)
-    assert {name.removeprefix("network.") for name in checkpoint["state_dict"]} == plain.state_dict().keys()
+    assert {
+        name.removeprefix("network.") for name in checkpoint["state_dict"]
+    } == plain.state_dict().keys()
     masks = Masks.from_state_dict(checkpoint[KEY]["masks"])
     assert masks.kept == -(-masks.total // 10)
     load_weights(plain, path)
@@ -188,14 +219,22 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> Non
     whole, _ = trained(tmp_path / "whole", PruneAtInit(SynFlow(), density=0.1), max_epochs=3)
     _, path = trained(tmp_path / "half", PruneAtInit(SynFlow(), density=0.1), max_epochs=1)
     resumed = classifier()
-    trainer(tmp_path, PruneAtInit(SynFlow(), density=0.1), max_epochs=3).fit(resumed, Classes(), ckpt_path=path)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    trainer(tmp_path, PruneAtInit(SynFlow(), density=0.1), max_epochs=3).fit(
+        resumed, Classes(), ckpt_path=path
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)
+    )
 
 
 def test_a_checkpoint_without_masks_is_not_pruned_in_mid_training(tmp_path: Path) -> None:
     _, path = trained(tmp_path, PruneAtInit(None), max_epochs=1)
-    with pytest.raises(ValueError, match="was trained without masks and would be pruned in mid-training"):
-        trainer(tmp_path, PruneAtInit(SynFlow(), density=0.1), max_epochs=2).fit(classifier(), Classes(), ckpt_path=path)
+    with pytest.raises(
+        ValueError, match="was trained without masks and would be pruned in mid-training"
+    ):
+        trainer(tmp_path, PruneAtInit(SynFlow(), density=0.1), max_epochs=2).fit(
+            classifier(), Classes(), ckpt_path=path
+        )
 
 
 def test_fitting_twice_prunes_once(tmp_path: Path) -> None:
@@ -215,13 +254,20 @@ def test_masks_from_a_file_are_trained_with(tmp_path: Path) -> None:
     module, _ = trained(tmp_path / "second", second)
     assert second.masks is not None
     assert all(torch.equal(second.masks[name], mask) for name, mask in first.masks.items())
-    assert all(not module.network.get_parameter(name)[~mask].any() for name, mask in first.masks.items())
+    assert all(
+        not module.network.get_parameter(name)[~mask].any() for name, mask in first.masks.items()
+    )
 
 
 def test_masks_of_another_network_are_refused_before_training(tmp_path: Path) -> None:
-    Masks({"layers.1.weight": torch.ones(2, 2, dtype=torch.bool)}).save(tmp_path / "masks.safetensors")
+    Masks({"layers.1.weight": torch.ones(2, 2, dtype=torch.bool)}).save(
+        tmp_path / "masks.safetensors"
+    )
     callback = PruneAtInit(None, masks=tmp_path / "masks.safetensors")
-    with pytest.raises(ValueError, match=r"the mask of 'layers\.1\.weight' has shape \(2, 2\), the parameter \(16, 8\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"the mask of 'layers\.1\.weight' has shape \(2, 2\), the parameter \(16, 8\)",
+    ):
         trainer(tmp_path, callback).fit(classifier(), Classes())
 
 
@@ -229,29 +275,41 @@ def test_no_pruner_trains_the_whole_network(tmp_path: Path) -> None:
     callback = PruneAtInit(None, density=1.0)
     module, _ = trained(tmp_path, callback)
     assert callback.masks is None
-    assert all(parameter.count_nonzero() > 0.9 * parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
-    with pytest.raises(ValueError, match=r"density=0.1, kept=None, rounds=None, but no pruner"):
+    assert all(
+        parameter.count_nonzero() > 0.9 * parameter.numel()
+        for parameter in module.parameters()
+        if parameter.dim() > 1
+    )
+    with pytest.raises(ValueError, match=r"density=0.1, num_kept=None, rounds=None, but no pruner"):
         PruneAtInit(None, density=0.1)
 
 
 def test_a_dead_network_is_an_error_unless_one_only_wants_a_warning(tmp_path: Path) -> None:
     # One weight kept by magnitude cannot make a path through three layers.
     with pytest.raises(RuntimeError, match=r"the network is dead: no path .* try more rounds"):
-        trainer(tmp_path, PruneAtInit(Magnitude(), kept=1)).fit(classifier(), Classes())
+        trainer(tmp_path, PruneAtInit(Magnitude(), num_kept=1)).fit(classifier(), Classes())
     with pytest.warns(UserWarning, match="the network is dead"):
-        trainer(tmp_path, PruneAtInit(Magnitude(), kept=1, on_collapse="warn")).fit(classifier(), Classes())
+        trainer(tmp_path, PruneAtInit(Magnitude(), num_kept=1, on_collapse="warn")).fit(
+            classifier(), Classes()
+        )
 
 
-def test_an_averaged_copy_of_a_network_that_was_pruned_before_holds_the_same_zeros(tmp_path: Path) -> None:
+def test_an_averaged_copy_of_a_network_that_was_pruned_before_holds_the_same_zeros(
+    tmp_path: Path,
+) -> None:
     callback, module = PruneAtInit(SynFlow(), density=0.1), classifier()
     trainer(tmp_path, callback, max_epochs=1).fit(module, Classes())
     assert callback.masks is not None
     average = torch.optim.swa_utils.AveragedModel(module.network)
     average.update_parameters(module.network)
-    assert all(not average.module.get_parameter(name)[~mask].any() for name, mask in callback.masks.items())
+    assert all(
+        not average.module.get_parameter(name)[~mask].any() for name, mask in callback.masks.items()
+    )
 
 
-def test_a_strategy_that_shards_parameters_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_strategy_that_shards_parameters_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = trainer(tmp_path, PruneAtInit(SynFlow(), density=0.1))
     monkeypatch.setattr(type(run.strategy), "restore_checkpoint_after_setup", True)
     with pytest.raises(ValueError, match="SingleDeviceStrategy shards parameters"):
@@ -264,7 +322,9 @@ def test_zeros_hold_under_other_precisions(tmp_path: Path, precision: Any) -> No
     trainer(tmp_path, callback, precision=precision).fit(module, Classes())
     assert callback.masks is not None
     assert callback.masks.kept == -(-callback.masks.total // 10)
-    assert all(not module.network.get_parameter(name)[~mask].any() for name, mask in callback.masks.items())
+    assert all(
+        not module.network.get_parameter(name)[~mask].any() for name, mask in callback.masks.items()
+    )
 
 
 def test_mixed_precision_chooses_the_masks_of_full_precision(tmp_path: Path) -> None:
@@ -285,32 +345,47 @@ class Fractional(Regression):
 
 
 @pytest.mark.parametrize("pruner", [SynFlow(), Magnitude()], ids=["synflow", "magnitude"])
-def test_what_is_not_as_it_should_be_is_told(tmp_path: Path, pruner: Pruner, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_not_as_it_should_be_is_told(
+    tmp_path: Path, pruner: Pruner, caplog: pytest.LogCaptureFixture
+) -> None:
     module = Fractional()
     if isinstance(pruner, SynFlow):
         nn.init.zeros_(module.head.weight)
     with caplog.at_level(logging.INFO):
-        trainer(tmp_path, PruneAtInit(pruner, density=0.5, rounds=2, input_shape=(8,))).fit(module, Numbers())
+        trainer(tmp_path, PruneAtInit(pruner, density=0.5, rounds=2, input_shape=(8,))).fit(
+            module, Numbers()
+        )
     told = [line for record in caplog.records for line in record.message.splitlines()]
-    assert any("operations without a rule" in line and "aten.frac.default (off by" in line for line in told)
-    assert ("Pruning: zero throughout, so counted as ones: head.weight." in told) == isinstance(pruner, SynFlow)
+    assert any(
+        "operations without a rule" in line and "aten.frac.default (off by" in line for line in told
+    )
+    assert ("Pruning: zero throughout, so counted as ones: head.weight." in told) == isinstance(
+        pruner, SynFlow
+    )
 
 
 class Listening(SNIP):
     """SNIP that remembers what it was given."""
 
-    def score(self, subject: Subject) -> dict[str, Tensor]:
+    def score(self, subject: PruningState) -> dict[str, Tensor]:
         self.seen = subject
         return super().score(subject)
 
 
-def test_a_pruner_that_scores_on_data_gets_the_batches_that_the_data_module_has_for_it(tmp_path: Path) -> None:
+def test_a_pruner_that_scores_on_data_gets_the_batches_that_the_data_module_has_for_it(
+    tmp_path: Path,
+) -> None:
     class WithBatches(Classes):
         def pruning_batches(self) -> list[tuple[Tensor, Tensor]]:
-            return [(torch.ones(3, 1, 2, 4), torch.tensor([0, 1, 2])), (torch.ones(1, 1, 2, 4), torch.tensor([3]))]
+            return [
+                (torch.ones(3, 1, 2, 4), torch.tensor([0, 1, 2])),
+                (torch.ones(1, 1, 2, 4), torch.tensor([3])),
+            ]
 
     pruner = Listening()
-    trainer(tmp_path, PruneAtInit(pruner, density=0.2), max_epochs=1, enable_checkpointing=False).fit(classifier(), WithBatches())
+    trainer(
+        tmp_path, PruneAtInit(pruner, density=0.2), max_epochs=1, enable_checkpointing=False
+    ).fit(classifier(), WithBatches())
     assert [len(images) for images, _ in pruner.seen.batches] == [3, 1]
 
 
@@ -319,7 +394,7 @@ def scored_on(tmp_path: Path, data: Any, **options: Any) -> list[list[Tensor]]:
     seen: list[list[Tensor]] = []
 
     class Seeing(SNIP):
-        def score(self, subject: Subject) -> dict[str, Tensor]:
+        def score(self, subject: PruningState) -> dict[str, Tensor]:
             seen.append([images.clone() for images, _ in subject.batches])
             return super().score(subject)
 
@@ -340,24 +415,37 @@ class Loaded(Classes):
 
     def train_dataloader(self) -> DataLoader[Any]:
         images = torch.arange(350.0).view(-1, 1, 1, 1).expand(-1, 1, 2, 4)
-        return DataLoader(TensorDataset(images, torch.arange(350) % 10), batch_size=50, shuffle=True)
+        return DataLoader(
+            TensorDataset(images, torch.arange(350) % 10), batch_size=50, shuffle=True
+        )
 
 
 @pytest.mark.parametrize("data", [Drawn, Loaded])
-def test_with_fresh_batches_each_round_scores_on_others_and_without_on_the_same(data: type[Classes], tmp_path: Path) -> None:
-    same, fresh, again = (scored_on(tmp_path, data(), fresh_batches=fresh) for fresh in (False, True, True))
+def test_with_fresh_batches_each_round_scores_on_others_and_without_on_the_same(
+    data: type[Classes], tmp_path: Path
+) -> None:
+    same, fresh, again = (
+        scored_on(tmp_path, data(), fresh_batches=fresh) for fresh in (False, True, True)
+    )
     assert len(same) == len(fresh) == 5
     assert all(torch.equal(a, b) for later in same[1:] for a, b in zip(same[0], later, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(same[0], fresh[0], strict=True))
     assert all(not torch.equal(first[0], second[0]) for first, second in combinations(fresh, 2))
-    assert all(torch.equal(a, b) for x, y in zip(fresh, again, strict=True) for a, b in zip(x, y, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for x, y in zip(fresh, again, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
 
 
 def test_fresh_batches_of_a_training_loader_go_through_its_epochs(tmp_path: Path) -> None:
     rounds = scored_on(tmp_path, Loaded(), fresh_batches=True)
     assert [[len(images) for images in batches] for batches in rounds] == [[50, 50, 50]] * 5
     # Seven batches an epoch are two rounds of three.
-    epochs = [torch.cat([images[:, 0, 0, 0] for batches in rounds[at : at + 2] for images in batches]) for at in (0, 2)]
+    epochs = [
+        torch.cat([images[:, 0, 0, 0] for batches in rounds[at : at + 2] for images in batches])
+        for at in (0, 2)
+    ]
     assert all(epoch.unique().numel() == 300 for epoch in epochs)
     assert not torch.equal(*epochs)
 
@@ -380,7 +468,9 @@ def test_fresh_batches_move_no_random_state_of_training(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(order(fresh_batches=True), order(), strict=True))
 
 
-def test_fresh_batches_are_the_same_in_each_pruning_of_a_search_for_an_effective_density(tmp_path: Path) -> None:
+def test_fresh_batches_are_the_same_in_each_pruning_of_a_search_for_an_effective_density(
+    tmp_path: Path,
+) -> None:
     for data in (Drawn, Loaded):
         options = {"density": None, "effective_density": 0.2, "rounds": 3, "fresh_batches": True}
         seen = scored_on(tmp_path, data(), **options)
@@ -395,16 +485,23 @@ def test_fresh_batches_of_a_data_module_that_has_only_one_draw_are_refused(tmp_p
         def pruning_batches(self) -> list[tuple[Tensor, Tensor]]:
             return [(torch.ones(3, 1, 2, 4), torch.arange(3))]
 
-    with pytest.raises(ValueError, match=r"fresh_batches: pruning_batches\(\) of the data module has no parameter draw"):
+    with pytest.raises(
+        ValueError,
+        match=r"fresh_batches: pruning_batches\(\) of the data module has no parameter draw",
+    ):
         scored_on(tmp_path, Once(), fresh_batches=True)
     assert len(scored_on(tmp_path, Once())) == 5
 
 
-def test_else_it_gets_the_first_training_images_without_moving_the_random_state_of_training(tmp_path: Path) -> None:
+def test_else_it_gets_the_first_training_images_without_moving_the_random_state_of_training(
+    tmp_path: Path,
+) -> None:
     class Many(Classes):
         def train_dataloader(self) -> DataLoader[Any]:
             images = torch.randn(200, 1, 2, 4, generator=torch.Generator().manual_seed(0))
-            return DataLoader(TensorDataset(images, torch.arange(200) % 10), batch_size=50, shuffle=True)
+            return DataLoader(
+                TensorDataset(images, torch.arange(200) % 10), batch_size=50, shuffle=True
+            )
 
     def losses(*callbacks: Any) -> list[Tensor]:
         seen: list[Tensor] = []
@@ -421,7 +518,11 @@ def test_else_it_gets_the_first_training_images_without_moving_the_random_state_
 
     pruner = Listening()
     pruned, dense = losses(PruneAtInit(pruner, density=0.2)), losses()
-    assert [len(labels) for _, labels in pruner.seen.batches] == [50, 50, 50]  # as many batches as hold 128 images
+    assert [len(labels) for _, labels in pruner.seen.batches] == [
+        50,
+        50,
+        50,
+    ]  # as many batches as hold 128 images
     assert all(torch.equal(a, b) for a, b in zip(pruned, dense, strict=True))
 
 
@@ -429,14 +530,18 @@ def test_the_loss_is_the_classifier_s_own(tmp_path: Path) -> None:
     module = classifier()
     module.loss = nn.CrossEntropyLoss(label_smoothing=0.25)
     pruner = Listening()
-    trainer(tmp_path, PruneAtInit(pruner, density=0.2), max_epochs=1, enable_checkpointing=False).fit(module, Classes())
+    trainer(
+        tmp_path, PruneAtInit(pruner, density=0.2), max_epochs=1, enable_checkpointing=False
+    ).fit(module, Classes())
     assert pruner.seen.loss is module.loss
 
 
 def test_train_mode_reaches_the_pruner(tmp_path: Path) -> None:
     pruner = Listening()
     callback = PruneAtInit(pruner, density=0.2, train_mode=True)
-    trainer(tmp_path, callback, max_epochs=1, enable_checkpointing=False).fit(classifier(), Classes())
+    trainer(tmp_path, callback, max_epochs=1, enable_checkpointing=False).fit(
+        classifier(), Classes()
+    )
     assert pruner.seen.train_mode
 
 
@@ -445,14 +550,22 @@ def test_batches_that_are_no_images_and_labels_are_refused(tmp_path: Path) -> No
         def train_dataloader(self) -> DataLoader[Any]:
             return DataLoader([{"images": torch.ones(1, 2, 4)}] * 8, batch_size=4)  # type: ignore[arg-type]
 
-    with pytest.raises(ValueError, match=r"SNIP scores on \(images, labels\) pairs of tensors, and a training batch is a dict"):
-        trainer(tmp_path, PruneAtInit(SNIP(), density=0.2), enable_checkpointing=False).fit(classifier(), Odd())
+    with pytest.raises(
+        ValueError,
+        match=r"SNIP scores on \(images, labels\) pairs of tensors, and a training batch is a dict",
+    ):
+        trainer(tmp_path, PruneAtInit(SNIP(), density=0.2), enable_checkpointing=False).fit(
+            classifier(), Odd()
+        )
 
 
 @pytest.mark.parametrize("sanity", SANITY)
 def test_a_sanity_check_goes_around_any_pruner(tmp_path: Path, sanity: Any) -> None:
     dense = {name: parameter.clone() for name, parameter in classifier().network.named_parameters()}
-    plain, checked = (PruneAtInit(SynFlow(), density=0.5, rounds=3, sanity=x, on_collapse="warn") for x in (None, sanity))
+    plain, checked = (
+        PruneAtInit(SynFlow(), density=0.5, rounds=3, sanity=x, on_collapse="warn")
+        for x in (None, sanity)
+    )
     modules = [classifier(), classifier()]
     for module, callback in zip(modules, (plain, checked), strict=True):
         module.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0)
@@ -468,7 +581,9 @@ def test_a_sanity_check_goes_around_any_pruner(tmp_path: Path, sanity: Any) -> N
 
 
 def test_an_unknown_sanity_check_or_one_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="sanity: 'reverse' must be one of invert, shuffle, reinitialise"):
+    with pytest.raises(
+        ValueError, match="sanity: 'reverse' must be one of invert, shuffle, reinitialise"
+    ):
         PruneAtInit(SynFlow(), density=0.5, sanity="reverse")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"sanity: 'shuffle' .* needs a pruner"):
         PruneAtInit(None, sanity="shuffle")
@@ -502,8 +617,21 @@ for pruner in (Random(), GraSP(), Reinitialised(SynFlow())):
 
 
 @pytest.mark.slow
-def test_two_processes_start_from_the_masks_and_weights_of_the_first_whatever_each_would_choose(tmp_path: Path) -> None:
+def test_two_processes_start_from_the_masks_and_weights_of_the_first_whatever_each_would_choose(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "two.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        [sys.executable, "two.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
-"""The sanity checks of Frankle et al. 2021 in a fit: what of a pruning each of them leaves, and what it changes."""
+"""The sanity checks of Frankle et al. 2021 in a fit: what of a pruning each of them leaves, and
+what it changes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def started(folder: Path, sanity: Any) -> tuple[Masks, dict[str, Tensor]]:
 
     class Look(Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            start.update({name: p.detach().clone() for name, p in pl_module.network.named_parameters()})
+            start.update(
+                {name: p.detach().clone() for name, p in pl_module.network.named_parameters()}
+            )
 
     callback = PruneAtInit(SNIP(), density=0.25, sanity=sanity)
     trainer(folder, callback, Look(), max_epochs=1).fit(classifier(), Classes())
@@ -42,7 +46,8 @@ def test_a_check_changes_one_thing(tmp_path: Path, sanity: str) -> None:
     }[sanity]  # fmt: skip
     assert masks.kept == plain.kept
     if sanity == "reinitialise":
-        # Drawn anew from what there was: no weight of a layer is new, and none of its values is there more often than before.
+        # Drawn anew from what there was: no weight of a layer is new, and none of its values is
+        # there more often than before.
         for name, mask in masks.items():
             values = start[name][mask]
             assert torch.isin(values, fresh[name]).all()
@@ -52,7 +57,10 @@ def test_a_check_changes_one_thing(tmp_path: Path, sanity: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sanity": "reinitialise", "at_epoch": 1}, "'reinitialise' draws the weights anew that training starts from; drop at_epoch"),
+        (
+            {"sanity": "reinitialise", "at_epoch": 1},
+            "'reinitialise' draws the weights anew that training starts from; drop at_epoch",
+        ),
         ({"sanity": "mirror"}, "sanity: 'mirror' must be one of invert, shuffle, reinitialise"),
     ],
 )

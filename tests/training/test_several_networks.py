@@ -1,4 +1,6 @@
-"""Several networks of one module, each pruned by a callback of its own, and what reads their checkpoints."""
+"""Several networks of one module, each pruned by a callback of its own, and what reads their
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +42,24 @@ class Two(LightningModule):
             optimizer.step()
 
     def configure_optimizers(self) -> Any:
-        return [torch.optim.Adam(network.parameters(), lr=0.01, weight_decay=0.1) for network in (self.g, self.d)]
+        return [
+            torch.optim.Adam(network.parameters(), lr=0.01, weight_decay=0.1)
+            for network in (self.g, self.d)
+        ]
 
 
-def fit(folder: Path, cuts: list[PruneAtInit], epochs: int = 1, path: Path | None = None, **options: Any) -> Two:
+def fit(
+    folder: Path, cuts: list[PruneAtInit], epochs: int = 1, path: Path | None = None, **options: Any
+) -> Two:
     torch.manual_seed(0)
     module = Two()
     saving = ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
     run = Trainer(max_epochs=epochs, callbacks=[*cuts, saving], **(quiet | options))  # type: ignore[arg-type]
     run.fit(module, DataLoader(TensorDataset(torch.randn(64, 20)), 16), ckpt_path=path)
     return module
@@ -57,7 +69,14 @@ def cuts(*networks: str, pruner: Any = None, **options: Any) -> list[PruneAtInit
     densities = {"g": 0.2, "d": 0.4}
     kinds = {"rounds": 4} if pruner is None else {}
     return [
-        PruneAtInit(pruner or SynFlow(), density=densities[name], network=name, scope="local", **(kinds | options)) for name in networks
+        PruneAtInit(
+            pruner or SynFlow(),
+            density=densities[name],
+            network=name,
+            scope="local",
+            **(kinds | options),
+        )
+        for name in networks
     ]
 
 
@@ -67,7 +86,9 @@ def same(some: Masks | None, others: Masks | None) -> bool:
     return all(torch.equal(some[name], others[name]) for name in others)
 
 
-@pytest.mark.parametrize("pruner", [None, GradualMagnitude(over=0.75)], ids=["at once", "gradually"])
+@pytest.mark.parametrize(
+    "pruner", [None, GradualMagnitude(end_fraction=0.75)], ids=["at once", "gradually"]
+)
 def test_each_network_resumes_with_its_own_masks(tmp_path: Path, pruner: Any) -> None:
     whole = cuts("g", "d", pruner=pruner)
     module = fit(tmp_path / "whole", whole, epochs=2)
@@ -76,11 +97,20 @@ def test_each_network_resumes_with_its_own_masks(tmp_path: Path, pruner: Any) ->
     resumed = fit(tmp_path / "again", again, epochs=2, path=tmp_path / "half/epoch=0.ckpt")
     for first, second in zip(whole, reversed(again), strict=True):
         assert first.masks is not None
-        assert first.masks.density == pytest.approx({"g": 0.2, "d": 0.4}[first.network or ""], abs=1e-3)
+        assert first.masks.density == pytest.approx(
+            {"g": 0.2, "d": 0.4}[first.network or ""], abs=1e-3
+        )
         assert same(first.masks, second.masks)
-    for kept, network in ((whole[0], resumed.g), (whole[1], resumed.d), (whole[0], module.g), (whole[1], module.d)):
+    for kept, network in (
+        (whole[0], resumed.g),
+        (whole[1], resumed.d),
+        (whole[0], module.g),
+        (whole[1], module.d),
+    ):
         assert kept.masks is not None
-        assert not any(bool(parameter[~mask].any()) for parameter, mask in kept.masks.parameters(network))
+        assert not any(
+            bool(parameter[~mask].any()) for parameter, mask in kept.masks.parameters(network)
+        )
 
 
 def test_one_callback_stores_its_masks_as_before(tmp_path: Path) -> None:
@@ -91,32 +121,48 @@ def test_one_callback_stores_its_masks_as_before(tmp_path: Path) -> None:
     assert load_masks(tmp_path / "epoch=0.ckpt") is not None
 
 
-def test_a_reader_of_several_networks_says_which_there_are_and_reads_the_one_it_is_asked_for(tmp_path: Path) -> None:
+def test_a_reader_of_several_networks_says_which_there_are_and_reads_the_one_it_is_asked_for(
+    tmp_path: Path,
+) -> None:
     both = cuts("g", "d")
     module, path = fit(tmp_path, both), tmp_path / "epoch=0.ckpt"
     for reading in (lambda: load_masks(path), lambda: load_weights(body(), path)):
-        with pytest.raises(ValueError, match="holds several pruned networks, 'g', 'd', and none is asked for; give attribute="):
+        with pytest.raises(
+            ValueError,
+            match="holds several pruned networks, 'g', 'd', and none is asked for; give attribute=",
+        ):
             reading()
     with pytest.raises(ValueError, match="'g', 'd', and 'rest' is none of them"):
         load_masks(path, "rest")
     for cut, network in zip(both, (module.g, module.d), strict=True):
         assert same(load_masks(path, cut.network), cut.masks)
         loaded = load_weights(body(), path, attribute=cut.network)
-        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))  # type: ignore[attr-defined]
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(loaded.parameters(), network.parameters(), strict=True)
+        )  # type: ignore[attr-defined]
 
 
 def test_trained_weights_of_several_networks_are_ranked_each_by_its_own(tmp_path: Path) -> None:
     first = cuts("g", "d")
     fit(tmp_path / "first", first)
     second = [
-        PruneAtInit(Magnitude(), density=0.1, network=name, scope="local", trained=tmp_path / "first/epoch=0.ckpt")
+        PruneAtInit(
+            Magnitude(),
+            density=0.1,
+            network=name,
+            scope="local",
+            trained=tmp_path / "first/epoch=0.ckpt",
+        )
         for name in ("g", "d")
     ]
     fit(tmp_path / "second", second)
     for before, after in zip(first, second, strict=True):
         assert before.masks is not None
         assert after.masks is not None
-        assert not any(bool((after.masks[name] & ~before.masks[name]).any()) for name in before.masks)
+        assert not any(
+            bool((after.masks[name] & ~before.masks[name]).any()) for name in before.masks
+        )
 
 
 def test_a_rewind_point_keeps_no_masks_of_any_network(tmp_path: Path) -> None:
@@ -144,8 +190,12 @@ def test_files_and_metrics_of_several_networks_have_their_names(tmp_path: Path) 
 
 @pytest.mark.parametrize("networks", [("g", "g"), ("g", None), ("", "d"), ("g.0", "g")])
 def test_two_callbacks_on_the_same_weights_are_refused(tmp_path: Path, networks: Any) -> None:
-    both = [PruneAtInit(SynFlow(), density=0.5, network=name, input_shape=(20,)) for name in networks]
-    with pytest.raises(ValueError, match=r"two PruneAtInit prune the same weights, those of .*; leave one out"):
+    both = [
+        PruneAtInit(SynFlow(), density=0.5, network=name, input_shape=(20,)) for name in networks
+    ]
+    with pytest.raises(
+        ValueError, match=r"two PruneAtInit prune the same weights, those of .*; leave one out"
+    ):
         fit(tmp_path, both)
 
 
@@ -155,8 +205,12 @@ def test_networks_that_share_a_layer_are_refused(tmp_path: Path) -> None:
             super().__init__()
             self.d[0] = self.g[0]
 
-    run = Trainer(max_epochs=1, callbacks=list(cuts("g", "d")), logger=False, default_root_dir=tmp_path)
-    with pytest.raises(ValueError, match="two PruneAtInit prune the same weights, those of 'g' and of 'd'"):
+    run = Trainer(
+        max_epochs=1, callbacks=list(cuts("g", "d")), logger=False, default_root_dir=tmp_path
+    )
+    with pytest.raises(
+        ValueError, match="two PruneAtInit prune the same weights, those of 'g' and of 'd'"
+    ):
         run.fit(Sharing(), DataLoader(TensorDataset(torch.randn(64, 20)), 16))
 
 
@@ -164,12 +218,17 @@ def test_masks_that_no_callback_would_hold_are_refused(tmp_path: Path) -> None:
     fit(tmp_path, cuts("g", "d"))
     for names in (("g",), ("d",)):
         other = "d" if names == ("g",) else "g"
-        with pytest.raises(ValueError, match=f"holds the masks of '{other}', which no PruneAtInit of this Trainer prunes"):
+        with pytest.raises(
+            ValueError,
+            match=f"holds the masks of '{other}', which no PruneAtInit of this Trainer prunes",
+        ):
             fit(tmp_path, cuts(*names), epochs=2, path=tmp_path / "epoch=0.ckpt")
     fit(tmp_path / "one", cuts("g"))
     with pytest.raises(ValueError, match=r"holds the masks of 'g', .* \(they prune 'd'\)"):
         fit(tmp_path, cuts("d"), epochs=2, path=tmp_path / "one/epoch=0.ckpt")
-    with pytest.raises(ValueError, match="was trained without masks"):  # for the second network, which was dense
+    with pytest.raises(
+        ValueError, match="was trained without masks"
+    ):  # for the second network, which was dense
         fit(tmp_path, cuts("g", "d"), epochs=2, path=tmp_path / "one/epoch=0.ckpt")
 
 
@@ -181,8 +240,14 @@ def test_a_test_reads_masks_of_each_network(tmp_path: Path) -> None:
     first = cuts("g", "d")
     fit(tmp_path, first)
     again = cuts("g", "d")
-    run = Trainer(callbacks=list(again), logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
-    run.test(Tested(), DataLoader(TensorDataset(torch.randn(64, 20)), 16), ckpt_path=tmp_path / "epoch=0.ckpt")
+    run = Trainer(
+        callbacks=list(again), logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    run.test(
+        Tested(),
+        DataLoader(TensorDataset(torch.randn(64, 20)), 16),
+        ckpt_path=tmp_path / "epoch=0.ckpt",
+    )
     assert all(same(one.masks, other.masks) for one, other in zip(first, again, strict=True))
 
 
@@ -191,6 +256,12 @@ def test_a_student_is_pruned_beside_a_dense_teacher(tmp_path: Path) -> None:
     module.teacher = classifier().network
     before = [parameter.clone() for parameter in module.teacher.parameters()]  # type: ignore[union-attr]
     callback = PruneAtInit(SynFlow(), density=0.2)
-    run = Trainer(max_epochs=1, callbacks=[callback], logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    run = Trainer(
+        max_epochs=1,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )
     run.fit(module, Classes())
     assert all(torch.equal(a, b) for a, b in zip(before, module.teacher.parameters(), strict=True))  # type: ignore[union-attr]

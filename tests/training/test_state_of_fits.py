@@ -27,27 +27,45 @@ def seeded(seed: int, width: int = 16) -> Classifier:
     return Classifier(FC((1, 2, 4), depth=3, width=width), optimizer=OPTIMIZERS["SGD"])
 
 
-def fit(folder: Path, callback: PruneAtInit, module: Any, *others: Callback, data: Any = None, **options: Any) -> None:
-    run = {"max_epochs": 1, "enable_checkpointing": any(isinstance(other, ModelCheckpoint) for other in others)}
+def fit(
+    folder: Path,
+    callback: PruneAtInit,
+    module: Any,
+    *others: Callback,
+    data: Any = None,
+    **options: Any,
+) -> None:
+    run = {
+        "max_epochs": 1,
+        "enable_checkpointing": any(isinstance(other, ModelCheckpoint) for other in others),
+    }
     path = options.pop("ckpt_path", None)
-    trainer(folder, callback, *others, **(run | options)).fit(module, data or Classes(), ckpt_path=path)
+    trainer(folder, callback, *others, **(run | options)).fit(
+        module, data or Classes(), ckpt_path=path
+    )
 
 
 def same(some: Masks | None, others: Masks | None) -> bool:
     assert some is not None
     assert others is not None
-    return some.keys() == others.keys() and all(torch.equal(some[name], others[name]) for name in some)
+    return some.keys() == others.keys() and all(
+        torch.equal(some[name], others[name]) for name in some
+    )
 
 
 def held(module: Classifier, masks: Masks) -> bool:
-    return not any(bool(parameter[~mask].any()) for parameter, mask in masks.parameters(module.network))
+    return not any(
+        bool(parameter[~mask].any()) for parameter, mask in masks.parameters(module.network)
+    )
 
 
 def test_one_callback_gives_each_network_of_a_loop_its_own_masks_and_report(tmp_path: Path) -> None:
     callback, seen = PruneAtInit(SynFlow(), density=0.2, rounds=3), []
     for seed, width in ((0, 16), (1, 16), (2, 24)):
         module = seeded(seed, width)
-        expected = prune(copy.deepcopy(module.network), SynFlow(), density=0.2, rounds=3, input_shape=(1, 2, 4))
+        expected = prune(
+            copy.deepcopy(module.network), SynFlow(), density=0.2, rounds=3, input_shape=(1, 2, 4)
+        )
         fit(tmp_path, callback, module)
         assert same(callback.masks, expected)
         assert held(module, expected)
@@ -88,20 +106,26 @@ def test_folds_of_a_cross_validation_are_scored_on_their_own_images(tmp_path: Pa
         assert same(reused.masks, alone.masks)
 
 
-@pytest.mark.parametrize("pruner", [Magnitude(), GradualMagnitude(over=0.5)], ids=["at once", "gradually"])
-def test_the_same_network_keeps_its_masks_and_report_in_another_fit(tmp_path: Path, pruner: Any) -> None:
+@pytest.mark.parametrize(
+    "pruner", [Magnitude(), GradualMagnitude(end_fraction=0.5)], ids=["at once", "gradually"]
+)
+def test_the_same_network_keeps_its_masks_and_report_in_another_fit(
+    tmp_path: Path, pruner: Any
+) -> None:
     callback, module = PruneAtInit(pruner, density=0.25, rounds=4), seeded(0)
     fit(tmp_path, callback, module)
     masks, report = callback.masks, callback.diagnosis
     fit(tmp_path, callback, module)
     assert callback.masks is masks
     assert callback.diagnosis is report
-    fit(tmp_path, callback, Classifier(module.network, optimizer=OPTIMIZERS["SGD"]))  # another classifier around the same network
+    fit(
+        tmp_path, callback, Classifier(module.network, optimizer=OPTIMIZERS["SGD"])
+    )  # another classifier around the same network
     assert callback.masks is masks
 
 
 def test_gradual_pruning_starts_again_on_another_network(tmp_path: Path) -> None:
-    callback = PruneAtInit(GradualMagnitude(over=1.0), density=0.25, rounds=4)
+    callback = PruneAtInit(GradualMagnitude(end_fraction=1.0), density=0.25, rounds=4)
     for seed in range(2):
         fit(tmp_path, callback, module := seeded(seed))
         assert callback.masks is not None
@@ -109,8 +133,13 @@ def test_gradual_pruning_starts_again_on_another_network(tmp_path: Path) -> None
         assert held(module, callback.masks)
 
 
-def test_gradual_pruning_that_was_cut_short_is_completed_by_the_next_fit_of_the_network(tmp_path: Path) -> None:
-    callback, module = PruneAtInit(GradualMagnitude(over=1.0), density=0.25, rounds=8, at_epoch=1), seeded(0)
+def test_gradual_pruning_that_was_cut_short_is_completed_by_the_next_fit_of_the_network(
+    tmp_path: Path,
+) -> None:
+    callback, module = (
+        PruneAtInit(GradualMagnitude(end_fraction=1.0), density=0.25, rounds=8, at_epoch=1),
+        seeded(0),
+    )
 
     class Stop(Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
@@ -130,7 +159,9 @@ def test_the_example_is_that_of_the_present_data(tmp_path: Path) -> None:
         input_shape = (1, 2, 8)
 
         def train_dataloader(self) -> DataLoader[Any]:
-            return DataLoader(TensorDataset(torch.randn(32, 1, 2, 8), torch.arange(32) % 10), batch_size=8)
+            return DataLoader(
+                TensorDataset(torch.randn(32, 1, 2, 8), torch.arange(32) % 10), batch_size=8
+            )
 
     callback = PruneAtInit(SynFlow(), density=0.2, rounds=2)
     fit(tmp_path, callback, seeded(0))
@@ -140,13 +171,15 @@ def test_the_example_is_that_of_the_present_data(tmp_path: Path) -> None:
 
 
 def test_a_dead_network_is_not_trained_at_the_second_attempt(tmp_path: Path) -> None:
-    callback, module = PruneAtInit(Magnitude(), kept=1), seeded(0)
+    callback, module = PruneAtInit(Magnitude(), num_kept=1), seeded(0)
     dense = copy.deepcopy(module.network.state_dict())
     for _ in range(2):
         with pytest.raises(DeadNetwork):
             fit(tmp_path, callback, module)
         assert callback.masks is None
-        assert all(torch.equal(dense[name], tensor) for name, tensor in module.network.state_dict().items())
+        assert all(
+            torch.equal(dense[name], tensor) for name, tensor in module.network.state_dict().items()
+        )
     other = PruneAtInit(Magnitude(), density=0.5)
     fit(tmp_path, other, module)  # the network is as it was, so another density may be tried
     assert other.diagnosis is not None
@@ -156,7 +189,10 @@ def test_a_dead_network_is_not_trained_at_the_second_attempt(tmp_path: Path) -> 
 
 
 def test_a_network_that_died_gradually_is_not_trained_at_the_second_attempt(tmp_path: Path) -> None:
-    callback, module = PruneAtInit(GradualMagnitude(over=0.5), kept=1, rounds=2), seeded(0)
+    callback, module = (
+        PruneAtInit(GradualMagnitude(end_fraction=0.5), num_kept=1, rounds=2),
+        seeded(0),
+    )
     for _ in range(2):
         with pytest.raises(DeadNetwork):
             fit(tmp_path, callback, module)
@@ -188,12 +224,16 @@ def test_a_pruning_that_was_interrupted_is_done_again(tmp_path: Path) -> None:
 class Fails(Callback):
     """Stops the training by an error."""
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if batch_idx == 3:
             raise RuntimeError("out of memory")
 
 
-def test_after_a_training_that_failed_another_network_is_pruned_anew_and_the_same_one_keeps_its_masks(tmp_path: Path) -> None:
+def test_after_a_training_that_failed_another_network_is_pruned_anew_and_the_same_one_keeps_its_masks(
+    tmp_path: Path,
+) -> None:
     callback, module = PruneAtInit(SynFlow(), density=0.2), seeded(0)
     with pytest.raises(RuntimeError, match="out of memory"):
         fit(tmp_path, callback, module, Fails())
@@ -225,15 +265,24 @@ def test_a_checkpoint_decides_over_what_the_callback_knows(tmp_path: Path) -> No
     assert held(again, callback.masks)
 
 
-def test_a_test_of_another_checkpoint_does_not_change_what_another_network_is_trained_with(tmp_path: Path) -> None:
+def test_a_test_of_another_checkpoint_does_not_change_what_another_network_is_trained_with(
+    tmp_path: Path,
+) -> None:
     class Tested(Classes):
         def test_dataloader(self) -> DataLoader[Any]:
             return self.train_dataloader()
 
-    fit(tmp_path, PruneAtInit(SynFlow(), density=0.1), seeded(5), ModelCheckpoint(dirpath=tmp_path, filename="other"))
+    fit(
+        tmp_path,
+        PruneAtInit(SynFlow(), density=0.1),
+        seeded(5),
+        ModelCheckpoint(dirpath=tmp_path, filename="other"),
+    )
     callback, module = PruneAtInit(SynFlow(), density=0.5), seeded(0)
     fit(tmp_path, callback, module)
-    trainer(tmp_path, callback, enable_checkpointing=False).test(seeded(6), Tested(), ckpt_path=tmp_path / "other.ckpt")
+    trainer(tmp_path, callback, enable_checkpointing=False).test(
+        seeded(6), Tested(), ckpt_path=tmp_path / "other.ckpt"
+    )
     fit(tmp_path, callback, module)
     assert callback.masks is not None
     assert callback.masks.density == 0.5
@@ -261,7 +310,9 @@ def test_masks_from_a_file_are_held_in_each_network(tmp_path: Path) -> None:
         assert held(module, first.masks)
 
 
-def test_a_network_that_the_module_builds_in_setup_is_another_one_in_each_fit(tmp_path: Path) -> None:
+def test_a_network_that_the_module_builds_in_setup_is_another_one_in_each_fit(
+    tmp_path: Path,
+) -> None:
     class Late(Classifier):
         def setup(self, stage: str) -> None:
             torch.manual_seed(self.seed)

@@ -18,7 +18,8 @@ from synflow_pl.networks import FC
 from synflow_pl.pruners import SNIP, GradualMagnitude, Magnitude, Random, SynFlow
 from synflow_pl.training.checkpoints import KEY, load_masks
 
-# FC((1, 2, 4), depth=3, width=16): 8 * 16 + 16 * 16 + 16 * 10 = 544 weights. Eight batches an epoch.
+# FC((1, 2, 4), depth=3, width=16): 8 * 16 + 16 * 16 + 16 * 10 = 544 weights. Eight batches an
+# epoch.
 TOTAL = 544
 
 
@@ -29,20 +30,36 @@ class Watch(Callback):
         self.kept: list[int] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Classifier, *_: Any) -> None:
-        self.kept.append(sum(int(p.count_nonzero()) for p in pl_module.network.parameters() if p.dim() > 1))
+        self.kept.append(
+            sum(int(p.count_nonzero()) for p in pl_module.network.parameters() if p.dim() > 1)
+        )
 
 
-def fit(folder: Path, *callbacks: Any, optimizer: str = "SGD", ckpt_path: Path | None = None, **options: Any) -> tuple[Any, list[int]]:
+def fit(
+    folder: Path,
+    *callbacks: Any,
+    optimizer: str = "SGD",
+    ckpt_path: Path | None = None,
+    **options: Any,
+) -> tuple[Any, list[int]]:
     """Living weights after each step, and a checkpoint of each epoch in ``folder``."""
     watch, module = Watch(), Classifier(classifier().network, optimizer=OPTIMIZERS[optimizer])
     saving = ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
-    trainer(folder, *callbacks, watch, saving, **options).fit(module, Classes(), ckpt_path=ckpt_path)
+    trainer(folder, *callbacks, watch, saving, **options).fit(
+        module, Classes(), ckpt_path=ckpt_path
+    )
     return module, watch.kept
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("extra", [{}, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1}], ids=["plain", "accumulated"])
-def test_a_network_is_dense_until_the_epoch_and_exactly_sparse_from_then_on(tmp_path: Path, optimizer: str, extra: Any) -> None:
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1}],
+    ids=["plain", "accumulated"],
+)
+def test_a_network_is_dense_until_the_epoch_and_exactly_sparse_from_then_on(
+    tmp_path: Path, optimizer: str, extra: Any
+) -> None:
     callback = PruneAtInit(Magnitude(), density=0.25, at_epoch=1)
     _, kept = fit(tmp_path, callback, optimizer=optimizer, max_epochs=3, **extra)
     # Moments that a removed weight has gathered in its dense epoch do not bring it back.
@@ -56,7 +73,9 @@ def test_what_is_ranked_are_the_weights_at_that_epoch(tmp_path: Path) -> None:
     callback = PruneAtInit(Magnitude(), density=0.25, at_epoch=1)
     fit(tmp_path / "sparse", callback, max_epochs=2)
     assert callback.masks is not None
-    magnitudes = torch.cat([dense.network.get_parameter(name).detach().abs().flatten() for name in callback.masks])
+    magnitudes = torch.cat(
+        [dense.network.get_parameter(name).detach().abs().flatten() for name in callback.masks]
+    )
     alive = torch.cat([mask.flatten() for mask in callback.masks.values()])
     assert magnitudes[alive].min() >= magnitudes[~alive].max()
 
@@ -68,8 +87,12 @@ def test_a_training_that_is_resumed_before_the_epoch_is_pruned_at_it(tmp_path: P
         assert ("masks" in torch.load(path, weights_only=True)[KEY]) == (epoch == 2)
         callback = PruneAtInit(SNIP(), density=0.25, at_epoch=2)
         again, kept = fit(tmp_path / f"again{epoch}", callback, max_epochs=4, ckpt_path=path)
-        assert kept == ([TOTAL] * 8 * (1 - epoch) if epoch < 2 else []) + [TOTAL // 4] * 8 * min(2, 3 - epoch)
-        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+        assert kept == ([TOTAL] * 8 * (1 - epoch) if epoch < 2 else []) + [TOTAL // 4] * 8 * min(
+            2, 3 - epoch
+        )
+        assert all(
+            torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
+        )
 
 
 def test_a_checkpoint_without_masks_from_after_the_epoch_is_refused(tmp_path: Path) -> None:
@@ -77,12 +100,21 @@ def test_a_checkpoint_without_masks_from_after_the_epoch_is_refused(tmp_path: Pa
     saving = ModelCheckpoint(dirpath=tmp_path, filename="mid", every_n_train_steps=12)
     trainer(tmp_path, PruneAtInit(None), saving).fit(classifier(), Classes())
     for name, at_epoch in (("epoch=1", 1), ("mid", 1)):
-        with pytest.raises(ValueError, match="was trained without masks and would be pruned in mid-training"):
-            fit(tmp_path, PruneAtInit(Magnitude(), density=0.25, at_epoch=at_epoch), max_epochs=4, ckpt_path=tmp_path / f"{name}.ckpt")
+        with pytest.raises(
+            ValueError, match="was trained without masks and would be pruned in mid-training"
+        ):
+            fit(
+                tmp_path,
+                PruneAtInit(Magnitude(), density=0.25, at_epoch=at_epoch),
+                max_epochs=4,
+                ckpt_path=tmp_path / f"{name}.ckpt",
+            )
 
 
 def test_an_epoch_that_never_comes_is_refused_or_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at_epoch: 2 is not before the end of training at max_epochs=2"):
+    with pytest.raises(
+        ValueError, match="at_epoch: 2 is not before the end of training at max_epochs=2"
+    ):
         fit(tmp_path, PruneAtInit(Magnitude(), density=0.25, at_epoch=2), max_epochs=2)
     with pytest.raises(ValueError, match="at_epoch: -1 must be a whole number of epochs"):
         PruneAtInit(Magnitude(), density=0.25, at_epoch=-1)
@@ -91,13 +123,21 @@ def test_an_epoch_that_never_comes_is_refused_or_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at_epoch", [0, 1])
-def test_an_average_that_was_kept_before_the_pruning_holds_the_same_zeros(tmp_path: Path, at_epoch: int) -> None:
-    callback, average = PruneAtInit(Magnitude(), density=0.25, at_epoch=at_epoch), EMAWeightAveraging(decay=0.9)
+def test_an_average_that_was_kept_before_the_pruning_holds_the_same_zeros(
+    tmp_path: Path, at_epoch: int
+) -> None:
+    callback, average = (
+        PruneAtInit(Magnitude(), density=0.25, at_epoch=at_epoch),
+        EMAWeightAveraging(decay=0.9),
+    )
     module, _ = fit(tmp_path, average, callback, max_epochs=2)
     masks = callback.masks
     assert masks is not None
     # At the end of training the average is what the module holds, and what its checkpoint holds.
-    for network in (module.network, load_weights(FC((1, 2, 4), depth=3, width=16), tmp_path / "epoch=1.ckpt")):
+    for network in (
+        module.network,
+        load_weights(FC((1, 2, 4), depth=3, width=16), tmp_path / "epoch=1.ckpt"),
+    ):
         assert all(not network.get_parameter(name)[~mask].any() for name, mask in masks.items())
 
 
@@ -105,15 +145,19 @@ def test_an_average_that_was_kept_before_the_pruning_holds_the_same_zeros(tmp_pa
 
 
 def after(step: int, last: int, rounds: int, density: float) -> int:
-    """Weights that live after a step: the cubic schedule of Zhu & Gupta 2017, Equation 1, on the rounds that are over by then."""
+    """Weights that live after a step: the cubic schedule of Zhu & Gupta 2017, Equation 1, on the
+    rounds that are over by then.
+    """
     over = min(step, last) * rounds // last
     then = density + (1 - density) * (1 - over / rounds) ** 3
     return TOTAL - math.floor((1 - then) * TOTAL + 1e-9)
 
 
 @pytest.mark.parametrize(("rounds", "over"), [(4, 0.5), (4, 1.0), (100, 0.25), (7, 0.5)])
-def test_gradual_pruning_follows_the_cubic_schedule_step_by_step(tmp_path: Path, rounds: int, over: float) -> None:
-    callback = PruneAtInit(GradualMagnitude(over=over), density=0.1, rounds=rounds)
+def test_gradual_pruning_follows_the_cubic_schedule_step_by_step(
+    tmp_path: Path, rounds: int, over: float
+) -> None:
+    callback = PruneAtInit(GradualMagnitude(end_fraction=over), density=0.1, rounds=rounds)
     _, kept = fit(tmp_path, callback, max_epochs=2)
     assert kept == [after(step, math.ceil(16 * over), rounds, 0.1) for step in range(1, 17)]
     assert kept[-1] == -(-TOTAL // 10)
@@ -122,7 +166,12 @@ def test_gradual_pruning_follows_the_cubic_schedule_step_by_step(tmp_path: Path,
 
 
 def test_removed_weights_stay_removed_while_the_rounds_go_on(tmp_path: Path) -> None:
-    fit(tmp_path, PruneAtInit(GradualMagnitude(over=1.0), density=0.1, rounds=30), optimizer="Adam", max_epochs=4)
+    fit(
+        tmp_path,
+        PruneAtInit(GradualMagnitude(end_fraction=1.0), density=0.1, rounds=30),
+        optimizer="Adam",
+        max_epochs=4,
+    )
     masks = [load_masks(tmp_path / f"epoch={epoch}.ckpt") for epoch in range(4)]
     for earlier, later in pairwise(masks):
         assert earlier is not None
@@ -134,17 +183,26 @@ def test_removed_weights_stay_removed_while_the_rounds_go_on(tmp_path: Path) -> 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_gradual_pruning_goes_on_where_its_checkpoint_left_it(tmp_path: Path, epoch: int) -> None:
     def gradual() -> PruneAtInit:
-        return PruneAtInit(GradualMagnitude(over=0.75), density=0.1, rounds=20)
+        return PruneAtInit(GradualMagnitude(end_fraction=0.75), density=0.1, rounds=20)
 
     whole, kept = fit(tmp_path / "whole", gradual(), max_epochs=4)
-    again, rest = fit(tmp_path / "again", gradual(), max_epochs=4, ckpt_path=tmp_path / f"whole/epoch={epoch}.ckpt")
+    again, rest = fit(
+        tmp_path / "again",
+        gradual(),
+        max_epochs=4,
+        ckpt_path=tmp_path / f"whole/epoch={epoch}.ckpt",
+    )
     assert rest == kept[8 * (epoch + 1) :]
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
+    )
 
 
-def test_gradual_pruning_begins_at_the_epoch_asked_for_and_counts_optimiser_steps(tmp_path: Path) -> None:
+def test_gradual_pruning_begins_at_the_epoch_asked_for_and_counts_optimiser_steps(
+    tmp_path: Path,
+) -> None:
     # Two batches a step: four steps an epoch, 16 in all; between step 4 and step 8 four rounds.
-    callback = PruneAtInit(GradualMagnitude(over=0.5), density=0.1, rounds=4, at_epoch=1)
+    callback = PruneAtInit(GradualMagnitude(end_fraction=0.5), density=0.1, rounds=4, at_epoch=1)
     _, kept = fit(tmp_path, callback, max_epochs=4, accumulate_grad_batches=2)
     at_steps = [kept[index] for index in range(1, 32, 2)]
     assert at_steps == [TOTAL] * 4 + [after(step, 4, 4, 0.1) for step in range(1, 13)]
@@ -156,16 +214,31 @@ class Stop(Callback):
 
 
 def test_what_gradual_pruning_cannot_do_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"over: 0 must be a fraction of the training, in \(0, 1\]"):
-        GradualMagnitude(over=0)
+    with pytest.raises(
+        ValueError, match=r"end_fraction: 0 must be a fraction of the training, in \(0, 1\]"
+    ):
+        GradualMagnitude(end_fraction=0)
     with pytest.raises(ValueError, match="sanity: 'shuffle' checks a pruning that happens at once"):
         PruneAtInit(GradualMagnitude(), density=0.1, sanity="shuffle")
-    with pytest.raises(ValueError, match="gradual pruning takes a part of the training, so that must have an end"):
+    with pytest.raises(
+        ValueError, match="gradual pruning takes a part of the training, so that must have an end"
+    ):
         fit(tmp_path, PruneAtInit(GradualMagnitude(), density=0.1), max_epochs=-1)
     with pytest.warns(UserWarning, match="training ended after round 2 of 4, at density"):
-        fit(tmp_path, PruneAtInit(GradualMagnitude(over=1.0), density=0.1, rounds=4), Stop(), max_epochs=2)
-    with pytest.raises(ValueError, match="at_epoch: 3 lies after the end of the gradual pruning, step 16 of 32"):
-        fit(tmp_path, PruneAtInit(GradualMagnitude(over=0.5), density=0.1, at_epoch=3), max_epochs=4)
+        fit(
+            tmp_path,
+            PruneAtInit(GradualMagnitude(end_fraction=1.0), density=0.1, rounds=4),
+            Stop(),
+            max_epochs=2,
+        )
+    with pytest.raises(
+        ValueError, match="at_epoch: 3 lies after the end of the gradual pruning, step 16 of 32"
+    ):
+        fit(
+            tmp_path,
+            PruneAtInit(GradualMagnitude(end_fraction=0.5), density=0.1, at_epoch=3),
+            max_epochs=4,
+        )
 
 
 # -- by the trained weights of another run
@@ -173,7 +246,10 @@ def test_what_gradual_pruning_cannot_do_is_said(tmp_path: Path) -> None:
 
 def largest(network: Any, among: Masks | None, names: list[str], kept: int) -> dict[str, Tensor]:
     """Where the largest weights are, as one would write it down: all in one list, sorted."""
-    magnitudes = [network.get_parameter(name).detach().abs() * (1 if among is None else among[name]) for name in names]
+    magnitudes = [
+        network.get_parameter(name).detach().abs() * (1 if among is None else among[name])
+        for name in names
+    ]
     threshold = torch.cat([m.flatten() for m in magnitudes]).sort(descending=True).values[kept - 1]
     return {name: m >= threshold for name, m in zip(names, magnitudes, strict=True)}
 
@@ -187,7 +263,9 @@ def test_trained_weights_are_ranked_and_survivors_start_as_they_were(tmp_path: P
 
     class Look(Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            start.update({name: p.detach().clone() for name, p in pl_module.network.named_parameters()})
+            start.update(
+                {name: p.detach().clone() for name, p in pl_module.network.named_parameters()}
+            )
 
     fit(tmp_path / "second", second, Look(), max_epochs=1)
     fresh = dict(classifier().network.named_parameters())
@@ -202,7 +280,11 @@ def test_trained_weights_are_ranked_and_survivors_start_as_they_were(tmp_path: P
 def test_trained_weights_go_with_nothing_that_prunes_at_another_time(tmp_path: Path) -> None:
     fit(tmp_path, max_epochs=1)
     path = tmp_path / "epoch=0.ckpt"
-    for options in ({"at_epoch": 1}, {"pruner": None, "density": None}, {"pruner": GradualMagnitude()}):
+    for options in (
+        {"at_epoch": 1},
+        {"pruner": None, "density": None},
+        {"pruner": GradualMagnitude()},
+    ):
         with pytest.raises(ValueError, match="trained scores the weights of another run"):
             PruneAtInit(**{"pruner": SynFlow(), "density": 0.5, "trained": path, **options})  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
@@ -221,7 +303,9 @@ class ByHand(Classifier):
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:  # type: ignore[override]
         optimizers: Any = self.optimizers()
-        for optimizer, steps in zip(optimizers if isinstance(optimizers, list) else [optimizers], self.steps, strict=True):
+        for optimizer, steps in zip(
+            optimizers if isinstance(optimizers, list) else [optimizers], self.steps, strict=True
+        ):
             for _ in range(steps if index % self.every == 0 else 0):
                 optimizer.zero_grad()
                 self.manual_backward(self.loss(self(batch[0]), batch[1]))
@@ -233,14 +317,21 @@ class ByHand(Classifier):
 
 
 def by_hand(folder: Path, module: ByHand, path: Path | None = None, **options: Any) -> list[int]:
-    watch, callback = Watch(), PruneAtInit(GradualMagnitude(over=0.5), density=0.1, rounds=4, **options.pop("pruning", {}))
+    watch, callback = (
+        Watch(),
+        PruneAtInit(
+            GradualMagnitude(end_fraction=0.5), density=0.1, rounds=4, **options.pop("pruning", {})
+        ),
+    )
     saving = ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
     trainer(folder, callback, watch, saving, **options).fit(module, Classes(), ckpt_path=path)
     return watch.kept
 
 
 @pytest.mark.parametrize("steps", [[1], [1, 1], [1, 1, 1], [5, 1], [3]], ids=str)
-def test_gradual_pruning_by_hand_counts_batches_and_not_the_steps_of_all_optimisers(tmp_path: Path, steps: list[int]) -> None:
+def test_gradual_pruning_by_hand_counts_batches_and_not_the_steps_of_all_optimisers(
+    tmp_path: Path, steps: list[int]
+) -> None:
     kept = by_hand(tmp_path, ByHand(steps), max_epochs=4)
     assert kept == [after(batch, 16, 4, 0.1) for batch in range(1, 33)]
     rest = by_hand(tmp_path / "again", ByHand(steps), tmp_path / "epoch=0.ckpt", max_epochs=4)
@@ -255,12 +346,20 @@ def test_gradual_pruning_counts_batches_where_few_of_them_step(tmp_path: Path) -
 def test_gradual_pruning_by_hand_begins_at_the_epoch_asked_for(tmp_path: Path) -> None:
     kept = by_hand(tmp_path, ByHand([1, 1]), max_epochs=4, pruning={"at_epoch": 1})
     assert kept == [TOTAL] * 8 + [after(batch, 8, 4, 0.1) for batch in range(1, 25)]
-    with pytest.raises(ValueError, match="at_epoch: 3 lies after the end of the gradual pruning, step 16 of 32"):
+    with pytest.raises(
+        ValueError, match="at_epoch: 3 lies after the end of the gradual pruning, step 16 of 32"
+    ):
         by_hand(tmp_path, ByHand([1, 1]), max_epochs=4, pruning={"at_epoch": 3})
 
 
-@pytest.mark.parametrize("limit", [{"max_epochs": -1}, {"max_epochs": 100}], ids=["without epochs", "before the last epoch"])
-def test_gradual_pruning_by_hand_ends_within_the_steps_that_the_training_is_limited_to(tmp_path: Path, limit: Any) -> None:
+@pytest.mark.parametrize(
+    "limit",
+    [{"max_epochs": -1}, {"max_epochs": 100}],
+    ids=["without epochs", "before the last epoch"],
+)
+def test_gradual_pruning_by_hand_ends_within_the_steps_that_the_training_is_limited_to(
+    tmp_path: Path, limit: Any
+) -> None:
     # 32 steps of two optimisers are 16 batches; half of them is 8.
     kept = by_hand(tmp_path, ByHand([1, 1]), max_steps=32, **limit)
     assert len(kept) == 16

@@ -1,4 +1,6 @@
-"""Removed weights are zero wherever they are read, also where something other than an optimiser writes weights."""
+"""Removed weights are zero wherever they are read, also where something other than an optimiser
+writes weights.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,12 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
+from pytorch_lightning.callbacks import (
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
 from test_around import Both
 from test_prune_at_init import OPTIMIZERS, trainer
 from torch import Tensor, nn
@@ -42,22 +49,37 @@ class Watched(Classifier):
 
     def __init__(self, **options: Any) -> None:
         torch.manual_seed(0)
-        super().__init__(FC((1, 2, 4), depth=3, width=16), **({"optimizer": OPTIMIZERS["SGD"]} | options))
+        super().__init__(
+            FC((1, 2, 4), depth=3, width=16), **({"optimizer": OPTIMIZERS["SGD"]} | options)
+        )
         self.revived: dict[str, int] = {"train": 0, "validate": 0, "sanity_check": 0}
 
     def forward(self, images: Tensor) -> Tensor:
         if self.callback.masks is not None:
             pairs = self.callback.masks.parameters(self.network)
-            self.revived[self.trainer.state.stage.value] += sum(int(p[~mask].count_nonzero()) for p, mask in pairs)  # type: ignore[union-attr]
+            self.revived[self.trainer.state.stage.value] += sum(
+                int(p[~mask].count_nonzero()) for p, mask in pairs
+            )  # type: ignore[union-attr]
         return super().forward(images)
 
 
-def fit(folder: Path, module: Watched, *callbacks: Callback, first: bool = False, pruner: Any = None, **options: Any) -> list[str]:
+def fit(
+    folder: Path,
+    module: Watched,
+    *callbacks: Callback,
+    first: bool = False,
+    pruner: Any = None,
+    **options: Any,
+) -> list[str]:
     """Train; returns the warnings about weights that were written."""
     module.callback = PruneAtInit(pruner or SynFlow(), density=0.2, rounds=3)
     saving = [
-        ModelCheckpoint(dirpath=folder / "whole", filename="{step}", save_top_k=-1, every_n_train_steps=3),
-        ModelCheckpoint(dirpath=folder / "weights", filename="{epoch}", save_top_k=-1, save_weights_only=True),
+        ModelCheckpoint(
+            dirpath=folder / "whole", filename="{step}", save_top_k=-1, every_n_train_steps=3
+        ),
+        ModelCheckpoint(
+            dirpath=folder / "weights", filename="{epoch}", save_top_k=-1, save_weights_only=True
+        ),
     ]
     ours = [module.callback, *callbacks] if first else [*callbacks, module.callback]
     with warnings.catch_warnings(record=True) as caught:
@@ -69,8 +91,13 @@ def fit(folder: Path, module: Watched, *callbacks: Callback, first: bool = False
 def check(folder: Path, module: Watched) -> None:
     masks = module.callback.masks
     assert masks is not None
-    assert not any(bool(parameter[~mask].any()) for parameter, mask in masks.parameters(module.network))
-    whole, weights = sorted((folder / "whole").glob("*.ckpt")), sorted((folder / "weights").glob("*.ckpt"))
+    assert not any(
+        bool(parameter[~mask].any()) for parameter, mask in masks.parameters(module.network)
+    )
+    whole, weights = (
+        sorted((folder / "whole").glob("*.ckpt")),
+        sorted((folder / "weights").glob("*.ckpt")),
+    )
     assert whole
     assert weights
     for path in (*whole, *weights):
@@ -79,7 +106,9 @@ def check(folder: Path, module: Watched) -> None:
         if path in weights and isinstance(module.callback.pruner, GradualMagnitude):
             continue  # such a file has no masks of its own time
         assert its is not None
-        assert not any(bool(parameter[~mask].any()) for parameter, mask in its.parameters(network)), path
+        assert not any(
+            bool(parameter[~mask].any()) for parameter, mask in its.parameters(network)
+        ), path
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["after ours", "before ours"])
@@ -94,7 +123,9 @@ def check(folder: Path, module: Watched) -> None:
         "on_train_epoch_start",
     ],
 )
-def test_a_callback_that_writes_weights_brings_no_removed_weight_back(tmp_path: Path, hook: str, first: bool) -> None:
+def test_a_callback_that_writes_weights_brings_no_removed_weight_back(
+    tmp_path: Path, hook: str, first: bool
+) -> None:
     module = Watched()
     said = fit(tmp_path, module, Noise(hook), first=first)
     check(tmp_path, module)
@@ -105,8 +136,12 @@ def test_a_callback_that_writes_weights_brings_no_removed_weight_back(tmp_path: 
     assert "wrote to removed weights of network.layers.1.weight (and 2 more)" in said[0]
 
 
-@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end", "on_validation_start", "on_train_end"])
-def test_a_module_that_writes_its_weights_brings_no_removed_weight_back(tmp_path: Path, hook: str) -> None:
+@pytest.mark.parametrize(
+    "hook", ["on_train_batch_end", "on_train_epoch_end", "on_validation_start", "on_train_end"]
+)
+def test_a_module_that_writes_its_weights_brings_no_removed_weight_back(
+    tmp_path: Path, hook: str
+) -> None:
     class Writing(Watched):
         def write(self, *_: Any) -> None:
             with torch.no_grad():
@@ -132,8 +167,12 @@ def test_nothing_is_said_or_changed_where_only_optimisers_write(tmp_path: Path) 
     assert module.revived == {"train": 0, "validate": 0, "sanity_check": 0}
 
 
-@pytest.mark.parametrize("averaging", [EMAWeightAveraging(decay=0.9), StochasticWeightAveraging(0.01, swa_epoch_start=1)])
-def test_an_average_of_weights_that_something_wrote_holds_the_zeros(tmp_path: Path, averaging: Any) -> None:
+@pytest.mark.parametrize(
+    "averaging", [EMAWeightAveraging(decay=0.9), StochasticWeightAveraging(0.01, swa_epoch_start=1)]
+)
+def test_an_average_of_weights_that_something_wrote_holds_the_zeros(
+    tmp_path: Path, averaging: Any
+) -> None:
     module = Watched()
     fit(tmp_path, module, Noise("on_train_batch_end"), copy.deepcopy(averaging), max_epochs=3)
     check(tmp_path, module)
@@ -141,38 +180,64 @@ def test_an_average_of_weights_that_something_wrote_holds_the_zeros(tmp_path: Pa
 
 def test_lightnings_model_pruning_brings_no_removed_weight_back(tmp_path: Path) -> None:
     module = Watched()
-    parameters = [(layer, "weight") for layer in module.network.modules() if isinstance(layer, nn.Linear)]
-    pruning = ModelPruning("l1_unstructured", parameters, amount=0.2, use_lottery_ticket_hypothesis=True)
+    parameters = [
+        (layer, "weight") for layer in module.network.modules() if isinstance(layer, nn.Linear)
+    ]
+    pruning = ModelPruning(
+        "l1_unstructured", parameters, amount=0.2, use_lottery_ticket_hypothesis=True
+    )
     module.callback = PruneAtInit(SynFlow(), density=0.2)
     seen: list[int] = []
 
     class Look(Callback):
         def on_validation_batch_start(self, *_: Any) -> None:
             if module.callback.masks is not None:
-                present = {name: layer.weight for name, layer in module.network.named_modules() if isinstance(layer, nn.Linear)}
+                present = {
+                    name: layer.weight
+                    for name, layer in module.network.named_modules()
+                    if isinstance(layer, nn.Linear)
+                }
                 masks = module.callback.masks
-                seen.append(sum(int(weight[~masks[f"{name}.weight"]].count_nonzero()) for name, weight in present.items()))
+                seen.append(
+                    sum(
+                        int(weight[~masks[f"{name}.weight"]].count_nonzero())
+                        for name, weight in present.items()
+                    )
+                )
 
     Watched.forward, forward = Classifier.forward, Watched.forward  # type: ignore[method-assign]  # names differ while it prunes
     try:
         saving = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
-        trainer(tmp_path, pruning, module.callback, Look(), saving, max_epochs=3).fit(module, Both())
+        trainer(tmp_path, pruning, module.callback, Look(), saving, max_epochs=3).fit(
+            module, Both()
+        )
     finally:
         Watched.forward = forward  # type: ignore[method-assign]
     masks = module.callback.masks
     assert masks is not None
     assert not any(seen)
-    assert not any(bool(parameter[~mask].any()) for parameter, mask in masks.parameters(module.network))
+    assert not any(
+        bool(parameter[~mask].any()) for parameter, mask in masks.parameters(module.network)
+    )
     for epoch in range(3):
         network = load_weights(FC((1, 2, 4), depth=3, width=16), tmp_path / f"epoch={epoch}.ckpt")
-        assert not any(bool(parameter[~mask].any()) for parameter, mask in masks.parameters(network))
+        assert not any(
+            bool(parameter[~mask].any()) for parameter, mask in masks.parameters(network)
+        )
 
 
 class Wrapped(torch.optim.Optimizer):
-    """A wrapper as they are found in the wild: no Optimizer.__init__, and it writes after the inner step."""
+    """A wrapper as they are found in the wild: no Optimizer.__init__, and it writes after the inner
+    step.
+    """
 
     def __init__(self, inner: torch.optim.Optimizer) -> None:
-        self.inner, self.param_groups, self.state, self.defaults = inner, inner.param_groups, inner.state, inner.defaults
+        self.inner, self.param_groups, self.state, self.defaults = (
+            inner,
+            inner.param_groups,
+            inner.state,
+            inner.defaults,
+        )
 
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
         loss = self.inner.step(closure)
@@ -262,7 +327,10 @@ class Buffers(Deep):
             self.ema.register_buffer(name.replace(".", ""), parameter.detach().clone())
 
     def kept(self) -> dict[str, Tensor]:
-        return {name: self.ema.get_buffer(name.replace(".", "")) for name, _ in self.network.named_parameters()}
+        return {
+            name: self.ema.get_buffer(name.replace(".", ""))
+            for name, _ in self.network.named_parameters()
+        }
 
 
 class Shadow(Deep):
@@ -271,7 +339,9 @@ class Shadow(Deep):
     def __init__(self) -> None:
         super().__init__()
         del self.average
-        self.shadow = {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
+        self.shadow = {
+            name: parameter.detach().clone() for name, parameter in self.network.named_parameters()
+        }
 
     def kept(self) -> dict[str, Tensor]:
         return self.shadow
@@ -299,9 +369,13 @@ class Helper(Shadow):
     on_train_batch_end = Deep.on_train_batch_end
 
 
-@pytest.mark.parametrize("pruner", [SynFlow(), GradualMagnitude(over=0.5)], ids=["at once", "gradually"])
+@pytest.mark.parametrize(
+    "pruner", [SynFlow(), GradualMagnitude(end_fraction=0.5)], ids=["at once", "gradually"]
+)
 @pytest.mark.parametrize("kind", [Deep, Swa, Buffers, Shadow, Helper])
-def test_an_average_that_the_module_keeps_holds_the_zeros(tmp_path: Path, kind: Any, pruner: Any) -> None:
+def test_an_average_that_the_module_keeps_holds_the_zeros(
+    tmp_path: Path, kind: Any, pruner: Any
+) -> None:
     module = kind()
     said = fit(tmp_path, module, pruner=pruner, max_epochs=4)
     masks = module.callback.masks
@@ -319,7 +393,9 @@ def test_an_average_that_a_callback_keeps_and_validates_holds_the_zeros(tmp_path
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
             with torch.no_grad():
-                for mean, parameter in zip(self.average.parameters(), pl_module.network.parameters(), strict=True):
+                for mean, parameter in zip(
+                    self.average.parameters(), pl_module.network.parameters(), strict=True
+                ):
                     mean.lerp_(parameter, 0.1)
 
         def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -330,7 +406,9 @@ def test_an_average_that_a_callback_keeps_and_validates_holds_the_zeros(tmp_path
 
         def _exchange(self, pl_module: Any) -> None:
             with torch.no_grad():
-                for mean, parameter in zip(self.average.parameters(), pl_module.network.parameters(), strict=True):
+                for mean, parameter in zip(
+                    self.average.parameters(), pl_module.network.parameters(), strict=True
+                ):
                     mine = parameter.clone()
                     parameter.copy_(mean)
                     mean.copy_(mine)
@@ -340,7 +418,10 @@ def test_an_average_that_a_callback_keeps_and_validates_holds_the_zeros(tmp_path
     check(tmp_path, module)
     assert module.revived == {"train": 0, "validate": 0, "sanity_check": 0}
     assert module.callback.masks is not None
-    assert not any(bool(parameter[~mask].any()) for parameter, mask in module.callback.masks.parameters(averaging.average))
+    assert not any(
+        bool(parameter[~mask].any())
+        for parameter, mask in module.callback.masks.parameters(averaging.average)
+    )
 
 
 def test_a_second_network_of_the_same_shapes_is_no_average(tmp_path: Path) -> None:
@@ -358,16 +439,24 @@ def test_a_second_network_of_the_same_shapes_is_no_average(tmp_path: Path) -> No
 
         def on_train_batch_end(self, *_: Any) -> None:
             with torch.no_grad():
-                for mean, parameter in zip(self.ema.parameters(), self.other.parameters(), strict=True):
+                for mean, parameter in zip(
+                    self.ema.parameters(), self.other.parameters(), strict=True
+                ):
                     mean.lerp_(parameter, 0.1)
 
         def configure_optimizers(self) -> Any:
-            return torch.optim.SGD([*self.network.parameters(), *self.other.parameters()], lr=0.1, weight_decay=0.01)
+            return torch.optim.SGD(
+                [*self.network.parameters(), *self.other.parameters()], lr=0.1, weight_decay=0.01
+            )
 
     module = Beside()
     assert fit(tmp_path, module) == []
     for network in (module.other, module.ema, module.still):
-        assert all(parameter.count_nonzero() > 0.9 * parameter.numel() for parameter in network.parameters() if parameter.dim() > 1)
+        assert all(
+            parameter.count_nonzero() > 0.9 * parameter.numel()
+            for parameter in network.parameters()
+            if parameter.dim() > 1
+        )
 
 
 def test_a_network_can_be_copied_and_saved_whole_while_it_is_trained(tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""Narrower dense networks: what a pruned network has to be better than, with as many weights or as
+many FLOPs as it has.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from synflow_pl.cli.errors import import_class
+from synflow_pl.cli.multishot import Plan
+from synflow_pl.diagnosis import diagnose
+from synflow_pl.io import atomic_write
+from synflow_pl.masks import prunable
+from synflow_pl.pruners import SynFlow
+from synflow_pl.pruning import prune
+from synflow_pl.runs.sweep_grid import NARROWER, Task
+from synflow_pl.schedules import as_density
+
+__all__ = ["DenseBaseline", "dense_baseline", "width_of"]
+
+_WIDTHS = ("width", "width_factor")
+_STEPS = 512
+"""Of a width that is a factor: the channels of the widest layer of a VGG or ResNet."""
+
+
+@dataclass(frozen=True)
+class DenseBaseline:
+    """A narrower dense network beside the one that is pruned: weights, and FLOPs of one image, of
+    both.
+
+    ``like`` says in which of the two it is as near as a width can be to the whole one pruned to
+    ``density``; the width is the network's ``argument``.
+    """
+
+    like: str
+    density: float
+    argument: str
+    width: float
+    whole_width: float
+    weights: int
+    flops: int
+    whole_weights: int
+    whole_flops: int
+
+    def save(self, run: Path) -> None:
+        """Write it into a run."""
+        with atomic_write(run / NARROWER) as file:
+            file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+def width_of(task: Task) -> str:
+    """The argument of the recipe's network that makes it narrower.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    return _width_of(Plan.of(list(task.options)).options.model.network.class_path)
+
+
+def dense_baseline(task: Task) -> tuple[tuple[str, ...], DenseBaseline]:
+    """The width for a task of a sweep, as options of ``fit``, and what comes of it.
+
+    Raises:
+        ValueError: if the recipe's network has no width.
+    """
+    assert task.like is not None
+    network = Plan.of(list(task.options)).options.model.network
+    shape = network.init_args.get("input_shape")
+    given = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in network.init_args.items()
+    }
+    found = _found(network.class_path, tuple(given.items()), tuple(shape), task.density, task.like)
+    return (f"--model.network.{found.argument}", str(found.width)), found
+
+
+@cache
+def _found(
+    path: str,
+    arguments: tuple[tuple[str, Any], ...],
+    shape: tuple[int, ...],
+    density: float,
+    like: str,
+) -> DenseBaseline:
+    given: dict[str, Any] = dict(arguments)
+    name = _width_of(path)
+    full = given.get(name, inspect.signature(import_class(path)).parameters[name].default)
+
+    def build(width: float, device: str = "meta") -> nn.Module:
+        with torch.device(device):
+            return import_class(path)(**{**given, name: width})
+
+    widths: Sequence[float] = (
+        range(1, full + 1) if isinstance(full, int) and name == "width" else _factors(full)
+    )
+    measure = _weights if like == "parameters" else lambda network: _flops(network, shape)
+    if like == "parameters":
+        wanted = int(as_density(density) * _weights(build(full)))
+    else:
+        torch.manual_seed(0)
+        pruned = build(full, "cpu")
+        masks = prune(
+            pruned,
+            SynFlow(),
+            density=Fraction(str(density)),
+            input_shape=shape,
+            on_collapse="ignore",
+        )
+        wanted = diagnose(pruned, masks, input_shape=shape).sparse_flops
+    above = bisect_left(widths, wanted, key=lambda width: measure(build(width)))
+    near = widths[max(0, above - 1) : above + 1]
+    width = min(near, key=lambda width: abs(measure(build(width)) - wanted))
+    sizes = [
+        count
+        for network in (build(width), build(full))
+        for count in (_weights(network), _flops(network, shape))
+    ]
+    return DenseBaseline(like, density, name, width, full, *sizes)
+
+
+def _width_of(path: str) -> str:
+    for name in _WIDTHS:
+        if name in inspect.signature(import_class(path)).parameters:
+            return name
+    raise ValueError(
+        f"{path} has no argument {' or '.join(_WIDTHS)}, so that there is no narrower one; take its control out of the sweep"
+    )
+
+
+def _factors(full: float) -> list[float]:
+    return [full * step / _STEPS for step in range(1, _STEPS + 1)]
+
+
+def _weights(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in prunable(network).values())
+
+
+def _flops(network: nn.Module, shape: Sequence[int]) -> int:
+    """Of one image; two for each multiplication and addition."""
+    device = next(network.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.empty(1, *shape, device=device))
+    return counter.get_total_flops()

@@ -1,0 +1,44 @@
+"""Control: higher-order operators that choose or repeat functions, run as Python would run them.
+
+Torch traces the functions that `torch.cond` and `while_loop` are given before it runs them, which
+working copies of parameters and
+recordings do not survive. With values at hand nothing needs to be traced: the function that is
+    chosen is called.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._ops import HigherOrderOperator
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Controlled"]
+
+
+class Controlled(TorchFunctionMode):
+    """`torch.cond` calls one of its functions inside, and `while_loop` its functions until the
+    condition fails.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            if func is torch.ops.higher_order.cond:
+                with self:
+                    return _chosen(*args, **(kwargs or {}))
+            if func is torch.ops.higher_order.while_loop:
+                with self:
+                    return _repeated(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _chosen(pred: Any, true_fn: Any, false_fn: Any, operands: Any = ()) -> Any:
+    return true_fn(*operands) if pred else false_fn(*operands)
+
+
+def _repeated(cond_fn: Any, body_fn: Any, carried_inputs: Any, additional_inputs: Any = ()) -> Any:
+    carried = tuple(carried_inputs)
+    while cond_fn(*carried, *additional_inputs):
+        carried = tuple(body_fn(*carried, *additional_inputs))
+    return carried

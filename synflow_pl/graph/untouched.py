@@ -1,0 +1,256 @@
+"""Untouched: a network keeps what it holds, whatever its forward pass stores.
+
+Attributes of modules and of the objects that they hold, entries of containers, variables that hooks
+and other functions close over, attributes of the modules' classes, generators of random numbers:
+all of it is noted before the pass and put back after it. (Tensors that a pass writes to are put
+back by :mod:`synflow_pl.graph.trace`, which sees each write.)
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import random
+import sys
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, MutableMapping, MutableSequence, MutableSet
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["untouched"]
+
+# Objects of these packages, other than modules, are the machinery around a network (a trainer, a
+# logger) and none of its state.
+_HOLDERS = {"builtins", "collections", "types", "dataclasses", "weakref"}
+_MACHINERY = (sys.stdlib_module_names - _HOLDERS - {"__main__"}) | {
+    "torch",
+    "lightning",
+    "pytorch_lightning",
+    "lightning_fabric",
+}
+_PLAIN = (
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    bool,
+    type(None),
+    Tensor,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    types.ModuleType,
+)
+_CONTAINERS = frozenset({dict, OrderedDict, list, set, deque})
+_ABSENT = object()
+
+
+@contextmanager
+def untouched(network: nn.Module) -> Iterator[None]:
+    """Afterwards the network, and the random state of torch, Python and NumPy, are what they were
+    before.
+
+    Inside, random numbers are those of a fixed seed.
+    """
+    restore: list[Callable[[], object]] = []
+    _Walk(restore).over(network)
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    state = None if numpy is None else numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            # torch.manual_seed would also seed devices that are not initialised yet, and whose
+            # state cannot be put back.
+            (torch.manual_seed if devices else torch.default_generator.manual_seed)(0)
+            random.seed(0)
+            if numpy is not None:
+                numpy.random.seed(0)
+            yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(state)
+        for put_back in restore:
+            put_back()
+
+
+class _Walk:
+    """Visits all that can be reached from a network and can change, and notes how to put it
+    back.
+    """
+
+    def __init__(self, restore: list[Callable[[], object]]) -> None:
+        self._restore = restore
+        self._seen: dict[
+            int, Any
+        ] = {}  # strong references, or an id could be given to another object
+        self._ahead: list[Any] = []
+        self._empty: list[Any] = []
+        restore.append(self._put_back_empty)
+
+    def over(self, start: Any) -> None:
+        self._ahead.append(start)
+        while self._ahead:
+            item = self._ahead.pop()
+            if isinstance(item, _PLAIN) or id(item) in self._seen:
+                continue
+            self._seen[id(item)] = item
+            self._visit(item)
+
+    def _visit(self, item: Any) -> None:
+        if type(item) in _CONTAINERS:
+            self._contents(item)
+        elif type(item) is torch.Generator:
+            self._restore.append(functools.partial(item.set_state, item.get_state()))
+        elif isinstance(item, types.FunctionType):
+            for cell in item.__closure__ or ():
+                self._cell(cell)
+            self._ahead += [*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
+            self._attributes(item)
+        elif isinstance(item, types.MethodType):
+            self._ahead += [item.__self__, item.__func__]
+        elif isinstance(item, functools.partial):
+            self._ahead += [item.func, *item.args, *item.keywords.values()]
+        elif isinstance(item, (tuple, frozenset)):
+            self._ahead += item
+        elif isinstance(item, type):
+            return
+        elif (
+            isinstance(item, nn.Module) or type(item).__module__.partition(".")[0] not in _MACHINERY
+        ):
+            self._contents(item)
+            self._attributes(item)
+            if isinstance(item, nn.Module):
+                for kind in type(item).__mro__:
+                    if kind.__module__.partition(".")[0] not in {*_MACHINERY, "builtins"}:
+                        self._class(kind)
+
+    def _put_back_empty(self) -> None:
+        for container in self._empty:
+            if container:
+                container.clear()
+
+    def _contents(self, item: Any) -> None:
+        if type(item) in _CONTAINERS and not item:
+            self._empty.append(item)  # most are: a module has a dozen empty dicts of hooks
+        elif isinstance(item, (dict, MutableMapping)):
+            entries = dict(item.items())
+            self._ahead += [value for value in entries.values() if not isinstance(value, _PLAIN)]
+            self._restore.append(functools.partial(_put_back_mapping, item, entries))
+        elif isinstance(item, (list, deque, MutableSequence)) and not isinstance(item, bytearray):
+            self._ahead += (members := list(item))
+            self._restore.append(functools.partial(_put_back_sequence, item, members))
+        elif isinstance(item, (set, MutableSet)):
+            self._ahead += (members := list(item))
+            self._restore.append(functools.partial(_put_back_set, item, members))
+
+    def _attributes(self, item: Any) -> None:
+        held = getattr(item, "__dict__", None)
+        if isinstance(held, dict):
+            self._contents(held)
+            self._seen[id(held)] = held
+        kind: Any = type(item)
+        for slot in _slots(kind):
+            value = slot.__get__(item) if _is_set(slot, item) else _ABSENT
+            self._ahead.append(value)
+            self._restore.append(functools.partial(_put_back_slot, slot, item, value))
+
+    def _cell(self, cell: types.CellType) -> None:
+        if id(cell) in self._seen:
+            return
+        self._seen[id(cell)] = cell
+        try:
+            value = cell.cell_contents
+        except ValueError:  # the variable has no value yet
+            value = _ABSENT
+        self._ahead.append(value)
+        self._restore.append(functools.partial(_put_back_cell, cell, value))
+
+    def _class(self, kind: type) -> None:
+        if id(kind) in self._seen:
+            return
+        self._seen[id(kind)] = kind
+        held = {name: value for name, value in vars(kind).items() if not name.startswith("__")}
+        self._ahead += [
+            value
+            for value in held.values()
+            if isinstance(value, (dict, list, set, deque, types.FunctionType))
+        ]
+        self._restore.append(functools.partial(_put_back_class, kind, held))
+
+
+def _same(left: list[Any], right: list[Any]) -> bool:
+    return len(left) == len(right) and all(map(operator.is_, left, right))
+
+
+def _put_back_mapping(mapping: Any, entries: dict[Any, Any]) -> None:
+    if not (
+        _same(list(mapping.keys()), list(entries))
+        and _same(list(mapping.values()), list(entries.values()))
+    ):
+        mapping.clear()
+        mapping.update(entries)
+
+
+def _put_back_sequence(sequence: Any, members: list[Any]) -> None:
+    if not _same(list(sequence), members):
+        sequence.clear()
+        sequence.extend(members)
+
+
+def _put_back_set(held: Any, members: list[Any]) -> None:
+    if len(held) != len(members) or any(member not in held for member in members):
+        held.clear()
+        for member in members:
+            held.add(member)
+
+
+@functools.lru_cache(4096)
+def _slots(kind: type) -> tuple[Any, ...]:
+    """Return the descriptors of the attributes that instances keep in ``__slots__``."""
+    if kind.__module__ == "builtins":
+        return ()
+    held = [vars(base) for base in kind.__mro__ if "__slots__" in vars(base)]
+    return tuple(
+        slot
+        for names in held
+        for slot in names.values()
+        if isinstance(slot, types.MemberDescriptorType)
+    )
+
+
+def _is_set(slot: Any, item: Any) -> bool:
+    try:
+        slot.__get__(item)
+    except AttributeError:
+        return False
+    return True
+
+
+def _put_back_slot(slot: Any, item: Any, value: Any) -> None:
+    if value is not _ABSENT:
+        if not _is_set(slot, item) or slot.__get__(item) is not value:
+            slot.__set__(item, value)
+    elif _is_set(slot, item):
+        slot.__delete__(item)
+
+
+def _put_back_cell(cell: types.CellType, value: Any) -> None:
+    if value is _ABSENT:
+        del cell.cell_contents
+    else:
+        cell.cell_contents = value
+
+
+def _put_back_class(kind: type, held: dict[str, Any]) -> None:
+    now = {name: value for name, value in vars(kind).items() if not name.startswith("__")}
+    for name in now.keys() - held.keys():
+        delattr(kind, name)
+    for name, value in held.items():
+        if now.get(name, _ABSENT) is not value:
+            setattr(kind, name, value)

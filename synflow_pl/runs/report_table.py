@@ -1,0 +1,197 @@
+"""The table of a report: one row for each cell, as CSV with everything, and as Markdown and LaTeX
+to be read.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from itertools import groupby
+
+from synflow_pl.runs.aggregate import Cell
+from synflow_pl.runs.statistics import Summary
+
+__all__ = ["as_csv", "as_grid", "as_latex", "as_markdown"]
+
+_ACCURACIES = {
+    "final": "final",
+    "at_best_validation": "at the best validation epoch",
+    "best_on_test": "best on test",
+}
+
+
+def as_csv(cells: Sequence[Cell], reference: str) -> str:
+    """Everything, accuracies and densities in [0, 1]; a cell is empty where a number is not
+    known.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = [
+        "setting",
+        "pruner",
+        "density",
+        "density_kept",
+        "effective_density",
+        "flops",
+        "seeds",
+        "dead",
+    ]
+    for name in (*_ACCURACIES, f"final_minus_{reference}"):
+        head += [f"{name}_{part}" for part in ("mean", "deviation", "low95", "high95")]
+    writer.writerow([*head, "pairs"])
+    for cell in cells:
+        row = [
+            cell.setting,
+            cell.pruner,
+            cell.density,
+            *(cell.mean(what) for what in ("kept", "effective_density", "flops")),
+        ]
+        difference = cell.beside(_of(cells, cell, reference))
+        parts = [
+            part
+            for summary in (*map(cell.accuracy, _ACCURACIES), difference)
+            for part in _parts(summary)
+        ]
+        writer.writerow(
+            [*row, len(cell.runs), cell.dead, *parts, difference.count if difference else None]
+        )
+    return text.getvalue()
+
+
+def _parts(summary: Summary | None) -> list[float | None]:
+    if summary is None:
+        return [None] * 4
+    low, high = (
+        (None, None)
+        if summary.half is None
+        else (summary.mean - summary.half, summary.mean + summary.half)
+    )
+    return [summary.mean, summary.deviation, low, high]
+
+
+def _of(cells: Sequence[Cell], like: Cell, pruner: str) -> Cell | None:
+    """The cell of another pruner beside one; there is none to compare a pruner with itself."""
+    if like.pruner == pruner:
+        return None
+    return next(
+        (
+            x
+            for x in cells
+            if (x.setting, x.density, x.pruner) == (like.setting, like.density, pruner)
+        ),
+        None,
+    )
+
+
+def _header(reference: str) -> list[str]:
+    return [
+        "pruner",
+        "density",
+        "effective",
+        "seeds",
+        *_ACCURACIES.values(),
+        f"final, minus {reference}",
+        "dead",
+    ]
+
+
+def _row(cells: Sequence[Cell], cell: Cell, reference: str, plus_minus: str) -> list[str]:
+    """One row in words; percent, percentage points in the difference."""
+
+    def told(summary: Summary | None, sign: str = "") -> str:
+        if summary is None:
+            return ""
+        text = f"{100 * summary.mean:{sign}.2f}"
+        if summary.deviation is None or summary.half is None:
+            return text
+        low, high = 100 * (summary.mean - summary.half), 100 * (summary.mean + summary.half)
+        return (
+            f"{text} {plus_minus} {100 * summary.deviation:.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+        )
+
+    effective = cell.mean("effective_density")
+    return [
+        cell.pruner,
+        f"{cell.density:.4g}",
+        "" if effective is None else f"{effective:.3g}",
+        str(len(cell.runs)),
+        *(told(cell.accuracy(which)) for which in _ACCURACIES),
+        told(cell.beside(_of(cells, cell, reference)), "+"),
+        f"{cell.dead} of {len(cell.runs)}" if cell.dead else "",
+    ]
+
+
+def as_markdown(cells: Sequence[Cell], reference: str) -> str:
+    """One table for each setting."""
+    text = []
+    for setting, of in _by_setting(cells):
+        rows = [
+            _header(reference),
+            ["---"] * len(_header(reference)),
+            *(_row(cells, cell, reference, "±") for cell in of),
+        ]
+        text.append(f"**{setting}**\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    return "\n".join([*text, _LEGEND + "\n"])
+
+
+def as_grid(cells: Sequence[Cell]) -> str:
+    """In short, as Markdown: a line for each pruner, a column for each density, final accuracy; †
+    where every network is dead.
+    """
+    text = []
+    for setting, of in _by_setting(cells):
+        found = {(cell.pruner, cell.density): cell for cell in of}
+        densities = sorted({cell.density for cell in of}, reverse=True)
+        rows = [
+            ["pruner", *(f"{density:.4g}" for density in densities)],
+            ["---"] * (1 + len(densities)),
+        ]
+        for pruner in sorted({cell.pruner for cell in of}):
+            rows.append([pruner, *(_short(found.get((pruner, density))) for density in densities)])
+        text.append(f"**{setting}**\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    return "\n".join(text)
+
+
+def _short(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    summary = cell.accuracy("final")
+    number = "" if summary is None else f"{100 * summary.mean:.2f}"
+    spread = (
+        "" if summary is None or summary.deviation is None else f" ± {100 * summary.deviation:.2f}"
+    )
+    return f"{number}{spread}{' †' if cell.dead == len(cell.runs) else ''}".lstrip()
+
+
+def as_latex(cells: Sequence[Cell], reference: str) -> str:
+    """The same as LaTeX, which needs no package."""
+    text = []
+    for setting, of in _by_setting(cells):
+        rows = [_header(reference), *(_row(cells, cell, reference, r"$\pm$") for cell in of)]
+        lines = [" & ".join(_escaped(entry) for entry in row) + r" \\" for row in rows]
+        text.append(
+            f"% {setting}\n\\begin{{tabular}}{{lrrr"
+            + "r" * (len(rows[0]) - 4)
+            + "}\n\\hline\n"
+            + lines[0]
+            + "\n\\hline\n"
+            "" + "\n".join(lines[1:]) + "\n\\hline\n\\end{tabular}\n"
+        )
+    return "\n".join([*text, f"% {_LEGEND}\n"])
+
+
+_LEGEND = (
+    "Test accuracy in percent: mean over seeds ± sample deviation [95 % interval of the mean, by Student's t]; differences are taken"
+    " seed by seed. Best on test is the best of all epochs, chosen on the test set: not to be compared with the other two."
+)
+
+
+def _by_setting(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
+    return [(setting, list(of)) for setting, of in groupby(cells, key=lambda cell: cell.setting)]
+
+
+def _escaped(entry: str) -> str:
+    for letter in "_%&#":
+        entry = entry.replace(letter, f"\\{letter}")
+    return entry

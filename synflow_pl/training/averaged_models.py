@@ -1,0 +1,54 @@
+"""Averages: the copies of a network that Lightning's callbacks keep beside it while it is
+trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
+
+__all__ = ["averaged_models", "refuse_mid_epoch"]
+
+
+def averaged_models(trainer: Trainer) -> Iterator[LightningModule]:
+    """The averaged copies of the module, taken when the fit was set up. A mask has to be applied to
+    them as well: they were copied before there were masks, and would fade towards the zeros instead
+    of holding them.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the trainer's connectors set it
+        copy: Any = getattr(callback, "_average_model", None)
+        if isinstance(callback, WeightAveraging) and copy is not None:
+            yield copy.module
+        elif isinstance(callback, StochasticWeightAveraging) and copy is not None:
+            yield copy
+
+
+def refuse_mid_epoch(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to resume StochasticWeightAveraging within an epoch.
+
+    Lightning would leave its schedule out for the rest of the epoch and train with other learning
+    rates than without the interruption.
+
+    Args:
+        trainer: About to train.
+        checkpoint: Content of the checkpoint that it resumes from.
+
+    Raises:
+        ValueError: if averaging had begun when the checkpoint was written, and its epoch had not
+            ended.
+    """
+    counts = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("total")
+    if not counts or counts["processed"] == counts["ready"]:
+        return
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the trainer's connectors set it
+        if isinstance(callback, StochasticWeightAveraging):
+            state = checkpoint.get("callbacks", {}).get(callback.state_key) or {}
+            if state.get("scheduler_state") is not None:
+                raise ValueError(
+                    f"{type(callback).__name__} cannot resume in the middle of epoch {checkpoint.get('epoch')}, since Lightning would"
+                    " train the rest of it with another learning rate; resume from a checkpoint that was written at the end of an"
+                    " epoch (ModelCheckpoint with save_on_train_epoch_end=True), or leave the callback out"
+                )

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from synflow_pl.flow import example_of, is_connected
+from synflow_pl.masks import Masks
+
+
+def masks(**rows: list[list[int]]) -> Masks:
+    return Masks(
+        {
+            name.replace("_", ".") + ".weight": torch.tensor(mask).bool()
+            for name, mask in rows.items()
+        }
+    )
+
+
+def alive(network: nn.Module, found: Masks, shape: tuple[int, ...]) -> bool:
+    return is_connected(network, found, example_of(network, shape, None))
+
+
+CHAIN = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 1)})
+
+
+class Chain(nn.Module):
+    def __init__(self, shortcut: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.shortcut = nn.Linear(2, 2), nn.Linear(2, 2), shortcut
+
+    def forward(self, signal: Tensor) -> Tensor:
+        out = self.b(torch.relu(self.a(signal)))
+        return out + signal if self.shortcut else out
+
+
+def test_a_network_whose_layers_all_hold_weights_can_be_dead() -> None:
+    # The first layer feeds unit 0 only, the second reads unit 1 only.
+    dead = masks(a=[[1, 1], [0, 0]], b=[[0, 1], [0, 1]])
+    assert not alive(Chain(), dead, (2,))
+    assert alive(Chain(), masks(a=[[1, 1], [0, 0]], b=[[1, 0], [0, 0]]), (2,))
+
+
+def test_a_shortcut_keeps_a_network_alive_when_a_whole_layer_is_gone() -> None:
+    assert alive(Chain(shortcut=True), masks(a=[[0, 0], [0, 0]], b=[[1, 1], [1, 1]]), (2,))
+
+
+def test_masks_decide_and_not_values() -> None:
+    network = Chain()
+    nn.init.zeros_(network.a.weight)
+    assert alive(network, masks(a=[[1, 0], [0, 0]], b=[[1, 0], [0, 0]]), (2,))
+
+
+def test_padding_carries_nothing() -> None:
+    # On an image of one pixel, eight of the nine weights of a padded 3x3 kernel see only padding.
+    network = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1))
+    corner = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
+    corner[0, 0, 0, 0] = True
+    assert not alive(network, Masks({"0.weight": corner}), (1, 1, 1))
+    assert alive(network, Masks({"0.weight": corner}), (1, 2, 2))
+
+
+def test_a_dead_gain_is_no_reason_to_die() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    nn.init.zeros_(network[1].weight)
+    assert alive(network, Masks({"0.weight": torch.tensor([[True, False], [False, False]])}), (2,))
+
+
+class Attentive(nn.Module):
+    """Attention over tokens of width two with a fused projection, and a gate after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(2, 1, batch_first=True)
+        self.squeeze = nn.Linear(2, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mixed = self.attention(tokens, tokens, tokens)[0]
+        return mixed * self.squeeze(mixed.mean(1, keepdim=True)).sigmoid()
+
+
+def attentive(queries_and_keys: bool, values: bool, gate: bool) -> Masks:
+    projection = torch.ones(6, 2, dtype=torch.bool)
+    projection[:4], projection[4:] = queries_and_keys, values
+    ones = torch.ones(2, 2, dtype=torch.bool)
+    return Masks(
+        {
+            "attention.in_proj_weight": projection,
+            "attention.out_proj.weight": ones,
+            "squeeze.weight": ones & gate,
+        }
+    )
+
+
+def test_a_path_leads_through_attention_and_gates_as_through_dense_connections() -> None:
+    shape = (3, 2)
+    assert alive(Attentive(), attentive(True, True, True), shape)
+    # Without queries and keys every token counts alike, and without weights a gate is a constant.
+    assert alive(Attentive(), attentive(False, True, False), shape)
+    assert not alive(Attentive(), attentive(True, False, True), shape)
+
+
+def test_a_path_does_not_lead_from_a_token_to_one_before_it_where_attention_is_causal() -> None:
+    class Causal(nn.Module):
+        def __init__(self, causal: bool = True) -> None:
+            super().__init__()
+            self.early, self.late, self.causal = nn.Linear(1, 1), nn.Linear(1, 1), causal
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            values = torch.cat([self.early(tokens[:, :1]), self.late(tokens[:, 1:])], 1).view(
+                1, 1, 2, 1
+            )
+            return nn.functional.scaled_dot_product_attention(
+                values, values, values, is_causal=self.causal
+            )[:, :, 0]
+
+    assert alive(Causal(), masks(early=[[1]], late=[[0]]), (2,))
+    assert not alive(Causal(), masks(early=[[0]], late=[[1]]), (2,))
+    assert alive(Causal(causal=False), masks(early=[[0]], late=[[1]]), (2,))

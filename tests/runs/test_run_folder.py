@@ -1,0 +1,234 @@
+import csv
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from synflow_pl.runs import RunCSV, RunTensorBoard, claim, run_of
+from synflow_pl.training import find_checkpoint
+
+# -- claim
+
+
+def test_a_free_name_is_the_folder_s(tmp_path: Path) -> None:
+    folder = claim(tmp_path / "lightning_logs", "first")
+    assert folder == tmp_path / "lightning_logs" / "first"
+    assert folder.is_dir()
+
+
+def test_a_taken_run_name_gets_a_two_and_then_a_three(tmp_path: Path) -> None:
+    assert [claim(tmp_path, "run").name for _ in range(4)] == ["run", "run-2", "run-3", "run-4"]
+
+
+def test_a_gap_in_the_numbers_is_filled(tmp_path: Path) -> None:
+    for name in ("run", "run-3"):
+        (tmp_path / name).mkdir()
+    assert [claim(tmp_path, "run").name for _ in range(2)] == ["run-2", "run-4"]
+
+
+def test_a_file_of_that_name_takes_it_too(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    assert claim(tmp_path, "run").name == "run-2"
+
+
+def test_names_that_only_begin_alike_do_not_collide(tmp_path: Path) -> None:
+    assert [claim(tmp_path, name).name for name in ("run-2", "run", "ru", "run")] == [
+        "run-2",
+        "run",
+        "ru",
+        "run-3",
+    ]
+
+
+def test_two_threads_never_get_the_same_folder(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        folders = list(pool.map(lambda _: claim(tmp_path / "logs", "run"), range(64)))
+    assert {folder.name for folder in folders} == {
+        "run",
+        *(f"run-{number}" for number in range(2, 65)),
+    }
+
+
+def _claim_often(root: Path) -> list[str]:
+    return [claim(root, "run").name for _ in range(20)]
+
+
+def test_two_processes_never_get_the_same_folder(tmp_path: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        names = [
+            name
+            for names in pool.map(_claim_often, [tmp_path / "logs"] * 4, chunksize=1)
+            for name in names
+        ]
+        pool.close()
+        pool.join()
+    assert len(names) == 80
+    assert set(names) == {"run", *(f"run-{number}" for number in range(2, 81))}
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist_fc-synflow-density0.1-seed0", "a", "v1.0", "kept=5", "a+b@c", "größe"]
+)
+def test_ordinary_names_are_taken_as_they_are(name: str, tmp_path: Path) -> None:
+    assert claim(tmp_path, name).name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        ".hidden",
+        "a/b",
+        "../up",
+        "/tmp/run",
+        "two words",
+        "a\\b",
+        "a\nb",
+        "a\n",
+        "what?",
+    ],
+)
+def test_a_name_that_cannot_be_a_folder_s_is_refused(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "logs"
+    with pytest.raises(ValueError, match=r"^run: .* cannot be a run's name") as refused:
+        claim(root, name)
+    assert repr(name) in str(refused.value)
+    assert not root.exists()
+
+
+# -- run_of and find_checkpoint
+
+
+@pytest.fixture
+def a_run(tmp_path: Path) -> Path:
+    folder = claim(tmp_path / "lightning_logs", "run")
+    (folder / "config.yaml").write_text("")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "epoch=0.ckpt").write_text("")
+    return folder
+
+
+def test_a_run_is_found_from_its_folder_and_from_its_checkpoint(a_run: Path) -> None:
+    assert run_of(a_run) == a_run
+    assert run_of(a_run / "checkpoints" / "epoch=0.ckpt") == a_run
+    assert run_of(a_run / "masks.safetensors") == a_run
+
+
+def test_a_checkpoint_from_elsewhere_belongs_to_no_run(tmp_path: Path) -> None:
+    (tmp_path / "some.ckpt").write_text("")
+    assert run_of(tmp_path / "some.ckpt") is None
+
+
+def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path) -> None:
+    assert run_of(claim(tmp_path / "lightning_logs", "run")) is None
+
+
+def test_a_checkpoint_is_a_file_itself_or_the_newest_of_a_run(a_run: Path) -> None:
+    first, second = a_run / "checkpoints" / "epoch=0.ckpt", a_run / "checkpoints" / "epoch=10.ckpt"
+    second.write_text("")
+    os.utime(first, (1, 1))
+    os.utime(second, (2, 2))
+    assert find_checkpoint(first) == first
+    assert find_checkpoint(a_run) == second
+    os.utime(first, (3, 3))
+    assert find_checkpoint(a_run) == first
+
+
+def test_last_ckpt_is_the_last_whatever_its_date(a_run: Path) -> None:
+    last = a_run / "checkpoints" / "last.ckpt"
+    last.write_text("")
+    os.utime(last, (1, 1))
+    assert find_checkpoint(str(a_run)) == last
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no checkpoint at '.*nowhere'; expected a file of weights or a run's folder",
+    ):
+        find_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_run_without_a_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"the run .*run' has no checkpoint"):
+        find_checkpoint(claim(tmp_path, "run"))
+
+
+# -- the loggers
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_metrics_written_later_are_appended_with_their_own_columns(tmp_path: Path) -> None:
+    first = RunCSV(tmp_path)
+    first.log_metrics({"train/loss": 2.5}, step=1)
+    first.log_metrics({"train/loss": 1.5}, step=2)
+    first.finalize("success")
+
+    second = RunCSV(tmp_path)
+    second.log_metrics({"test/accuracy": 0.75}, step=2)
+    second.finalize("success")
+
+    columns = {"step", "train/loss", "test/accuracy"}
+    assert [
+        {key: value for key, value in row.items() if key in columns} for row in rows(tmp_path)
+    ] == [
+        {"step": "1", "train/loss": "2.5", "test/accuracy": ""},
+        {"step": "2", "train/loss": "1.5", "test/accuracy": ""},
+        {"step": "2", "train/loss": "", "test/accuracy": "0.75"},
+    ]
+
+
+def test_a_third_writer_keeps_what_two_have_written(tmp_path: Path) -> None:
+    for number in range(3):
+        logger = RunCSV(tmp_path)
+        logger.log_metrics({f"metric_{number}": float(number)}, step=number)
+        logger.save()
+    assert [row[f"metric_{number}"] for number, row in enumerate(rows(tmp_path))] == [
+        "0.0",
+        "1.0",
+        "2.0",
+    ]
+
+
+def test_saving_twice_writes_a_row_once(tmp_path: Path) -> None:
+    logger = RunCSV(tmp_path)
+    logger.log_metrics({"loss": 1.0}, step=0)
+    logger.save()
+    logger.save()
+    assert len(rows(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("logger", [RunCSV, RunTensorBoard])
+def test_both_loggers_write_into_the_run_s_folder_itself(
+    logger: type[RunCSV | RunTensorBoard], tmp_path: Path
+) -> None:
+    folder = claim(tmp_path, "run")
+    writer = logger(folder)
+    assert writer.log_dir == str(folder)
+    writer.log_metrics({"loss": 1.0}, step=0)
+    writer.save()
+    writer.finalize("success")
+    assert [path.name.partition(".")[0] for path in folder.iterdir()] == [
+        "metrics" if logger is RunCSV else "events"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_logger_goes_on_behind_the_last_whole_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,step,test/accuracy\n0,0,0.5\n0,0,0.7")
+    logger = RunCSV(tmp_path)
+    logger.log_metrics({"epoch": 0, "test/accuracy": 0.25}, step=0)
+    logger.save()
+    assert (tmp_path / "metrics.csv").read_text().split() == [
+        "epoch,step,test/accuracy",
+        "0,0,0.5",
+        "0,0,0.25",
+    ]
