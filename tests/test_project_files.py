@@ -27,7 +27,12 @@ def test_the_citation_names_the_version_of_the_package_and_the_paper() -> None:
     citation = read_yaml("CITATION.cff")
     assert citation["version"] == synflow_pl.__version__
     (paper,) = citation["references"]
-    assert [author["family-names"] for author in paper["authors"]] == ["Tanaka", "Kunin", "Yamins", "Ganguli"]
+    assert [author["family-names"] for author in paper["authors"]] == [
+        "Tanaka",
+        "Kunin",
+        "Yamins",
+        "Ganguli",
+    ]
 
 
 def test_the_changelog_has_a_section_for_the_version_of_the_package() -> None:
