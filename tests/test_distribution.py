@@ -1,4 +1,4 @@
-"""What `make dist` builds is complete: the wheel runs outside the checkout, installed alone."""
+"""The distribution that `make dist` builds is complete: its wheel runs outside the checkout."""
 
 from __future__ import annotations
 
