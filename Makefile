@@ -5,7 +5,7 @@ VENV := .venv
 JOBS ?= 2
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-slow test-lowest check dist clean
+.PHONY: demo test test-slow test-lowest check clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python -m synflow_pl demo
@@ -23,6 +23,7 @@ check: $(VENV)/installed-test
 	$(VENV)/bin/mypy
 	$(VENV)/bin/codespell
 
+.PHONY: dist
 # The source distribution and the wheel, into dist/.
 dist: $(VENV)/installed-test
 	rm -rf dist
