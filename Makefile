@@ -21,6 +21,13 @@ check: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell
+
+.PHONY: dist
+# The source distribution and the wheel, into dist/.
+dist: $(VENV)/installed-test
+	rm -rf dist
+	$(VENV)/bin/python -m build --no-isolation
 
 # The documentation site, into site/; a warning is an error.
 docs: $(VENV)/installed-docs

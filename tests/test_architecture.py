@@ -1,8 +1,10 @@
-"""Imports run one way, towards those who know less."""
+"""Imports run one way, towards the rooms that know less; names and modules keep the layout."""
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,19 @@ LEVELS = [
 # They import io alone outside their own room; any room above the pruners may import them.
 ALONE = {"networks", "data", "figures"}
 LEVEL = {room: index for index, level in enumerate(LEVELS) for room in level}
+# Base names that several files still share. The test also fails if one of them is no longer
+# shared, so the set can only shrink.
+SHARED_BASE_NAMES = {
+    "magnitude.py",  # experiments, pruners
+    "scores.py",  # diagnosis, experiments
+}
+# Pairs of modules that still import each other. The test also fails if a pair no longer does,
+# so the set can only shrink.
+MUTUAL_IMPORTS = {
+    ("synflow_pl.diagnosis.diagnosis", "synflow_pl.diagnosis.diagnosis_table"),
+    ("synflow_pl.flow.linear_network", "synflow_pl.flow.rescaling"),
+    ("synflow_pl.graph.noise", "synflow_pl.graph.trace"),
+}
 
 
 def imports() -> list[tuple[str, str]]:
@@ -54,6 +69,33 @@ def imports() -> list[tuple[str, str]]:
     return found
 
 
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(("synflow_pl", *parts)).removesuffix(".__init__")
+
+
+def module_imports() -> dict[str, set[str]]:
+    """Return the modules of the package that each of its modules imports.
+
+    Imports inside functions and imports for type checking count as well.
+    """
+    # synflow_pl/__init__.py imports a name when it is first used, so any module may import it.
+    modules = set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"}
+    paths = {module_name(path): path for path in modules}
+    imported = {}
+    for name, path in paths.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                for alias in node.names:
+                    submodule = f"{node.module}.{alias.name}"
+                    found.add(submodule if submodule in paths else node.module)
+        imported[name] = (found & paths.keys()) - {name}
+    return imported
+
+
 def test_every_room_has_a_place() -> None:
     rooms = {
         path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")
@@ -70,6 +112,33 @@ def test_a_room_knows_only_those_who_know_less(room: str, imported: str) -> None
         assert imported == "io"
     else:
         assert LEVEL[room] < LEVEL[imported]
+
+
+def test_no_two_files_of_the_package_share_a_base_name() -> None:
+    files = defaultdict(list)
+    for path in PACKAGE.rglob("*.py"):
+        files[path.name].append(path)
+    assert {name for name, paths in files.items() if len(paths) > 1} - {
+        "__init__.py"
+    } == SHARED_BASE_NAMES
+
+
+def test_no_import_cycle_joins_modules() -> None:
+    imported = module_imports()
+    mutual = {
+        (name, other)
+        for name in imported
+        for other in imported[name]
+        if name < other and name in imported[other]
+    }
+    assert mutual == MUTUAL_IMPORTS
+    for name, other in mutual:
+        imported[name].remove(other)
+        imported[other].remove(name)
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import each other in a circle: {' <- '.join(error.args[1])}")
 
 
 def test_no_module_bears_the_name_of_a_public_function() -> None:
