@@ -316,7 +316,7 @@ def own_options(*words: str) -> str:
             rows.append([match[1], match[2].strip()])
         elif line.startswith(" " * 10) and rows:
             rows[-1][1] += f" {line.strip()}"
-    # What has a dot in its name, or options of its own, belongs to a class.
+    # An option with a dot in its name, or with options of its own, belongs to a class.
     classes = {name.split(".")[0] for name, _ in rows if "." in name} | {"data"}
     own = [row for row in rows if "." not in row[0] and row[0] not in classes]
     return table(["option", "meaning"], [[f"`--{name}`", text.strip()] for name, text in own])
