@@ -61,6 +61,8 @@ def one_step(*names: str) -> CLI:
     if rounds is not None and rounds > 1:
         args += ["--pruning.rounds", "2"]
     few = ["--data.images_per_class", "1", "--data.batch_size", "4"]
+    if "pruners/ntk_sap" in names:
+        few += ["--pruning.pruner.images", "2"]
     return run(["fit", *args, *few, "--trainer.fast_dev_run", "1", *QUIET])
 
 
