@@ -14,6 +14,7 @@ import yaml
 
 from synflow_pl.cli.main import CLI, run
 from synflow_pl.cli.recipes import recipe_folder
+from synflow_pl.data import Images
 from synflow_pl.masks import prunable
 from synflow_pl.pruners.sanity import SANITY as SANITY_CLASSES
 from synflow_pl.training import PruneAtInit, WarmupCosine
@@ -47,13 +48,20 @@ OPTIMS = sorted(f"optim/{path.stem}" for path in CONFIGS.glob("optim/*.yaml"))
 TRAINERS = sorted(f"trainer/{path.stem}" for path in CONFIGS.glob("trainer/*.yaml"))
 
 
+@pytest.fixture(autouse=True)
+def _two_batches_to_score_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Score on the first two batches: all classes of Tiny ImageNet would take minutes, and recipes go together with few images too."""
+    whole = Images.pruning_batches
+    monkeypatch.setattr(Images, "pruning_batches", lambda self, *args, **options: whole(self, *args, **options)[:2])
+
+
 def read(name: str) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     return content
 
 
 def one_step(*names: str) -> CLI:
-    """One training step of a recipe and its overlays: at most 2 rounds, with one image of each class to score on instead of ten.
+    """One training step of a recipe and its overlays: at most 2 rounds, scores on few images.
 
     Collapse is no failure here: one round of magnitude leaves FC's first layer, the widest, without
         a weight at density 0.1.
@@ -63,6 +71,8 @@ def one_step(*names: str) -> CLI:
     if rounds is not None and rounds > 1:
         args += ["--pruning.rounds", "2"]
     few = ["--data.images_per_class", "1", "--data.batch_size", "4"]
+    if "pruners/ntk_sap" in names:
+        few += ["--pruning.pruner.images", "2"]
     return run(["fit", *args, *few, "--trainer.fast_dev_run", "1", *QUIET])
 
 
