@@ -95,10 +95,9 @@ class LastCheckpoint(Checkpoint):
         if loop.epoch_loop._num_ready_batches_reached():
             return  # on_train_epoch_end
         due = self.interruption.wished(trainer) or trainer.global_step - self._saved >= self.every
-        # Resumed from before a validation, Lightning would leave it out.
-        self._after_validation = bool(due) and loop.epoch_loop._should_check_val_fx(
-            loop._data_fetcher
-        )  # type: ignore[arg-type]
+        fetcher: Any = loop._data_fetcher
+        # Lightning would skip the validation if training resumed from a checkpoint before it.
+        self._after_validation = bool(due) and loop.epoch_loop._should_check_val_fx(fetcher)
         if due and not self._after_validation:
             self._save(trainer)
 

@@ -108,12 +108,13 @@ class MethodLoss:
         def refuse(*_: Any) -> None:
             raise ValueError(f"{self._message}, since it runs the network; {self._ask}")
 
-        watched = {
-            id(module): module
-            for module in (self.network, self.method.__self__)
+        owner = self.method.__self__  # type: ignore[attr-defined]
+        modules = [owner] if owner is self.network else [owner, self.network]
+        handles = [
+            module.register_forward_pre_hook(refuse)
+            for module in modules
             if isinstance(module, nn.Module)
-        }  # type: ignore[attr-defined]
-        handles = [module.register_forward_pre_hook(refuse) for module in watched.values()]
+        ]
         try:
             value = self.method(outputs, labels)
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
