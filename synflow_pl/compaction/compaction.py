@@ -267,9 +267,8 @@ class Compaction:
                 made = operation.outputs[0]
                 assert made is not None
                 foldable = self._sources.get(found.weight.number) in self._biases
-                readings.append(
-                    read(found, operation, self._recording.tensors[made.number], tensor, foldable)
-                )  # type: ignore[arg-type]
+                output = self._recording.tensors[made.number]
+                readings.append(read(found, operation, output, tensor, foldable))  # type: ignore[arg-type]
 
         self._branching = interpret(self._recording, self._given(masks), watch)
         return readings

@@ -1,4 +1,4 @@
-"""Training a pruned network: the LightningModule, the callback that prunes, checkpoints, panels."""
+"""Train pruned networks: the LightningModule, the callback that prunes, and checkpoints."""
 
 from synflow_pl.training.checkpoint_io import DurableCheckpointIO
 from synflow_pl.training.checkpoints import find_checkpoint, load_weights

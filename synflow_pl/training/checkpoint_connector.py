@@ -1,4 +1,4 @@
-"""Resuming: how the Trainer takes up a checkpoint, and which ones it cannot take up."""
+"""Resume training from a checkpoint, and refuse checkpoints that cannot be resumed from."""
 
 from __future__ import annotations
 
@@ -19,32 +19,35 @@ _Path = str | Path
 
 
 class CheckpointConnector(_CheckpointConnector):
-    """In place of Lightning's own: ``trainer._checkpoint_connector = Resuming(trainer)``.
+    """Restore checkpoints in place of Lightning's own connector.
+
+    It replaces the connector of a Trainer:
+    ``trainer._checkpoint_connector = CheckpointConnector(trainer, on_resume, finished)``.
 
     Args:
-        trainer: whose checkpoints it takes up.
-        told: called with the content of a checkpoint before it is restored.
-        finished: whether the checkpoint is the end of its training, so that nothing is left to
-            train; the first rank's counts.
+        trainer: Trainer that is resumed.
+        on_resume: Function that is called with the content of a checkpoint before it is restored.
+        finished: Function that returns whether the checkpoint is the end of its training, so that
+            nothing is left to train. The answer of rank 0 counts.
     """
 
-    # Lightning would take up any hpc_ckpt_* that lies about, a stranger's too.
+    # Lightning would load any hpc_ckpt_* file in the folder, even one of another run.
     _hpc_resume_path = None
 
     def __init__(
         self,
         trainer: Trainer,
-        told: Callable[[Mapping[str, Any]], None],
+        on_resume: Callable[[Mapping[str, Any]], None],
         finished: Callable[[], bool],
     ) -> None:
         super().__init__(trainer)
-        self._told = told
+        self._on_resume = on_resume
         self._finished = finished
 
     def resume_start(
         self, checkpoint_path: _Path | None = None, weights_only: bool | None = None
     ) -> None:
-        """Read the checkpoint that the first rank names."""
+        """Load the checkpoint that rank 0 names, on every rank."""
         path, finished = self.trainer.strategy.broadcast((checkpoint_path, self._finished()))
         super().resume_start(path, weights_only=weights_only)
         if "state_dict" in self._loaded_checkpoint:
@@ -52,12 +55,12 @@ class CheckpointConnector(_CheckpointConnector):
             self._loaded_checkpoint["state_dict"] = under_names_of(
                 names, self._loaded_checkpoint["state_dict"]
             )
-        # A callback or a time limit ended the training, and the loops of a checkpoint do not say
-        # so.
+        # A callback or a time limit may have ended the training, which the state of the loops in
+        # the checkpoint does not show.
         self.trainer.should_stop = self.trainer.should_stop or finished
         if path is not None and not finished:
-            rank_zero_info(f"Going on from step {self._loaded_checkpoint['global_step']}: {path}")
-            self._told(self._loaded_checkpoint)
+            rank_zero_info(f"Resuming from step {self._loaded_checkpoint['global_step']}: {path}")
+            self._on_resume(self._loaded_checkpoint)
 
 
 def refuse(
@@ -66,16 +69,17 @@ def refuse(
     module: LightningModule,
     optimizers: Iterable[Optimizer] | None,
 ) -> None:
-    """Refuse a checkpoint that cannot be taken up.
+    """Refuse a checkpoint that does not fit a module or its optimisers.
 
     Args:
-        path: of the checkpoint.
-        content: of the checkpoint.
-        module: that its weights are loaded into.
-        optimizers: that its states are loaded into, to train; ``None`` to evaluate.
+        path: Path of the checkpoint.
+        content: Content of the checkpoint.
+        module: Module that the weights are loaded into.
+        optimizers: Optimisers that their states are loaded into; ``None`` to evaluate.
 
     Raises:
-        ValueError: if it holds too little, or is another network's or another optimiser's.
+        ValueError: If the checkpoint lacks a part that is needed, or belongs to another network or
+            another optimiser.
     """
     instead = f"start from its weights with --network_weights {path} in place of --ckpt_path"
     needed = (
@@ -85,25 +89,28 @@ def refuse(
     )
     if not isinstance(content, Mapping) or not needed <= content.keys():
         raise ValueError(
-            f"{str(path)!r} holds weights only, and a whole checkpoint is needed; {instead}, or give another checkpoint"
+            f"{str(path)!r} holds weights only, and a whole checkpoint is needed; {instead}, or"
+            " give another checkpoint"
         )
     weights = module.state_dict()
-    if told := differences(under_names_of(weights, content["state_dict"]), weights):
+    if difference := differences(under_names_of(weights, content["state_dict"]), weights):
         raise ValueError(
-            f"the checkpoint {str(path)!r} does not fit this network: {told}; give the options of the run that it is from, or"
-            f" {instead} if it holds the weights of the network alone"
+            f"the checkpoint {str(path)!r} does not fit this network: {difference}; give the"
+            f" options of the run that it is from, or {instead} if it holds the weights of the"
+            " network alone"
         )
     for optimizer, state in zip(
         optimizers or (),
         content["optimizer_states"] if optimizers is not None else (),
         strict=False,
     ):
-        own, its = (
+        own, stored = (
             {key for group in groups for key in group}
             for groups in (optimizer.param_groups, state["param_groups"])
         )
-        if lacking := sorted(own - its - {"initial_lr"}):
+        if missing := sorted(own - stored - {"initial_lr"}):
             raise ValueError(
-                f"model.optimizer: the checkpoint {str(path)!r} was not trained with {type(optimizer).__name__} (it has no"
-                f" {', '.join(lacking)}); go on with the optimiser that it was trained with, or {instead}"
+                f"model.optimizer: the checkpoint {str(path)!r} was not trained with"
+                f" {type(optimizer).__name__} (it has no {', '.join(missing)}); use the optimiser"
+                f" that it was trained with, or {instead}"
             )

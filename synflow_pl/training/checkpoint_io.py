@@ -1,6 +1,4 @@
-"""How checkpoints reach the disk, and how they are read: never half, and never with code in
-them.
-"""
+"""Write checkpoints atomically and read them without running code from them."""
 
 from __future__ import annotations
 
@@ -18,20 +16,31 @@ __all__ = ["DurableCheckpointIO"]
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """A plugin of the Trainer (``Trainer(plugins=[DurableCheckpointIO()])``).
+    """Write checkpoints atomically, as a plugin of the Trainer.
 
-    A checkpoint is written beside its target and then renamed, so that a kill or a full disk leaves
-    the one before. Lightning's own writes to the temporary folder and moves, which between file
-    systems is a copy in place.
+    A checkpoint is written to a temporary file in the target's folder and then renamed, so that a
+    killed process or a full disk leaves the previous checkpoint intact. Lightning's own plugin
+    writes to the system's temporary folder and moves the file, which is not atomic between file
+    systems.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> from synflow_pl.training import DurableCheckpointIO
+        >>> trainer = Trainer(plugins=[DurableCheckpointIO()], logger=False, accelerator="cpu")
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write it.
+        """Write a checkpoint atomically.
+
+        Args:
+            checkpoint: Content of the checkpoint.
+            path: Path of the file that is written or replaced.
+            storage_options: Ignored; part of Lightning's interface.
 
         Raises:
-            OSError: if that cannot be done; the checkpoint that was there before is whole.
+            OSError: If the file cannot be written; a checkpoint that was there before is intact.
         """
         with atomic_write(path) as file:
             torch.save(checkpoint, file)
@@ -42,10 +51,15 @@ class DurableCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., Any] | None = lambda storage, _: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read it, always with ``weights_only``.
+        """Read a checkpoint, always with ``weights_only=True``.
+
+        Args:
+            path: Path of the checkpoint.
+            map_location: Device of the tensors, as for :func:`torch.load`.
+            weights_only: ``True`` or ``None``, which mean the same.
 
         Raises:
-            ValueError: if it cannot be read so, or ``weights_only`` is false.
+            ValueError: If the file cannot be read in this way, or ``weights_only`` is false.
         """
         if weights_only is False:
             raise ValueError(f"weights_only: false would let {str(path)!r} run code; leave it out")

@@ -1,6 +1,4 @@
-"""Checkpoints: where masks are kept in one, where one is kept in a run, and how to get the plain
-network back out.
-"""
+"""Find checkpoints, and load plain weights and masks from them."""
 
 from __future__ import annotations
 
@@ -28,9 +26,11 @@ __all__ = [
 ]
 
 KEY = "synflow_pl"
-"""The key of a checkpoint under which PruneAtInit stores ``network``, the prefix of the network's
-weights, and ``masks`` (Masks.state_dict). Of several PruneAtInit in one Trainer, it holds these
-under ``networks``, by that prefix.
+"""Key of a checkpoint under which PruneAtInit stores its state.
+
+The state has the entries ``network``, the prefix of the network's weights, and ``masks``
+(``Masks.state_dict()``). With several PruneAtInit in one Trainer, the entry ``networks`` maps each
+prefix to such a state.
 """
 
 
@@ -41,8 +41,8 @@ def states(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         content: Content of the checkpoint.
 
     Returns:
-        The state of each callback under a prefix such as ``"network."``; empty if the checkpoint
-        was written without PruneAtInit.
+        State of each callback, under a prefix such as ``"network."``; empty if the checkpoint was
+        written without PruneAtInit.
     """
     stored = content.get(KEY)
     if not stored:
@@ -54,23 +54,32 @@ def states(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def attribute_of(prefix: str) -> str:
-    """Return the attribute of the LightningModule that a prefix of parameter names belongs to,
-    without what torch.compile adds.
+    """Return the attribute of the LightningModule that a prefix of parameter names stands for.
+
+    The part that ``torch.compile`` adds to names is left out.
+
+    Args:
+        prefix: Prefix such as ``"network."`` or ``"network._orig_mod."``.
     """
     return prefix.replace("_orig_mod.", "").removesuffix(".")
 
 
 def _prefix(content: Mapping[str, Any], path: Path, attribute: str | None) -> str:
-    """Return the prefix of one network's weights in a checkpoint: of the one there is, or of the
-    one that is asked for.
+    """Return the prefix of the weights of one pruned network in a checkpoint.
+
+    Args:
+        content: Content of the checkpoint.
+        path: Path of the checkpoint, for the message.
+        attribute: Attribute of the LightningModule that holds the network; not used if the
+            checkpoint has a single pruned network.
 
     Raises:
-        ValueError: if there are several and none of them is asked for.
+        ValueError: If there are several pruned networks and ``attribute`` names none of them.
     """
     stored = states(content)
     if len(stored) <= 1:
         return next(iter(stored), "network.")
-    found = next(
+    chosen = next(
         (
             prefix
             for prefix in stored
@@ -78,37 +87,55 @@ def _prefix(content: Mapping[str, Any], path: Path, attribute: str | None) -> st
         ),
         None,
     )
-    if found is None:
+    if chosen is None:
         names = ", ".join(repr(attribute_of(prefix)) for prefix in stored)
         asked = "none is asked for" if attribute is None else f"{attribute!r} is none of them"
         raise ValueError(
-            f"{str(path)!r} holds several pruned networks, {names}, and {asked}; give attribute= one of these names"
+            f"{str(path)!r} holds several pruned networks, {names}, and {asked}; give attribute="
+            " one of these names"
         )
-    return found
+    return chosen
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """The checkpoint that ``path`` means: a file itself, or the last one of a run's folder.
+    """Return the path of a checkpoint, given a file or the folder of a run.
+
+    Args:
+        path: Path of a file, which is returned as it is, or of a run's folder, of which
+            ``checkpoints/last.ckpt`` is returned, else the checkpoint written last.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: If there is no such file, or the run has no checkpoint.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from synflow_pl.training import find_checkpoint
+        >>> with TemporaryDirectory() as run:
+        ...     checkpoint = Path(run, "checkpoints", "last.ckpt")
+        ...     checkpoint.parent.mkdir()
+        ...     checkpoint.touch()
+        ...     find_checkpoint(run).name
+        'last.ckpt'
     """
     path = Path(path)
     if path.is_file():
         return path
     if not path.is_dir():
         raise FileNotFoundError(
-            f"no checkpoint at {str(path)!r}; expected a file of weights or a run's folder such as lightning_logs/NAME"
+            f"no checkpoint at {str(path)!r}; expected a file of weights or a run's folder such as"
+            " lightning_logs/NAME"
         )
-    found = sorted(
+    checkpoints = sorted(
         (path / "checkpoints").glob("*.ckpt"),
         key=lambda file: (file.name == "last.ckpt", file.stat().st_mtime),
     )
-    if not found:
+    if not checkpoints:
         raise FileNotFoundError(
-            f"the run {str(path)!r} has no checkpoint (none in {str(path / 'checkpoints')!r}); did its training end?"
+            f"the run {str(path)!r} has no checkpoint (none in {str(path / 'checkpoints')!r}); did"
+            " its training end?"
         )
-    return found[-1]
+    return checkpoints[-1]
 
 
 def load_weights(
@@ -118,21 +145,21 @@ def load_weights(
     strict: bool = True,
     attribute: str | None = None,
 ) -> nn.Module:
-    """Load weights from a file into the plain network: those of a checkpoint or a run, a plain
-    ``state_dict``, or a safetensors file.
+    """Load the weights of a checkpoint, a run, a ``state_dict`` or a safetensors file.
 
-    The file may hold them in nested dicts, such as ``{"model": state_dict, "epoch": 3}``, and under
-    the names that DistributedDataParallel (``module.``), ``torch.compile`` (``_orig_mod.``), FSDP
-    and attributes ``network`` and ``model`` of a LightningModule add, in any combination.
-
-    Strict: every parameter and buffer must be there, nothing else may be. Read with
-    ``weights_only``, so that a stranger's file cannot run code.
+    The file may hold the weights in nested dicts, such as ``{"model": state_dict, "epoch": 3}``,
+    and under names with the prefixes that DistributedDataParallel (``module.``), ``torch.compile``
+    (``_orig_mod.``), FSDP and the attributes ``network`` and ``model`` of a LightningModule add, in
+    any combination. It is read with ``weights_only=True``, so that a file from an untrusted source
+    cannot run code.
 
     Args:
-        network: filled in place, or left as it is if an error is raised.
-        path: a ``.ckpt`` file or a run's folder, a ``.safetensors`` file, or what
-            ``torch.save(network.state_dict(), path)`` wrote.
-        strict: ``False`` loads what fits by name and shape, and names the rest in a warning.
+        network: Network that is changed in place; it stays as it is if an error is raised.
+        path: Path of a ``.ckpt`` file, of a run's folder, of a ``.safetensors`` file, or of a file
+            that ``torch.save(network.state_dict(), path)`` wrote.
+        strict: Whether the file must have every parameter and buffer of the network and no other
+            tensor. Otherwise the tensors that fit by name and shape are loaded, and a warning names
+            the rest.
         attribute: Attribute of the LightningModule whose weights are loaded; needed only for a
             checkpoint of several pruned networks.
 
@@ -140,10 +167,21 @@ def load_weights(
         The network.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, holds no weights, they are another network's, or several
-            of its parts fit; or if it holds several pruned networks and ``attribute`` names none of
-            them.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read, holds no weights or those of another network, or if
+            several different parts of it fit; or if it holds several pruned networks and
+            ``attribute`` names none of them.
+
+    Example:
+        >>> import torch
+        >>> from tempfile import TemporaryDirectory
+        >>> from synflow_pl.training import load_weights
+        >>> trained, network = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save({"model": trained.state_dict(), "epoch": 3}, f"{folder}/weights.pt")
+        ...     _ = load_weights(network, f"{folder}/weights.pt")
+        >>> torch.equal(network.weight, trained.weight)
+        True
     """
     path = find_checkpoint(path)
     own = network.state_dict()
@@ -152,53 +190,64 @@ def load_weights(
         name: tensor for name, tensor in state.items() if name in own and _fits(tensor, own[name])
     }
     if len(fitting) < max(len(own), len(state)):
-        told = differences(state, own)
+        difference = differences(state, own)
         if strict or not fitting:
             also = "" if not fitting else "; with strict false, what fits is loaded"
-            raise ValueError(f"{str(path)!r} does not fit {type(network).__name__}: {told}{also}")
+            raise ValueError(
+                f"{str(path)!r} does not fit {type(network).__name__}: {difference}{also}"
+            )
         rank_zero_warn(
-            f"{str(path)!r} fills {len(fitting)} of {len(own)} tensors of {type(network).__name__}: {told}"
+            f"{str(path)!r} fills {len(fitting)} of {len(own)} tensors of"
+            f" {type(network).__name__}: {difference}"
         )
     network.load_state_dict(fitting, strict=False)
     return network
 
 
 def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
-    """What is in a file of torch, which cannot run code: read with ``weights_only``, whatever
-    anyone asks for.
+    """Return the content of a file that ``torch.save`` wrote, without running code from it.
+
+    Args:
+        path: Path of the file, which is read with ``weights_only=True``.
+        map_location: Device of the tensors, as for :func:`torch.load`.
 
     Raises:
-        ValueError: if it cannot be read so.
+        ValueError: If the file cannot be read with ``weights_only=True``.
     """
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except (
-        Exception
-    ) as error:  # what reading arbitrary bytes as a pickle may raise has no other bound
+    # Unpickling arbitrary bytes may raise an exception of any class.
+    except Exception as error:
         first = str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(
-            f"{str(path)!r} cannot be read with weights_only; it is damaged, holds code, or is no file of torch: {first}"
+            f"{str(path)!r} cannot be read with weights_only; it is damaged, holds code, or is no"
+            f" file of torch: {first}"
         ) from error
 
 
 _State = Mapping[str, Tensor]
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Attributes in which wrappers of a whole network or a submodule keep it."""
+"""Attributes in which wrappers keep the network or submodule that they wrap."""
 _ATTRIBUTES = ("network", "model")
-"""Attributes in which a LightningModule usually keeps its network, beside losses and metrics with
-tensors of their own.
+"""Attributes in which a LightningModule usually keeps its network.
+
+It may have other attributes with tensors, such as losses and metrics.
 """
 _USUAL = ("state_dict", "model_state_dict", "network_state_dict", *_ATTRIBUTES)
-"""Keys under which files usually hold weights, beside averages of them and states of optimisers."""
-_COUNTERS = ("n_averaged",)
-"""Tensors that ``torch.optim.swa_utils.AveragedModel`` keeps beside the network in its attribute
-``module``.
+"""Keys under which files usually hold weights.
+
+Files may also hold averages of the weights and states of optimisers, under other keys.
 """
+_COUNTERS = ("n_averaged",)
+"""Tensors of ``torch.optim.swa_utils.AveragedModel`` that do not belong to the network."""
 
 
 def _read(path: Path, attribute: str | None) -> list[tuple[str, _State]]:
-    """Return every part of a file of weights that may be the network's, with its place in the file,
-    by the names in the file.
+    """Return every ``state_dict`` in a file that may be the network's.
+
+    Returns:
+        Pairs of the place in the file, such as ``"model.encoder"``, and a ``state_dict`` with the
+        names that the file uses.
     """
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -208,7 +257,8 @@ def _read(path: Path, attribute: str | None) -> list[tuple[str, _State]]:
             return [("", load_file(path))]
         except SafetensorError as error:
             raise ValueError(
-                f"{str(path)!r} cannot be read as safetensors; it is damaged or something else: {error}"
+                f"{str(path)!r} cannot be read as safetensors; it is damaged or something else:"
+                f" {error}"
             ) from error
     content = read(path)
     if (
@@ -224,7 +274,8 @@ def _read(path: Path, attribute: str | None) -> list[tuple[str, _State]]:
         }
         if not state:
             raise ValueError(
-                f"{str(path)!r} holds no weight whose name begins with {prefix!r}; was it written by another program?"
+                f"{str(path)!r} holds no weight whose name begins with {prefix!r}; was it written"
+                " by another program?"
             )
         return [(prefix, state)]
     if parts := list(_parts(content)):
@@ -240,8 +291,9 @@ def _read(path: Path, attribute: str | None) -> list[tuple[str, _State]]:
 
 
 def _parts(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, _State]]:
-    """Yield the tensors of each dict of nested dicts, those under usual keys alone where there are
-    any.
+    """Yield the place and the tensors of each dict with tensors in nested dicts.
+
+    If a dict has tensors under usual keys (``_USUAL``), its other keys are skipped.
     """
     if not isinstance(content, Mapping):
         return
@@ -254,37 +306,40 @@ def _parts(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, _St
 
 
 def _choose(parts: list[tuple[str, _State]], own: _State, path: Path, *, strict: bool) -> _State:
-    """Return the part of a file that fits a network best, by the network's names.
+    """Return the part of a file that fits a network best, under the network's names.
 
     Raises:
         ValueError: If two parts with different tensors fit equally well.
     """
-    found = [
+    candidates = [
         (f"{place}.{inner}".strip("."), state)
         for place, part in parts
         for inner, state in _unwrapped(part, own)
     ]
     ranks = []
-    for _, state in found:
+    for _, state in candidates:
         named = [name for name in state if name in own]
         fitting = sum(_fits(state[name], own[name]) for name in named)
         ranks.append((fitting == len(own) == len(state), fitting, len(named)))
     best = max(ranks)
-    equal = [part for part, rank in zip(found, ranks, strict=True) if rank == best]
+    equal = [part for part, rank in zip(candidates, ranks, strict=True) if rank == best]
     place, state = equal[0]
     if best[0] or (best[1] and not strict):
         for other, tensors in equal[1:]:
             if not _same(state, tensors):
                 raise ValueError(
-                    f"{str(path)!r} is ambiguous: its weights under {place!r} and {other!r} fit the network equally well and differ;"
-                    " save those that are meant in a file of their own"
+                    f"{str(path)!r} is ambiguous: its weights under {place!r} and {other!r} fit the"
+                    " network equally well and differ; save those that are meant in a file of their"
+                    " own"
                 )
     return state
 
 
 def _unwrapped(state: _State, own: _State) -> Iterator[tuple[str, _State]]:
-    """Yield a state_dict under the names of a network: as it is, without wrappers, and the parts in
-    usual attributes.
+    """Yield the ways to read a ``state_dict`` under the names of a network.
+
+    These are the ``state_dict`` itself if its names are the network's; else the ``state_dict``
+    without the prefixes of wrappers, and its parts in usual attributes (``_ATTRIBUTES``).
     """
     if own.keys() == state.keys():
         yield "", state
@@ -316,13 +371,12 @@ def _canonical(name: str) -> str:
 
 
 def under_names_of(own: Iterable[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a ``state_dict`` under the names of a module, without what DDP or ``torch.compile``
-    adds to names.
+    """Return a ``state_dict`` with the prefixes of DDP and ``torch.compile`` as a module has them.
 
     Args:
-        own: names of the module's tensors.
-        state: the ``state_dict``; a name that is not the module's, however it is wrapped, stays as
-            it is.
+        own: Names of the module's tensors.
+        state: The ``state_dict``. A name that does not stand for a tensor of the module, with or
+            without such prefixes, is left as it is.
     """
     names: dict[str, list[str]] = {}
     for name in own:
@@ -341,9 +395,7 @@ def _fits(tensor: Tensor, own: Tensor) -> bool:
 
 
 def _with_tied(state: _State, own: _State) -> _State:
-    """Add tensors that the file stores once, since the network uses one tensor under several
-    names.
-    """
+    """Add the missing names of tensors that the network uses under several names."""
     known = {_memory(own[name]): tensor for name, tensor in state.items() if name in own}
     tied = {
         name: known[_memory(tensor)]
@@ -354,9 +406,7 @@ def _with_tied(state: _State, own: _State) -> _State:
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what two tensors have in common if and only if they are the same memory, read
-    alike.
-    """
+    """Return a key that two tensors share if and only if they are the same view of memory."""
     own = () if tensor.numel() and tensor.device.type != "meta" else (id(tensor),)
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, *own
 
@@ -368,7 +418,15 @@ def _same(left: _State, right: _State) -> bool:
 
 
 def differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """In what a file and a network differ, the first of each kind by name."""
+    """Describe how the tensors of a file differ from those of a network.
+
+    Args:
+        state: Tensors of the file, by name.
+        own: Tensors of the network, by name.
+
+    Returns:
+        Text that names the first tensor of each kind of difference; empty if there is none.
+    """
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
     shaped = [name for name in own if name in state and state[name].shape != own[name].shape]
@@ -377,22 +435,24 @@ def differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
         for name in own
         if name in state and name not in shaped and not _fits(state[name], own[name])
     ]
-    said = []
+    texts = []
     if typed:
         first = typed[0]
-        said.append(
-            f"{_some(typed)} is {state[first].dtype} in the file and {own[first].dtype} in the network"
+        texts.append(
+            f"{_some(typed)} is {state[first].dtype} in the file and {own[first].dtype} in the"
+            " network"
         )
     if shaped:
         first = shaped[0]
-        said.append(
-            f"{_some(shaped)} is {tuple(state[first].shape)} in the file and {tuple(own[first].shape)} in the network"
+        texts.append(
+            f"{_some(shaped)} is {tuple(state[first].shape)} in the file and"
+            f" {tuple(own[first].shape)} in the network"
         )
     if missing:
-        said.append(f"the file lacks {_some(missing)}")
+        texts.append(f"the file lacks {_some(missing)}")
     if unknown:
-        said.append(f"the network has no {_some(unknown)}")
-    return ", ".join(said)
+        texts.append(f"the network has no {_some(unknown)}")
+    return ", ".join(texts)
 
 
 def _some(names: list[str]) -> str:
@@ -400,17 +460,16 @@ def _some(names: list[str]) -> str:
 
 
 def load_masks(checkpoint: str | os.PathLike[str], attribute: str | None = None) -> Masks | None:
-    """The masks that a checkpoint, or a run's last one, was trained under; ``None`` if it was
-    trained dense.
+    """Return the masks in a checkpoint, or ``None`` if its network was trained dense.
 
     Args:
-        checkpoint: A checkpoint or a run's folder.
+        checkpoint: Path of a checkpoint or of a run's folder, whose last checkpoint is read.
         attribute: Attribute of the LightningModule whose masks are returned; needed only for a
             checkpoint of several pruned networks.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
-        ValueError: if it holds several pruned networks and ``attribute`` names none of them.
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If it holds several pruned networks and ``attribute`` names none of them.
     """
     path = find_checkpoint(checkpoint)
     content: Mapping[str, Any] = read(path)

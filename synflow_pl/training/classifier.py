@@ -1,4 +1,4 @@
-"""Classifier: the one LightningModule, around any network that turns images into logits."""
+"""Train and evaluate any network that maps images to logits."""
 
 from __future__ import annotations
 
@@ -17,23 +17,38 @@ __all__ = ["Classifier"]
 
 
 class Classifier(LightningModule):
-    """Trains a network to classify images and logs
-    ``{train,val,test}/{loss,accuracy,accuracy_top5}``, and ``test_each_epoch/...`` where the data
-    module has such an option.
+    """Train a network to classify images, and log its loss and accuracy.
+
+    The metrics are ``{train,val,test}/{loss,accuracy,accuracy_top5}``, the last of them only for
+    more than 5 classes, and ``test_each_epoch/...`` if the data module has that option turned on.
 
     Args:
-        network: images (N, C, H, W) to logits (N, num_classes).
-        num_classes: classes, at least 2; the command line takes it from the data.
-        optimizer: class path (torch.optim.SGD) and options; called with the parameters.
-        scheduler: class path (torch.optim.lr_scheduler.MultiStepLR) and options; called with the
-            optimiser and stepped once an epoch.
-        loss: (logits, labels) to the mean loss; by default torch.nn.CrossEntropyLoss.
-        decay_norm_and_bias: apply weight decay to norms and biases as well, as most papers' code
-            does; ``false`` spares all parameters with one dimension.
-        compile: run the network through torch.compile, in place: its names, and so its checkpoints,
-            stay those of the plain one.
-        channels_last: hold convolutions and images with channels innermost in memory, which is
-            faster on GPUs in mixed precision.
+        network: Network that maps images (N, C, H, W) to logits (N, num_classes).
+        num_classes: Number of classes, at least 2; the command line takes it from the data.
+        optimizer: Function that is called with the parameters and returns an optimiser; on the
+            command line, a class path (torch.optim.SGD) and its options.
+        scheduler: Function that is called with the optimiser and returns a schedule, which is
+            stepped once an epoch; on the command line, a class path
+            (torch.optim.lr_scheduler.MultiStepLR) and its options.
+        loss: Module that maps (logits, labels) to the mean loss; by default
+            torch.nn.CrossEntropyLoss.
+        decay_norm_and_bias: Whether weight decay applies to normalisations and biases as well, as
+            in most papers' code; ``false`` exempts all parameters with one dimension.
+        compile: Whether the network runs through torch.compile. It is compiled in place, so the
+            names in its checkpoints stay those of the plain network.
+        channels_last: Whether convolutions and images are held with channels innermost in memory,
+            which is faster on GPUs in mixed precision.
+
+    Raises:
+        ValueError: If ``num_classes`` is less than 2.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl.training import Classifier
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 10))
+        >>> classifier = Classifier(network, num_classes=10)
+        >>> classifier(torch.ones(2, 1, 4, 4)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
@@ -74,10 +89,10 @@ class Classifier(LightningModule):
 
     @property
     def lr(self) -> float | None:
-        """Learning rate that is used instead of the optimiser's own; ``None`` for that one.
-        Lightning's LearningRateFinder sets it.
+        """Learning rate that replaces the optimiser's own, or ``None`` to use the optimiser's own.
 
-        Setting it during a fit also changes the optimisers and what their schedules start from.
+        Lightning's LearningRateFinder sets it. Setting it during a fit also changes the learning
+        rate of the optimisers and the initial learning rate of their schedules.
         """
         return self._lr
 
@@ -93,22 +108,22 @@ class Classifier(LightningModule):
                 config.scheduler.base_lrs = [lr] * len(config.scheduler.base_lrs)
 
     def setup(self, stage: str) -> None:
-        """Compile the network and lay it out in memory, in the process that is going to run it."""
+        """Compile the network and set its memory format, in the process that will run it."""
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if self.compiled and self.network._compiled_call_impl is None:
             self.network.compile()
 
     def on_fit_start(self) -> None:
-        """Reset all metrics: a fit that was interrupted left its own in them."""
+        """Reset all metrics, since an interrupted fit leaves its values in them."""
         self._reset_metrics("train", "val", "test_each_epoch")
 
     def on_validation_start(self) -> None:
-        """Reset the metrics of a validation."""
+        """Reset the validation metrics."""
         self._reset_metrics("val", "test_each_epoch")
 
     def on_test_start(self) -> None:
-        """Reset the metrics of a test."""
+        """Reset the test metrics."""
         self._reset_metrics("test")
 
     def _reset_metrics(self, *stages: str) -> None:
@@ -119,7 +134,7 @@ class Classifier(LightningModule):
                 metric.reset()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, num_classes)."""
+        """Return the logits (N, num_classes) of images (N, C, H, W)."""
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.network(images)
@@ -142,27 +157,25 @@ class Classifier(LightningModule):
         loss = self._step(batch, "train")
         if self.trainer.world_size == 1:
             return loss
-        # DDP takes the plain mean of the ranks' gradients. Where a rank has an image more or less
-        # than another (the last batch of an epoch), that is not the gradient of the mean over all
-        # images unless each rank's loss counts by its images.
+        # DDP takes the unweighted mean of the ranks' gradients. In the last batch of an epoch ranks
+        # may have different numbers of images; weighting each loss by its number of images makes
+        # the result the gradient of the mean over all images.
         images = torch.tensor(float(len(batch[1])), device=self.device)
-        mean = self.trainer.strategy.reduce(
-            images.clone(), reduce_op="mean"
-        )  # in place, hence the copy
+        # reduce() changes its argument in place.
+        mean = self.trainer.strategy.reduce(images.clone(), reduce_op="mean")
         return loss * (images / mean)
 
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        # Ours is the one data module with a second loader that is no validation.
+        # With this option, the second dataloader of our data module has the test images.
         if getattr(getattr(self.trainer, "datamodule", None), "test_each_epoch", False):
             self._step(
                 batch, "test_each_epoch" if dataloader_idx else "val", add_dataloader_idx=False
             )
         else:
-            if (
-                dataloader_idx and not batch_idx
-            ):  # the metrics of the loader before have been computed
+            if dataloader_idx and not batch_idx:
+                # Lightning has computed the metrics of the previous dataloader.
                 self._reset_metrics("val")
             self._step(batch, "val")
 
@@ -170,12 +183,16 @@ class Classifier(LightningModule):
         self._step(batch, "test")
 
     def predict_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        """Class probabilities (N, num_classes)."""
+        """Return the class probabilities (N, num_classes) of a batch."""
         images, _labels = batch
         return self(images).softmax(1)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, with or without weight decay on norms and biases, and its scheduler."""
+        """Return the optimiser and its scheduler, in a form that Lightning accepts.
+
+        Raises:
+            ValueError: If the scheduler is torch's ReduceLROnPlateau, which names no metric.
+        """
         parameters = [
             parameter for parameter in self.network.parameters() if parameter.requires_grad
         ]
@@ -195,7 +212,7 @@ class Classifier(LightningModule):
             return optimizer
         scheduler = self.scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
-            # A metric of the validation is there in the epochs that are validated.
+            # Validation metrics exist only in epochs with a validation.
             validated = self._trainer.check_val_every_n_epoch if self._trainer is not None else None
             frequency = 1 if scheduler.monitor.startswith("train/") else validated or 1
             return {
@@ -208,14 +225,15 @@ class Classifier(LightningModule):
             }
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise ValueError(
-                "model.scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau does not say which metric it monitors; use"
-                " pytorch_lightning.cli.ReduceLROnPlateau with model.scheduler.monitor, such as val/loss"
+                "model.scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau does not say which"
+                " metric it monitors; use pytorch_lightning.cli.ReduceLROnPlateau with"
+                " model.scheduler.monitor, such as val/loss"
             )
         return [optimizer], [scheduler]
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every parameter group, and what schedules start from."""
+    """Set the learning rate and the initial learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
         if "initial_lr" in group:

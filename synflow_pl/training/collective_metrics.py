@@ -1,11 +1,10 @@
-"""Metrics of an epoch are computed on all ranks at the same points, so that one rank alone may read
-them.
+"""Compute the metrics of an epoch on all ranks at the same points of the training.
 
-Lightning computes the metrics of an epoch when they are first read: ``trainer.callback_metrics``,
-``logged_metrics`` and ``progress_bar_metrics`` are collective calls until then. The progress bar
-reads them on the first rank alone, and so may a callback under ``if trainer.is_global_zero``. If
-another rank calls something else collectively meanwhile (a checkpoint, ``all_gather``), each waits
-for the other forever.
+Lightning computes the metrics of an epoch when they are first read: until then, reading
+``trainer.callback_metrics``, ``logged_metrics`` or ``progress_bar_metrics`` is a collective call.
+The progress bar reads them on rank 0 alone, and so may a callback under
+``if trainer.is_global_zero``. If another rank makes a different collective call meanwhile (a
+checkpoint, ``all_gather``), the ranks deadlock.
 """
 
 from __future__ import annotations
@@ -20,16 +19,15 @@ __all__ = ["compute_on_all_ranks"]
 
 
 def compute_on_all_ranks(trainer: Trainer) -> None:
-    """Let a trainer compute metrics of an epoch as soon as they are complete, instead of when they
-    are first read.
+    """Let a Trainer compute the metrics of an epoch as soon as they are complete.
 
-    What was logged in training, validation or test steps is computed when the last step has ended,
-    before any hook of the epoch's end runs; what a hook of the epoch's end logs is computed there.
-    All ranks do both at the same time, and later reads use the cached values. Does nothing for a
-    single process. Call it on all ranks.
+    Metrics that are logged in training, validation or test steps are computed after the last step,
+    before the hooks of the epoch's end run. Metrics that such a hook logs are computed when they
+    are logged. All ranks do both at the same time, and later reads use the cached values. The
+    function has no effect in a single process; with several, every rank has to call it.
 
     Args:
-        trainer: a trainer whose strategy has set up its environment.
+        trainer: Trainer whose strategy has set up its environment.
     """
     if trainer.world_size == 1:
         return
@@ -46,9 +44,9 @@ def compute_on_all_ranks(trainer: Trainer) -> None:
 
 
 class _Eager(_LoggerConnector):
-    """Computes the metrics that were logged in steps when the last step has ended."""
+    """Compute the metrics of an epoch's steps after the last step."""
 
-    ending = False  # true from the end of the last step to the end of the epoch's last hook
+    ending = False  # True from the end of the last step to the end of the epoch's last hook
 
     def epoch_end_reached(self) -> None:
         super().epoch_end_reached()
@@ -65,7 +63,7 @@ class _Eager(_LoggerConnector):
 
 
 class _EagerResults(_ResultCollection):
-    """Computes a metric that a hook of the epoch's end logs."""
+    """Compute a metric when a hook of the epoch's end logs it."""
 
     connector: _Eager
 

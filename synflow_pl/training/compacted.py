@@ -1,6 +1,4 @@
-"""Compacted: a network that is small while it trains and full-size to everyone who asks for its
-weights.
-"""
+"""Train a compacted network whose ``state_dict()`` keeps the shapes of the full network."""
 
 from __future__ import annotations
 
@@ -21,44 +19,51 @@ __all__ = ["Compacted", "check_compactable", "rebuild"]
 
 
 def check_compactable(trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> None:
-    """Refuse what cannot train in another size.
+    """Refuse a module or a callback that cannot work with a compacted network.
+
+    Args:
+        trainer: Trainer whose callbacks are checked.
+        pl_module: Module that is trained.
+        network: Network of the module that would be compacted.
 
     Raises:
-        ValueError: naming it.
+        ValueError: If the network is the module itself, or a callback keeps a full-size copy.
     """
     if network is pl_module:
         raise ValueError(
-            f"compact: {type(pl_module).__name__} is its own network; let it have the network as an attribute, and name that as network"
+            f"compact: {type(pl_module).__name__} is its own network; let it have the network as an"
+            " attribute, and name that as network"
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the trainer's connectors set it
         if isinstance(callback, WeightAveraging):
             raise ValueError(
-                f"compact: {type(callback).__name__} has copied the network in full size; leave one of the two out"
+                f"compact: {type(callback).__name__} has copied the network in full size; leave one"
+                " of the two out"
             )
 
 
 class Compacted:
-    """Makes a network smaller in place, for as long as it trains.
+    """Compact a network in place until :meth:`restore` is called.
 
-    Its ``state_dict()`` stays what it was: tensors are expanded as they are saved, and cut as they
-    are loaded. What was taken out keeps the values that it had.
+    Its ``state_dict()`` keeps the full shapes: tensors are expanded when they are saved and sliced
+    when they are loaded. The entries that were removed keep the values that they had before.
 
     Args:
-        network: pruned; its layers get other sizes.
-        masks: of the network.
-        inputs: as :func:`synflow_pl.flow.example_of` gives them.
+        network: Pruned network, whose layers are resized in place.
+        masks: Masks of the network, by parameter name.
+        inputs: Inputs of the network, as :func:`synflow_pl.flow.example_of` returns them.
 
     Attributes:
-        masks: of what is left.
-        told: what was taken out, as text.
+        masks: Masks of the compacted network.
+        summary: Table of the units that were removed, as text.
     """
 
     def __init__(self, network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> None:
         compaction = Compaction(network, masks, inputs, training=True)
-        self.masks, self.told = compaction.masks, compaction.table()
+        self.masks, self.summary = compaction.masks, compaction.table()
         self._network, self._kept = network, compaction.kept
         self._full = {name: tensor.detach().cpu() for name, tensor in _tensors(network).items()}
-        # A tensor that several modules own has one entry for all of its names.
+        # All names of a tensor that several modules share refer to one entry.
         owners = {id(tensor): name for name, tensor in _tensors(network).items()}
         present = (
             *network.named_parameters(remove_duplicate=False),
@@ -72,7 +77,7 @@ class Compacted:
         ]
 
     def restore(self) -> None:
-        """Full size again, with the trained weights."""
+        """Expand the network to its full shapes, with the trained weights."""
         for handle in self._handles:
             handle.remove()
         resize(
@@ -106,8 +111,13 @@ class Compacted:
 
 
 def rebuild(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Make optimisers, schedules and the DDP wrapper anew: those that there are hold parameters
-    that are no longer the network's.
+    """Create the optimisers, schedules and DDP wrapper again.
+
+    After compaction, the existing ones refer to parameters that the network no longer has.
+
+    Args:
+        trainer: Trainer whose strategy is set up again.
+        pl_module: Module that is trained.
     """
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy):

@@ -1,12 +1,11 @@
-"""Agreement: the ranks of a distributed training hold the same masks and weights, and fail
-together.
+"""Keep masks and weights equal on all ranks of a distributed training, and raise errors on all.
 
-The first rank decides and the others wait. All could decide for themselves, since they see the same
-weights and the same data, but then a device that rounds otherwise, a file that differs from node to
-node or a pruner that draws at random would have to be found out afterwards; on one machine they
-would also take each other's cores, and a normalisation that is synchronised would count each image
-once for each rank. Waiting takes a process group of its own: in that of the training NCCL gives up
-after ten minutes.
+Rank 0 chooses the masks and broadcasts them, although every rank could compute them from the same
+weights and data. In that case, a device that rounds differently, a file that differs between nodes
+or a pruner that draws random numbers would make the masks differ. The ranks of one machine would
+also compete for its cores, and a SyncBatchNorm would count each image once per rank. The other
+ranks wait in a process group of their own, since NCCL aborts that of the training after ten
+minutes.
 """
 
 from __future__ import annotations
@@ -24,96 +23,100 @@ from torch import Tensor, distributed
 
 __all__ = ["Disagreement", "Ranks"]
 
-_PATIENCE = timedelta(days=7)
-"""How long the others wait for the first."""
+_TIMEOUT = timedelta(days=7)
+"""Time that the other ranks wait for rank 0."""
 
 T = TypeVar("T")
 
 
 class Disagreement(RuntimeError):
-    """A rank holds other masks or weights than the first one."""
+    """Error that is raised if a rank has other masks or weights than rank 0."""
 
 
 class Ranks:
-    """The ranks of one training; without a process group there is nothing to agree on, and nothing
-    is sent.
+    """Collective operations on the ranks of one training.
 
-    Every method but the constructor is collective: each rank has to call it, in the same order.
+    Every method except the constructor is collective: each rank has to call it, in the same order.
+    Without a process group the methods send nothing.
 
     Args:
-        trainer: with its strategy's environment set up.
+        trainer: Trainer whose strategy has set up its environment.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self._rank, self._world = trainer.global_rank, trainer.world_size
-        # DDP on one device has a process group as well, and on one GPU shows that what is sent can
-        # be sent.
-        self._alone = self._world == 1 and not isinstance(trainer.strategy, DDPStrategy)
+        # DDP on one device has a process group as well. Using it there lets a machine with one GPU
+        # test that objects and tensors can be sent.
+        self._single = self._world == 1 and not isinstance(trainer.strategy, DDPStrategy)
 
-    def once(self, decide: Callable[[], T], *, patient: bool = False) -> T:
-        """What ``decide()`` returns on the first rank, on all of them.
+    def run_on_rank_zero(self, function: Callable[[], T], *, no_timeout: bool = False) -> T:
+        """Call a function on rank 0 and return its result on every rank.
 
         Args:
-            decide: called on the first rank alone. What it returns is pickled; tensors should be on
-                the CPU.
-            patient: let the others wait for as long as it takes, not only until the training's own
-                process group gives up.
+            function: Function that is called on rank 0 only. Its result is pickled; tensors in it
+                should be on the CPU.
+            no_timeout: Whether the other ranks wait for up to 7 days. Otherwise the timeout is that
+                which the training's own process group has.
 
         Raises:
-            Exception: on every rank, what ``decide`` raised on the first.
+            Exception: On every rank, the exception that ``function`` raised on rank 0.
         """
-        if self._alone:
-            return decide()
-        group: Any = distributed.new_group(timeout=_PATIENCE) if patient else None
-        decided, failure = None, None
+        if self._single:
+            return function()
+        group: Any = distributed.new_group(timeout=_TIMEOUT) if no_timeout else None
+        result, failure = None, None
         if self._rank == 0:
             try:
-                decided = decide()
-            except (
-                Exception
-            ) as error:  # the others must hear of it, or they would wait for what never comes
+                result = function()
+            # The other ranks are sent the error; otherwise they would wait until the timeout.
+            except Exception as error:
                 failure = error
-        told: list[Any] = [decided, failure and _sendable(failure)]
-        distributed.broadcast_object_list(told, src=0, group=group)
+        sent: list[Any] = [result, failure and _sendable(failure)]
+        distributed.broadcast_object_list(sent, src=0, group=group)
         if group is not None:
-            distributed.destroy_process_group(group)  # with NCCL it holds memory of the GPU
-        if (failure := failure or told[1]) is not None:
+            distributed.destroy_process_group(group)  # an NCCL group occupies GPU memory
+        if (failure := failure or sent[1]) is not None:
             raise failure
-        return told[0]
+        return sent[0]
 
     @torch.no_grad()
-    def share(self, tensors: Iterable[Tensor]) -> None:
-        """Give every rank the first one's values, in place."""
-        if self._alone:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Copy the values of rank 0 into the tensors of every rank, in place.
+
+        Args:
+            tensors: Tensors with the same shapes, in the same order on every rank.
+        """
+        if self._single:
             return
         for tensor in tensors:
-            values = tensor.detach().contiguous()  # another memory format is not sent
+            values = tensor.detach().contiguous()  # broadcast() needs this memory format
             distributed.broadcast(values, src=0)
             tensor.copy_(values)
 
-    def agree(self, **held: Iterable[tuple[str, Tensor]]) -> None:
-        """Compare a checksum of what each rank holds.
+    def assert_equal(self, **groups: Iterable[tuple[str, Tensor]]) -> None:
+        """Check by a checksum that every rank has the same tensors.
 
         Args:
-            held: named tensors, by what they are together ("masks").
+            groups: Named tensors, by a name for the group ("masks") that the message uses.
 
         Raises:
-            Disagreement: on every rank, naming those that differ from the first.
+            Disagreement: On every rank, naming the ranks whose tensors differ from those of rank 0.
         """
-        if self._alone:
+        if self._single:
             return
-        mine = {what: _checksum(tensors) for what, tensors in held.items()}
-        everyone: list[Any] = [None] * self._world
-        distributed.all_gather_object(everyone, mine)
-        for what in held:
-            odd = [
-                rank for rank, theirs in enumerate(everyone) if theirs[what] != everyone[0][what]
+        own = {name: _checksum(tensors) for name, tensors in groups.items()}
+        checksums: list[Any] = [None] * self._world
+        distributed.all_gather_object(checksums, own)
+        for name in groups:
+            different = [
+                rank for rank, sums in enumerate(checksums) if sums[name] != checksums[0][name]
             ]
-            if odd:
-                ranks = ", ".join(map(str, odd))
+            if different:
+                ranks = ", ".join(map(str, different))
                 raise Disagreement(
-                    f"the {what} of rank {ranks} are not those of rank 0; does every node read the same checkpoint, and does nothing"
-                    f" but the optimiser write to the network on rank {ranks}?"
+                    f"the {name} of rank {ranks} are not those of rank 0; does every node read the"
+                    " same checkpoint, and does nothing but the optimiser write to the network on"
+                    f" rank {ranks}?"
                 )
 
 
@@ -126,15 +129,13 @@ def _checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or one that says the same where it cannot be sent or would be another on
-    arrival.
-    """
+    """Return the error, or a RuntimeError with its message if pickling would change or fail it."""
     try:
-        arriving = str(pickle.loads(pickle.dumps(error)))
-    except Exception:  # a stranger's error may refuse in any way
-        arriving = None
+        received = str(pickle.loads(pickle.dumps(error)))
+    except Exception:  # the error's class may define pickling in any way
+        received = None
     return (
         error
-        if arriving == str(error)
+        if received == str(error)
         else RuntimeError(f"rank 0: {type(error).__name__}: {error}")
     )

@@ -1,5 +1,7 @@
-"""When to prune: at a later epoch, or gradually, the rounds spread evenly over optimiser steps (Zhu
-& Gupta 2017).
+"""Compute when each round of a gradual pruning is due, and check the options of its timing.
+
+The rounds of a gradual pruning are spread evenly over the optimiser steps (Zhu & Gupta 2017, "To
+prune, or not to prune").
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ __all__ = ["End", "Gradual", "check_time", "last_step", "progress"]
 
 @dataclass
 class Gradual:
-    """Where a gradual pruning stands.
+    """State of a gradual pruning, which is stored in checkpoints.
 
     Attributes:
-        begun: progress of the training when it began, as :func:`progress` counts it.
-        done: rounds that are over.
-        begun_steps: optimiser steps of all optimisers together when it began; ``None`` in
+        begun: Progress of the training when the pruning began, as :func:`progress` returns it.
+        done: Number of completed rounds.
+        begun_steps: Number of steps of all optimisers together when the pruning began; ``None`` in
             checkpoints that do not have it.
     """
 
@@ -33,17 +35,31 @@ class Gradual:
 
     @classmethod
     def starting(cls, trainer: Trainer) -> Gradual:
-        """Return the state of a gradual pruning that begins now."""
+        """Return the state of a gradual pruning that begins now.
+
+        Args:
+            trainer: Trainer of the network.
+        """
         return cls(begun=progress(trainer), begun_steps=trainer.global_step)
 
     def align(self, trainer: Trainer) -> None:
-        """Count from the present progress where a new training begins to count again at zero."""
+        """Lower the start to the present progress if a new training counts from zero again.
+
+        Args:
+            trainer: Trainer of the network.
+        """
         self.begun = min(self.begun, progress(trainer))
         if self.begun_steps is not None:
             self.begun_steps = min(self.begun_steps, trainer.global_step)
 
     def due(self, trainer: Trainer, end: End, rounds: int) -> int:
-        """Return how many of the ``rounds`` are to be over now; all of them from the end on."""
+        """Return the number of rounds that should be completed by now.
+
+        Args:
+            trainer: Trainer of the network.
+            end: End of the pruning, from which on all rounds are due.
+            rounds: Number of all rounds.
+        """
         begun_steps = self.begun if self.begun_steps is None else self.begun_steps
         clocks = (
             (progress(trainer), self.begun, end.progress),
@@ -58,12 +74,12 @@ class Gradual:
 
 @dataclass(frozen=True)
 class End:
-    """When a gradual pruning has to be over: at whichever of the two numbers is reached first.
+    """End of a gradual pruning: the first of two limits that is reached.
 
     Attributes:
-        progress: progress of the training, as :func:`progress` counts it; ``None`` if the training
+        progress: Progress of the training, as :func:`progress` returns it; ``None`` if the training
             is not limited by it.
-        steps: optimiser steps of all optimisers together; ``None`` if the training is not limited
+        steps: Number of steps of all optimisers together; ``None`` if the training is not limited
             by them.
     """
 
@@ -72,33 +88,36 @@ class End:
 
 
 def progress(trainer: Trainer) -> int:
-    """Return how far the training is: in optimiser steps, or in batches where the module steps its
-    optimisers by hand.
+    """Return the number of optimiser steps so far, or of batches under manual optimisation.
 
-    ``trainer.global_step`` counts the steps of every optimiser, so with two of them it runs twice
-    as fast as the batches.
+    Under manual optimisation ``trainer.global_step`` sums the steps of all optimisers, so with two
+    of them it grows twice as fast as the number of batches.
+
+    Args:
+        trainer: Trainer of the network.
     """
     manual = not trainer.lightning_module.automatic_optimization
     return trainer.fit_loop.total_batch_idx + 1 if manual else trainer.global_step
 
 
-def last_step(trainer: Trainer, over: float, at_epoch: int) -> End:
-    """Return when a gradual pruning is over, counted from the start of training.
+def last_step(trainer: Trainer, end_fraction: float, at_epoch: int) -> End:
+    """Return the end of a gradual pruning, counted from the start of training.
 
     Args:
-        trainer: about to train.
-        over: the fraction of the training that it may take, in (0, 1].
-        at_epoch: epochs before it begins.
+        trainer: Trainer that is about to train.
+        end_fraction: Fraction of the training after which all rounds are completed, in (0, 1].
+        at_epoch: Number of epochs before the pruning begins.
 
     Raises:
-        ValueError: if the training has no end, or the pruning would end before it begins.
+        ValueError: If the training has no end, or the pruning would end before it begins.
     """
     total = trainer.estimated_stepping_batches
     if math.isinf(total):
         raise ValueError(
-            "gradual pruning takes a part of the training, so that must have an end: give max_epochs or max_steps"
+            "gradual pruning takes a part of the training, so that must have an end: give"
+            " max_epochs or max_steps"
         )
-    epochs, part = trainer.max_epochs, Fraction(str(over))
+    epochs, part = trainer.max_epochs, Fraction(str(end_fraction))
     if trainer.lightning_module.automatic_optimization:
         end = End(math.ceil(part * int(total)), None)
     else:
@@ -115,8 +134,8 @@ def last_step(trainer: Trainer, over: float, at_epoch: int) -> End:
         and at_epoch * int(total) >= end.progress * epochs
     ):
         raise ValueError(
-            f"at_epoch: {at_epoch} lies after the end of the gradual pruning, step {end.progress} of {total}; begin earlier, or let it"
-            " take more of the training (over)"
+            f"at_epoch: {at_epoch} lies after the end of the gradual pruning, step {end.progress}"
+            f" of {total}; begin earlier, or let it take more of the training (end_fraction)"
         )
     return end
 
@@ -124,35 +143,48 @@ def last_step(trainer: Trainer, over: float, at_epoch: int) -> End:
 def check_time(
     pruner: Pruner | None,
     at_epoch: int,
-    trained: str | os.PathLike[str] | None,
-    masks: str | os.PathLike[str] | None,
+    score_from: str | os.PathLike[str] | None,
+    masks_path: str | os.PathLike[str] | None,
     sanity: str | None,
     effective_density: float | None,
 ) -> None:
-    """Refuse options that contradict each other about when, and by which weights, is pruned.
+    """Refuse options that contradict each other about when to prune and which weights to score.
+
+    Args:
+        pruner: Pruner, or ``None`` for a dense training.
+        at_epoch: Epoch before which the network is pruned.
+        score_from: Run or checkpoint whose weights are scored.
+        masks_path: File of masks to train with.
+        sanity: Name of a sanity check.
+        effective_density: Fraction of weights that are kept and on a path of kept weights.
 
     Raises:
-        ValueError: naming what cannot be and what to drop.
+        ValueError: If two options contradict each other, naming the option to drop.
     """
     if isinstance(at_epoch, bool) or not isinstance(at_epoch, int) or at_epoch < 0:
         raise ValueError(f"at_epoch: {at_epoch!r} must be a whole number of epochs, at least 0")
     gradual = pruner is not None and pruner.end_fraction is not None
-    if trained is not None and (pruner is None or masks is not None or at_epoch > 0 or gradual):
+    if score_from is not None and (
+        pruner is None or masks_path is not None or at_epoch > 0 or gradual
+    ):
         raise ValueError(
-            "trained scores the weights of another run, so it needs a pruner that prunes when the fit starts; drop masks, at_epoch and"
-            " gradual pruning, or drop trained"
+            "score_from scores the weights of another run, so it needs a pruner that prunes when"
+            " the fit starts; drop masks_path, at_epoch and gradual pruning, or drop score_from"
         )
-    if trained is not None and sanity in ("shuffle", "reinitialise"):
+    if score_from is not None and sanity in ("shuffle", "reinitialise"):
         raise ValueError(
-            f"sanity: {sanity!r} cannot go with trained, which goes on from masks and rewinds weights; invert can"
+            f"sanity: {sanity!r} cannot be combined with score_from, which starts from the masks of"
+            " that run and rewinds weights; invert can"
         )
     if gradual and sanity is not None:
         raise ValueError(
-            f"sanity: {sanity!r} checks a pruning that happens at once, and {type(pruner).__name__} is gradual"
+            f"sanity: {sanity!r} checks a pruning that happens at once, and"
+            f" {type(pruner).__name__} is gradual"
         )
     if gradual and effective_density is not None:
         raise ValueError(
-            f"effective_density: {effective_density} cannot be reached by a gradual pruning; give density"
+            f"effective_density: {effective_density} cannot be reached by a gradual pruning; give"
+            " density"
         )
     if sanity == "reinitialise" and at_epoch > 0:
         raise ValueError(

@@ -1,6 +1,4 @@
-"""Finding: what a pruner needs, in a LightningModule and a data module that have never heard of
-it.
-"""
+"""Find the network, example input, batches and loss that a pruner needs, in any LightningModule."""
 
 from __future__ import annotations
 
@@ -20,50 +18,57 @@ from synflow_pl.training.losses import find_loss
 
 __all__ = ["FreshBatches", "find_batches", "find_example", "find_loss", "find_network"]
 
-# From a data module that has no pruning_batches(): as many training images as SNIP's paper scores
-# CIFAR-10 on, to the end of a batch.
+# Number of training images to score on, rounded up to whole batches, if the data module has no
+# pruning_batches(): the number that SNIP's paper uses for CIFAR-10.
 _IMAGES = 128
 
 
 def find_network(pl_module: LightningModule, name: str | None) -> tuple[nn.Module, str]:
-    """The network and the prefix of its parameters' names within the module.
+    """Return the network to prune and the prefix of its parameters' names within the module.
 
     Args:
-        pl_module: any LightningModule.
-        name: of an attribute, such as "backbone" or "model.encoder"; by default ``network`` if
-            there is one, else all of the module.
+        pl_module: Any LightningModule.
+        name: Name of an attribute, such as "backbone" or "model.encoder"; by default ``network``
+            if there is such an attribute, else the whole module.
 
     Raises:
-        ValueError: if no submodule has that name.
+        ValueError: If no submodule has that name.
     """
     if name is None:
         name = "network" if isinstance(getattr(pl_module, "network", None), nn.Module) else ""
     if not name:
         return pl_module, ""
     try:
-        found = attrgetter(name)(pl_module)
-        if isinstance(
-            getattr(found, "_orig_mod", None), nn.Module
-        ):  # what torch.compile(network) returns is a module around it
-            name, found = f"{name}._orig_mod", found._orig_mod
+        network = attrgetter(name)(pl_module)
+        # torch.compile(network) returns a module that wraps the network.
+        if isinstance(getattr(network, "_orig_mod", None), nn.Module):
+            name, network = f"{name}._orig_mod", network._orig_mod
     except AttributeError:
-        found = None
-    if not isinstance(found, nn.Module):
+        network = None
+    if not isinstance(network, nn.Module):
         children = ", ".join(child for child, _ in pl_module.named_children())
         raise ValueError(
-            f"network: {type(pl_module).__name__} has no submodule {name!r}; its children are {children}"
+            f"network: {type(pl_module).__name__} has no submodule {name!r}; its children are"
+            f" {children}"
         )
-    return found, f"{name}."
+    return network, f"{name}."
 
 
 def find_example(
     trainer: Trainer, pl_module: LightningModule, shape: Sequence[int] | None
 ) -> tuple[Tensor, ...]:
-    """An example of the network's inputs: of the shape given, else of the data module's, else
-    ``example_input_array``, else one image of a training batch.
+    """Return an example of the network's inputs.
+
+    It has the given shape, else the data module's ``input_shape``; else it is the module's
+    ``example_input_array``, else the first image of a training batch.
+
+    Args:
+        trainer: Trainer with the data module or the training batches.
+        pl_module: Module that is trained.
+        shape: Shape of an input without the batch dimension, such as (C, H, W), or ``None``.
 
     Raises:
-        ValueError: if ``example_input_array`` is not made of tensors.
+        ValueError: If ``example_input_array`` is neither a tensor nor a tuple of tensors.
     """
     device = pl_module.device
     shape = shape or getattr(getattr(trainer, "datamodule", None), "input_shape", None)
@@ -71,7 +76,7 @@ def find_example(
         return (torch.ones(1, *shape, device=device),)
     example = pl_module.example_input_array
     if example is None:
-        # One batch, as the training would see it, without moving any random state on.
+        # Reading a training batch must not change the random state of the training.
         with isolate_rng():
             batch = next(iter(trainer.fit_loop._data_source.dataloader()))
         example = batch
@@ -81,69 +86,79 @@ def find_example(
     inputs = example if isinstance(example, tuple) else (example,)
     if not all(isinstance(tensor, Tensor) for tensor in inputs):
         raise ValueError(
-            "example_input_array must be a tensor or a tuple of tensors; or give PruneAtInit an input_shape"
+            "example_input_array must be a tensor or a tuple of tensors; or give PruneAtInit an"
+            " input_shape"
         )
     return tuple(tensor.to(device) for tensor in inputs)
 
 
 def find_batches(trainer: Trainer, pruner: Pruner) -> list[tuple[Tensor, Tensor]]:
-    """(images, labels) pairs to score on: what the data module gives for it, else the first batches
-    of a training epoch.
+    """Return the (images, labels) pairs to score on.
+
+    They are the data module's ``pruning_batches()`` if it has that method, else the first training
+    batches.
+
+    Args:
+        trainer: Trainer with the data module or the training batches.
+        pruner: Pruner that scores on the batches, for messages.
 
     Raises:
-        ValueError: if its batches are something else.
+        ValueError: If a training batch is not a pair of tensors.
     """
-    given = _given(trainer)
-    return list(given()) if given is not None else FreshBatches(trainer, pruner)(0)
+    function = _pruning_batches(trainer)
+    return list(function()) if function is not None else FreshBatches(trainer, pruner)(0)
 
 
 class FreshBatches:
-    """(images, labels) pairs to score on, others in each round: a function of the round's index,
-    from 0.
+    """Function from the index of a round, from 0, to the (images, labels) pairs to score on.
 
-    They are further draws of the data module's ``pruning_batches(draw=...)``, else consecutive
-    batches of training epochs. The same seed and index give the same batches, and the random state
-    of training does not move. Index 0 gives those of :func:`find_batches`.
+    Each round has other images: another draw of the data module's ``pruning_batches(draw=...)`` if
+    it has that method, else the next batches of training epochs. The batches depend on seed and
+    index only, and the random state of the training does not change. Index 0 gives the batches of
+    :func:`find_batches`.
 
     Args:
-        trainer: gives the data module, else the training batches.
-        pruner: the pruner that scores on them, for messages.
+        trainer: Trainer with the data module or the training batches.
+        pruner: Pruner that scores on the batches, for messages.
 
     Raises:
-        ValueError: if ``pruning_batches()`` has no parameter ``draw``, or a training batch is not a
+        ValueError: If ``pruning_batches()`` has no parameter ``draw``, or a training batch is not a
             pair of tensors.
     """
 
     def __init__(self, trainer: Trainer, pruner: Pruner) -> None:
         self._trainer, self._pruner = trainer, pruner
-        self._given = _given(trainer)
+        self._function = _pruning_batches(trainer)
         self._batches: Iterator[list[tuple[Tensor, Tensor]]] = iter(())
         self._drawn = 0
-        self._random: dict[str, Any] | None = None
-        """The random states after the last draw."""
+        self._random_states: dict[str, Any] | None = None
+        """Random states after the last draw."""
 
     def __call__(self, index: int) -> list[tuple[Tensor, Tensor]]:
-        if self._given is not None:
-            if not _accepts_draw(self._given):
+        """Return the pairs of the round with this index."""
+        if self._function is not None:
+            if not _accepts_draw(self._function):
                 raise ValueError(
-                    "fresh_batches: pruning_batches() of the data module has no parameter draw, so it has no other images for the next"
-                    " round; add draw, the number of the sample from 0, or set fresh_batches to false"
+                    "fresh_batches: pruning_batches() of the data module has no parameter draw, so"
+                    " it has no other images for the next round; add draw, the number of the sample"
+                    " from 0, or set fresh_batches to false"
                 )
-            return list(self._given(draw=index))
+            return list(self._function(draw=index))
         with isolate_rng():
-            if self._random is None or index < self._drawn:
+            if self._random_states is None or index < self._drawn:
                 self._batches, self._drawn = self._training_batches(), 0
             else:
-                _set_rng_states(self._random)
+                _set_rng_states(self._random_states)
             while self._drawn <= index:
                 batches = next(self._batches)
                 self._drawn += 1
-            self._random = _collect_rng_states()
+            self._random_states = _collect_rng_states()
         return batches
 
     def _training_batches(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Lists of training batches with 128 images or more, epoch after epoch; fewer only if an
-        epoch has no more.
+        """Yield lists of training batches with at least 128 images, epoch after epoch.
+
+        A list has fewer images only if the whole epoch has.
         """
         while True:
             batches: list[tuple[Tensor, Tensor]] = []
@@ -156,8 +171,9 @@ class FreshBatches:
                 )
                 if not pair:
                     raise ValueError(
-                        f"{type(self._pruner).__name__} scores on (images, labels) pairs of tensors, and a training batch is a"
-                        f" {type(batch).__name__} of something else; give the data module a method pruning_batches() that lists them"
+                        f"{type(self._pruner).__name__} scores on (images, labels) pairs of"
+                        f" tensors, and a training batch is a {type(batch).__name__} of something"
+                        " else; give the data module a method pruning_batches() that lists them"
                     )
                 batches.append((batch[0], batch[1]))
                 if sum(len(images) for images, _ in batches) >= _IMAGES:
@@ -175,6 +191,6 @@ def _accepts_draw(function: Callable[..., Any]) -> bool:
     )
 
 
-def _given(trainer: Trainer) -> Callable[..., Iterable[tuple[Tensor, Tensor]]] | None:
-    given = getattr(getattr(trainer, "datamodule", None), "pruning_batches", None)
-    return given if callable(given) else None
+def _pruning_batches(trainer: Trainer) -> Callable[..., Iterable[tuple[Tensor, Tensor]]] | None:
+    function = getattr(getattr(trainer, "datamodule", None), "pruning_batches", None)
+    return function if callable(function) else None

@@ -1,4 +1,4 @@
-"""KeepProgress: the checkpoint that a stopped training goes on from."""
+"""Save the checkpoint from which a stopped training is resumed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,29 @@ LAST = "last.ckpt"
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt`` in a run: replaced every so many optimiser steps, at the end of each
-    epoch, and when a signal stops training.
+    """Save ``last.ckpt`` regularly, at the end of each epoch, and when a signal stops training.
 
-    With :class:`~synflow_pl.training.DurableCheckpointIO` there is always a whole one, from the
-    first on.
+    Each checkpoint replaces the previous one. With
+    :class:`~synflow_pl.training.DurableCheckpointIO` the file is complete at any time after the
+    first save.
 
     Args:
-        every: optimiser steps from one checkpoint to the next, at least 1; the end of an epoch
-            counts as one.
-        folder: where to; by default ``checkpoints`` in the run's folder.
+        every: Number of optimiser steps from one checkpoint to the next, at least 1, counted anew
+            after each epoch.
+        folder: Folder of the checkpoint; by default ``checkpoints`` in the run's folder.
+
+    Attributes:
+        signals: Handler of the signals that stop training.
 
     Raises:
-        ValueError: if ``every`` is less than 1.
-        Stopped: after a signal, when the checkpoint is written.
+        ValueError: If ``every`` is less than 1.
+        Stopped: After a signal, once the checkpoint is written.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> from synflow_pl.training import LastCheckpoint
+        >>> callback = LastCheckpoint(every=1000)
+        >>> trainer = Trainer(callbacks=[callback], logger=False, accelerator="cpu")
     """
 
     def __init__(self, every: int = 500, folder: str | Path | None = None) -> None:
@@ -42,7 +51,7 @@ class LastCheckpoint(Checkpoint):
             )
         self.every = every
         self.folder = folder
-        self.interruption = SignalHandler()
+        self.signals = SignalHandler()
         self._path = Path(LAST)
         self._saved = 0
         self._after_validation = False
@@ -50,18 +59,14 @@ class LastCheckpoint(Checkpoint):
         self._monitored: dict[int, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the folder, on all ranks, and remove what a killed process left half-written
-        there.
-        """
+        """Choose the folder, on all ranks, and remove partial files of a killed process there."""
         if stage != "fit":
             return
-        compute_on_all_ranks(trainer)  # or a rank that reads a metric waits for one that saves
-        self.interruption = SignalHandler()
-        self._after_validation, self._between_epochs, self._monitored = (
-            False,
-            False,
-            {},
-        )  # of an earlier fit that was interrupted
+        # Prevents a deadlock of a rank that reads a metric with a rank that saves.
+        compute_on_all_ranks(trainer)
+        # An earlier fit that was interrupted may have left other values.
+        self.signals = SignalHandler()
+        self._after_validation, self._between_epochs, self._monitored = False, False, {}
         folder = (
             self.folder
             if self.folder is not None
@@ -72,13 +77,13 @@ class LastCheckpoint(Checkpoint):
             remove_partial_files(self._path.parent)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note a SIGTERM, to stop after the first step."""
-        self.interruption.listen(trainer, signal.SIGTERM)
+        """Handle SIGTERM from now on, so that training stops after its first step."""
+        self.signals.listen(trainer, signal.SIGTERM)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a signal waits for the end of a step."""
+        """Handle all signals from now on, and complete the state of a resumed training."""
         self._saved = trainer.global_step
-        self.interruption.listen(trainer)
+        self.signals.listen(trainer)
         if self._between_epochs:
             trainer.fit_loop.epoch_loop.restarting = False
         for index, value in self._monitored.items():
@@ -86,38 +91,36 @@ class LastCheckpoint(Checkpoint):
         self._between_epochs, self._monitored = False, {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save if it is time or training is to stop; at the end of an epoch, and where a validation
-        follows, after that.
+        """Save a checkpoint if one is due or a signal was received.
+
+        Before a validation, the checkpoint is saved by :meth:`on_validation_end`; after the last
+        batch of an epoch, by :meth:`on_train_epoch_end`.
         """
         loop = trainer.fit_loop
         if loop._should_accumulate():
-            return  # gradients are not in a checkpoint
+            return  # a checkpoint does not contain accumulated gradients
         if loop.epoch_loop._num_ready_batches_reached():
-            return  # on_train_epoch_end
-        due = self.interruption.wished(trainer) or trainer.global_step - self._saved >= self.every
-        # Resumed from before a validation, Lightning would leave it out.
-        self._after_validation = bool(due) and loop.epoch_loop._should_check_val_fx(
-            loop._data_fetcher
-        )  # type: ignore[arg-type]
+            return
+        due = self.signals.received(trainer) or trainer.global_step - self._saved >= self.every
+        fetcher: Any = loop._data_fetcher
+        # Lightning would skip the validation if training resumed from a checkpoint before it.
+        self._after_validation = bool(due) and loop.epoch_loop._should_check_val_fx(fetcher)
         if due and not self._after_validation:
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was put off."""
+        """Save the checkpoint that was due before the validation."""
         if self._after_validation:
             self._after_validation = False
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, with the metrics that schedules are yet to be told."""
-        trainer.fit_loop._restarting = (
-            False  # or Lightning leaves them untold where this epoch was resumed
-        )
+        """Save a checkpoint with the metrics that ReduceLROnPlateau receives after this hook."""
+        # Otherwise Lightning does not step the schedules at the end of a resumed epoch.
+        trainer.fit_loop._restarting = False
         for index, config in enumerate(trainer.lr_scheduler_configs):
-            its_turn = (
-                config.interval == "epoch" and (trainer.current_epoch + 1) % config.frequency == 0
-            )
-            if config.reduce_on_plateau and its_turn and config.monitor in trainer.callback_metrics:
+            due = config.interval == "epoch" and (trainer.current_epoch + 1) % config.frequency == 0
+            if config.reduce_on_plateau and due and config.monitor in trainer.callback_metrics:
                 self._monitored[index] = float(trainer.callback_metrics[config.monitor])
         self._save(trainer)
         self._monitored = {}
@@ -125,14 +128,16 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self._path, weights_only=False)
         self._saved = trainer.global_step
-        if number := self.interruption.wished(trainer):
+        if number := self.signals.received(trainer):
             raise Stopped(number, str(self._path))
 
-    # -- what Lightning would get wrong
+    # The methods below correct what Lightning does when it resumes.
 
     def state_dict(self) -> dict[str, Any]:
-        """At the end of an epoch: the metrics that ReduceLROnPlateau is told after the checkpoint
-        is saved.
+        """Return the metrics that ReduceLROnPlateau receives after a checkpoint of an epoch's end.
+
+        Lightning saves the checkpoint before it steps these schedules, and does not step them when
+        training resumes.
         """
         return {"monitored": dict(self._monitored)}
 
@@ -142,8 +147,9 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """From the end of an epoch go on with the next one; where ``max_steps`` is given, Lightning
-        would leave that one out.
+        """Let a checkpoint of the end of an epoch resume with the next epoch.
+
+        With ``max_steps``, Lightning would skip that epoch.
         """
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
         if progress and progress["total"]["processed"] == progress["total"]["ready"]:

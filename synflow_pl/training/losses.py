@@ -1,6 +1,4 @@
-"""Losses: the loss by which a data-driven pruner scores, read off a LightningModule without
-guessing.
-"""
+"""Find the loss of a LightningModule, by which a data-driven pruner computes its scores."""
 
 from __future__ import annotations
 
@@ -17,30 +15,32 @@ __all__ = ["BROADCAST", "LOSSES", "Loss", "MethodLoss", "find_loss", "takes_two"
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 LOSSES = ("loss", "criterion", "loss_fn", "loss_function")
-"""Attributes of a LightningModule that a loss is looked for under."""
+"""Attributes of a LightningModule that may hold its loss."""
 
 BROADCAST = r"Using a target size .* that is different to the input size"
-"""Torch's warning where a loss broadcasts labels against outputs of another shape."""
+"""Pattern of torch's warning that a loss broadcasts labels against outputs of another shape."""
 
 
 def find_loss(pl_module: LightningModule, network: nn.Module | None = None) -> Loss:
-    """Return the module's own loss: a module or function of (outputs, labels), which is one of its
-    attributes.
+    """Return the loss of a LightningModule, a module or function of (outputs, labels).
 
     Args:
         pl_module: Any LightningModule; its attributes ``loss``, ``criterion``, ``loss_fn`` and
-            ``loss_function`` are looked at.
-        network: Network that is pruned. A method of ``pl_module`` must not run it, since it would
-            then take inputs, not outputs.
+            ``loss_function`` are searched.
+        network: Network that is pruned. A loss that is a method of ``pl_module`` must not run it;
+            such a method takes inputs rather than outputs.
 
     Raises:
-        ValueError: if no attribute is such a loss, or two of them are different ones.
+        ValueError: If no attribute is such a loss, or two attributes are different losses.
     """
     names = [name for name in LOSSES if _is_loss(getattr(pl_module, name, None))]
-    found: list[Any] = [getattr(pl_module, name) for name in names]
+    losses: list[Any] = [getattr(pl_module, name) for name in names]
     kind = type(pl_module).__name__
-    ask = "give PruneAtInit loss=, a function of (outputs, labels) that returns the mean loss (loss=torch.nn.CrossEntropyLoss())"
-    if not found:
+    ask = (
+        "give PruneAtInit loss=, a function of (outputs, labels) that returns the mean loss"
+        " (loss=torch.nn.CrossEntropyLoss())"
+    )
+    if not losses:
         present = [name for name in LOSSES if getattr(pl_module, name, None) is not None]
         unfit = (
             f"{', '.join(present)} of {kind} is no"
@@ -48,13 +48,14 @@ def find_loss(pl_module: LightningModule, network: nn.Module | None = None) -> L
             else f"{kind} has no attribute {', '.join(LOSSES)} that is a"
         )
         raise ValueError(
-            f"{unfit} loss of two arguments and one number, so the pruner has no loss to score by; {ask}"
+            f"{unfit} loss of two arguments and one number, so the pruner has no loss to score by;"
+            f" {ask}"
         )
-    if any(other != found[0] for other in found[1:]):
+    if any(other != losses[0] for other in losses[1:]):
         raise ValueError(
             f"{kind} has several losses, {', '.join(names)}, and the pruner scores by one; {ask}"
         )
-    loss: Loss = found[0]
+    loss: Loss = losses[0]
     return (
         MethodLoss(loss, network, names[0], ask)
         if inspect.ismethod(loss) and loss.__self__ is pl_module
@@ -63,14 +64,13 @@ def find_loss(pl_module: LightningModule, network: nn.Module | None = None) -> L
 
 
 def takes_two(function: Any) -> bool:
-    """Return whether a function can be called with two positional arguments and with nothing
-    else.
-    """
+    """Return whether a function or module can be called with exactly two positional arguments."""
     try:
         inspect.signature(function.forward if isinstance(function, nn.Module) else function).bind(
             None, None
         )
-    except (TypeError, ValueError):  # other arguments, or none that can be read off it
+    # A TypeError means other arguments, a ValueError that there is no signature to inspect.
+    except (TypeError, ValueError):
         return False
     return True
 
@@ -82,38 +82,43 @@ def _is_loss(value: Any) -> bool:
 
 
 class MethodLoss:
-    """A loss that is a method of the LightningModule, called with the network's outputs and the
-    labels.
+    """Loss that calls a method of the LightningModule with the network's outputs and the labels.
 
-    A method ``loss(self, images, labels)`` has two arguments as well. It runs the network, and is
-    refused when it does.
+    A method ``loss(self, images, labels)`` has two arguments as well, but runs the network. An
+    error is raised when it does.
 
     Args:
         method: Method of the module.
         network: Network that is pruned.
         name: Name of the method.
-        ask: What to do instead, as the end of a sentence.
+        ask: End of the error messages, which names the remedy.
 
     Raises:
-        ValueError: when it is called, if it runs the network or cannot be computed from outputs and
+        ValueError: On a call, if the method runs the network or cannot be computed from outputs and
             labels.
     """
 
     def __init__(self, method: Loss, network: nn.Module | None, name: str, ask: str) -> None:
         self.method, self.network = method, network
-        self._message = f"{name}() of {type(method.__self__).__name__} is no loss of the network's outputs and labels"  # type: ignore[attr-defined]
+        self._owner = method.__self__  # type: ignore[attr-defined]
+        self._message = (
+            f"{name}() of {type(self._owner).__name__} is no loss of the network's outputs and"
+            " labels"
+        )
         self._ask = ask
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a batch, which is one number."""
+
         def refuse(*_: Any) -> None:
             raise ValueError(f"{self._message}, since it runs the network; {self._ask}")
 
-        watched = {
-            id(module): module
-            for module in (self.network, self.method.__self__)
+        modules = [self._owner, *([self.network] if self.network is not self._owner else [])]
+        handles = [
+            module.register_forward_pre_hook(refuse)
+            for module in modules
             if isinstance(module, nn.Module)
-        }  # type: ignore[attr-defined]
-        handles = [module.register_forward_pre_hook(refuse) for module in watched.values()]
+        ]
         try:
             value = self.method(outputs, labels)
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
@@ -127,6 +132,7 @@ class MethodLoss:
                 handle.remove()
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise ValueError(
-                f"{self._message}, since it returns a {type(value).__name__}, not one number; {self._ask}"
+                f"{self._message}, since it returns a {type(value).__name__}, not one number;"
+                f" {self._ask}"
             )
         return value

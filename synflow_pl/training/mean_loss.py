@@ -1,4 +1,4 @@
-"""MeanLoss: the loss of an epoch, averaged over images."""
+"""Average the loss of an epoch over its images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ __all__ = ["MeanLoss"]
 
 
 class MeanLoss(MeanMetric):
-    """Averages losses of batches over all images of all ranks, each batch weighted by its number of
-    images.
+    """Average the losses of batches over all images of all ranks.
 
-    Differs from MeanMetric in what it does with NaN: the loss of a training that diverged is NaN,
-    not the mean over the batches before. Sums are held in float32 whatever the precision of the
-    module; in bfloat16 a sum of more than 256 images would not grow.
+    It differs from MeanMetric in two ways. NaN is not skipped, so the loss of a training that
+    diverged is NaN rather than the mean of the earlier batches. Sums are float32 even if the module
+    is not; in bfloat16 the sum would stop growing at 256 images.
+
+    Args:
+        options: Keyword arguments of MeanMetric other than ``nan_strategy``.
     """
 
     mean_value: Tensor
@@ -33,14 +35,14 @@ class MeanLoss(MeanMetric):
         """Add a batch.
 
         Args:
-            value: mean loss of the batch, scalar of any floating-point type; it is detached.
-            weight: number of images in the batch, at least 1.
+            value: Mean loss of the batch, a scalar of any floating-point type; it is detached.
+            weight: Number of images in the batch, at least 1.
         """
-        # Not by MeanMetric: it either leaves out NaN, which makes the device wait at each step, or
+        # MeanMetric.update() either skips NaN, which synchronises the device at each step, or
         # ignores the weight.
         self.mean_value = self.mean_value + value.detach().float() * weight
         self.weight = self.weight + weight
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
-        """Move to another device, but keep the type."""
+        """Apply ``fn`` to the states, but keep their data type."""
         return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), exclude_state)

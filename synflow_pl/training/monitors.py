@@ -1,6 +1,4 @@
-"""Monitors: metrics that callbacks and schedules watch, checked before a training that would never
-log them.
-"""
+"""Check before training that the metrics that callbacks and schedules monitor will be logged."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from synflow_pl.training.classifier import Classifier
 
 __all__ = ["check_monitors"]
 
-_OTHERS = (
+_OTHER_METRICS = (
     "train/gradient_norm",
     "train/images_per_second",
     "pruning/density",
@@ -26,17 +24,18 @@ _OTHERS = (
 
 
 def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Refuse a metric that is monitored and never logged; Lightning would find out at the end of
-    the first epoch.
+    """Refuse to train if a callback or schedule monitors a metric that is never logged.
 
-    Only our classifier's metrics are known; those of another module are left to Lightning.
+    Lightning itself reports this at the end of the first epoch only. Modules other than
+    :class:`~synflow_pl.training.Classifier` are not checked, since their metrics are unknown.
 
     Args:
-        trainer: About to train, its schedules configured.
+        trainer: Trainer that is about to train, with its schedules configured.
         pl_module: Module that is trained.
 
     Raises:
-        ValueError: naming the metric, who monitors it, and what to do.
+        ValueError: If a monitored metric is never logged, naming the metric, the callback or
+            schedule, and the remedy.
     """
     if not isinstance(pl_module, Classifier):
         return
@@ -50,28 +49,30 @@ def check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
     logged = [f"train/{name}" for name in names] + [f"val/{name}" for name in names if validated]
     if validated and getattr(getattr(trainer, "datamodule", None), "test_each_epoch", False):
         logged += [f"test_each_epoch/{name}" for name in names]
-    for who, option, metric in monitored:
+    for monitor, option, metric in monitored:
         if (
             metric in logged
-            or metric in _OTHERS
+            or metric in _OTHER_METRICS
             or metric.startswith("lr-")
             or "/dataloader_idx_" in metric
         ):
             continue
         if metric.startswith("val/") and not validated:
             raise ValueError(
-                f"{option}: {who} monitors {metric!r}, but nothing is validated on; keep images for validation (data.val_size,"
-                f" trainer.limit_val_batches), or monitor train/{metric.removeprefix('val/')}"
+                f"{option}: {monitor} monitors {metric!r}, but nothing is validated on; keep images"
+                " for validation (data.val_size, trainer.limit_val_batches), or monitor"
+                f" train/{metric.removeprefix('val/')}"
             )
-        if not _strangers(trainer, pl_module):
+        if not _has_custom_classes(trainer, pl_module):
             near = get_close_matches(metric, logged, n=1, cutoff=0)[0]
             raise ValueError(
-                f"{option}: {who} monitors {metric!r}, which is never logged; did you mean {near!r}?"
+                f"{option}: {monitor} monitors {metric!r}, which is never logged; did you mean"
+                f" {near!r}?"
             )
 
 
-def _strangers(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Return whether a class that is neither ours nor Lightning's may log further metrics."""
+def _has_custom_classes(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Return whether a class from outside synflow_pl and Lightning may log further metrics."""
     kinds = [type(pl_module), *(type(callback) for callback in trainer.callbacks)]  # type: ignore[attr-defined]
     return any(
         kind.__module__.partition(".")[0] not in ("synflow_pl", "pytorch_lightning")
@@ -80,7 +81,7 @@ def _strangers(trainer: Trainer, pl_module: LightningModule) -> bool:
 
 
 def _monitored(trainer: Trainer) -> Iterator[tuple[str, str, str]]:
-    """Yield who monitors a metric, the option that asked for it, and the metric."""
+    """Yield, for each monitored metric, the class that monitors it, its option, and the metric."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the trainer's connectors set it
         if isinstance(callback, (EarlyStopping, ModelCheckpoint)) and callback.monitor:
             yield type(callback).__name__, "trainer.callbacks", callback.monitor
@@ -90,7 +91,7 @@ def _monitored(trainer: Trainer) -> Iterator[tuple[str, str, str]]:
 
 
 def _validates(trainer: Trainer) -> bool:
-    """Return whether the training has validations."""
+    """Return whether the training has validation batches."""
     source = trainer.fit_loop.epoch_loop.val_loop._data_source
     if not trainer.limit_val_batches or not source.is_defined():
         return False

@@ -1,8 +1,8 @@
-"""Precision: weights are scored in float32 or better, also where they are trained in less.
+"""Score weights in float32 or better, even if they are trained in half precision.
 
-Under ``bf16-true`` and ``16-true`` Lightning rounds every weight before a fit starts. Scores of
-rounded weights are other scores, with ties where there were none, and the masks would depend on the
-precision. So the weights are copied before they are rounded, and the copy is scored.
+Under ``bf16-true`` and ``16-true`` Lightning rounds every weight before a fit starts. Rounded
+weights have other scores, with additional ties, so the masks would depend on the precision of the
+training. The weights are therefore copied before they are rounded, and the copy is scored.
 """
 
 from __future__ import annotations
@@ -23,8 +23,14 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def unrounded(trainer: Trainer, network: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters and buffers that ``trainer`` is about to round to half precision, by
-    name; none if it rounds nothing.
+    """Return copies of the tensors that a Trainer will round to half precision.
+
+    Args:
+        trainer: Trainer that is about to train.
+        network: Network whose parameters and buffers are copied.
+
+    Returns:
+        Copies of parameters and buffers, by name; empty if the Trainer does not round them.
     """
     if not isinstance(trainer.precision_plugin, HalfPrecision):
         return {}
@@ -38,24 +44,26 @@ def unrounded(trainer: Trainer, network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def scorable(network: nn.Module, unrounded: Mapping[str, Tensor]) -> nn.Module:
-    """The network itself if it can be scored as it stands, else a copy that can: in float32, its
-    BatchNorm asking no other rank.
+    """Return a network with the weights of ``network`` that is suitable for scoring.
+
+    That is the network itself if its weights are float32 or better and it has no SyncBatchNorm;
+    else a copy in float32, with BatchNorm in place of SyncBatchNorm.
 
     Args:
-        network: about to be pruned.
-        unrounded: what its tensors were before they were rounded, by name. One that is not what a
-            tensor was rounded from (it has been trained or initialised since) does not count.
+        network: Network that is about to be pruned.
+        unrounded: Tensors of the network before they were rounded, by name. A tensor whose rounded
+            value is no longer the network's (since it was trained or initialised) is not used.
     """
     rounded = any(parameter.dtype in _HALF for parameter in network.parameters())
     if not rounded and not any(
         isinstance(module, nn.SyncBatchNorm) for module in network.modules()
     ):
         return network
-    twin: nn.Module = TorchSyncBatchNorm().revert(copy.deepcopy(network))
+    clone: nn.Module = TorchSyncBatchNorm().revert(copy.deepcopy(network))
     if rounded:
-        twin.float()
+        clone.float()
     present = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    tensors = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+    tensors = {**dict(clone.named_parameters()), **dict(clone.named_buffers())}
     stale = []
     for name, before in unrounded.items():
         if name not in present or before.shape != present[name].shape:
@@ -66,6 +74,7 @@ def scorable(network: nn.Module, unrounded: Mapping[str, Tensor]) -> nn.Module:
             stale.append(name)
     if stale:
         rank_zero_warn(
-            f"Pruning: scores rounded weights, since these changed after they were copied in full: {', '.join(stale)}"
+            "Pruning: scores rounded weights, since these changed after they were copied in full:"
+            f" {', '.join(stale)}"
         )
-    return twin
+    return clone

@@ -1,6 +1,4 @@
-"""PruneAtInit: the one callback. Prunes at the start of a fit or later, holds the zeros while it
-trains, carries the masks in checkpoints.
-"""
+"""Prune a network in a Trainer, keep pruned weights at zero, and store masks in checkpoints."""
 
 from __future__ import annotations
 
@@ -55,7 +53,7 @@ from synflow_pl.training.introspection import (
 from synflow_pl.training.losses import BROADCAST, Loss, takes_two
 from synflow_pl.training.monitors import check_monitors
 from synflow_pl.training.precision import scorable, unrounded
-from synflow_pl.training.tuner_order import let_finders_wait
+from synflow_pl.training.tuner_order import run_before_tuners
 from synflow_pl.training.visualization import (
     show_density,
     show_diagnosis,
@@ -63,73 +61,88 @@ from synflow_pl.training.visualization import (
     show_rounds,
     wants_pictures,
 )
-from synflow_pl.training.zeros import Zeros, tensors_around
+from synflow_pl.training.zeros import Zeros, tensors_outside_networks
 
 __all__ = ["PruneAtInit"]
 
 
 class PruneAtInit(Callback):
-    """Prunes the network at ``on_fit_start``, or after some epochs, and keeps removed weights at
-    zero from then on.
+    """Prune the network when a fit starts, or after some epochs, and keep pruned weights at zero.
 
-    Works around any LightningModule and any data. The masks travel in every full checkpoint under
-    one fixed key; a checkpoint that has masks is never pruned again, whatever the options say.
+    The callback works with any LightningModule and any data. Every full checkpoint stores the masks
+    under one fixed key. A network that is restored from a checkpoint with masks is never pruned
+    again, whatever the options are.
 
-    Masks belong to one network. Fitted again, the same network keeps its masks, and another network
-    is pruned anew. A pruning that fails leaves the network as it was, without masks. Several
-    networks of one module are pruned by one callback each, with ``network`` naming them.
+    Masks belong to one network. If the same network is fitted again, it keeps its masks; another
+    network is pruned. If pruning fails, the network is left as it was, without masks. Several
+    networks of one module need one callback each, with ``network`` naming them.
 
     Args:
-        pruner: gives the scores; ``None`` trains the whole network.
-        density: fraction of prunable weights kept, in (0, 1].
-        num_kept: instead of ``density``, the number of weights kept.
-        effective_density: instead of ``density``, the fraction of prunable weights that are kept
-            and on a living path, in (0, 1].
-        rounds: score-then-cut steps, at least 1; ``None`` is the pruner's own number.
-        schedule: density after each round; ``None`` is the pruner's own.
-        scope: all layers in one ranking, or each layer alone.
-        mask_bias: mask biases too, each living as long as its unit.
-        mask_norm: the same for gains and shifts of normalisations that read a prunable layer.
-        exclude: shell-style patterns of parameter names, within the network, that stay dense; one
-            or a list.
-        train_mode: data-driven pruners score in train mode, BatchNorm on each batch's own
-            statistics; running ones do not move.
-        fresh_batches: data-driven pruners score on other images in each round; else all rounds
-            share the same.
-        sanity: a sanity check of Frankle et al. 2021: invert the scores, shuffle the masks within
-            layers, or reinitialise the weights.
-        at_epoch: prune after so many epochs of training, at least 0; 0 is before the first step. A
-            pruner whose rounds are spread over the training (GradualMagnitude) begins then.
-        score_from: a run or checkpoint whose trained weights are scored and whose masks are gone on
-            from, while survivors keep the weights that this fit starts from: rewinding (Frankle &
-            Carbin 2019). Then ``ckpt_path`` may be a checkpoint without masks.
-        masks_path: path of a masks file to train with; nothing is pruned then, and the options of
-            pruning are not used.
-        network: attribute of the LightningModule that is pruned ("backbone"); by default its
-            ``network``, else all of it.
-        loss: (outputs, labels) to the mean loss, for a pruner that scores on data; by default the
-            module's attribute ``loss``, ``criterion``, ``loss_fn`` or ``loss_function``, if that is
-            a module or function of two arguments.
-        input_shape: (C, H, W); by default from the data module, else ``example_input_array``, else
-            from one training batch.
-        on_collapse: what to do if no input-output path is left.
-        compact: train a smaller network without the units that cannot change the output;
-            checkpoints stay full-size. Only for what is pruned before the first step.
-        freeze_dead: hold biases, gains and shifts of units without a living path from the input at
-            zero, so that they can be left out; changes the training.
+        pruner: Pruner that computes the scores; ``None`` trains the dense network.
+        density: Fraction of prunable weights kept, in (0, 1].
+        num_kept: Number of weights kept, instead of ``density``.
+        effective_density: Fraction of prunable weights that are kept and on a path of kept weights
+            from input to output, in (0, 1], instead of ``density``.
+        rounds: Number of score-then-prune steps, at least 1; by default the pruner's own number.
+        schedule: Name of the function that gives the density after each round; by default the
+            pruner's own.
+        scope: ``"global"`` to rank the weights of all layers together, or ``"local"`` to rank each
+            layer separately.
+        mask_bias: Whether biases are masked too; each is kept as long as its unit.
+        mask_norm: Whether gains and shifts of normalisations that follow a prunable layer are
+            masked too; each is kept as long as its unit.
+        exclude: Shell-style pattern, or list of patterns, of parameter names within the network
+            that stay dense.
+        train_mode: Whether data-driven pruners score in train mode, in which BatchNorm uses the
+            statistics of each batch; running statistics do not change.
+        fresh_batches: Whether data-driven pruners score on other images in each round.
+        sanity: Name of a sanity check of Frankle et al. 2021, "Pruning neural networks at
+            initialization: why are we missing the mark?": invert the scores, shuffle the masks
+            within layers, or reinitialise the weights.
+        at_epoch: Number of epochs of training before the network is pruned, at least 0; 0 is before
+            the first step. A pruner whose rounds are spread over the training (GradualMagnitude)
+            begins then.
+        score_from: Run or checkpoint whose trained weights are scored and whose masks are pruned
+            further, while the kept weights have the values with which this fit starts: rewinding
+            (Frankle & Carbin 2019). ``ckpt_path`` may then be a checkpoint without masks.
+        masks_path: Path of a file of masks to train with. Nothing is pruned then, and the options
+            of pruning are not used.
+        network: Name of the attribute of the LightningModule that is pruned ("backbone"); by
+            default ``network`` if there is such an attribute, else the whole module.
+        input_shape: Shape (C, H, W) of an input; by default that of the data module, else of
+            ``example_input_array``, else of a training batch.
+        on_collapse: ``"error"`` or ``"warn"``, if no path of kept weights connects input and
+            output.
+        compact: Whether a smaller network is trained, without the units that cannot change the
+            output; checkpoints keep the full shapes. The network must be pruned before the first
+            step.
+        freeze_dead: Whether biases, gains and shifts of units without a path of kept weights from
+            the input are held at zero, so that these units can be removed; this changes the
+            training.
+        loss: Function of (outputs, labels) that returns the mean loss, for a pruner that scores on
+            data; by default the module's attribute ``loss``, ``criterion``, ``loss_fn`` or
+            ``loss_function``, if that is a module or function of two arguments.
 
     Attributes:
-        masks: those that the network is held to, once there are any.
-        diagnosis: what was really kept, once it has been pruned.
-        survival: which rounds each weight survived, where there were several and none could come
-            back.
-        seconds: that pruning took.
+        masks: Masks of the network, or ``None`` before it is pruned.
+        diagnosis: Diagnosis of the pruned network, or ``None`` if this callback has not pruned it.
+        survival: History of the masks over the rounds; ``None`` for a single round or a pruner that
+            regrows weights.
+        seconds: Duration of the pruning, in seconds.
 
     Raises:
-        ValueError: for an impossible option, naming its value.
-        TypeError: if ``loss`` cannot be called with two arguments.
-        FileNotFoundError: if there is no file at ``masks_path``.
-        DeadNetwork: when the fit starts, if no input-output path is left.
+        ValueError: If an option is impossible, naming its value.
+        TypeError: If ``loss`` cannot be called with two arguments.
+        FileNotFoundError: If there is no file at ``masks_path``.
+        DeadNetwork: When the network is pruned, if no path of kept weights connects input and
+            output and ``on_collapse`` is ``"error"``.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> from synflow_pl.pruners import SynFlow
+        >>> from synflow_pl.training import PruneAtInit
+        >>> callback = PruneAtInit(SynFlow(), density=0.01)
+        >>> trainer = Trainer(callbacks=[callback], logger=False, accelerator="cpu")
     """
 
     def __init__(
@@ -171,7 +184,8 @@ class PruneAtInit(Callback):
             density not in (None, 1) or num_kept is not None or rounds is not None
         ):
             raise ValueError(
-                f"density={density}, num_kept={num_kept}, rounds={rounds}, but no pruner; name one, or leave them out for a dense network"
+                f"density={density}, num_kept={num_kept}, rounds={rounds}, but no pruner; name one,"
+                " or leave them out for a dense network"
             )
         if on_collapse not in ("error", "warn"):
             raise ValueError(f"on_collapse: {on_collapse!r} is not one of error, warn")
@@ -183,7 +197,8 @@ class PruneAtInit(Callback):
             isinstance(loss, type) or not callable(loss) or not takes_two(loss)
         ):
             raise TypeError(
-                f"loss: {loss!r} must be a module or function of two arguments, (outputs, labels) to the mean loss"
+                f"loss: {loss!r} must be a module or function of two arguments, (outputs, labels)"
+                " to the mean loss"
             )
         check_time(pruner, at_epoch, score_from, masks_path, sanity, effective_density)
         if compact and (
@@ -191,7 +206,8 @@ class PruneAtInit(Callback):
             or (pruner is not None and masks_path is None and pruner.end_fraction is not None)
         ):
             raise ValueError(
-                "compact: true needs masks that are final before the first step; leave out at_epoch and gradual pruning"
+                "compact: true needs masks that are final before the first step; leave out at_epoch"
+                " and gradual pruning"
             )
         self.compact = compact
         self.freeze_dead = freeze_dead
@@ -210,12 +226,19 @@ class PruneAtInit(Callback):
         self.diagnosis: Diagnosis | None = None
         self.survival: MaskHistory | None = None
         self.seconds = 0.0
-        self._watched: RecordingPruner | None = None
+        self._recording: RecordingPruner | None = None
         self._options: dict[str, Any] = {
-            "density": density, "num_kept": num_kept, "effective_density": effective_density, "rounds": rounds, "schedule": schedule,
-            "scope": scope, "mask_bias": mask_bias, "mask_norm": mask_norm, "train_mode": train_mode,
+            "density": density,
+            "num_kept": num_kept,
+            "effective_density": effective_density,
+            "rounds": rounds,
+            "schedule": schedule,
+            "scope": scope,
+            "mask_bias": mask_bias,
+            "mask_norm": mask_norm,
+            "train_mode": train_mode,
             "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
-        }  # fmt: skip
+        }
         self._restored = False
         self._gradual: Gradual | None = None
         self._end = End(None, None)
@@ -228,11 +251,11 @@ class PruneAtInit(Callback):
         self._label = ""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled: the pruned network itself in place of a weak reference to it."""
+        """Return the state with the network in place of the weak reference, which has no pickle."""
         return {**self.__dict__, "_pruned": self._pruned() if self._pruned is not None else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what was pickled."""
+        """Restore the state, with a weak reference to the network."""
         network = state["_pruned"]
         self.__dict__.update(state, _pruned=weakref.ref(network) if network is not None else None)
 
@@ -241,7 +264,7 @@ class PruneAtInit(Callback):
         return self.pruner is not None or self._from_file is not None
 
     @property
-    def _over(self) -> float | None:
+    def _end_fraction(self) -> float | None:
         return (
             self.pruner.end_fraction
             if self.pruner is not None and self._from_file is None
@@ -259,68 +282,77 @@ class PruneAtInit(Callback):
     def prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune now, without a fit.
 
+        Args:
+            trainer: Trainer that has set up its strategy.
+            pl_module: Module whose network is pruned.
+
         Raises:
-            ValueError: as :meth:`check_now`.
-            DeadNetwork: if no path is left, unless a warning is enough.
+            ValueError: If the network cannot be pruned without a fit, as in :meth:`check_now`.
+            DeadNetwork: If no path of kept weights connects input and output, and ``on_collapse``
+                is ``"error"``.
         """
         self.check_now()
         self._start(trainer, pl_module)
         self._begin(trainer, pl_module)
-        self._let_go()
+        self._release()
 
     # -- state of one network and one fit
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop what belongs to an earlier fit."""
+        """Reset the state that belongs to an earlier fit."""
         self._ranks = Ranks(trainer)
-        self._let_go()
-        self._inputs, self._unrounded, self._watched, self._restored = (), {}, None, False
+        self._release()
+        self._inputs, self._unrounded, self._recording, self._restored = (), {}, None, False
         self._label = (
             self.network or type(pl_module).__name__ if len(_callbacks(trainer, self)) > 1 else ""
         )
 
-    def _forget(self) -> None:
-        """Drop what belongs to an earlier network."""
+    def _reset(self) -> None:
+        """Reset the state that belongs to an earlier network."""
         self.masks, self.diagnosis, self.survival, self.seconds = None, None, None, 0.0
-        self._gradual, self._watched, self._pruned, self._restored = None, None, None, False
+        self._gradual, self._recording, self._pruned, self._restored = None, None, None, False
 
     def _belongs(self, network: nn.Module) -> bool:
-        """Return whether the masks and their report are this network's."""
+        """Return whether the masks and the diagnosis are this network's."""
         return self._pruned is not None and self._pruned() is network
 
     @property
-    def _says(self) -> str:
-        """How messages begin: with the network's name, if there are several."""
+    def _heading(self) -> str:
+        """Beginning of messages, with the network's name if several are pruned."""
         return f"Pruning {self._label}" if self._label else "Pruning"
 
     def check_now(self) -> None:
-        """Refuse to prune without a fit where there is nothing to prune by, or it is to be done
-        during a training.
+        """Refuse to prune without a fit if these options do not allow it.
 
         Raises:
-            ValueError: naming the reason.
+            ValueError: If there is no pruner, or the pruning happens during a training.
         """
         if self.pruner is None or self._from_file is not None:
             raise ValueError(
-                "there is no pruner to prune by; name one (pruning.pruner), and leave out pruning.masks_path"
+                "there is no pruner to prune by; name one (pruning.pruner), and leave out"
+                " pruning.masks_path"
             )
-        if self._over is not None or self.at_epoch:
+        if self._end_fraction is not None or self.at_epoch:
             during = (
                 f"{type(self.pruner).__name__} prunes"
-                if self._over is not None
+                if self._end_fraction is not None
                 else f"at_epoch: {self.at_epoch} is"
             )
             raise ValueError(
-                f"{during} during a training, and nothing is trained here; choose another pruner or time, or use fit"
+                f"{during} during a training, and nothing is trained here; choose another pruner or"
+                " time, or use fit"
             )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot work before anything is computed."""
+        """Check the options against the module and the Trainer, before anything is computed.
+
+        Raises:
+            ValueError: If this callback cannot work with them.
+        """
         if stage != "fit":
             return
-        compute_on_all_ranks(
-            trainer
-        )  # or a rank that reads a metric may wait for one that compares masks
+        # Prevents a deadlock of a rank that reads a metric with a rank that compares masks.
+        compute_on_all_ranks(trainer)
         self._start(trainer, pl_module)
         _refuse_overlap(_callbacks(trainer, self), pl_module)
         if not self._prunes:
@@ -332,16 +364,16 @@ class PruneAtInit(Callback):
             and self.at_epoch >= trainer.max_epochs
         ):
             raise ValueError(
-                f"at_epoch: {self.at_epoch} is not before the end of training at max_epochs={trainer.max_epochs};"
-                " prune earlier or train longer"
+                f"at_epoch: {self.at_epoch} is not before the end of training at"
+                f" max_epochs={trainer.max_epochs}; prune earlier or train longer"
             )
         network, _ = find_network(pl_module, self.network)
         if self._from_file is not None:
             self._from_file.parameters(network)
         if self.compact:
             check_compactable(trainer, pl_module, network)
-        at_start = self.at_epoch == 0 and self._over is None
-        let_finders_wait(trainer, self, sparse=at_start)
+        at_start = self.at_epoch == 0 and self._end_fraction is None
+        run_before_tuners(trainer, self, sparse=at_start)
         if (
             at_start
             and self.score_from is None
@@ -351,76 +383,76 @@ class PruneAtInit(Callback):
             self._unrounded = unrounded(trainer, network)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune, unless there are masks already or it is too early; then hold the masks."""
+        """Prune unless there are masks already or it is too early, and apply the masks."""
         check_monitors(trainer, pl_module)
         network, _ = find_network(pl_module, self.network)
         if not self._belongs(network):
             if self._restored:
                 self._pruned = weakref.ref(network)
             else:
-                self._forget()
-        # Before anything else: a rank that has masks and one that has none would go different ways,
-        # and wait for each other.
-        self._ranks.agree(masks=self.masks.items() if self.masks is not None else ())
+                self._reset()
+        # Must come first: a rank with masks and one without make different collective calls below,
+        # and would deadlock.
+        self._ranks.assert_equal(masks=self.masks.items() if self.masks is not None else ())
         if self.masks is not None:
-            if self._restored:
-                rank_zero_info(
-                    f"{self._says}: not again; the checkpoint's masks are kept (density {self.masks.density:.6g})."
-                )
-            else:
-                rank_zero_info(
-                    f"{self._says}: not again; the network keeps its masks (density {self.masks.density:.6g})."
-                )
+            reason = (
+                "the checkpoint's masks are kept"
+                if self._restored
+                else "the network keeps its masks"
+            )
+            rank_zero_info(
+                f"{self._heading}: not again; {reason} (density {self.masks.density:.6g})."
+            )
             self._keep(trainer, pl_module, self.masks)
         elif self._prunes and self.at_epoch == 0:
             if trainer.ckpt_path is not None and self.score_from is None:
-                raise ValueError(_untimely(trainer))
+                raise ValueError(_too_late(trainer))
             self._begin(trainer, pl_module)
         self._unrounded = {}
         if self.compact and self.masks is not None:
             self._compact(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to prune when the time for it is over, now that it is known where training goes
-        on.
+        """Check the epoch at which a resumed training starts, and compute the last step of pruning.
+
+        Raises:
+            ValueError: If the training resumes without masks after the epoch of the pruning.
         """
         if self._prunes and self.masks is None:
             epoch, within = trainer.current_epoch, trainer.fit_loop.restarted_mid_epoch
             if epoch > self.at_epoch or (epoch == self.at_epoch and within):
-                raise ValueError(_untimely(trainer))
-        if self._over is not None:
-            self._end = last_step(trainer, self._over, self.at_epoch)
+                raise ValueError(_too_late(trainer))
+        if self._end_fraction is not None:
+            self._end = last_step(trainer, self._end_fraction, self.at_epoch)
             if self._gradual is not None:
                 self._gradual.align(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune, if this is the epoch to do so."""
+        """Prune if ``at_epoch`` is this epoch."""
         if self._prunes and self.masks is None and trainer.current_epoch == self.at_epoch:
             self._begin(trainer, pl_module)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune now, or take the first of many small steps in a gradual pruning: nothing removed
-        yet.
-        """
+        """Prune now, or begin a gradual pruning with masks that keep every weight."""
         network, _ = find_network(pl_module, self.network)
         dense = [parameter.detach().clone() for parameter in network.parameters()]
         try:
-            self._forget()
+            self._reset()
             self._pruned = weakref.ref(network)
             self._mask(trainer, pl_module, network)
         except BaseException:
-            # A second attempt has to find the network that the first one found, and no masks that
-            # nobody has looked at.
+            # A second attempt must start from the same weights, without masks that were never
+            # diagnosed.
             with torch.no_grad():
                 for parameter, before in zip(network.parameters(), dense, strict=True):
                     parameter.copy_(before)
-            self._let_go()
+            self._release()
             self.masks, self._gradual, self._pruned = None, None, None
             raise
 
     def _mask(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> None:
-        """Choose the masks, hold them, and report what was kept."""
-        if self._over is not None:
+        """Choose the masks, apply them, and report the diagnosis."""
+        if self._end_fraction is not None:
             self._find_loss(pl_module, network)
             self._gradual = Gradual.starting(trainer)
             weights = prunable(network, self._options["exclude"])
@@ -440,14 +472,14 @@ class PruneAtInit(Callback):
                 )
             return masks.state_dict()
 
-        masks = self._ranks.once(choose, patient=True)
+        masks = self._ranks.run_on_rank_zero(choose, no_timeout=True)
         self.seconds = time.perf_counter() - started
-        self._ranks.share(network.parameters())  # a sanity check may have drawn them anew
+        self._ranks.broadcast(network.parameters())  # a sanity check may have reinitialised them
         self._keep(trainer, pl_module, Masks.from_state_dict(masks))
         self._report(trainer, pl_module, f"{how} kept", f" in {self.seconds:.1f} s")
 
     def _choose(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Masks:
-        """The masks that the pruner chooses, or those of the file."""
+        """Return the masks that the pruner chooses, or those of the file."""
         if self._from_file is not None:
             return self._from_file
         assert self.pruner is not None
@@ -462,7 +494,7 @@ class PruneAtInit(Callback):
             previous = load_masks(self.score_from, attribute)
         with tqdm(
             total=self._rounds,
-            desc=f"{self._says}, {type(self.pruner).__name__}",
+            desc=f"{self._heading}, {type(self.pruner).__name__}",
             unit="round",
             leave=False,
             disable=hidden,
@@ -497,8 +529,8 @@ class PruneAtInit(Callback):
             }
         with warnings.catch_warnings():
             if self.loss is None:
-                # The module's training step has a way to bring outputs and labels to one shape,
-                # which its loss alone does not have.
+                # The module's training step may bring outputs and labels to one shape; its loss
+                # alone does not.
                 warnings.filterwarnings("error", BROADCAST, UserWarning)
             try:
                 masks = prune(
@@ -510,11 +542,12 @@ class PruneAtInit(Callback):
                 )
             except UserWarning as warning:
                 raise ValueError(
-                    f"the loss of {type(pl_module).__name__} compares outputs and labels of different shapes; give PruneAtInit loss=, a"
-                    " function of (outputs, labels) that brings them to one shape as the training step does"
+                    f"the loss of {type(pl_module).__name__} compares outputs and labels of"
+                    " different shapes; give PruneAtInit loss=, a function of (outputs, labels)"
+                    " that brings them to one shape as the training step does"
                 ) from warning
         if isinstance(pruner, RecordingPruner):
-            self._watched = pruner.after(self._watched)
+            self._recording = pruner.after(self._recording)
         return masks
 
     def _batches(
@@ -524,16 +557,15 @@ class PruneAtInit(Callback):
         if not self.fresh_batches:
             return find_batches(trainer, self.pruner)
         fresh = FreshBatches(trainer, self.pruner)
-        first = (
-            self._gradual.done if self._gradual is not None else 0
-        )  # a gradual pruning has its rounds one by one
+        # A gradual pruning calls prune() once for each round.
+        first = self._gradual.done if self._gradual is not None else 0
         return lambda index: fresh(first + index)
 
     def _find_loss(self, pl_module: LightningModule, network: nn.Module) -> Loss | None:
-        """The loss that the pruner scores by, if it scores on data.
+        """Return the loss of a pruner that scores on data, else ``None``.
 
         Raises:
-            ValueError: if the module has none that is known for sure.
+            ValueError: If the module has no such loss, or several.
         """
         if self.pruner is None or not self.pruner.needs_batches or self._from_file is not None:
             return None
@@ -544,40 +576,35 @@ class PruneAtInit(Callback):
         return self._inputs
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
-        """From now on these are the masks: in the network, in its averages, and after every
-        step.
-        """
+        """Apply masks to the network and its averages, now and after every optimiser step."""
         self.masks = masks
         network, _ = find_network(pl_module, self.network)
         self.masks.apply(network)
         for average in averaged_models(trainer):
             self.masks.apply(find_network(average, self.network)[0])
         self._hold(trainer, pl_module, self.masks)
-        self._ranks.agree(masks=self.masks.items(), weights=network.named_parameters())
-        folder = trainer.log_dir  # Lightning broadcasts it, so every rank has to ask
+        self._ranks.assert_equal(masks=self.masks.items(), weights=network.named_parameters())
+        folder = trainer.log_dir  # a collective call, since Lightning broadcasts the value
 
         def save() -> None:
-            # Only the first rank need have a logger: others that torchrun or SLURM started do not
-            # know the run.
+            # Ranks other than 0 may have no logger, if torchrun or SLURM started them.
             if folder is not None and isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)):
                 masks.save(
                     Path(folder)
                     / (f"masks_{self._label}.safetensors" if self._label else "masks.safetensors")
                 )
 
-        self._ranks.once(save)
+        self._ranks.run_on_rank_zero(save)
 
     def _hold(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
-        """Keep removed weights at zero: after each optimiser step, and where something else writes
-        them.
-        """
+        """Set pruned weights to zero after each optimiser step and after other writes to them."""
         network, prefix = find_network(pl_module, self.network)
         for hold in self._holds.values():
             hold.remove()
         self._holds.clear()
         for optimizer in trainer.optimizers:
-            # A wrapper that does not call Optimizer.__init__ has no hooks; what it writes is set to
-            # zero after the batch.
+            # An optimiser that does not call Optimizer.__init__ has no hooks; pruned weights that
+            # it writes are set to zero after the batch.
             if hasattr(optimizer, "_optimizer_step_post_hooks"):
                 self._holds[id(optimizer)] = masks.hold(network, optimizer)
         if self._zeros is None:
@@ -593,84 +620,91 @@ class PruneAtInit(Callback):
                 ),
             }
 
-            def kept() -> Iterator[nn.Module]:
+            def averages() -> Iterator[nn.Module]:
                 return (
                     find_network(average, self.network)[0] for average in averaged_models(trainer)
                 )
 
-            self._zeros = Zeros(prefix, lambda: tensors_around(trainer, pl_module, skip), kept)
+            self._zeros = Zeros(
+                prefix, lambda: tensors_outside_networks(trainer, pl_module, skip), averages
+            )
             self._zeros.written = len(self._holds) < len(trainer.optimizers)
         self._zeros.hold(network, masks)
 
     def _compact(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From now on the network is small, and so is all that holds its parameters."""
+        """Compact the network, and recreate the optimisers and wrappers of its parameters."""
         assert self.masks is not None
         network, _ = find_network(pl_module, self.network)
-        self._let_go()
+        self._release()
         self._compacted = Compacted(
             network, self.masks, example_of(network, None, self._example(trainer, pl_module))
         )
         rebuild(trainer, pl_module)
         self._hold(trainer, pl_module, self._compacted.masks)
-        rank_zero_info(self._compacted.told)
+        rank_zero_info(self._compacted.summary)
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, how: str, took: str) -> None:
-        """Say what was kept.
+        """Diagnose the pruned network, and log and print the diagnosis.
 
         Raises:
-            DeadNetwork: if no path is left, unless a warning is enough.
+            DeadNetwork: If no path of kept weights connects input and output, and ``on_collapse``
+                is ``"error"``.
         """
         assert self.masks is not None
         masks, (network, _) = self.masks, find_network(pl_module, self.network)
 
-        def told_once() -> Diagnosis:
+        def diagnose_network() -> Diagnosis:
             inputs = self._example(trainer, pl_module)
-            told = diagnose(network, masks, example_input=inputs)
-            if told.alive or self.survival is None:
-                return told
-            return replace(told, died=self.survival.died(Connectivity(network, inputs)))
+            diagnosis = diagnose(network, masks, example_input=inputs)
+            if diagnosis.alive or self.survival is None:
+                return diagnosis
+            return replace(diagnosis, died=self.survival.died(Connectivity(network, inputs)))
 
-        self.diagnosis = told = self._ranks.once(told_once)
+        self.diagnosis = diagnosis = self._ranks.run_on_rank_zero(diagnose_network)
         rank_zero_info(
-            f"{self._says}: {how} {told.kept:,} of {told.total:,} weights (density {told.density:.6g},"
-            f" effective {told.effective_density:.6g}){took}."
+            f"{self._heading}: {how} {diagnosis.kept:,} of {diagnosis.total:,} weights"
+            f" (density {diagnosis.density:.6g}, effective"
+            f" {diagnosis.effective_density:.6g}){took}."
         )
-        rank_zero_info(told.table())
+        rank_zero_info(diagnosis.table())
         for note in (
             self.pruner.notes if self.pruner is not None and self._from_file is None else ()
         ):
-            rank_zero_info(f"{self._says}: {note}.")
+            rank_zero_info(f"{self._heading}: {note}.")
         if trainer.is_global_zero:
-            show_diagnosis(trainer.loggers, told, self._label)
+            show_diagnosis(trainer.loggers, diagnosis, self._label)
             show_masks(trainer.loggers, network, self.masks, self._label)
-            if self._watched is not None:
+            if self._recording is not None:
                 show_rounds(
-                    trainer.loggers, network, self._inputs, self.masks, self._watched, self._label
+                    trainer.loggers, network, self._inputs, self.masks, self._recording, self._label
                 )
-        self._watched = None
-        if message := told.collapse:
-            if not told.alive and self.on_collapse == "error":
+        self._recording = None
+        if message := diagnosis.collapse:
+            if not diagnosis.alive and self.on_collapse == "error":
                 raise DeadNetwork(f"{message}, or on_collapse warn to train it anyway")
-            rank_zero_warn(f"{self._says}: {message}")
+            rank_zero_warn(f"{self._heading}: {message}")
 
     # -- training
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Train with zeros, also where something has written weights since the last optimiser
-        step.
-        """
+        """Set pruned weights to zero if something wrote to them since the last optimiser step."""
         if self._zeros is not None:
             self._zeros.check_batch(batch_idx)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """In a gradual pruning: cut, if a round is due."""
+        """Prune further if a round of a gradual pruning is due."""
         if self._zeros is not None and self._zeros.written:
             self._zeros.check()
-        if self._gradual is None or self._over is None or self.pruner is None or self.masks is None:
+        if (
+            self._gradual is None
+            or self._end_fraction is None
+            or self.pruner is None
+            or self.masks is None
+        ):
             return
         due = self._gradual.due(trainer, self._end, self._rounds)
         if due <= self._gradual.done:
@@ -684,7 +718,7 @@ class PruneAtInit(Callback):
         then = schedule(target, Fraction(due, self._rounds)) if due < self._rounds else target
         options = self._options | {"density": then, "num_kept": None, "rounds": 1}
         before = self.masks
-        masks = self._ranks.once(
+        masks = self._ranks.run_on_rank_zero(
             lambda: self._prune(
                 trainer, pl_module, scorable(network, {}), masks=before, **options
             ).state_dict()
@@ -701,62 +735,59 @@ class PruneAtInit(Callback):
                     f" by step {trainer.global_step}",
                 )
             except DeadNetwork:
-                self._let_go()
-                self.masks, self._gradual, self._pruned = (
-                    None,
-                    None,
-                    None,
-                )  # fitted again, the network is not trained dead
+                # Another fit of the network must not train it disconnected.
+                self._release()
+                self.masks, self._gradual, self._pruned = None, None, None
                 raise
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Validate with zeros, also where a hook has written weights for the validation."""
+        """Set pruned weights to zero if a hook wrote to them before the validation."""
         if self._zeros is not None and batch_idx == 0 and trainer.state.fn == TrainerFn.FITTING:
             self._zeros.check()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so, if training ended too early for all that was asked."""
+        """Warn if training ended before the pruning was completed."""
         if self._zeros is not None:
             self._zeros.check()
         if self._prunes and self.masks is None:
             rank_zero_warn(
-                f"{self._says}: training ended before epoch {self.at_epoch}, so nothing was pruned"
+                f"{self._heading}: training ended before epoch {self.at_epoch}, so nothing was"
+                " pruned"
             )
         elif (
             self._gradual is not None
-            and self._over is not None
+            and self._end_fraction is not None
             and self.masks is not None
             and self._gradual.done < self._rounds
         ):
             rank_zero_warn(
-                f"{self._says}: training ended after round {self._gradual.done} of {self._rounds}, at density {self.masks.density:.6g}"
+                f"{self._heading}: training ended after round {self._gradual.done} of"
+                f" {self._rounds}, at density {self.masks.density:.6g}"
             )
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Gradients of removed weights are zero before anything is measured across them: a clipped
-        norm counts living weights only.
-        """
+        """Set the gradients of pruned weights to zero, so that norms count kept weights only."""
         if hold := self._holds.get(id(optimizer)):
             hold.mask_gradients()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the optimisers go, and give the network its size back."""
+        """Release the optimisers, and restore the full shapes of a compacted network."""
         self._finish()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Let the optimisers go, and give the network its size back, since no teardown follows."""
+        """Clean up as :meth:`teardown` does, which Lightning does not call after an exception."""
         self._finish()
 
     def _finish(self) -> None:
         if self._zeros is not None:
             self._zeros.check()
-        self._let_go()
+        self._release()
         self._restore()
         self._inputs, self._unrounded = (), {}
 
@@ -765,7 +796,7 @@ class PruneAtInit(Callback):
             self._compacted.restore()
             self._compacted = None
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         for hold in self._holds.values():
             hold.remove()
         self._holds.clear()
@@ -778,7 +809,7 @@ class PruneAtInit(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the masks into the checkpoint, under one fixed key whatever this class is called."""
+        """Store the masks in the checkpoint, under a key that does not depend on the class."""
         _, prefix = find_network(pl_module, self.network)
         state: dict[str, Any] = {"network": prefix, "compact": self.compact}
         if self.masks is not None:
@@ -793,11 +824,10 @@ class PruneAtInit(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the masks out of a checkpoint that has them; nothing will be pruned then, but for
-        what is left of a gradual pruning.
+        """Restore the masks and the state of a gradual pruning from a checkpoint that has them.
 
         Raises:
-            ValueError: if training cannot be resumed from it with these callbacks.
+            ValueError: If training cannot be resumed from it with these callbacks.
         """
         network, prefix = find_network(pl_module, self.network)
         fitting = trainer.state.fn == TrainerFn.FITTING
@@ -816,15 +846,15 @@ class PruneAtInit(Callback):
             and state.get("compact", False) != self.compact
         ):
             raise ValueError(
-                f"compact: the checkpoint was trained with compact {str(not self.compact).lower()}, and its optimiser's state has that"
-                " size; go on in the same way"
+                f"compact: the checkpoint was trained with compact {str(not self.compact).lower()},"
+                " and its optimiser's state has that size; resume with the same value"
             )
         if state.get("masks") is not None:
             if fitting:
                 _refuse_shards(trainer)
             masks = Masks.from_state_dict(state["masks"])
             if self.masks is None or not self._belongs(network) or not _equal(self.masks, masks):
-                self._forget()
+                self._reset()
                 self.masks = masks
             self._pruned, self._restored = weakref.ref(network), fitting
             self._gradual = (
@@ -833,23 +863,21 @@ class PruneAtInit(Callback):
         elif fitting or (
             self.masks is not None and self._belongs(network) and not _holds(network, self.masks)
         ):
-            self._forget()
+            self._reset()
 
 
 def _callbacks(trainer: Trainer, own: PruneAtInit) -> list[PruneAtInit]:
-    """Return the callbacks of this class in a Trainer; only ``own`` if that is called without being
-    one of them.
-    """
+    """Return the callbacks of this class in a Trainer, or only ``own`` if it is not among them."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # the trainer's connectors set it
-    found = [callback for callback in callbacks if isinstance(callback, PruneAtInit)]
-    return found if own in found else [own]
+    ours = [callback for callback in callbacks if isinstance(callback, PruneAtInit)]
+    return ours if own in ours else [own]
 
 
 def _refuse_overlap(callbacks: Sequence[PruneAtInit], pl_module: LightningModule) -> None:
     """Refuse two callbacks that would prune the same weights.
 
     Raises:
-        ValueError: naming the networks.
+        ValueError: If there are such callbacks, naming their networks.
     """
     seen: dict[int, str] = {}
     for callback in callbacks:
@@ -858,8 +886,8 @@ def _refuse_overlap(callbacks: Sequence[PruneAtInit], pl_module: LightningModule
         for parameter in network.parameters():
             if (other := seen.get(id(parameter))) is not None:
                 raise ValueError(
-                    f"two PruneAtInit prune the same weights, those of {other!r} and of {name!r}; leave one out, or give each a network"
-                    " of its own (network=)"
+                    f"two PruneAtInit prune the same weights, those of {other!r} and of {name!r};"
+                    " leave one out, or give each a network of its own (network=)"
                 )
         seen.update({id(parameter): name for parameter in network.parameters()})
 
@@ -867,17 +895,20 @@ def _refuse_overlap(callbacks: Sequence[PruneAtInit], pl_module: LightningModule
 def _refuse_unclaimed(
     trainer: Trainer, present: Sequence[str], stored: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Refuse to train a network dense again whose masks are in a checkpoint.
+    """Refuse a checkpoint with masks of a network that no callback prunes.
+
+    That network would be trained dense.
 
     Raises:
-        ValueError: naming the network that no callback prunes.
+        ValueError: If there is such a network, naming it.
     """
     for name, state in stored.items():
         if state.get("masks") is not None and name not in present:
             names = ", ".join(repr(other) for other in present)
             raise ValueError(
-                f"the checkpoint {str(trainer.ckpt_path)!r} holds the masks of {name!r}, which no PruneAtInit of this Trainer prunes"
-                f" (they prune {names}); add one with network={name!r}, or start anew without ckpt_path"
+                f"the checkpoint {str(trainer.ckpt_path)!r} holds the masks of {name!r}, which no"
+                f" PruneAtInit of this Trainer prunes (they prune {names}); add one with"
+                f" network={name!r}, or start anew without ckpt_path"
             )
 
 
@@ -888,7 +919,7 @@ def _equal(some: Masks, others: Masks) -> bool:
 
 
 def _holds(network: nn.Module, masks: Masks) -> bool:
-    """Return whether the removed weights of a network are zero."""
+    """Return whether all pruned weights of a network are zero."""
     return not any(
         bool(parameter[~mask.to(parameter.device)].any())
         for parameter, mask in masks.parameters(network)
@@ -896,18 +927,22 @@ def _holds(network: nn.Module, masks: Masks) -> bool:
 
 
 def _refuse_shards(trainer: Trainer) -> None:
-    """Lightning restores a checkpoint after the strategy's setup where, and only where, that takes
-    the module apart.
+    """Refuse a strategy that shards parameters or the state of the optimiser.
+
+    Raises:
+        ValueError: If the strategy does so.
     """
+    # Lightning restores a checkpoint after the strategy's setup for exactly these strategies.
     if trainer.strategy.restore_checkpoint_after_setup:
         raise ValueError(
-            f"{type(trainer.strategy).__name__} shards parameters or the optimiser's state, and a shard cannot be pruned; use ddp,"
-            " or drop the pruner"
+            f"{type(trainer.strategy).__name__} shards parameters or the optimiser's state, and a"
+            " shard cannot be pruned; use ddp, or drop the pruner"
         )
 
 
-def _untimely(trainer: Trainer) -> str:
+def _too_late(trainer: Trainer) -> str:
     return (
-        f"{str(trainer.ckpt_path)!r} was trained without masks and would be pruned in mid-training; go on dense with the overlay"
-        " pruners/dense, prune at an epoch that lies ahead (at_epoch), or start anew without ckpt_path"
+        f"{str(trainer.ckpt_path)!r} was trained without masks and would be pruned in mid-training;"
+        " resume dense with the overlay pruners/dense, prune at an epoch that lies ahead"
+        " (at_epoch), or start anew without ckpt_path"
     )

@@ -1,8 +1,7 @@
-"""Reseed: what a training step draws is a function of seed, rank and batch, so that a resumed run
-draws the same.
+"""Make random numbers of a training step a function of seed, rank and batch.
 
-Restoring the generator's state instead fails where something else draws between the checkpoint and
-the next step.
+A resumed run then draws the same numbers as an uninterrupted one. Restoring the generator's state
+from the checkpoint would not suffice: other code may draw between the checkpoint and the next step.
 """
 
 from __future__ import annotations
@@ -20,26 +19,31 @@ __all__ = ["Reseed"]
 
 
 class Reseed(Callback):
-    """Seeds torch's generators before every epoch and every training batch (dropout, a pruner that
-    draws).
+    """Seed torch's generators before every epoch and every training batch.
 
-    The seed is that of Lightning's ``seed_everything``, which it keeps in the environment. Sums
-    depend on the number of threads in their last bits, so that number travels in the checkpoint,
-    and another one is warned of.
+    The random numbers of dropout, or of a pruner that prunes during training, then depend on the
+    seed of Lightning's ``seed_everything``, the rank and the batch only. The last bits of sums
+    depend on the number of threads, so that number is stored in the checkpoint, and resuming with
+    another one gives a warning.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> from synflow_pl.training import Reseed
+        >>> trainer = Trainer(callbacks=[Reseed()], logger=False, accelerator="cpu")
     """
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """For what is drawn between two epochs, such as masks: alike on all ranks."""
+        """Seed what is drawn between two epochs, such as masks, equally on all ranks."""
         self._seed(pl_module.device, -1, trainer.fit_loop.total_batch_idx)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """For what the step draws."""
+        """Seed what the training step draws, differently on each rank."""
         self._seed(pl_module.device, trainer.global_rank, trainer.fit_loop.total_batch_idx)
 
     def _seed(self, device: torch.device, rank: int, batch: int) -> None:
         seed = int(draws(int(os.environ.get("PL_GLOBAL_SEED", 0)), rank, torch.tensor([batch])))
         if device.type == "cpu":
-            # The same without a look at devices that nothing is drawn on, which took an eighth of a
+            # torch.manual_seed() also seeds devices that are not used, which took an eighth of a
             # small network's step.
             torch.default_generator.manual_seed(seed)
         else:
@@ -51,6 +55,6 @@ class Reseed(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if (was := state_dict["threads"]) != (now := torch.get_num_threads()):
             rank_zero_warn(
-                f"The checkpoint was trained with {was} threads and this process has {now}, so sums may differ in their last bits; for"
-                f" the same bits set OMP_NUM_THREADS={was}."
+                f"The checkpoint was trained with {was} threads and this process has {now}, so sums"
+                f" may differ in their last bits; for the same bits set OMP_NUM_THREADS={was}."
             )

@@ -1,11 +1,11 @@
-"""Multi-shot pruning: train, cut a little, rewind, train again (Frankle & Carbin 2019, "The lottery
-ticket hypothesis").
+"""Train, prune, rewind and train again, level by level (multi-shot pruning).
 
-Level 0 trains the dense network. Each later level is a run of its own: it ranks the weights that
-the level before ended with, removes some more of them, puts the survivors back to what they were
-after epoch k of level 0 (k = 0 is the initialisation; Frankle et al. 2020 rewind to a little
-later), and trains them from there to the original end: step count and schedule go on from epoch k,
-momentum starts anew.
+This is iterative magnitude pruning with rewinding (Frankle & Carbin 2019, "The lottery ticket
+hypothesis"). Level 0 trains the dense network. Each later level is a run of its own: it scores the
+final weights of the previous level, prunes some more of them, resets the kept weights to their
+values after epoch k of level 0, and trains from there to the original end. The step count and the
+schedule resume from epoch k; momentum starts at zero. k = 0 is the initialisation; Frankle et al.
+2020, "Linear mode connectivity and the lottery ticket hypothesis", rewind to an early epoch.
 """
 
 from __future__ import annotations
@@ -26,30 +26,45 @@ from synflow_pl.training.collective_metrics import compute_on_all_ranks
 __all__ = ["REWIND", "RewindPoint", "ended", "level_density", "mark_ended", "resumable"]
 
 REWIND = "rewind.ckpt"
-"""In the run of level 0: what later levels start from."""
+"""Name of the checkpoint in the run of level 0 from which later levels start."""
 _ENDED = "level.json"
 
 
 def level_density(density: float | Fraction, level: int, levels: int) -> Fraction:
-    """Density of level ``level`` of ``levels``: ``density ** (level / levels)``, exactly 1 at level
-    0 and ``density`` at the last.
+    """Return the density of one level, ``density ** (level / levels)``.
+
+    Args:
+        density: Density of the last level, in (0, 1].
+        level: Index of the level, from 0 to ``levels``.
+        levels: Index of the last level.
+
+    Returns:
+        The density, which is exactly 1 at level 0 and exactly ``density`` at the last level.
 
     Raises:
-        ValueError: unless the density is in (0, 1].
+        ValueError: If the density is not in (0, 1].
     """
     target = as_density(density)
     return target if level == levels else SCHEDULES["exponential"](target, Fraction(level, levels))
 
 
 class RewindPoint(Callback):
-    """Writes ``rewind.ckpt`` into the run after ``epoch`` epochs: weights, step count and schedule,
-    but no momentum and no masks.
+    """Save the checkpoint that later levels of multi-shot pruning are rewound to.
+
+    ``rewind.ckpt`` in the run's folder has the weights, step count and schedule after ``epoch``
+    epochs, but no momentum and no masks.
 
     Args:
-        epoch: epochs of training before it, at least 0; 0 is the initialisation.
+        epoch: Number of epochs of training before the checkpoint, at least 0; 0 is the
+            initialisation.
 
     Raises:
-        ValueError: for a negative epoch.
+        ValueError: If ``epoch`` is negative.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> from synflow_pl.training import RewindPoint
+        >>> trainer = Trainer(callbacks=[RewindPoint(epoch=2)], logger=False, accelerator="cpu")
     """
 
     def __init__(self, epoch: int = 0) -> None:
@@ -58,16 +73,16 @@ class RewindPoint(Callback):
         self.epoch = epoch
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let no rank wait for a metric while another saves."""
+        """Prevent a deadlock of a rank that reads a metric with a rank that saves."""
         compute_on_all_ranks(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the initialisation, if that is asked for."""
+        """Save the initialisation if ``epoch`` is 0."""
         if self.epoch == 0 and trainer.global_step == 0:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, if this was the last epoch before."""
+        """Save the checkpoint after epoch number ``epoch``."""
         if trainer.current_epoch + 1 == self.epoch:
             self._save(trainer)
 
@@ -79,7 +94,7 @@ class RewindPoint(Callback):
             checkpoint: dict[str, Any] = read(unfinished)
             for state in checkpoint["optimizer_states"]:
                 state["state"] = {}
-            checkpoint["callbacks"] = {}  # they speak of the run that they were saved in
+            checkpoint["callbacks"] = {}  # their states are specific to the run of level 0
             for state in states(checkpoint).values():
                 state.pop("masks", None)
             with atomic_write(path) as file:
@@ -88,29 +103,42 @@ class RewindPoint(Callback):
 
 
 def resumable(run: Path, rewind: int | None) -> Path | None:
-    """The checkpoint that a stopped level goes on from; ``None`` if it has to start again.
+    """Return the checkpoint from which a stopped level resumes, or ``None`` if it must start again.
 
     Args:
-        run: of the level.
-        rewind: epoch that level 0 has to keep for the others, ``None`` for another level. Stopped
-            after that epoch, but before it was written, level 0 starts again.
+        run: Folder of the run.
+        rewind: Epoch of the checkpoint that level 0 writes for later levels; ``None`` for another
+            level. If level 0 was stopped after that epoch without having written the checkpoint,
+            it must start again.
     """
     try:
-        found = find_checkpoint(run)
+        checkpoint = find_checkpoint(run)
     except FileNotFoundError:
         return None
     if rewind is None or (run / REWIND).is_file():
-        return found
-    return found if read(found)["epoch"] + 1 < rewind else None
+        return checkpoint
+    return checkpoint if read(checkpoint)["epoch"] + 1 < rewind else None
 
 
 def ended(run: Path) -> bool:
-    """Whether the level that trained in this run has come to its end."""
+    """Return whether the level that trains in this run is completed.
+
+    Args:
+        run: Folder of the run.
+    """
     return (run / _ENDED).is_file()
 
 
 def mark_ended(run: Path, level: int, levels: int, rewind: int, density: float) -> None:
-    """Note that it has, and which level it was."""
+    """Record in a run that its level is completed, and the numbers of that level.
+
+    Args:
+        run: Folder of the run.
+        level: Index of the level, from 0.
+        levels: Index of the last level.
+        rewind: Epoch of level 0 that later levels are rewound to.
+        density: Density of the level.
+    """
     with atomic_write(run / _ENDED) as file:
         file.write(
             json.dumps(

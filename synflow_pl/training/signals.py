@@ -1,6 +1,4 @@
-"""Interruption: Ctrl-C, or a signal that asks a process to end, honoured between two steps of a
-training.
-"""
+"""Stop training between two steps on Ctrl-C or a signal that asks the process to end."""
 
 from __future__ import annotations
 
@@ -17,11 +15,12 @@ __all__ = ["SignalHandler", "Stopped"]
 
 
 class Stopped(BaseException):
-    """Training was stopped by a signal.
+    """Exception that ends a training after a signal.
 
     Args:
-        number: of the signal.
-        checkpoint: where it can go on from; ``None`` if it had not begun.
+        number: Number of the signal.
+        checkpoint: Path of the checkpoint from which training can resume; ``None`` if it had not
+            begun.
     """
 
     def __init__(self, number: int, checkpoint: str | None = None) -> None:
@@ -31,29 +30,29 @@ class Stopped(BaseException):
 
 
 class SignalHandler:
-    """Listens, while it trains, for Ctrl-C, SIGTERM, and in a SLURM job for SIGUSR1, which
-    ``#SBATCH --signal=USR1@120`` has it send before time is up.
+    """Record the first signal that asks the training to stop.
 
-    The first signal is a wish that :meth:`wished` tells; a second Ctrl-C ends the process at once.
+    The signals are SIGINT (Ctrl-C), SIGTERM and, in a SLURM job, SIGUSR1, which
+    ``#SBATCH --signal=USR1@120`` sends before the time limit. :meth:`received` returns the signal,
+    so that training can stop after a step; a second Ctrl-C ends the process at once.
     """
 
     def __init__(self) -> None:
-        self._wish = 0
+        self._received = 0
 
     def listen(self, trainer: Trainer, *numbers: signal.Signals) -> None:
-        """Handle signals from now on; Lightning restores the handlers that were there when the fit
-        began.
+        """Handle signals from now on, until Lightning restores the earlier handlers after the fit.
 
         Lightning's own handler of SIGTERM would end training without a checkpoint. It also
-        broadcasts, which on several ranks comes between any two collective calls of the code that
-        it interrupts, on each rank between other two.
+        broadcasts, and on several ranks this collective call would interrupt each rank between
+        different collective calls.
 
         Args:
-            trainer: the trainer of the fit, with Lightning's handlers in place.
-            numbers: signals to handle; by default SIGINT, SIGTERM and, in a SLURM job, SIGUSR1.
+            trainer: Trainer of the fit, which has installed Lightning's handlers.
+            numbers: Signals to handle; by default SIGINT, SIGTERM and, in a SLURM job, SIGUSR1.
         """
         if trainer.received_sigterm:
-            self._wish = self._wish or signal.SIGTERM
+            self._received = self._received or signal.SIGTERM
         if not numbers:
             numbers = (
                 signal.SIGINT,
@@ -62,20 +61,27 @@ class SignalHandler:
             )
         if threading.current_thread() is threading.main_thread():
             for number in numbers:
-                signal.signal(number, self._note)
+                signal.signal(number, self._record)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self._wish and number == signal.SIGINT:
+    def _record(self, number: int, _: FrameType | None) -> None:
+        if self._received and number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._wish = self._wish or number
+        self._received = self._received or number
         rank_zero_info(
-            f"\n{signal.Signals(number).name}: training stops after this batch, or after a validation that runs; Ctrl-C stops at once."
+            f"\n{signal.Signals(number).name}: training stops after this batch, or after a"
+            " validation that runs; Ctrl-C stops at once."
         )
 
-    def wished(self, trainer: Trainer) -> int:
-        """The signal that came on any rank, 0 if none did; every rank has to ask."""
+    def received(self, trainer: Trainer) -> int:
+        """Return the number of the signal that any rank received, or 0 if none did.
+
+        This is a collective call: every rank has to make it.
+
+        Args:
+            trainer: Trainer of the fit.
+        """
         if trainer.world_size == 1:
-            return self._wish
-        number = torch.tensor(self._wish, device=trainer.strategy.root_device)
+            return self._received
+        number = torch.tensor(self._received, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(number, reduce_op="max"))

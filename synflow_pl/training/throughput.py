@@ -1,4 +1,4 @@
-"""Pace: how large the gradient is and how many images a second are trained on, now and then."""
+"""Log the norm of the gradient and the number of training images per second."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ __all__ = ["Throughput"]
 
 
 class Throughput(Callback):
-    """Logs ``train/gradient_norm`` and ``train/images_per_second`` every ``log_every_n_steps``
-    optimiser steps, and costs nothing on
-    the steps between: nothing is computed, and the device is not waited for.
+    """Log ``train/gradient_norm`` and ``train/images_per_second``.
 
-    The norm is Euclidean, over all that trains and lives, before clipping: it has to stand after
-    :class:`PruneAtInit`, which zeroes the gradients of removed weights. Images are counted over all
-    devices, and the time runs from the start of the first step since the last logging, validation
-    or epoch; batches are (images, labels). (Lightning's ThroughputMonitor waits for the device at
-    every step.)
+    Both are logged every ``log_every_n_steps`` optimiser steps. The steps between have no cost:
+    nothing is computed and the device is not synchronised, which Lightning's ThroughputMonitor does
+    at every step.
+
+    The norm is the Euclidean norm of the gradients of all kept weights before clipping. The
+    callback has to follow :class:`PruneAtInit`, which zeroes the gradients of pruned weights.
+    Images are counted over all devices, and the time is measured from the start of the first step
+    after the last logging, validation or epoch start. Batches must be (images, labels).
     """
 
     def __init__(self) -> None:
@@ -30,24 +31,24 @@ class Throughput(Callback):
         self._since: float | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
+        """Start a new measurement."""
         self._restart()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation takes time in which nothing is trained on."""
+        """Start a new measurement, which excludes the time of the validation."""
         self._restart()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note when a step begins."""
+        """Record the start of the first step of a measurement."""
         if self._since is None:
             self._since = time.perf_counter()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Measure the gradient, if this step is logged."""
+        """Compute the norm of the gradient if this step is logged."""
         if trainer._logger_connector.should_update_logs:
             gradients = [
                 p.grad
@@ -63,14 +64,13 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the step's images, and log if it is time."""
+        """Count the images of the batch, and log the rate if this step is logged."""
         self._images += len(batch[1]) * trainer.world_size
         stepped = not trainer.fit_loop._should_accumulate()
         if self._since is not None and stepped and trainer._logger_connector.should_update_logs:
             if pl_module.device.type == "cuda":
-                torch.cuda.synchronize(
-                    pl_module.device
-                )  # steps are queued: the clock has to wait for those that it counts
+                # Kernels run asynchronously; the time must include those of the counted steps.
+                torch.cuda.synchronize(pl_module.device)
             rate = self._images / (time.perf_counter() - self._since)
             pl_module.log("train/images_per_second", rate, on_step=True, on_epoch=False)
             self._restart()

@@ -1,6 +1,4 @@
-"""Panels: what loggers show of a pruning. Numbers and the table go to every logger, pictures and
-hyperparameters to TensorBoard.
-"""
+"""Log the results of pruning: numbers and a table to every logger, figures to TensorBoard."""
 
 from __future__ import annotations
 
@@ -28,14 +26,18 @@ __all__ = [
     "wants_pictures",
 ]
 
-# Histograms of more scores than this look the same and take seconds.
 _MOST_SCORES = 1_000_000
-# Of the picture of masks: units in it, and the side of one in pixels.
+"""Largest number of scores in a histogram; more of them take seconds and change nothing visible."""
 _MOST_UNITS, _SIDE = 256, 48
+"""Largest number of units in the image of masks, and the side of a unit's square in pixels."""
 
 
 def wants_pictures(loggers: Iterable[Logger]) -> bool:
-    """Whether any logger shows more than numbers and the table."""
+    """Return whether any logger is a TensorBoardLogger, which shows figures.
+
+    Args:
+        loggers: Loggers of the Trainer.
+    """
     return any(isinstance(logger, TensorBoardLogger) for logger in loggers)
 
 
@@ -44,45 +46,52 @@ def _boards(loggers: Iterable[Logger]) -> list[Any]:
 
 
 def _place(label: str) -> str:
-    """Return what the names of metrics and panels begin with; of several pruned networks, each has
-    its own name in it.
-    """
+    """Return the prefix of the names of metrics and figures, with the label if it is not empty."""
     return f"pruning/{label}" if label else "pruning"
 
 
 def show_density(loggers: Iterable[Logger], index: int, density: float, label: str = "") -> None:
-    """The density after a round, as the scalar ``pruning/density`` with the round as its step
-    (``pruning/LABEL/density``).
+    """Log the density after a round as ``pruning/density``, with the round as its step.
+
+    Args:
+        loggers: Loggers of the Trainer.
+        index: Index of the round.
+        density: Density after the round.
+        label: Name of one of several pruned networks; the metric is then
+            ``pruning/LABEL/density``.
     """
     for logger in loggers:
         logger.log_metrics({f"{_place(label)}/density": density}, step=index)
 
 
-def show_diagnosis(loggers: Iterable[Logger], told: Diagnosis, label: str = "") -> None:
-    """The effective density; all that was found as a table; and in TensorBoard the density of each
-    layer as bars, direct and effective.
+def show_diagnosis(loggers: Iterable[Logger], diagnosis: Diagnosis, label: str = "") -> None:
+    """Log the effective density, the table of the diagnosis and, in TensorBoard, a bar chart.
 
-    The table is a text in TensorBoard, files ``diagnosis.csv`` and ``diagnosis.json`` beside a
-    CSVLogger's metrics, a table in W&B, a file of the run in MLflow. A network of more than 150
-    layers gets no bars. A label, the name of one of several networks, is put into the names.
+    The table is a text in TensorBoard, the files ``diagnosis.csv`` and ``diagnosis.json`` in the
+    folder of a CSVLogger, a table in W&B, and a file of the run in MLflow. The bar chart shows the
+    density and the effective density of each layer, for networks of at most 150 layers.
+
+    Args:
+        loggers: Loggers of the Trainer.
+        diagnosis: Diagnosis of the pruned network.
+        label: Name of one of several pruned networks, which becomes part of all names.
     """
     place, name = _place(label), f"diagnosis_{label}" if label else "diagnosis"
     for logger in loggers:
-        logger.log_metrics({f"{place}/effective_density": told.effective_density}, step=0)
+        logger.log_metrics({f"{place}/effective_density": diagnosis.effective_density}, step=0)
         if isinstance(logger, TensorBoardLogger):
-            # Four blanks make it a block of code, in which Markdown leaves every character alone.
-            logger.experiment.add_text(
-                f"{place}/table", "\n".join(f"    {line}" for line in told.table().splitlines())
-            )
+            # Markdown shows lines that begin with four spaces as code, without changes.
+            lines = [f"    {line}" for line in diagnosis.table().splitlines()]
+            logger.experiment.add_text(f"{place}/table", "\n".join(lines))
         elif isinstance(logger, CSVLogger):
-            told.to_csv(Path(logger.log_dir) / f"{name}.csv")
-            told.to_json(Path(logger.log_dir) / f"{name}.json")
+            diagnosis.to_csv(Path(logger.log_dir) / f"{name}.csv")
+            diagnosis.to_json(Path(logger.log_dir) / f"{name}.json")
         elif isinstance(logger, MLFlowLogger):
-            logger.experiment.log_text(logger.run_id, told.table(), f"{place}/table.txt")
+            logger.experiment.log_text(logger.run_id, diagnosis.table(), f"{place}/table.txt")
         elif callable(table := getattr(logger, "log_table", None)):
             rows = [
                 [x.name, x.total, x.kept, x.density, x.effective, x.effective_density]
-                for x in told.layers
+                for x in diagnosis.layers
             ]
             table(
                 f"{place}/table",
@@ -96,10 +105,13 @@ def show_diagnosis(loggers: Iterable[Logger], told: Diagnosis, label: str = "") 
                 ],
                 data=rows,
             )
-    if (boards := _boards(loggers)) and len(told.layers) <= MOST_LAYERS:
-        names, layers = [layer.name for layer in told.layers], told.layers
+    if (boards := _boards(loggers)) and len(diagnosis.layers) <= MOST_LAYERS:
+        names, layers = [layer.name for layer in diagnosis.layers], diagnosis.layers
         figure = density_per_layer(
-            names, [x.density for x in layers], told.density, [x.effective_density for x in layers]
+            names,
+            [x.density for x in layers],
+            diagnosis.density,
+            [x.effective_density for x in layers],
         )
         _add(boards, f"{place}/density_per_layer", figure, height=1)
 
@@ -107,9 +119,18 @@ def show_diagnosis(loggers: Iterable[Logger], told: Diagnosis, label: str = "") 
 def show_masks(
     loggers: Iterable[Logger], network: nn.Module, masks: Masks, label: str = ""
 ) -> None:
-    """In TensorBoard, the masks of the first convolution, a square for each unit: white where the
-    weight lives. With three inputs they are its colours, with others white is the fraction of
-    inputs. Of more than 256 units the first; nothing without a convolution.
+    """Log an image of the masks of the first convolution to TensorBoard.
+
+    Each unit is a square of its kernel's size, white where the weight is kept. Three input channels
+    are shown as red, green and blue; for another number of channels, brightness is the fraction of
+    channels in which the weight is kept. At most 256 units are shown. A network without a pruned
+    convolution gets no image.
+
+    Args:
+        loggers: Loggers of the Trainer.
+        network: Pruned network.
+        masks: Masks of the network, by parameter name.
+        label: Name of one of several pruned networks, which becomes part of the image's name.
     """
     first = next(
         (
@@ -137,31 +158,41 @@ def show_rounds(
     network: nn.Module,
     inputs: tuple[Tensor, ...],
     masks: Masks,
-    watched: RecordingPruner,
+    recording: RecordingPruner,
     label: str = "",
 ) -> None:
-    """In TensorBoard, what the pruner did: the weights left in each layer over the rounds; of the
-    scores that decided the last round, histograms of those of the weights kept, and the sums into
-    and out of each hidden unit, which agree if scores are conserved.
+    """Log figures of the rounds and scores of a pruning to TensorBoard.
 
-    Left out are lines and histograms of more than 150 layers; and the dots of units, if no unit of
-    the network can be told apart from others (as behind attention).
+    The figures are the number of kept weights of each layer over the rounds; histograms of the last
+    round's scores of the kept weights; and, for each hidden unit, the sums of these scores over its
+    inputs and its outputs, which are equal if scores are conserved.
+
+    Networks of more than 150 layers get neither the first figure nor histograms. Networks in which
+    the units cannot be separated (as behind attention) get no sums.
+
+    Args:
+        loggers: Loggers of the Trainer.
+        network: Pruned network.
+        inputs: Example inputs of the network.
+        masks: Masks of the network, by parameter name.
+        recording: Pruner that has recorded its rounds.
+        label: Name of one of several pruned networks, which becomes part of all names.
     """
     boards = _boards(loggers)
-    if not boards or not watched.kept:
+    if not boards or not recording.kept:
         return
-    if len(watched.kept) <= MOST_LAYERS:
-        left = [sum(counts) for counts in zip(*watched.kept.values(), strict=True)]
+    if len(recording.kept) <= MOST_LAYERS:
+        num_kept = [sum(counts) for counts in zip(*recording.kept.values(), strict=True)]
         _add(
             boards,
             f"{_place(label)}/layers_over_rounds",
-            layers_over_rounds([masks.total / count for count in left], watched.kept),
+            layers_over_rounds([masks.total / count for count in num_kept], recording.kept),
         )
-        for name, scores in watched.scores.items():
+        for name, scores in recording.scores.items():
             _histogram(
                 boards, f"{label}/{name}" if label else name, scores[masks[name].to(scores.device)]
             )
-    sums = unit_sums(linearise(network, inputs), watched.scores)
+    sums = unit_sums(linearise(network, inputs), recording.scores)
     if sums:
         _add(
             boards,
@@ -171,9 +202,7 @@ def show_rounds(
 
 
 def _histogram(boards: list[Any], name: str, scores: Tensor) -> None:
-    """Of the magnitudes, as powers of ten: scores lie many of them apart. A score of zero has none
-    and is left out.
-    """
+    """Log a histogram of the decimal logarithms of nonzero scores, which span many magnitudes."""
     scores = scores[:: max(1, len(scores) // _MOST_SCORES)]
     exponents = scores.abs().log10()
     exponents = exponents[exponents.isfinite()]
@@ -185,7 +214,7 @@ def _histogram(boards: list[Any], name: str, scores: Tensor) -> None:
 
 
 def _add(boards: list[Any], name: str, figure: Any, height: float = 0.7) -> None:
-    # TensorBoard shows pictures a third of a page wide: in a smaller one, letters are larger.
+    # TensorBoard scales figures to a third of a page; text is larger in a smaller figure.
     figure.set_size_inches(0.7 * figure.get_figwidth(), height * figure.get_figheight())
     for board in boards:
         board.add_figure(name, figure, close=False)
@@ -194,9 +223,13 @@ def _add(boards: list[Any], name: str, figure: Any, height: float = 0.7) -> None
 def show_hyperparameters(
     loggers: Iterable[Logger], settings: Mapping[str, Any], metrics: Iterable[str]
 ) -> None:
-    """The row of this run in TensorBoard's HPARAMS tab. Its ``metrics`` are named now and take
-    their values as they are logged, also by a later ``test`` that writes into the same run. Other
-    loggers get the settings as their hyperparameters.
+    """Log hyperparameters, in TensorBoard as a row of its HPARAMS tab.
+
+    Args:
+        loggers: Loggers of the Trainer.
+        settings: Hyperparameters, by name.
+        metrics: Names of the metrics in the row of TensorBoard. They take their values when they
+            are logged, also by a later ``test`` that writes into the same run.
     """
     from torch.utils.tensorboard.summary import hparams
 

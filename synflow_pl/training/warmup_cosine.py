@@ -1,6 +1,4 @@
-"""Warm-up, then cosine: a learning rate that climbs for a few epochs and falls along half a cosine
-(Loshchilov & Hutter 2017).
-"""
+"""Warm up a learning rate linearly and anneal it along half a cosine."""
 
 from __future__ import annotations
 
@@ -11,14 +9,27 @@ __all__ = ["WarmupCosine"]
 
 
 class WarmupCosine(SequentialLR):
-    """Torch's linear warm-up and cosine annealing, one after the other, as one class that a recipe
-    can name.
+    """Warm up the learning rate linearly, then anneal it along half a cosine.
+
+    This combines torch's LinearLR and CosineAnnealingLR (Loshchilov & Hutter 2017, "SGDR") in one
+    class that a recipe can name.
 
     Args:
-        optimizer: whose learning rate is the peak.
-        epochs: of the whole training; the command line takes it from trainer.max_epochs.
-        warmup: epochs of linear climb from a hundredth of the peak, in [1, epochs).
-        final: share of the peak that is left at the end, in [0, 1].
+        optimizer: Optimiser whose learning rate is the peak.
+        epochs: Number of epochs of the training; the command line takes it from trainer.max_epochs.
+        warmup: Number of epochs of the warm-up from a hundredth of the peak, in [1, epochs).
+        final: Fraction of the peak at the end, in [0, 1].
+
+    Raises:
+        ValueError: If ``warmup`` is not in [1, epochs).
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl.training import WarmupCosine
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        >>> scheduler = WarmupCosine(optimizer, epochs=10, warmup=2)
+        >>> f"{scheduler.get_last_lr()[0]:.3f}"
+        '0.001'
     """
 
     def __init__(

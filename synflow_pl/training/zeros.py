@@ -1,10 +1,8 @@
-"""Zeros: removed weights stay zero, also where something other than an optimiser writes weights
-while a network is trained.
+"""Keep pruned weights at zero if something other than an optimiser writes to them during training.
 
-An optimiser step ends by zeroing removed weights (:class:`synflow_pl.masks.Hold`). A callback that
-adds noise, a lottery ticket that is rewound, a wrapper around an optimiser or an average that is
-copied into the network write them at other times, and averages of the weights were copied before
-there were masks.
+The hook :class:`synflow_pl.masks.Hold` sets pruned weights to zero after each optimiser step. They
+are written at other times by a callback that adds noise, by rewinding, by a wrapper of an optimiser
+or by copying an average into the network; and averages are copied before there are masks.
 """
 
 from __future__ import annotations
@@ -21,50 +19,54 @@ from torch import Tensor, nn
 
 from synflow_pl.masks import Masks
 
-__all__ = ["Zeros", "tensors_around"]
+__all__ = ["Zeros", "tensors_outside_networks"]
 
 _SAMPLE = 4096
-"""Removed weights of a tensor that are compared to see whether it is an average."""
+"""Number of pruned weights of a tensor that are compared to decide whether it is an average."""
 
 Tensors = Callable[[], Iterator[tuple[str, Tensor]]]
 
 
 class Zeros:
-    """Checks that removed weights are zero in a network and in averages of it, and sets them to
-    zero where they are not.
+    """Set pruned weights to zero in a network and in averages of it where they are not.
 
     :meth:`check` is called before each validation and, by a hook, whenever the network's
-    ``state_dict()`` is read, so that every checkpoint has the zeros, one with weights only too. It
+    ``state_dict()`` is read, so every checkpoint has the zeros, even one with weights only. It
     costs one pass over the weights.
 
-    An average that Lightning knows nothing of is recognised by what only an average does: its
-    removed weights all shrink by one factor, since they are averaged with zeros. A teacher that
-    stays dense does not.
+    An average that Lightning does not maintain is recognised by its values: its pruned weights all
+    shrink by the same factor, since they are averaged with zeros. Those of another network, such as
+    a dense teacher, do not.
 
     Args:
         prefix: Prefix of the network's parameter names, for messages.
-        around: Gives the tensors outside the network that may be averages, by name.
-        averages: Gives the networks within the averages that Lightning's callbacks keep.
+        candidates: Function that yields tensors outside the network that may be averages, with
+            their names.
+        averages: Function that yields the networks in the averages that Lightning's callbacks
+            maintain.
+
+    Attributes:
+        written: Whether something other than an optimiser step has written to pruned weights.
     """
 
     def __init__(
-        self, prefix: str, around: Tensors, averages: Callable[[], Iterator[nn.Module]]
+        self, prefix: str, candidates: Tensors, averages: Callable[[], Iterator[nn.Module]]
     ) -> None:
-        self.prefix, self.around, self.averages = prefix, around, averages
+        self.prefix, self.candidates, self.averages = prefix, candidates, averages
         self.written = False
         self._network: nn.Module | None = None
         self._pairs: dict[str, tuple[nn.Parameter, Tensor]] = {}
         self._samples: dict[str, tuple[Tensor, Tensor]] = {}
-        self._following: dict[str, str] = {}
+        self._recognised: dict[str, str] = {}
         self._handle: Any = None
         self._fresh = False
 
     def hold(self, network: nn.Module, masks: Masks) -> None:
-        """Hold these masks from now on; the network has their zeros already.
+        """Use these masks from now on.
 
         Args:
-            network: Network that is trained.
-            masks: Its masks.
+            network: Network that is trained, with pruned weights that are zero.
+            masks: Masks of the network, by parameter name.
         """
         self.release()
         present = dict(network.named_parameters(remove_duplicate=False))
@@ -81,8 +83,10 @@ class Zeros:
         self._handle, self._network, self._pairs = None, None, {}
 
     def check_batch(self, index: int) -> None:
-        """Check at the start or the end of a training batch: of the first ones, and of all once
-        something has written weights.
+        """Check at a training batch, if it is one of the first or something has written weights.
+
+        Args:
+            index: Index of the batch in its epoch.
         """
         if self._pairs and (self.written or self._fresh or index < 2):
             self.check()
@@ -90,14 +94,15 @@ class Zeros:
 
     @torch.no_grad()
     def check(self) -> None:
-        """Set removed weights to zero where they are not, and warn once, naming a parameter."""
+        """Set pruned weights to zero where they are not, and warn once, naming a parameter."""
         if self._network is None:
             return
         if names := _zero(self._pairs):
             if not self.written:
                 rank_zero_warn(
-                    f"Pruning: something other than an optimizer step wrote to removed weights of {_some(self.prefix, names)};"
-                    " they are set to zero again before each batch, validation and checkpoint"
+                    "Pruning: something other than an optimizer step wrote to removed weights of"
+                    f" {_some(self.prefix, names)}; they are set to zero again before each batch,"
+                    " validation and checkpoint"
                 )
             self.written = True
         for average in self.averages():
@@ -109,35 +114,38 @@ class Zeros:
                     if name in present
                 }
             )
-        self._check_around()
+        self._check_candidates()
 
-    def _check_around(self) -> None:
-        """Set removed weights to zero in tensors that turn out to be averages of the network's."""
+    def _check_candidates(self) -> None:
+        """Set pruned weights to zero in tensors that are recognised as averages."""
         own = (
             {id(parameter) for parameter in self._network.parameters()}
             if self._network is not None
             else set()
         )
-        found: list[str] = []
-        for label, tensor in self.around():
-            name = self._following.get(label) or self._counterpart(label, tensor)
+        new: list[str] = []
+        for label, tensor in self.candidates():
+            name = self._recognised.get(label) or self._counterpart(label, tensor)
             if name is None or id(tensor) in own or (tensor.is_leaf and tensor.grad is not None):
                 continue
             removed = self._pairs[name][1].to(tensor.device)
-            if label not in self._following and self._shrinks(label, tensor, removed):
-                self._following[label] = name
-                found.append(label)
-            if label in self._following and tensor.shape == removed.shape:
+            if label not in self._recognised and self._shrinks(label, tensor, removed):
+                self._recognised[label] = name
+                new.append(label)
+            if label in self._recognised and tensor.shape == removed.shape:
                 tensor.masked_fill_(removed, 0)
-        if found:
+        if new:
             rank_zero_warn(
-                f"Pruning: {_some('', found)} {'averages' if len(found) == 1 else 'average'} weights of the network and"
-                " held removed weights that are not zero; they are set to zero there before each validation and checkpoint"
+                f"Pruning: {_some('', new)} {'averages' if len(new) == 1 else 'average'} weights of"
+                " the network and held removed weights that are not zero; they are set to zero"
+                " there before each validation and checkpoint"
             )
 
     def _counterpart(self, label: str, tensor: Tensor) -> str | None:
-        """Return the parameter that a tensor would be an average of: by its name, else the only one
-        of its shape.
+        """Return the parameter that a tensor may be an average of, or ``None``.
+
+        It has the shape of the tensor, and either a matching name or no other parameter has that
+        shape.
         """
         if not tensor.is_floating_point():
             return None
@@ -151,9 +159,7 @@ class Zeros:
         return same[0] if len(same) == 1 else None
 
     def _shrinks(self, label: str, tensor: Tensor, removed: Tensor) -> bool:
-        """Return whether the removed weights have all shrunk by one factor since they were looked
-        at last.
-        """
+        """Return whether all pruned weights have shrunk by one factor since the last check."""
         flat = tensor.detach().flatten()
         if label in self._samples:
             places, before = self._samples[label]
@@ -174,8 +180,9 @@ class Zeros:
 
 
 class _BeforeStateDict:
-    """Hook that checks the zeros before a ``state_dict()`` is made. A copy of it, in a copy of the
-    network, does nothing.
+    """Hook that sets pruned weights to zero before a ``state_dict()`` is read.
+
+    A copy of the hook, in a copy of the network, has no effect.
     """
 
     def __init__(self, zeros: Zeros | None = None) -> None:
@@ -191,10 +198,10 @@ class _BeforeStateDict:
 
 
 def _zero(pairs: dict[str, tuple[nn.Parameter, Tensor]]) -> list[str]:
-    """Set removed weights to zero; return the names of the parameters in which they were not."""
+    """Set pruned weights to zero, and return the names of the parameters in which they were not."""
     if not pairs:
         return []
-    removed = {name: gone.to(parameter.device) for name, (parameter, gone) in pairs.items()}
+    removed = {name: pruned.to(parameter.device) for name, (parameter, pruned) in pairs.items()}
     filled = [
         (name, parameter)
         for name, (parameter, _) in pairs.items()
@@ -221,17 +228,17 @@ def _plain(name: str) -> str:
     return name.replace(".", "").replace("_", "")
 
 
-def tensors_around(
+def tensors_outside_networks(
     trainer: Trainer, pl_module: LightningModule, skip: set[int]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that the module and the Trainer's callbacks keep outside the pruned
-    networks, by name.
+    """Yield the names and tensors of a module and its callbacks outside the pruned networks.
 
     Args:
-        trainer: Its callbacks are looked at, but for Lightning's averages.
-        pl_module: Its parameters and buffers are looked at, and tensors and modules in its
-            attributes.
-        skip: Identities of modules that are left out, such as the pruned networks.
+        trainer: Trainer whose callbacks are searched, except Lightning's averages.
+        pl_module: Module whose parameters, buffers and attributes with tensors or modules are
+            searched.
+        skip: Identities (``id``) of modules and callbacks that are left out, such as the pruned
+            networks.
     """
     seen = {id(trainer), id(pl_module), *skip}
     inside = {

@@ -206,7 +206,7 @@ def wait_to_kill(
 
 
 def went_on_from(folder: Path) -> int | None:
-    found = re.search(r"Going on from step (\d+)", (folder / "said").read_text())
+    found = re.search(r"Resuming from step (\d+)", (folder / "said").read_text())
     return int(found[1]) if found else None
 
 

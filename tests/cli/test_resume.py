@@ -425,7 +425,7 @@ def test_a_dense_checkpoint_is_not_pruned_in_mid_training_unless_that_lies_ahead
     with pytest.raises(SystemExit):
         run([*FIT, "--ckpt_path", "lightning_logs/dense", "--run", "pruned"])
     assert (
-        "was trained without masks and would be pruned in mid-training; go on dense"
+        "was trained without masks and would be pruned in mid-training; resume dense"
         in capsys.readouterr().err
     )
     cli = run(

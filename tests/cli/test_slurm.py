@@ -143,7 +143,7 @@ def test_two_jobs_in_one_folder_that_are_stopped_and_requeued_each_go_on_in_thei
     said = {job: (tmp_path / f"{job}.out").read_text() for job in jobs}
     assert "SLURM's time is nearly up" in said[jobs[0]]
     for job in jobs:
-        went_on = re.findall(r"Going on from step (\d+): (\S+)", said[job])
+        went_on = re.findall(r"Resuming from step (\d+): (\S+)", said[job])
         assert [path for _, path in went_on] == [
             str(runs[job].relative_to(tmp_path) / "checkpoints/last.ckpt")
         ], said[job]
@@ -171,7 +171,7 @@ def test_a_job_of_two_tasks_is_one_training_that_is_warned_on_both_and_goes_on_o
         subprocess.run(["scancel", job], check=False)
     said = (tmp_path / f"{job}.out").read_text()
     assert said.count("SLURM's time is nearly up") == 1, said
-    assert len(re.findall(r"Going on from step [1-9]", said)) == 1, said
+    assert len(re.findall(r"Resuming from step [1-9]", said)) == 1, said
     assert said.count("`max_epochs=12` reached") == 1, said
     (run,) = (tmp_path / "lightning_logs").iterdir()
     undisturbed = tmp_path / "undisturbed"

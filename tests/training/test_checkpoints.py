@@ -17,7 +17,7 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def test_a_run_means_its_last_checkpoint(tmp_path: Path) -> None:
+def test_a_run_folder_stands_for_its_last_checkpoint(tmp_path: Path) -> None:
     early = write(tmp_path / "run" / "checkpoints" / "epoch=0.ckpt", {})
     late = write(tmp_path / "run" / "checkpoints" / "epoch=1.ckpt", {})
     os.utime(early, (1, 1))
@@ -29,7 +29,7 @@ def test_a_run_means_its_last_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoint(early) == early
 
 
-def test_where_there_is_no_checkpoint_it_says_so(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nowhere"):
         find_checkpoint(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="has no checkpoint"):
@@ -44,7 +44,8 @@ def test_weights_load_strictly_into_the_plain_network(tmp_path: Path) -> None:
     assert torch.equal(plain.weight, trained.weight)
     with pytest.raises(
         ValueError,
-        match=r"a\.ckpt' does not fit Linear: weight is \(2, 2\) in the file and \(2, 3\) in the network",
+        match=r"a\.ckpt' does not fit Linear: weight is \(2, 2\) in the file"
+        r" and \(2, 3\) in the network",
     ):
         load_weights(nn.Linear(3, 2), path)
     del state["network.bias"]
@@ -57,7 +58,7 @@ def test_weights_load_strictly_into_the_plain_network(tmp_path: Path) -> None:
         )
 
 
-def test_a_file_that_would_run_code_is_not_read(tmp_path: Path) -> None:
+def test_a_file_that_contains_code_is_not_read(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> object:
             return os.mkdir, (str(tmp_path / "ran"),)
@@ -68,7 +69,7 @@ def test_a_file_that_would_run_code_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["plain.pt", "plain.pth", "plain.safetensors"])
-def test_a_plain_state_dict_loads_too(name: str, tmp_path: Path) -> None:
+def test_a_plain_state_dict_loads(name: str, tmp_path: Path) -> None:
     trained, plain = nn.Linear(2, 2), nn.Linear(2, 2)
     if name.endswith("safetensors"):
         save_file(trained.state_dict(), tmp_path / name)
@@ -79,7 +80,7 @@ def test_a_plain_state_dict_loads_too(name: str, tmp_path: Path) -> None:
     assert torch.equal(plain.bias, trained.bias)
 
 
-def test_all_that_does_not_fit_is_said_in_one_sentence_and_nothing_is_loaded(
+def test_one_error_lists_all_differences_and_nothing_is_loaded(
     tmp_path: Path,
 ) -> None:
     path = write(
@@ -91,32 +92,33 @@ def test_all_that_does_not_fit_is_said_in_one_sentence_and_nothing_is_loaded(
     with pytest.raises(ValueError, match="does not fit Sequential") as refused:
         load_weights(network, path)
     assert str(refused.value).endswith(
-        "1.weight (and 1 more) is (3, 5) in the file and (7, 5) in the network, the file lacks 3.weight (and 1 more),"
-        " the network has no 2.weight (and 1 more); with strict false, what fits is loaded"
+        "1.weight (and 1 more) is (3, 5) in the file and (7, 5) in the network, the file lacks"
+        " 3.weight (and 1 more), the network has no 2.weight (and 1 more); with strict false, what"
+        " fits is loaded"
     )
     assert "\n" not in str(refused.value)
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in before.items())
 
 
-def test_not_strict_loads_what_fits_and_names_the_rest(tmp_path: Path) -> None:
+def test_non_strict_loading_loads_fitting_tensors_and_warns_of_the_rest(tmp_path: Path) -> None:
     trained = nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 3))
     path = write(tmp_path / "a.pt", trained.state_dict())
     network = nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 7))
     before = network[1].weight.clone()
     with pytest.warns(
         UserWarning,
-        match=r"fills 2 of 4 tensors of Sequential: 1\.weight \(and 1 more\) is \(3, 5\) in the file",
+        match=r"fills 2 of 4 tensors of Sequential: 1\.weight \(and 1 more\) is \(3, 5\) in the",
     ):
         load_weights(network, path, strict=False)
     assert torch.equal(network[0].weight, trained[0].weight)
     assert torch.equal(network[1].weight, before)
     with pytest.raises(ValueError, match="does not fit Linear"):
-        load_weights(nn.Linear(9, 9), path, strict=False)  # nothing of it fits
+        load_weights(nn.Linear(9, 9), path, strict=False)  # no tensor fits
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"no weights, but long enough to look like some"])
-def test_a_file_of_something_else_is_refused_in_one_sentence(
+def test_a_file_without_tensors_is_refused_in_one_sentence(
     name: str, content: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -133,23 +135,22 @@ def test_a_truncated_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "description"),
     [({"model": {}, "epoch": 3}, "a dict of model, epoch"), ([1, 2], "a list"), ({}, "a dict of ")],
 )
-def test_a_file_without_weights_by_name_says_what_it_holds(
-    content: object, said: str, tmp_path: Path
+def test_the_error_for_a_file_without_named_weights_describes_its_content(
+    content: object, description: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=f"holds {said}; expected a checkpoint, or a state_dict"):
-        load_weights(nn.Linear(2, 2), write(tmp_path / "a.pt", content))
+    path = write(tmp_path / "a.pt", content)
+    with pytest.raises(ValueError, match=f"holds {description}; expected a checkpoint, or a state"):
+        load_weights(nn.Linear(2, 2), path)
 
 
-# -- the names that wrappers and other programs give
+# -- names with prefixes of wrappers and other programs
 
 
 class Nested(nn.Module):
-    """A network with a buffer, a child called model and one called module, whose names look like
-    those of wrappers.
-    """
+    """Network whose children ``model`` and ``module`` have the names of wrappers' attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +160,7 @@ class Nested(nn.Module):
 
 
 class Plain(nn.Module):
-    """A network whose names are like nothing else."""
+    """Network without names of wrappers' attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -225,7 +226,9 @@ def test_wrapped_weights_load_from_safetensors(prefix: str, tmp_path: Path) -> N
     assert_equal(network, trained)
 
 
-def test_weights_of_a_compiled_part_load_into_the_plain_network_and_back(tmp_path: Path) -> None:
+def test_weights_load_between_a_network_with_a_compiled_submodule_and_the_plain_network(
+    tmp_path: Path,
+) -> None:
     trained, network = pair(Plain)
     compiled, _ = pair(Plain)
     compiled.features = torch.compile(compiled.features)  # type: ignore[assignment]
@@ -245,7 +248,7 @@ def test_weights_of_an_averaged_model_load(tmp_path: Path) -> None:
     assert_equal(network, trained)
 
 
-def test_the_network_of_a_lightning_module_loads_beside_its_loss_and_its_average(
+def test_the_network_of_a_lightning_module_loads_if_its_checkpoint_also_has_a_loss_and_an_average(
     tmp_path: Path,
 ) -> None:
     trained, network = pair(Plain)
@@ -298,7 +301,7 @@ def test_attributes_that_both_fit_and_differ_are_ambiguous(tmp_path: Path) -> No
         load_weights(network, write(tmp_path / "a.pt", state))
 
 
-def test_weights_with_and_without_a_wrapper_name_the_unexpected_keys(tmp_path: Path) -> None:
+def test_weights_with_and_without_a_wrapper_are_refused_by_unexpected_keys(tmp_path: Path) -> None:
     trained, network = pair(Plain)
     state = trained.state_dict()
     both = {**state, **{f"module.{name}": tensor + 1 for name, tensor in state.items()}}
@@ -309,7 +312,7 @@ def test_weights_with_and_without_a_wrapper_name_the_unexpected_keys(tmp_path: P
         load_weights(network, write(tmp_path / "a.pt", both))
 
 
-def test_wrapped_weights_of_another_network_name_missing_and_unexpected_keys(
+def test_wrapped_weights_of_another_network_are_refused_by_missing_and_unexpected_keys(
     tmp_path: Path,
 ) -> None:
     state = {f"module.{name}": tensor for name, tensor in Plain().state_dict().items()}

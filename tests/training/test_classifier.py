@@ -16,7 +16,7 @@ from synflow_pl.training import WarmupCosine
 
 
 class Fixed(nn.Module):
-    """Logits that do not depend on the image, so that loss and accuracy are known."""
+    """Network whose logits do not depend on the image, so that loss and accuracy are known."""
 
     def __init__(self, logits: list[float]) -> None:
         super().__init__()
@@ -39,28 +39,28 @@ def evaluate(labels: list[int], batch_size: int) -> dict[str, float]:
         enable_checkpointing=False,
         accelerator="cpu",
     )
-    found: Any = run.test(module, loader, verbose=False)
-    return found[0]
+    result: Any = run.test(module, loader, verbose=False)
+    return result[0]
 
 
 @pytest.mark.parametrize("batch_size", [2, 5])
-def test_metrics_weigh_every_image_alike_whatever_the_batches(batch_size: int) -> None:
-    # Class 0 is the guess, 0 to 4 are the top five: of these five images one is right, four are in
-    # the top five.
-    found = evaluate([0, 1, 2, 4, 6], batch_size)
-    assert found["test/accuracy"] == pytest.approx(1 / 5)
-    assert found["test/accuracy_top5"] == pytest.approx(4 / 5)
+def test_metrics_weight_every_image_equally_for_any_batch_size(batch_size: int) -> None:
+    # The network predicts class 0, and its top five are 0 to 4: of these five images, one is
+    # correct and four are in the top five.
+    result = evaluate([0, 1, 2, 4, 6], batch_size)
+    assert result["test/accuracy"] == pytest.approx(1 / 5)
+    assert result["test/accuracy_top5"] == pytest.approx(4 / 5)
     total = math.log(sum(math.exp(x) for x in range(7)))
-    assert found["test/loss"] == pytest.approx(total - (6 + 5 + 4 + 2 + 0) / 5)
+    assert result["test/loss"] == pytest.approx(total - (6 + 5 + 4 + 2 + 0) / 5)
 
 
-def test_a_problem_of_few_classes_has_no_top_five() -> None:
+def test_few_classes_have_no_top_five_accuracy() -> None:
     assert "accuracy_top5" not in Classifier(Fixed([0.0, 1.0]), num_classes=2).test_metrics
     with pytest.raises(ValueError, match="num_classes: 1 must be at least 2"):
         Classifier(Fixed([0.0]), num_classes=1)
 
 
-def test_weight_decay_can_spare_norms_and_biases() -> None:
+def test_weight_decay_can_exempt_norms_and_biases() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
 
     def groups(everything: bool) -> list[tuple[int, float]]:
@@ -76,14 +76,14 @@ def test_weight_decay_can_spare_norms_and_biases() -> None:
     assert groups(False) == [(2, 1e-4), (4, 0.0)]
 
 
-def test_a_schedule_by_metric_is_told_which() -> None:
+def test_a_plateau_schedule_is_configured_with_its_monitor() -> None:
     module = Classifier(
         Fixed([0.0, 1.0]),
         2,
         scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, monitor="val/loss"),
     )
-    found: Any = module.configure_optimizers()
-    assert found["lr_scheduler"]["monitor"] == "val/loss"
+    result: Any = module.configure_optimizers()
+    assert result["lr_scheduler"]["monitor"] == "val/loss"
 
 
 def test_predictions_are_probabilities() -> None:
@@ -94,7 +94,7 @@ def test_predictions_are_probabilities() -> None:
     )
 
 
-def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = WarmupCosine(optimizer, epochs=12, warmup=2)
     rates = []
@@ -114,8 +114,13 @@ def test_training_loss_falls(tmp_path: Path) -> None:
     loader = DataLoader(TensorDataset(images, (images.sum((1, 2, 3)) > 0).long()), batch_size=16)
     module = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), 2)
     run = Trainer(
-        max_epochs=10, logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        default_root_dir=tmp_path, accelerator="cpu",
-    )  # fmt: skip
+        max_epochs=10,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+    )
     run.fit(module, loader)
     assert run.callback_metrics["train/accuracy"] > 0.9

@@ -1,6 +1,4 @@
-"""Training after compacting: the same training in a smaller network, behind full-size
-checkpoints.
-"""
+"""A compacted network trains like the full one and has checkpoints of full shapes."""
 
 from __future__ import annotations
 
@@ -37,15 +35,14 @@ def classifier() -> Classifier:
         p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3
     )
     schedule = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)  # noqa: E731
-    # In double precision from the start: Lightning converts it only after a checkpoint has been
-    # loaded.
+    # Lightning converts the module to double precision only after it has loaded a checkpoint.
     return Classifier(
         ResNet(8, width=8, input_shape=SHAPE), optimizer=optimizer, scheduler=schedule
     ).double()
 
 
 class Sizes(Callback):
-    """Parameters of the network while it trains, and of its optimiser."""
+    """Record the number of parameters of the network, its optimiser and its wrapper."""
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
         self.network = sum(p.numel() for p in module.network.parameters())
@@ -69,14 +66,19 @@ def fit(
     )
     saving = ModelCheckpoint(dirpath=folder, save_last=True)
     trainer = Trainer(
-        max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", precision="64-true",
+        max_epochs=epochs,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        precision="64-true",
         callbacks=[callback, saving, sizes, *callbacks],
-    )  # fmt: skip
+    )
     trainer.fit(module, Classes(), ckpt_path=ckpt_path)
     return module, sizes, callback
 
 
-def test_it_ends_where_the_training_of_the_whole_network_does(tmp_path: Path) -> None:
+def test_a_compacted_training_gives_the_same_outputs_as_a_full_one(tmp_path: Path) -> None:
     whole, full, _ = fit(tmp_path / "whole")
     small, less, _ = fit(tmp_path / "small", compact=True)
     assert less.network == less.optimiser == less.wrapped < full.network / 2
@@ -86,7 +88,9 @@ def test_it_ends_where_the_training_of_the_whole_network_does(tmp_path: Path) ->
     assert truth.std(0).max() > 0.1
 
 
-def test_afterwards_the_network_is_full_size_and_so_is_the_checkpoint(tmp_path: Path) -> None:
+def test_after_a_compacted_training_network_and_checkpoint_have_the_full_shapes(
+    tmp_path: Path,
+) -> None:
     module, _, callback = fit(tmp_path, compact=True)
     plain = ResNet(8, width=8, input_shape=SHAPE).double()
     shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
@@ -101,7 +105,7 @@ def test_afterwards_the_network_is_full_size_and_so_is_the_checkpoint(tmp_path: 
     assert all(not plain.get_parameter(name)[~mask].any() for name, mask in callback.masks.items())
 
 
-def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, _, _ = fit(tmp_path / "whole", epochs=3, compact=True)
     fit(tmp_path / "half", epochs=1, compact=True)
     resumed, sizes, _ = fit(
@@ -113,27 +117,27 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> Non
     )
 
 
-def test_what_the_optimiser_remembers_has_one_size(tmp_path: Path) -> None:
+def test_resuming_with_another_value_of_compact_is_refused(tmp_path: Path) -> None:
     fit(tmp_path, epochs=1, compact=True)
     with pytest.raises(ValueError, match="compact: the checkpoint was trained with compact true"):
         fit(tmp_path, epochs=2, ckpt_path=tmp_path / "last.ckpt")
 
 
-def test_frozen_units_stay_at_zero_and_buy_a_smaller_network(tmp_path: Path) -> None:
+def test_freezing_dead_units_keeps_them_at_zero_and_gives_a_smaller_network(tmp_path: Path) -> None:
     _, loose, _ = fit(tmp_path / "loose", compact=True)
     module, frozen, callback = fit(tmp_path / "frozen", compact=True, freeze_dead=True)
     assert frozen.network < loose.network
-    held = {name: ~callback.masks[name] for name in callback.masks.followers}
-    assert held
-    assert all(not module.network.get_parameter(name)[gone].any() for name, gone in held.items())
-    alone, _, _ = fit(tmp_path / "alone", freeze_dead=True)
+    pruned = {name: ~callback.masks[name] for name in callback.masks.followers}
+    assert pruned
+    assert all(
+        not module.network.get_parameter(name)[where].any() for name, where in pruned.items()
+    )
+    full, _, _ = fit(tmp_path / "full", freeze_dead=True)
     with torch.no_grad():
-        torch.testing.assert_close(
-            module.eval()(IMAGES), alone.eval()(IMAGES), rtol=1e-9, atol=1e-9
-        )
+        torch.testing.assert_close(module.eval()(IMAGES), full.eval()(IMAGES), rtol=1e-9, atol=1e-9)
 
 
-def test_what_cannot_go_together_is_refused(tmp_path: Path) -> None:
+def test_options_that_exclude_compact_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="compact: true needs masks that are final before the first step"
     ):
@@ -158,16 +162,19 @@ from tests.training.test_compacted import Classes, Sizes, classifier
 
 def fit(epochs, ckpt_path=None, folder="two"):
     module, sizes = classifier(), Sizes()
-    trainer = Trainer(max_epochs=epochs, accelerator="cpu", devices=2, strategy="ddp", precision="64-true", logger=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[ModelCheckpoint(dirpath=folder, save_last=True),
-        PruneAtInit(SynFlow(), density=0.05, rounds=10, compact=True), sizes])
+    pruning = PruneAtInit(SynFlow(), density=0.05, rounds=10, compact=True)
+    saving = ModelCheckpoint(dirpath=folder, save_last=True)
+    trainer = Trainer(max_epochs=epochs, accelerator="cpu", devices=2, strategy="ddp",
+        precision="64-true", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[saving, pruning, sizes])
     trainer.fit(module, Classes(), ckpt_path=ckpt_path)
     assert isinstance(trainer.strategy, DDPStrategy) and trainer.world_size == 2
-    assert sizes.network == sizes.optimiser == sizes.wrapped < sum(p.numel() for p in module.network.parameters()) / 2
-    mine = torch.cat([p.detach().flatten() for p in module.network.parameters()])
-    first, second = trainer.strategy.all_gather(mine)
+    full = sum(p.numel() for p in module.network.parameters())
+    assert sizes.network == sizes.optimiser == sizes.wrapped < full / 2
+    weights = torch.cat([p.detach().flatten() for p in module.network.parameters()])
+    first, second = trainer.strategy.all_gather(weights)
     assert torch.equal(first, second)
-    return mine
+    return weights
 
 whole = fit(2)
 fit(1, folder="half")

@@ -1,6 +1,4 @@
-"""Compiled networks and channels-last ones: pruned as the plain network is, trained to the same
-weights, saved under the same names.
-"""
+"""Compiled and channels-last networks get the masks, weights and names of plain networks."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ def fit(
 
 @pytest.fixture
 def stepwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced and differentiated as ever, but not translated into C++, which takes a minute."""
+    """Compile with ``aot_eager``, since the C++ compilation of inductor takes a minute."""
     compile_in_place = nn.Module.compile
     monkeypatch.setattr(
         nn.Module,
@@ -51,7 +49,7 @@ def stepwise(monkeypatch: pytest.MonkeyPatch) -> None:
     ("pruner", "options"),
     [(SynFlow(), {}), (SNIP(), {"at_epoch": 1}), (GradualMagnitude(), {"rounds": 2})],
 )
-def test_a_compiled_run_is_pruned_trained_and_saved_as_a_plain_one(
+def test_a_compiled_run_is_pruned_trained_and_saved_like_a_plain_one(
     tmp_path: Path, stepwise: None, pruner: Pruner, options: dict[str, Any]
 ) -> None:
     states, masks = [], []
@@ -66,7 +64,7 @@ def test_a_compiled_run_is_pruned_trained_and_saved_as_a_plain_one(
     assert states[0].keys() == states[1].keys()
     for name in states[0]:
         torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-4, atol=1e-5)
-    # The compiled run's checkpoint goes into the plain network.
+    # The checkpoint of the compiled run loads into the plain network.
     plain = load_weights(conv().requires_grad_(False), tmp_path / "True/last.ckpt")
     assert all(not plain.get_parameter(name)[~mask].any() for name, mask in masks[0].items())
 
@@ -83,7 +81,7 @@ NETWORKS: dict[str, Any] = {
     "name",
     ["fc", "conv", *(pytest.param(x, marks=pytest.mark.slow) for x in ("vgg11", "resnet20"))],
 )
-def test_a_pruned_network_compiles_without_a_graph_break_to_the_same_outputs(name: str) -> None:
+def test_a_pruned_network_compiles_to_the_same_outputs_without_a_graph_break(name: str) -> None:
     build, shape = NETWORKS[name]
     network, images = build(), torch.randn(4, *shape)
     prune(network, SynFlow(), density=0.1, rounds=5, input_shape=shape)
@@ -93,8 +91,8 @@ def test_a_pruned_network_compiles_without_a_graph_break_to_the_same_outputs(nam
     torch.testing.assert_close(network(images), expected)
 
 
-def test_a_compiled_network_is_pruned_as_the_plain_one() -> None:
-    found = []
+def test_a_compiled_network_gets_the_masks_of_the_plain_one() -> None:
+    results = []
     for compiled in (True, False):
         network, images = (
             conv(),
@@ -113,13 +111,13 @@ def test_a_compiled_network_is_pruned_as_the_plain_one() -> None:
                 input_shape=SHAPE,
                 batches=[(images, torch.arange(20) % 10)],
             )
-            found.append((masks, network.state_dict()))
-    for (left, one), (right, other) in zip(found[:2], found[2:], strict=True):
+            results.append((masks, network.state_dict()))
+    for (left, one), (right, other) in zip(results[:2], results[2:], strict=True):
         assert all(torch.equal(left[name], right[name]) for name in left)
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_module_around_the_network_that_torch_compile_made_is_looked_through(
+def test_the_wrapper_module_of_torch_compile_is_unwrapped(
     tmp_path: Path,
 ) -> None:
     module = Classifier(conv(), optimizer=OPTIMIZERS["SGD"])
@@ -134,7 +132,7 @@ def test_a_module_around_the_network_that_torch_compile_made_is_looked_through(
 
 
 @pytest.mark.slow
-def test_a_network_that_is_compiled_to_machine_code_gives_the_same_outputs() -> None:
+def test_a_network_compiled_with_inductor_gives_the_same_outputs() -> None:
     network, images = conv(), torch.randn(4, *SHAPE)
     prune(network, SynFlow(), density=0.1, rounds=5, input_shape=SHAPE)
     expected = network(images)
@@ -145,7 +143,7 @@ def test_a_network_that_is_compiled_to_machine_code_gives_the_same_outputs() -> 
 
 @pytest.mark.parametrize(
     ("pruner", "options"),
-    [(SynFlow(), {}), (SNIP(), {"bias": True}), (GradualMagnitude(), {"rounds": 2})],
+    [(SynFlow(), {}), (SNIP(), {"mask_bias": True}), (GradualMagnitude(), {"rounds": 2})],
 )
 def test_a_channels_last_run_gets_the_same_masks_and_weights(
     tmp_path: Path, pruner: Pruner, options: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Our data under Lightning: resumed in the middle of an epoch, shared by two processes."""
+"""The data modules resume in the middle of an epoch and are shared by two processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from synflow_pl.data import Digits
 
 
 class Few(Digits):
-    """Fifty-three digits to train on, augmented: fourteen batches of four, the last of one."""
+    """Digits with 53 augmented training images: 13 batches of four and one of a single image."""
 
     crop_padding = 2
 
@@ -25,7 +25,7 @@ class Few(Digits):
 
 
 class Seen(Callback):
-    """What the module was trained on: for each step the sum of the images and the labels."""
+    """Record the sum of the images and the labels of each training step."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[float, list[int]]] = []
@@ -55,9 +55,8 @@ def fit(
         **options,
     }
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    Trainer(callbacks=[seen, *callbacks], **settings, **quiet).fit(
-        module, datamodule=data, ckpt_path=ckpt_path
-    )  # type: ignore[arg-type]
+    run = Trainer(callbacks=[seen, *callbacks], **settings, **quiet)  # type: ignore[arg-type]
+    run.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return seen, module
 
 
@@ -78,7 +77,7 @@ TRAINERS: list[dict[str, Any]] = [{}, {"limit_train_batches": 5}, {"val_check_in
 
 @pytest.mark.parametrize("data", PIPELINES, ids=["memory", "torchvision", "workers"])
 @pytest.mark.parametrize("options", TRAINERS, ids=["", "limited", "checked"])
-def test_a_run_that_is_resumed_anywhere_trains_on_the_same_images(
+def test_a_run_resumed_at_any_step_trains_on_the_same_images(
     data: dict[str, Any], options: dict[str, Any], tmp_path: Path
 ) -> None:
     whole, expected = fit(
@@ -103,7 +102,7 @@ def test_a_run_that_is_resumed_anywhere_trains_on_the_same_images(
         assert same_weights(module, expected), stop
 
 
-def test_a_run_goes_on_from_the_end_of_an_epoch_with_another_batch_size(tmp_path: Path) -> None:
+def test_a_run_resumes_from_the_end_of_an_epoch_with_another_batch_size(tmp_path: Path) -> None:
     fit(
         tmp_path,
         Few(),
@@ -114,7 +113,7 @@ def test_a_run_goes_on_from_the_end_of_an_epoch_with_another_batch_size(tmp_path
     assert [len(labels) for _, labels in seen.batches] == [10, 10, 10, 10, 10, 3]
 
 
-def test_a_run_in_the_middle_of_an_epoch_does_not_go_on_with_another_batch_size(
+def test_a_run_does_not_resume_within_an_epoch_with_another_batch_size(
     tmp_path: Path,
 ) -> None:
     fit(
@@ -125,7 +124,8 @@ def test_a_run_in_the_middle_of_an_epoch_does_not_go_on_with_another_batch_size(
     )
     with pytest.raises(
         ValueError,
-        match=r"stopped after batch 3 of an epoch with images 53, batch_size 4.*this run has .*batch_size 10",
+        match=r"stopped after batch 3 of an epoch with images 53, batch_size 4"
+        r".*this run has .*batch_size 10",
     ):
         fit(tmp_path, Few(batch_size=10), ckpt_path=tmp_path / "step=3.ckpt")
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_with_a_loader_is_read_with_weights_only(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
-def test_images_come_in_the_precision_of_the_network(precision: Any, tmp_path: Path) -> None:
+def test_images_have_the_precision_of_the_network(precision: Any, tmp_path: Path) -> None:
     seen, module = fit(tmp_path, Few(), max_epochs=1, precision=precision)
     assert len(seen.batches) == 14
     assert next(module.parameters()).dtype == (
@@ -156,7 +156,7 @@ def test_images_come_in_the_precision_of_the_network(precision: Any, tmp_path: P
 
 
 class Written(Callback):
-    """Writes what each rank was trained and validated on."""
+    """Write a file of the training and validation images of each rank."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -190,14 +190,13 @@ def read(folder: Path, name: str, epoch: int, rank: int) -> list[list[str]]:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_two_processes_share_each_epoch_and_train_as_one(pipeline: Any, tmp_path: Path) -> None:
+def test_two_processes_share_each_epoch_and_train_like_one(pipeline: Any, tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     modules = []
     for folder, options in ((two, {"devices": 2, "strategy": "ddp_fork"}), (one, {"devices": 1})):
         folder.mkdir()
-        data = Few(
-            pipeline=pipeline, val_size=5000 - 59
-        )  # 59: the last batch has three images, two for one and one for the other
+        # The last of 59 images' batches has three, two for one rank and one for the other.
+        data = Few(pipeline=pipeline, val_size=5000 - 59)
         _, module = fit(
             folder,
             data,
@@ -224,7 +223,6 @@ def test_two_processes_share_each_epoch_and_train_as_one(pipeline: Any, tmp_path
         image for rank in range(2) for batch in read(two, "val", 0, rank) for image in batch
     ]
     assert sorted(evaluated) == sorted(image for batch in read(one, "val", 0, 0) for image in batch)
-    # Each rank's loss counts by its images, so that the step is that of one process on the whole
-    # batch.
+    # Each rank's loss is weighted by its number of images, so the step is that of one process.
     for left, right in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)

@@ -1,6 +1,4 @@
-"""The same seed on the same machine gives the same weights, bit for bit, however the images are
-loaded.
-"""
+"""Equal seeds give bit-identical weights on one machine, for every way to load images."""
 
 from __future__ import annotations
 
@@ -48,7 +46,7 @@ def trained(folder: Path, **data: Any) -> Classifier:
     return module
 
 
-def test_zero_one_and_four_workers_give_identical_weights_and_so_does_memory_twice(
+def test_identical_weights_result_for_any_number_of_workers_and_from_two_runs_in_memory(
     tmp_path: Path,
 ) -> None:
     threads = torch.get_num_threads()
@@ -64,7 +62,7 @@ def test_zero_one_and_four_workers_give_identical_weights_and_so_does_memory_twi
     assert same_weights(*from_memory)
 
 
-def test_both_pipelines_give_identical_weights_where_they_draw_nothing(tmp_path: Path) -> None:
+def test_both_pipelines_give_identical_weights_without_augmentation(tmp_path: Path) -> None:
     assert same_weights(
         trained(tmp_path, augment=False),
         trained(tmp_path, augment=False, pipeline="torchvision", num_workers=1),
@@ -77,9 +75,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     assert not same_weights(first, other)
 
 
-def test_a_step_on_the_cpu_draws_what_the_seed_of_its_batch_draws_and_the_last_seed_is_known() -> (
-    None
-):
+def test_a_step_on_the_cpu_uses_the_seed_of_its_batch() -> None:
     from types import SimpleNamespace
 
     from synflow_pl.data.counter_rng import draws

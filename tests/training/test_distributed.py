@@ -1,6 +1,4 @@
-"""Two processes: one choice, the same masks and weights on both, and an error on one is an error on
-both.
-"""
+"""Two processes have equal masks and weights, and an error on rank 0 is raised on both."""
 
 from __future__ import annotations
 
@@ -33,39 +31,40 @@ from synflow_pl.pruners.sanity import Shuffled
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUIET: dict[str, Any] = {
-    "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu",
-}  # fmt: skip
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "accelerator": "cpu",
+}
 
 
-class Told(Callback):
-    """Writes what each rank ends with: its masks and weights, or its error. On another seed in each
-    rank.
-    """
+class ResultWriter(Callback):
+    """Set another seed on each rank, and write its final masks and weights to a file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        torch.manual_seed(trainer.global_rank)  # no two ranks draw the same
+        torch.manual_seed(trainer.global_rank)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pruning = next(
-            callback for callback in trainer.callbacks if isinstance(callback, PruneAtInit)
-        )  # type: ignore[attr-defined]
+        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+        pruning = next(callback for callback in callbacks if isinstance(callback, PruneAtInit))
         assert pruning.masks is not None
-        held = {
+        results = {
             "masks": dict(pruning.masks),
             "weights": pl_module.state_dict(),
             "diagnosed": pruning.diagnosis is not None,
         }
-        torch.save(held, self.folder / f"{trainer.global_rank}.pt")
+        torch.save(results, self.folder / f"{trainer.global_rank}.pt")
 
     def read(self) -> list[dict[str, Any]]:
         return [torch.load(self.folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-class Watched(PruneAtInit):
-    """Writes the error that each rank meets when its fit starts."""
+class ErrorWriter(PruneAtInit):
+    """Write the error that each rank raises when its fit starts to a file."""
 
     folder: Path
 
@@ -78,18 +77,17 @@ class Watched(PruneAtInit):
                 for rank in (trainer.global_rank, 1 - trainer.global_rank)
             )
             mine.write_text(f"{type(error).__name__}: {error}")
-            # The first process that ends has the other ended as well, which shall say first what it
-            # met.
-            patience = time.monotonic() + 20
-            while not other.exists() and time.monotonic() < patience:
+            # The first process that ends also ends the other, which must write its error before.
+            deadline = time.monotonic() + 20
+            while not other.exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
             raise
 
 
 def errors(
-    folder: Path, *before: Callback, pruning: Watched, module: Classifier | None = None
+    folder: Path, *before: Callback, pruning: ErrorWriter, module: Classifier | None = None
 ) -> list[str]:
-    """What two ranks met."""
+    """Return the errors of two ranks."""
     pruning.folder = folder
     with pytest.raises(ProcessRaisedException):
         two(folder, *before, pruning, module=module)
@@ -98,17 +96,17 @@ def errors(
 
 def two(
     folder: Path, *callbacks: Callback, module: Classifier | None = None, **options: Any
-) -> Told:
-    told = Told(folder)
+) -> ResultWriter:
+    writer = ResultWriter(folder)
     run = Trainer(
         max_epochs=2,
         devices=2,
         strategy="ddp_fork",
-        callbacks=[told, *callbacks],
+        callbacks=[writer, *callbacks],
         **(QUIET | options),
     )
     run.fit(module or classifier(), Classes())
-    return told
+    return writer
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -128,7 +126,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     ],
     ids=["random", "later", "reinitialised", "shuffled", "gradual"],
 )
-def test_two_ranks_hold_the_same_whatever_each_would_choose(
+def test_two_ranks_with_different_seeds_have_the_same_masks_and_weights(
     tmp_path: Path, pruner: Pruner, options: Any
 ) -> None:
     first, second = two(
@@ -138,7 +136,7 @@ def test_two_ranks_hold_the_same_whatever_each_would_choose(
     assert same(first["weights"], second["weights"])
     assert first["diagnosed"]
     assert second["diagnosed"]
-    # 544 weights in all, of which ceil(0.3 * 544) are kept.
+    # ceil(0.3 * 544) of 544 weights are kept.
     assert sum(int(mask.sum()) for mask in first["masks"].values()) == 164
     assert all(
         not first["weights"][f"network.{name}"][~mask].any()
@@ -147,21 +145,19 @@ def test_two_ranks_hold_the_same_whatever_each_would_choose(
 
 
 class Tampering(Callback):
-    """Changes something on the second rank alone, before the pruning callback looks."""
+    """Change masks or weights on rank 1 before the pruning callback compares them."""
 
     def __init__(self, what: str) -> None:
         self.what = what
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_rank == 1:
-            pruning = next(
-                callback for callback in trainer.callbacks if isinstance(callback, PruneAtInit)
-            )  # type: ignore[attr-defined]
+            callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+            pruning = next(callback for callback in callbacks if isinstance(callback, PruneAtInit))
             assert pruning.masks is not None
             if self.what == "weights":
-                list(pl_module.parameters())[-1].data[0] += (
-                    2**-20
-                )  # a bias, which no mask sets back
+                # The last parameter is a bias, which no mask sets to zero.
+                list(pl_module.parameters())[-1].data[0] += 2**-20
             elif self.what == "masks":
                 next(iter(pruning.masks.values()))[0, 0] ^= True
             else:
@@ -169,52 +165,54 @@ class Tampering(Callback):
 
 
 @pytest.mark.parametrize("what", ["masks", "weights", "nothing"])
-def test_a_rank_that_holds_something_else_is_named_on_every_rank(tmp_path: Path, what: str) -> None:
-    pruning, module = Watched(SynFlow(), density=0.3), classifier()
+def test_a_rank_with_other_masks_or_weights_is_named_in_the_error_of_every_rank(
+    tmp_path: Path, what: str
+) -> None:
+    pruning, module = ErrorWriter(SynFlow(), density=0.3), classifier()
     Trainer(max_epochs=1, callbacks=[pruning], **QUIET).fit(module, Classes())
     named = "weights" if what == "weights" else "masks"
-    said = errors(tmp_path, Tampering(what), pruning=pruning, module=module)
+    messages = errors(tmp_path, Tampering(what), pruning=pruning, module=module)
     assert all(
         error.startswith(f"Disagreement: the {named} of rank 1 are not those of rank 0")
-        for error in said
+        for error in messages
     )
 
 
 class Broken(Random):
-    """It fails where only the first rank gets."""
+    """Pruner that fails in ``score``, which only rank 0 calls."""
 
-    def score(self, subject: PruningState) -> dict[str, Tensor]:
+    def score(self, state: PruningState) -> dict[str, Tensor]:
         raise FloatingPointError("layers.1.weight: a score is nan")
 
 
-def test_an_error_of_the_first_rank_is_one_of_all(tmp_path: Path) -> None:
+def test_an_error_on_rank_zero_is_raised_on_every_rank(tmp_path: Path) -> None:
     assert (
-        errors(tmp_path, pruning=Watched(Broken(), density=0.3))
+        errors(tmp_path, pruning=ErrorWriter(Broken(), density=0.3))
         == ["FloatingPointError: layers.1.weight: a score is nan"] * 2
     )
 
 
-def test_a_dead_network_is_an_error_of_all_ranks(tmp_path: Path) -> None:
-    said = errors(tmp_path, pruning=Watched(Random(), num_kept=1))
-    assert all(error.startswith("DeadNetwork: the network is dead") for error in said)
+def test_a_dead_network_is_an_error_on_every_rank(tmp_path: Path) -> None:
+    messages = errors(tmp_path, pruning=ErrorWriter(Random(), num_kept=1))
+    assert all(error.startswith("DeadNetwork: the network is dead") for error in messages)
 
 
 class Unsendable(Random):
-    def score(self, subject: PruningState) -> dict[str, Tensor]:
+    def score(self, state: PruningState) -> dict[str, Tensor]:
         class Local(Exception):
-            """Of a class that no other process can find."""
+            """Error of a class that other processes cannot import."""
 
         raise Local("no score")
 
 
-def test_an_error_that_cannot_be_sent_is_told_by_name(tmp_path: Path) -> None:
-    assert errors(tmp_path, pruning=Watched(Unsendable(), density=0.3)) == [
+def test_an_error_that_cannot_be_pickled_is_sent_by_its_name_and_message(tmp_path: Path) -> None:
+    assert errors(tmp_path, pruning=ErrorWriter(Unsendable(), density=0.3)) == [
         "Local: no score",
         "RuntimeError: rank 0: Local: no score",
     ]
 
 
-def test_masks_of_a_file_that_differs_from_node_to_node_are_those_of_the_first(
+def test_masks_from_a_file_that_differs_between_nodes_are_those_of_rank_zero(
     tmp_path: Path,
 ) -> None:
     network = FC((1, 2, 4), depth=3, width=16)
@@ -224,7 +222,7 @@ def test_masks_of_a_file_that_differs_from_node_to_node_are_those_of_the_first(
         )
         for _ in range(2)
     )
-    pruning = PruneAtInit(None, masks=None)
+    pruning = PruneAtInit(None, masks_path=None)
     pruning._from_file = one
 
     class Elsewhere(Callback):
@@ -237,10 +235,10 @@ def test_masks_of_a_file_that_differs_from_node_to_node_are_those_of_the_first(
     assert same(first["masks"], dict(one))
 
 
-def test_two_ranks_choose_the_masks_of_one_in_half_precision_and_another_memory_format(
+def test_two_ranks_in_half_precision_and_channels_last_choose_the_masks_of_one_process(
     tmp_path: Path,
 ) -> None:
-    found = []
+    results = []
     for name, options in (
         ("two", {"devices": 2, "strategy": "ddp_fork", "precision": "bf16-true"}),
         ("one", {"devices": 1}),
@@ -251,23 +249,19 @@ def test_two_ranks_choose_the_masks_of_one_in_half_precision_and_another_memory_
         module = Classifier(
             Conv((1, 12, 12), width=8), optimizer=OPTIMIZERS["SGD"], channels_last=name == "two"
         )
-        run = Trainer(
-            max_epochs=1,
-            callbacks=[told := Told(folder), PruneAtInit(SNIP(), density=0.3)],
-            **QUIET,
-            **options,
-        )  # type: ignore[arg-type]
+        callbacks = [writer := ResultWriter(folder), PruneAtInit(SNIP(), density=0.3)]
+        run = Trainer(max_epochs=1, callbacks=callbacks, **QUIET, **options)  # type: ignore[arg-type]
         run.fit(module, Small(1, 12, 12))
-        found.append(
-            [torch.load(path, weights_only=True) for path in sorted(told.folder.iterdir())]
+        results.append(
+            [torch.load(path, weights_only=True) for path in sorted(writer.folder.iterdir())]
         )
-    (first, second), (alone,) = found
+    (first, second), (single,) = results
     assert same(first["weights"], second["weights"])
-    assert same(first["masks"], alone["masks"])
+    assert same(first["masks"], single["masks"])
 
 
 class Losses(Callback):
-    """Writes the loss of each step on each rank."""
+    """Write the losses and metrics of each rank to files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -296,15 +290,15 @@ def numbers(path: Path) -> Tensor:
     )
 
 
-def test_two_processes_train_a_pruned_network_as_one_does(tmp_path: Path) -> None:
-    held = {}
+def test_two_processes_train_a_pruned_network_like_one(tmp_path: Path) -> None:
+    results = {}
     for ranks in (2, 1):
         folder = tmp_path / str(ranks)
         folder.mkdir()
         callbacks = [PruneAtInit(SynFlow(), density=0.2, rounds=5), Losses(folder)]
         options: Any = {"devices": 2, "strategy": "ddp_fork"} if ranks == 2 else {"devices": 1}
-        # 59 images: the last batch has three, two for one rank and one for the other; 31 to
-        # validate on, in eight batches.
+        # The last of 59 images' batches has three, two for one rank and one for the other. Eight
+        # batches with 31 images are validated on.
         data = Few(val_size=5000 - 59)
         _, module = fit(
             folder,
@@ -316,11 +310,11 @@ def test_two_processes_train_a_pruned_network_as_one_does(tmp_path: Path) -> Non
             limit_val_batches=8,
             **options,
         )
-        held[ranks] = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    # Their losses count by their images, so that their plain mean is the mean over the batch.
+        results[ranks] = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    # Losses are weighted by the number of images, so their mean over ranks is that of the batch.
     shared = (numbers(tmp_path / "2/losses-0") + numbers(tmp_path / "2/losses-1")) / 2
     torch.testing.assert_close(shared, numbers(tmp_path / "1/losses-0"), rtol=1e-4, atol=1e-5)
-    for rank in range(2):  # metrics are those of all images, on every rank
+    for rank in range(2):  # every rank has the metrics of all images
         torch.testing.assert_close(
             numbers(tmp_path / f"2/metrics-{rank}"),
             numbers(tmp_path / "1/metrics-0"),
@@ -335,15 +329,15 @@ def test_two_processes_train_a_pruned_network_as_one_does(tmp_path: Path) -> Non
         )
     zeros = [
         {name: tensor == 0 for name, tensor in state.items() if name.endswith("weight")}
-        for state in held.values()
+        for state in results.values()
     ]
     assert same(*zeros)
-    for name in held[1]:
-        torch.testing.assert_close(held[2][name], held[1][name], rtol=1e-3, atol=1e-5)
+    for name in results[1]:
+        torch.testing.assert_close(results[2][name], results[1][name], rtol=1e-3, atol=1e-5)
 
 
 class Odd(Few):
-    """Digits of which 33 are held out and 33 are the test set."""
+    """Digits with 33 validation images and 33 test images."""
 
     def images(self, train: bool) -> tuple[Tensor, Tensor]:
         images, labels = super().images(train)
@@ -352,20 +346,20 @@ class Odd(Few):
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
 @pytest.mark.parametrize("batch_size", [34, 10, 4])
-def test_two_processes_evaluate_images_that_they_cannot_divide_as_one_does(
+def test_two_processes_evaluate_an_odd_number_of_images_like_one(
     stage: str, batch_size: int
 ) -> None:
     torch.manual_seed(0)
     module = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
     data = Odd(val_size=33, batch_size=batch_size)
-    found = []
+    results = []
     for options in ({"devices": 2, "strategy": "ddp_fork"}, {"devices": 1}):
         run = Trainer(**QUIET, **options)  # type: ignore[arg-type]
-        found.append(getattr(run, stage)(module, datamodule=data, verbose=False)[0])
-    assert found[0].keys() == found[1].keys()
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        results.append(getattr(run, stage)(module, datamodule=data, verbose=False)[0])
+    assert results[0].keys() == results[1].keys()
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
     if stage == "validate":
         images, labels = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
         assert len(labels) == 33
         by_hand = nn.functional.cross_entropy(module(images), labels).item()
-        assert found[0]["val/loss"] == pytest.approx(by_hand, rel=1e-5)
+        assert results[0]["val/loss"] == pytest.approx(by_hand, rel=1e-5)

@@ -1,6 +1,4 @@
-"""After every one of 200 optimiser steps: removed weights are zeros, and living ones as if the mask
-stood in the forward pass.
-"""
+"""After each of 200 steps pruned weights are zero, and kept weights those of a masked forward."""
 
 from __future__ import annotations
 
@@ -20,37 +18,38 @@ from synflow_pl.pruners import SynFlow
 
 STEPS = 200
 ALL = {**OPTIMIZERS, "Muon": lambda parameters: torch.optim.Muon(parameters, lr=0.01, momentum=0.9)}
-# Two batches to each step; the norm is clipped in every step, or single entries are.
+# Each step accumulates two batches; gradients are clipped by their norm or by value.
 CLIPPED: dict[str, Any] = {"by norm": {}, "by value": {"gradient_clip_algorithm": "value"}}
 
 
-class Watch(Callback):
-    """Weights after each optimiser step."""
+class RecordWeights(Callback):
+    """Record the weights after each optimiser step."""
 
     def __init__(self) -> None:
         self.weights: list[dict[str, Tensor]] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step > len(self.weights):
+            network: Any = pl_module.network
             self.weights.append(
-                {name: p.detach().clone() for name, p in pl_module.network.named_parameters()}
-            )  # type: ignore[union-attr]
+                {name: p.detach().clone() for name, p in network.named_parameters()}
+            )
 
 
 def network(optimizer: str) -> nn.Module:
     torch.manual_seed(0)
-    found = FC((1, 2, 4), depth=3, width=16)
-    if optimizer == "Muon":  # it takes matrices only
-        for layer in found.layers:
+    fc = FC((1, 2, 4), depth=3, width=16)
+    if optimizer == "Muon":  # Muon accepts matrices only
+        for layer in fc.layers:
             if isinstance(layer, nn.Linear):
                 layer.bias = None
-    return found
+    return fc
 
 
 def train(
     folder: Path, module: Classifier, *callbacks: Callback, clip: str, precision: Any
 ) -> list[dict[str, Tensor]]:
-    watch = Watch()
+    recorded = RecordWeights()
     options = {
         "max_epochs": -1,
         "max_steps": STEPS,
@@ -59,10 +58,10 @@ def train(
         **CLIPPED[clip],
     }
     trainer(
-        folder, *callbacks, watch, enable_checkpointing=False, precision=precision, **options
+        folder, *callbacks, recorded, enable_checkpointing=False, precision=precision, **options
     ).fit(module, Classes())
-    assert len(watch.weights) == STEPS
-    return watch.weights
+    assert len(recorded.weights) == STEPS
+    return recorded.weights
 
 
 def check_zeros(masks: Any, steps: list[dict[str, Tensor]]) -> None:
@@ -75,16 +74,14 @@ def check_zeros(masks: Any, steps: list[dict[str, Tensor]]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-true"])
 @pytest.mark.parametrize("optimizer", ALL)
-def test_removed_weights_are_zeros_after_every_step(
+def test_pruned_weights_are_zero_after_every_step(
     tmp_path: Path, optimizer: str, precision: str
 ) -> None:
     def build(parameters: Any) -> Any:
         built = ALL[optimizer](parameters)
         if precision == "16-true":
             for group in built.param_groups:
-                group["eps"] = (
-                    1e-4  # the usual 1e-8 is zero in float16, and living weights become 0 / 0
-                )
+                group["eps"] = 1e-4  # the default 1e-8 is zero in float16 and gives 0 / 0
         return built
 
     pruning = PruneAtInit(SynFlow(), density=0.2)
@@ -94,7 +91,7 @@ def test_removed_weights_are_zeros_after_every_step(
 
 
 class InForward(Classifier):
-    """The reference: nothing is held at zero, but the forward pass multiplies by the mask."""
+    """Reference that multiplies weights by the mask in the forward pass."""
 
     masks: dict[str, Tensor]
 
@@ -120,7 +117,7 @@ class InForward(Classifier):
         for clip in CLIPPED
     ],
 )
-def test_living_weights_are_those_of_a_run_that_masks_its_forward_pass(
+def test_kept_weights_equal_those_of_a_run_that_masks_its_forward_pass(
     tmp_path: Path, optimizer: str, clip: str
 ) -> None:
     pruning = PruneAtInit(SynFlow(), density=0.2)

@@ -1,4 +1,4 @@
-"""Training goes on from every checkpoint that it keeps as if it had never stopped."""
+"""Training that resumes from any checkpoint ends with the weights of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from synflow_pl.training.signals import Stopped
 
 
 class Copies(DurableCheckpointIO):
-    """Keeps a copy of every checkpoint as it was."""
+    """Keep a copy of every checkpoint, before the next one replaces it."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -75,7 +75,7 @@ def fit(
 
 
 def copies(folder: Path) -> dict[int, Path]:
-    """The checkpoints that were kept, by step."""
+    """Return the copies of checkpoints, by step."""
     return {
         int(path.stem.partition("-")[2]): path
         for path in sorted(folder.glob("*.copy"), key=lambda path: int(path.stem.split("-")[0]))
@@ -83,8 +83,8 @@ def copies(folder: Path) -> dict[int, Path]:
 
 
 CASES: dict[str, tuple[dict[str, Any], list[int]]] = {
-    # Fourteen batches in an epoch: every five steps, and at the end of each epoch, from which five
-    # are counted anew.
+    # An epoch has 14 batches. A checkpoint is saved at its end, and every five steps counted from
+    # the last checkpoint.
     "plain": ({}, [5, 10, 14, 19, 24, 28, 33, 38, 42]),
     "accumulated": ({"accumulate_grad_batches": 4, "every": 2}, [2, 4, 6, 8, 10, 12]),
     "until a step": (
@@ -98,7 +98,7 @@ CASES: dict[str, tuple[dict[str, Any], list[int]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_goes_on_from_each_of_its_checkpoints_as_if_it_had_never_stopped(
+def test_training_resumed_from_any_checkpoint_ends_with_the_same_weights(
     case: str, tmp_path: Path
 ) -> None:
     options, expected = CASES[case]
@@ -115,9 +115,9 @@ def test_it_goes_on_from_each_of_its_checkpoints_as_if_it_had_never_stopped(
     ]
 
 
-def test_a_schedule_that_waits_for_a_plateau_goes_on_too(tmp_path: Path) -> None:
-    # The metric rises (a threshold of -10 asks for a fall by more than ten), so that the rate is
-    # halved after each epoch but the first.
+def test_a_plateau_schedule_resumes_from_any_checkpoint(tmp_path: Path) -> None:
+    # With this threshold the metric never improves, so the learning rate is halved after each
+    # epoch except the first.
     schedule = lambda optimizer: ReduceLROnPlateau(  # noqa: E731
         optimizer, "val/loss", patience=0, factor=0.5, threshold=10, threshold_mode="abs"
     )
@@ -130,16 +130,15 @@ def test_a_schedule_that_waits_for_a_plateau_goes_on_too(tmp_path: Path) -> None
         assert same_weights(module, whole), step
 
 
-def test_masks_that_change_while_it_trains_and_averages_go_on_too(tmp_path: Path) -> None:
+def test_gradual_pruning_and_averages_resume_from_any_checkpoint(tmp_path: Path) -> None:
     callbacks = lambda: [  # noqa: E731
         PruneAtInit(GradualMagnitude(end_fraction=0.5), density=0.1, rounds=5),
         EMAWeightAveraging(decay=0.9),
     ]
     _, whole = fit(tmp_path / "whole", *callbacks())
     expected = read(tmp_path / "whole/last.ckpt")[KEY]
-    for step, path in list(copies(tmp_path / "whole").items())[
-        :-1
-    ]:  # from the last one nothing is left to train
+    # The last checkpoint is left out, since no step remains after it.
+    for step, path in list(copies(tmp_path / "whole").items())[:-1]:
         _, module = fit(tmp_path / str(step), *callbacks(), ckpt_path=path)
         assert same_weights(module, whole), step
         masks = read(tmp_path / str(step) / "last.ckpt")[KEY]["masks"]["masks"]
@@ -152,7 +151,7 @@ def test_masks_that_change_while_it_trains_and_averages_go_on_too(tmp_path: Path
 
 
 class Signal(Callback):
-    """Sends this process one signal in the middle of a batch, of a validation, or of pruning."""
+    """Send this process one signal during a batch, a validation or the pruning."""
 
     def __init__(self, when: str, number: signal.Signals) -> None:
         self.when, self.number = when, number
@@ -176,7 +175,7 @@ class Signal(Callback):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("when", "step"), [("step 4", 5), ("step 13", 14), ("validation", 14)])
-def test_a_signal_is_honoured_after_the_running_batch(
+def test_a_signal_stops_training_after_the_current_batch_or_validation(
     when: str, step: int, number: signal.Signals, tmp_path: Path
 ) -> None:
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
@@ -187,7 +186,7 @@ def test_a_signal_is_honoured_after_the_running_batch(
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_a_signal_waits_for_the_gradients_that_are_being_accumulated(tmp_path: Path) -> None:
+def test_a_signal_stops_training_after_gradient_accumulation(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         fit(tmp_path, Signal("step 1", signal.SIGINT), accumulate_grad_batches=4, every=100)
     saved = read(tmp_path / "last.ckpt")
@@ -195,14 +194,14 @@ def test_a_signal_waits_for_the_gradients_that_are_being_accumulated(tmp_path: P
     assert saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 8
 
 
-def test_before_training_a_signal_ends_it_at_once(tmp_path: Path) -> None:
+def test_a_signal_during_pruning_ends_the_process_at_once(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as left:
         fit(tmp_path, Signal("pruning", signal.SIGINT))
     assert isinstance(left.value.__context__, KeyboardInterrupt)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_checkpoints_are_kept_after_at_least_one_step() -> None:
+def test_the_interval_between_checkpoints_must_be_at_least_one_step() -> None:
     with pytest.raises(
         ValueError, match="checkpoint_every_n_steps: 0 optimiser steps must be at least 1"
     ):
@@ -213,8 +212,9 @@ def test_checkpoints_are_kept_after_at_least_one_step() -> None:
 
 
 class Own(LightningModule):
-    """Logs in every way that is collective, at every time, and gathers in hooks between; each value
-    is the rank or a constant.
+    """Log metrics with every kind of reduction, and call ``all_gather`` in hooks.
+
+    Each logged value is the rank plus a constant.
     """
 
     def __init__(self) -> None:
@@ -234,9 +234,8 @@ class Own(LightningModule):
             sync_dist=True,
             reduce_fx="sum",
         )
-        if (
-            self.current_epoch
-        ):  # comes later in Lightning's table than what the end of the first epoch logs
+        # This metric follows those of the first epoch's end in Lightning's table of results.
+        if self.current_epoch:
             self.log("later", 10.0 + self.global_rank, on_epoch=True, prog_bar=True, sync_dist=True)
         return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
 
@@ -256,14 +255,14 @@ class Own(LightningModule):
 
 
 class Early(Callback):
-    """Logs at the end of an epoch, before the progress bar."""
+    """Log a metric at the end of an epoch, before the progress bar reads metrics."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.log("early", 50.0 + trainer.global_rank, prog_bar=True, sync_dist=True)
 
 
 class ReadByOneRank(Callback):
-    """Reads metrics in every hook on one rank alone, and writes those of each epoch."""
+    """Read metrics in every hook on a single rank, and write those of the last epoch to files."""
 
     def __init__(self, rank: int, folder: Path) -> None:
         self.rank, self.folder = rank, folder
@@ -276,11 +275,10 @@ class ReadByOneRank(Callback):
             for key, value in {**trainer.callback_metrics, **trainer.progress_bar_metrics}.items()
         }
 
-    on_train_start = on_train_end = on_train_epoch_start = on_validation_start = (
-        on_validation_end
-    ) = read  # type: ignore[assignment]
-    on_train_batch_start = on_train_batch_end = on_validation_batch_end = on_sanity_check_end = read  # type: ignore[assignment]
-    on_validation_epoch_end = on_fit_end = read  # type: ignore[assignment]
+    on_train_start = on_train_end = on_train_epoch_start = read  # type: ignore[assignment]
+    on_validation_start = on_validation_end = on_validation_epoch_end = read  # type: ignore[assignment]
+    on_train_batch_start = on_train_batch_end = on_validation_batch_end = read  # type: ignore[assignment]
+    on_sanity_check_end = on_fit_end = read  # type: ignore[assignment]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.read(trainer)
@@ -304,7 +302,7 @@ class ReadByOneRank(Callback):
     ],
     ids=["rich", "tqdm, not validated", "validated within"],
 )
-def test_one_rank_alone_may_read_any_metric_at_any_time(
+def test_a_single_rank_may_read_any_metric_in_any_hook(
     rank: int, bar: Any, options: dict[str, Any], tmp_path: Path
 ) -> None:
     callbacks = [

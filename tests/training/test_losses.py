@@ -1,4 +1,4 @@
-"""The loss that a data-driven pruner scores by is the module's own, or is asked for."""
+"""A data-driven pruner uses the loss of the module, or an error asks for the option."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from synflow_pl.training.introspection import find_loss
 
 
 class Task(LightningModule):
-    """A regression whose loss is in its training step; attributes are added by each test."""
+    """Regression with the loss in its training step, and with the attributes that a test adds."""
 
     def __init__(self, outputs: int = 3, **attributes: Any) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class WithStaticMethod(Task):
     [nn.L1Loss(), functional.l1_loss, partial(functional.smooth_l1_loss, beta=0.5)],
     ids=["module", "function", "partial"],
 )
-def test_a_loss_is_scored_by_under_each_name(tmp_path: Path, name: str, loss: Any) -> None:
+def test_a_loss_is_used_under_each_attribute_name(tmp_path: Path, name: str, loss: Any) -> None:
     module = Task(**{name: loss})
     right = expected(module, loss, SNIP())
     masks = masks_of(tmp_path, module, PruneAtInit(SNIP(), density=0.2))
@@ -97,27 +97,24 @@ def test_a_loss_is_scored_by_under_each_name(tmp_path: Path, name: str, loss: An
     "pruner", [SNIP(), GraSP(), FORCE()], ids=lambda pruner: type(pruner).__name__
 )
 @pytest.mark.parametrize("kind", [WithMethod, WithStaticMethod])
-def test_a_loss_that_is_a_method_is_scored_by(tmp_path: Path, kind: Any, pruner: Any) -> None:
+def test_a_loss_that_is_a_method_is_used(tmp_path: Path, kind: Any, pruner: Any) -> None:
     module = kind()
     right = expected(module, nn.L1Loss(), pruner)
     masks = masks_of(tmp_path, module, PruneAtInit(pruner, density=0.2, on_collapse="warn"))
     assert all(torch.equal(masks[key], right[key]) for key in right)
 
 
-def test_the_loss_that_is_given_wins(tmp_path: Path) -> None:
+def test_the_loss_option_takes_precedence_over_attributes(tmp_path: Path) -> None:
     for module in (Task(), Task(loss=nn.MSELoss())):
         right = expected(module, nn.L1Loss(), SNIP())
         masks = masks_of(tmp_path, module, PruneAtInit(SNIP(), density=0.2, loss=nn.L1Loss()))
         assert all(torch.equal(masks[key], right[key]) for key in right)
 
 
-def test_a_function_may_bring_outputs_and_labels_to_one_shape(tmp_path: Path) -> None:
+def test_a_loss_function_may_reshape_outputs(tmp_path: Path) -> None:
     module = Task(1)
-    callback = PruneAtInit(
-        SNIP(),
-        density=0.2,
-        loss=lambda outputs, labels: functional.mse_loss(outputs.squeeze(1), labels),
-    )  # type: ignore[arg-type]
+    loss: Any = lambda outputs, labels: functional.mse_loss(outputs.squeeze(1), labels)  # noqa: E731
+    callback = PruneAtInit(SNIP(), density=0.2, loss=loss)
     right = expected(module, nn.MSELoss(), SNIP())
     masks = masks_of(
         tmp_path, module, callback, labels=lambda features: labels_of(features, 1).squeeze(1)
@@ -126,7 +123,7 @@ def test_a_function_may_bring_outputs_and_labels_to_one_shape(tmp_path: Path) ->
 
 
 class OfImages(Task):
-    """Two arguments, but the first is the input."""
+    """Module with a method ``loss`` whose first argument is the input."""
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         return functional.mse_loss(self(images[:, :1].expand(-1, 20)), labels)
@@ -153,7 +150,7 @@ class Several(Task):
     [
         (
             Task,
-            "Task has no attribute loss, criterion, loss_fn, loss_function that is a loss of two arguments",
+            "Task has no attribute loss, criterion, loss_fn, loss_function that is a loss of two",
         ),
         (lambda: Task(loss=torch.tensor(1.0)), "loss of Task is no loss of two arguments"),
         (lambda: Task(loss=0.5), "loss of Task is no loss"),
@@ -171,14 +168,14 @@ class Several(Task):
         (OfOne, "loss of OfOne is no loss of two arguments"),
         (
             OfImages,
-            r"loss\(\) of OfImages is no loss of the network's outputs and labels, since it runs the network",
+            r"loss\(\) of OfImages is no loss of the network's outputs and labels, since it runs",
         ),
         (OfBatch, r"loss\(\) of OfBatch is no loss of the network's outputs and labels"),
         (Several, "Several has several losses, criterion, loss_fn, and the pruner scores by one"),
     ],
     ids=range(12),
 )
-def test_a_loss_that_is_not_known_for_sure_is_asked_for(
+def test_a_missing_or_ambiguous_loss_is_an_error_that_asks_for_the_option(
     tmp_path: Path, module: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"{message}.*give PruneAtInit loss="):
@@ -189,7 +186,7 @@ def test_a_loss_that_would_broadcast_labels_is_refused(tmp_path: Path) -> None:
     callback = PruneAtInit(SNIP(), density=0.2)
     with pytest.raises(
         ValueError,
-        match="the loss of Task compares outputs and labels of different shapes; give PruneAtInit loss=",
+        match="the loss of Task compares outputs and labels of different shapes; give PruneAtInit",
     ):
         masks_of(
             tmp_path,
@@ -199,7 +196,7 @@ def test_a_loss_that_would_broadcast_labels_is_refused(tmp_path: Path) -> None:
         )
 
 
-def test_a_metric_beside_a_loss_is_no_second_loss() -> None:
+def test_metrics_and_tensors_do_not_count_as_losses() -> None:
     criterion = nn.MSELoss()
     assert find_loss(Task(loss=MeanMetric(), criterion=criterion)) is criterion
     assert find_loss(Task(loss=torch.tensor(0.0), loss_fn=criterion)) is criterion
@@ -209,7 +206,7 @@ def test_a_metric_beside_a_loss_is_no_second_loss() -> None:
 
 
 @pytest.mark.parametrize("pruner", [SynFlow(), Magnitude()], ids=["synflow", "magnitude"])
-def test_a_pruner_without_data_needs_no_loss(tmp_path: Path, pruner: Any) -> None:
+def test_a_data_free_pruner_needs_no_loss(tmp_path: Path, pruner: Any) -> None:
     callback = PruneAtInit(pruner, density=0.2, on_collapse="warn")
     assert masks_of(tmp_path, Task(1), callback, labels=lambda features: features[:, 0]) is not None
 
@@ -230,6 +227,6 @@ def test_a_checkpoint_with_masks_needs_no_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", [nn.MSELoss, "mse", nn.TripletMarginLoss(), lambda batch: batch])
-def test_what_cannot_be_a_loss_is_refused_at_once(loss: Any) -> None:
+def test_an_impossible_loss_option_is_refused_by_the_constructor(loss: Any) -> None:
     with pytest.raises(TypeError, match="must be a module or function of two arguments"):
         PruneAtInit(SNIP(), density=0.2, loss=loss)

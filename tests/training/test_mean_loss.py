@@ -1,6 +1,4 @@
-"""The loss of an epoch is the mean over its images, whatever the batches, the ranks, the precision
-and the values.
-"""
+"""The loss of an epoch is the mean over its images for any batches, ranks, precision and values."""
 
 from __future__ import annotations
 
@@ -18,11 +16,15 @@ from synflow_pl import Classifier
 from synflow_pl.training.mean_loss import MeanLoss
 
 QUIET: dict[str, Any] = {
-    "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu",
-}  # fmt: skip
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "accelerator": "cpu",
+}
 
 
-def test_batches_count_by_their_images() -> None:
+def test_batches_are_weighted_by_their_number_of_images() -> None:
     metric = MeanLoss()
     metric.update(torch.tensor(2.0), 30)
     metric.update(torch.tensor(5.0), 3)
@@ -30,7 +32,7 @@ def test_batches_count_by_their_images() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stays_in_the_mean(value: float) -> None:
+def test_nan_and_infinite_losses_are_not_skipped(value: float) -> None:
     metric = MeanLoss()
     metric.update(torch.tensor(2.0), 30)
     metric.update(torch.tensor(value), 3)
@@ -38,7 +40,7 @@ def test_a_loss_that_is_no_number_stays_in_the_mean(value: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_sums_are_in_float32_in_a_module_of_any_precision(dtype: torch.dtype) -> None:
+def test_sums_are_float32_in_a_module_of_any_precision(dtype: torch.dtype) -> None:
     module = nn.ModuleDict({"loss": MeanLoss()}).to(dtype)
     metric: Any = module["loss"]
     for epoch in range(2):
@@ -49,7 +51,7 @@ def test_sums_are_in_float32_in_a_module_of_any_precision(dtype: torch.dtype) ->
         metric.reset()
 
 
-def test_a_metric_made_in_another_default_precision_has_sums_in_float32() -> None:
+def test_sums_are_float32_under_another_default_dtype() -> None:
     torch.set_default_dtype(torch.bfloat16)
     try:
         metric = MeanLoss()
@@ -73,31 +75,31 @@ def loader(labels: list[int], batch_size: int) -> DataLoader[Any]:
 def test_a_network_in_half_precision_is_tested_on_all_images() -> None:
     labels = [0] * 1200 + [6] * 400
     module = Classifier(Fixed([6.0, 5, 4, 3, 2, 1, 0]), num_classes=7)
-    [found] = Trainer(precision="bf16-true", **QUIET).test(
+    [result] = Trainer(precision="bf16-true", **QUIET).test(
         module, loader(labels, 32), verbose=False
     )
-    # Each loss is rounded to 8 bits; a sum of images in this precision would end at 256.
-    assert found["test/loss"] == pytest.approx((3 * fixed_loss(0) + fixed_loss(6)) / 4, rel=0.01)
-    assert found["test/accuracy"] == pytest.approx(0.75)
+    # Losses are rounded to bfloat16, in which a count of images would stop growing at 256.
+    assert result["test/loss"] == pytest.approx((3 * fixed_loss(0) + fixed_loss(6)) / 4, rel=0.01)
+    assert result["test/accuracy"] == pytest.approx(0.75)
 
 
-def test_each_of_several_validation_loaders_has_metrics_of_its_own() -> None:
+def test_each_validation_dataloader_has_its_own_metrics() -> None:
     module = Classifier(Fixed([6.0, 5, 4, 3, 2, 1, 0]), num_classes=7)
-    found = Trainer(**QUIET).validate(
+    results = Trainer(**QUIET).validate(
         module, [loader([0, 0, 1], 2), loader([6, 0, 0, 0], 3)], verbose=False
     )
     assert [
-        each[f"val/loss/dataloader_idx_{index}"] for index, each in enumerate(found)
+        each[f"val/loss/dataloader_idx_{index}"] for index, each in enumerate(results)
     ] == pytest.approx(
         [(2 * fixed_loss(0) + fixed_loss(1)) / 3, (3 * fixed_loss(0) + fixed_loss(6)) / 4]
     )
     assert [
-        each[f"val/accuracy/dataloader_idx_{index}"] for index, each in enumerate(found)
+        each[f"val/accuracy/dataloader_idx_{index}"] for index, each in enumerate(results)
     ] == pytest.approx([2 / 3, 3 / 4])
 
 
 class Interrupted(Callback):
-    """Fails in the second batch of training, validation or test."""
+    """Raise an error in the second batch of training, validation or test."""
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -119,7 +121,7 @@ class Interrupted(Callback):
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
-def test_an_interrupted_stage_leaves_nothing_in_the_metrics_of_the_next(stage: str) -> None:
+def test_metrics_do_not_contain_batches_of_an_interrupted_stage(stage: str) -> None:
     module = Classifier(
         Fixed([6.0, 5, 4, 3, 2, 1, 0]),
         7,
@@ -135,5 +137,5 @@ def test_an_interrupted_stage_leaves_nothing_in_the_metrics_of_the_next(stage: s
     assert float(run.callback_metrics[f"{name}/accuracy"]) == 1
 
 
-def test_metrics_add_nothing_to_the_weights_of_a_classifier() -> None:
+def test_the_state_dict_of_a_classifier_contains_no_metrics() -> None:
     assert list(Classifier(Fixed([0.0, 1.0]), num_classes=2).state_dict()) == ["network.logits"]

@@ -1,6 +1,4 @@
-"""Metrics that are monitored, and the learning rate and batch size that Lightning's finders set in
-our classifier.
-"""
+"""Monitored metrics are checked, and tuners set learning rate and batch size of the classifier."""
 
 from __future__ import annotations
 
@@ -18,8 +16,8 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.cli import ReduceLROnPlateau
 from pytorch_lightning.tuner import Tuner
-from test_around import Both
 from test_prune_at_init import Classes, trainer
+from test_trainer_features import Both
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
@@ -40,7 +38,7 @@ def build(scheduler: Any = halving) -> Classifier:
 
 
 class Rates(Callback):
-    """Learning rate of each epoch."""
+    """Record the learning rate of each epoch."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -49,7 +47,7 @@ class Rates(Callback):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def test_the_learning_rate_finder_sets_the_rate_of_our_classifier_and_of_its_schedule(
+def test_the_learning_rate_finder_sets_the_rate_of_the_classifier_and_its_schedule(
     tmp_path: Path,
 ) -> None:
     finder, rates, module = (
@@ -66,29 +64,29 @@ def test_the_learning_rate_finder_sets_the_rate_of_our_classifier_and_of_its_sch
     )
     run.fit(module, Both())
     assert finder.optimal_lr is not None
-    found = finder.optimal_lr.suggestion()
-    assert found is not None
-    assert module.lr == found != 0.1
-    assert rates.rates == pytest.approx([found * rate for rate in RATES])
+    suggested = finder.optimal_lr.suggestion()
+    assert suggested is not None
+    assert module.lr == suggested != 0.1
+    assert rates.rates == pytest.approx([suggested * rate for rate in RATES])
 
 
-def test_the_tuner_sets_the_rate_that_the_next_fit_trains_with(tmp_path: Path) -> None:
+def test_the_tuner_sets_the_learning_rate_of_the_next_fit(tmp_path: Path) -> None:
     rates, module = Rates(), build()
     run = trainer(
         tmp_path, PruneAtInit(SynFlow(), density=0.2, rounds=2), rates, enable_checkpointing=False
     )
-    found = Tuner(run).lr_find(
+    finder = Tuner(run).lr_find(
         module, datamodule=Both(), num_training=30, early_stop_threshold=None
     )
-    assert found is not None
-    suggestion = found.suggestion()
-    assert suggestion is not None
+    assert finder is not None
+    suggested = finder.suggestion()
+    assert suggested is not None
     rates.rates.clear()
     run.fit(module, Both())
-    assert rates.rates == pytest.approx([suggestion * rate for rate in RATES])
+    assert rates.rates == pytest.approx([suggested * rate for rate in RATES])
 
 
-def test_a_classifier_without_a_rate_of_its_own_trains_with_the_optimisers(tmp_path: Path) -> None:
+def test_a_classifier_without_a_learning_rate_uses_that_of_its_optimiser(tmp_path: Path) -> None:
     rates, module = Rates(), build()
     trainer(tmp_path, rates, enable_checkpointing=False).fit(module, Classes())
     assert module.lr is None
@@ -162,9 +160,7 @@ def test_a_metric_that_is_never_logged_is_refused_before_pruning(
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_a_plateau_is_looked_for_in_the_epochs_that_are_validated(
-    tmp_path: Path, every: int
-) -> None:
+def test_a_plateau_schedule_steps_in_epochs_with_a_validation(tmp_path: Path, every: int) -> None:
     module = build(plateau("val/loss"))
     run = trainer(
         tmp_path,
@@ -184,9 +180,9 @@ def test_metrics_of_training_can_be_monitored_without_a_validation(tmp_path: Pat
     assert run.lr_scheduler_configs[0].scheduler.last_epoch == 2
 
 
-def test_torchs_plateau_is_refused_since_it_names_no_metric() -> None:
+def test_torchs_plateau_schedule_is_refused_since_it_names_no_metric() -> None:
     with pytest.raises(
         ValueError,
-        match=r"model.scheduler: .* does not say which metric it monitors; use pytorch_lightning.cli",
+        match=r"model.scheduler: .* does not say which metric it monitors; use pytorch_lightning.c",
     ):
         build(torch.optim.lr_scheduler.ReduceLROnPlateau).configure_optimizers()

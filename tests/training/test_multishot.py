@@ -14,7 +14,7 @@ from synflow_pl.training.checkpoints import KEY
 from synflow_pl.training.rewinding import REWIND, ended, level_density, mark_ended
 
 
-def test_each_level_leaves_the_same_fraction_and_the_last_exactly_what_was_asked() -> None:
+def test_each_level_keeps_the_same_fraction_and_the_last_has_exactly_the_density() -> None:
     assert [level_density(0.008, level, 3) for level in (0, 3)] == [1, Fraction(8, 1000)]
     assert [float(level_density(0.008, level, 3)) for level in (1, 2)] == pytest.approx([0.2, 0.04])
     with pytest.raises(ValueError, match=r"density: 2 is not in \(0, 1\]"):
@@ -22,7 +22,7 @@ def test_each_level_leaves_the_same_fraction_and_the_last_exactly_what_was_asked
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_a_rewind_point_holds_weights_and_progress_but_neither_momentum_nor_masks(
+def test_a_rewind_point_has_weights_and_progress_but_neither_momentum_nor_masks(
     tmp_path: Path, epoch: int
 ) -> None:
     module = classifier()
@@ -40,7 +40,7 @@ def test_a_rewind_point_holds_weights_and_progress_but_neither_momentum_nor_mask
     assert all(same) if epoch == 0 else not any(same)
 
 
-def test_training_goes_on_from_the_initialisation_as_if_it_had_never_stopped(
+def test_training_resumed_from_the_initialisation_ends_with_the_same_weights(
     tmp_path: Path,
 ) -> None:
     whole = classifier()
@@ -62,7 +62,7 @@ def test_a_negative_epoch_is_refused() -> None:
         RewindPoint(-1)
 
 
-def test_a_level_has_ended_when_it_says_so(tmp_path: Path) -> None:
+def test_a_level_is_completed_once_it_is_marked(tmp_path: Path) -> None:
     assert not ended(tmp_path)
     mark_ended(tmp_path, 1, 3, 0, 0.2)
     assert ended(tmp_path)

@@ -1,4 +1,4 @@
-"""Whatever the training computes in, masks are chosen in float32 or better."""
+"""Masks are chosen in float32 or better for every precision of the training."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def same(left: Masks, right: Masks) -> bool:
 
 
 class Small(Classes):
-    """Images for the networks with convolutions."""
+    """Data module with images of any shape."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -74,12 +74,12 @@ NETWORKS: dict[str, Any] = {
 
 def test_every_network_gets_the_same_masks_under_every_precision(tmp_path: Path) -> None:
     build, shape = NETWORKS["fc"]
-    found = {}
+    by_precision = {}
     for precision in PRECISIONS:
         torch.manual_seed(0)
-        found[precision] = masks_of(tmp_path, build(), SynFlow(), Small(*shape), precision)
-    assert all(same(found["32-true"], masks) for masks in found.values()), [
-        name for name in found if not same(found["32-true"], found[name])
+        by_precision[precision] = masks_of(tmp_path, build(), SynFlow(), Small(*shape), precision)
+    assert all(same(by_precision["32-true"], masks) for masks in by_precision.values()), [
+        name for name in by_precision if not same(by_precision["32-true"], by_precision[name])
     ]
 
 
@@ -88,41 +88,40 @@ def test_every_network_gets_the_same_masks_under_every_precision(tmp_path: Path)
 @pytest.mark.parametrize(
     "pruner", [SynFlow(), SNIP(), Magnitude()], ids=["synflow", "snip", "magnitude"]
 )
-def test_larger_networks_do_as_well(tmp_path: Path, network: str, pruner: Pruner) -> None:
+def test_larger_networks_get_the_same_masks_under_every_precision(
+    tmp_path: Path, network: str, pruner: Pruner
+) -> None:
     build, shape = NETWORKS[network]
-    found = {}
+    by_precision = {}
     for precision in PRECISIONS:
         torch.manual_seed(0)
-        found[precision] = masks_of(tmp_path, build(), pruner, Small(*shape), precision)
-    full, double = found["32-true"], found.pop("64-true")
-    assert all(same(full, masks) for masks in found.values()), [
-        name for name in found if not same(full, found[name])
+        by_precision[precision] = masks_of(tmp_path, build(), pruner, Small(*shape), precision)
+    full, double = by_precision["32-true"], by_precision.pop("64-true")
+    assert all(same(full, masks) for masks in by_precision.values()), [
+        name for name in by_precision if not same(full, by_precision[name])
     ]
-    if isinstance(
-        pruner, SNIP
-    ):  # its losses are rounded otherwise in float64, so of weights that are as good as equal another may go
+    if isinstance(pruner, SNIP):
+        # Its losses differ by rounding in float64, which may change the order of near-equal scores.
         assert intersection_over_union(dict(full), dict(double)) >= 0.999
     else:
         assert same(full, double)
 
 
-class Seen(Magnitude):
-    """Magnitude that remembers the precision it scored in, and what it scored."""
+class RecordingMagnitude(Magnitude):
+    """Magnitude pruner that records the weights that it scores."""
 
-    def score(self, subject: Any) -> dict[str, Tensor]:
-        self.weights = {name: weight.clone() for name, weight in subject.weights.items()}
-        return super().score(subject)
+    def score(self, state: Any) -> dict[str, Tensor]:
+        self.weights = {name: weight.clone() for name, weight in state.weights.items()}
+        return super().score(state)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_weights_are_scored_as_they_were_before_they_were_rounded(
-    tmp_path: Path, precision: str
-) -> None:
+def test_weights_are_scored_before_they_are_rounded(tmp_path: Path, precision: str) -> None:
     full = {
         name: parameter.detach().clone()
         for name, parameter in classifier().network.named_parameters()
     }
-    pruner = Seen()
+    pruner = RecordingMagnitude()
     callback = PruneAtInit(pruner, density=0.1, on_collapse="warn")
     module = classifier()
     trainer(tmp_path, callback, precision=precision, max_epochs=1, enable_checkpointing=False).fit(
@@ -130,7 +129,7 @@ def test_weights_are_scored_as_they_were_before_they_were_rounded(
     )
     kind = torch.float64 if precision == "64-true" else torch.float32
     assert all(torch.equal(weight, full[name].to(kind)) for name, weight in pruner.weights.items())
-    # The full weights are given back when they have been scored.
+    # The copies are released after they have been scored.
     assert callback._unrounded == {}
     trained = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(
         precision, torch.float32
@@ -138,8 +137,8 @@ def test_weights_are_scored_as_they_were_before_they_were_rounded(
     assert all(parameter.dtype == trained for parameter in module.network.parameters())
 
 
-def test_weights_that_were_trained_in_half_precision_are_scored_as_they_are(tmp_path: Path) -> None:
-    pruner = Seen()
+def test_weights_trained_in_half_precision_are_scored_in_float32(tmp_path: Path) -> None:
+    pruner = RecordingMagnitude()
     callback = PruneAtInit(pruner, density=0.1, at_epoch=1, on_collapse="warn")
     trainer(tmp_path, callback, precision="bf16-true", enable_checkpointing=False).fit(
         classifier(), Classes()
@@ -148,12 +147,12 @@ def test_weights_that_were_trained_in_half_precision_are_scored_as_they_are(tmp_
     assert all(torch.equal(weight, weight.bfloat16().float()) for weight in pruner.weights.values())
 
 
-def test_weights_that_are_drawn_anew_after_the_copy_are_scored_as_they_are(tmp_path: Path) -> None:
+def test_weights_initialised_after_the_copy_are_scored(tmp_path: Path) -> None:
     class Late(Classifier):
-        def setup(self, stage: str) -> None:  # after the callbacks' own
+        def setup(self, stage: str) -> None:  # runs after setup() of the callbacks
             nn.init.ones_(self.network.layers[1].weight)  # type: ignore[index, union-attr, arg-type]
 
-    pruner = Seen()
+    pruner = RecordingMagnitude()
     module = Late(classifier().network, optimizer=OPTIMIZERS["SGD"])
     run = trainer(
         tmp_path,
@@ -168,7 +167,7 @@ def test_weights_that_are_drawn_anew_after_the_copy_are_scored_as_they_are(tmp_p
     assert (pruner.weights["layers.1.weight"] == 1).all()
 
 
-def test_a_sanity_check_draws_the_weights_anew_in_half_precision_too(tmp_path: Path) -> None:
+def test_the_reinitialise_sanity_check_works_in_half_precision(tmp_path: Path) -> None:
     weights = []
     for precision in ("32-true", "bf16-true"):
         module = classifier()
@@ -185,7 +184,7 @@ def test_a_sanity_check_draws_the_weights_anew_in_half_precision_too(tmp_path: P
     assert all(torch.equal(full[name].bfloat16(), half[name]) for name in full)
 
 
-def test_gradual_pruning_cuts_in_half_precision_too(tmp_path: Path) -> None:
+def test_gradual_pruning_works_in_half_precision(tmp_path: Path) -> None:
     callback, module = (
         PruneAtInit(GradualMagnitude(end_fraction=1.0), density=0.25, rounds=4),
         classifier(),
@@ -200,31 +199,30 @@ def test_gradual_pruning_cuts_in_half_precision_too(tmp_path: Path) -> None:
     )
 
 
-def test_synchronised_batch_normalisation_is_scored_as_plain_one() -> None:
-    """Torch lets DDP have it on a GPU only; in train mode it would ask other ranks, which are
-    waiting for the masks.
-    """
+def test_a_sync_batch_norm_is_scored_as_a_batch_norm() -> None:
+    # In train mode a SyncBatchNorm communicates with other ranks, which wait for the masks. Torch
+    # supports it under DDP on GPUs only, so this test checks the conversion alone.
     network = nn.Sequential(
         nn.Flatten(), nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10)
     )
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    twin = scorable(synchronised, {})
-    assert not any(isinstance(module, nn.SyncBatchNorm) for module in twin.modules())
+    copied = scorable(synchronised, {})
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in copied.modules())
     assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronised.modules())
-    assert twin.state_dict().keys() == synchronised.state_dict().keys()
-    assert scorable(network.get_submodule("1"), {}) is network.get_submodule(
-        "1"
-    )  # nothing to do, so nothing is copied
+    assert copied.state_dict().keys() == synchronised.state_dict().keys()
+    # A network that can be scored as it is is not copied.
+    linear = network.get_submodule("1")
+    assert scorable(linear, {}) is linear
 
 
-def test_only_what_is_rounded_is_copied(tmp_path: Path) -> None:
+def test_only_tensors_that_will_be_rounded_are_copied(tmp_path: Path) -> None:
     network = nn.BatchNorm1d(3)
     assert unrounded(trainer(tmp_path, precision="bf16-mixed"), network) == {}
     copied = unrounded(trainer(tmp_path, precision="bf16-true"), network)
     assert copied.keys() == {"weight", "bias", "running_mean", "running_var"}
 
 
-def test_scoring_is_left_alone_by_switches_that_make_products_coarser() -> None:
+def test_full_precision_overrides_and_restores_settings_of_lower_precision() -> None:
     backends: Any = torch.backends
     places = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul]
 
@@ -253,27 +251,27 @@ def test_scoring_is_left_alone_by_switches_that_make_products_coarser() -> None:
             place.fp32_precision = precision
 
 
-# -- zeros under precisions, with steps that are skipped
+# -- zeros under mixed precision, in which the gradient scaler skips steps
 
 
 class Steps(Callback):
-    """What each optimiser step leaves at removed places, and the scale of the loss."""
+    """Record the number of nonzero pruned weights and the scale of the loss after each step."""
 
     def __init__(self, pruning: PruneAtInit) -> None:
         self.pruning = pruning
-        self.revived = 0
+        self.nonzeros = 0
         self.scales: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert self.pruning.masks is not None
         for parameter, mask in self.pruning.masks.parameters(pl_module.network):  # type: ignore[arg-type]
-            self.revived += int(parameter[~mask].count_nonzero())
+            self.nonzeros += int(parameter[~mask].count_nonzero())
         plugin = trainer.precision_plugin
         if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
             self.scales.append(plugin.scaler.get_scale())
 
 
-def test_zeros_hold_through_steps_that_a_scaler_skips(tmp_path: Path) -> None:
+def test_pruned_weights_stay_zero_if_a_gradient_scaler_skips_steps(tmp_path: Path) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=3)
     pruning = PruneAtInit(SynFlow(), density=0.1)
     steps, module = Steps(pruning), classifier()
@@ -290,9 +288,7 @@ def test_zeros_hold_through_steps_that_a_scaler_skips(tmp_path: Path) -> None:
         then < before for before, then in zip(steps.scales, steps.scales[1:], strict=False)
     )
     grown = sum(then > before for before, then in zip(steps.scales, steps.scales[1:], strict=False))
-    assert (
-        halved >= 3
-    )  # steps were skipped, in the beginning and whenever the scale had grown too large
-    assert grown >= 1  # and others were not
-    assert steps.revived == 0
+    assert halved >= 3  # steps are skipped while the scale is too large
+    assert grown >= 1  # other steps are not skipped
+    assert steps.nonzeros == 0
     assert all(parameter.isfinite().all() for parameter in module.parameters())

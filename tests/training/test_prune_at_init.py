@@ -1,4 +1,4 @@
-"""The callback around LightningModules that have never heard of it."""
+"""PruneAtInit prunes any LightningModule and stores its masks in checkpoints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OPTIMIZERS: dict[str, Any] = {
 
 
 class Regression(LightningModule):
-    """A stranger's module: no classes, no `network`, its own loss."""
+    """Regression without classes, without an attribute ``network`` and with its own loss."""
 
     def __init__(self, optimizer: str = "SGD") -> None:
         super().__init__()
@@ -69,9 +69,14 @@ class Numbers(LightningDataModule):
 
 def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
     defaults: dict[str, Any] = {
-        "max_epochs": 2, "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu",
-        "default_root_dir": folder, "log_every_n_steps": 1,
-    }  # fmt: skip
+        "max_epochs": 2,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "default_root_dir": folder,
+        "log_every_n_steps": 1,
+    }
     return Trainer(callbacks=list(callbacks), **(defaults | options))
 
 
@@ -81,65 +86,64 @@ def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
     [{}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}],
     ids=["plain", "accumulated and clipped"],
 )
-def test_a_strangers_module_trains_sparse_at_every_step(
+def test_any_lightning_module_is_sparse_after_every_step(
     tmp_path: Path, optimizer: str, extra: dict[str, Any]
 ) -> None:
     torch.manual_seed(0)
     module, callback = Regression(optimizer), PruneAtInit(SynFlow(), density=0.1)
     trainer(tmp_path, callback, enable_checkpointing=False, **extra).fit(module, Numbers())
     assert callback.masks is not None
-    # 8 * 16 + 16 * 16 + 16 = 400 weights, 40 kept; none of them happens to be zero.
+    # The network has 8 * 16 + 16 * 16 + 16 = 400 weights, of which 40 are kept.
     assert (callback.masks.kept, callback.masks.total) == (40, 400)
     assert module.after_step == [0.1] * 16
 
 
-def test_a_clipped_norm_counts_living_weights_only(tmp_path: Path) -> None:
+def test_gradient_clipping_counts_kept_weights_only(tmp_path: Path) -> None:
     norms: list[tuple[Tensor, Tensor]] = []
 
-    class Watched(Regression):
+    class Recording(Regression):
         def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
             assert callback.masks is not None
             masks = dict(callback.masks)
             grads = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
-            alive = [
+            kept = [
                 grad[masks[name]] if name in masks else grad.flatten()
                 for name, grad in grads.items()
             ]
             norms.append(
                 (
-                    torch.cat(alive).norm(),
+                    torch.cat(kept).norm(),
                     torch.cat([grad.flatten() for grad in grads.values()]).norm(),
                 )
             )
 
     callback = PruneAtInit(SynFlow(), density=0.1)
     trainer(tmp_path, callback, enable_checkpointing=False, gradient_clip_val=0.1).fit(
-        Watched(), Numbers()
+        Recording(), Numbers()
     )
     assert len(norms) == 16
-    for alive, clipped in norms:
-        torch.testing.assert_close(alive, clipped)
+    for kept, clipped in norms:
+        torch.testing.assert_close(kept, clipped)
 
 
-def test_pruning_draws_nothing_from_the_random_state_of_training(tmp_path: Path) -> None:
+def test_pruning_does_not_change_the_random_state_of_training(tmp_path: Path) -> None:
     def losses(*callbacks: Any) -> list[float]:
         seen: list[float] = []
 
-        class Listening(Regression):
+        class Recording(Regression):
             def training_step(self, batch: Any, _: int) -> Tensor:
                 seen.append(float(batch[0].sum()))
                 return super().training_step(batch, _)
 
         torch.manual_seed(1)
-        trainer(tmp_path, *callbacks, enable_checkpointing=False).fit(Listening(), Numbers())
+        trainer(tmp_path, *callbacks, enable_checkpointing=False).fit(Recording(), Numbers())
         return seen
 
-    # The input's shape comes from one training batch, and still every batch comes in the order it
-    # would have come in.
+    # The shape of the input is read from a training batch, which must not change their order.
     assert losses(PruneAtInit(Random(), density=0.5)) == losses()
 
 
-def test_a_part_of_the_module_can_be_named(tmp_path: Path) -> None:
+def test_the_network_option_selects_a_submodule(tmp_path: Path) -> None:
     module, callback = (
         Regression(),
         PruneAtInit(Magnitude(), density=0.25, network="body", input_shape=(8,)),
@@ -203,9 +207,9 @@ def test_a_resumed_run_is_not_pruned_again_and_keeps_its_masks_bit_for_bit(tmp_p
     assert first.masks is not None
 
     class Renamed(PruneAtInit):
-        """Lightning keys a callback's own state by its class; the masks do not depend on it."""
+        """Callback of another class, by which Lightning stores the state of callbacks."""
 
-    # Other options and another class: a checkpoint that has masks is never pruned again.
+    # A checkpoint with masks is not pruned again, even with other options and another class.
     again = Renamed(Random(), density=0.7)
     resumed = classifier()
     trainer(tmp_path, again, max_epochs=3).fit(resumed, Classes(), ckpt_path=path)
@@ -215,7 +219,7 @@ def test_a_resumed_run_is_not_pruned_again_and_keeps_its_masks_bit_for_bit(tmp_p
         assert not resumed.network.get_parameter(name)[~mask].any()
 
 
-def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, _ = trained(tmp_path / "whole", PruneAtInit(SynFlow(), density=0.1), max_epochs=3)
     _, path = trained(tmp_path / "half", PruneAtInit(SynFlow(), density=0.1), max_epochs=1)
     resumed = classifier()
@@ -227,7 +231,7 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> Non
     )
 
 
-def test_a_checkpoint_without_masks_is_not_pruned_in_mid_training(tmp_path: Path) -> None:
+def test_resuming_without_masks_after_the_time_of_pruning_is_refused(tmp_path: Path) -> None:
     _, path = trained(tmp_path, PruneAtInit(None), max_epochs=1)
     with pytest.raises(
         ValueError, match="was trained without masks and would be pruned in mid-training"
@@ -237,7 +241,7 @@ def test_a_checkpoint_without_masks_is_not_pruned_in_mid_training(tmp_path: Path
         )
 
 
-def test_fitting_twice_prunes_once(tmp_path: Path) -> None:
+def test_a_second_fit_keeps_the_masks(tmp_path: Path) -> None:
     callback, module = PruneAtInit(Magnitude(), density=0.1), classifier()
     trainer(tmp_path, callback, max_epochs=1).fit(module, Classes())
     masks = callback.masks
@@ -245,12 +249,12 @@ def test_fitting_twice_prunes_once(tmp_path: Path) -> None:
     assert callback.masks is masks
 
 
-def test_masks_from_a_file_are_trained_with(tmp_path: Path) -> None:
+def test_a_network_trains_with_masks_from_a_file(tmp_path: Path) -> None:
     first = PruneAtInit(Random(seed=5), density=0.2)
     trained(tmp_path, first)
     assert first.masks is not None
     first.masks.save(tmp_path / "masks.safetensors")
-    second = PruneAtInit(SynFlow(), density=0.5, masks=tmp_path / "masks.safetensors")
+    second = PruneAtInit(SynFlow(), density=0.5, masks_path=tmp_path / "masks.safetensors")
     module, _ = trained(tmp_path / "second", second)
     assert second.masks is not None
     assert all(torch.equal(second.masks[name], mask) for name, mask in first.masks.items())
@@ -263,7 +267,7 @@ def test_masks_of_another_network_are_refused_before_training(tmp_path: Path) ->
     Masks({"layers.1.weight": torch.ones(2, 2, dtype=torch.bool)}).save(
         tmp_path / "masks.safetensors"
     )
-    callback = PruneAtInit(None, masks=tmp_path / "masks.safetensors")
+    callback = PruneAtInit(None, masks_path=tmp_path / "masks.safetensors")
     with pytest.raises(
         ValueError,
         match=r"the mask of 'layers\.1\.weight' has shape \(2, 2\), the parameter \(16, 8\)",
@@ -271,7 +275,7 @@ def test_masks_of_another_network_are_refused_before_training(tmp_path: Path) ->
         trainer(tmp_path, callback).fit(classifier(), Classes())
 
 
-def test_no_pruner_trains_the_whole_network(tmp_path: Path) -> None:
+def test_without_a_pruner_the_network_stays_dense(tmp_path: Path) -> None:
     callback = PruneAtInit(None, density=1.0)
     module, _ = trained(tmp_path, callback)
     assert callback.masks is None
@@ -284,8 +288,8 @@ def test_no_pruner_trains_the_whole_network(tmp_path: Path) -> None:
         PruneAtInit(None, density=0.1)
 
 
-def test_a_dead_network_is_an_error_unless_one_only_wants_a_warning(tmp_path: Path) -> None:
-    # One weight kept by magnitude cannot make a path through three layers.
+def test_a_dead_network_is_an_error_or_with_on_collapse_warn_a_warning(tmp_path: Path) -> None:
+    # A single kept weight cannot form a path through three layers.
     with pytest.raises(RuntimeError, match=r"the network is dead: no path .* try more rounds"):
         trainer(tmp_path, PruneAtInit(Magnitude(), num_kept=1)).fit(classifier(), Classes())
     with pytest.warns(UserWarning, match="the network is dead"):
@@ -294,7 +298,7 @@ def test_a_dead_network_is_an_error_unless_one_only_wants_a_warning(tmp_path: Pa
         )
 
 
-def test_an_averaged_copy_of_a_network_that_was_pruned_before_holds_the_same_zeros(
+def test_an_average_of_a_pruned_network_has_the_same_zeros(
     tmp_path: Path,
 ) -> None:
     callback, module = PruneAtInit(SynFlow(), density=0.1), classifier()
@@ -307,7 +311,7 @@ def test_an_averaged_copy_of_a_network_that_was_pruned_before_holds_the_same_zer
     )
 
 
-def test_a_strategy_that_shards_parameters_is_refused_by_name(
+def test_a_sharding_strategy_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trainer(tmp_path, PruneAtInit(SynFlow(), density=0.1))
@@ -317,7 +321,7 @@ def test_a_strategy_that_shards_parameters_is_refused_by_name(
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_zeros_hold_under_other_precisions(tmp_path: Path, precision: Any) -> None:
+def test_pruned_weights_stay_zero_under_other_precisions(tmp_path: Path, precision: Any) -> None:
     callback, module = PruneAtInit(SynFlow(), density=0.1), classifier()
     trainer(tmp_path, callback, precision=precision).fit(module, Classes())
     assert callback.masks is not None
@@ -327,25 +331,25 @@ def test_zeros_hold_under_other_precisions(tmp_path: Path, precision: Any) -> No
     )
 
 
-def test_mixed_precision_chooses_the_masks_of_full_precision(tmp_path: Path) -> None:
-    found = []
+def test_mixed_precision_gives_the_masks_of_full_precision(tmp_path: Path) -> None:
+    masks = []
     for precision in ("32-true", "bf16-mixed"):
         callback = PruneAtInit(SynFlow(), density=0.1)
         trained(tmp_path / precision, callback, precision=precision)
         assert callback.masks is not None
-        found.append(callback.masks)
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+        masks.append(callback.masks)
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
 
 
 class Fractional(Regression):
-    """It uses an operation that the skeleton has no rule for."""
+    """Module with an operation that the linear network has no rule for."""
 
     def forward(self, features: Tensor) -> Tensor:
         return self.head(torch.frac(self.body(features)))
 
 
 @pytest.mark.parametrize("pruner", [SynFlow(), Magnitude()], ids=["synflow", "magnitude"])
-def test_what_is_not_as_it_should_be_is_told(
+def test_unsupported_operations_and_all_zero_weights_are_reported(
     tmp_path: Path, pruner: Pruner, caplog: pytest.LogCaptureFixture
 ) -> None:
     module = Fractional()
@@ -355,24 +359,23 @@ def test_what_is_not_as_it_should_be_is_told(
         trainer(tmp_path, PruneAtInit(pruner, density=0.5, rounds=2, input_shape=(8,))).fit(
             module, Numbers()
         )
-    told = [line for record in caplog.records for line in record.message.splitlines()]
-    assert any(
-        "operations without a rule" in line and "aten.frac.default (off by" in line for line in told
-    )
-    assert ("Pruning: zero throughout, so counted as ones: head.weight." in told) == isinstance(
+    lines = [line for record in caplog.records for line in record.message.splitlines()]
+    unsupported = [line for line in lines if "operations without a rule" in line]
+    assert any("aten.frac.default (off by" in line for line in unsupported)
+    assert ("Pruning: zero throughout, so counted as ones: head.weight." in lines) == isinstance(
         pruner, SynFlow
     )
 
 
-class Listening(SNIP):
-    """SNIP that remembers what it was given."""
+class RecordingSNIP(SNIP):
+    """SNIP that records the state that it scores."""
 
-    def score(self, subject: PruningState) -> dict[str, Tensor]:
-        self.seen = subject
-        return super().score(subject)
+    def score(self, state: PruningState) -> dict[str, Tensor]:
+        self.state = state
+        return super().score(state)
 
 
-def test_a_pruner_that_scores_on_data_gets_the_batches_that_the_data_module_has_for_it(
+def test_a_data_driven_pruner_gets_the_pruning_batches_of_the_data_module(
     tmp_path: Path,
 ) -> None:
     class WithBatches(Classes):
@@ -382,24 +385,24 @@ def test_a_pruner_that_scores_on_data_gets_the_batches_that_the_data_module_has_
                 (torch.ones(1, 1, 2, 4), torch.tensor([3])),
             ]
 
-    pruner = Listening()
+    pruner = RecordingSNIP()
     trainer(
         tmp_path, PruneAtInit(pruner, density=0.2), max_epochs=1, enable_checkpointing=False
     ).fit(classifier(), WithBatches())
-    assert [len(images) for images, _ in pruner.seen.batches] == [3, 1]
+    assert [len(images) for images, _ in pruner.state.batches] == [3, 1]
 
 
 def scored_on(tmp_path: Path, data: Any, **options: Any) -> list[list[Tensor]]:
-    """The images of each round."""
+    """Return the images that each round scores on."""
     seen: list[list[Tensor]] = []
 
-    class Seeing(SNIP):
-        def score(self, subject: PruningState) -> dict[str, Tensor]:
-            seen.append([images.clone() for images, _ in subject.batches])
-            return super().score(subject)
+    class Recording(SNIP):
+        def score(self, state: PruningState) -> dict[str, Tensor]:
+            seen.append([images.clone() for images, _ in state.batches])
+            return super().score(state)
 
     torch.manual_seed(0)
-    callback = PruneAtInit(Seeing(), **{"density": 0.2, "rounds": 5} | options)
+    callback = PruneAtInit(Recording(), **{"density": 0.2, "rounds": 5} | options)
     trainer(tmp_path, callback, max_epochs=1, enable_checkpointing=False).fit(classifier(), data)
     return seen
 
@@ -411,7 +414,7 @@ class Drawn(Classes):
 
 
 class Loaded(Classes):
-    """Seven batches of 50 images an epoch: images are numbered."""
+    """Data module with seven batches of 50 images; the pixels of an image are its index."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         images = torch.arange(350.0).view(-1, 1, 1, 1).expand(-1, 1, 2, 4)
@@ -421,9 +424,7 @@ class Loaded(Classes):
 
 
 @pytest.mark.parametrize("data", [Drawn, Loaded])
-def test_with_fresh_batches_each_round_scores_on_others_and_without_on_the_same(
-    data: type[Classes], tmp_path: Path
-) -> None:
+def test_fresh_batches_gives_each_round_other_images(data: type[Classes], tmp_path: Path) -> None:
     same, fresh, again = (
         scored_on(tmp_path, data(), fresh_batches=fresh) for fresh in (False, True, True)
     )
@@ -438,10 +439,10 @@ def test_with_fresh_batches_each_round_scores_on_others_and_without_on_the_same(
     )
 
 
-def test_fresh_batches_of_a_training_loader_go_through_its_epochs(tmp_path: Path) -> None:
+def test_fresh_batches_are_consecutive_batches_of_training_epochs(tmp_path: Path) -> None:
     rounds = scored_on(tmp_path, Loaded(), fresh_batches=True)
     assert [[len(images) for images in batches] for batches in rounds] == [[50, 50, 50]] * 5
-    # Seven batches an epoch are two rounds of three.
+    # An epoch of seven batches has enough for two rounds of three.
     epochs = [
         torch.cat([images[:, 0, 0, 0] for batches in rounds[at : at + 2] for images in batches])
         for at in (0, 2)
@@ -450,17 +451,17 @@ def test_fresh_batches_of_a_training_loader_go_through_its_epochs(tmp_path: Path
     assert not torch.equal(*epochs)
 
 
-def test_fresh_batches_move_no_random_state_of_training(tmp_path: Path) -> None:
+def test_fresh_batches_do_not_change_the_random_state_of_training(tmp_path: Path) -> None:
     def order(**options: Any) -> list[Tensor]:
         seen: list[Tensor] = []
 
-        class Watched(Classifier):
+        class Recording(Classifier):
             def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
                 seen.append(batch[0])
                 return super().training_step(batch, index)
 
         torch.manual_seed(0)
-        module = Watched(FC((1, 2, 4), depth=3, width=16))
+        module = Recording(FC((1, 2, 4), depth=3, width=16))
         callback = PruneAtInit(SNIP(), density=0.2, rounds=6, **options)
         trainer(tmp_path, callback, max_epochs=1, enable_checkpointing=False).fit(module, Loaded())
         return seen
@@ -468,7 +469,7 @@ def test_fresh_batches_move_no_random_state_of_training(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(order(fresh_batches=True), order(), strict=True))
 
 
-def test_fresh_batches_are_the_same_in_each_pruning_of_a_search_for_an_effective_density(
+def test_fresh_batches_are_equal_in_each_step_of_the_search_for_an_effective_density(
     tmp_path: Path,
 ) -> None:
     for data in (Drawn, Loaded):
@@ -480,7 +481,7 @@ def test_fresh_batches_are_the_same_in_each_pruning_of_a_search_for_an_effective
             assert all(torch.equal(a, b) for a, b in zip(seen[at % 3], seen[at], strict=True))
 
 
-def test_fresh_batches_of_a_data_module_that_has_only_one_draw_are_refused(tmp_path: Path) -> None:
+def test_fresh_batches_need_pruning_batches_with_a_parameter_draw(tmp_path: Path) -> None:
     class Once(Classes):
         def pruning_batches(self) -> list[tuple[Tensor, Tensor]]:
             return [(torch.ones(3, 1, 2, 4), torch.arange(3))]
@@ -493,7 +494,7 @@ def test_fresh_batches_of_a_data_module_that_has_only_one_draw_are_refused(tmp_p
     assert len(scored_on(tmp_path, Once())) == 5
 
 
-def test_else_it_gets_the_first_training_images_without_moving_the_random_state_of_training(
+def test_a_pruner_gets_the_first_training_images_without_a_change_of_the_random_state(
     tmp_path: Path,
 ) -> None:
     class Many(Classes):
@@ -506,46 +507,43 @@ def test_else_it_gets_the_first_training_images_without_moving_the_random_state_
     def losses(*callbacks: Any) -> list[Tensor]:
         seen: list[Tensor] = []
 
-        class Watched(Classifier):
+        class Recording(Classifier):
             def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
                 seen.append(batch[1])
                 return super().training_step(batch, index)
 
         torch.manual_seed(0)
-        module = Watched(FC((1, 2, 4), depth=3, width=16))
+        module = Recording(FC((1, 2, 4), depth=3, width=16))
         trainer(tmp_path, *callbacks, max_epochs=1, enable_checkpointing=False).fit(module, Many())
         return seen
 
-    pruner = Listening()
+    pruner = RecordingSNIP()
     pruned, dense = losses(PruneAtInit(pruner, density=0.2)), losses()
-    assert [len(labels) for _, labels in pruner.seen.batches] == [
-        50,
-        50,
-        50,
-    ]  # as many batches as hold 128 images
+    # Three batches are needed for at least 128 images.
+    assert [len(labels) for _, labels in pruner.state.batches] == [50] * 3
     assert all(torch.equal(a, b) for a, b in zip(pruned, dense, strict=True))
 
 
-def test_the_loss_is_the_classifier_s_own(tmp_path: Path) -> None:
+def test_the_pruner_gets_the_loss_of_the_classifier(tmp_path: Path) -> None:
     module = classifier()
     module.loss = nn.CrossEntropyLoss(label_smoothing=0.25)
-    pruner = Listening()
+    pruner = RecordingSNIP()
     trainer(
         tmp_path, PruneAtInit(pruner, density=0.2), max_epochs=1, enable_checkpointing=False
     ).fit(module, Classes())
-    assert pruner.seen.loss is module.loss
+    assert pruner.state.loss is module.loss
 
 
-def test_train_mode_reaches_the_pruner(tmp_path: Path) -> None:
-    pruner = Listening()
+def test_the_pruner_gets_the_option_train_mode(tmp_path: Path) -> None:
+    pruner = RecordingSNIP()
     callback = PruneAtInit(pruner, density=0.2, train_mode=True)
     trainer(tmp_path, callback, max_epochs=1, enable_checkpointing=False).fit(
         classifier(), Classes()
     )
-    assert pruner.seen.train_mode
+    assert pruner.state.train_mode
 
 
-def test_batches_that_are_no_images_and_labels_are_refused(tmp_path: Path) -> None:
+def test_batches_that_are_not_pairs_of_images_and_labels_are_refused(tmp_path: Path) -> None:
     class Odd(Classes):
         def train_dataloader(self) -> DataLoader[Any]:
             return DataLoader([{"images": torch.ones(1, 2, 4)}] * 8, batch_size=4)  # type: ignore[arg-type]
@@ -560,7 +558,7 @@ def test_batches_that_are_no_images_and_labels_are_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("sanity", SANITY)
-def test_a_sanity_check_goes_around_any_pruner(tmp_path: Path, sanity: Any) -> None:
+def test_each_sanity_check_changes_either_masks_or_weights(tmp_path: Path, sanity: Any) -> None:
     dense = {name: parameter.clone() for name, parameter in classifier().network.named_parameters()}
     plain, checked = (
         PruneAtInit(SynFlow(), density=0.5, rounds=3, sanity=x, on_collapse="warn")
@@ -575,12 +573,14 @@ def test_a_sanity_check_goes_around_any_pruner(tmp_path: Path, sanity: Any) -> N
     assert plain.masks.kept == checked.masks.kept
     same = all(torch.equal(mask, checked.masks[name]) for name, mask in plain.masks.items())
     assert same == (sanity == "reinitialise")
-    unmoved = all(torch.equal(parameter, dense[name] * mask) for (name, parameter), mask in zip(
-        [(n, modules[1].network.get_parameter(n)) for n in checked.masks], checked.masks.values(), strict=True))  # fmt: skip
-    assert unmoved == (sanity != "reinitialise")
+    same_weights = all(
+        torch.equal(modules[1].network.get_parameter(name), dense[name] * mask)
+        for name, mask in checked.masks.items()
+    )
+    assert same_weights == (sanity != "reinitialise")
 
 
-def test_an_unknown_sanity_check_or_one_of_nothing_is_refused() -> None:
+def test_an_unknown_sanity_check_or_one_without_a_pruner_is_refused() -> None:
     with pytest.raises(
         ValueError, match="sanity: 'reverse' must be one of invert, shuffle, reinitialise"
     ):
@@ -598,26 +598,28 @@ from tests.training.test_prune_at_init import Classes, classifier
 
 class Check(Callback):
     def setup(self, trainer, module, stage):
-        torch.manual_seed(trainer.global_rank)  # no two processes draw the same
+        torch.manual_seed(trainer.global_rank)
 
     def on_train_start(self, trainer, module):
-        pruning = next(callback for callback in trainer.callbacks if isinstance(callback, PruneAtInit))
+        pruning = next(c for c in trainer.callbacks if isinstance(c, PruneAtInit))
         for tensors in (module.network.parameters(), pruning.masks.values()):
-            mine = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
-            first, second = trainer.strategy.all_gather(mine)
+            own = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+            first, second = trainer.strategy.all_gather(own)
             assert torch.equal(first, second), type(pruning.pruner)
-        assert sum(int(p.count_nonzero()) for n, p in module.network.named_parameters() if n in pruning.masks) == 164
+        weights = [p for n, p in module.network.named_parameters() if n in pruning.masks]
+        assert sum(int(p.count_nonzero()) for p in weights) == 164
 
-quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 for pruner in (Random(), GraSP(), Reinitialised(SynFlow())):
-    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", callbacks=[Check(), PruneAtInit(
-        pruner, density=0.3, rounds=2, on_collapse="warn")], **quiet)
+    pruning = PruneAtInit(pruner, density=0.3, rounds=2, on_collapse="warn")
+    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[Check(), pruning])
     trainer.fit(classifier(), Classes())
 """
 
 
 @pytest.mark.slow
-def test_two_processes_start_from_the_masks_and_weights_of_the_first_whatever_each_would_choose(
+def test_two_processes_with_different_seeds_start_from_the_same_masks_and_weights(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "two.py").write_text(TWO_PROCESSES)

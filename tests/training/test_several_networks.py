@@ -1,6 +1,4 @@
-"""Several networks of one module, each pruned by a callback of its own, and what reads their
-checkpoints.
-"""
+"""Several networks of one module are pruned by one callback each and read from checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ def body() -> nn.Sequential:
 
 
 class Two(LightningModule):
-    """A generator and a discriminator of equal shapes, and a dense third network."""
+    """Module of a generator and a discriminator of equal shapes, and a dense third network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +111,7 @@ def test_each_network_resumes_with_its_own_masks(tmp_path: Path, pruner: Any) ->
         )
 
 
-def test_one_callback_stores_its_masks_as_before(tmp_path: Path) -> None:
+def test_a_single_callback_stores_its_masks_without_the_key_networks(tmp_path: Path) -> None:
     fit(tmp_path, cuts("g"))
     content = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
     assert content[KEY]["network"] == "g."
@@ -121,7 +119,7 @@ def test_one_callback_stores_its_masks_as_before(tmp_path: Path) -> None:
     assert load_masks(tmp_path / "epoch=0.ckpt") is not None
 
 
-def test_a_reader_of_several_networks_says_which_there_are_and_reads_the_one_it_is_asked_for(
+def test_reading_a_checkpoint_of_several_networks_requires_the_name_of_one(
     tmp_path: Path,
 ) -> None:
     both = cuts("g", "d")
@@ -143,7 +141,7 @@ def test_a_reader_of_several_networks_says_which_there_are_and_reads_the_one_it_
         )  # type: ignore[attr-defined]
 
 
-def test_trained_weights_of_several_networks_are_ranked_each_by_its_own(tmp_path: Path) -> None:
+def test_score_from_scores_the_trained_weights_of_each_network(tmp_path: Path) -> None:
     first = cuts("g", "d")
     fit(tmp_path / "first", first)
     second = [
@@ -152,7 +150,7 @@ def test_trained_weights_of_several_networks_are_ranked_each_by_its_own(tmp_path
             density=0.1,
             network=name,
             scope="local",
-            trained=tmp_path / "first/epoch=0.ckpt",
+            score_from=tmp_path / "first/epoch=0.ckpt",
         )
         for name in ("g", "d")
     ]
@@ -165,19 +163,24 @@ def test_trained_weights_of_several_networks_are_ranked_each_by_its_own(tmp_path
         )
 
 
-def test_a_rewind_point_keeps_no_masks_of_any_network(tmp_path: Path) -> None:
+def test_a_rewind_point_has_no_masks_of_any_network(tmp_path: Path) -> None:
     torch.manual_seed(0)
     run = Trainer(
-        max_epochs=1, callbacks=[*cuts("g", "d"), RewindPoint()], logger=False, enable_progress_bar=False, default_root_dir=tmp_path,
-        enable_checkpointing=False, enable_model_summary=False,
-    )  # fmt: skip
+        max_epochs=1,
+        callbacks=[*cuts("g", "d"), RewindPoint()],
+        logger=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
     run.fit(Two(), DataLoader(TensorDataset(torch.randn(64, 20)), 16))
     stored = states(torch.load(tmp_path / "rewind.ckpt", weights_only=True))
     assert list(stored) == ["g.", "d."]
     assert not any("masks" in state for state in stored.values())
 
 
-def test_files_and_metrics_of_several_networks_have_their_names(tmp_path: Path) -> None:
+def test_files_and_metrics_of_several_networks_contain_their_names(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="", version="run")
     both = cuts("g", "d")
     fit(tmp_path, both, logger=logger)
@@ -214,7 +217,7 @@ def test_networks_that_share_a_layer_are_refused(tmp_path: Path) -> None:
         run.fit(Sharing(), DataLoader(TensorDataset(torch.randn(64, 20)), 16))
 
 
-def test_masks_that_no_callback_would_hold_are_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_with_masks_that_no_callback_claims_is_refused(tmp_path: Path) -> None:
     fit(tmp_path, cuts("g", "d"))
     for names in (("g",), ("d",)):
         other = "d" if names == ("g",) else "g"
@@ -226,13 +229,12 @@ def test_masks_that_no_callback_would_hold_are_refused(tmp_path: Path) -> None:
     fit(tmp_path / "one", cuts("g"))
     with pytest.raises(ValueError, match=r"holds the masks of 'g', .* \(they prune 'd'\)"):
         fit(tmp_path, cuts("d"), epochs=2, path=tmp_path / "one/epoch=0.ckpt")
-    with pytest.raises(
-        ValueError, match="was trained without masks"
-    ):  # for the second network, which was dense
+    # The second network was trained dense.
+    with pytest.raises(ValueError, match="was trained without masks"):
         fit(tmp_path, cuts("g", "d"), epochs=2, path=tmp_path / "one/epoch=0.ckpt")
 
 
-def test_a_test_reads_masks_of_each_network(tmp_path: Path) -> None:
+def test_trainer_test_restores_the_masks_of_each_network(tmp_path: Path) -> None:
     class Tested(Two):
         def test_step(self, batch: Any, index: int) -> Tensor:
             return self.g(batch[0]).mean()
@@ -251,7 +253,7 @@ def test_a_test_reads_masks_of_each_network(tmp_path: Path) -> None:
     assert all(same(one.masks, other.masks) for one, other in zip(first, again, strict=True))
 
 
-def test_a_student_is_pruned_beside_a_dense_teacher(tmp_path: Path) -> None:
+def test_pruning_a_student_leaves_its_teacher_dense(tmp_path: Path) -> None:
     module = classifier()
     module.teacher = classifier().network
     before = [parameter.clone() for parameter in module.teacher.parameters()]  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The state of a callback belongs to one network and one fit."""
+"""The state of PruneAtInit belongs to one network and one fit."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def held(module: Classifier, masks: Masks) -> bool:
     )
 
 
-def test_one_callback_gives_each_network_of_a_loop_its_own_masks_and_report(tmp_path: Path) -> None:
+def test_one_callback_gives_each_network_of_a_loop_its_own_masks(tmp_path: Path) -> None:
     callback, seen = PruneAtInit(SynFlow(), density=0.2, rounds=3), []
     for seed, width in ((0, 16), (1, 16), (2, 24)):
         module = seeded(seed, width)
@@ -76,7 +76,7 @@ def test_one_callback_gives_each_network_of_a_loop_its_own_masks_and_report(tmp_
     assert len({id(part) for parts in seen for part in parts}) == 6
 
 
-def test_a_copy_of_a_network_is_another_network(tmp_path: Path) -> None:
+def test_a_copy_of_a_network_is_pruned_as_another_network(tmp_path: Path) -> None:
     callback, base = PruneAtInit(Random(), density=0.5), seeded(0)
     twin = copy.deepcopy(base)
     fit(tmp_path, callback, base)
@@ -109,7 +109,7 @@ def test_folds_of_a_cross_validation_are_scored_on_their_own_images(tmp_path: Pa
 @pytest.mark.parametrize(
     "pruner", [Magnitude(), GradualMagnitude(end_fraction=0.5)], ids=["at once", "gradually"]
 )
-def test_the_same_network_keeps_its_masks_and_report_in_another_fit(
+def test_a_network_keeps_its_masks_and_diagnosis_in_another_fit(
     tmp_path: Path, pruner: Any
 ) -> None:
     callback, module = PruneAtInit(pruner, density=0.25, rounds=4), seeded(0)
@@ -118,9 +118,8 @@ def test_the_same_network_keeps_its_masks_and_report_in_another_fit(
     fit(tmp_path, callback, module)
     assert callback.masks is masks
     assert callback.diagnosis is report
-    fit(
-        tmp_path, callback, Classifier(module.network, optimizer=OPTIMIZERS["SGD"])
-    )  # another classifier around the same network
+    # The masks belong to the network, also in another classifier.
+    fit(tmp_path, callback, Classifier(module.network, optimizer=OPTIMIZERS["SGD"]))
     assert callback.masks is masks
 
 
@@ -133,7 +132,7 @@ def test_gradual_pruning_starts_again_on_another_network(tmp_path: Path) -> None
         assert held(module, callback.masks)
 
 
-def test_gradual_pruning_that_was_cut_short_is_completed_by_the_next_fit_of_the_network(
+def test_an_incomplete_gradual_pruning_is_completed_by_the_next_fit(
     tmp_path: Path,
 ) -> None:
     callback, module = (
@@ -154,7 +153,7 @@ def test_gradual_pruning_that_was_cut_short_is_completed_by_the_next_fit_of_the_
     assert not any(bool((callback.masks[name] & ~first[name]).any()) for name in first)
 
 
-def test_the_example_is_that_of_the_present_data(tmp_path: Path) -> None:
+def test_the_example_input_comes_from_the_data_of_the_current_fit(tmp_path: Path) -> None:
     class Wide(LightningDataModule):
         input_shape = (1, 2, 8)
 
@@ -170,7 +169,7 @@ def test_the_example_is_that_of_the_present_data(tmp_path: Path) -> None:
     assert callback.masks["layers.1.weight"].shape == (16, 16)
 
 
-def test_a_dead_network_is_not_trained_at_the_second_attempt(tmp_path: Path) -> None:
+def test_a_dead_network_is_refused_at_every_attempt(tmp_path: Path) -> None:
     callback, module = PruneAtInit(Magnitude(), num_kept=1), seeded(0)
     dense = copy.deepcopy(module.network.state_dict())
     for _ in range(2):
@@ -181,14 +180,14 @@ def test_a_dead_network_is_not_trained_at_the_second_attempt(tmp_path: Path) -> 
             torch.equal(dense[name], tensor) for name, tensor in module.network.state_dict().items()
         )
     other = PruneAtInit(Magnitude(), density=0.5)
-    fit(tmp_path, other, module)  # the network is as it was, so another density may be tried
+    fit(tmp_path, other, module)  # the network is unchanged, so another density may be tried
     assert other.diagnosis is not None
     assert other.diagnosis.alive
     with pytest.raises(DeadNetwork):
         fit(tmp_path, callback, seeded(1))
 
 
-def test_a_network_that_died_gradually_is_not_trained_at_the_second_attempt(tmp_path: Path) -> None:
+def test_a_gradually_disconnected_network_is_refused_at_every_attempt(tmp_path: Path) -> None:
     callback, module = (
         PruneAtInit(GradualMagnitude(end_fraction=0.5), num_kept=1, rounds=2),
         seeded(0),
@@ -200,18 +199,18 @@ def test_a_network_that_died_gradually_is_not_trained_at_the_second_attempt(tmp_
 
 
 class Broken(SynFlow):
-    """A pruner that fails in its second round, once."""
+    """Pruner that fails once, in its second round."""
 
     fails = True
 
-    def score(self, subject: Any) -> Any:
-        if self.fails and subject.density < 0.3:
+    def score(self, state: Any) -> Any:
+        if self.fails and state.density < 0.3:
             self.fails = False
             raise KeyboardInterrupt
-        return super().score(subject)
+        return super().score(state)
 
 
-def test_a_pruning_that_was_interrupted_is_done_again(tmp_path: Path) -> None:
+def test_an_interrupted_pruning_is_repeated_by_the_next_fit(tmp_path: Path) -> None:
     callback, module = PruneAtInit(Broken(), density=0.1, rounds=2), seeded(0)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit(tmp_path, callback, module)
@@ -222,7 +221,7 @@ def test_a_pruning_that_was_interrupted_is_done_again(tmp_path: Path) -> None:
 
 
 class Fails(Callback):
-    """Stops the training by an error."""
+    """Raise an error in a training batch."""
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -231,7 +230,7 @@ class Fails(Callback):
             raise RuntimeError("out of memory")
 
 
-def test_after_a_training_that_failed_another_network_is_pruned_anew_and_the_same_one_keeps_its_masks(
+def test_after_a_failed_fit_the_network_keeps_its_masks_and_another_is_pruned(
     tmp_path: Path,
 ) -> None:
     callback, module = PruneAtInit(SynFlow(), density=0.2), seeded(0)
@@ -239,7 +238,7 @@ def test_after_a_training_that_failed_another_network_is_pruned_anew_and_the_sam
         fit(tmp_path, callback, module, Fails())
     masks = callback.masks
     assert masks is not None
-    assert not callback._holds  # the optimiser of the failed fit is not held any longer
+    assert not callback._holds  # the optimiser of the failed fit is released
     assert not module.network._state_dict_pre_hooks
     fit(tmp_path, callback, module)
     assert callback.masks is masks
@@ -248,7 +247,7 @@ def test_after_a_training_that_failed_another_network_is_pruned_anew_and_the_sam
     assert not same(callback.masks, masks)
 
 
-def test_a_checkpoint_decides_over_what_the_callback_knows(tmp_path: Path) -> None:
+def test_the_masks_of_a_checkpoint_replace_those_of_the_callback(tmp_path: Path) -> None:
     first = PruneAtInit(SynFlow(), density=0.2)
     fit(tmp_path, first, seeded(0), ModelCheckpoint(dirpath=tmp_path, filename="sparse"))
     fit(tmp_path, PruneAtInit(None), seeded(0), ModelCheckpoint(dirpath=tmp_path, filename="dense"))
@@ -256,7 +255,7 @@ def test_a_checkpoint_decides_over_what_the_callback_knows(tmp_path: Path) -> No
     fit(tmp_path, callback, module)
     fit(tmp_path, callback, module, max_epochs=2, ckpt_path=tmp_path / "sparse.ckpt")
     assert same(callback.masks, first.masks)
-    assert callback.diagnosis is None  # it was of other masks
+    assert callback.diagnosis is None  # the earlier diagnosis was of other masks
     with pytest.raises(ValueError, match="was trained without masks"):
         fit(tmp_path, callback, module, max_epochs=2, ckpt_path=tmp_path / "dense.ckpt")
     fit(tmp_path, callback, again := seeded(2))
@@ -265,7 +264,7 @@ def test_a_checkpoint_decides_over_what_the_callback_knows(tmp_path: Path) -> No
     assert held(again, callback.masks)
 
 
-def test_a_test_of_another_checkpoint_does_not_change_what_another_network_is_trained_with(
+def test_testing_another_checkpoint_does_not_change_the_masks_of_a_network(
     tmp_path: Path,
 ) -> None:
     class Tested(Classes):
@@ -288,7 +287,7 @@ def test_a_test_of_another_checkpoint_does_not_change_what_another_network_is_tr
     assert callback.masks.density == 0.5
 
 
-def test_a_callback_is_pickled_with_the_network_that_its_masks_belong_to(tmp_path: Path) -> None:
+def test_a_pickled_callback_keeps_the_network_of_its_masks(tmp_path: Path) -> None:
     callback, network = PruneAtInit(SynFlow(), density=0.2), seeded(0).network
     fit(tmp_path, callback, Classifier(network, optimizer=partial(torch.optim.SGD, lr=0.1)))
     again, twin = pickle.loads(pickle.dumps((callback, network)))
@@ -298,19 +297,19 @@ def test_a_callback_is_pickled_with_the_network_that_its_masks_belong_to(tmp_pat
     assert not same(again.masks, callback.masks)
 
 
-def test_masks_from_a_file_are_held_in_each_network(tmp_path: Path) -> None:
+def test_masks_from_a_file_are_applied_to_each_network(tmp_path: Path) -> None:
     first = PruneAtInit(Random(), density=0.3)
     fit(tmp_path, first, classifier())
     assert first.masks is not None
     first.masks.save(tmp_path / "masks.safetensors")
-    callback = PruneAtInit(None, masks=tmp_path / "masks.safetensors")
+    callback = PruneAtInit(None, masks_path=tmp_path / "masks.safetensors")
     for seed in range(2):
         fit(tmp_path, callback, module := seeded(seed))
         assert same(callback.masks, first.masks)
         assert held(module, first.masks)
 
 
-def test_a_network_that_the_module_builds_in_setup_is_another_one_in_each_fit(
+def test_a_network_built_in_setup_is_pruned_in_each_fit(
     tmp_path: Path,
 ) -> None:
     class Late(Classifier):

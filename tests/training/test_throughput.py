@@ -1,5 +1,6 @@
-"""The gradient's norm over what lives, and images a second by a clock that ticks once each time it
-is read.
+"""Throughput logs the gradient norm of kept weights, and images per second.
+
+The tests replace the clock by one that advances by one second at each reading.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from synflow_pl.training.throughput import Throughput
 
 
 class Squares(Callback):
-    """The norm of the gradient at each step, of the weights that live, and biases."""
+    """Record the gradient norm of each step, over kept weights and biases and over all weights."""
 
     def __init__(self, pruning: PruneAtInit) -> None:
-        self.pruning, self.living, self.all = pruning, [], []  # type: ignore[var-annotated]
+        self.pruning, self.kept, self.all = pruning, [], []  # type: ignore[var-annotated]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         gradients = {
@@ -34,7 +35,7 @@ class Squares(Callback):
         self.all.append(sum(float((g**2).sum()) for g in gradients.values()) ** 0.5)
         for name, mask in (self.pruning.masks or {}).items():
             gradients[name] *= mask
-        self.living.append(sum(float((g**2).sum()) for g in gradients.values()) ** 0.5)
+        self.kept.append(sum(float((g**2).sum()) for g in gradients.values()) ** 0.5)
 
 
 def train(folder: Path, **options: Any) -> tuple[list[dict[str, str]], Squares]:
@@ -43,11 +44,8 @@ def train(folder: Path, **options: Any) -> tuple[list[dict[str, str]], Squares]:
     trainer = Trainer(
         accelerator="cpu",
         logger=CSVLogger(folder, name="", version=""),
-        callbacks=[
-            squares,
-            pruning,
-            Throughput(),
-        ],  # the first sees the gradients before removed weights' are zeroed
+        # The first callback reads gradients before those of pruned weights are set to zero.
+        callbacks=[squares, pruning, Throughput()],
         limit_train_batches=4,
         limit_val_batches=1,
         num_sanity_val_steps=0,
@@ -65,24 +63,24 @@ def logged(rows: list[dict[str, str]], name: str) -> dict[int, float]:
     return {int(row["step"]): float(row[name]) for row in rows if row.get(name)}
 
 
-def test_the_norm_is_that_of_living_weights_on_the_steps_that_are_logged(tmp_path: Path) -> None:
+def test_the_gradient_norm_of_kept_weights_is_logged_at_logging_steps(tmp_path: Path) -> None:
     rows, squares = train(tmp_path, max_epochs=1, log_every_n_steps=2)
     norms = logged(rows, "train/gradient_norm")
-    assert norms == pytest.approx({1: squares.living[1], 3: squares.living[3]}, rel=1e-4)
+    assert norms == pytest.approx({1: squares.kept[1], 3: squares.kept[3]}, rel=1e-4)
     assert norms[1] < 0.99 * squares.all[1]
 
 
-def test_images_are_counted_since_the_last_logging(
+def test_the_rate_counts_images_since_the_last_logging(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count()
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     rows, _ = train(tmp_path, max_epochs=1, log_every_n_steps=2)
-    # Read when the first of two steps begins and when the second ends: one tick for 16 images.
+    # The clock is read at the start of the first and the end of the second of two steps.
     assert logged(rows, "train/images_per_second") == {1: 16, 3: 16}
 
 
-def test_steps_whose_gradients_are_accumulated_count_as_one(
+def test_accumulated_batches_count_as_one_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count()
@@ -91,10 +89,12 @@ def test_steps_whose_gradients_are_accumulated_count_as_one(
     assert logged(rows, "train/images_per_second") == {0: 16, 1: 16}
 
 
-def test_validation_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_excludes_the_time_of_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ticks = itertools.count()
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     rows, _ = train(tmp_path, max_epochs=2, log_every_n_steps=3)
-    # Steps 1 to 3; step 4, validation; then 5 and 6 of the second epoch alone; 7 and 8 are not
-    # logged.
+    # The first rate is of steps 1 to 3. Step 4 is followed by a validation, which starts a new
+    # measurement, so the second rate is of steps 5 and 6 alone.
     assert logged(rows, "train/images_per_second") == {2: 24, 5: 16}

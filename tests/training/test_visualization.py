@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a short run: every tag that is promised, read from the event file."""
+"""Loggers receive every metric, table and figure of a short run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def events(finished: Path) -> Any:
 
 
 def decoded(picture: Any) -> torch.Tensor:
-    """(3, height, width) in [0, 1]."""
+    """Return the image as a tensor of shape (3, height, width) in [0, 1]."""
     return torch.from_numpy(
         image.imread(io.BytesIO(picture.encoded_image_string), format="png")[..., :3]
     ).permute(2, 0, 1)
@@ -65,11 +65,11 @@ def decoded(picture: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("stage", ["train", "val", "test"])
 @pytest.mark.parametrize("metric", ["loss", "accuracy", "accuracy_top5"])
-def test_loss_and_accuracies_are_there(events: Any, stage: str, metric: str) -> None:
+def test_loss_and_accuracies_are_logged(events: Any, stage: str, metric: str) -> None:
     assert len(events.Scalars(f"{stage}/{metric}")) == (1 if stage == "test" else 2)
 
 
-def test_the_learning_rate_is_there(events: Any) -> None:
+def test_the_learning_rate_is_logged(events: Any) -> None:
     rates = [
         event.value
         for tag in events.Tags()["scalars"]
@@ -79,13 +79,13 @@ def test_the_learning_rate_is_there(events: Any) -> None:
     assert rates[0] == pytest.approx(0.05)
 
 
-def test_the_density_after_every_round_is_there(events: Any) -> None:
+def test_the_density_after_every_round_is_logged(events: Any) -> None:
     rounds = events.Scalars("pruning/density")
     assert [event.step for event in rounds] == list(range(1, 11))
     assert rounds[-1].value == pytest.approx(0.05, abs=1e-4)
 
 
-def test_gradient_norm_and_images_a_second_are_there_for_every_step_that_is_logged(
+def test_gradient_norm_and_images_per_second_are_logged_at_every_step(
     events: Any,
 ) -> None:
     for tag in ("train/gradient_norm", "train/images_per_second"):
@@ -93,30 +93,27 @@ def test_gradient_norm_and_images_a_second_are_there_for_every_step_that_is_logg
         assert all(event.value > 0 for event in events.Scalars(tag))
 
 
-def test_the_effective_density_is_there(events: Any) -> None:
-    (told,) = events.Scalars("pruning/effective_density")
-    assert 0.045 < told.value <= 0.0501
+def test_the_effective_density_is_logged(events: Any) -> None:
+    (density,) = events.Scalars("pruning/effective_density")
+    assert 0.045 < density.value <= 0.0501
 
 
 @pytest.mark.parametrize("name", ["density_per_layer", "layers_over_rounds", "unit_scores"])
-def test_what_pruning_did_is_there_in_pictures_with_something_in_them(
-    name: str, events: Any
-) -> None:
+def test_figures_of_the_pruning_are_logged_and_not_blank(name: str, events: Any) -> None:
     (picture,) = events.Images(f"pruning/{name}")
     assert picture.width > 500
     assert picture.height > 100
     pixels = decoded(picture)
-    # Not white, nor the grey of frame, grid and letters.
+    # Some pixels are coloured; frame, grid and text are grey.
     assert float(((pixels.max(0).values - pixels.min(0).values) > 0.2).float().mean()) > 0.001
 
 
-def test_the_masks_of_the_first_convolution_are_a_picture_white_where_weights_live(
+def test_the_masks_of_the_first_convolution_are_an_image_that_is_white_where_weights_are_kept(
     events: Any, finished: Path
 ) -> None:
     (picture,) = events.Images("pruning/masks_of_layers.0")
     grid = decoded(picture)[0]
-    # 32 units, eight in a row, 3x3 weights of 16 pixels each, with 3 pixels of grey around every
-    # unit.
+    # 32 units in rows of eight, with 3x3 weights of 16 pixels each and 3 grey pixels of padding.
     assert grid.shape == (4 * (48 + 3) + 3, 8 * (48 + 3) + 3)
     seen = [
         grid[3 + 51 * row :, 3 + 51 * column :][8:48:16, 8:48:16]
@@ -128,7 +125,7 @@ def test_the_masks_of_the_first_convolution_are_a_picture_white_where_weights_li
     assert not mask.all()
 
 
-def test_the_scores_of_the_weights_kept_are_histograms_layer_by_layer(
+def test_the_scores_of_kept_weights_are_logged_as_a_histogram_per_layer(
     events: Any, finished: Path
 ) -> None:
     masks = Masks.load(finished / "masks.safetensors")
@@ -138,12 +135,12 @@ def test_the_scores_of_the_weights_kept_are_histograms_layer_by_layer(
         assert histogram.histogram_value.min < histogram.histogram_value.max < 1
 
 
-def test_the_table_is_a_text(events: Any) -> None:
+def test_the_diagnosis_table_is_logged_as_text(events: Any) -> None:
     (text,) = events.Tensors("pruning/table/text_summary")
     assert b"layers.5.weight" in text.tensor_proto.string_val[0]
 
 
-def test_the_hyperparameters_are_there_with_the_metrics_that_they_led_to(events: Any) -> None:
+def test_the_hyperparameters_are_logged_with_their_metrics(events: Any) -> None:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     data = events.summary_metadata["_hparams_/experiment"].plugin_data.content
@@ -160,7 +157,7 @@ def test_the_hyperparameters_are_there_with_the_metrics_that_they_led_to(events:
     assert settings["seed"].number_value == 0
 
 
-def test_the_csv_has_the_same_scalars(finished: Path) -> None:
+def test_the_csv_file_has_the_same_scalars(finished: Path) -> None:
     with open(finished / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     filled = {key for row in rows for key, value in row.items() if value}
@@ -175,20 +172,20 @@ def test_the_csv_has_the_same_scalars(finished: Path) -> None:
     assert {"pruning/effective_density", "train/gradient_norm", "train/images_per_second"} <= filled
 
 
-def test_the_table_lies_beside_the_csv(finished: Path) -> None:
+def test_the_diagnosis_table_is_written_to_the_folder_of_the_csv_file(finished: Path) -> None:
     with open(finished / "diagnosis.csv", newline="") as file:
         names = [row["name"] for row in csv.DictReader(file)]
     assert names[:3] == ["layers.0.weight", "layers.2.weight", "layers.5.weight"]
 
 
 @pytest.fixture(scope="module")
-def told() -> Diagnosis:
+def diagnosis() -> Diagnosis:
     network = Conv()
     return diagnose(network, prune(network, Magnitude(), density=0.5), input_shape=(1, 28, 28))
 
 
-class Remembering(DummyLogger):
-    """A logger of numbers."""
+class RecordingLogger(DummyLogger):
+    """Logger that records numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,24 +195,24 @@ class Remembering(DummyLogger):
         self.numbers |= metrics
 
 
-def test_a_logger_that_takes_tables_is_given_one(told: Diagnosis) -> None:
-    class Tabulating(Remembering):
-        """As W&B's."""
+def test_a_logger_with_log_table_gets_the_diagnosis_table(diagnosis: Diagnosis) -> None:
+    class TableLogger(RecordingLogger):
+        """Logger with a method ``log_table``, like that of W&B."""
 
         def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:
             self.table = (key, columns, data)
 
-    logger = Tabulating()
-    show_diagnosis([logger], told)
+    logger = TableLogger()
+    show_diagnosis([logger], diagnosis)
     key, columns, rows = logger.table
     assert (key, columns[0], len(rows)) == ("pruning/table", "parameter", 3)
     assert rows[0][:2] == ["layers.0.weight", 288]
-    assert logger.numbers == {"pruning/effective_density": told.effective_density}
+    assert logger.numbers == {"pruning/effective_density": diagnosis.effective_density}
 
 
-def test_mlflow_is_given_the_table_as_a_file_of_the_run(told: Diagnosis) -> None:
-    class Stored(MLFlowLogger):
-        """MLflow's logger without MLflow."""
+def test_mlflow_gets_the_diagnosis_table_as_a_file_of_the_run(diagnosis: Diagnosis) -> None:
+    class RecordingMLFlowLogger(MLFlowLogger):
+        """MLFlowLogger that records files and does not need MLflow."""
 
         run_id = "a run"
 
@@ -233,23 +230,23 @@ def test_mlflow_is_given_the_table_as_a_file_of_the_run(told: Diagnosis) -> None
         def log_text(self, run_id: str, text: str, path: str) -> None:
             self.files.append((run_id, text, path))
 
-    logger = Stored()
-    show_diagnosis([logger], told)
-    assert logger.files == [("a run", told.table(), "pruning/table.txt")]
-    assert logger.numbers["pruning/effective_density"] == told.effective_density
+    logger = RecordingMLFlowLogger()
+    show_diagnosis([logger], diagnosis)
+    assert logger.files == [("a run", diagnosis.table(), "pruning/table.txt")]
+    assert logger.numbers["pruning/effective_density"] == diagnosis.effective_density
 
 
-def test_a_logger_of_numbers_alone_is_given_numbers_and_none_draws_nothing(
-    told: Diagnosis, tmp_path: Path
+def test_a_logger_without_tables_or_figures_gets_numbers_only(
+    diagnosis: Diagnosis, tmp_path: Path
 ) -> None:
-    logger = Remembering()
-    show_diagnosis([logger], told)
-    assert logger.numbers["pruning/effective_density"] == told.effective_density
+    logger = RecordingLogger()
+    show_diagnosis([logger], diagnosis)
+    assert logger.numbers["pruning/effective_density"] == diagnosis.effective_density
     assert not wants_pictures([logger, CSVLogger(tmp_path)])
     assert not wants_pictures([])
 
 
-def test_a_dead_network_is_drawn_before_it_is_refused(tmp_path: Path) -> None:
+def test_figures_of_a_dead_network_are_logged_before_the_error(tmp_path: Path) -> None:
     trainer = Trainer(
         accelerator="cpu",
         logger=TensorBoardLogger(tmp_path, name="", version=""),
@@ -262,8 +259,9 @@ def test_a_dead_network_is_drawn_before_it_is_refused(tmp_path: Path) -> None:
     trainer.logger.finalize("failed")
     accumulator = EventAccumulator(str(tmp_path))
     accumulator.Reload()
-    # FC has no convolution whose masks could be shown.
+    # FC has no convolution, so no masks are shown.
     assert sorted(accumulator.Tags()["images"]) == [
         f"pruning/{x}" for x in ("density_per_layer", "layers_over_rounds", "unit_scores")
     ]
-    assert len(accumulator.Tags()["histograms"]) == 5  # of the first of six layers nothing is left
+    # The first of six layers has no kept weight.
+    assert len(accumulator.Tags()["histograms"]) == 5

@@ -1,4 +1,4 @@
-"""Pruning after some epochs, gradually, and by the trained weights of another run."""
+"""Networks are pruned after some epochs, gradually, or by the trained weights of another run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from synflow_pl.networks import FC
 from synflow_pl.pruners import SNIP, GradualMagnitude, Magnitude, Random, SynFlow
 from synflow_pl.training.checkpoints import KEY, load_masks
 
-# FC((1, 2, 4), depth=3, width=16): 8 * 16 + 16 * 16 + 16 * 10 = 544 weights. Eight batches an
-# epoch.
+# FC((1, 2, 4), depth=3, width=16) has 8 * 16 + 16 * 16 + 16 * 10 = 544 weights; an epoch of Classes
+# has eight batches.
 TOTAL = 544
 
 
-class Watch(Callback):
-    """Living weights after each step."""
+class CountKept(Callback):
+    """Record the number of kept weights after each batch."""
 
     def __init__(self) -> None:
         self.kept: list[int] = []
@@ -42,13 +42,13 @@ def fit(
     ckpt_path: Path | None = None,
     **options: Any,
 ) -> tuple[Any, list[int]]:
-    """Living weights after each step, and a checkpoint of each epoch in ``folder``."""
-    watch, module = Watch(), Classifier(classifier().network, optimizer=OPTIMIZERS[optimizer])
+    """Train with a checkpoint of each epoch in ``folder``; return the kept weights by batch."""
+    counts, module = CountKept(), Classifier(classifier().network, optimizer=OPTIMIZERS[optimizer])
     saving = ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
-    trainer(folder, *callbacks, watch, saving, **options).fit(
+    trainer(folder, *callbacks, counts, saving, **options).fit(
         module, Classes(), ckpt_path=ckpt_path
     )
-    return module, watch.kept
+    return module, counts.kept
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -62,13 +62,13 @@ def test_a_network_is_dense_until_the_epoch_and_exactly_sparse_from_then_on(
 ) -> None:
     callback = PruneAtInit(Magnitude(), density=0.25, at_epoch=1)
     _, kept = fit(tmp_path, callback, optimizer=optimizer, max_epochs=3, **extra)
-    # Moments that a removed weight has gathered in its dense epoch do not bring it back.
+    # Optimiser states of the dense epoch do not make pruned weights nonzero.
     assert kept == [TOTAL] * 8 + [TOTAL // 4] * 16
     assert callback.diagnosis is not None
     assert callback.diagnosis.kept == TOTAL // 4
 
 
-def test_what_is_ranked_are_the_weights_at_that_epoch(tmp_path: Path) -> None:
+def test_the_weights_at_the_epoch_of_the_pruning_are_scored(tmp_path: Path) -> None:
     dense, _ = fit(tmp_path / "dense", max_epochs=1)
     callback = PruneAtInit(Magnitude(), density=0.25, at_epoch=1)
     fit(tmp_path / "sparse", callback, max_epochs=2)
@@ -76,13 +76,13 @@ def test_what_is_ranked_are_the_weights_at_that_epoch(tmp_path: Path) -> None:
     magnitudes = torch.cat(
         [dense.network.get_parameter(name).detach().abs().flatten() for name in callback.masks]
     )
-    alive = torch.cat([mask.flatten() for mask in callback.masks.values()])
-    assert magnitudes[alive].min() >= magnitudes[~alive].max()
+    kept = torch.cat([mask.flatten() for mask in callback.masks.values()])
+    assert magnitudes[kept].min() >= magnitudes[~kept].max()
 
 
-def test_a_training_that_is_resumed_before_the_epoch_is_pruned_at_it(tmp_path: Path) -> None:
+def test_a_training_resumed_before_the_epoch_of_the_pruning_is_pruned_at_it(tmp_path: Path) -> None:
     whole, _ = fit(tmp_path / "whole", PruneAtInit(SNIP(), density=0.25, at_epoch=2), max_epochs=4)
-    for epoch in (0, 1, 2):  # after as many epochs and one
+    for epoch in (0, 1, 2):
         path = tmp_path / f"whole/epoch={epoch}.ckpt"
         assert ("masks" in torch.load(path, weights_only=True)[KEY]) == (epoch == 2)
         callback = PruneAtInit(SNIP(), density=0.25, at_epoch=2)
@@ -95,7 +95,7 @@ def test_a_training_that_is_resumed_before_the_epoch_is_pruned_at_it(tmp_path: P
         )
 
 
-def test_a_checkpoint_without_masks_from_after_the_epoch_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_without_masks_from_after_at_epoch_is_refused(tmp_path: Path) -> None:
     fit(tmp_path, PruneAtInit(None), max_epochs=2)
     saving = ModelCheckpoint(dirpath=tmp_path, filename="mid", every_n_train_steps=12)
     trainer(tmp_path, PruneAtInit(None), saving).fit(classifier(), Classes())
@@ -111,7 +111,7 @@ def test_a_checkpoint_without_masks_from_after_the_epoch_is_refused(tmp_path: Pa
             )
 
 
-def test_an_epoch_that_never_comes_is_refused_or_told(tmp_path: Path) -> None:
+def test_an_epoch_that_is_never_reached_is_an_error_or_a_warning(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="at_epoch: 2 is not before the end of training at max_epochs=2"
     ):
@@ -123,7 +123,7 @@ def test_an_epoch_that_never_comes_is_refused_or_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at_epoch", [0, 1])
-def test_an_average_that_was_kept_before_the_pruning_holds_the_same_zeros(
+def test_an_average_that_started_before_the_pruning_has_the_same_zeros(
     tmp_path: Path, at_epoch: int
 ) -> None:
     callback, average = (
@@ -133,7 +133,7 @@ def test_an_average_that_was_kept_before_the_pruning_holds_the_same_zeros(
     module, _ = fit(tmp_path, average, callback, max_epochs=2)
     masks = callback.masks
     assert masks is not None
-    # At the end of training the average is what the module holds, and what its checkpoint holds.
+    # At the end of training, module and checkpoint have the averaged weights.
     for network in (
         module.network,
         load_weights(FC((1, 2, 4), depth=3, width=16), tmp_path / "epoch=1.ckpt"),
@@ -145,27 +145,25 @@ def test_an_average_that_was_kept_before_the_pruning_holds_the_same_zeros(
 
 
 def after(step: int, last: int, rounds: int, density: float) -> int:
-    """Weights that live after a step: the cubic schedule of Zhu & Gupta 2017, Equation 1, on the
-    rounds that are over by then.
-    """
-    over = min(step, last) * rounds // last
-    then = density + (1 - density) * (1 - over / rounds) ** 3
+    """Return the number of kept weights after a step by Zhu & Gupta 2017, Equation 1."""
+    done = min(step, last) * rounds // last
+    then = density + (1 - density) * (1 - done / rounds) ** 3
     return TOTAL - math.floor((1 - then) * TOTAL + 1e-9)
 
 
-@pytest.mark.parametrize(("rounds", "over"), [(4, 0.5), (4, 1.0), (100, 0.25), (7, 0.5)])
+@pytest.mark.parametrize(("rounds", "end_fraction"), [(4, 0.5), (4, 1.0), (100, 0.25), (7, 0.5)])
 def test_gradual_pruning_follows_the_cubic_schedule_step_by_step(
-    tmp_path: Path, rounds: int, over: float
+    tmp_path: Path, rounds: int, end_fraction: float
 ) -> None:
-    callback = PruneAtInit(GradualMagnitude(end_fraction=over), density=0.1, rounds=rounds)
+    callback = PruneAtInit(GradualMagnitude(end_fraction=end_fraction), density=0.1, rounds=rounds)
     _, kept = fit(tmp_path, callback, max_epochs=2)
-    assert kept == [after(step, math.ceil(16 * over), rounds, 0.1) for step in range(1, 17)]
+    assert kept == [after(step, math.ceil(16 * end_fraction), rounds, 0.1) for step in range(1, 17)]
     assert kept[-1] == -(-TOTAL // 10)
     assert callback.diagnosis is not None
     assert callback.diagnosis.kept == kept[-1]
 
 
-def test_removed_weights_stay_removed_while_the_rounds_go_on(tmp_path: Path) -> None:
+def test_pruned_weights_stay_pruned_in_later_rounds(tmp_path: Path) -> None:
     fit(
         tmp_path,
         PruneAtInit(GradualMagnitude(end_fraction=1.0), density=0.1, rounds=30),
@@ -181,7 +179,7 @@ def test_removed_weights_stay_removed_while_the_rounds_go_on(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_a_gradual_pruning_goes_on_where_its_checkpoint_left_it(tmp_path: Path, epoch: int) -> None:
+def test_a_gradual_pruning_resumes_from_a_checkpoint(tmp_path: Path, epoch: int) -> None:
     def gradual() -> PruneAtInit:
         return PruneAtInit(GradualMagnitude(end_fraction=0.75), density=0.1, rounds=20)
 
@@ -198,10 +196,11 @@ def test_a_gradual_pruning_goes_on_where_its_checkpoint_left_it(tmp_path: Path, 
     )
 
 
-def test_gradual_pruning_begins_at_the_epoch_asked_for_and_counts_optimiser_steps(
+def test_gradual_pruning_begins_at_at_epoch_and_counts_optimiser_steps(
     tmp_path: Path,
 ) -> None:
-    # Two batches a step: four steps an epoch, 16 in all; between step 4 and step 8 four rounds.
+    # A step accumulates two batches, so there are 16 steps in four epochs. The four rounds lie
+    # between steps 4 and 8.
     callback = PruneAtInit(GradualMagnitude(end_fraction=0.5), density=0.1, rounds=4, at_epoch=1)
     _, kept = fit(tmp_path, callback, max_epochs=4, accumulate_grad_batches=2)
     at_steps = [kept[index] for index in range(1, 32, 2)]
@@ -213,7 +212,7 @@ class Stop(Callback):
         trainer.should_stop = True
 
 
-def test_what_gradual_pruning_cannot_do_is_said(tmp_path: Path) -> None:
+def test_options_that_exclude_gradual_pruning_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"end_fraction: 0 must be a fraction of the training, in \(0, 1\]"
     ):
@@ -245,7 +244,7 @@ def test_what_gradual_pruning_cannot_do_is_said(tmp_path: Path) -> None:
 
 
 def largest(network: Any, among: Masks | None, names: list[str], kept: int) -> dict[str, Tensor]:
-    """Where the largest weights are, as one would write it down: all in one list, sorted."""
+    """Return masks of the largest weights, computed by sorting all of them."""
     magnitudes = [
         network.get_parameter(name).detach().abs() * (1 if among is None else among[name])
         for name in names
@@ -254,20 +253,20 @@ def largest(network: Any, among: Masks | None, names: list[str], kept: int) -> d
     return {name: m >= threshold for name, m in zip(names, magnitudes, strict=True)}
 
 
-def test_trained_weights_are_ranked_and_survivors_start_as_they_were(tmp_path: Path) -> None:
+def test_score_from_scores_trained_weights_and_rewinds_kept_weights(tmp_path: Path) -> None:
     first = PruneAtInit(Magnitude(), density=0.5)
     trained, _ = fit(tmp_path / "first", first, max_epochs=1)
     assert first.masks is not None
-    second = PruneAtInit(Magnitude(), density=0.25, trained=tmp_path / "first/epoch=0.ckpt")
+    second = PruneAtInit(Magnitude(), density=0.25, score_from=tmp_path / "first/epoch=0.ckpt")
     start: dict[str, Tensor] = {}
 
-    class Look(Callback):
+    class RecordStart(Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             start.update(
                 {name: p.detach().clone() for name, p in pl_module.network.named_parameters()}
             )
 
-    fit(tmp_path / "second", second, Look(), max_epochs=1)
+    fit(tmp_path / "second", second, RecordStart(), max_epochs=1)
     fresh = dict(classifier().network.named_parameters())
     assert second.masks is not None
     expected = largest(trained.network, first.masks, list(second.masks), TOTAL // 4)
@@ -277,7 +276,7 @@ def test_trained_weights_are_ranked_and_survivors_start_as_they_were(tmp_path: P
         assert torch.equal(start[name], torch.where(mask, fresh[name], 0))
 
 
-def test_trained_weights_go_with_nothing_that_prunes_at_another_time(tmp_path: Path) -> None:
+def test_score_from_is_refused_with_pruning_at_another_time(tmp_path: Path) -> None:
     fit(tmp_path, max_epochs=1)
     path = tmp_path / "epoch=0.ckpt"
     for options in (
@@ -285,17 +284,17 @@ def test_trained_weights_go_with_nothing_that_prunes_at_another_time(tmp_path: P
         {"pruner": None, "density": None},
         {"pruner": GradualMagnitude()},
     ):
-        with pytest.raises(ValueError, match="trained scores the weights of another run"):
-            PruneAtInit(**{"pruner": SynFlow(), "density": 0.5, "trained": path, **options})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="score_from scores the weights of another run"):
+            PruneAtInit(**{"pruner": SynFlow(), "density": 0.5, "score_from": path, **options})  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        PruneAtInit(Random(), density=0.5, trained=tmp_path / "nowhere.ckpt")
+        PruneAtInit(Random(), density=0.5, score_from=tmp_path / "nowhere.ckpt")
 
 
-# -- several optimisers, stepped by hand
+# -- manual optimisation with several optimisers
 
 
 class ByHand(Classifier):
-    """Steps each of its optimisers so many times a batch, or only in some batches."""
+    """Step each optimiser a given number of times in every batch, or in some batches only."""
 
     def __init__(self, steps: list[int], every: int = 1) -> None:
         super().__init__(classifier().network)
@@ -317,19 +316,19 @@ class ByHand(Classifier):
 
 
 def by_hand(folder: Path, module: ByHand, path: Path | None = None, **options: Any) -> list[int]:
-    watch, callback = (
-        Watch(),
+    counts, callback = (
+        CountKept(),
         PruneAtInit(
             GradualMagnitude(end_fraction=0.5), density=0.1, rounds=4, **options.pop("pruning", {})
         ),
     )
     saving = ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
-    trainer(folder, callback, watch, saving, **options).fit(module, Classes(), ckpt_path=path)
-    return watch.kept
+    trainer(folder, callback, counts, saving, **options).fit(module, Classes(), ckpt_path=path)
+    return counts.kept
 
 
 @pytest.mark.parametrize("steps", [[1], [1, 1], [1, 1, 1], [5, 1], [3]], ids=str)
-def test_gradual_pruning_by_hand_counts_batches_and_not_the_steps_of_all_optimisers(
+def test_gradual_pruning_under_manual_optimisation_counts_batches(
     tmp_path: Path, steps: list[int]
 ) -> None:
     kept = by_hand(tmp_path, ByHand(steps), max_epochs=4)
@@ -338,12 +337,12 @@ def test_gradual_pruning_by_hand_counts_batches_and_not_the_steps_of_all_optimis
     assert rest == kept[8:]
 
 
-def test_gradual_pruning_counts_batches_where_few_of_them_step(tmp_path: Path) -> None:
+def test_gradual_pruning_counts_batches_if_only_some_have_an_optimiser_step(tmp_path: Path) -> None:
     kept = by_hand(tmp_path, ByHand([1, 1], every=4), max_epochs=4)
     assert kept == [after(batch, 16, 4, 0.1) for batch in range(1, 33)]
 
 
-def test_gradual_pruning_by_hand_begins_at_the_epoch_asked_for(tmp_path: Path) -> None:
+def test_gradual_pruning_under_manual_optimisation_begins_at_at_epoch(tmp_path: Path) -> None:
     kept = by_hand(tmp_path, ByHand([1, 1]), max_epochs=4, pruning={"at_epoch": 1})
     assert kept == [TOTAL] * 8 + [after(batch, 8, 4, 0.1) for batch in range(1, 25)]
     with pytest.raises(
@@ -357,10 +356,10 @@ def test_gradual_pruning_by_hand_begins_at_the_epoch_asked_for(tmp_path: Path) -
     [{"max_epochs": -1}, {"max_epochs": 100}],
     ids=["without epochs", "before the last epoch"],
 )
-def test_gradual_pruning_by_hand_ends_within_the_steps_that_the_training_is_limited_to(
+def test_gradual_pruning_under_manual_optimisation_ends_within_max_steps(
     tmp_path: Path, limit: Any
 ) -> None:
-    # 32 steps of two optimisers are 16 batches; half of them is 8.
+    # 32 steps of two optimisers are 16 batches; the pruning takes half of them.
     kept = by_hand(tmp_path, ByHand([1, 1]), max_steps=32, **limit)
     assert len(kept) == 16
     assert kept == [after(batch, 8, 4, 0.1) for batch in range(1, 17)]

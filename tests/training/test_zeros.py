@@ -1,6 +1,4 @@
-"""Removed weights are zero wherever they are read, also where something other than an optimiser
-writes weights.
-"""
+"""Pruned weights are zero when they are read, even if a callback or module writes weights."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ from pytorch_lightning.callbacks import (
     ModelPruning,
     StochasticWeightAveraging,
 )
-from test_around import Both
 from test_prune_at_init import OPTIMIZERS, trainer
+from test_trainer_features import Both
 from torch import Tensor, nn
 
 from synflow_pl import Classifier, PruneAtInit, load_weights
@@ -30,7 +28,7 @@ from synflow_pl.training.checkpoints import load_masks
 
 
 class Noise(Callback):
-    """Adds noise to every weight in one hook."""
+    """Add noise to every weight in one hook."""
 
     def __init__(self, hook: str) -> None:
         setattr(self, hook, self._write)
@@ -42,8 +40,8 @@ class Noise(Callback):
                     parameter.add_(torch.randn_like(parameter), alpha=1e-2)
 
 
-class Watched(Classifier):
-    """Living weights that removed ones have in each forward pass."""
+class RecordingClassifier(Classifier):
+    """Count nonzero pruned weights in each forward pass."""
 
     callback: PruneAtInit
 
@@ -52,26 +50,25 @@ class Watched(Classifier):
         super().__init__(
             FC((1, 2, 4), depth=3, width=16), **({"optimizer": OPTIMIZERS["SGD"]} | options)
         )
-        self.revived: dict[str, int] = {"train": 0, "validate": 0, "sanity_check": 0}
+        self.nonzeros: dict[str, int] = {"train": 0, "validate": 0, "sanity_check": 0}
 
     def forward(self, images: Tensor) -> Tensor:
         if self.callback.masks is not None:
             pairs = self.callback.masks.parameters(self.network)
-            self.revived[self.trainer.state.stage.value] += sum(
-                int(p[~mask].count_nonzero()) for p, mask in pairs
-            )  # type: ignore[union-attr]
+            count = sum(int(p[~mask].count_nonzero()) for p, mask in pairs)
+            self.nonzeros[self.trainer.state.stage.value] += count  # type: ignore[union-attr]
         return super().forward(images)
 
 
 def fit(
     folder: Path,
-    module: Watched,
+    module: RecordingClassifier,
     *callbacks: Callback,
     first: bool = False,
     pruner: Any = None,
     **options: Any,
 ) -> list[str]:
-    """Train; returns the warnings about weights that were written."""
+    """Train, and return the warnings about pruned weights."""
     module.callback = PruneAtInit(pruner or SynFlow(), density=0.2, rounds=3)
     saving = [
         ModelCheckpoint(
@@ -88,7 +85,7 @@ def fit(
     return [str(warning.message) for warning in caught if "removed weights" in str(warning.message)]
 
 
-def check(folder: Path, module: Watched) -> None:
+def check(folder: Path, module: RecordingClassifier) -> None:
     masks = module.callback.masks
     assert masks is not None
     assert not any(
@@ -102,12 +99,12 @@ def check(folder: Path, module: Watched) -> None:
     assert weights
     for path in (*whole, *weights):
         network = load_weights(FC((1, 2, 4), depth=3, width=16), path)
-        its = masks if path in weights else load_masks(path)
+        own = masks if path in weights else load_masks(path)
         if path in weights and isinstance(module.callback.pruner, GradualMagnitude):
-            continue  # such a file has no masks of its own time
-        assert its is not None
+            continue  # a file of weights has no masks, and those of its epoch have been replaced
+        assert own is not None
         assert not any(
-            bool(parameter[~mask].any()) for parameter, mask in its.parameters(network)
+            bool(parameter[~mask].any()) for parameter, mask in own.parameters(network)
         ), path
 
 
@@ -123,26 +120,24 @@ def check(folder: Path, module: Watched) -> None:
         "on_train_epoch_start",
     ],
 )
-def test_a_callback_that_writes_weights_brings_no_removed_weight_back(
+def test_pruned_weights_stay_zero_if_a_callback_writes_weights(
     tmp_path: Path, hook: str, first: bool
 ) -> None:
-    module = Watched()
-    said = fit(tmp_path, module, Noise(hook), first=first)
+    module = RecordingClassifier()
+    messages = fit(tmp_path, module, Noise(hook), first=first)
     check(tmp_path, module)
-    assert module.revived["validate"] == module.revived["sanity_check"] == 0
+    assert module.nonzeros["validate"] == module.nonzeros["sanity_check"] == 0
     if first and hook == "on_train_batch_start":
-        return  # written after ours looked, and set to zero by the step that follows
-    assert len(said) == 1
-    assert "wrote to removed weights of network.layers.1.weight (and 2 more)" in said[0]
+        return  # written after the check, and set to zero by the next step
+    assert len(messages) == 1
+    assert "wrote to removed weights of network.layers.1.weight (and 2 more)" in messages[0]
 
 
 @pytest.mark.parametrize(
     "hook", ["on_train_batch_end", "on_train_epoch_end", "on_validation_start", "on_train_end"]
 )
-def test_a_module_that_writes_its_weights_brings_no_removed_weight_back(
-    tmp_path: Path, hook: str
-) -> None:
-    class Writing(Watched):
+def test_pruned_weights_stay_zero_if_the_module_writes_weights(tmp_path: Path, hook: str) -> None:
+    class Writing(RecordingClassifier):
         def write(self, *_: Any) -> None:
             with torch.no_grad():
                 for parameter in self.network.parameters():
@@ -152,34 +147,34 @@ def test_a_module_that_writes_its_weights_brings_no_removed_weight_back(
     module = Writing()
     fit(tmp_path, module)
     check(tmp_path, module)
-    assert module.revived["validate"] == 0
+    assert module.nonzeros["validate"] == 0
 
 
-def test_nothing_is_said_or_changed_where_only_optimisers_write(tmp_path: Path) -> None:
-    module = Watched()
+def test_there_is_no_warning_if_only_optimisers_write_weights(tmp_path: Path) -> None:
+    module = RecordingClassifier()
     module.teacher = copy.deepcopy(module.network)
     before = [parameter.clone() for parameter in module.teacher.parameters()]
     assert fit(tmp_path, module, EMAWeightAveraging(decay=0.9)) == []
     check(tmp_path, module)
-    for was, now in zip(before, module.teacher.parameters(), strict=True):
-        torch.testing.assert_close(was, now)  # Lightning averages the teacher too
+    for old, new in zip(before, module.teacher.parameters(), strict=True):
+        torch.testing.assert_close(old, new)  # Lightning averages the teacher, too
     assert not module.network._state_dict_pre_hooks
-    assert module.revived == {"train": 0, "validate": 0, "sanity_check": 0}
+    assert module.nonzeros == {"train": 0, "validate": 0, "sanity_check": 0}
 
 
 @pytest.mark.parametrize(
     "averaging", [EMAWeightAveraging(decay=0.9), StochasticWeightAveraging(0.01, swa_epoch_start=1)]
 )
-def test_an_average_of_weights_that_something_wrote_holds_the_zeros(
+def test_averages_have_the_zeros_if_a_callback_writes_weights(
     tmp_path: Path, averaging: Any
 ) -> None:
-    module = Watched()
+    module = RecordingClassifier()
     fit(tmp_path, module, Noise("on_train_batch_end"), copy.deepcopy(averaging), max_epochs=3)
     check(tmp_path, module)
 
 
-def test_lightnings_model_pruning_brings_no_removed_weight_back(tmp_path: Path) -> None:
-    module = Watched()
+def test_pruned_weights_stay_zero_beside_lightnings_model_pruning(tmp_path: Path) -> None:
+    module = RecordingClassifier()
     parameters = [
         (layer, "weight") for layer in module.network.modules() if isinstance(layer, nn.Linear)
     ]
@@ -189,7 +184,7 @@ def test_lightnings_model_pruning_brings_no_removed_weight_back(tmp_path: Path) 
     module.callback = PruneAtInit(SynFlow(), density=0.2)
     seen: list[int] = []
 
-    class Look(Callback):
+    class CheckNetwork(Callback):
         def on_validation_batch_start(self, *_: Any) -> None:
             if module.callback.masks is not None:
                 present = {
@@ -205,14 +200,16 @@ def test_lightnings_model_pruning_brings_no_removed_weight_back(tmp_path: Path) 
                     )
                 )
 
-    Watched.forward, forward = Classifier.forward, Watched.forward  # type: ignore[method-assign]  # names differ while it prunes
+    # ModelPruning renames parameters during training, so masks cannot be compared by name.
+    forward = RecordingClassifier.forward
+    RecordingClassifier.forward = Classifier.forward  # type: ignore[method-assign]
     try:
         saving = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
-        trainer(tmp_path, pruning, module.callback, Look(), saving, max_epochs=3).fit(
+        trainer(tmp_path, pruning, module.callback, CheckNetwork(), saving, max_epochs=3).fit(
             module, Both()
         )
     finally:
-        Watched.forward = forward  # type: ignore[method-assign]
+        RecordingClassifier.forward = forward  # type: ignore[method-assign]
     masks = module.callback.masks
     assert masks is not None
     assert not any(seen)
@@ -227,9 +224,7 @@ def test_lightnings_model_pruning_brings_no_removed_weight_back(tmp_path: Path) 
 
 
 class Wrapped(torch.optim.Optimizer):
-    """A wrapper as they are found in the wild: no Optimizer.__init__, and it writes after the inner
-    step.
-    """
+    """Wrapper that does not call Optimizer.__init__ and writes weights after the inner step."""
 
     def __init__(self, inner: torch.optim.Optimizer) -> None:
         self.inner, self.param_groups, self.state, self.defaults = (
@@ -254,14 +249,16 @@ class Wrapped(torch.optim.Optimizer):
         return self.inner.state_dict()
 
 
-def test_a_wrapper_around_an_optimiser_brings_no_removed_weight_back(tmp_path: Path) -> None:
-    module = Watched(optimizer=lambda parameters: Wrapped(OPTIMIZERS["SGD"](parameters)))
+def test_pruned_weights_stay_zero_under_a_wrapper_of_the_optimiser(tmp_path: Path) -> None:
+    module = RecordingClassifier(
+        optimizer=lambda parameters: Wrapped(OPTIMIZERS["SGD"](parameters))
+    )
     fit(tmp_path, module)
     check(tmp_path, module)
-    assert module.revived == {"train": 0, "validate": 0, "sanity_check": 0}
+    assert module.nonzeros == {"train": 0, "validate": 0, "sanity_check": 0}
 
 
-def test_a_step_that_was_wrapped_brings_no_removed_weight_back(tmp_path: Path) -> None:
+def test_pruned_weights_stay_zero_under_a_wrapped_step_method(tmp_path: Path) -> None:
     def build(parameters: Any) -> Any:
         optimizer = OPTIMIZERS["SGD"](parameters)
         inner = optimizer.step
@@ -276,40 +273,40 @@ def test_a_step_that_was_wrapped_brings_no_removed_weight_back(tmp_path: Path) -
         optimizer.step = step
         return optimizer
 
-    module = Watched(optimizer=build)
+    module = RecordingClassifier(optimizer=build)
     assert len(fit(tmp_path, module)) == 1
     check(tmp_path, module)
-    assert module.revived["validate"] == 0
+    assert module.nonzeros["validate"] == 0
 
 
-# -- averages that Lightning knows nothing of
+# -- averages that Lightning does not maintain
 
 
-class Deep(Watched):
-    """A copy of the network."""
+class Deep(RecordingClassifier):
+    """Average in a copy of the network."""
 
     def __init__(self) -> None:
         super().__init__()
         self.average = copy.deepcopy(self.network)
 
-    def kept(self) -> dict[str, Tensor]:
+    def averages(self) -> dict[str, Tensor]:
         return dict(self.average.named_parameters())
 
     def on_train_batch_end(self, *_: Any) -> None:
         with torch.no_grad():
-            for name, tensor in self.kept().items():
+            for name, tensor in self.averages().items():
                 tensor.lerp_(self.network.get_parameter(name), 0.1)
 
 
 class Swa(Deep):
-    """The average of torch.optim.swa_utils."""
+    """Average in an AveragedModel of torch.optim.swa_utils."""
 
     def __init__(self) -> None:
         super().__init__()
         del self.average
         self.ema = torch.optim.swa_utils.AveragedModel(self.network)
 
-    def kept(self) -> dict[str, Tensor]:
+    def averages(self) -> dict[str, Tensor]:
         return dict(self.ema.module.named_parameters())
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -317,7 +314,7 @@ class Swa(Deep):
 
 
 class Buffers(Deep):
-    """Buffers with the parameters' names without dots, as latent diffusion keeps them."""
+    """Average in buffers with the parameters' names without dots, as in latent diffusion."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -326,7 +323,7 @@ class Buffers(Deep):
         for name, parameter in self.network.named_parameters():
             self.ema.register_buffer(name.replace(".", ""), parameter.detach().clone())
 
-    def kept(self) -> dict[str, Tensor]:
+    def averages(self) -> dict[str, Tensor]:
         return {
             name: self.ema.get_buffer(name.replace(".", ""))
             for name, _ in self.network.named_parameters()
@@ -334,7 +331,7 @@ class Buffers(Deep):
 
 
 class Shadow(Deep):
-    """A dict of tensors, which are replaced at each update."""
+    """Average in a dict of tensors, which are replaced at each update."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -343,7 +340,7 @@ class Shadow(Deep):
             name: parameter.detach().clone() for name, parameter in self.network.named_parameters()
         }
 
-    def kept(self) -> dict[str, Tensor]:
+    def averages(self) -> dict[str, Tensor]:
         return self.shadow
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -352,7 +349,7 @@ class Shadow(Deep):
 
 
 class Helper(Shadow):
-    """An object of its own that keeps a list."""
+    """Average in a list of tensors in an object of its own."""
 
     class Ema:
         def __init__(self, parameters: Any) -> None:
@@ -363,7 +360,7 @@ class Helper(Shadow):
         self.ema = self.Ema(self.shadow.values())
         del self.shadow
 
-    def kept(self) -> dict[str, Tensor]:
+    def averages(self) -> dict[str, Tensor]:
         return dict(zip(dict(self.network.named_parameters()), self.ema.shadow_params, strict=True))
 
     on_train_batch_end = Deep.on_train_batch_end
@@ -373,20 +370,18 @@ class Helper(Shadow):
     "pruner", [SynFlow(), GradualMagnitude(end_fraction=0.5)], ids=["at once", "gradually"]
 )
 @pytest.mark.parametrize("kind", [Deep, Swa, Buffers, Shadow, Helper])
-def test_an_average_that_the_module_keeps_holds_the_zeros(
-    tmp_path: Path, kind: Any, pruner: Any
-) -> None:
+def test_an_average_in_the_module_has_the_zeros(tmp_path: Path, kind: Any, pruner: Any) -> None:
     module = kind()
-    said = fit(tmp_path, module, pruner=pruner, max_epochs=4)
+    messages = fit(tmp_path, module, pruner=pruner, max_epochs=4)
     masks = module.callback.masks
     assert masks is not None
-    assert not any(bool(module.kept()[name][~mask].any()) for name, mask in masks.items())
-    assert all(bool(module.kept()[name][mask].any()) for name, mask in masks.items())
-    assert len(said) == 1
-    assert "weights of the network and held removed weights" in said[0]
+    assert not any(bool(module.averages()[name][~mask].any()) for name, mask in masks.items())
+    assert all(bool(module.averages()[name][mask].any()) for name, mask in masks.items())
+    assert len(messages) == 1
+    assert "weights of the network and held removed weights" in messages[0]
 
 
-def test_an_average_that_a_callback_keeps_and_validates_holds_the_zeros(tmp_path: Path) -> None:
+def test_an_average_that_a_callback_validates_has_the_zeros(tmp_path: Path) -> None:
     class Ema(Callback):
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
             self.average = copy.deepcopy(pl_module.network)
@@ -409,14 +404,14 @@ def test_an_average_that_a_callback_keeps_and_validates_holds_the_zeros(tmp_path
                 for mean, parameter in zip(
                     self.average.parameters(), pl_module.network.parameters(), strict=True
                 ):
-                    mine = parameter.clone()
+                    saved = parameter.clone()
                     parameter.copy_(mean)
-                    mean.copy_(mine)
+                    mean.copy_(saved)
 
-    module, averaging = Watched(), Ema()
+    module, averaging = RecordingClassifier(), Ema()
     fit(tmp_path, module, averaging)
     check(tmp_path, module)
-    assert module.revived == {"train": 0, "validate": 0, "sanity_check": 0}
+    assert module.nonzeros == {"train": 0, "validate": 0, "sanity_check": 0}
     assert module.callback.masks is not None
     assert not any(
         bool(parameter[~mask].any())
@@ -424,9 +419,9 @@ def test_an_average_that_a_callback_keeps_and_validates_holds_the_zeros(tmp_path
     )
 
 
-def test_a_second_network_of_the_same_shapes_is_no_average(tmp_path: Path) -> None:
-    class Beside(Watched):
-        """The other network is trained and averaged as well, and neither average is of this one."""
+def test_a_second_network_of_the_same_shapes_is_not_taken_for_an_average(tmp_path: Path) -> None:
+    class Beside(RecordingClassifier):
+        """Module with another network and its average, and with a dense copy of the network."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -459,7 +454,7 @@ def test_a_second_network_of_the_same_shapes_is_no_average(tmp_path: Path) -> No
         )
 
 
-def test_a_network_can_be_copied_and_saved_whole_while_it_is_trained(tmp_path: Path) -> None:
+def test_a_network_can_be_copied_and_pickled_during_training(tmp_path: Path) -> None:
     copies: list[Any] = []
 
     class Copying(Callback):
@@ -467,7 +462,7 @@ def test_a_network_can_be_copied_and_saved_whole_while_it_is_trained(tmp_path: P
             torch.save(pl_module.network, io.BytesIO())
             copies.append(copy.deepcopy(pl_module.network))
 
-    module = Watched()
+    module = RecordingClassifier()
     fit(tmp_path, module, Copying(), max_epochs=1)
     torch.nn.init.ones_(copies[0].layers[1].weight)
-    assert copies[0].state_dict()["layers.1.weight"].all()  # a copy is nobody's
+    assert copies[0].state_dict()["layers.1.weight"].all()  # nothing sets weights of a copy to zero

@@ -1,6 +1,4 @@
-"""What else happens in a training: accumulation, averages, finders, short runs, several optimisers,
-strategies that cannot be.
-"""
+"""Pruning works with the features of the Trainer: averages, tuners, optimisers, strategies."""
 
 from __future__ import annotations
 
@@ -29,16 +27,16 @@ from synflow_pl import Classifier, PruneAtInit
 from synflow_pl.pruners import GradualMagnitude, Magnitude, Pruner, SynFlow
 from synflow_pl.training.checkpoints import KEY
 
-TOTAL = 544  # weights of classifier(); eight batches make an epoch
+TOTAL = 544  # number of weights of classifier(); an epoch has eight batches
 TENTH = 55
 
 
-def living(module: Any) -> int:
+def count_kept(module: Any) -> int:
     return sum(int(p.count_nonzero()) for p in module.network.parameters() if p.dim() > 1)
 
 
-class Watched(Classifier):
-    """Living weights in each forward pass, those of finders and sanity checks too."""
+class RecordingClassifier(Classifier):
+    """Record the number of kept weights in each forward pass, including those of tuners."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(classifier().network, optimizer=OPTIMIZERS["SGD"], **options)
@@ -52,12 +50,12 @@ class Watched(Classifier):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        self.seen.append((self.trainer.state.stage.value, living(self)))  # type: ignore[union-attr]
+        self.seen.append((self.trainer.state.stage.value, count_kept(self)))  # type: ignore[union-attr]
         return super().forward(images)
 
 
 class Both(Classes):
-    """The same images to validate on."""
+    """Data module whose training images are also its validation images."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         size = (
@@ -72,9 +70,9 @@ class Both(Classes):
 
 
 def fit(
-    folder: Path, *callbacks: Callback, module: Watched | None = None, **options: Any
-) -> Watched:
-    module = module or Watched()
+    folder: Path, *callbacks: Callback, module: RecordingClassifier | None = None, **options: Any
+) -> RecordingClassifier:
+    module = module or RecordingClassifier()
     trainer(folder, *callbacks, **options).fit(module, Both())
     return module
 
@@ -96,30 +94,29 @@ def test_every_forward_pass_sees_the_pruned_network(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     module = fit(tmp_path, PruneAtInit(SynFlow(), density=0.1), **options)
-    # The sanity check comes first, and is no exception; a step that is not one is left out by
-    # fast_dev_run.
+    # Lightning's sanity check runs first; fast_dev_run skips it and the validation.
     assert {stage for stage, _ in module.seen} >= {"train", "validate"} - (
         {"validate"} if options.get("fast_dev_run") else set()
     )
     assert {count for _, count in module.seen} == {TENTH}
-    assert living(module) == TENTH
+    assert count_kept(module) == TENTH
 
 
-def test_the_sanity_check_is_made_on_the_pruned_network(tmp_path: Path) -> None:
+def test_lightnings_sanity_check_validates_the_pruned_network(tmp_path: Path) -> None:
     module = fit(tmp_path, PruneAtInit(SynFlow(), density=0.1), num_sanity_val_steps=2)
     assert module.seen[:3] == [("sanity_check", TENTH)] * 2 + [("train", TENTH)]
 
 
-def test_a_training_that_stops_early_is_as_sparse(tmp_path: Path) -> None:
-    module = Watched()
-    module.lr = 0.0  # nothing gets better, so it stops after its patience of two epochs
+def test_early_stopping_leaves_the_network_sparse(tmp_path: Path) -> None:
+    module = RecordingClassifier()
+    module.lr = 0.0  # the loss does not change, so training stops after a patience of two epochs
     stop = EarlyStopping("val/loss", patience=2)
     saving = ModelCheckpoint(dirpath=tmp_path, filename="last")
     module = fit(
         tmp_path, PruneAtInit(SynFlow(), density=0.1), stop, saving, module=module, max_epochs=50
     )
     assert stop.stopped_epoch == 2
-    assert living(module) == TENTH
+    assert count_kept(module) == TENTH
     assert "masks" in torch.load(tmp_path / "last.ckpt", weights_only=True)[KEY]
 
 
@@ -137,7 +134,7 @@ LATER: list[Any] = [
     ("pruner", "options"), LATER, ids=["at once", "after 1", "after 3", "gradually"]
 )
 @pytest.mark.parametrize("kind", ["exponential", "stochastic"])
-def test_an_average_holds_the_zeros_of_each_moment(
+def test_averages_are_zero_where_the_network_is_pruned_at_every_step(
     tmp_path: Path, kind: str, pruner: Pruner, options: dict[str, Any]
 ) -> None:
     pruning = PruneAtInit(pruner, density=0.25, **options)
@@ -146,14 +143,14 @@ def test_an_average_holds_the_zeros_of_each_moment(
         if kind == "exponential"
         else StochasticWeightAveraging(0.01, swa_epoch_start=1)
     )
-    revived: list[int] = []
+    nonzeros: list[int] = []
 
-    class Look(Callback):
-        """At the average, after each batch and while it is validated on."""
+    class CheckAverage(Callback):
+        """Count nonzero pruned weights of the average after each batch and during validation."""
 
-        def _look(self, network: nn.Module) -> None:
+        def _check(self, network: nn.Module) -> None:
             if pruning.masks is not None:
-                revived.append(
+                nonzeros.append(
                     sum(
                         int(p[~mask].count_nonzero())
                         for p, mask in pruning.masks.parameters(network)
@@ -162,50 +159,49 @@ def test_an_average_holds_the_zeros_of_each_moment(
 
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
             average: Any = averaging._average_model
-            self._look(average.module.network if kind == "exponential" else average.network)
+            self._check(average.module.network if kind == "exponential" else average.network)
 
         def on_validation_batch_end(
             self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
         ) -> None:
-            self._look(pl_module.network)  # type: ignore[arg-type]
+            self._check(pl_module.network)  # type: ignore[arg-type]
 
-    # Lightning's average is not asked for in the first steps where the network does not have it
-    # yet: only from epoch 1 on.
-    module = fit(tmp_path, averaging, pruning, Look(), max_epochs=5)
+    # The average of StochasticWeightAveraging starts at epoch 1.
+    module = fit(tmp_path, averaging, pruning, CheckAverage(), max_epochs=5)
     assert pruning.masks is not None
     assert pruning.masks.kept == TOTAL // 4
-    assert len(revived) > 20
-    assert not any(revived)
-    assert living(module) == TOTAL // 4
+    assert len(nonzeros) > 20
+    assert not any(nonzeros)
+    assert count_kept(module) == TOTAL // 4
 
 
-# -- finders
+# -- tuners
 
 
-def test_the_learning_rate_finder_sees_the_pruned_network(tmp_path: Path) -> None:
+def test_the_learning_rate_finder_tunes_the_pruned_network(tmp_path: Path) -> None:
     pruning = PruneAtInit(SynFlow(), density=0.1)
     finder = LearningRateFinder(num_training_steps=20, attr_name="lr")
     module = fit(tmp_path, finder, pruning, max_epochs=3)
     assert finder.optimal_lr is not None
-    assert len(module.seen) > 20 + 3 * 8  # its twenty steps, and those of the training
+    assert len(module.seen) > 20 + 3 * 8  # steps of the tuner and of the training
     assert {count for _, count in module.seen} == {TENTH}
     assert pruning.masks is not None
-    assert pruning.masks.kept == living(module) == TENTH
+    assert pruning.masks.kept == count_kept(module) == TENTH
 
 
-def test_the_batch_size_finder_sees_the_pruned_network(tmp_path: Path) -> None:
+def test_the_batch_size_finder_tunes_the_pruned_network(tmp_path: Path) -> None:
     pruning = PruneAtInit(SynFlow(), density=0.1)
     finder = BatchSizeFinder(steps_per_trial=1, max_trials=3, init_val=8)
     module = fit(tmp_path, finder, pruning)
-    assert finder.optimal_batch_size == module.batch_size == 32  # 8, and twice doubled
+    assert finder.optimal_batch_size == module.batch_size == 32  # 8, doubled twice
     assert {count for _, count in module.seen} == {TENTH}
 
 
-def test_a_finder_that_is_called_from_outside_prunes_what_is_trained_then(tmp_path: Path) -> None:
-    pruning, module, data = PruneAtInit(SynFlow(), density=0.1), Watched(), Both()
+def test_a_tuner_outside_fit_tunes_with_the_masks_of_the_later_fit(tmp_path: Path) -> None:
+    pruning, module, data = PruneAtInit(SynFlow(), density=0.1), RecordingClassifier(), Both()
     run = trainer(tmp_path, pruning)
-    found = Tuner(run).lr_find(module, datamodule=data, num_training=20, attr_name="lr")
-    assert found is not None
+    suggested = Tuner(run).lr_find(module, datamodule=data, num_training=20, attr_name="lr")
+    assert suggested is not None
     masks = pruning.masks
     run.fit(module, data)
     assert {count for _, count in module.seen} == {TENTH}
@@ -219,7 +215,7 @@ def test_a_finder_that_is_called_from_outside_prunes_what_is_trained_then(tmp_pa
     [{"at_epoch": 1}, {"pruner": GradualMagnitude(end_fraction=1.0)}],
     ids=["later", "gradual"],
 )
-def test_a_finder_that_comes_before_the_pruning_tunes_a_dense_network_and_that_is_said(
+def test_a_tuner_that_runs_before_the_pruning_warns_that_it_tunes_a_dense_network(
     tmp_path: Path, pruning: Any
 ) -> None:
     callback = PruneAtInit(**{"pruner": Magnitude(), "density": 0.25, **pruning})
@@ -229,14 +225,14 @@ def test_a_finder_that_comes_before_the_pruning_tunes_a_dense_network_and_that_i
         match="LearningRateFinder will tune the dense network, which is pruned only later",
     ):
         module = fit(tmp_path, finder, callback)
-    assert living(module) == TOTAL // 4
+    assert count_kept(module) == TOTAL // 4
 
 
 # -- several optimisers
 
 
 class Alternating(Regression):
-    """Two optimisers, one for each half, which Lightning lets step by hand only."""
+    """Module with two optimisers, which need manual optimisation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,7 +255,7 @@ class Alternating(Regression):
         ]
 
 
-def test_every_one_of_several_optimisers_keeps_the_zeros(tmp_path: Path) -> None:
+def test_several_optimisers_keep_pruned_weights_at_zero(tmp_path: Path) -> None:
     module, pruning = Alternating(), PruneAtInit(SynFlow(), density=0.1)
     trainer(tmp_path, pruning, enable_checkpointing=False).fit(module, Numbers())
     assert module.after_step == [0.1] * 16
@@ -270,7 +266,7 @@ def test_every_one_of_several_optimisers_keeps_the_zeros(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
-def test_strategies_that_shard_are_refused_by_name_before_the_first_step(
+def test_sharding_strategies_are_refused_before_the_first_step(
     tmp_path: Path, strategy: Any
 ) -> None:
     run = trainer(tmp_path, PruneAtInit(SynFlow(), density=0.1))
@@ -283,10 +279,9 @@ def test_strategies_that_shard_are_refused_by_name_before_the_first_step(
     PruneAtInit(None).setup(run, classifier(), "fit")  # the dense network may be sharded
 
 
-def test_deepspeed_is_refused_with_and_without_its_package() -> None:
-    assert object.__new__(
-        DeepSpeedStrategy
-    ).restore_checkpoint_after_setup  # which is what the others are refused for
+def test_deepspeed_is_refused_as_a_sharding_strategy() -> None:
+    # This attribute is the reason why sharding strategies are refused.
+    assert object.__new__(DeepSpeedStrategy).restore_checkpoint_after_setup
     if not _has_deepspeed():
         with pytest.raises(MisconfigurationException, match="DeepSpeed"):
             Trainer(strategy="deepspeed_stage_3", accelerator="cpu", devices=1)
@@ -298,7 +293,7 @@ def _has_deepspeed() -> bool:
     return find_spec("deepspeed") is not None
 
 
-def test_a_checkpoint_with_masks_cannot_be_gone_on_with_in_shards(tmp_path: Path) -> None:
+def test_a_checkpoint_with_masks_cannot_be_resumed_with_a_sharding_strategy(tmp_path: Path) -> None:
     fit(
         tmp_path,
         PruneAtInit(SynFlow(), density=0.1),
@@ -317,7 +312,7 @@ def test_a_checkpoint_with_masks_cannot_be_gone_on_with_in_shards(tmp_path: Path
 
 
 class WithSwa(Callback):
-    """Learning rates of each step."""
+    """Record the learning rate of each step."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -326,8 +321,10 @@ class WithSwa(Callback):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def averaged(folder: Path, path: Path | None = None, **saving: Any) -> tuple[Watched, list[float]]:
-    rates, module = WithSwa(), Watched()
+def averaged(
+    folder: Path, path: Path | None = None, **saving: Any
+) -> tuple[RecordingClassifier, list[float]]:
+    rates, module = WithSwa(), RecordingClassifier()
     averaging = StochasticWeightAveraging(0.01, swa_epoch_start=2, annealing_epochs=3)
     keep = ModelCheckpoint(dirpath=folder, filename="{epoch}-{step}", save_top_k=-1, **saving)
     pruning = PruneAtInit(SynFlow(), density=0.1)
@@ -337,7 +334,7 @@ def averaged(folder: Path, path: Path | None = None, **saving: Any) -> tuple[Wat
     return module, rates.rates
 
 
-def test_stochastic_averaging_resumes_between_epochs_bit_for_bit_and_is_refused_within_one(
+def test_stochastic_weight_averaging_resumes_bit_for_bit_only_between_epochs(
     tmp_path: Path,
 ) -> None:
     whole, rates = averaged(tmp_path / "epochs")
@@ -357,7 +354,6 @@ def test_stochastic_averaging_resumes_between_epochs_bit_for_bit_and_is_refused_
             averaged(
                 tmp_path / "again", tmp_path / f"steps/epoch={(step - 1) // 8}-step={step}.ckpt"
             )
-    _, rest = averaged(
-        tmp_path / "again", tmp_path / "steps/epoch=0-step=5.ckpt"
-    )  # before the average began
+    # Averaging had not begun at this checkpoint.
+    _, rest = averaged(tmp_path / "again", tmp_path / "steps/epoch=0-step=5.ckpt")
     assert rest == rates[5:]
