@@ -35,8 +35,8 @@ def write_card(path: Path, metadata: Metadata, differences: Mapping[str, float])
     lines += [f"- network: `{metadata.network}` {arguments}".rstrip()]
     lines += [f"- {key}: {value}" for key, value in metadata.told.items() if key != "name"]
     lines += [
-        f"- input `images`: float32 (N, {c}, {h}, {w}), pixels in [0, 1], less {list(metadata.mean)},"
-        f" over {list(metadata.std)}",
+        f"- input `images`: float32 (N, {c}, {h}, {w}), pixels in [0, 1],"
+        f" less {list(metadata.mean)}, over {list(metadata.std)}",
         f"- output `logits`: float32 (N, {metadata.num_classes})",
         "",
         "| file | bytes | SHA-256 | largest difference from the network, of the largest output |",
