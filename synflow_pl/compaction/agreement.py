@@ -254,14 +254,14 @@ class Agreement:
         return [self._run(whole, trial, training)[0] for trial, training in trials]
 
     def _first_difference(self, outputs: list[Leaves], allowed: list[dict[str, float]]) -> str:
-        for (_, training), expected, made, limits in zip(
+        for (_, training), expected, actual, limits in zip(
             self._trials, self._expected, outputs, allowed, strict=True
         ):
-            for path in dict.fromkeys((*expected, *made)):
+            for path in dict.fromkeys((*expected, *actual)):
                 if (
                     path not in expected
-                    or path not in made
-                    or _gap(expected[path], made[path]) > limits[path]
+                    or path not in actual
+                    or _gap(expected[path], actual[path]) > limits[path]
                 ):
                     return f"{path} in {'train' if training else 'eval'} mode"
         return ""
@@ -340,21 +340,21 @@ def _size(leaf: Any) -> float:
     return float(leaf.abs().nan_to_num(0, posinf=0).max()) if numbers else 0.0
 
 
-def _gap(expected: Any, made: Any) -> float:
+def _gap(expected: Any, actual: Any) -> float:
     """Return the largest difference between two outputs; infinite if types or shapes differ."""
-    if not isinstance(expected, Tensor) or not isinstance(made, Tensor):
-        if type(expected) is not type(made):
+    if not isinstance(expected, Tensor) or not isinstance(actual, Tensor):
+        if type(expected) is not type(actual):
             return float("inf")
-        equal = expected == made or (expected != expected and made != made)  # NaN counts as equal
-        return 0.0 if equal else float("inf")
-    if expected.shape != made.shape or expected.dtype != made.dtype:
+        both_nan = expected != expected and actual != actual
+        return 0.0 if both_nan or expected == actual else float("inf")
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
         return float("inf")
-    same = (expected == made) | ((expected != expected) & (made != made))
+    same = (expected == actual) | ((expected != expected) & (actual != actual))
     if same.all():
         return 0.0
     if not (expected.is_floating_point() or expected.is_complex()):
         return float("inf")
-    return float((expected - made)[~same].abs().nan_to_num(float("inf")).max())
+    return float((expected - actual)[~same].abs().nan_to_num(float("inf")).max())
 
 
 @contextmanager
@@ -419,9 +419,9 @@ class _DeterministicMode(TorchDispatchMode):
         result = target(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in target.tags:
             result = _without_randomness(target._schema.name.split("::")[1], result, args)
-        for made in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(made, Tensor) and made.is_floating_point() and self._dtype is not None:
-                self.coarse |= made.dtype != self._dtype
+        for output in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(output, Tensor) and output.is_floating_point():
+                self.coarse |= self._dtype is not None and output.dtype != self._dtype
         return result
 
 
@@ -439,6 +439,9 @@ def _without_randomness(name: str, result: Any, args: tuple[Any, ...]) -> Any:
         result[0].copy_(args[0]).div_(2)
         return result
     if name in ("rand", "rand_like", "randn", "randn_like", "uniform_", "normal_"):
-        given = [*args[1:], *[0.0, 1.0][len(args) - 1 :]] if name.endswith("_") else [0.0, 1.0]
-        return result.fill_(given[0] + (given[1] - given[0] * (name == "uniform_")) / 2)
+        # Bounds of a uniform distribution, or mean and standard deviation of a normal one.
+        first, second = (
+            (0.0, 1.0) if not name.endswith("_") else (*args[1:], *(0.0, 1.0)[len(args) - 1 :])
+        )
+        return result.fill_(first + (second - first * (name == "uniform_")) / 2)
     return result.copy_(result.flatten().sort()[0]) if name == "randperm" else result

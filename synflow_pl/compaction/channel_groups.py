@@ -292,40 +292,40 @@ def _product(ids: ChannelGroups, operation: Operation) -> None:
 
 
 def _batch_norm(ids: ChannelGroups, operation: Operation) -> None:
-    given = operation.bound()
-    signal = ids.of(given["input"])
+    arguments = operation.bound()
+    signal = ids.of(arguments["input"])
     of_channels = [
-        ids.of(given[name])[0]
+        ids.of(arguments[name])[0]
         for name in ("weight", "bias", "running_mean", "running_var")
-        if given.get(name) is not None
+        if arguments.get(name) is not None
     ]
     channels = ids.join(signal[1], *of_channels)
-    if given.get("training") or given.get("running_mean") is None:
+    if arguments.get("training") or arguments.get("running_mean") is None:
         ids.pin([axis for place, axis in enumerate(signal) if place != 1], "a batch's statistics")
     ids.set(operation, [signal[0], channels, *signal[2:]])
 
 
 def _layer_norm(ids: ChannelGroups, operation: Operation) -> None:
-    given = operation.bound()
-    signal, count = ids.of(given["input"]), len(given["normalized_shape"])
+    arguments = operation.bound()
+    signal, count = ids.of(arguments["input"]), len(arguments["normalized_shape"])
     ids.pin(signal[-count:], "LayerNorm's statistics, which would change")
     for name in ("weight", "bias"):
-        if given.get(name) is not None:
-            ids.pin(ids.of(given[name]), "LayerNorm's statistics, which would change")
+        if arguments.get(name) is not None:
+            ids.pin(ids.of(arguments[name]), "LayerNorm's statistics, which would change")
     ids.set(operation, [*signal[:-count], *[None] * count])
 
 
 def _group_norm(ids: ChannelGroups, operation: Operation) -> None:
-    given = operation.bound()
+    arguments = operation.bound()
     for name in ("input", "weight", "bias"):
-        if given.get(name) is not None:
-            ids.pin(ids.of(given[name]), "GroupNorm's statistics, which would change")
+        if arguments.get(name) is not None:
+            ids.pin(ids.of(arguments[name]), "GroupNorm's statistics, which would change")
 
 
 def _reduce(ids: ChannelGroups, operation: Operation) -> None:
-    given = operation.bound()
+    arguments = operation.bound()
     signal = ids.of(operation.args[0])
-    dims = given.get("dim", given.get("dims"))
+    dims = arguments.get("dim", arguments.get("dims"))
     dims = (
         list(range(len(signal)))
         if dims in (None, [])
@@ -333,12 +333,12 @@ def _reduce(ids: ChannelGroups, operation: Operation) -> None:
         if isinstance(dims, int)
         else list(dims)
     )
-    gone = {dim % len(signal) for dim in dims} if signal else set()
-    ids.pin([signal[dim] for dim in gone], f"{operation.name} over them")
+    reduced = {dim % len(signal) for dim in dims} if signal else set()
+    ids.pin([signal[dim] for dim in reduced], f"{operation.name} over them")
     axes = [
-        None if place in gone else axis
+        None if place in reduced else axis
         for place, axis in enumerate(signal)
-        if place not in gone or given.get("keepdim")
+        if place not in reduced or arguments.get("keepdim")
     ]
     for index, value in enumerate(operation.outputs):
         if value is not None:
@@ -426,10 +426,10 @@ def _unsqueeze(ids: ChannelGroups, operation: Operation) -> None:
 
 def _squeeze(ids: ChannelGroups, operation: Operation) -> None:
     signal, shape = ids.of(operation.args[0]), ids.tensor(operation.args[0]).shape
-    given = operation.args[1] if len(operation.args) > 1 else range(len(shape))
+    requested = operation.args[1] if len(operation.args) > 1 else range(len(shape))
     dims = {
         dim % len(shape)
-        for dim in ([given] if isinstance(given, int) else given)
+        for dim in ([requested] if isinstance(requested, int) else requested)
         if shape[dim] == 1
     }
     ids.pin([signal[dim] for dim in dims], "squeezed")
@@ -539,13 +539,13 @@ def _index(ids: ChannelGroups, operation: Operation) -> None:
     """Pin the dimensions that are indexed and propagate the ids of the others."""
     signal, indices = ids.of(operation.args[0]), list(operation.args[1])
     places = [place for place, index in enumerate(indices) if index is not None]
-    given = [ids.tensor(indices[place]) for place in places]
-    if any(index.dtype in (torch.bool, torch.uint8) for index in given):
+    index_tensors = [ids.tensor(indices[place]) for place in places]
+    if any(index.dtype in (torch.bool, torch.uint8) for index in index_tensors):
         return _unknown(ids, operation)
     for place in places:
         ids.pin(ids.of(indices[place]), "used as an index")
     ids.pin([signal[place] for place in places], "indexed")
-    indexed: list[Axis] = [None] * max(index.dim() for index in given)
+    indexed: list[Axis] = [None] * max(index.dim() for index in index_tensors)
     rest = [axis for place, axis in enumerate(signal) if place not in places]
     first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
     ids.set(operation, [*rest[:first], *indexed, *rest[first:]])

@@ -305,7 +305,7 @@ class Compaction:
         contractions = {contraction.index: contraction for contraction in self._groups.contractions}
         usages: list[ChannelUsage] = []
 
-        def watch(index: int, operation: Operation, tensor: Callable[[Value], Tensor]) -> None:
+        def measure(index: int, operation: Operation, tensor: Callable[[Value], Tensor]) -> None:
             if (contraction := contractions.get(index)) is not None:
                 value = operation.outputs[0]
                 assert value is not None
@@ -313,15 +313,15 @@ class Compaction:
                 foldable = self._sources.get(contraction.weight.number) in self._biases
                 usages.append(measure_usage(contraction, operation, output, tensor, foldable))
 
-        self._branching = interpret(self._recording, self._given(masks), watch)
+        self._branching = interpret(self._recording, self._replacements(masks), measure)
         return usages
 
-    def _given(self, masks: Masks) -> dict[int, Tensor]:
+    def _replacements(self, masks: Masks) -> dict[int, Tensor]:
         """Return the tensors to interpret the graph on, by value number, NaN for unknown values.
 
         Inputs are unknown, and for training also parameters and running statistics.
         """
-        given = {
+        replacements = {
             value.number: unknown(self._recording.tensors[value.number])
             for value in self._recording.inputs
         }
@@ -331,8 +331,8 @@ class Compaction:
                 tensor = unknown(tensor)
                 if name in masks:
                     tensor = tensor.masked_fill(~masks[name].to(tensor.device), 0)
-            given[number] = tensor
-        return given
+            replacements[number] = tensor
+        return replacements
 
     # -- kept slices
 

@@ -30,7 +30,7 @@ __all__ = ["interpret", "unknown"]
 
 aten = torch.ops.aten
 NAN = float("nan")
-Watch = Callable[[int, Operation, Callable[[Value], Tensor]], None]
+BeforeOperation = Callable[[int, Operation, Callable[[Value], Tensor]], None]
 
 
 def unknown(tensor: Tensor) -> Tensor:
@@ -41,16 +41,16 @@ def unknown(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def interpret(
     recording: Graph,
-    given: Mapping[int, Tensor],
-    watch: Watch,
+    replacements: Mapping[int, Tensor],
+    before: BeforeOperation,
     after: Callable[[Operation, Tensor], None] | None = None,
 ) -> list[Operation]:
     """Run a traced graph on other tensors, in which NaN marks unknown values.
 
     Args:
         recording: Graph of the network.
-        given: Tensors in place of the recorded ones, by value number.
-        watch: Function that is called before each operation, with the operation's position, the
+        replacements: Tensors in place of the recorded ones, by value number.
+        before: Function that is called before each operation, with the operation's position, the
             operation, and a function that returns the tensor of a value.
         after: Function that is called after each operation, with the operation and its first
             output.
@@ -60,7 +60,7 @@ def interpret(
         branch there on other values.
     """
     branching: list[Operation] = []
-    values: dict[int, Tensor] = dict(given)
+    values: dict[int, Tensor] = dict(replacements)
     # Integer inputs, and indices and comparisons that were computed from a NaN.
     unknown_integers = {
         value.number
@@ -84,7 +84,7 @@ def interpret(
         for value in operation.reads
     }
     for index, operation in enumerate(recording.operations):
-        watch(index, operation, tensor)
+        before(index, operation, tensor)
         reads = operation.reads
         reads_unknown_integer = any(value.number in unknown_integers for value in reads)
         reads_unknown = any(map(is_unknown, reads))
@@ -108,7 +108,7 @@ def interpret(
         if after is not None and outputs[0] is not None:
             after(operation, outputs[0])
         for value in reads:
-            if last[value.number] == index and value.number not in given:
+            if last[value.number] == index and value.number not in replacements:
                 values.pop(value.number, None)
     return branching
 
@@ -264,12 +264,12 @@ def _batch_norm(
     bias: Tensor | None = None,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
-    **given: Any,
+    **arguments: Any,
 ) -> list[Tensor]:
     """Return BatchNorm's output in eval mode, which is the shift where the gain is zero."""
-    if given.get("training") or running_mean is None or running_var is None:
+    if arguments.get("training") or running_mean is None or running_var is None:
         return [torch.full_like(input, NAN)]
-    eps: float = given["eps"] if "eps" in given else given["epsilon"]
+    eps: float = arguments["eps"] if "eps" in arguments else arguments["epsilon"]
     shape = (1, -1, *[1] * (input.dim() - 2))
     out = (input - running_mean.view(shape)) * (running_var.view(shape) + eps).rsqrt()
     if weight is not None:

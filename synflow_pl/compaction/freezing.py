@@ -36,6 +36,15 @@ def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Mask
 
     Returns:
         The masks, in which the added ones are listed as followers.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import Masks
+        >>> from synflow_pl.compaction import freeze
+        >>> network = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Linear(2, 1))
+        >>> masks = Masks({"0.weight": torch.tensor([[True], [False]])})
+        >>> freeze(network, masks, (torch.ones(1, 1),))["0.bias"]
+        tensor([ True, False])
     """
     recording = trace(network, inputs)
     names = recording.parameters
@@ -51,16 +60,20 @@ def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Mask
     added = {id(module.bias) for module in (*norms, *layers) if module.bias is not None}
     means = {id(module.running_mean) for module in norms}
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    given = {value.number: unknown(recording.tensors[value.number]) for value in recording.inputs}
+    replacements = {
+        value.number: unknown(recording.tensors[value.number]) for value in recording.inputs
+    }
     for number, name in names.items():
         tensor = tensors[name].detach()
         # With biases and means of zero, a unit is NaN exactly where the input reaches it.
         if id(tensors[name]) in added | means:
-            given[number] = torch.zeros_like(tensor)
+            replacements[number] = torch.zeros_like(tensor)
         elif name in trained:
-            given[number] = unknown(tensor)
+            replacements[number] = unknown(tensor)
         if name in masks:
-            given[number] = given[number].masked_fill(~masks[name].to(tensor.device), 0)
+            replacements[number] = replacements[number].masked_fill(
+                ~masks[name].to(tensor.device), 0
+            )
     reached: dict[str, Tensor] = {}
 
     def record(values: list[Value], signal: Tensor) -> None:
@@ -82,7 +95,7 @@ def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Mask
         elif operation.name == "addmm":
             record([operation.args[0]], output)
 
-    if interpret(recording, given, before, after):
+    if interpret(recording, replacements, before, after):
         return masks
     held = {
         name: reachable

@@ -28,6 +28,26 @@ class Comparison:
     Attributes:
         diagnoses: Diagnosis of the pruned network, by the pruner's name; at least one.
         seconds: Time that pruning took, by the pruner's name.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import diagnose, prune
+        >>> from synflow_pl.diagnosis import Comparison
+        >>> from synflow_pl.pruners import Magnitude, SynFlow
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+        >>> diagnoses = {
+        ...     type(pruner).__name__: diagnose(
+        ...         network,
+        ...         prune(network, pruner, density=0.5, rounds=1, input_shape=(4,)),
+        ...         input_shape=(4,),
+        ...     )
+        ...     for pruner in (SynFlow(), Magnitude())
+        ... }
+        >>> comparison = Comparison(diagnoses, {"SynFlow": 0.1, "Magnitude": 0.1})
+        >>> comparison.layers
+        ['0.weight', '1.weight']
+        >>> print(comparison.table().splitlines()[0].split())
+        ['SynFlow', 'Magnitude']
     """
 
     diagnoses: Mapping[str, Diagnosis]

@@ -127,34 +127,34 @@ def count_flops(recording: Graph, masks: Masks) -> Flops:
 
 def _dense(operation: Operation, tensors: list[Tensor]) -> int | None:
     """Return the dense FLOPs of an operation, or ``None`` if there is no formula for it."""
-    given = operation.bound()
+    arguments = operation.bound()
     if "scaled_dot_product" in operation.name:
         query, key, value = (
-            tensors[given[name].number].shape for name in ("query", "key", "value")
+            tensors[arguments[name].number].shape for name in ("query", "key", "value")
         )
         heads = (*query[:-2],)  # grouped queries share heads of keys and values
         return sdpa_flop_count(query, (*heads, *key[-2:]), (*heads, *value[-2:]))
     name, output = _qualified_name(operation), operation.outputs[0]
     if name in _RECURRENT:
-        rows = tensors[given["input"].number]
+        rows = tensors[arguments["input"].number]
         weights = [
             tensors[value.number]
             for value in operation.reads
-            if _is_weight(name, given, value, tensors)
+            if _is_weight(name, arguments, value, tensors)
         ]
         return 2 * (rows.numel() // rows.shape[-1]) * sum(weight.numel() for weight in weights)
     if name == "torchvision.deform_conv2d":
         assert output is not None
         positions = tensors[output.number].shape[0] * tensors[output.number].shape[2:].numel()
-        return 2 * tensors[given["weight"].number].numel() * positions
+        return 2 * tensors[arguments["weight"].number].numel() * positions
     if name in ("aten.dot", "aten.vdot"):
-        return 2 * tensors[given["self"].number].numel()
+        return 2 * tensors[arguments["self"].number].numel()
     if name == "aten.addbmm":
-        left, right = (tensors[given[key].number].shape for key in ("batch1", "batch2"))
+        left, right = (tensors[arguments[key].number].shape for key in ("batch1", "batch2"))
         return 2 * left.numel() * right[-1]
     packet = operation.target.overloadpacket
     if packet in (torch.ops.aten.mv, torch.ops.aten.addmv):
-        matrix = given["self" if packet is torch.ops.aten.mv else "mat"]
+        matrix = arguments["self" if packet is torch.ops.aten.mv else "mat"]
         return 2 * tensors[matrix.number].numel()
     if packet not in flop_registry:
         return None
@@ -179,10 +179,10 @@ _RECURRENT: dict[str, tuple[str, ...]] = {
 }
 
 
-def _is_weight(name: str, given: dict[str, Any], value: Value, tensors: list[Tensor]) -> bool:
+def _is_weight(name: str, arguments: dict[str, Any], value: Value, tensors: list[Tensor]) -> bool:
     """Return whether a value that a fused recurrent layer reads is one of its weight matrices."""
     weights = tree_leaves(
-        [given[key] for key in _RECURRENT[name]], is_leaf=lambda leaf: isinstance(leaf, Value)
+        [arguments[key] for key in _RECURRENT[name]], is_leaf=lambda leaf: isinstance(leaf, Value)
     )
     return value in weights and tensors[value.number].dim() > 1
 

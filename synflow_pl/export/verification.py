@@ -42,6 +42,27 @@ def export(
         ValueError: If the network does not return one floating-point tensor or cannot be written in
             this format, the file does not agree with ``original``, or the path has another suffix.
         ImportError: If the format is ONNX and its packages are not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from synflow_pl.export import Metadata, export, load_exported
+        >>> from synflow_pl.networks import FC
+        >>> network = FC(input_shape=(1, 4, 4), num_classes=3, depth=2)
+        >>> metadata = Metadata(
+        ...     input_shape=(1, 4, 4),
+        ...     num_classes=3,
+        ...     mean=(0.5,),
+        ...     std=(0.5,),
+        ...     network="synflow_pl.networks.FC",
+        ...     arguments={"input_shape": [1, 4, 4], "num_classes": 3, "depth": 2},
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "model.safetensors"
+        ...     difference = export(network, network, metadata, path, torch.randn(2, 1, 4, 4))
+        ...     load_exported(path)(torch.zeros(5, 1, 4, 4)).shape
+        torch.Size([5, 3])
     """
     if path.suffix.removeprefix(".") not in FORMATS:
         raise ValueError(f"{str(path)!r} does not end on one of .{', .'.join(FORMATS)}")

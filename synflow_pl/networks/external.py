@@ -63,20 +63,20 @@ class TorchVision(nn.Module):
                 "TorchVision: its networks read 3 channels, the data has"
                 f" {input_shape[0]}; use Timm, which takes any number"
             )
-        given = dict(options or {})
+        arguments = dict(options or {})
         if name in _AUXILIARY:
             # torchvision warns that defaults may change unless these arguments are given.
-            given = {
+            arguments = {
                 "aux_logits": False,
                 "init_weights": True,
                 "transform_input": weights is not None,
-                **given,
+                **arguments,
             }
         if name.startswith("vit_"):
-            given.setdefault("image_size", input_shape[1])
+            arguments.setdefault("image_size", input_shape[1])
         elif name.startswith("maxvit_"):
-            given.setdefault("input_size", tuple(input_shape[1:]))
-        network = models.get_model(name, weights=None, num_classes=num_classes, **given)
+            arguments.setdefault("input_size", tuple(input_shape[1:]))
+        network = models.get_model(name, weights=None, num_classes=num_classes, **arguments)
         if weights is not None:
             offered = [weight.name for weight in models.get_model_weights(name)]
             if weights not in (*offered, "DEFAULT"):
@@ -140,11 +140,11 @@ class Timm(nn.Module):
             ) from error
 
         _known("Timm", name, timm.list_pretrained() if "." in name else timm.list_models())
-        given = {"in_chans": input_shape[0], **(options or {})}
+        arguments = {"in_chans": input_shape[0], **(options or {})}
         made_for = timm.get_pretrained_cfg(name)
         if made_for is not None and made_for.fixed_input_size:
-            given.setdefault("img_size", tuple(input_shape[1:]))
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **given)
+            arguments.setdefault("img_size", tuple(input_shape[1:]))
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **arguments)
 
 
 def _known(kind: str, name: str, names: Sequence[str]) -> None:

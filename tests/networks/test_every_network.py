@@ -63,8 +63,8 @@ def deviation(weight: torch.Tensor, drawn: str | float) -> float:
 
     Args:
         weight: The weight.
-        drawn: Distribution: "uniform" is PyTorch's default, uniform in +-1/sqrt(fan_in); "fan_in"
-            and "fan_out" are Kaiming normal with the gain of ReLU; a number is the deviation itself.
+        drawn: Distribution. "uniform" is PyTorch's default, uniform in +-1/sqrt(fan_in). "fan_in"
+            and "fan_out" are Kaiming normal with the gain of ReLU. A number is the deviation.
     """
     kernel = weight[0, 0].numel()
     fan_in, fan_out = weight.shape[1] * kernel, weight.shape[0] * kernel
