@@ -232,8 +232,8 @@ def _pointwise(ids: ChannelGroups, operation: Operation) -> None:
             else:
                 ids.pin([axis], "spread over a dimension")
         axes.append(ids.join(*meeting))
-    for index, value in enumerate(operation.outputs):
-        if value is not None and ids.tensor(value).shape == shape:
+    for index, result in enumerate(operation.outputs):
+        if result is not None and ids.tensor(result).shape == shape:
             ids.set(operation, axes, index)
 
 

@@ -63,6 +63,6 @@ def write_card(path: Path, metadata: Metadata, differences: Mapping[str, float])
         if undescribed
         else []
     )
-    with atomic_write(card) as file:
-        file.write(("\n".join(lines) + "\n").encode())
+    with atomic_write(card) as stream:
+        stream.write(("\n".join(lines) + "\n").encode())
     return card
