@@ -73,7 +73,7 @@ def predict_exported(args: list[str]) -> None:
     try:
         check_folder(output.parent, "--output")
         exported = load_exported(network_file, trust=own.trust)
-        facts = exported.facts
+        facts = exported.metadata
         paths = image_files(Path(own.folder).expanduser())
         transform = fitting(facts.input_shape[1:], facts.mean, facts.std)
         pictures = Files(

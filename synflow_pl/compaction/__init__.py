@@ -1,4 +1,4 @@
-"""Compaction: the smaller network that does what a pruned one does."""
+"""Compaction of a pruned network to a smaller one that computes the same function."""
 
 from synflow_pl.compaction.compaction import Compaction, compact
 from synflow_pl.compaction.freezing import freeze

@@ -1,10 +1,9 @@
-"""Agreement: whether a smaller network gives what the whole one gives, on inputs that were not
-recorded.
+"""Verification that a smaller network has the same outputs as the whole network.
 
-Both run in double precision on the example and on noise, in eval mode and, if the smaller network
-is to be trained, in train mode as well. Random operations give the same number at every position,
-since a layer with fewer units would draw other numbers from the same seed: dropout becomes a
-constant factor.
+Both networks run in double precision on the example and on noise, in eval mode and, if the smaller
+network is to be trained, in train mode as well. Random operations return the same number at every
+position, because a layer with fewer units would draw other numbers from the same seed. Dropout
+becomes a constant factor.
 """
 
 from __future__ import annotations
@@ -32,15 +31,17 @@ from synflow_pl.numerics import full_precision
 __all__ = ["Agreement", "Unverifiable", "duplicate", "first_line"]
 
 EXACT = 1e-9
-"""Largest difference that is put down to rounding in double precision, of the largest output."""
+"""Largest difference attributed to rounding in double precision, relative to the largest output."""
 MAGNIFIED = 1e-4
-"""Largest difference, of the largest output, that is put down to rounding where the network
-magnifies rounding to that.
+"""Limit of the difference attributed to rounding in networks that magnify rounding.
+
+It is relative to the largest output.
 """
 
 BATCH = 5
-"""Smallest batch in train mode, where the network accepts it: batch normalisation of two images
-gives plus and minus one alone.
+"""Smallest batch size in train mode, if the network accepts it.
+
+Batch normalisation of two images could only return plus and minus one.
 """
 
 Inputs = tuple[Tensor, ...]
@@ -48,24 +49,25 @@ Leaves = dict[str, Any]
 
 
 class Unverifiable(Exception):
-    """A network that cannot be run for comparison; the message says why."""
+    """Raised for a network that cannot be run for comparison."""
 
 
 class Agreement:
-    """The outputs of a whole network, with which those of a smaller one are compared.
+    """The outputs of a whole network, to compare those of smaller networks with.
 
     Args:
-        build: Returns a new copy of the whole network, its masks applied, that may be changed.
-        inputs: An example of each input.
+        build: Function that returns a new copy of the whole network, with its masks applied. The
+            copy may be changed.
+        inputs: Example of each input.
         training: Whether outputs in train mode are compared as well.
 
     Attributes:
-        note: A sentence without a full stop about the inputs that could not be compared, "" if
-            there are none.
+        note: Sentence without a full stop about the inputs that could not be compared, "" if all
+            could.
 
     Raises:
         Unverifiable: If the whole network runs on none of the inputs.
-        Opaque: If an output cannot be looked into.
+        Opaque: If the tensors in an output cannot be accessed.
     """
 
     def __init__(self, build: Callable[[], nn.Module], inputs: Inputs, *, training: bool) -> None:
@@ -83,58 +85,63 @@ class Agreement:
                 raise error from None
 
     def widened(self, network: nn.Module) -> nn.Module:
-        """Convert a network, in place, to the precision that outputs are compared in: double where
-        the forward pass allows it.
+        """Convert a network, in place, to the precision in which outputs are compared.
+
+        It is double precision if the forward pass allows it.
         """
         return network.to(self._dtype) if self._dtype else network
 
     def difference(self, small: nn.Module) -> str:
-        """Run the smaller network and say where its outputs differ, as in ``output[1] in train
-        mode``; "" where they agree.
+        """Return the place of the first output in which a smaller network differs.
 
         Args:
-            small: The smaller network, :meth:`widened`. It is changed.
+            small: The smaller network after :meth:`widened`. It is changed.
+
+        Returns:
+            The place, as in ``output[1] in train mode``; "" if all outputs agree.
         """
-        found = [self._run(small, trial, training)[0] for trial, training in self._trials]
+        outputs = [self._run(small, trial, training)[0] for trial, training in self._trials]
         exact = [
-            {path: EXACT * _size(leaf) if self._dtype else 0.0 for path, leaf in made.items()}
-            for made in self._truth
+            {path: EXACT * _size(leaf) if self._dtype else 0.0 for path, leaf in expected.items()}
+            for expected in self._expected
         ]
-        if not (where := self._apart(found, exact)):
+        if not (where := self._first_difference(outputs, exact)):
             return ""
-        # Single precision inside rounds more coarsely, and a network may magnify rounding. A change
-        # of the inputs and weights of the size of rounding shows by how much, and as much is
-        # allowed.
-        moved = self._nudged(1e-12 if self._dtype and not self._coarse else 1e-6)
+        # Single precision inside the network rounds more coarsely, and a network may magnify
+        # rounding. The tolerance is therefore the change of the outputs after a change of inputs
+        # and weights of the size of rounding.
+        perturbed = self._perturbed_outputs(1e-12 if self._dtype and not self._coarse else 1e-6)
         allowed = [
             {
                 path: max(
-                    limit, min(_gap(truth[path], there.get(path)), MAGNIFIED * _size(truth[path]))
+                    limit,
+                    min(_gap(expected[path], other.get(path)), MAGNIFIED * _size(expected[path])),
                 )
                 for path, limit in limits.items()
             }
-            for limits, truth, there in zip(exact, self._truth, moved, strict=True)
+            for limits, expected, other in zip(exact, self._expected, perturbed, strict=True)
         ]
-        return where and self._apart(found, allowed)
+        return where and self._first_difference(outputs, allowed)
 
     # -- running
 
     def _probe(self, inputs: Inputs, training: bool) -> None:
-        """Choose inputs that the whole network accepts, and keep what it gives."""
+        """Choose inputs that the whole network accepts, and store its outputs."""
         self._trials: list[tuple[Inputs, bool]] = []
-        self._truth: list[Leaves] = []
+        self._expected: list[Leaves] = []
         self._coarse = False
         whole = self.widened(self._build())
         example, *noise = _candidates(inputs)
         reads: list[Counter[str]] = []
         error = self._first_accepted(whole, [example], False, reads)
-        many = len(noise) > 2 and self._first_accepted(whole, noise[:1], False, reads)
+        batch_error = len(noise) > 2 and self._first_accepted(whole, noise[:1], False, reads)
         self.note = (
-            f"outputs were compared at the example's batch size alone, since with twice as many {type(whole).__name__}.forward {many}"
-            if many
+            "outputs were compared at the example's batch size alone, since with twice as many"
+            f" {type(whole).__name__}.forward {batch_error}"
+            if batch_error
             else ""
         )
-        if len(noise) < 3 or many:
+        if len(noise) < 3 or batch_error:
             self._first_accepted(whole, noise[-2:], False, reads)
         if not self._trials:
             raise Unverifiable(
@@ -150,8 +157,8 @@ class Agreement:
                 raise Unverifiable(f"in train mode, {type(whole).__name__}.forward {error}")
             if more := reads[-1] - reads[0]:
                 raise Unverifiable(
-                    f"in train mode, {type(whole).__name__}.forward reads values of tensors ({', '.join(more)}) and may take"
-                    " another branch on other values"
+                    f"in train mode, {type(whole).__name__}.forward reads values of tensors"
+                    f" ({', '.join(more)}) and may take another branch on other values"
                 )
 
     def _first_accepted(
@@ -161,41 +168,45 @@ class Agreement:
         training: bool,
         reads: list[Counter[str]],
     ) -> str:
-        """Keep the first of the inputs that the network runs on, and what it gives; without any,
-        return what is wrong with them.
+        """Store the first of the candidate inputs that the network accepts, with its outputs.
+
+        Returns:
+            "" if an input was accepted, otherwise the error that the network raised.
         """
         error = ""
         for trial in candidates:
             try:
-                made, watch = self._run(whole, trial, training)
+                outputs, mode = self._run(whole, trial, training)
             except Opaque:
                 raise
             except Exception as raised:  # a forward may raise anything
                 error = error or f"fails ({first_line(raised)})"
                 continue
-            if any(isinstance(leaf, Tensor) and leaf.isnan().any() for leaf in made.values()):
-                error = (
-                    error or "gives NaN"
-                )  # on noise, because it is not defined there: a logarithm, for example
+            if any(isinstance(leaf, Tensor) and leaf.isnan().any() for leaf in outputs.values()):
+                # Some functions, for example a logarithm, are not defined on noise.
+                error = error or "gives NaN"
                 continue
             self._trials.append((trial, training))
-            self._truth.append(made)
-            self._coarse |= watch.coarse
-            reads.append(watch.reads)
+            self._expected.append(outputs)
+            self._coarse |= mode.coarse
+            reads.append(mode.reads)
             return ""
         return error
 
-    def _run(self, network: nn.Module, trial: Inputs, training: bool) -> tuple[Leaves, _Steady]:
-        """The outputs on one trial; the network's buffers and modes and the random states are as
-        before afterwards.
+    def _run(
+        self, network: nn.Module, trial: Inputs, training: bool
+    ) -> tuple[Leaves, _DeterministicMode]:
+        """Return the outputs on one trial and the mode that recorded what the network did.
+
+        Buffers and modes of the network and the random states are restored.
         """
-        given = tuple(
+        inputs = tuple(
             x.to(_widened(kind, self._dtype), copy=True)
             for x, kind in zip(trial, self._kinds, strict=True)
         )
-        kept = {id(tensor): (tensor, tensor.clone()) for tensor in network.buffers()}
+        buffers = {id(tensor): (tensor, tensor.clone()) for tensor in network.buffers()}
         own = {tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-        watch = _Steady(own, self._dtype)
+        mode = _DeterministicMode(own, self._dtype)
         conversions = Conversions()
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(evaluating(network))
@@ -205,21 +216,23 @@ class Agreement:
                 full_precision(),
                 Controlled(),
                 conversions,
-                watch,
+                mode,
             ):
                 stack.enter_context(context)
             try:
-                output = network.train(training)(*given)
+                output = network.train(training)(*inputs)
             finally:
-                for tensor, before in kept.values():
+                for tensor, before in buffers.values():
                     tensor.copy_(before)
         if conversions.called:
-            watch.reads[conversions.called] += 1
-        return leaves(output, type(network).__name__), watch
+            mode.reads[conversions.called] += 1
+        return leaves(output, type(network).__name__), mode
 
-    def _nudged(self, step: float) -> list[Leaves]:
-        """Return the whole network's outputs after a relative change of its floating-point inputs
-        and parameters by about ``step``.
+    def _perturbed_outputs(self, step: float) -> list[Leaves]:
+        """Return the whole network's outputs after a relative change of inputs and parameters.
+
+        Args:
+            step: Standard deviation of the relative change of floating-point entries.
         """
         whole = self.widened(self._build())
         with _seeded(), torch.no_grad():
@@ -240,32 +253,32 @@ class Agreement:
             ]
         return [self._run(whole, trial, training)[0] for trial, training in trials]
 
-    def _apart(self, found: list[Leaves], allowed: list[dict[str, float]]) -> str:
-        for (_, training), truth, made, limits in zip(
-            self._trials, self._truth, found, allowed, strict=True
+    def _first_difference(self, outputs: list[Leaves], allowed: list[dict[str, float]]) -> str:
+        for (_, training), expected, actual, limits in zip(
+            self._trials, self._expected, outputs, allowed, strict=True
         ):
-            for path in dict.fromkeys((*truth, *made)):
+            for path in dict.fromkeys((*expected, *actual)):
                 if (
-                    path not in truth
-                    or path not in made
-                    or _gap(truth[path], made[path]) > limits[path]
+                    path not in expected
+                    or path not in actual
+                    or _gap(expected[path], actual[path]) > limits[path]
                 ):
                     return f"{path} in {'train' if training else 'eval'} mode"
         return ""
 
 
 def duplicate(network: nn.Module) -> nn.Module:
-    """Return a deep copy of a network, also of one that holds results of operations as attributes.
+    """Return a deep copy of a network, even if its attributes include tensors that are not leaves.
 
-    Torch copies leaf tensors alone, and ``torch.nn.utils.prune`` and the older ``spectral_norm``
-    keep the weight that they compute as an attribute of its layer.
+    PyTorch only copies leaf tensors, and ``torch.nn.utils.prune`` and the older ``spectral_norm``
+    store the weight that they compute as an attribute of its layer.
     """
     with _Detached():
         return copy.deepcopy(network)
 
 
 class _Detached(TorchFunctionMode):
-    """Deep copies of results of operations are copies of their values."""
+    """Let deep copies of tensors that are not leaves be detached copies of their values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__ and not args[0].is_leaf:
@@ -275,7 +288,7 @@ class _Detached(TorchFunctionMode):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class where it has none."""
+    """Return the first line of an error's message, or its class if it has no message."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
@@ -283,10 +296,15 @@ def first_line(error: BaseException) -> str:
 
 
 def _candidates(inputs: Inputs, count: int = 2) -> Iterator[Inputs]:
-    """The example, then noise of its kinds: ``count`` examples along the first dimension, one, and
-    one with whole numbers as they are.
+    """Yield the example and inputs of noise of the same dtypes.
 
-    Whole numbers may be indices, classes or steps, so they are shuffled rather than drawn.
+    The noise has ``count`` times the example's size along the first dimension, then the example's
+    size, then the example's size with the example's integers. Integers may be indices, classes or
+    steps, so noise of integers is the example's integers in random order.
+
+    Args:
+        inputs: Example of each input.
+        count: Number of examples that the first input of noise concatenates.
     """
     yield inputs
     with torch.random.fork_rng():
@@ -303,8 +321,9 @@ def _noise(tensor: Tensor) -> Tensor:
 
 
 def _widened(dtype: torch.dtype, floating: torch.dtype | None) -> torch.dtype:
-    """The dtype in which an input is given: ``floating``, or its complex counterpart, for what is
-    not made of whole numbers.
+    """Return the dtype for an input: ``floating`` or its complex counterpart.
+
+    Integers and booleans keep their dtype, and so do all tensors if ``floating`` is ``None``.
     """
     if floating is None or not (dtype.is_floating_point or dtype.is_complex):
         return dtype
@@ -312,7 +331,7 @@ def _widened(dtype: torch.dtype, floating: torch.dtype | None) -> torch.dtype:
 
 
 def _size(leaf: Any) -> float:
-    """The largest entry of a floating-point or complex tensor; anything else has no rounding."""
+    """Return the largest absolute entry of a tensor; 0 if it has no rounding, like integers."""
     numbers = (
         isinstance(leaf, Tensor)
         and (leaf.is_floating_point() or leaf.is_complex())
@@ -321,31 +340,26 @@ def _size(leaf: Any) -> float:
     return float(leaf.abs().nan_to_num(0, posinf=0).max()) if numbers else 0.0
 
 
-def _gap(truth: Any, made: Any) -> float:
-    """The largest difference between two outputs, infinite where they are of different kinds or
-    shapes.
-    """
-    if not isinstance(truth, Tensor) or not isinstance(made, Tensor):
-        return (
-            0.0
-            if type(truth) is type(made) and (truth == made or (truth != truth and made != made))
-            else float("inf")
-        )
-    if truth.shape != made.shape or truth.dtype != made.dtype:
+def _gap(expected: Any, actual: Any) -> float:
+    """Return the largest difference between two outputs; infinite if types or shapes differ."""
+    if not isinstance(expected, Tensor) or not isinstance(actual, Tensor):
+        if type(expected) is not type(actual):
+            return float("inf")
+        both_nan = expected != expected and actual != actual
+        return 0.0 if both_nan or expected == actual else float("inf")
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
         return float("inf")
-    same = (truth == made) | ((truth != truth) & (made != made))
+    same = (expected == actual) | ((expected != expected) & (actual != actual))
     if same.all():
         return 0.0
-    if not (truth.is_floating_point() or truth.is_complex()):
+    if not (expected.is_floating_point() or expected.is_complex()):
         return float("inf")
-    return float((truth - made)[~same].abs().nan_to_num(float("inf")).max())
+    return float((expected - actual)[~same].abs().nan_to_num(float("inf")).max())
 
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Seed torch, NumPy and Python inside the context, and restore their random states
-    afterwards.
-    """
+    """Seed torch, NumPy and Python inside the context, and restore their random states."""
     states = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -360,7 +374,7 @@ def _seeded() -> Iterator[None]:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
-    """Set the precision of tensors that are made without naming one; ``None`` leaves it."""
+    """Set torch's default dtype inside the context, unless ``dtype`` is ``None``."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype or before)
     try:
@@ -369,14 +383,17 @@ def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-class _Steady(TorchDispatchMode):
-    """Random operations give the same number at every position; what else matters to a comparison
-    is noted.
+class _DeterministicMode(TorchDispatchMode):
+    """Replace the results of random operations by constants and record reads of values.
+
+    Args:
+        own: Data pointers of the network's parameters and buffers.
+        dtype: Precision of the comparison.
 
     Attributes:
-        coarse: Whether anything was computed in less than the precision asked for.
-        reads: How often each operation read values of tensors other than parameters and buffers for
-            Python.
+        coarse: Whether a result had a lower precision than ``dtype``.
+        reads: Number of times that each operation passed values of tensors other than parameters
+            and buffers to Python.
     """
 
     supports_higher_order_operators = True
@@ -401,17 +418,19 @@ class _Steady(TorchDispatchMode):
                 self.reads[target._schema.name] += 1
         result = target(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in target.tags:
-            result = _steady(target._schema.name.split("::")[1], result, args)
-        for made in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(made, Tensor) and made.is_floating_point() and self._dtype is not None:
-                self.coarse |= made.dtype != self._dtype
+            result = _without_randomness(target._schema.name.split("::")[1], result, args)
+        for output in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(output, Tensor) and output.is_floating_point():
+                self.coarse |= self._dtype is not None and output.dtype != self._dtype
         return result
 
 
-def _steady(name: str, result: Any, args: tuple[Any, ...]) -> Any:
-    """A random operation's result with the randomness taken out: half of the probability for a draw
-    of zeros and ones, half a deviation above the mean for others, so that neither a share nor noise
-    cancels out. Operations that are not known give what they drew from the seed.
+def _without_randomness(name: str, result: Any, args: tuple[Any, ...]) -> Any:
+    """Return a constant in place of a random operation's result.
+
+    The constant is half of the probability for draws of zeros and ones, and half a standard
+    deviation above the mean for other draws, so that neither a probability nor added noise cancels
+    out. Operations without a rule return what they drew from the seed.
     """
     if name in ("bernoulli", "bernoulli_"):
         share = args[1] if len(args) > 1 else 0.5 if name.endswith("_") else args[0]
@@ -420,6 +439,9 @@ def _steady(name: str, result: Any, args: tuple[Any, ...]) -> Any:
         result[0].copy_(args[0]).div_(2)
         return result
     if name in ("rand", "rand_like", "randn", "randn_like", "uniform_", "normal_"):
-        given = [*args[1:], *[0.0, 1.0][len(args) - 1 :]] if name.endswith("_") else [0.0, 1.0]
-        return result.fill_(given[0] + (given[1] - given[0] * (name == "uniform_")) / 2)
+        # Bounds of a uniform distribution, or mean and standard deviation of a normal one.
+        first, second = (
+            (0.0, 1.0) if not name.endswith("_") else (*args[1:], *(0.0, 1.0)[len(args) - 1 :])
+        )
+        return result.fill_(first + (second - first * (name == "uniform_")) / 2)
     return result.copy_(result.flatten().sort()[0]) if name == "randperm" else result

@@ -1,8 +1,8 @@
-"""Branches: operations by which a forward pass may depend on the values of tensors in Python.
+"""Operations through which Python control flow may depend on the values of tensors.
 
 ``if y.max() > 10``, a loop until a tensor is small, ``y[mask]`` and ``mask.nonzero()`` run other
-operations on other values, or give tensors of other sizes. A recording holds one branch, and what
-the others need cannot be known from it.
+operations on other values, or return tensors of other sizes. A traced graph holds one branch, and
+does not show which units the other branches need.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ _COMPARED = frozenset(("equal", "allclose", "is_nonzero"))
 
 
 def decisive(target: Any, args: tuple[Any, ...], is_mask: Callable[[Any], bool]) -> tuple[Any, ...]:
-    """Return the arguments whose values decide what Python sees of the result: a number, or a
-    tensor's size.
+    """Return the arguments whose values determine a number or a tensor size that Python sees.
 
     Args:
-        target: An ATen operation.
-        args: Its positional arguments.
-        is_mask: Whether an argument is a tensor of booleans or bytes.
+        target: ATen operation.
+        args: Positional arguments of the operation.
+        is_mask: Function that returns whether an argument is a tensor of booleans or bytes.
 
     Returns:
-        The arguments, empty for an operation whose result Python cannot branch on.
+        The arguments; empty for an operation whose result Python cannot branch on.
     """
     name = target._schema.name.split("::")[1]
     if (
@@ -37,7 +36,7 @@ def decisive(target: Any, args: tuple[Any, ...], is_mask: Callable[[Any], bool])
         and torch.Tag.dynamic_output_shape not in target.tags
     ):
         return args if name in _COMPARED else ()
-    if name == "index":  # whole numbers as indices give a known size, masks do not
+    if name == "index":  # integers as indices return a known size, masks do not
         return tuple(index for index in args[1] if is_mask(index))
     if name in ("masked_select", "repeat_interleave"):
         return (args[-1] if name == "masked_select" else args[0],)
@@ -45,11 +44,12 @@ def decisive(target: Any, args: tuple[Any, ...], is_mask: Callable[[Any], bool])
 
 
 class Conversions(TorchFunctionMode):
-    """Notes the conversions of tensors to Python lists and NumPy arrays, which are no ATen
-    operations.
+    """Record conversions of tensors to Python lists and NumPy arrays.
+
+    These conversions are not ATen operations, so a traced graph does not contain them.
 
     Attributes:
-        called: The first method that was called, such as ``Tensor.tolist``, or None.
+        called: Name of the first method that was called, such as ``Tensor.tolist``, or ``None``.
     """
 
     def __init__(self) -> None:

@@ -1,10 +1,11 @@
-"""Reading: what each row of a weight makes of each column that it reads.
+"""Which input channels of a layer each of its output channels needs.
 
-A column *matters* to a row if removing it would change what the row gives in a way that nothing
-else can make good. It does not if the row's weight for it is zero, or if all that the column holds
-is zero, or if it holds a constant whose part can be moved into the layer's bias: exactly so where
-every position gets the same of it, in a linear layer or where no tap with a weight ever reads
-padding.
+A row of a weight is an output channel, and a column an input channel. A row *needs* a column if
+the row's output would change without the column, and no change of the bias could compensate. A row
+does not need a column if its weight for the column is zero, if the channel is zero everywhere, or
+if the channel is a constant that can be folded into the bias. Folding is exact if the constant
+contributes the same at every position: in a linear layer, or in a convolution whose nonzero kernel
+entries for the channel never read padding.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from torch import Tensor
 from synflow_pl.compaction.channel_groups import Contraction
 from synflow_pl.graph.trace import Operation, Value
 
-__all__ = ["ChannelUsage", "read"]
+__all__ = ["ChannelUsage", "measure_usage"]
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class ChannelUsage:
-    """A contraction and its two tables, (rows, columns).
+    """Use of the columns of a contraction by its rows.
 
     Attributes:
-        contraction: the operation.
-        matters: bool.
-        adds: float64, what a column that is removed has given to each row, at every position alike;
-            to be added to the bias.
-        constant: (columns,) bool, columns that hold the same whatever the input is.
+        contraction: The contraction.
+        needed: (rows, columns) bool, whether the row needs the column.
+        bias_term: (rows, columns) float64, contribution of the column to the row, the same at every
+            position, which the bias has to make up for if the column is removed.
+        constant: (columns,) bool, columns that do not depend on the input of the network.
     """
 
     contraction: Contraction
@@ -42,61 +43,63 @@ class ChannelUsage:
 
 
 @torch.no_grad()
-def read(
+def measure_usage(
     contraction: Contraction,
     operation: Operation,
-    made: Tensor,
+    output: Tensor,
     tensor: Callable[[Value], Tensor],
     foldable: bool,
 ) -> ChannelUsage:
-    """Look at one contraction while it is replayed.
+    """Return which columns of a contraction its rows need.
 
     Args:
-        contraction: which it is.
-        operation: the same.
-        made: what it gave when it was recorded; its shape counts.
-        tensor: gives the tensor of a value, NaN where it varies.
-        foldable: whether the layer has a bias, or may be given one, that is its own.
+        contraction: The contraction.
+        operation: Operation of the contraction.
+        output: Recorded output of the operation, of which only the shape is used.
+        tensor: Function that returns the tensor of a value, NaN where it is not a constant.
+        foldable: Whether the layer has a bias of its own or can be given one.
     """
     signal, weight = tensor(contraction.signal), tensor(contraction.weight)
     if operation.name == "convolution":
         transposed = operation.args[6]
         foldable &= not transposed
-        taps = (weight != 0) & _reached(signal, weight, made, operation)
+        taps = (weight != 0) & _used_taps(signal, weight, output, operation)
         if transposed:
             weight, taps = weight.transpose(0, 1), taps.transpose(0, 1)
-        seen = signal.transpose(0, 1).flatten(1)
+        values = signal.transpose(0, 1).flatten(1)
         needed = taps.flatten(2).any(2)
         folds = (
-            ~(taps & ~_inside(signal, weight, operation)).flatten(2).any(2) if foldable else needed
+            ~(taps & ~_taps_without_padding(signal, weight, operation)).flatten(2).any(2)
+            if foldable
+            else needed
         )
         parts = torch.where(taps, weight, 0).flatten(2).sum(2)
     else:
-        seen, parts = signal.t(), weight.t()
-        needed = (parts != 0) & (seen != 0).any(1)
+        values, parts = signal.t(), weight.t()
+        needed = (parts != 0) & (values != 0).any(1)
         folds = needed
-    constant = ~seen.isnan().any(1)
-    alike = constant & (seen == seen[:, :1]).all(1)
-    folded = needed & folds & alike & ~parts.isnan() & foldable
-    bias_term = torch.where(folded, parts * seen[:, 0], 0)
+    constant = ~values.isnan().any(1)
+    uniform = constant & (values == values[:, :1]).all(1)
+    folded = needed & folds & uniform & ~parts.isnan() & foldable
+    bias_term = torch.where(folded, parts * values[:, 0], 0)
     return ChannelUsage(contraction, (needed & ~folded).cpu(), bias_term.cpu(), constant.cpu())
 
 
-def _reached(signal: Tensor, weight: Tensor, made: Tensor, operation: Operation) -> Tensor:
-    """Which taps ever read anything: neither padding nor zeros alone."""
+def _used_taps(signal: Tensor, weight: Tensor, output: Tensor, operation: Operation) -> Tensor:
+    """Return which kernel entries read more than padding and zeros, in the weight's shape."""
     how = (*operation.args[3:9], [False, True, False])
-    ones = torch.ones_like(made, dtype=signal.dtype)
+    ones = torch.ones_like(output, dtype=signal.dtype)
     counts: Tensor = aten.convolution_backward(
         ones, (signal != 0).to(signal.dtype), weight, None, *how
     )[1]
     return counts > 0.5
 
 
-def _inside(signal: Tensor, weight: Tensor, operation: Operation) -> Tensor:
-    r"""(\*kernel): which taps never read padding."""
+def _taps_without_padding(signal: Tensor, weight: Tensor, operation: Operation) -> Tensor:
+    r"""Return which kernel positions never read padding, (\*kernel) bool."""
     kernel = weight.shape[2:]
     taps = torch.eye(kernel.numel(), dtype=signal.dtype, device=signal.device).view(-1, 1, *kernel)
-    found = aten.convolution(
+    output = aten.convolution(
         signal.new_ones(1, 1, *signal.shape[2:]), taps, None, *operation.args[3:9]
     )
-    return (found > 0.5).flatten(2).all(2).view(kernel)
+    return (output > 0.5).flatten(2).all(2).view(kernel)

@@ -1,15 +1,15 @@
-"""Compaction: the smaller network that does what a pruned one does.
+"""compact(): build the smaller network that computes the same function as a pruned one.
 
-A unit is taken out if it cannot change the output: nothing living reads it, or what it holds is a
-constant that folds exactly into the biases of what does. Decided backwards from the output, for all
-coupled slices at once (:mod:`synflow_pl.compaction.channel_groups`): a kept row keeps every column
-that matters to it, and with the column all that goes with it.
+A unit is removed if it cannot change the output: no kept weight reads it, or it is a constant that
+can be folded exactly into the biases of the layers that read it. The decision is made backwards
+from the output. A row of a weight that is kept keeps every column that it needs, and with a column
+its whole group of slices (:mod:`synflow_pl.compaction.channel_groups`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
 import torch
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from synflow_pl.compaction.agreement import Agreement, Unverifiable, duplicate, first_line
 from synflow_pl.compaction.branches import Conversions
 from synflow_pl.compaction.channel_groups import OUTPUT, ChannelGroups
-from synflow_pl.compaction.channel_usage import ChannelUsage, read
+from synflow_pl.compaction.channel_usage import ChannelUsage, measure_usage
 from synflow_pl.compaction.constant_propagation import interpret, unknown
 from synflow_pl.compaction.resize import resize
 from synflow_pl.flow import example_of, trace
 from synflow_pl.graph.outputs import Opaque
-from synflow_pl.graph.trace import Graph, Operation
+from synflow_pl.graph.trace import Graph, Operation, Value
 from synflow_pl.masks import Masks
 
 __all__ = ["Compaction", "compact"]
@@ -36,44 +36,78 @@ def compact(
     *,
     input_shape: Sequence[int] | None = None,
 ) -> nn.Module:
-    """The pruned network without the units that cannot change its output: the same classes with
-    smaller layers, in eval mode the same function. What was taken out, and why the rest was not, is
-    told by :class:`Compaction`.
+    """Return the pruned network without the units that cannot change its output.
+
+    The result has the same classes with smaller layers, and in eval mode it computes the same
+    function. :class:`Compaction` also reports what was not removed and why.
 
     Args:
-        network: left as it is; what its masks remove counts as zero.
-        masks: of the network.
-        example_input: a tensor or a tuple of them with the batch dimension. The result is for
-            inputs of this size: at another one, constants may have other borders.
-        input_shape: instead of it, (C, H, W), for networks with one input.
+        network: The pruned network, which is not changed. Its pruned weights need not be zero.
+        masks: Masks of the network.
+        example_input: A tensor or a tuple of tensors with the batch dimension. The result is for
+            inputs of this size, because padding reaches other positions at another size.
+        input_shape: Alternative to ``example_input`` for networks with one input: the shape
+            (C, H, W) of one image.
 
     Returns:
-        A new network, where the old one is.
+        A new network on the same device.
 
     Raises:
-        ValueError: if the masks are not the network's, or neither input is given, or an output
-            cannot be looked into, or the forward pass converts tensors to lists or arrays or cannot
-            be recorded.
+        ValueError: If the masks are not the network's, neither input is given, the tensors in an
+            output cannot be accessed, or the forward pass converts tensors to lists or arrays or
+            cannot be traced.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import Masks, compact
+        >>> network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)).eval()
+        >>> masks = Masks(
+        ...     {
+        ...         "0.weight": torch.ones(3, 2, dtype=torch.bool),
+        ...         "1.weight": torch.tensor([[True, False, True]]),
+        ...     }
+        ... )
+        >>> compact(network, masks, input_shape=(2,))
+        Sequential(
+          (0): Linear(in_features=2, out_features=2, bias=True)
+          (1): Linear(in_features=2, out_features=1, bias=True)
+        )
     """
     return Compaction(network, masks, example_of(network, input_shape, example_input)).network
 
 
 class Compaction:
-    """What can be taken out of a pruned network, and what is left.
+    """A smaller network that computes the same function as a pruned one, and a report about it.
 
     Args:
-        network: left as it is; what its masks remove counts as zero.
-        masks: of the network.
-        inputs: as :func:`synflow_pl.flow.example_of` gives them.
-        training: the smaller network is to be trained, so that its outputs are compared in train
-            mode as well: no weight, shift or statistic counts as constant then, but what the masks
-            hold at zero, and nothing is folded.
+        network: The pruned network, which is not changed. Its pruned weights need not be zero.
+        masks: Masks of the network.
+        inputs: Inputs as :func:`synflow_pl.flow.example_of` returns them.
+        training: Whether the smaller network will be trained. Its outputs are then compared in
+            train mode as well, no weight, shift or statistic counts as constant except for the
+            zeros of the masks, and nothing is folded into biases.
 
     Attributes:
-        network: the smaller network, or a copy of the whole one where something stood against it.
-        masks: of what is left.
-        kept: by parameter or buffer name, for each dimension the indices that are left.
-        notes: in whole sentences without a full stop, what could not be taken out and why.
+        network: The smaller network, or a copy of the whole one if it could not be made smaller.
+        masks: Masks of the smaller network.
+        kept: Indices kept along each dimension, by parameter or buffer name.
+        notes: Reasons why units were not removed, each a whole sentence without a full stop.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import Compaction, Masks
+        >>> network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)).eval()
+        >>> masks = Masks(
+        ...     {
+        ...         "0.weight": torch.ones(3, 2, dtype=torch.bool),
+        ...         "1.weight": torch.tensor([[True, False, True]]),
+        ...     }
+        ... )
+        >>> compaction = Compaction(network, masks, (torch.ones(1, 2),))
+        >>> compaction.network[0].out_features
+        2
+        >>> compaction.kept["1.weight"]
+        [tensor([0]), tensor([0, 2])]
     """
 
     def __init__(
@@ -105,15 +139,18 @@ class Compaction:
             self.network, self.masks = _whole(network, masks), masks
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """What is left of a tensor in the shape of the parameter or buffer ``name``."""
+        """Return the part of a tensor at the indices kept of a parameter or buffer.
+
+        Args:
+            name: Name of the parameter or buffer.
+            tensor: Tensor in its original shape.
+        """
         for dim, indices in enumerate(self.kept[name]):
             tensor = tensor.index_select(dim, indices.to(tensor.device))
         return tensor
 
     def table(self) -> str:
-        """Each layer's weight before and after, as plain text, and below what was not taken out and
-        why.
-        """
+        """Return the shapes of each weight before and after, and the notes, as plain text."""
         small = dict(self.network.named_parameters())
         rows: list[tuple[str, ...]] = [("parameter", "shape", "left")]
         for name, full in self._full.items():
@@ -144,22 +181,25 @@ class Compaction:
         )
 
     def _shrink(self, network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> str:
-        """Decide what is kept, until the smaller network is verified: what stands against it, if
-        anything does.
+        """Decide what is kept, and repeat with fewer removals until the outputs agree.
+
+        Returns:
+            The reason why the network cannot be made smaller, "" if it was.
         """
         agreement = None
         whole: dict[str, str] = {}  # modules that cannot be smaller, with the reason
         fixed: set[str] = set()  # modules whose grouped convolutions cannot have fewer groups
         while True:
-            self._units: ChannelGroups = ChannelGroups(self._recording, whole, fixed)
-            self._roots: Tensor = self._units.roots()
-            self._readings: list[ChannelUsage] = self._read(masks)
+            self._groups: ChannelGroups = ChannelGroups(self._recording, whole, fixed)
+            self._roots: Tensor = self._groups.roots()
+            self._usages: list[ChannelUsage] = self._measure_usages(masks)
             if self._branching:
                 return (
-                    f"{type(network).__name__}.forward reads values of tensors that depend on its input"
-                    f" ({_places(self._branching)}), and may take another branch on other values"
+                    f"{type(network).__name__}.forward reads values of tensors that depend on its"
+                    f" input ({_places(self._branching)}), and may take another branch on other"
+                    " values"
                 )
-            self._alive: Tensor = self._keep()
+            self._kept_ids: Tensor = self._find_kept_ids()
             self.kept = self._indices()
             self.notes = self._explain(network, masks)
             self._tensors = self._smaller()
@@ -180,7 +220,7 @@ class Compaction:
             if where not in fixed and self._has_groups(where):
                 fixed.add(where)
                 continue
-            while where in whole:  # the modules around it may depend on its size
+            while where in whole:  # a module that contains it may depend on its size
                 if not where:
                     return fault
                 where = where.rpartition(".")[0]
@@ -195,24 +235,25 @@ class Compaction:
             for operation in convolutions
         )
 
-    # -- what is known
+    # -- parameters and constants
 
     @cached_property
     def _sources(self) -> dict[int, str]:
-        """By value number, the parameter that a value is, as it is or transposed."""
-        found = dict(self._recording.parameters)
+        """Names of parameters by the number of a value that is the parameter or its transpose."""
+        sources = dict(self._recording.parameters)
         for operation in self._recording.operations:
             if (
                 operation.name == "t"
-                and operation.args[0].number in found
+                and operation.args[0].number in sources
                 and operation.outputs[0] is not None
             ):
-                found[operation.outputs[0].number] = found[operation.args[0].number]
-        return found
+                sources[operation.outputs[0].number] = sources[operation.args[0].number]
+        return sources
 
     def _own_biases(self, network: nn.Module) -> dict[str, str]:
-        """By the name of a weight that one layer reads once, its bias, there or not: where
-        constants can be folded into.
+        """Return the names of the biases into which constants can be folded, by the weight's name.
+
+        These are the biases, existing or not, of layers whose weight is read exactly once.
         """
         if self._training:
             return {}
@@ -228,54 +269,59 @@ class Compaction:
                 reads[source] += (
                     sum(x.number == number for operation in operations for x in operation.reads) - 1
                 )
-        # A layer multiplies by its transposed weight; a product with the weight as it is has units
-        # and inputs the other way round.
+        # A linear layer multiplies by its transposed weight. In a product with the weight itself,
+        # rows are inputs and columns are units.
         products = [
             operation
             for operation in operations
             if operation.name != "t" and operation.name not in ("convolution",)
         ]
-        turned = {
+        used_untransposed = {
             self._recording.parameters.get(x.number)
             for operation in products
             for x in operation.reads
         }
         modules = dict(network.named_modules())
-        found = {}
+        biases = {}
         for name, count in reads.items():
             layer = (
                 modules.get(name.removesuffix(".weight"))
                 if name is not None and name.endswith(".weight")
                 else None
             )
-            plain = isinstance(layer, nn.Linear) or (
+            supported = isinstance(layer, nn.Linear) or (
                 isinstance(layer, nn.modules.conv._ConvNd) and not layer.transposed
             )
-            if name is None or layer is None or not plain or count != 1 or name in turned:
+            if name is None or layer is None or not supported or count != 1:
+                continue
+            if name in used_untransposed:
                 continue
             bias = name.removesuffix("weight") + "bias"
             if layer.bias is None or reads[bias] == 1:
-                found[name] = bias
-        return found
+                biases[name] = bias
+        return biases
 
-    def _read(self, masks: Masks) -> list[ChannelUsage]:
-        at = {contraction.index: contraction for contraction in self._units.contractions}
-        readings: list[ChannelUsage] = []
+    def _measure_usages(self, masks: Masks) -> list[ChannelUsage]:
+        contractions = {contraction.index: contraction for contraction in self._groups.contractions}
+        usages: list[ChannelUsage] = []
 
-        def watch(index: int, operation: Operation, tensor: object) -> None:
-            if (found := at.get(index)) is not None:
-                made = operation.outputs[0]
-                assert made is not None
-                foldable = self._sources.get(found.weight.number) in self._biases
-                output = self._recording.tensors[made.number]
-                readings.append(read(found, operation, output, tensor, foldable))  # type: ignore[arg-type]
+        def measure(index: int, operation: Operation, tensor: Callable[[Value], Tensor]) -> None:
+            if (contraction := contractions.get(index)) is not None:
+                value = operation.outputs[0]
+                assert value is not None
+                output = self._recording.tensors[value.number]
+                foldable = self._sources.get(contraction.weight.number) in self._biases
+                usages.append(measure_usage(contraction, operation, output, tensor, foldable))
 
-        self._branching = interpret(self._recording, self._given(masks), watch)
-        return readings
+        self._branching = interpret(self._recording, self._replacements(masks), measure)
+        return usages
 
-    def _given(self, masks: Masks) -> dict[int, Tensor]:
-        """NaN for what varies: the input, and in training all that is trained or gathered."""
-        given = {
+    def _replacements(self, masks: Masks) -> dict[int, Tensor]:
+        """Return the tensors to interpret the graph on, by value number, NaN for unknown values.
+
+        Inputs are unknown, and for training also parameters and running statistics.
+        """
+        replacements = {
             value.number: unknown(self._recording.tensors[value.number])
             for value in self._recording.inputs
         }
@@ -285,120 +331,118 @@ class Compaction:
                 tensor = unknown(tensor)
                 if name in masks:
                     tensor = tensor.masked_fill(~masks[name].to(tensor.device), 0)
-            given[number] = tensor
-        return given
+            replacements[number] = tensor
+        return replacements
 
-    # -- what is kept
+    # -- kept slices
 
-    def _keep(self, structure_alone: bool = False) -> Tensor:
-        """(numbers,) bool: what the output depends on, and what is pinned for another reason unless
-        ``structure_alone``.
+    def _find_kept_ids(self, needed_only: bool = False) -> Tensor:
+        """Return which ids are kept, (num_ids,) bool.
+
+        These are the ids on which the output depends and, unless ``needed_only``, the ids that are
+        pinned for another reason.
         """
-        alive = torch.zeros(self._units.count, dtype=torch.bool)
-        for numbers, why in self._units.pinned:
-            if not structure_alone or why == OUTPUT:
-                alive[self._roots[numbers]] = True
+        kept = torch.zeros(self._groups.count, dtype=torch.bool)
+        for ids, why in self._groups.pinned:
+            if not needed_only or why == OUTPUT:
+                kept[self._roots[ids]] = True
         before = -1
-        while before != (before := int(alive.sum())):
-            for reading in reversed(self._readings):
-                rows, columns = (
-                    self._roots[numbers]
-                    for numbers in (reading.contraction.rows, reading.contraction.columns)
-                )
-                alive[columns[reading.needed[alive[rows]].any(0)]] = True
-        return alive
+        while before != (before := int(kept.sum())):
+            for usage in reversed(self._usages):
+                rows = self._roots[usage.contraction.rows]
+                columns = self._roots[usage.contraction.columns]
+                kept[columns[usage.needed[kept[rows]].any(0)]] = True
+        return kept
 
     def _indices(self) -> dict[str, list[Tensor]]:
-        present = self._alive.clone()
+        kept = self._kept_ids.clone()
         axes = {
-            name: self._units.axes[number] for number, name in self._recording.parameters.items()
+            name: self._groups.axes[number] for number, name in self._recording.parameters.items()
         }
         for axis in (axis for of_one in axes.values() for axis in of_one):
-            # No layer can have no units: one stays, though nothing reads it.
-            if axis is not None and len(axis) and not present[self._roots[axis]].any():
-                present[self._roots[axis[0]]] = True
+            # A layer cannot have zero units, so one is kept even if nothing reads it.
+            if axis is not None and len(axis) and not kept[self._roots[axis]].any():
+                kept[self._roots[axis[0]]] = True
         return {
             name: [
-                present[self._roots[axis]].nonzero().flatten()
-                for axis in of_one
-                if axis is not None
+                kept[self._roots[axis]].nonzero().flatten() for axis in of_one if axis is not None
             ]
             for name, of_one in axes.items()
         }
 
     def _smaller(self) -> dict[str, Tensor]:
-        """The tensors of the smaller network, with what was folded into the biases."""
+        """Return the tensors of the smaller network, with constants folded into the biases."""
         tensors = dict(self._full)
-        cuts = dict(self.kept)
-        for reading in self._readings:
-            weight = self._sources.get(reading.contraction.weight.number)
+        kept = dict(self.kept)
+        for usage in self._usages:
+            weight = self._sources.get(usage.contraction.weight.number)
             if weight not in self._biases:
                 continue
             bias = self._biases[weight]
-            gone = ~self._alive[self._roots[reading.contraction.columns]]
-            adds = reading.bias_term[:, gone].sum(1).to(self._full[weight].device)
-            # A column that stays as its layer's last gives nothing any more: its constant is in the
-            # bias.
+            removed = ~self._kept_ids[self._roots[usage.contraction.columns]]
+            bias_term = usage.bias_term[:, removed].sum(1).to(self._full[weight].device)
+            # The constant of a column that stays because its layer has no other is in the bias.
             tensors[weight] = tensors[weight].index_fill(
-                1, gone.nonzero().flatten().to(adds.device), 0
+                1, removed.nonzero().flatten().to(bias_term.device), 0
             )
             if bias in tensors:
-                tensors[bias] = tensors[bias] + adds
-            elif adds.any():
-                tensors[bias] = adds
-                cuts[bias] = self.kept[weight][:1]
-        self.kept = cuts
+                tensors[bias] = tensors[bias] + bias_term
+            elif bias_term.any():
+                tensors[bias] = bias_term
+                kept[bias] = self.kept[weight][:1]
+        self.kept = kept
         return {name: self.cut(name, tensor) for name, tensor in tensors.items()}
 
-    # -- what is said
+    # -- notes
 
     def _explain(self, network: nn.Module, masks: Masks) -> tuple[str, ...]:
-        units = [self._roots[numbers] for numbers in self._of_units(network, masks)]
-        everything = torch.cat(units) if units else torch.zeros(0, dtype=torch.long)
-        needed = self._keep(structure_alone=True)
+        of_layers = [self._roots[ids] for ids in self._unit_ids(network, masks)]
+        units = torch.cat(of_layers) if of_layers else torch.zeros(0, dtype=torch.long)
+        needed = self._find_kept_ids(needed_only=True)
         notes = []
-        for why in dict.fromkeys(why for _, why in self._units.pinned):
+        for why in dict.fromkeys(why for _, why in self._groups.pinned):
             pinned = torch.zeros_like(needed)
-            for numbers, reason in self._units.pinned:
+            for ids, reason in self._groups.pinned:
                 if reason == why:
-                    pinned[self._roots[numbers]] = True
-            if count := int((pinned & ~needed)[everything].sum()):
+                    pinned[self._roots[ids]] = True
+            if count := int((pinned & ~needed)[units].sum()):
                 notes.append(f"{count:,} units whether they are needed or not ({why})")
         unfolded = torch.zeros_like(needed)
-        for reading in self._readings:
-            rows, columns = (
-                self._roots[numbers]
-                for numbers in (reading.contraction.rows, reading.contraction.columns)
-            )
-            unfolded[columns[reading.constant & reading.needed[self._alive[rows]].any(0)]] = True
-        if count := int(unfolded[everything].sum()):
+        for usage in self._usages:
+            rows = self._roots[usage.contraction.rows]
+            columns = self._roots[usage.contraction.columns]
+            unfolded[columns[usage.constant & usage.needed[self._kept_ids[rows]].any(0)]] = True
+        if count := int(unfolded[units].sum()):
             notes.append(
-                f"{count:,} units that hold a constant which cannot be folded (padding makes it differ from place to place)"
+                f"{count:,} units that hold a constant which cannot be folded (padding makes it"
+                " differ from place to place)"
             )
-        return (*notes, *sorted(self._units.notes))
+        return (*notes, *sorted(self._groups.notes))
 
-    def _of_units(self, network: nn.Module, masks: Masks) -> list[Tensor]:
-        """The numbers of each layer's units."""
+    def _unit_ids(self, network: nn.Module, masks: Masks) -> list[Tensor]:
+        """Return the ids of each layer's units."""
         modules = dict(network.named_modules())
         numbers = {name: number for number, name in self._recording.parameters.items()}
-        found = []
+        unit_ids = []
         for name in masks.weights:
             transposed = isinstance(
                 modules.get(name.removesuffix(".weight")), nn.modules.conv._ConvTransposeNd
             )
-            axis = self._units.axes[numbers[name]][int(transposed)] if name in numbers else None
-            found += [axis] if axis is not None else []
-        return found
+            axis = self._groups.axes[numbers[name]][int(transposed)] if name in numbers else None
+            unit_ids += [axis] if axis is not None else []
+        return unit_ids
 
-    # -- whether it is so
+    # -- verification
 
     def _fault(self, network: nn.Module, agreement: Agreement) -> tuple[str, str | None]:
-        """Return what is wrong with the smaller network, "" if nothing is, and the module in which
-        it fails.
+        """Verify the smaller network.
+
+        Returns:
+            The reason why it is not usable, "" if it is, and the name of the module whose forward
+            pass raises an error, ``None`` if none does.
         """
-        small = agreement.widened(
-            duplicate(network)
-        )  # before it gets its tensors, which are in double precision
+        # Before resizing, since the new tensors are in double precision.
+        small = agreement.widened(duplicate(network))
         running: list[str] = []
         for name, module in small.named_modules():
             module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
@@ -420,29 +464,29 @@ class Compaction:
                 else "its forward depends on their sizes"
             )
             return (
-                f"{type(network).__name__} with smaller layers gives something else ({where}); {why}",
+                f"{type(network).__name__} with smaller layers gives something else ({where});"
+                f" {why}",
                 None,
             )
         return "", None
 
 
 def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
-    """Return the recording of a network.
+    """Return the traced graph of a network.
 
     Raises:
-        ValueError: If the network cannot be compacted for what its forward pass does.
+        ValueError: If the forward pass has an operation that prevents compaction.
     """
-    conversions, copied = (
-        Conversions(),
-        duplicate(network),
-    )  # a forward may keep what it computed as attributes
+    conversions = Conversions()
+    copied = duplicate(network)  # a forward pass may set attributes
     try:
         with conversions:
             recording = trace(copied, inputs)
     except RuntimeError as error:
         if isinstance(error, NotImplementedError):
             raise ValueError(
-                f"{type(network).__name__}.forward has an operation that cannot be recorded ({first_line(error)})"
+                f"{type(network).__name__}.forward has an operation that cannot be recorded"
+                f" ({first_line(error)})"
             ) from error
         if not conversions.called:
             raise
@@ -453,49 +497,51 @@ def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
         raise Opaque(recording.opaque, "compaction")
     if any(tensor.is_meta for tensor in recording.tensors):
         raise ValueError(
-            f"{type(network).__name__}.forward computes with tensors on the meta device (forward-mode derivatives make such), which"
-            " have no values and cannot be compacted; compute without them, or leave the network whole"
+            f"{type(network).__name__}.forward computes with tensors on the meta device"
+            " (forward-mode derivatives make such), which have no values and cannot be compacted;"
+            " compute without them, or leave the network whole"
         )
     if (
         other := next((x for x in recording.tensors if x.layout != torch.strided), None)
     ) is not None:
         raise ValueError(
-            f"{type(network).__name__}.forward computes with tensors of layout {other.layout}, which compaction cannot follow; use"
-            " dense tensors, or leave the network whole"
+            f"{type(network).__name__}.forward computes with tensors of layout {other.layout},"
+            " which compaction cannot follow; use dense tensors, or leave the network whole"
         )
     return recording
 
 
 def _converts(network: nn.Module, conversions: Conversions) -> str:
     return (
-        f"{type(network).__name__}.forward reads values of tensors by {conversions.called}, so it may take another branch on other"
-        " values and cannot be compacted; compute with tensors throughout, or leave the network whole"
+        f"{type(network).__name__}.forward reads values of tensors by {conversions.called}, so it"
+        " may take another branch on other values and cannot be compacted; compute with tensors"
+        " throughout, or leave the network whole"
     )
 
 
 def _places(operations: Sequence[Operation]) -> str:
-    """Operations with the modules that called them, each once."""
+    """Return a list of operations and the modules that called them, without repetitions."""
     return ", ".join(
         dict.fromkeys(f"{x.name} in {x.module}" if x.module else x.name for x in operations)
     )
 
 
 def _whole(network: nn.Module, masks: Masks) -> nn.Module:
-    """A copy of the network with removed weights at zero."""
+    """Return a copy of the network with pruned weights at zero."""
     whole = duplicate(network)
     masks.apply(whole)
     return whole
 
 
 def _masked(network: nn.Module, masks: Masks) -> dict[str, Tensor]:
-    """Parameters and buffers by name in double precision, removed weights zero."""
+    """Return parameters and buffers in double precision, with pruned weights at zero, by name."""
     named = (*network.named_parameters(), *network.named_buffers())
-    found = {
+    tensors = {
         name: tensor.detach().to(
             torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True
         )
         for name, tensor in named
     }
     for name, mask in masks.items():
-        found[name].masked_fill_(~mask.to(found[name].device), 0)
-    return found
+        tensors[name].masked_fill_(~mask.to(tensors[name].device), 0)
+    return tensors

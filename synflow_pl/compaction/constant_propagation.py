@@ -1,15 +1,16 @@
-"""Constants: what in a network does not depend on its input, and how much it is.
+"""Which values of a network are constants, that is, do not depend on its input.
 
-The recorded operations are run again on an input of NaN, in double precision: whatever is NaN
-    afterwards may depend on the input, every
-other number is a constant. Three things a plain run would get wrong. A removed weight reads
-    nothing, but 0 * NaN is NaN: products are
-taken apart into where something is and how much. Comparisons and indices forget NaN: what reads one
-    that was made from a NaN is NaN
-throughout, as is all that an operation without a rule makes of one. And whole numbers, words say,
-cannot be NaN: where they are the input, they count as made from one.
+The traced operations run again in double precision on an input of NaN. A result that is NaN may
+depend on the input, and all other results are constants. Three cases need special treatment:
 
-With NaN for every weight that trains as well, what is left is constant throughout training.
+- A pruned weight reads nothing, but 0 * NaN is NaN. Products are therefore computed in two parts:
+  which entries of the result are NaN, and the values of the others.
+- Comparisons and indices do not propagate NaN. All results of an operation that reads one computed
+  from a NaN count as unknown. So do all results of an operation without a rule that reads a NaN.
+- Integers (token indices, for example) cannot be NaN. Integer inputs count as computed from a NaN.
+
+With NaN in place of every trained weight as well, the remaining constants are constant throughout
+training.
 """
 
 from __future__ import annotations
@@ -22,57 +23,58 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from synflow_pl.compaction.branches import decisive
-from synflow_pl.compaction.channel_groups import BATCH_NORMS, VIEWS, followed
+from synflow_pl.compaction.channel_groups import BATCH_NORMS, VIEWS, has_rule
 from synflow_pl.graph.trace import Graph, Operation, Value
 
 __all__ = ["interpret", "unknown"]
 
 aten = torch.ops.aten
 NAN = float("nan")
-Watch = Callable[[int, Operation, Callable[[Value], Tensor]], None]
+BeforeOperation = Callable[[int, Operation, Callable[[Value], Tensor]], None]
 
 
 def unknown(tensor: Tensor) -> Tensor:
-    """NaN in its place; whole numbers as they are."""
+    """Return a tensor of NaN of the same shape; integers are returned unchanged."""
     return torch.full_like(tensor, NAN) if tensor.is_floating_point() else tensor
 
 
 @torch.no_grad()
 def interpret(
     recording: Graph,
-    given: Mapping[int, Tensor],
-    watch: Watch,
+    replacements: Mapping[int, Tensor],
+    before: BeforeOperation,
     after: Callable[[Operation, Tensor], None] | None = None,
 ) -> list[Operation]:
-    """Run a recording on other numbers.
+    """Run a traced graph on other tensors, in which NaN marks unknown values.
 
     Args:
-        recording: of the network.
-        given: by value number, tensors in place of the recorded ones: NaN is what varies.
-        watch: called before each operation with its place, itself, and what gives the tensor of a
-            value.
-        after: called after each operation with itself and what it gave first.
+        recording: Graph of the network.
+        replacements: Tensors in place of the recorded ones, by value number.
+        before: Function that is called before each operation, with the operation's position, the
+            operation, and a function that returns the tensor of a value.
+        after: Function that is called after each operation, with the operation and its first
+            output.
 
     Returns:
-        The operations by which Python saw something of what varies, so that the forward pass may
-        take another branch on other values.
+        The operations through which Python saw an unknown value. The forward pass may take another
+        branch there on other values.
     """
     branching: list[Operation] = []
-    values: dict[int, Tensor] = dict(given)
-    # Inputs of whole numbers, and indices and comparisons that were made from a NaN.
-    changing = {
+    values: dict[int, Tensor] = dict(replacements)
+    # Integer inputs, and indices and comparisons that were computed from a NaN.
+    unknown_integers = {
         value.number
         for value in recording.inputs
         if not recording.tensors[value.number].is_floating_point()
     }
 
     def tensor(value: Value) -> Tensor:
-        found = values.get(value.number)
-        found = recording.tensors[value.number] if found is None else found
-        return found.double() if found.is_floating_point() else found
+        result = values.get(value.number)
+        result = recording.tensors[value.number] if result is None else result
+        return result.double() if result.is_floating_point() else result
 
-    def varies(value: Value) -> bool:
-        return value.number in changing or (
+    def is_unknown(value: Value) -> bool:
+        return value.number in unknown_integers or (
             tensor(value).is_floating_point() and bool(tensor(value).isnan().any())
         )
 
@@ -82,27 +84,31 @@ def interpret(
         for value in operation.reads
     }
     for index, operation in enumerate(recording.operations):
-        watch(index, operation, tensor)
+        before(index, operation, tensor)
         reads = operation.reads
-        blurred = any(value.number in changing for value in reads)
-        some = any(map(varies, reads))
-        if any(varies(value) for value in _decisive(operation, tensor)):
+        reads_unknown_integer = any(value.number in unknown_integers for value in reads)
+        reads_unknown = any(map(is_unknown, reads))
+        if any(is_unknown(value) for value in _decisive(operation, tensor)):
             branching.append(operation)
-        made: list[Tensor | None]
-        if blurred or operation.name in _FORGETFUL or (some and not followed(operation)):
-            made = _varying(operation, recording)
+        outputs: list[Tensor | None]
+        if (
+            reads_unknown_integer
+            or operation.name in _UNDETERMINED
+            or (reads_unknown and not has_rule(operation))
+        ):
+            outputs = _unknown_outputs(operation, recording)
         else:
-            made = _attempt(operation, tensor, recording)
-        for value, result in zip(operation.outputs, made, strict=True):
-            if value is None or result is None:
+            outputs = _attempt(operation, tensor, recording)
+        for value, output in zip(operation.outputs, outputs, strict=True):
+            if value is None or output is None:
                 continue
-            if some and not result.is_floating_point():
-                changing.add(value.number)
-            values[value.number] = result
-        if after is not None and made[0] is not None:
-            after(operation, made[0])
+            if reads_unknown and not output.is_floating_point():
+                unknown_integers.add(value.number)
+            values[value.number] = output
+        if after is not None and outputs[0] is not None:
+            after(operation, outputs[0])
         for value in reads:
-            if last[value.number] == index and value.number not in given:
+            if last[value.number] == index and value.number not in replacements:
                 values.pop(value.number, None)
     return branching
 
@@ -120,11 +126,12 @@ def _decisive(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[V
     ]
 
 
-# Their results cannot be had from the numbers alone: memory as it lies, and random numbers.
-_FORGETFUL = frozenset(
+# The values of the arguments do not determine the results: strides in memory, uninitialised memory
+# and random numbers.
+_UNDETERMINED = frozenset(
     """
-    as_strided empty empty_like new_empty empty_strided bernoulli rand randn rand_like randn_like native_dropout uniform
-    normal_functional exponential random
+    as_strided empty empty_like new_empty empty_strided bernoulli rand randn rand_like randn_like
+    native_dropout uniform normal_functional exponential random
     """.split()
 )
 
@@ -140,14 +147,14 @@ def _all_nan(recorded: Tensor) -> Tensor:
 def _attempt(
     operation: Operation, tensor: Callable[[Value], Tensor], recording: Graph
 ) -> list[Tensor | None]:
-    """Run an operation; one that is not implemented in double precision counts as varying."""
+    """Run an operation; its outputs are unknown if it is not implemented in double precision."""
     try:
         return _run(operation, tensor)
     except RuntimeError:
-        return _varying(operation, recording)
+        return _unknown_outputs(operation, recording)
 
 
-def _varying(operation: Operation, recording: Graph) -> list[Tensor | None]:
+def _unknown_outputs(operation: Operation, recording: Graph) -> list[Tensor | None]:
     return [
         None if value is None else _all_nan(recording.tensors[value.number])
         for value in operation.outputs
@@ -176,52 +183,55 @@ def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor
         result = args[0].reshape(args[1])
     else:
         result = operation.target(*args, **kwargs)
-    made = [
+    outputs = [
         x if isinstance(x, Tensor) else None
         for x in (result if isinstance(result, (tuple, list)) else (result,))
     ]
-    made += [None] * (len(operation.outputs) - len(made))
+    outputs += [None] * (len(operation.outputs) - len(outputs))
     if torch.Tag.pointwise in operation.target.tags and operation.name not in _PRODUCTS:
-        # Whatever the operation makes of NaN itself.
+        # Some pointwise operations (fmax, for example) do not propagate NaN.
         for signal in (tensor(value) for value in operation.reads):
-            made = [
-                x.masked_fill(signal.isnan(), NAN) if x is not None and _numbers(signal, x) else x
-                for x in made
+            outputs = [
+                x.masked_fill(signal.isnan(), NAN)
+                if x is not None and _all_floating_point(signal, x)
+                else x
+                for x in outputs
             ]
-    return made
+    return outputs
 
 
-def _numbers(*tensors: Tensor) -> bool:
+def _all_floating_point(*tensors: Tensor) -> bool:
     return all(tensor.is_floating_point() for tensor in tensors)
 
 
-def _there(tensor: Tensor) -> Tensor:
-    """Ones where anything is or may be: NaN counts."""
+def _nonzero(tensor: Tensor) -> Tensor:
+    """Return ones where entries are nonzero or NaN, and zeros elsewhere."""
     return (tensor != 0).to(tensor.dtype)
 
 
-def _varies(tensor: Tensor) -> Tensor:
+def _nan(tensor: Tensor) -> Tensor:
+    """Return ones where entries are NaN, and zeros elsewhere."""
     return tensor.isnan().to(tensor.dtype)
 
 
 def _contract(
     function: Callable[[Tensor, Tensor], Tensor], signal: Tensor, weight: Tensor
 ) -> Tensor:
-    """A sum of products, NaN where any product of it varies."""
-    counts = function(_varies(signal), _there(weight))
+    """Return a sum of products, NaN where it includes a product of NaN and a nonzero factor."""
+    counts = function(_nan(signal), _nonzero(weight))
     if weight.isnan().any():
-        counts = counts + function(_there(signal), _varies(weight))
-    varies = counts > 0.5
-    if varies.all():
+        counts = counts + function(_nonzero(signal), _nan(weight))
+    is_nan = counts > 0.5
+    if is_nan.all():
         return torch.full_like(counts, NAN)
-    return function(signal.nan_to_num(0), weight.nan_to_num(0)).masked_fill(varies, NAN)
+    return function(signal.nan_to_num(0), weight.nan_to_num(0)).masked_fill(is_nan, NAN)
 
 
 def _convolution(
     target: Any, signal: Tensor, weight: Tensor, bias: Tensor | None, *how: Any
 ) -> Tensor:
-    made = _contract(lambda x, w: target(x, w, None, *how), signal, weight)
-    return made if bias is None else made + bias.view(-1, *[1] * (made.dim() - 2))
+    output = _contract(lambda x, w: target(x, w, None, *how), signal, weight)
+    return output if bias is None else output + bias.view(-1, *[1] * (output.dim() - 2))
 
 
 def _mm(target: Any, signal: Tensor, weight: Tensor) -> Tensor:
@@ -254,14 +264,14 @@ def _batch_norm(
     bias: Tensor | None = None,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
-    **given: Any,
+    **arguments: Any,
 ) -> list[Tensor]:
-    """A gain of zero leaves the shift alone."""
-    if given.get("training") or running_mean is None or running_var is None:
+    """Return BatchNorm's output in eval mode, which is the shift where the gain is zero."""
+    if arguments.get("training") or running_mean is None or running_var is None:
         return [torch.full_like(input, NAN)]
-    eps: float = given["eps"] if "eps" in given else given["epsilon"]
-    across = (1, -1, *[1] * (input.dim() - 2))
-    out = (input - running_mean.view(across)) * (running_var.view(across) + eps).rsqrt()
+    eps: float = arguments["eps"] if "eps" in arguments else arguments["epsilon"]
+    shape = (1, -1, *[1] * (input.dim() - 2))
+    out = (input - running_mean.view(shape)) * (running_var.view(shape) + eps).rsqrt()
     if weight is not None:
-        out = _mul(torch.mul, out, weight.view(across))
-    return [out if bias is None else out + bias.view(across)]
+        out = _mul(torch.mul, out, weight.view(shape))
+    return [out if bias is None else out + bias.view(shape)]

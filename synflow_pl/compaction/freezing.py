@@ -1,8 +1,9 @@
-"""Freezing: what a unit without a living path from the input would add on its own is held at zero.
+"""Masks that hold biases, gains and shifts of units at zero if the input cannot reach the unit.
 
-Its bias, or the shift of the normalisation behind it, would train, and a constant that is read
-through padding can never be taken out. Held at zero from the start it says nothing, and goes with
-everything that reads it alone.
+The bias of such a unit, or the shift of the normalisation after it, would be trained, and the unit
+would become a constant. A constant that is read through padding cannot be folded into a bias, so
+the unit could not be removed. If these parameters stay zero, the unit is removed, and with it all
+units that read such units alone.
 """
 
 from __future__ import annotations
@@ -22,15 +23,28 @@ __all__ = ["freeze"]
 
 
 def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Masks:
-    """The masks, and with them as followers the biases of linear and convolution layers and the
-    gains and shifts of BatchNorms: living where the input can reach their unit.
+    """Add masks of biases, gains and shifts that are False for units the input cannot reach.
 
-    Nothing is held if the forward pass may take another branch on other values of its input.
+    The added masks are for the biases of linear and convolution layers and the gains and shifts of
+    BatchNorms. No mask is added if the forward pass may take another branch on other values of its
+    input.
 
     Args:
-        network: the network under study; left as it is.
-        masks: its masks.
-        inputs: as :func:`synflow_pl.flow.example_of` gives them.
+        network: The network under study; it is not changed.
+        masks: Masks of the network.
+        inputs: Inputs as :func:`synflow_pl.flow.example_of` returns them.
+
+    Returns:
+        The masks, in which the added ones are listed as followers.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import Masks
+        >>> from synflow_pl.compaction import freeze
+        >>> network = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Linear(2, 1))
+        >>> masks = Masks({"0.weight": torch.tensor([[True], [False]])})
+        >>> freeze(network, masks, (torch.ones(1, 1),))["0.bias"]
+        tensor([ True, False])
     """
     recording = trace(network, inputs)
     names = recording.parameters
@@ -46,40 +60,47 @@ def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Mask
     added = {id(module.bias) for module in (*norms, *layers) if module.bias is not None}
     means = {id(module.running_mean) for module in norms}
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    given = {value.number: unknown(recording.tensors[value.number]) for value in recording.inputs}
+    replacements = {
+        value.number: unknown(recording.tensors[value.number]) for value in recording.inputs
+    }
     for number, name in names.items():
         tensor = tensors[name].detach()
-        if (
-            id(tensors[name]) in added | means
-        ):  # as if all were held that may be: where the input comes, it shows all the same
-            given[number] = torch.zeros_like(tensor)
+        # With biases and means of zero, a unit is NaN exactly where the input reaches it.
+        if id(tensors[name]) in added | means:
+            replacements[number] = torch.zeros_like(tensor)
         elif name in trained:
-            given[number] = unknown(tensor)
+            replacements[number] = unknown(tensor)
         if name in masks:
-            given[number] = given[number].masked_fill(~masks[name].to(tensor.device), 0)
+            replacements[number] = replacements[number].masked_fill(
+                ~masks[name].to(tensor.device), 0
+            )
     reached: dict[str, Tensor] = {}
 
-    def note(values: list[Value], made: Tensor) -> None:
-        alive = made.isnan().transpose(0, 1).flatten(1).any(1)
+    def record(values: list[Value], signal: Tensor) -> None:
+        reachable = signal.isnan().transpose(0, 1).flatten(1).any(1)
         for value in values:
             if (name := names.get(value.number)) in trained and name is not None:
-                reached[name] = reached.get(name, torch.zeros_like(alive)) | alive
+                reached[name] = reached.get(name, torch.zeros_like(reachable)) | reachable
 
     def before(_: int, operation: Operation, tensor: Callable[[Value], Tensor]) -> None:
         if operation.name in BATCH_NORMS:
-            note(
+            record(
                 [value for value in operation.args[1:3] if isinstance(value, Value)],
                 tensor(operation.args[0]),
             )
 
-    def after(operation: Operation, made: Tensor) -> None:
+    def after(operation: Operation, output: Tensor) -> None:
         if operation.name == "convolution" and operation.args[2] is not None:
-            note([operation.args[2]], made)
+            record([operation.args[2]], output)
         elif operation.name == "addmm":
-            note([operation.args[0]], made)
+            record([operation.args[0]], output)
 
-    if interpret(recording, given, before, after):
-        return masks  # on other values the input may take another way
-    held = {name: alive for name, alive in reached.items() if not alive.all() and name not in masks}
+    if interpret(recording, replacements, before, after):
+        return masks
+    held = {
+        name: reachable
+        for name, reachable in reached.items()
+        if not reachable.all() and name not in masks
+    }
     both = {name: masks[name] & reached[name] for name in masks.followers if name in reached}
     return Masks({**masks, **held, **both}, [*masks.followers, *held])

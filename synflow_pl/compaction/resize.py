@@ -1,4 +1,4 @@
-"""Resize: give a network's layers other sizes, by giving them parameters of other shapes."""
+"""resize(): replace parameters and buffers of a network by tensors of other shapes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,31 @@ __all__ = ["resize"]
 
 
 def resize(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Replace parameters and buffers, and let each layer's own account of its size
-    (``in_channels``, ``num_features``, ...) follow.
+    """Replace parameters and buffers of a network by tensors of other shapes.
+
+    The attributes in which layers store their sizes (``in_channels``, ``num_features``, ...) are
+    updated.
 
     Args:
-        network: changed in place. A tensor that several modules share stays shared.
-        tensors: by the names of ``named_parameters()`` and ``named_buffers()``; what is not among
-            them stays. A ``bias`` that its layer was built without is added.
+        network: Network, which is changed in place. A tensor that several modules share stays
+            shared.
+        tensors: New tensors, by the names of ``named_parameters()`` and ``named_buffers()``. Other
+            parameters and buffers stay as they are. A ``bias`` is added to a linear or convolution
+            layer without one.
 
     Returns:
         The network.
 
     Raises:
-        ValueError: for a name that the network has no place for, or a shape that the layer cannot
-            have.
+        ValueError: If the network has no parameter or buffer of a name, or a tensor has another
+            number of dimensions.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl.compaction import resize
+        >>> layer = resize(torch.nn.Linear(4, 2), {"weight": torch.ones(2, 3)})
+        >>> layer.in_features
+        3
     """
     present = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     replaced: dict[int, Tensor] = {}
@@ -47,7 +58,8 @@ def resize(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
             continue
         if tensor.dim() != old.dim():
             raise ValueError(
-                f"{name!r} is {tuple(tensor.shape)}, which cannot take the place of {tuple(old.shape)}"
+                f"{name!r} is {tuple(tensor.shape)}, which cannot take the place of"
+                f" {tuple(old.shape)}"
             )
         new = tensor.detach().to(old.device, old.dtype, copy=True)
         replaced[id(old)] = (
@@ -56,22 +68,21 @@ def resize(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
             else new
         )
     for module in network.modules():
-        for held in (module._parameters, module._buffers):
-            for name, there in held.items():
-                if there is not None and id(there) in replaced:
-                    held[name] = replaced[id(there)]  # type: ignore[assignment]
-    for module in network.modules():  # a weight may be computed from parameters of modules below
+        for tensors_of_module in (module._parameters, module._buffers):
+            for name, old in tensors_of_module.items():
+                if old is not None and id(old) in replaced:
+                    tensors_of_module[name] = replaced[id(old)]  # type: ignore[assignment]
+    # A second loop, since a weight may be computed from parameters of submodules.
+    for module in network.modules():
         for hook in module._forward_pre_hooks.values():
-            _compute(module, hook)
-        _account(module)
+            _recompute_weight(module, hook)
+        _update_sizes(module)
     return network
 
 
 @torch.no_grad()
-def _compute(module: nn.Module, hook: Any) -> None:
-    """Weights that torch computes before each forward and keeps as attributes get their new
-    shape.
-    """
+def _recompute_weight(module: nn.Module, hook: Any) -> None:
+    """Recompute a weight that a forward pre-hook of torch stores as an attribute."""
     if isinstance(hook, BasePruningMethod):
         hook(module, ())
     elif isinstance(hook, WeightNorm):
@@ -80,17 +91,16 @@ def _compute(module: nn.Module, hook: Any) -> None:
         setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
 
 
-def _account(module: nn.Module) -> None:
-    """What a layer says of its own size, read off its weight."""
+def _update_sizes(module: nn.Module) -> None:
+    """Set the attributes in which a layer stores its sizes to the sizes of its weight."""
     if isinstance(module, nn.modules.conv._ConvNd):
         first, second, *_ = module.weight.shape
         if module.transposed:
             module.in_channels, module.out_channels = first, second * module.groups
         else:
             if module.groups > 1:
-                module.groups = (
-                    module.groups * first // module.out_channels
-                )  # whole groups go, or none
+                # Compaction removes whole groups.
+                module.groups = module.groups * first // module.out_channels
             module.in_channels, module.out_channels = second * module.groups, first
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape

@@ -1,4 +1,4 @@
-"""Diagnosis: what pruning did to one network."""
+"""Diagnosis of a pruned network: density, effective density, FLOPs, flow and conservation."""
 
 from synflow_pl.diagnosis.comparison import Comparison
 from synflow_pl.diagnosis.diagnose import diagnose

@@ -1,4 +1,4 @@
-"""Comparison: what several pruners did to the same network, side by side."""
+"""Comparison of what several pruners did to the same network."""
 
 from __future__ import annotations
 
@@ -10,70 +10,107 @@ from typing import Any
 from rich.table import Table
 
 from synflow_pl.diagnosis.diagnosis import Diagnosis
-from synflow_pl.diagnosis.diagnosis_table import empty, fraction, plain, short
 from synflow_pl.diagnosis.files import write_csv
+from synflow_pl.diagnosis.text_table import (
+    format_count,
+    format_fraction,
+    new_table,
+    render_plain,
+)
 
 __all__ = ["Comparison"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of the same network, by the pruner's name: its diagnosis, and the seconds that pruning
-    took.
+    """The diagnoses of one network after pruning it with different pruners.
+
+    Attributes:
+        diagnoses: Diagnosis of the pruned network, by the pruner's name; at least one.
+        seconds: Time that pruning took, by the pruner's name.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import diagnose, prune
+        >>> from synflow_pl.diagnosis import Comparison
+        >>> from synflow_pl.pruners import Magnitude, SynFlow
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+        >>> diagnoses = {
+        ...     type(pruner).__name__: diagnose(
+        ...         network,
+        ...         prune(network, pruner, density=0.5, rounds=1, input_shape=(4,)),
+        ...         input_shape=(4,),
+        ...     )
+        ...     for pruner in (SynFlow(), Magnitude())
+        ... }
+        >>> comparison = Comparison(diagnoses, {"SynFlow": 0.1, "Magnitude": 0.1})
+        >>> comparison.layers
+        ['0.weight', '1.weight']
+        >>> print(comparison.table().splitlines()[0].split())
+        ['SynFlow', 'Magnitude']
     """
 
-    told: Mapping[str, Diagnosis]
+    diagnoses: Mapping[str, Diagnosis]
     seconds: Mapping[str, float]
 
     def __rich__(self) -> Table:
-        """The table as rich draws it."""
-        table = empty("", numbers=tuple(self.told))
+        """Return what ``rich.print(comparison)`` prints: the table of :meth:`table`."""
+        table = new_table("", numbers=tuple(self.diagnoses))
         for name, *densities in zip(self.layers, *self.densities.values(), strict=True):
-            table.add_row(name, *map(fraction, densities))
+            table.add_row(name, *map(format_fraction, densities))
         table.add_section()
-        for name, facts in self._whole().items():
-            table.add_row(name, *(_shown(name, fact) for fact in facts.values()))
+        for name, values in self._network_rows().items():
+            table.add_row(name, *(_format(name, value) for value in values.values()))
         return table
 
     def table(self) -> str:
-        """Density of each layer, a column for each pruner; below, of the whole: density, effective
-        density, compression, whether a path is left, FLOPs and seconds. As wide as it has to be.
+        """Return a plain text table with a column for each pruner, without a limit on its width.
+
+        The first rows are the density of each layer. The last rows are about the whole network:
+        density, effective density, compression, whether input and output are connected, FLOPs and
+        seconds.
         """
-        return plain(self)
+        return render_plain(self)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the same with full precision. The file appears whole or not at all.
+        """Write the table with full precision to a CSV file in one atomic step.
+
+        Args:
+            path: Path of the file.
 
         Raises:
-            OSError: if the folder cannot be written.
+            OSError: If the folder cannot be written.
         """
         layers = zip(self.layers, *self.densities.values(), strict=True)
         rows = {
             name: dict(zip(self.densities, densities, strict=True)) for name, *densities in layers
-        } | self._whole()
-        write_csv(path, [{"": name, **facts} for name, facts in rows.items()])
+        } | self._network_rows()
+        write_csv(path, [{"": name, **values} for name, values in rows.items()])
 
     @property
     def layers(self) -> list[str]:
-        """Names of the parameters, in the network's order."""
-        return [layer.name for layer in next(iter(self.told.values())).layers]
+        """Names of the prunable parameters, in the network's order."""
+        return [layer.name for layer in next(iter(self.diagnoses.values())).layers]
 
     @property
     def densities(self) -> dict[str, list[float]]:
-        """By pruner, the density of each layer."""
+        """Density of each layer, by pruner."""
         return {
-            pruner: [layer.density for layer in told.layers] for pruner, told in self.told.items()
+            pruner: [layer.density for layer in diagnosis.layers]
+            for pruner, diagnosis in self.diagnoses.items()
         }
 
-    def _whole(self) -> dict[str, dict[str, Any]]:
-        facts = {
-            name: {pruner: getattr(told, name) for pruner, told in self.told.items()}
-            for name in _FACTS
+    def _network_rows(self) -> dict[str, dict[str, Any]]:
+        rows: dict[str, dict[str, Any]] = {
+            label: {
+                pruner: getattr(diagnosis, name) for pruner, diagnosis in self.diagnoses.items()
+            }
+            for name, label in _LABELS.items()
         }
-        return {_FACTS[name]: row for name, row in facts.items()} | {"seconds": dict(self.seconds)}
+        return rows | {"seconds": dict(self.seconds)}
 
 
-_FACTS = {
+_LABELS = {
     "density": "density",
     "effective_density": "effective density",
     "compression": "compression",
@@ -83,11 +120,11 @@ _FACTS = {
 }
 
 
-def _shown(name: str, fact: Any) -> str:
-    if isinstance(fact, bool):
-        return "yes" if fact else "no"
-    if name.startswith("FLOPs"):
-        return short(fact)
-    if name.endswith("density"):
-        return fraction(fact)
-    return f"{fact:.1f}" if name == "seconds" else f"{fact:.4g}"
+def _format(label: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if label.startswith("FLOPs"):
+        return format_count(value)
+    if label.endswith("density"):
+        return format_fraction(value)
+    return f"{value:.1f}" if label == "seconds" else f"{value:.4g}"

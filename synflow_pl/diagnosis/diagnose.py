@@ -1,4 +1,4 @@
-"""Examine: look at a pruned network from every side, once."""
+"""diagnose(): measure what pruning did to a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from synflow_pl.bias_norm_masks import living_inputs, living_units
 from synflow_pl.diagnosis.diagnosis import Diagnosis, Layer
 from synflow_pl.diagnosis.flops import count_flops
 from synflow_pl.diagnosis.homogeneity import inhomogeneous
-from synflow_pl.diagnosis.scores import conservation_error, moments, synaptic_flow
+from synflow_pl.diagnosis.score_statistics import conservation_error, moments, synaptic_flow
 from synflow_pl.flow import Connectivity, example_of, linearise, trace
 from synflow_pl.masks import Masks
 from synflow_pl.parameters import check_network, left_out, left_out_note
@@ -26,49 +26,62 @@ def diagnose(
     example_input: Tensor | Sequence[Tensor] | None = None,
     scores: Mapping[str, Tensor] | None = None,
 ) -> Diagnosis:
-    """Say what was really kept.
+    """Measure density, effective density, FLOPs, flow and conservation of a pruned network.
 
     Args:
-        network: the pruned network.
-        masks: its masks.
-        input_shape: (C, H, W), for networks with one input.
-        example_input: instead of it, a tensor, or a tuple or list of the tensors that ``forward()``
-            takes by position, with the batch dimension.
-        scores: by name, in the masks' shapes, to look at instead of SynFlow's in the pruned
-            network; of the weights kept only.
+        network: The pruned network. Its pruned weights need not be zero.
+        masks: Masks of the network.
+        input_shape: Shape (C, H, W) of one image, for networks with one input.
+        example_input: Alternative to ``input_shape``: a tensor, or a tuple or list of the tensors
+            that ``forward()`` takes by position, with the batch dimension.
+        scores: Scores of every masked parameter, by name and in the masks' shapes, whose
+            statistics are reported instead of those of SynFlow's scores. Only the scores of kept
+            weights count.
+
+    Returns:
+        The diagnosis, which can be printed as a table or written as CSV or JSON.
 
     Raises:
-        TypeError: if the network is TorchScript or wrapped for parallel training, or
+        TypeError: If the network is TorchScript or wrapped for parallel training, or
             ``example_input`` is not made of tensors.
-        ValueError: if masks or scores are not the network's, neither input is given, the network
+        ValueError: If masks or scores are not the network's, neither input is given, the network
             fails on it, or a parameter has no values (lazy, meta).
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import Masks, diagnose
+        >>> network = torch.nn.Linear(2, 2, bias=False)
+        >>> masks = Masks({"weight": torch.tensor([[True, False], [True, True]])})
+        >>> diagnosis = diagnose(network, masks, input_shape=(2,))
+        >>> diagnosis.density, diagnosis.flops, diagnosis.sparse_flops
+        (0.75, 8, 6)
     """
     check_network(network)
     masks.parameters(network)
     inputs = example_of(network, input_shape, example_input)
     recording = trace(network, inputs)
-    skeleton = linearise(network, inputs, recording)
+    linear_network = linearise(network, inputs, recording)
     paths = Connectivity(network, inputs, recording)
     effective = {name: int(on.count_nonzero()) for name, on in paths.effective(masks).items()}
     broken = None if any(effective.values()) else paths.broken(masks)
-    flow, total, power = synaptic_flow(skeleton, network, masks)
-    passing = {name: float(score.sum()) for name, score in flow.items()}
-    told = {name: moments(score, masks[name], power) for name, score in flow.items()}
-    sums = passing
+    flow, total, power = synaptic_flow(linear_network, network, masks)
+    flow_sums = {name: float(score.sum()) for name, score in flow.items()}
+    statistics = {name: moments(score, masks[name], power) for name, score in flow.items()}
+    score_sums = flow_sums
     if scores is not None:
         _check(scores, masks)
-        told = {name: moments(scores[name], masks[name]) for name in masks.weights}
-        sums = {name: its.sum for name, its in told.items()}
+        statistics = {name: moments(scores[name], masks[name]) for name in masks.weights}
+        score_sums = {name: layer.sum for name, layer in statistics.items()}
     flops = count_flops(recording, masks)
-    aside = left_out(network, masks)
+    without_mask = left_out(network, masks)
     notes = (
-        _DENSE if skeleton.gated else None,
-        left_out_note(network, aside),
+        _DENSE if linear_network.gated else None,
+        left_out_note(network, without_mask),
         flops.note,
-        *skeleton.notes,
+        *linear_network.notes,
     )
-    living = {name: masks[name] for name in masks.weights}
-    units, read = living_units(network, living), living_inputs(network, living)
+    weight_masks = {name: masks[name] for name in masks.weights}
+    units, read = living_units(network, weight_masks), living_inputs(network, weight_masks)
     layers = tuple(
         Layer(
             name=name,
@@ -81,12 +94,12 @@ def diagnose(
             living_inputs=int(read[name].count_nonzero()),
             flops=flops.dense_of[name],
             sparse_flops=flops.sparse_of[name],
-            score_mean=told[name].mean,
-            score_variance=told[name].variance,
-            score_sum=told[name].sum,
-            flow=passing[name] / total if total else 0.0,
+            score_mean=statistics[name].mean,
+            score_variance=statistics[name].variance,
+            score_sum=statistics[name].sum,
+            flow=flow_sums[name] / total if total else 0.0,
         )
-        for name, mask in living.items()
+        for name, mask in weight_masks.items()
     )
     return Diagnosis(
         kept=masks.kept,
@@ -96,9 +109,9 @@ def diagnose(
         layers=layers,
         flops=flops.dense,
         sparse_flops=flops.sparse,
-        conservation_error=conservation_error(sums, skeleton.separating),
-        inhomogeneous=inhomogeneous(network, recording, skeleton.unknown({})),
-        left_out={part.module: part.size for part in aside},
+        conservation_error=conservation_error(score_sums, linear_network.separating),
+        inhomogeneous=inhomogeneous(network, recording, linear_network.unknown({})),
+        left_out={part.module: part.size for part in without_mask},
         notes=tuple(note for note in notes if note is not None),
         broken=broken,
     )
@@ -117,5 +130,6 @@ def _check(scores: Mapping[str, Tensor], masks: Masks) -> None:
             )
         if scores[name].shape != masks[name].shape:
             raise ValueError(
-                f"scores: those of {name!r} have shape {tuple(scores[name].shape)}, its mask {tuple(masks[name].shape)}"
+                f"scores: those of {name!r} have shape {tuple(scores[name].shape)}, its mask"
+                f" {tuple(masks[name].shape)}"
             )

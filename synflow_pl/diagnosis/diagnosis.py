@@ -1,4 +1,4 @@
-"""Findings: what a diagnosis holds, and how it is read: as a table, as CSV, as JSON."""
+"""The diagnosis of a pruned network: its numbers, as a table, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from typing import Any
 
 import torch
 from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
-from synflow_pl.diagnosis.diagnosis_table import drawn, plain
 from synflow_pl.diagnosis.files import write_csv, write_json
+from synflow_pl.diagnosis.text_table import (
+    format_count,
+    format_fraction,
+    new_table,
+    render_plain,
+)
 from synflow_pl.flow.connectivity import DeadNetwork, disconnection_message
 
 __all__ = ["DeadNetwork", "Diagnosis", "Layer"]
@@ -20,26 +27,27 @@ __all__ = ["DeadNetwork", "Diagnosis", "Layer"]
 
 @dataclass(frozen=True)
 class Layer:
-    r"""One prunable parameter.
+    r"""Effects of pruning on one prunable parameter.
 
     Attributes:
-        name: of the parameter.
-        shape: (out, in, \\*kernel).
-        kept: weights that live.
-        effective: those of them on a path of living weights from input to output.
-        units: output channels; ``living_units`` of them have a living weight.
-        living_units: see ``units``.
-        inputs: input channels; ``living_inputs`` of them are read by a living weight.
-        living_inputs: see ``inputs``.
-        flops: of its products in one pass, dense; two for each multiplication and addition.
-        sparse_flops: the same, of the weights kept alone.
-        score_mean: mean score of the weights kept; by default SynFlow's in the pruned network.
-        score_variance: of the same, of the population.
-        score_sum: of the same.
-        flow: share of the flow from input to output that passes the layer, in [0, 1]: the sum of
-            SynFlow's scores in the pruned network over the flow at the output. Each layer of a
-            chain has 1, of two branches each its part, and a weight that is used k times along a
-            path counts k times.
+        name: Name of the parameter.
+        shape: Shape of the parameter, (out, in, \*kernel).
+        kept: Number of weights kept.
+        effective: Number of kept weights that are on a path of kept weights from input to output.
+        units: Number of output channels.
+        living_units: Number of output channels with at least one kept weight.
+        inputs: Number of input channels.
+        living_inputs: Number of input channels that at least one kept weight reads.
+        flops: FLOPs of the products with the parameter in one forward pass, if no weight were
+            pruned; a multiplication and an addition count as two.
+        sparse_flops: FLOPs of the products with the kept weights in one forward pass.
+        score_mean: Mean score of the kept weights; by default SynFlow's in the pruned network.
+        score_variance: Population variance of the scores of the kept weights.
+        score_sum: Sum of the scores of the kept weights.
+        flow: Share of the flow from input to output that passes through the layer: the sum of
+            SynFlow's scores in the pruned network over the flow at the output. It is 1 for each
+            layer of a chain, and two parallel branches share it. A weight that is used k times
+            along a path counts k times.
     """
 
     name: str
@@ -59,7 +67,7 @@ class Layer:
 
     @property
     def total(self) -> int:
-        """Weights, living and removed."""
+        """Number of weights, kept and pruned."""
         return torch.Size(self.shape).numel()
 
     @property
@@ -69,39 +77,53 @@ class Layer:
 
     @property
     def effective_density(self) -> float:
-        """Fraction of weights kept and on a living path, in [0, density]."""
+        """Fraction of weights on a path of kept weights, in [0, density]."""
         return self.effective / self.total
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is left of a network.
+    """Effects of pruning on a network; the result of :func:`synflow_pl.diagnose`.
 
     Attributes:
-        kept: weights that live.
-        effective: those of them on a path of living weights from input to output.
-        total: prunable weights, living and removed.
-        alive: whether such a path is left at all.
-        layers: one for each prunable parameter, in the network's order.
-        flops: of one pass over the example (of one image, if an input's shape was given), dense:
-            products with weights, prunable or not, and attention; two for each multiplication and
-            addition.
-        sparse_flops: the same, of the weights kept alone; attention counts as dense.
-        conservation_error: how far scores are from conserving flow, in [0, inf): the coefficient of
-            variation of the layers' sums of scores, over those layers that every path from input to
-            output passes once. By Theorem 2 of Tanaka et al. 2020 (network-wise conservation) it is
-            zero, but for rounding, for the synaptic saliency of a network that has homogeneous
-            functions only; SynFlow's is that of the skeleton. For other scores it is not.
-        left_out: by module name ("" for the network itself), how many numbers its parameters
-            without a mask hold: they take no part and stay dense.
-        inhomogeneous: by module name, what in it breaks the homogeneity that this theorem rests on,
-            and is replaced by something linear in the skeleton: a normalisation, a nonlinearity, a
-            gate, attention.
-        notes: in whole sentences, what to know about these figures.
-        broken: in a dead network, the first weight past which no path of living weights from the
-            input leads.
-        died: the round after which no path was left, counted from 1, and the density then, where
-            they are known.
+        kept: Number of weights kept.
+        effective: Number of kept weights that are on a path of kept weights from input to output.
+        total: Number of prunable weights, kept and pruned.
+        alive: Whether a path of kept weights connects the input to the output.
+        layers: One :class:`Layer` for each prunable parameter, in the network's order.
+        flops: FLOPs of one forward pass of the example (of one image, if the diagnosis was given
+            an input shape) if no weight were pruned: products with weights, prunable or not, and
+            attention. A multiplication and an addition count as two.
+        sparse_flops: FLOPs of the same pass with the kept weights alone; attention counts as
+            dense.
+        conservation_error: Deviation of the scores from conservation of flow, in [0, inf): the
+            coefficient of variation of the layers' sums of scores, over the layers that every
+            path from input to output passes exactly once. By Theorem 2 of Tanaka et al. 2020
+            (network-wise conservation) it is zero up to rounding for the synaptic saliency of a
+            network of homogeneous functions. SynFlow's scores are the synaptic saliency of the
+            linear network. For other scores the error is not zero.
+        inhomogeneous: Kinds of operations that violate the homogeneity which this theorem assumes,
+            by module name: a normalisation, a nonlinearity, a gate or attention. The linear
+            network replaces them by linear operations.
+        left_out: Number of entries of a module's parameters that have no mask and stay dense, by
+            module name ("" for the network itself).
+        notes: Remarks about these numbers, each a whole sentence without a full stop.
+        broken: Name of the first weight past which no path of kept weights leads, if the network
+            is disconnected.
+        died: The first round, counted from 1, after which the network was disconnected, and the
+            density after it, if they are known.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import Masks, diagnose
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Linear(2, 2))
+        >>> masks = Masks({"0.weight": torch.eye(2, 4).bool(), "1.weight": torch.eye(2).bool()})
+        >>> masks.apply(network)
+        >>> diagnosis = diagnose(network, masks, input_shape=(4,))
+        >>> diagnosis.kept, diagnosis.effective, diagnosis.total
+        (4, 4, 12)
+        >>> [layer.density for layer in diagnosis.layers]
+        [0.25, 0.5]
     """
 
     kept: int
@@ -125,25 +147,27 @@ class Diagnosis:
 
     @property
     def effective_density(self) -> float:
-        """Fraction of prunable weights kept and on a live path, in [0, density]."""
+        """Fraction of prunable weights on a path of kept weights, in [0, density]."""
         return self.effective / self.total
 
     @property
     def compression(self) -> float:
-        """Prunable weights over those kept, 1 / density, at least 1; 10^2 in the papers is density
-        0.01. Infinite if none is kept.
+        """Compression, 1 / density, at least 1; infinite if no weight is kept.
+
+        The compression 10^2 of the papers is density 0.01.
         """
         return self.total / self.kept if self.kept else math.inf
 
     @property
     def collapsed(self) -> list[str]:
-        """Names of the layers with no weight left."""
+        """Names of the layers with no weight kept."""
         return [layer.name for layer in self.layers if layer.kept == 0]
 
     @property
     def collapse(self) -> str | None:
-        """What to be warned of, without a full stop: a dead network, or layers with no weight left;
-        ``None`` if there is nothing.
+        """Warning about a disconnected network or collapsed layers, ``None`` if there are none.
+
+        The warning has no full stop.
         """
         if not self.alive:
             return disconnection_message(self.density, self.broken, self.collapsed, self.died)
@@ -153,31 +177,36 @@ class Diagnosis:
             else None
         )
 
-    # -- how it is read
-
     def __rich__(self) -> Group:
-        """The table as rich draws it: ``rich.print(diagnosis)``."""
-        return drawn(self)
+        """Return what ``rich.print(diagnosis)`` prints: the layers, totals and remarks."""
+        return Group(self._layer_table(), "", *(Text(line) for line in self._remarks()))
 
     def table(self) -> str:
-        """The layers as a table of plain text, one line each, the whole and what is to be said of
-        it below: as wide as it has to be, wherever it is printed.
+        """Return the layers, totals and remarks as plain text without a limit on its width.
+
+        Each layer is one line.
         """
-        return plain(self)
+        return render_plain(self)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write one line for each layer, with every field. The file appears whole or not at all.
+        """Write one line for each layer, with every field, to a CSV file in one atomic step.
+
+        Args:
+            path: Path of the file.
 
         Raises:
-            OSError: if the folder cannot be written.
+            OSError: If the folder cannot be written.
         """
         write_csv(path, [_row(layer) for layer in self.layers])
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write all there is, of the whole and of the layers. The file appears whole or not at all.
+        """Write every number about the network and its layers to a JSON file in one atomic step.
+
+        Args:
+            path: Path of the file.
 
         Raises:
-            OSError: if the folder cannot be written.
+            OSError: If the folder cannot be written.
         """
         whole = {key: value for key, value in asdict(self).items() if key != "layers"}
         whole |= {
@@ -188,6 +217,77 @@ class Diagnosis:
             path,
             {**whole, "layers": [_row(layer) | {"shape": layer.shape} for layer in self.layers]},
         )
+
+    def _layer_table(self) -> Table:
+        headings = (
+            "weights",
+            "kept",
+            "effective",
+            "density",
+            "eff. density",
+            "live in",
+            "live out",
+            "FLOPs",
+            "sparse",
+            "score",
+            "flow",
+        )
+        table = new_table("parameter", "shape", numbers=headings)
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                "x".join(map(str, layer.shape)),
+                *(f"{count:,}" for count in (layer.total, layer.kept, layer.effective)),
+                format_fraction(layer.density),
+                format_fraction(layer.effective_density),
+                f"{layer.living_inputs}/{layer.inputs}",
+                f"{layer.living_units}/{layer.units}",
+                format_count(layer.flops),
+                format_count(layer.sparse_flops),
+                f"{layer.score_mean:.3g}",
+                f"{layer.flow:.4f}",
+                style=None if layer.effective else "red",
+            )
+        table.add_section()
+        table.add_row(
+            "all",
+            "",
+            *(f"{count:,}" for count in (self.total, self.kept, self.effective)),
+            format_fraction(self.density),
+            format_fraction(self.effective_density),
+            "",
+            "alive" if self.alive else "dead",
+            format_count(self.flops),
+            format_count(self.sparse_flops),
+            style="bold" if self.alive else "bold red",
+        )
+        return table
+
+    def _remarks(self) -> list[str]:
+        """Return the lines below the table."""
+        if not self.alive:
+            error = "unknown, since nothing flows"
+        elif self.conservation_error > 1e-9:
+            error = f"{self.conservation_error:.2g}"
+        else:
+            error = "0 (but for rounding)"
+        dense, sparse = format_count(self.flops), format_count(self.sparse_flops)
+        lines = [
+            f"compression {self.compression:.4g}; FLOPs {dense} dense, {sparse} sparse;"
+            f" conservation error {error}"
+        ]
+        if self.collapsed:
+            lines.append(f"no weight left: {', '.join(self.collapsed)}")
+        if self.broken is not None:
+            lines.append(f"no path leads past {self.broken}")
+        modules: dict[str, list[str]] = {}
+        for module, kind in self.inhomogeneous.items():
+            modules.setdefault(kind, []).append(module)
+        lines += [
+            f"not homogeneous, replaced in the linear network: {kind} ({_abbreviate(names)})"
+            for kind, names in modules.items()
+        ]
+        return [*lines, *self.notes]
 
 
 def _row(layer: Layer) -> dict[str, Any]:
@@ -202,3 +302,8 @@ def _row(layer: Layer) -> dict[str, Any]:
         | {"effective_density": layer.effective_density}
         | {k: v for k, v in asdict(layer).items() if k not in counted}
     )
+
+
+def _abbreviate(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)}: {', '.join(names[:3])}{more}"

@@ -1,4 +1,4 @@
-"""Files: CSV and JSON that appear whole or not at all."""
+"""CSV and JSON files, written in one atomic step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ __all__ = ["write_csv", "write_json"]
 
 
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows that all have the same columns, at least one."""
+    """Write rows to a CSV file in one atomic step.
+
+    Args:
+        path: Path of the file.
+        rows: At least one row; all have the columns of the first.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -26,8 +31,12 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write numbers, text, lists and mappings; what is not finite becomes null, since JSON has no
-    infinity.
+    """Write a JSON file in one atomic step.
+
+    Args:
+        path: Path of the file.
+        content: Numbers, text, lists and mappings. Numbers that are not finite become null, since
+            JSON has no infinity.
     """
     text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
     with atomic_write(path) as file:

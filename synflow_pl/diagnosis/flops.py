@@ -1,17 +1,17 @@
-"""FLOPs of one forward pass, dense and sparse: two for each multiplication and addition, as
-:mod:`torch.utils.flop_counter` counts.
+"""Dense and sparse FLOPs of one forward pass.
 
-The dense count is its formulas' for every operation they know: matrix products, convolutions
-(grouped, depthwise and transposed ones too), attention. A weight of a layer is multiplied once for
-each position, padding included, so the sparse count of an operation is its dense one times the
-fraction kept of the weight *that it reads*, which may be a part of a parameter (the queries' rows
-of a fused projection). An operation that reads none (attention, a product of two signals) counts as
-dense.
+A multiplication and an addition count as two FLOPs, as in :mod:`torch.utils.flop_counter`. Its
+formulas give the dense count of matrix products, of attention and of convolutions (also grouped,
+depthwise and transposed). A weight of a layer is multiplied once for each position, padding
+included. The sparse count of an operation is therefore its dense count times the fraction kept of
+the weight that the operation reads, which may be a part of a parameter (the rows for the queries
+in a fused projection). An operation that reads no weight (attention, a product of two signals) is
+counted as dense.
 
-Fused recurrent layers and deformable convolution, which torch does not count, have formulas of
-their own here. What does a fixed, small number of operations for each entry of its input or output
-(activations, normalisation, pooling, resizing, lookups) is not counted, as in the papers. Any other
-operation without a formula is named, so that no product is left out in silence.
+Fused recurrent layers and deformable convolution, which torch does not count, have formulas in this
+module. Operations that do a small fixed number of operations for each entry of their input or
+output (activations, normalisation, pooling, resizing, lookups) are not counted, as in the papers.
+All other operations without a formula are reported by name in :attr:`Flops.missing`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,11 @@ from synflow_pl.masks import Masks
 
 __all__ = ["Flops", "count_flops"]
 
-# What looks at a weight in another shape, or at a part of it: it is looked at its mask in the same
-# way.
+# Operations that give a weight another shape or a part of it. They are applied to its mask as well.
 _VIEWS = frozenset(
     """
-    t transpose permute view _unsafe_view view_copy reshape _reshape_alias slice narrow select split split_with_sizes unbind unsqueeze
-    squeeze expand alias detach clone cat stack contiguous movedim
+    t transpose permute view _unsafe_view view_copy reshape _reshape_alias slice narrow select split
+    split_with_sizes unbind unsqueeze squeeze expand alias detach clone cat stack contiguous movedim
     """.split()
 )
 
@@ -44,21 +43,30 @@ _VIEWS = frozenset(
 # Operations that are not counted and that torch does not mark as pointwise, reduction or view.
 _UNCOUNTED = SIMPLE | frozenset(
     """
-    cumprod logcumsumexp cummin argsort argmax argmin var_mean std_mean var std norm linalg_vector_norm embedding embedding_bag
-    _embedding_bag _embedding_bag_forward_only _weight_norm _native_batch_norm_legit_functional fractional_max_pool2d
-    fractional_max_pool3d max_unpool2d max_unpool3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
-    upsample_bicubic2d _upsample_bicubic2d_aa grid_sampler_3d constant_pad_nd copy rot90 scatter_reduce _unsafe_index_put index_copy
-    index_fill index_reduce masked_scatter masked_select as_strided_scatter take take_along_dim glu alpha_dropout nonzero unique
-    _unique2 unique_dim bincount histc bucketize searchsorted one_hot diag_embed multinomial normal uniform randint_like resize set
-    unsafe_split_with_sizes _pack_padded_sequence _pad_packed_sequence _to_copy index_put _index_put_impl
+    cumprod logcumsumexp cummin argsort argmax argmin var_mean std_mean var std norm
+    linalg_vector_norm embedding embedding_bag _embedding_bag _embedding_bag_forward_only
+    _weight_norm _native_batch_norm_legit_functional fractional_max_pool2d fractional_max_pool3d
+    max_unpool2d max_unpool3d _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d upsample_bicubic2d _upsample_bicubic2d_aa grid_sampler_3d
+    constant_pad_nd copy rot90 scatter_reduce _unsafe_index_put index_copy index_fill index_reduce
+    masked_scatter masked_select as_strided_scatter take take_along_dim glu alpha_dropout nonzero
+    unique _unique2 unique_dim bincount histc bucketize searchsorted one_hot diag_embed multinomial
+    normal uniform randint_like resize set unsafe_split_with_sizes _pack_padded_sequence
+    _pad_packed_sequence _to_copy index_put _index_put_impl
     """.split()
 )
 
 
 @dataclass
 class Flops:
-    """FLOPs of a pass, dense and sparse, in all and of the products with each parameter, and the
-    names of the operations without a formula.
+    """FLOPs of one forward pass.
+
+    Attributes:
+        dense: FLOPs if no weight were pruned.
+        sparse: FLOPs with the kept weights alone.
+        dense_of: Dense FLOPs of the products with each parameter, by name.
+        sparse_of: Sparse FLOPs of the products with each parameter, by name.
+        missing: Number of calls of each operation without a formula.
     """
 
     dense: int = 0
@@ -69,7 +77,7 @@ class Flops:
 
     @property
     def note(self) -> str | None:
-        """The operations that the counts leave out, in one sentence; ``None`` if there are none."""
+        """One sentence that names the operations without a formula; ``None`` if there are none."""
         if not self.missing:
             return None
         listed = ", ".join(
@@ -80,14 +88,14 @@ class Flops:
 
 
 def count_flops(recording: Graph, masks: Masks) -> Flops:
-    """FLOPs of the recorded pass: of all its images together.
+    """Count the FLOPs of the recorded forward pass, for all images of the batch together.
 
     Args:
-        recording: of the network.
-        masks: its masks.
+        recording: Graph of the network.
+        masks: Masks of the network.
     """
-    # By number, each value made of one masked weight alone: its name and what of it lives.
-    living = {
+    # Parameter name and mask of each value that is computed from one masked weight alone.
+    value_masks = {
         number: (name, masks[name])
         for number, name in recording.parameters.items()
         if name in masks.weights
@@ -95,19 +103,19 @@ def count_flops(recording: Graph, masks: Masks) -> Flops:
     signals = {value.number for value in recording.inputs}
     counted = Flops()
     for operation in recording.operations:
-        read = [value.number for value in operation.reads if value.number in living]
+        read = [value.number for value in operation.reads if value.number in value_masks]
         if any(value.number in signals for value in operation.reads):
             signals.update(output.number for output in operation.outputs if output is not None)
-        elif len({living[number][0] for number in read}) == 1:
-            living.update(_followed(operation, recording.tensors, living))
+        elif len({value_masks[number][0] for number in read}) == 1:
+            value_masks.update(_output_masks(operation, recording.tensors, value_masks))
         flops = _dense(operation, recording.tensors)
         if flops is None:
-            if not _small(operation, recording.tensors):
-                counted.missing[_called(operation)] += 1
+            if not _is_uncounted(operation, recording.tensors):
+                counted.missing[_qualified_name(operation)] += 1
             continue
         sparse = flops
         for number in read:
-            name, mask = living[number]
+            name, mask = value_masks[number]
             kept = sparse * int(mask.count_nonzero()) // mask.numel()
             counted.dense_of[name] += flops
             counted.sparse_of[name] += kept
@@ -118,35 +126,35 @@ def count_flops(recording: Graph, masks: Masks) -> Flops:
 
 
 def _dense(operation: Operation, tensors: list[Tensor]) -> int | None:
-    """FLOPs of an operation, or ``None`` if it is none that is counted."""
-    given = operation.bound()
+    """Return the dense FLOPs of an operation, or ``None`` if there is no formula for it."""
+    arguments = operation.bound()
     if "scaled_dot_product" in operation.name:
         query, key, value = (
-            tensors[given[name].number].shape for name in ("query", "key", "value")
+            tensors[arguments[name].number].shape for name in ("query", "key", "value")
         )
         heads = (*query[:-2],)  # grouped queries share heads of keys and values
         return sdpa_flop_count(query, (*heads, *key[-2:]), (*heads, *value[-2:]))
-    name, output = _called(operation), operation.outputs[0]
+    name, output = _qualified_name(operation), operation.outputs[0]
     if name in _RECURRENT:
-        rows = tensors[given["input"].number]
+        rows = tensors[arguments["input"].number]
         weights = [
             tensors[value.number]
             for value in operation.reads
-            if _is_weight(name, given, value, tensors)
+            if _is_weight(name, arguments, value, tensors)
         ]
         return 2 * (rows.numel() // rows.shape[-1]) * sum(weight.numel() for weight in weights)
     if name == "torchvision.deform_conv2d":
         assert output is not None
-        made = tensors[output.number]
-        return 2 * tensors[given["weight"].number].numel() * made.shape[0] * made.shape[2:].numel()
+        positions = tensors[output.number].shape[0] * tensors[output.number].shape[2:].numel()
+        return 2 * tensors[arguments["weight"].number].numel() * positions
     if name in ("aten.dot", "aten.vdot"):
-        return 2 * tensors[given["self"].number].numel()
+        return 2 * tensors[arguments["self"].number].numel()
     if name == "aten.addbmm":
-        left, right = (tensors[given[key].number].shape for key in ("batch1", "batch2"))
+        left, right = (tensors[arguments[key].number].shape for key in ("batch1", "batch2"))
         return 2 * left.numel() * right[-1]
     packet = operation.target.overloadpacket
     if packet in (torch.ops.aten.mv, torch.ops.aten.addmv):
-        matrix = given["self" if packet is torch.ops.aten.mv else "mat"]
+        matrix = arguments["self" if packet is torch.ops.aten.mv else "mat"]
         return 2 * tensors[matrix.number].numel()
     if packet not in flop_registry:
         return None
@@ -161,8 +169,8 @@ def _dense(operation: Operation, tensors: list[Tensor]) -> int | None:
     return int(flop_registry[packet](*args, **kwargs, out_val=tensors[output.number]))
 
 
-# By name, the arguments that hold the weights of a fused recurrent layer, each of which is
-# multiplied once for each step of each sequence: the rows of its input, packed or not.
+# Arguments that hold the weights of a fused recurrent layer, by operation. Each weight is used once
+# for each step of each sequence, that is for each row of the input, packed or not.
 _RECURRENT: dict[str, tuple[str, ...]] = {
     "aten.mkldnn_rnn_layer": ("weight0", "weight1"),
     "aten._cudnn_rnn": ("weight",),
@@ -171,25 +179,21 @@ _RECURRENT: dict[str, tuple[str, ...]] = {
 }
 
 
-def _is_weight(name: str, given: dict[str, Any], value: Value, tensors: list[Tensor]) -> bool:
-    """Return whether a value that a fused recurrent layer reads is one of its matrices."""
+def _is_weight(name: str, arguments: dict[str, Any], value: Value, tensors: list[Tensor]) -> bool:
+    """Return whether a value that a fused recurrent layer reads is one of its weight matrices."""
     weights = tree_leaves(
-        [given[key] for key in _RECURRENT[name]], is_leaf=lambda leaf: isinstance(leaf, Value)
+        [arguments[key] for key in _RECURRENT[name]], is_leaf=lambda leaf: isinstance(leaf, Value)
     )
     return value in weights and tensors[value.number].dim() > 1
 
 
-def _called(operation: Operation) -> str:
-    """The operation's name with its namespace, without overload: ``aten.convolution``,
-    ``torchvision.deform_conv2d``.
-    """
+def _qualified_name(operation: Operation) -> str:
+    """Return an operation's name with its namespace, without overload: ``aten.convolution``."""
     return operation.target._schema.name.replace("::", ".")
 
 
-def _small(operation: Operation, tensors: list[Tensor]) -> bool:
-    """Return whether an operation without a formula is one that is not counted: it makes no new
-    numbers, or few operations for each.
-    """
+def _is_uncounted(operation: Operation, tensors: list[Tensor]) -> bool:
+    """Return whether an operation without a formula does few or no operations for each entry."""
     makes = any(
         output is not None and tensors[output.number].is_floating_point()
         for output in operation.outputs
@@ -212,15 +216,17 @@ def _small(operation: Operation, tensors: list[Tensor]) -> bool:
     )
 
 
-def _followed(
-    operation: Operation, tensors: list[Tensor], living: dict[int, tuple[str, Tensor]]
+def _output_masks(
+    operation: Operation, tensors: list[Tensor], value_masks: dict[int, tuple[str, Tensor]]
 ) -> dict[int, tuple[str, Tensor]]:
-    """What lives of the values that an operation makes of one weight."""
-    name, mask = next(living[value.number] for value in operation.reads if value.number in living)
-    made: dict[int, tuple[str, Tensor]] = {}
-    if operation.name in _VIEWS and all(value.number in living for value in operation.reads):
+    """Return parameter name and mask of the values that an operation computes from one weight."""
+    name, mask = next(
+        value_masks[value.number] for value in operation.reads if value.number in value_masks
+    )
+    outputs: dict[int, tuple[str, Tensor]] = {}
+    if operation.name in _VIEWS and all(value.number in value_masks for value in operation.reads):
         args, kwargs = tree_map(
-            lambda item: living[item.number][1] if isinstance(item, Value) else item,
+            lambda item: value_masks[item.number][1] if isinstance(item, Value) else item,
             (
                 operation.args,
                 {key: item for key, item in operation.kwargs.items() if key != "dtype"},
@@ -235,7 +241,7 @@ def _followed(
             if output is not None
         }
     for output in operation.outputs:
-        # Entry by entry (another precision, a factor): what lives, lives on.
+        # Operations entry by entry (a conversion, a factor) leave pruned entries at zero.
         if output is not None and tensors[output.number].shape == mask.shape:
-            made[output.number] = name, mask
-    return made
+            outputs[output.number] = name, mask
+    return outputs

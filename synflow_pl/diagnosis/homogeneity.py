@@ -1,9 +1,10 @@
-"""Homogeneity: which modules of a network break what the conservation of flow rests on.
+"""Operations that are not homogeneous, which the conservation of flow assumes.
 
-Tanaka et al. 2020 prove Theorems 1 and 2 for networks whose functions are positively homogeneous:
-f(c x) = c f(x) for c > 0. ReLU, max pooling and every linear layer are (their biases count as
-weights of an input that is one). What is not, the skeleton replaces by something linear before flow
-is measured: conservation holds in the skeleton, and in these modules the network differs from it.
+Tanaka et al. 2020 prove Theorems 1 and 2 for networks of positively homogeneous functions:
+f(c x) = c f(x) for c > 0. ReLU, max pooling and linear layers are homogeneous (a bias counts as the
+weight of an input that is one). The linear network replaces all other functions by linear ones
+before flow is measured. Flow is conserved in the linear network, and the network differs from it
+in the modules that :func:`inhomogeneous` returns.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from synflow_pl.graph.trace import Graph, Operation, is_number
 
 __all__ = ["inhomogeneous"]
 
-# (clamp_min and clamp_max are taken up where they clamp at something else than zero.)
+# clamp_min and clamp_max depend on their bound and are handled in _kind().
 _NONLINEARITIES = frozenset(
     """
-    elu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus relu6 softsign log_sigmoid_forward threshold hardshrink
-    softshrink clamp exp expm1 exp2 log log1p log2 sqrt rsqrt reciprocal square pow erf sin cos sign round floor ceil
+    elu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus relu6 softsign
+    log_sigmoid_forward threshold hardshrink softshrink clamp exp expm1 exp2 log log1p log2 sqrt
+    rsqrt reciprocal square pow erf sin cos sign round floor ceil
     """.split()
 )
 _GATES = frozenset("mul div glu mm bmm baddbmm addcmul".split())
@@ -30,18 +32,21 @@ _GATES = frozenset("mul div glu mm bmm baddbmm addcmul".split())
 def inhomogeneous(
     network: nn.Module, recording: Graph, unknown: Collection[str] = ()
 ) -> dict[str, str]:
-    """By name of a module, in order of execution, what in it is not homogeneous: normalisation,
-    nonlinearity, gate, attention, or an operation without a rule; several joined by "and". What a
-    network does outside its submodules goes by the network's class.
+    """Return the kinds of operations of each module that are not homogeneous.
 
     Args:
-        network: the network under study.
-        recording: of it.
-        unknown: the operations that its skeleton has no rule for, as :meth:`Skeleton.unknown` names
-            them.
+        network: The network under study.
+        recording: Graph of the network.
+        unknown: Operations for which the linear network has no rule, as
+            :meth:`LinearNetwork.unknown` names them.
+
+    Returns:
+        By module name, in order of execution: normalisation, nonlinearity, gate, attention, or
+        operation without a rule; several are joined by "and". The name for operations outside
+        submodules is the network's class.
     """
     signals = {value.number for value in recording.inputs}
-    found: dict[str, dict[str, None]] = {}
+    kinds: dict[str, dict[str, None]] = {}
     for operation in recording.operations:
         read = [value.number for value in operation.reads if value.number in signals]
         if not read:
@@ -54,12 +59,12 @@ def inhomogeneous(
             else _kind(operation, len(numbers))
         )
         if kind is not None:
-            found.setdefault(operation.module or type(network).__name__, {})[kind] = None
-    return {name: " and ".join(kinds) for name, kinds in found.items()}
+            kinds.setdefault(operation.module or type(network).__name__, {})[kind] = None
+    return {name: " and ".join(of_module) for name, of_module in kinds.items()}
 
 
 def _kind(operation: Operation, signals: int) -> str | None:
-    """What makes an operation that reads so many signals inhomogeneous, if anything does."""
+    """Return why an operation that reads ``signals`` signals is not homogeneous, if it is not."""
     name = operation.name
     if name in NORMALISATIONS:
         return "normalisation"

@@ -1,6 +1,4 @@
-"""Survival: how many rounds each weight lasted, so that it can be told afterwards in which round a
-network died.
-"""
+"""The masks after each round of pruning, stored as the number of rounds each weight survived."""
 
 from __future__ import annotations
 
@@ -15,16 +13,28 @@ from synflow_pl.masks import Masks
 
 __all__ = ["MaskHistory"]
 
-_MOST = 255  # of a byte
+_UINT8_MAX = 255
 
 
 class MaskHistory:
-    """Watches a pruning: ``prune(..., on_round=survival)``. A weight that was removed in a round
-    stays removed, so the number of rounds that it survived tells the masks after every one of them.
-    It does not for a pruner that regrows.
+    """Record the masks after each round of pruning: ``prune(..., on_round=MaskHistory())``.
+
+    A pruned weight stays pruned, so the number of rounds that each weight survived determines the
+    masks after every round. This does not hold for a pruner that regrows weights.
 
     Attributes:
-        densities: after each round so far.
+        densities: Density after each round so far.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl.diagnosis import MaskHistory
+        >>> history = MaskHistory()
+        >>> history(1, 0.75, {"weight": torch.tensor([True, True, True, False])})
+        >>> history(2, 0.25, {"weight": torch.tensor([True, False, False, False])})
+        >>> history.kept()
+        {'weight': [3, 1]}
+        >>> history.after(1)["weight"]
+        tensor([ True,  True,  True, False])
     """
 
     def __init__(self) -> None:
@@ -32,8 +42,12 @@ class MaskHistory:
         self._rounds: dict[str, Tensor] = {}
 
     def __call__(self, index: int, density: float, masks: Mapping[str, Tensor]) -> None:
-        """Take note of a round: its number, counted from 1, the density after it and the masks,
-        which are not kept.
+        """Record a round.
+
+        Args:
+            index: Number of the round, counted from 1.
+            density: Density after the round.
+            masks: Masks after the round, by parameter name; they are not stored.
         """
         self.densities.append(density)
         for name, mask in masks.items():
@@ -42,31 +56,34 @@ class MaskHistory:
             else:
                 before = self._rounds[name]
                 self._rounds[name] = (
-                    before.to(torch.int32) if index == _MOST + 1 else before
+                    before.to(torch.int32) if index == _UINT8_MAX + 1 else before
                 ).add_(mask)
 
     def after(self, index: int) -> Masks:
-        """The masks after a round, counted from 1."""
+        """Return the masks after round ``index``, counted from 1."""
         return Masks({name: survived >= index for name, survived in self._rounds.items()})
 
     def kept(self) -> dict[str, list[int]]:
-        """By name, how many weights were left after each round."""
+        """Return the number of kept weights after each round, by parameter name."""
         rounds = len(self.densities)
-        ended = {
+        survivals = {
             name: torch.bincount(survived.flatten(), minlength=rounds + 1)
             for name, survived in self._rounds.items()
         }
         return {
             name: (counts.sum() - counts.cumsum(0))[:rounds].tolist()
-            for name, counts in ended.items()
+            for name, counts in survivals.items()
         }
 
     def died(self, paths: Connectivity) -> tuple[int, float] | None:
-        """The first round after which no path from input to output was left, and the density then;
-        ``None`` if one is left after the last.
+        """Return the first round after which the network was disconnected.
 
         Args:
-            paths: of the network.
+            paths: Connectivity of the network.
+
+        Returns:
+            The round and the density after it; ``None`` if the network is connected after the last
+            round.
         """
         rounds = len(self.densities)
         if rounds == 0 or paths.left(self.after(rounds)):

@@ -1,4 +1,4 @@
-"""Export: a network as a file that others run, and back."""
+"""Export of networks to safetensors, ONNX and torch.export files, and reading them."""
 
 from synflow_pl.export.formats import FORMATS, Exported, load_exported
 from synflow_pl.export.metadata import Metadata

@@ -1,8 +1,8 @@
-"""Formats: safetensors, ONNX and torch.export, one writer and one reader each.
+"""Writers and readers of safetensors, ONNX and torch.export files.
 
-A safetensors file holds tensors alone, so the network that they belong to is built again by its
-class and cut to their sizes. ONNX and torch.export hold what is computed as well. Each has the
-:class:`~synflow_pl.export.metadata.Metadata` in it.
+A safetensors file contains tensors only, so the reader builds the network by its class and resizes
+its layers to the tensors. ONNX and torch.export files contain the computation as well. Each file
+contains its :class:`~synflow_pl.export.metadata.Metadata`.
 """
 
 from __future__ import annotations
@@ -33,37 +33,47 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Exported:
-    """A network out of a file: called with images (N, C, H, W), float32 and normalised, it gives
-    logits (N, num_classes).
+    """A network that was read from a file.
+
+    Called with normalised images, (N, C, H, W) float32, it returns logits, (N, num_classes).
+
+    Attributes:
+        metadata: Metadata of the file.
+        run: Function from images to logits.
 
     Raises:
-        ValueError: when called with images of another shape or dtype.
+        ValueError: When called with images of another shape or dtype.
     """
 
-    facts: Metadata
+    metadata: Metadata
     run: Run
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        self.facts.check(images)
+        self.metadata.check(images)
         return self.run(images)
 
 
 def load_exported(path: Path, *, trust: bool = False, network: nn.Module | None = None) -> Exported:
-    """Read an exported file onto the CPU. A ``.pt2`` of a stranger's is as dangerous as a program
-    of theirs; the others hold no code.
+    """Read an exported file onto the CPU.
+
+    Reading a ``.pt2`` file can run code, so only read files that you trust. Files of the other
+    formats contain no code.
 
     Args:
-        path: of the file.
-        trust: read it even if its format can hold code.
-        network: what a safetensors file holds the weights of, or a larger one; left as it is. It is
-            needed for networks that are not of :mod:`synflow_pl.networks`.
+        path: Path of the file.
+        trust: Whether to read the file even if its format can contain code.
+        network: Network whose weights a safetensors file contains, or a larger one; it is not
+            changed. It is required for networks outside :mod:`synflow_pl.networks`.
+
+    Returns:
+        The network, to be called with images.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is damaged, or not what the card beside it describes, or something else,
-            or does not do what it says, or can hold code and is not trusted.
-        ImportError: without onnxruntime, for ONNX.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is damaged, has another format, contradicts its metadata or the card
+            beside it, or can contain code and is not trusted.
+        ImportError: If onnxruntime is not installed and the file is ONNX.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -73,7 +83,8 @@ def load_exported(path: Path, *, trust: bool = False, network: nn.Module | None 
         raise ValueError(f"{str(path)!r} is not one of .{', .'.join(FORMATS)}")
     if path.suffix == ".pt2" and not trust:
         raise ValueError(
-            f"{str(path)!r} can run code when it is read; say that you trust it (--trust), or take .onnx or .safetensors"
+            f"{str(path)!r} can run code when it is read; say that you trust it (--trust), or take"
+            " .onnx or .safetensors"
         )
     checksums.check(path)
     exported = (
@@ -81,20 +92,22 @@ def load_exported(path: Path, *, trust: bool = False, network: nn.Module | None 
         if path.suffix == ".safetensors"
         else _READERS[path.suffix](path)
     )
-    facts = exported.facts
+    metadata = exported.metadata
     try:
-        made = exported(torch.zeros(2, *facts.input_shape))
+        logits = exported(torch.zeros(2, *metadata.input_shape))
     except Exception as error:  # onnxruntime's own errors share no other class
         raise ValueError(
             f"{str(path)!r} does not run on the images that it says it is for: {short(error)}"
         ) from error
-    if tuple(made.shape) != (2, facts.num_classes):
+    if tuple(logits.shape) != (2, metadata.num_classes):
         raise ValueError(
-            f"{str(path)!r} gives {tuple(made.shape)} for two images, and says that it gives (2, {facts.num_classes})"
+            f"{str(path)!r} gives {tuple(logits.shape)} for two images, and says that it gives"
+            f" (2, {metadata.num_classes})"
         )
-    if not made.isfinite().all():
+    if not logits.isfinite().all():
         raise ValueError(
-            f"{str(path)!r} gives {float(made.sum())} for black images; its weights are damaged or its training diverged"
+            f"{str(path)!r} gives {float(logits.sum())} for black images; its weights are damaged"
+            " or its training diverged"
         )
     return exported
 
@@ -102,13 +115,13 @@ def load_exported(path: Path, *, trust: bool = False, network: nn.Module | None 
 # -- safetensors
 
 
-def _write_safetensors(network: nn.Module, facts: Metadata, path: Path, example: Tensor) -> None:
+def _write_safetensors(network: nn.Module, metadata: Metadata, path: Path, example: Tensor) -> None:
     from safetensors.torch import save_file
 
     persistent = network.state_dict().keys()
     named = (*network.named_parameters(), *network.named_buffers())
     tensors = {name: tensor.detach().contiguous() for name, tensor in named if name in persistent}
-    save_file(tensors, path, metadata={KEY: facts.json()})
+    save_file(tensors, path, metadata={KEY: metadata.json()})
 
 
 def _read_safetensors(path: Path, network: nn.Module | None) -> Exported:
@@ -116,57 +129,57 @@ def _read_safetensors(path: Path, network: nn.Module | None) -> Exported:
 
     try:
         with safe_open(path, framework="pt") as file:
-            facts = Metadata.read((file.metadata() or {}).get(KEY), str(path))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+            metadata = Metadata.read((file.metadata() or {}).get(KEY), str(path))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except SafetensorError as error:
         raise ValueError(
             f"{str(path)!r} cannot be read as safetensors; it is damaged or something else: {error}"
         ) from error
-    network = _build(facts, path) if network is None else copy.deepcopy(network)
+    network = _build(metadata, path) if network is None else copy.deepcopy(network)
     own = {
         name
         for name, _ in (*network.named_parameters(), *network.named_buffers())
         if name in network.state_dict()
     }
     if missing := own - tensors.keys():
-        raise ValueError(f"{str(path)!r} lacks {min(missing)}, which {facts.network} has")
+        raise ValueError(f"{str(path)!r} lacks {min(missing)}, which {metadata.network} has")
     try:
         network = resize(network, tensors).eval()
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} does not fit {facts.network}: {error}") from error
-    return Exported(facts, network)
+        raise ValueError(f"{str(path)!r} does not fit {metadata.network}: {error}") from error
+    return Exported(metadata, network)
 
 
-def is_ours(facts: Metadata) -> bool:
-    """Whether the network can be built by its name."""
-    room, _, name = facts.network.rpartition(".")
+def is_ours(metadata: Metadata) -> bool:
+    """Return whether the network is one of :mod:`synflow_pl.networks`."""
+    room, _, name = metadata.network.rpartition(".")
     return room == networks.__name__ and name in networks.__all__
 
 
-def _build(facts: Metadata, path: Path) -> nn.Module:
-    """The network that the file names: one of ours, since a name in a stranger's file shall not
-    decide what is imported.
+def _build(metadata: Metadata, path: Path) -> nn.Module:
+    """Build the network that a file names.
+
+    It must be one of :mod:`synflow_pl.networks`, so that a file cannot import arbitrary classes.
     """
-    name = facts.network.rpartition(".")[2]
-    if not is_ours(facts):
+    name = metadata.network.rpartition(".")[2]
+    if not is_ours(metadata):
         raise ValueError(
-            f"{str(path)!r} holds the weights of {facts.network}, which is not of synflow_pl.networks; build it yourself and call"
+            f"{str(path)!r} holds the weights of {metadata.network}, which is not of"
+            " synflow_pl.networks; build it yourself and call"
             " synflow_pl.export.load_exported(path, network=network), or predict from ONNX or .pt2"
         )
     try:
         return getattr(networks, name)(
-            **{key: _argument(value) for key, value in facts.arguments.items()}
+            **{key: _argument(value) for key, value in metadata.arguments.items()}
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{str(path)!r} names {facts.network}, which cannot be built as it says: {error}"
+            f"{str(path)!r} names {metadata.network}, which cannot be built as it says: {error}"
         ) from error
 
 
 def _argument(value: Any) -> Any:
-    """What an argument stands for: the name of a class of torch.nn for that class, anything else
-    for itself.
-    """
+    """Return the class for the name of a class of torch.nn, and any other argument unchanged."""
     return (
         getattr(nn, value.removeprefix("torch.nn."))
         if isinstance(value, str) and value.startswith("torch.nn.")
@@ -177,7 +190,7 @@ def _argument(value: Any) -> Any:
 # -- ONNX
 
 
-def _write_onnx(network: nn.Module, facts: Metadata, path: Path, example: Tensor) -> None:
+def _write_onnx(network: nn.Module, metadata: Metadata, path: Path, example: Tensor) -> None:
     _need("onnx", "onnxscript", "onnxruntime")
     with _quiet("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir"):
         program = torch.onnx.export(
@@ -190,7 +203,7 @@ def _write_onnx(network: nn.Module, facts: Metadata, path: Path, example: Tensor
             verbose=False,
         )
     assert program is not None
-    program.model.metadata_props[KEY] = facts.json()
+    program.model.metadata_props[KEY] = metadata.json()
     program.save(path, external_data=False)
 
 
@@ -204,9 +217,9 @@ def _read_onnx(path: Path) -> Exported:
         raise ValueError(
             f"{str(path)!r} cannot be read as ONNX; it is damaged or something else: {short(error)}"
         ) from error
-    facts = Metadata.read(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
+    metadata = Metadata.read(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
     return Exported(
-        facts,
+        metadata,
         lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]),
     )
 
@@ -214,11 +227,11 @@ def _read_onnx(path: Path) -> Exported:
 # -- torch.export
 
 
-def _write_pt2(network: nn.Module, facts: Metadata, path: Path, example: Tensor) -> None:
+def _write_pt2(network: nn.Module, metadata: Metadata, path: Path, example: Tensor) -> None:
     with _quiet("torch.fx.experimental.symbolic_shapes"):
         program = torch.export.export(network, (example,), dynamic_shapes=_batch(network))
     with open(path, "wb") as file:
-        torch.export.save(program, file, extra_files={KEY: facts.json()})
+        torch.export.save(program, file, extra_files={KEY: metadata.json()})
 
 
 def _read_pt2(path: Path) -> Exported:
@@ -231,13 +244,14 @@ def _read_pt2(path: Path) -> Exported:
         whole = False
     if not whole:
         raise ValueError(
-            f"{str(path)!r} cannot be read as .pt2 that `synflow_pl export` wrote; it is damaged or something else"
+            f"{str(path)!r} cannot be read as .pt2 that `synflow_pl export` wrote; it is damaged or"
+            " something else"
         )
     extra = {KEY: ""}
     try:
         with _quiet("torch.export"), open(path, "rb") as file:
             program = torch.export.load(file, extra_files=extra)
-    except Exception as error:  # whatever unpickling and schema checks may raise
+    except Exception as error:  # unpickling may raise any exception
         raise ValueError(
             f"{str(path)!r} cannot be read as .pt2; it is damaged or something else: {short(error)}"
         ) from error
@@ -250,12 +264,15 @@ FORMATS: dict[str, Writer] = {
     "onnx": _write_onnx,
     "pt2": _write_pt2,
 }
-"""By name, which is also the file's ending, what writes (network, facts, path, example images)."""
+"""Writers by format, which is also the file's suffix.
+
+Their arguments are network, metadata, path and example images.
+"""
 _READERS: dict[str, Callable[[Path], Exported]] = {".onnx": _read_onnx, ".pt2": _read_pt2}
 
 
 def _batch(network: nn.Module) -> dict[str, Any]:
-    """Any number of images; whatever the forward's argument is called."""
+    """Return a dynamic batch dimension for the only argument of the forward pass."""
     (name, *_) = inspect.signature(network.forward).parameters
     return {name: {0: torch.export.Dim("batch")}}
 
@@ -271,14 +288,18 @@ def _need(*packages: str) -> None:
 
 
 def short(error: BaseException) -> str:
-    """The first line of what is at the bottom of it."""
+    """Return the first line of the message of an error's cause, or of the error itself."""
     return str(error.__cause__ or error).partition("\n")[0]
 
 
 @contextmanager
 def _quiet(*loggers: str) -> Any:
-    """Without what these loggers say, nor what is printed to standard error (torch prints whole
-    graphs): what is raised says it.
+    """Suppress messages of loggers and output to standard error inside the context.
+
+    torch logs and prints whole graphs before it raises an exception, which is enough.
+
+    Args:
+        loggers: Names of the loggers.
     """
     before = {name: logging.getLogger(name).level for name in loggers}
     for name in loggers:

@@ -1,6 +1,4 @@
-"""Facts: what has to be known of a network beside its weights to run it on images; they travel in
-every exported file.
-"""
+"""Metadata of an exported network: what is needed besides its weights to run it on images."""
 
 from __future__ import annotations
 
@@ -15,21 +13,27 @@ from torch import Tensor
 __all__ = ["KEY", "Metadata"]
 
 KEY = "synflow_pl"
-"""Under this name the facts lie in a file, as JSON."""
+"""Key under which a file contains the metadata as JSON."""
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an exported network is.
+    """Description of an exported network, which every exported file contains.
 
     Attributes:
-        input_shape: (C, H, W).
-        num_classes: logits out.
-        mean: of each channel, for pixels in [0, 1], that is taken off an image.
-        std: what it is divided by then.
-        network: class path of the network.
-        arguments: what the class is called with.
-        told: what a reader may want to know, by name: density, accuracy, pruner.
+        input_shape: Shape (C, H, W) of an image.
+        num_classes: Number of logits.
+        mean: Mean of each channel, subtracted from pixels in [0, 1].
+        std: Standard deviation of each channel, by which pixels are then divided.
+        network: Class path of the network.
+        arguments: Arguments of the class.
+        told: Further properties for the model card, by name: density, accuracy, pruner.
+
+    Example:
+        >>> from synflow_pl.export import Metadata
+        >>> metadata = Metadata((1, 28, 28), 10, (0.13,), (0.31,), "synflow_pl.networks.FC")
+        >>> Metadata.read(metadata.json(), "model.onnx") == metadata
+        True
     """
 
     input_shape: tuple[int, ...]
@@ -41,35 +45,40 @@ class Metadata:
     told: Mapping[str, Any] = field(default_factory=dict)
 
     def json(self) -> str:
-        """As text."""
+        """Return the metadata as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def read(cls, text: str | None, path: str) -> Metadata:
-        """What :meth:`json` wrote.
+        """Return the metadata in JSON written by :meth:`json`.
+
+        Args:
+            text: JSON, or ``None`` if the file contains none.
+            path: Path of the file, for error messages.
 
         Raises:
-            ValueError: if it is something else.
+            ValueError: If the text is missing or is not valid metadata.
         """
         if not text:
             raise ValueError(
-                f"{path!r} does not say what its images are like; expected a file that `synflow_pl export` wrote"
+                f"{path!r} does not say what its images are like; expected a file that"
+                " `synflow_pl export` wrote"
             )
         try:
-            found = json.loads(text)
+            content = json.loads(text)
             for name in ("input_shape", "mean", "std"):
-                found[name] = tuple(found[name])
-            facts = cls(**found)
-            facts._make_sense()
-            return facts
+                content[name] = tuple(content[name])
+            metadata = cls(**content)
+            metadata._validate()
+            return metadata
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path!r} describes itself in a way that cannot be read ({error}); export it anew"
             ) from error
 
-    def _make_sense(self) -> None:
+    def _validate(self) -> None:
         numbers = (*self.mean, *self.std)
-        for name, right in {
+        for name, is_valid in {
             "input_shape": len(self.input_shape) == 3
             and all(isinstance(size, int) and size > 0 for size in self.input_shape),
             "num_classes": isinstance(self.num_classes, int) and self.num_classes > 0,
@@ -80,14 +89,17 @@ class Metadata:
             "arguments": isinstance(self.arguments, Mapping),
             "told": isinstance(self.told, Mapping),
         }.items():
-            if not right:
+            if not is_valid:
                 raise ValueError(f"{name}: {getattr(self, name)!r}")
 
     def check(self, images: Tensor) -> None:
-        """Refuse what the network cannot read.
+        """Check shape and dtype of a batch of images.
+
+        Args:
+            images: Batch of images.
 
         Raises:
-            ValueError: for another shape or kind of number.
+            ValueError: If the network cannot read images of this shape or dtype.
         """
         if (
             images.dtype != torch.float32
@@ -96,6 +108,6 @@ class Metadata:
         ):
             c, h, w = self.input_shape
             raise ValueError(
-                f"images: {tuple(images.shape)} of {images.dtype}, expected (N, {c}, {h}, {w}) of torch.float32, normalised with"
-                f" mean {self.mean} and std {self.std}"
+                f"images: {tuple(images.shape)} of {images.dtype}, expected (N, {c}, {h}, {w}) of"
+                f" torch.float32, normalised with mean {self.mean} and std {self.std}"
             )

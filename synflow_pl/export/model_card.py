@@ -1,4 +1,4 @@
-"""Card: a page beside exported files that says what they are."""
+"""Model card: a Markdown page beside exported files that describes them."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from synflow_pl.io import atomic_write
 __all__ = ["write_card"]
 
 
-def write_card(path: Path, facts: Metadata, differences: Mapping[str, float]) -> Path:
-    """Write ``NAME.md`` beside ``NAME.onnx`` and the like: what, how sparse, how good, sizes and
-    checksums.
+def write_card(path: Path, metadata: Metadata, differences: Mapping[str, float]) -> Path:
+    """Write the model card ``NAME.md`` beside ``NAME.onnx`` and the other exported files.
 
-    A file of an earlier call stays in the table if the card that was there says the same of the
-    network, and it is still the same file.
+    The card describes the network, its input and output, and the size and checksum of each file.
+    The row of a file that was written earlier is kept if the existing card has the same description
+    and the file has not changed.
 
     Args:
-        path: of the files, without an ending.
-        facts: of the network.
-        differences: by format, for what was written now: the largest difference from the network
-            over its largest output.
+        path: Path of the exported files, without suffix.
+        metadata: Metadata of the network.
+        differences: Largest difference from the network over its largest output, by format, for
+            the files that were written by this export.
+
+    Returns:
+        The path of the card.
     """
-    c, h, w = facts.input_shape
-    lines = [f"# {facts.told.get('name', facts.network.rpartition('.')[2])}", ""]
+    c, h, w = metadata.input_shape
+    arguments = " ".join(f"{key}={value}" for key, value in metadata.arguments.items())
+    lines = [f"# {metadata.told.get('name', metadata.network.rpartition('.')[2])}", ""]
+    lines += [f"- network: `{metadata.network}` {arguments}".rstrip()]
+    lines += [f"- {key}: {value}" for key, value in metadata.told.items() if key != "name"]
     lines += [
-        f"- network: `{facts.network}` {' '.join(f'{key}={value}' for key, value in facts.arguments.items())}".rstrip()
-    ]
-    lines += [f"- {key}: {value}" for key, value in facts.told.items() if key != "name"]
-    lines += [
-        f"- input `images`: float32 (N, {c}, {h}, {w}), pixels in [0, 1], less {list(facts.mean)}, over {list(facts.std)}",
-        f"- output `logits`: float32 (N, {facts.num_classes})",
+        f"- input `images`: float32 (N, {c}, {h}, {w}), pixels in [0, 1],"
+        f" less {list(metadata.mean)}, over {list(metadata.std)}",
+        f"- output `logits`: float32 (N, {metadata.num_classes})",
         "",
         "| file | bytes | SHA-256 | largest difference from the network, of the largest output |",
         "| --- | --- | --- | --- |",
@@ -42,25 +45,24 @@ def write_card(path: Path, facts: Metadata, differences: Mapping[str, float]) ->
     card = path.with_name(f"{path.name}.md")
     before = card.read_text(errors="replace") if card.is_file() else ""
     known = checksums.rows(before) if before.startswith("\n".join(lines)) else {}
-    strange = []
+    undescribed = []
     for name in FORMATS:
         file = path.with_name(f"{path.name}.{name}")
         if not file.is_file():
             continue
         checksum = checksums.sha256(file)
         if name in differences:
-            lines.append(
-                f"| `{file.name}` | {file.stat().st_size:,} | `{checksum}` | {differences[name]:.1e} |"
-            )
+            size, difference = file.stat().st_size, differences[name]
+            lines.append(f"| `{file.name}` | {size:,} | `{checksum}` | {difference:.1e} |")
         elif file.name in known and known[file.name][0] == checksum:
             lines.append(known[file.name][1])
         else:
-            strange.append(f"`{file.name}`")
+            undescribed.append(f"`{file.name}`")
     lines += (
-        ["", f"Not described here, since another export wrote it: {', '.join(strange)}."]
-        if strange
+        ["", f"Not described here, since another export wrote it: {', '.join(undescribed)}."]
+        if undescribed
         else []
     )
-    with atomic_write(card) as written:
-        written.write(("\n".join(lines) + "\n").encode())
+    with atomic_write(card) as stream:
+        stream.write(("\n".join(lines) + "\n").encode())
     return card

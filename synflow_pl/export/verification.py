@@ -1,4 +1,4 @@
-"""Verified: no exported file gets its name before it has given what the network gives."""
+"""Export with verification: a file is only written if it gives the outputs of the network."""
 
 from __future__ import annotations
 
@@ -16,32 +16,53 @@ from synflow_pl.export.metadata import Metadata
 __all__ = ["export", "verify"]
 
 CLOSE = 1e-4
-"""Largest difference that is put down to single precision, of the largest output: others sum in
-another order, and ONNX folds BatchNorm into its convolution.
+"""Largest difference attributed to single precision, relative to the largest output.
+
+Other libraries sum in another order, and ONNX folds BatchNorm into convolutions.
 """
 
 
 def export(
-    network: nn.Module, original: nn.Module, facts: Metadata, path: Path, images: Tensor
+    network: nn.Module, original: nn.Module, metadata: Metadata, path: Path, images: Tensor
 ) -> float:
-    """Write a network to a file, which appears whole and verified or not at all.
+    """Write a network to a file in one atomic step after verifying the file.
 
     Args:
-        network: what to write, compacted or not; left as it is.
-        original: what it must agree with.
-        facts: what travels with it.
-        path: ends on .safetensors, .onnx or .pt2.
-        images: real ones (N, C, H, W), normalised, N at least 2, to verify it on beside random
-            ones.
+        network: Network to write, compacted or not; it is not changed.
+        original: Network with whose outputs the file must agree.
+        metadata: Metadata of the network.
+        path: Path of the file, with suffix .safetensors, .onnx or .pt2.
+        images: Normalised images of a data set, (N, C, H, W), N at least 2. The file is verified on
+            them and on random images.
 
     Returns:
         The largest difference over the largest output.
 
     Raises:
-        ValueError: if the network returns anything but one floating-point tensor, or cannot be
-            written so, or what was written does not agree with ``original``, or the path ends on
-            something else.
-        ImportError: for ONNX, without the packages that it needs.
+        ValueError: If the network does not return one floating-point tensor or cannot be written in
+            this format, the file does not agree with ``original``, or the path has another suffix.
+        ImportError: If the format is ONNX and its packages are not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from synflow_pl.export import Metadata, export, load_exported
+        >>> from synflow_pl.networks import FC
+        >>> network = FC(input_shape=(1, 4, 4), num_classes=3, depth=2)
+        >>> metadata = Metadata(
+        ...     input_shape=(1, 4, 4),
+        ...     num_classes=3,
+        ...     mean=(0.5,),
+        ...     std=(0.5,),
+        ...     network="synflow_pl.networks.FC",
+        ...     arguments={"input_shape": [1, 4, 4], "num_classes": 3, "depth": 2},
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "model.safetensors"
+        ...     difference = export(network, network, metadata, path, torch.randn(2, 1, 4, 4))
+        ...     load_exported(path)(torch.zeros(5, 1, 4, 4)).shape
+        torch.Size([5, 3])
     """
     if path.suffix.removeprefix(".") not in FORMATS:
         raise ValueError(f"{str(path)!r} does not end on one of .{', .'.join(FORMATS)}")
@@ -50,65 +71,74 @@ def export(
     original = copy.deepcopy(original).cpu().float().eval()
     images = images.cpu().float()
     with torch.no_grad():
-        given = original(images[:2])
-    if not isinstance(given, Tensor) or not given.is_floating_point():
+        logits = original(images[:2])
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
         kind = (
-            f"a tensor of {given.dtype}"
-            if isinstance(given, Tensor)
-            else f"a {type(given).__name__}"
+            f"a tensor of {logits.dtype}"
+            if isinstance(logits, Tensor)
+            else f"a {type(logits).__name__}"
         )
         raise ValueError(
-            f"{type(original).__name__}.forward returns {kind}, and a file is verified by one floating-point tensor of logits; wrap the"
-            " network in a module that returns it"
+            f"{type(original).__name__}.forward returns {kind}, and a file is verified by one"
+            " floating-point tensor of logits; wrap the network in a module that returns it"
         )
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder) / path.name
         try:
             FORMATS[path.suffix.removeprefix(".")](
-                network, facts, unfinished, torch.randn_like(images[:2])
+                network, metadata, unfinished, torch.randn_like(images[:2])
             )
         except ImportError:
             raise
-        except Exception as error:  # whatever tracing a network may raise
+        except Exception as error:  # tracing may raise any exception
             raise ValueError(
-                f"{type(original).__name__} cannot be written as {path.suffix}, and no file was written: {short(error)}"
+                f"{type(original).__name__} cannot be written as {path.suffix}, and no file was"
+                f" written: {short(error)}"
             ) from error
-        apart = verify(
-            load_exported(unfinished, trust=True, network=None if is_ours(facts) else original),
+        difference = verify(
+            load_exported(unfinished, trust=True, network=None if is_ours(metadata) else original),
             original,
             images,
         )
         os.chmod(unfinished, 0o644)
         os.replace(unfinished, path)
-    return apart
+    return difference
 
 
 @torch.no_grad()
 def verify(exported: Exported, original: nn.Module, images: Tensor) -> float:
-    """Run both on these images and on as many random ones.
+    """Compare an exported network with the original on images and on as many random ones.
+
+    Args:
+        exported: Network that was read from a file.
+        original: Network with whose outputs it must agree.
+        images: Normalised images of a data set, (N, C, H, W).
 
     Returns:
         The largest difference over the largest output.
 
     Raises:
-        ValueError: if they do not agree.
+        ValueError: If the outputs do not agree.
     """
     worst = 0.0
-    for what, batch in (("real", images), ("random", torch.randn_like(images))):
-        truth, found = original(batch), exported(batch)
-        largest, spread = float(truth.abs().max()), float((truth - truth.mean(0)).abs().max())
+    for kind, batch in (("real", images), ("random", torch.randn_like(images))):
+        expected, actual = original(batch), exported(batch)
+        largest = float(expected.abs().max())
+        spread = float((expected - expected.mean(0)).abs().max())
         difference = (
-            float((truth - found).abs().max()) if truth.shape == found.shape else float("inf")
+            float((expected - actual).abs().max())
+            if expected.shape == actual.shape
+            else float("inf")
         )
-        # Of a network that hardly minds its input a constant would do, but for the second
-        # condition.
+        # The second condition rejects a constant in place of a network whose output hardly depends
+        # on its input.
         if not (
             difference <= CLOSE * largest
             and (difference <= spread / 10 or spread <= CLOSE / 10 * largest)
         ):
             raise ValueError(
-                f"what was written gives {difference:.3g} more or less than the network on {what} images, whose largest output is"
-                f" {largest:.3g}; no file was written"
+                f"what was written gives {difference:.3g} more or less than the network on {kind}"
+                f" images, whose largest output is {largest:.3g}; no file was written"
             )
         worst = max(worst, difference / largest if largest else 0.0)
     return worst

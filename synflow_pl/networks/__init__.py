@@ -1,4 +1,4 @@
-"""Networks, nothing else: plain modules with their sizes as arguments."""
+"""Networks as plain modules, with their sizes as arguments."""
 
 from synflow_pl.networks.conv import Conv
 from synflow_pl.networks.external import Timm, TorchVision

@@ -1,4 +1,4 @@
-"""Residual blocks (He et al. 2016, Figure 5): a branch of convolutions beside a shortcut."""
+"""Residual blocks: a branch of convolutions and a shortcut (He et al. 2016, Figure 5)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ __all__ = ["Basic", "Bottleneck", "ResidualGain"]
 
 
 class ResidualGain(nn.Conv2d):
-    """One gain per channel, one at first and not trained: what is there to prune of a shortcut that
-    is the identity.
+    """A gain per channel on an identity shortcut, so that the shortcut can be pruned.
 
-    It is a depthwise 1x1 convolution, so that whatever prunes, counts or exports convolutions knows
-    what to do with it.
+    The gains are one and not trained. The module is a depthwise 1x1 convolution, so that pruners,
+    FLOP counts and exporters treat it as a convolution.
+
+    Args:
+        channels: Number of channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -25,7 +27,10 @@ class ResidualGain(nn.Conv2d):
 
 
 def _shortcut(channels: int, out: int, stride: int, gain: bool) -> nn.Module:
-    """1x1 convolution and BatchNorm where the shape changes, else the identity, or its gain."""
+    """Return a shortcut: 1x1 convolution and BatchNorm if the shape changes, else the identity.
+
+    With ``gain``, the identity is a :class:`ResidualGain`.
+    """
     if stride != 1 or channels != out:
         return nn.Sequential(
             nn.Conv2d(channels, out, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(out)
@@ -34,13 +39,13 @@ def _shortcut(channels: int, out: int, stride: int, gain: bool) -> nn.Module:
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions.
+    """A residual block of two 3x3 convolutions.
 
     Args:
-        channels: channels in.
-        out: channels out, of both convolutions.
-        stride: of the first convolution.
-        gain: an identity shortcut has a gain per channel.
+        channels: Number of input channels.
+        out: Number of output channels of both convolutions.
+        stride: Stride of the first convolution.
+        gain: Whether an identity shortcut has a gain per channel.
     """
 
     def __init__(self, channels: int, out: int, stride: int, gain: bool) -> None:
@@ -59,15 +64,15 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 1x1 convolution that narrows, a 3x3 one, and a 1x1 one that widens again.
+    """A residual block of a 1x1 convolution to fewer channels, a 3x3 and a 1x1 convolution.
 
     Args:
-        channels: channels in.
-        inner: channels of the first two convolutions.
-        out: channels out.
-        stride: of the 3x3 convolution (He et al. have it in the first; torchvision and the authors
-            of SynFlow here).
-        gain: an identity shortcut has a gain per channel.
+        channels: Number of input channels.
+        inner: Number of output channels of the first two convolutions.
+        out: Number of output channels.
+        stride: Stride of the 3x3 convolution, as in torchvision and the SynFlow code. He et al.
+            have it in the first convolution.
+        gain: Whether an identity shortcut has a gain per channel.
     """
 
     def __init__(self, channels: int, inner: int, out: int, stride: int, gain: bool) -> None:

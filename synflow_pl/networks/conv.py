@@ -1,4 +1,4 @@
-"""Conv: a few convolutions and one linear layer, the authors' default model `conv`."""
+"""Conv: a few convolutions and one linear layer, the model ``conv`` of the SynFlow code."""
 
 from __future__ import annotations
 
@@ -12,15 +12,23 @@ __all__ = ["Conv"]
 
 
 class Conv(nn.Module):
-    """3x3 convolutions that keep the image's size, then a linear layer; initialised as PyTorch does
-    (Kaiming uniform).
+    """3x3 convolutions that keep the image's size, followed by a linear layer.
+
+    The initialisation is PyTorch's default (Kaiming uniform).
 
     Args:
-        input_shape: (C, H, W).
-        num_classes: logits out, at least 1.
-        depth: convolutions, at least 1.
-        width: channels of each convolution, at least 1.
-        nonlinearity: pointwise module after each convolution.
+        input_shape: Shape (C, H, W) of an image.
+        num_classes: Number of logits, at least 1.
+        depth: Number of convolutions, at least 1.
+        width: Number of channels of each convolution, at least 1.
+        nonlinearity: Class of the pointwise module after each convolution.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl.networks import Conv
+        >>> network = Conv(input_shape=(1, 28, 28), num_classes=10)
+        >>> network(torch.zeros(5, 1, 28, 28)).shape
+        torch.Size([5, 10])
     """
 
     def __init__(
@@ -33,7 +41,7 @@ class Conv(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(self, depth=depth, width=width, num_classes=num_classes)
-        channels, height, wide = input_shape
+        channels, image_height, image_width = input_shape
         layers: list[nn.Module] = []
         for index in range(depth):
             layers += [
@@ -41,10 +49,10 @@ class Conv(nn.Module):
                 nonlinearity(),
             ]
         self.layers = nn.Sequential(
-            *layers, nn.Flatten(), nn.Linear(width * height * wide, num_classes)
+            *layers, nn.Flatten(), nn.Linear(width * image_height * image_width, num_classes)
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, num_classes)."""
+        """Return the logits, (N, num_classes), of images, (N, C, H, W)."""
         logits: Tensor = self.layers(images)
         return logits

@@ -1,8 +1,8 @@
 """Networks of torchvision and timm, by name.
 
-Both offer functions. The command line needs a class, whose arguments it can list, check and fill in
-from the data; so these are classes whose ``__new__`` returns the library's own network, plain as it
-is. There ``--help`` looks for their arguments too.
+Both libraries offer functions, but the command line needs classes to list, check and fill in their
+arguments. :class:`TorchVision` and :class:`Timm` are therefore classes whose ``__new__`` returns
+the library's network. ``--help`` reads the arguments from ``__new__`` as well.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ from torch import nn
 
 __all__ = ["Timm", "TorchVision"]
 
-# They also return the logits of auxiliary classifiers in training, which no loss of one argument
-# can read.
+# In train mode these also return the logits of auxiliary classifiers, which losses do not expect.
 _AUXILIARY = ("googlenet", "inception_v3")
 
 
 class TorchVision(nn.Module):
-    """A classification network of torchvision; initialised as torchvision does."""
+    """A classification network of torchvision, with torchvision's initialisation.
+
+    Example:
+        >>> from synflow_pl.networks import TorchVision
+        >>> network = TorchVision("resnet18", num_classes=10, input_shape=(3, 32, 32))
+        >>> type(network).__name__, network.fc.out_features
+        ('ResNet', 10)
+    """
 
     def __new__(  # type: ignore[misc]  # a class on the command line, a function in truth
         cls,
@@ -31,72 +37,75 @@ class TorchVision(nn.Module):
         weights: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> nn.Module:
-        """The network.
+        """Return a network of torchvision.
 
         Args:
-            name: as in ``torchvision.models.list_models(module=torchvision.models)``: "resnet50".
-            num_classes: logits out, at least 1.
-            input_shape: (3, H, W). Vision transformers are built for this size, and most take
-                square images.
-            weights: name of trained weights to download, "IMAGENET1K_V2" or "DEFAULT"; a classifier
-                for another number of classes keeps its random start. For images of 224x224 as a
-                rule, normalised as ``torchvision.models.get_model_weights(name)`` says.
-            options: further arguments of torchvision's function.
+            name: Name in ``torchvision.models.list_models(module=torchvision.models)``, for example
+                "resnet50".
+            num_classes: Number of logits, at least 1.
+            input_shape: Shape (3, H, W) of an image. Vision transformers are built for this size,
+                and most require square images.
+            weights: Name of trained weights to download, for example "IMAGENET1K_V2" or "DEFAULT".
+                A classifier for another number of classes keeps its random initialisation. Most
+                weights are for images of 224x224, normalised as
+                ``torchvision.models.get_model_weights(name)`` describes.
+            options: Further arguments of torchvision's function.
 
         Raises:
-            ValueError: for a name, weights or an input shape that there are not, or weights that do
-                not fit the options.
+            ValueError: If name, weights or input shape do not exist, or the weights do not fit the
+                options.
         """
         from torchvision import models
 
         _known("TorchVision", name, models.list_models(module=models))
         if input_shape[0] != 3:
             raise ValueError(
-                f"TorchVision: its networks read 3 channels, the data has {input_shape[0]}; use Timm, which takes any number"
+                "TorchVision: its networks read 3 channels, the data has"
+                f" {input_shape[0]}; use Timm, which takes any number"
             )
-        given = dict(options or {})
+        arguments = dict(options or {})
         if name in _AUXILIARY:
-            # What torchvision uses is said here: left unsaid, it warns of a default that may
-            # change.
-            given = {
+            # torchvision warns that defaults may change unless these arguments are given.
+            arguments = {
                 "aux_logits": False,
                 "init_weights": True,
                 "transform_input": weights is not None,
-                **given,
+                **arguments,
             }
         if name.startswith("vit_"):
-            given.setdefault("image_size", input_shape[1])
+            arguments.setdefault("image_size", input_shape[1])
         elif name.startswith("maxvit_"):
-            given.setdefault("input_size", tuple(input_shape[1:]))
-        network = models.get_model(name, weights=None, num_classes=num_classes, **given)
+            arguments.setdefault("input_size", tuple(input_shape[1:]))
+        network = models.get_model(name, weights=None, num_classes=num_classes, **arguments)
         if weights is not None:
             offered = [weight.name for weight in models.get_model_weights(name)]
             if weights not in (*offered, "DEFAULT"):
                 raise ValueError(
-                    f"TorchVision: {name} has no weights {weights!r}; there are {', '.join(offered)}, and DEFAULT"
+                    f"TorchVision: {name} has no weights {weights!r}; there are"
+                    f" {', '.join(offered)}, and DEFAULT"
                 )
             _transfer(name, models.get_model(name, weights=weights), network, num_classes)
         return network
 
 
 def _transfer(name: str, trained: nn.Module, network: nn.Module, num_classes: int) -> None:
-    """Copy all trained parameters and statistics, but for a classifier of another number of
-    classes.
-    """
-    theirs, ours = trained.state_dict(), network.state_dict()
-    for key, own in ours.items():
-        if key in theirs and theirs[key].shape == own.shape:
-            own.copy_(theirs[key])
-        elif key not in theirs or own.shape != (num_classes, *theirs[key].shape[1:]):
-            has = tuple(theirs[key].shape) if key in theirs else "not there"
+    """Copy all trained parameters and buffers, except a classifier of another number of classes."""
+    source = trained.state_dict()
+    for key, tensor in network.state_dict().items():
+        if key in source and source[key].shape == tensor.shape:
+            tensor.copy_(source[key])
+        elif key not in source or tensor.shape != (num_classes, *source[key].shape[1:]):
+            shape = tuple(source[key].shape) if key in source else "not there"
             raise ValueError(
-                f"TorchVision: {name}'s {key} is {tuple(own.shape)} with these options, in the weights it is {has}"
+                f"TorchVision: {name}'s {key} is {tuple(tensor.shape)} with these options, in the"
+                f" weights it is {shape}"
             )
 
 
 class Timm(nn.Module):
-    """A network of timm, the optional extra ``pip install synflow_pl[timm]``; initialised as timm
-    does.
+    """A network of timm, with timm's initialisation.
+
+    timm is an optional dependency: ``pip install synflow_pl[timm]``.
     """
 
     def __new__(  # type: ignore[misc]  # a class on the command line, a function in truth
@@ -107,20 +116,21 @@ class Timm(nn.Module):
         pretrained: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> nn.Module:
-        """The network.
+        """Return a network of timm.
 
         Args:
-            name: as in ``timm.list_models()``: "resnet50", or with the tag of its weights
-                "resnet50.a1_in1k".
-            num_classes: logits out, at least 1.
-            input_shape: (C, H, W). Networks made for one size of image are built for this one.
-            pretrained: download trained weights; a classifier for another number of classes keeps
-                its random start.
-            options: further arguments of ``timm.create_model`` ("drop_path_rate").
+            name: Name in ``timm.list_models()``, for example "resnet50", or with the tag of its
+                weights "resnet50.a1_in1k".
+            num_classes: Number of logits, at least 1.
+            input_shape: Shape (C, H, W) of an image. Networks for a fixed image size are built for
+                this size.
+            pretrained: Whether to download trained weights. A classifier for another number of
+                classes keeps its random initialisation.
+            options: Further arguments of ``timm.create_model``, for example "drop_path_rate".
 
         Raises:
-            ImportError: without timm.
-            ValueError: for a name, or the tag of weights, that timm does not have.
+            ImportError: If timm is not installed.
+            ValueError: If timm has no such name or tag of weights.
         """
         try:
             import timm
@@ -130,11 +140,11 @@ class Timm(nn.Module):
             ) from error
 
         _known("Timm", name, timm.list_pretrained() if "." in name else timm.list_models())
-        given = {"in_chans": input_shape[0], **(options or {})}
+        arguments = {"in_chans": input_shape[0], **(options or {})}
         made_for = timm.get_pretrained_cfg(name)
         if made_for is not None and made_for.fixed_input_size:
-            given.setdefault("img_size", tuple(input_shape[1:]))
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **given)
+            arguments.setdefault("img_size", tuple(input_shape[1:]))
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **arguments)
 
 
 def _known(kind: str, name: str, names: Sequence[str]) -> None:

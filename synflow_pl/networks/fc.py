@@ -1,4 +1,4 @@
-"""FC: a plain multilayer perceptron, the authors' default model `fc`."""
+"""FC: a plain multilayer perceptron, the model ``fc`` of the SynFlow code."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ __all__ = ["FC"]
 
 
 class FC(nn.Module):
-    """Linear layers with a nonlinearity between them, initialised as PyTorch does (Kaiming
-    uniform).
+    """Linear layers with a nonlinearity between them.
+
+    The initialisation is PyTorch's default (Kaiming uniform).
 
     Args:
-        input_shape: (C, H, W).
-        num_classes: logits out, at least 1.
-        depth: linear layers, at least 1.
-        width: units in each hidden layer, at least 1.
-        nonlinearity: pointwise module between the layers.
+        input_shape: Shape (C, H, W) of an image.
+        num_classes: Number of logits, at least 1.
+        depth: Number of linear layers, at least 1.
+        width: Number of units of each hidden layer, at least 1.
+        nonlinearity: Class of the pointwise module between the layers.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl.networks import FC
+        >>> network = FC(input_shape=(1, 28, 28), num_classes=10, depth=3)
+        >>> network(torch.zeros(5, 1, 28, 28)).shape
+        torch.Size([5, 10])
     """
 
     def __init__(
@@ -44,6 +52,6 @@ class FC(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, num_classes)."""
+        """Return the logits, (N, num_classes), of images, (N, C, H, W)."""
         logits: Tensor = self.layers(images)
         return logits

@@ -1,6 +1,4 @@
-"""Initialisation: what the networks draw their weights from, and how any network draws them
-anew.
-"""
+"""Initialisation of the networks of this package, and reinitialisation of any network."""
 
 from __future__ import annotations
 
@@ -15,14 +13,16 @@ __all__ = ["kaiming", "reinitialise"]
 def kaiming(
     network: nn.Module, kind: type[nn.Linear | nn.Conv2d], fan: Literal["fan_in", "fan_out"]
 ) -> None:
-    """Draw the weights of one kind of layer from N(0, 2 / fan), Kaiming normal with ReLU's gain (He
-    et al. 2015); zero its biases.
+    """Initialise the layers of one class with Kaiming normal weights and zero biases.
+
+    Weights are drawn from N(0, 2 / fan) (He et al. 2015, with the gain of ReLU).
 
     Args:
-        network: whose layers are drawn, in place.
-        kind: of exactly this class; a layer of a class derived from it (a residual gain) has a
-            start of its own.
-        fan: inputs of a unit, or outputs of an input; a kernel counts with each of its positions.
+        network: Network, which is changed in place.
+        kind: Class of the layers. Derived classes (such as a residual gain) are left out, since
+            they have their own initialisation.
+        fan: Whether fan is the number of inputs of a unit or of outputs of an input, each times
+            the size of the kernel.
     """
     for module in network.modules():
         if type(module) is kind:
@@ -32,23 +32,23 @@ def kaiming(
 
 
 def reinitialise(network: nn.Module) -> nn.Module:
-    """Draw every parameter anew, in place: each module's ``reset_parameters``, the inner ones
-    first, so that a network has the last word over its layers. Statistics of normalisations start
-    anew as well. Follows torch's global seed.
+    """Reinitialise every parameter and running statistic of a network, in place.
 
-    Our networks become what a new one would be with the same seed. One that draws its weights in
-    its constructor (torchvision's, timm's) gets PyTorch's own start for each layer; build it anew
-    to have its own.
+    The function calls ``reset_parameters`` of each module, submodules first, so that a network can
+    overwrite the initialisation of its layers. It uses torch's global random state. The networks
+    of this package become equal to a new network built with the same seed. Networks that initialise
+    their weights in the constructor (as in torchvision and timm) get PyTorch's default
+    initialisation of each layer instead; build a new one to have their own.
 
     Args:
-        network: any module whose parameters all belong to modules that can draw them.
+        network: Module whose parameters all belong to modules with ``reset_parameters``.
 
     Returns:
         The network.
 
     Raises:
-        ValueError: naming a parameter that no module can draw (a class token, a layer scale);
-            nothing is changed then.
+        ValueError: If a parameter belongs to a module without ``reset_parameters`` (a class token
+            or a layer scale, for example). The network is not changed.
     """
     resets: list[Callable[[], None]] = []
     _collect(network, "", resets)
@@ -60,12 +60,12 @@ def reinitialise(network: nn.Module) -> nn.Module:
 def _collect(module: nn.Module, prefix: str, resets: list[Callable[[], None]]) -> None:
     for name, child in module.named_children():
         _collect(child, f"{prefix}{name}.", resets)
-    # Attention and transformers of torch have it under a private name.
+    # torch's attention and transformers have a private method instead.
     reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
     if reset is not None:
         resets.append(reset)
     elif own := [name for name, _ in module.named_parameters(recurse=False)]:
         raise ValueError(
-            f"{prefix}{own[0]} cannot be drawn anew: {type(module).__name__} has no reset_parameters(); give it one, or build the"
-            " network anew"
+            f"{prefix}{own[0]} cannot be drawn anew: {type(module).__name__} has no"
+            " reset_parameters(); give it one, or build the network anew"
         )

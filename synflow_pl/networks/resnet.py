@@ -1,5 +1,7 @@
-"""ResNet for CIFAR, as in OpenLTH: He et al. 2016, Section 4.2, with 1x1 convolutions on the
-shortcuts where the shape changes.
+"""ResNet for CIFAR, as in OpenLTH.
+
+These are the networks of He et al. 2016, Section 4.2, with 1x1 convolutions on the shortcuts where
+the shape changes.
 """
 
 from __future__ import annotations
@@ -16,16 +18,25 @@ __all__ = ["ResNet"]
 
 
 class ResNet(nn.Module):
-    """ResNet-20, 32, 44, 56, 110, 1202 for small images; Kaiming normal by fan-in.
+    """ResNet-20, 32, 44, 56, 110 or 1202 for small images.
+
+    The initialisation is Kaiming normal by fan-in.
 
     Args:
-        depth: weight layers, 6n + 2.
-        width: channels of the first stage; the second and third have two and four times as many.
-            The wide versions have 32.
-        residual_gains: each identity shortcut has a gain of one per channel, not trained, that can
-            be pruned like a weight.
-        input_shape: (C, H, W).
-        num_classes: logits out, at least 1.
+        depth: Number of weight layers, 6n + 2.
+        width: Number of channels of the first stage. The second and third have two and four times
+            as many. The wide versions have 32.
+        residual_gains: Whether each identity shortcut has a gain per channel, which is one and not
+            trained, and can be pruned like a weight.
+        input_shape: Shape (C, H, W) of an image.
+        num_classes: Number of logits, at least 1.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl.networks import ResNet
+        >>> network = ResNet(depth=8, num_classes=10)
+        >>> network(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
@@ -39,7 +50,8 @@ class ResNet(nn.Module):
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise ValueError(
-                f"ResNet: depth={depth} is not 6n + 2; expected 20, 32, 44, 56, 110, 1202 or another such number"
+                f"ResNet: depth={depth} is not 6n + 2; expected 20, 32, 44, 56, 110, 1202 or"
+                " another such number"
             )
         check_sizes(self, width=width, num_classes=num_classes)
         self.conv = nn.Conv2d(input_shape[0], width, kernel_size=3, padding=1, bias=False)
@@ -58,12 +70,12 @@ class ResNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights of convolutions and the linear layer anew."""
+        """Reinitialise the weights of the convolutions and the linear layer."""
         kaiming(self, nn.Conv2d, "fan_in")
         kaiming(self, nn.Linear, "fan_in")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, num_classes)."""
+        """Return the logits, (N, num_classes), of images, (N, C, H, W)."""
         logits: Tensor = self.fc(
             self.pool(self.blocks(self.relu(self.bn(self.conv(images))))).flatten(1)
         )

@@ -1,4 +1,4 @@
-"""Sizes: what every network checks before it builds anything."""
+"""Checks and scaling of the sizes of networks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ __all__ = ["check_sizes", "scaled"]
 
 
 def check_sizes(network: nn.Module, **sizes: int) -> None:
-    """Refuse a size that no layer can have.
+    """Check that sizes are at least 1.
+
+    Args:
+        network: Network whose class the error message names.
+        **sizes: Sizes, by the name of the argument.
 
     Raises:
-        ValueError: naming the network, the argument and its value, if it is less than 1.
+        ValueError: If a size is less than 1.
     """
     for name, size in sizes.items():
         if size < 1:
@@ -19,5 +23,5 @@ def check_sizes(network: nn.Module, **sizes: int) -> None:
 
 
 def scaled(size: int, factor: float) -> int:
-    """A number of channels times a factor, a whole one and at least 1."""
+    """Return a number of channels times a factor, rounded to an integer of at least 1."""
     return max(1, round(size * factor))

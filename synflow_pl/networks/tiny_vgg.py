@@ -1,7 +1,7 @@
-"""TinyVGG: the VGGs that the authors of SynFlow use for Tiny ImageNet, after weiaicunzai's for
-CIFAR-100.
+"""TinyVGG: the VGGs that the SynFlow paper uses for Tiny ImageNet.
 
-Those of Simonyan & Zisserman 2015 with smaller linear layers. The images are tiny, not the network.
+They follow weiaicunzai's networks for CIFAR-100, and are those of Simonyan & Zisserman 2015 with
+smaller linear layers. "Tiny" refers to the images, not to the network.
 """
 
 from __future__ import annotations
@@ -19,18 +19,28 @@ __all__ = ["TinyVGG"]
 
 
 class TinyVGG(nn.Module):
-    """VGG-11, 13, 16 or 19 with three linear layers and dropout; convolutions Kaiming normal by
-    fan-out, linear layers normal with deviation 0.01, biases zero.
+    """VGG-11, 13, 16 or 19 with three linear layers and dropout.
+
+    The initialisation is Kaiming normal by fan-out for convolutions, normal with standard deviation
+    0.01 for linear layers, and zero for biases.
 
     Args:
-        depth: weight layers.
-        batch_norm: a BatchNorm after each convolution.
-        hidden: units of the two hidden linear layers, at least 1. The authors have 1024,
-            weiaicunzai and the original 4096.
-        dropout: share of hidden units dropped in training, in [0, 1).
-        width_factor: times these channels and hidden units, above 0; each layer has at least one.
-        input_shape: (C, H, W), H and W at least 32.
-        num_classes: logits out, at least 1.
+        depth: Number of weight layers.
+        batch_norm: Whether a BatchNorm follows each convolution.
+        hidden: Number of units of each of the two hidden linear layers, at least 1. It is 1024 in
+            the SynFlow paper, and 4096 in weiaicunzai's code and in the original.
+        dropout: Probability of dropping a hidden unit in train mode, in [0, 1).
+        width_factor: Factor of the number of channels and hidden units, above 0; each layer has at
+            least one.
+        input_shape: Shape (C, H, W) of an image, H and W at least 32.
+        num_classes: Number of logits, at least 1.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl.networks import TinyVGG
+        >>> network = TinyVGG(depth=11, width_factor=0.125, num_classes=10)
+        >>> network(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
@@ -47,7 +57,8 @@ class TinyVGG(nn.Module):
         channels, *size = input_shape
         if min(size) < 32:
             raise ValueError(
-                f"TinyVGG: images of {size} are too small, it halves them five times; expected at least 32x32"
+                f"TinyVGG: images of {size} are too small, it halves them five times; expected at"
+                " least 32x32"
             )
         check_sizes(self, hidden=hidden, num_classes=num_classes)
         if not 0 <= dropout < 1:
@@ -65,7 +76,7 @@ class TinyVGG(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights of convolutions and linear layers anew."""
+        """Reinitialise the weights of the convolutions and linear layers."""
         kaiming(self, nn.Conv2d, "fan_out")
         for module in self.classifier:
             if isinstance(module, nn.Linear):
@@ -73,6 +84,6 @@ class TinyVGG(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, num_classes)."""
+        """Return the logits, (N, num_classes), of images, (N, C, H, W)."""
         logits: Tensor = self.classifier(self.features(images).flatten(1))
         return logits

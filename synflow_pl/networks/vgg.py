@@ -1,5 +1,6 @@
-"""VGG for CIFAR, as in OpenLTH (Frankle & Carbin 2019): the convolutions of Simonyan & Zisserman
-2015 and one linear layer.
+"""VGG for CIFAR, as in OpenLTH (Frankle & Carbin 2019).
+
+It has the convolutions of Simonyan & Zisserman 2015 and one linear layer.
 """
 
 from __future__ import annotations
@@ -14,20 +15,31 @@ from synflow_pl.networks.sizes import check_sizes, scaled
 
 __all__ = ["VGG", "features"]
 
-# Convolutions in each of the five stages; a stage ends at half the resolution, but for the last.
+# Number of convolutions in each of the five stages. Max pooling between stages halves the
+# resolution.
 _PLANS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """VGG-11, 13, 16 or 19 with one linear layer; Kaiming normal by fan-in, zero biases.
+    """VGG-11, 13, 16 or 19 with one linear layer.
+
+    The initialisation is Kaiming normal by fan-in with zero biases.
 
     Args:
-        depth: weight layers as counted in the original, with its three linear ones.
-        batch_norm: a BatchNorm after each convolution.
-        width_factor: times the original's channels, above 0; each layer has at least one.
-        input_shape: (C, H, W), H and W at least 16.
-        num_classes: logits out, at least 1.
+        depth: Number of weight layers of the original, which has three linear layers.
+        batch_norm: Whether a BatchNorm follows each convolution.
+        width_factor: Factor of the original's number of channels, above 0; each layer has at least
+            one.
+        input_shape: Shape (C, H, W) of an image, H and W at least 16.
+        num_classes: Number of logits, at least 1.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl.networks import VGG
+        >>> network = VGG(depth=11, width_factor=0.125, num_classes=10)
+        >>> network(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
@@ -42,22 +54,23 @@ class VGG(nn.Module):
         channels, *size = input_shape
         if min(size) < 16:
             raise ValueError(
-                f"VGG: images of {size} are too small, it halves them four times; expected at least 16x16"
+                f"VGG: images of {size} are too small, it halves them four times; expected at least"
+                " 16x16"
             )
         check_sizes(self, num_classes=num_classes)
         self.features = nn.Sequential(*features("VGG", depth, batch_norm, channels, width_factor))
-        # At 32x32 this averages the 2x2 positions that are left, as the original does.
+        # For images of 32x32 this averages the remaining 2x2 positions, as in OpenLTH.
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(scaled(_WIDTHS[-1], width_factor), num_classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights of convolutions and the linear layer anew."""
+        """Reinitialise the weights of the convolutions and the linear layer."""
         kaiming(self, nn.Conv2d, "fan_in")
         kaiming(self, nn.Linear, "fan_in")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, num_classes)."""
+        """Return the logits, (N, num_classes), of images, (N, C, H, W)."""
         logits: Tensor = self.fc(self.pool(self.features(images)).flatten(1))
         return logits
 
@@ -65,18 +78,19 @@ class VGG(nn.Module):
 def features(
     network: str, depth: int, batch_norm: bool, channels: int, width_factor: float = 1.0
 ) -> list[nn.Module]:
-    """The convolutions with what stands between them: (N, channels, H, W) to (N, 512 *
-    width_factor, H // 16, W // 16).
+    """Return the convolutional part of a VGG as a list of modules.
+
+    It maps (N, channels, H, W) to (N, 512 * width_factor, H // 16, W // 16).
 
     Args:
-        network: name of the network that asks, for messages.
-        depth: 11, 13, 16 or 19.
-        batch_norm: a BatchNorm after each convolution.
-        channels: channels of the images.
-        width_factor: times the original's channels, above 0.
+        network: Name of the network, for error messages.
+        depth: Depth, one of 11, 13, 16 or 19.
+        batch_norm: Whether a BatchNorm follows each convolution.
+        channels: Number of channels of the images.
+        width_factor: Factor of the original's number of channels, above 0.
 
     Raises:
-        ValueError: for another depth, or a width factor of 0 or less.
+        ValueError: If the depth is another number, or the width factor is not above 0.
     """
     if depth not in _PLANS:
         raise ValueError(f"{network}: depth={depth} is not one of {', '.join(map(str, _PLANS))}")

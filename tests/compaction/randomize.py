@@ -1,6 +1,4 @@
-"""Networks in which nothing is at rest: biases, gains, shifts and statistics as training might
-leave them.
-"""
+"""Random biases, gains, shifts and statistics, as training might leave them."""
 
 from __future__ import annotations
 
@@ -12,36 +10,47 @@ from synflow_pl import Masks
 
 @torch.no_grad()
 def randomize(network: nn.Module, masks: Masks, images: Tensor) -> None:
-    """Draw biases, gains and shifts at random and scale layer by layer, so that what comes from the
-    input stays of the size of what
-    does not, however few weights are left: else a constant would pass for the network.
+    """Randomise the biases, gains, shifts and statistics of a pruned network.
 
-    Statistics are what the images give, moved a little: at initialisation nothing would ever be
-        folded.
+    Weights are scaled layer by layer, so that the part of a signal that depends on the input is as
+    large as the constant part, however few weights are kept. Otherwise a constant would agree with
+    the network. Statistics are those of the images with small random changes, because nothing
+    would be folded with the statistics at initialisation.
+
+    Args:
+        network: Network, which is changed in place.
+        masks: Masks of the network.
+        images: Images to compute the statistics of.
     """
     masks.apply(network)
     handles = []
 
-    def scale(layer: nn.Module, _: tuple[Tensor, ...], made: Tensor) -> Tensor:
+    def scale(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if layer not in seen:
             seen.add(layer)
             normalises = isinstance(layer, nn.modules.batchnorm._BatchNorm)
-            across = made.std(0).max()
-            if across > 1e-9 * made.abs().max() and not normalises and layer.weight.requires_grad:
-                layer.weight.div_(across)
-                made = made / across
+            deviation = output.std(0).max()
+            if (
+                deviation > 1e-9 * output.abs().max()
+                and not normalises
+                and layer.weight.requires_grad
+            ):
+                layer.weight.div_(deviation)
+                output = output / deviation
             if layer.bias is not None:
                 channel = (
                     1
                     if normalises or isinstance(layer, nn.modules.conv._ConvNd)
-                    else made.dim() - 1
+                    else output.dim() - 1
                 )
-                shift = torch.randn_like(layer.bias) / 3 - made.mean(
-                    [dim for dim in range(made.dim()) if dim != channel]
+                shift = torch.randn_like(layer.bias) / 3 - output.mean(
+                    [dim for dim in range(output.dim()) if dim != channel]
                 )
                 layer.bias.copy_(shift)
-                made = made + shift.view([-1 if dim == channel else 1 for dim in range(made.dim())])
-        return made
+                output = output + shift.view(
+                    [-1 if dim == channel else 1 for dim in range(output.dim())]
+                )
+        return output
 
     seen: set[nn.Module] = set()
     for module in network.modules():
@@ -65,7 +74,7 @@ def randomize(network: nn.Module, masks: Masks, images: Tensor) -> None:
             module.running_mean.add_(
                 torch.randn_like(module.running_mean) * module.running_var.sqrt() / 5
             )
-            # Nearly alike for all channels: the variance of one that hardly moves would magnify
+            # Variances are similar for all channels: a channel with a small variance would magnify
             # rounding from layer to layer.
             peak = float(module.running_var.max())
             module.running_var.fill_(peak if peak > 1e-9 else 1.0).mul_(
@@ -75,5 +84,5 @@ def randomize(network: nn.Module, masks: Masks, images: Tensor) -> None:
 
 
 def spread(outputs: Tensor) -> float:
-    """How far an output moves over inputs: the largest deviation over the batch."""
+    """Return the largest standard deviation of an output over the batch."""
     return float(outputs.std(0).max())

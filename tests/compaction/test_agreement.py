@@ -1,6 +1,4 @@
-"""A smaller network is compared on its example, on noise of the example's kind, and in train
-mode.
-"""
+"""Tests of the comparison with the whole network: on the example, on noise and in train mode."""
 
 from __future__ import annotations
 
@@ -66,18 +64,18 @@ class Packed(Graph):
 
 INPUTS: dict[str, tuple[type[nn.Module], Callable[[], tuple[Tensor, ...]]]] = {
     "edges of a graph": (Graph, lambda: (torch.randn(7, 6), torch.randint(7, (2, 11)))),
-    "chosen nodes": (Selected, lambda: (torch.randn(7, 6), torch.tensor([2, 5]))),
+    "selected nodes": (Selected, lambda: (torch.randn(7, 6), torch.tensor([2, 5]))),
     "a step without dimensions": (Denoiser, lambda: (torch.randn(1, 3, 8, 8), torch.tensor(5))),
     "a step for each image": (Denoiser, lambda: (torch.randn(2, 3, 8, 8), torch.tensor([5, 9]))),
     "a mask": (Masked, lambda: (torch.randn(7, 6), torch.arange(7) < 4)),
     "positive numbers": (Logarithm, lambda: (torch.rand(2, 6) + 0.1,)),
-    "a batch of two alone": (Packed, lambda: (torch.randn(2, 6), torch.tensor([3, 1]))),
+    "a batch of exactly two": (Packed, lambda: (torch.randn(2, 6), torch.tensor([3, 1]))),
 }
 
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", INPUTS)
-def test_inputs_of_every_kind_are_compacted(kind: str, training: bool) -> None:
+def test_networks_with_inputs_of_many_kinds_are_compacted(kind: str, training: bool) -> None:
     torch.manual_seed(0)
     build, give = INPUTS[kind]
     network, inputs = build().eval(), give()
@@ -86,13 +84,13 @@ def test_inputs_of_every_kind_are_compacted(kind: str, training: bool) -> None:
         for name, weight in prunable(network).items()
     }
     masks["b.weight"][:, ::2] = False
-    told = Compaction(network, Masks(masks), inputs, training=training)
-    assert told.network.a.weight.shape[0] == 8
+    compaction = Compaction(network, Masks(masks), inputs, training=training)
+    assert compaction.network.a.weight.shape[0] == 8
     Masks(masks).apply(network)
-    torch.testing.assert_close(told.network(*inputs), network(*inputs), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compaction.network(*inputs), network(*inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_a_forward_for_one_batch_size_is_compared_at_that_size_and_the_report_says_so() -> None:
+def test_a_network_for_one_batch_size_is_compared_at_that_size_and_a_note_says_so() -> None:
     class Fixed(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).view(2, 4)
@@ -104,14 +102,15 @@ def test_a_forward_for_one_batch_size_is_compared_at_that_size_and_the_report_sa
             "2.weight": torch.arange(16).expand(4, 16) < 10,
         }
     )
-    told = Compaction(network, masks, (torch.randn(2, 8),))
-    assert told.network[0].out_features == 10
-    assert told.notes[-1].startswith(
-        "outputs were compared at the example's batch size alone, since with twice as many Fixed.forward fails"
+    compaction = Compaction(network, masks, (torch.randn(2, 8),))
+    assert compaction.network[0].out_features == 10
+    assert compaction.notes[-1].startswith(
+        "outputs were compared at the example's batch size alone, since with twice as many"
+        " Fixed.forward fails"
     )
 
 
-def test_a_forward_that_fixes_a_precision_is_compared_in_that_precision() -> None:
+def test_a_network_that_fixes_a_precision_is_compared_in_that_precision() -> None:
     class Half(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) @ torch.ones(4, 2, dtype=torch.float32)
@@ -124,11 +123,11 @@ def test_a_forward_that_fixes_a_precision_is_compared_in_that_precision() -> Non
             "2.weight": torch.arange(16).expand(4, 16) < 10,
         }
     )
-    told = Compaction(network, masks, (torch.ones(1, 8),))
-    assert told.network[0].out_features == 10
+    compaction = Compaction(network, masks, (torch.ones(1, 8),))
+    assert compaction.network[0].out_features == 10
 
 
-def test_rounding_to_single_precision_inside_is_no_difference() -> None:
+def test_rounding_to_single_precision_inside_a_network_is_tolerated() -> None:
     class Rounded(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             return self[2](self[1](self[0](x)).float().to(x.dtype)).float().softmax(1)
@@ -149,8 +148,9 @@ Give = Callable[["Trained", Tensor, Tensor], Any]
 
 
 class Trained(nn.Module):
-    """Returns what ``give`` makes of a hidden layer and the output; ``noise`` acts on the hidden
-    layer.
+    """A network that in train mode returns ``give(network, hidden, output)``.
+
+    The module ``noise`` is applied to the hidden layer.
     """
 
     def __init__(self, give: Give, noise: nn.Module | None = None) -> None:
@@ -189,31 +189,32 @@ def trained(give: Give, noise: nn.Module | None = None) -> Compaction:
     ],
     ids=["features", "booleans in a dict", "a loss", "an auxiliary head", "a contrastive product"],
 )
-def test_outputs_in_train_mode_stay_what_they_were(give: Give) -> None:
-    told = trained(give)
-    assert told.notes[0].startswith("nothing was taken out: ")
-    assert told.network.a.out_features == 32
+def test_nothing_is_removed_if_an_output_in_train_mode_would_change(give: Give) -> None:
+    compaction = trained(give)
+    assert compaction.notes[0].startswith("nothing was taken out: ")
+    assert compaction.network.a.out_features == 32
 
 
-def test_a_loss_of_what_is_left_is_no_hindrance() -> None:
+def test_units_are_removed_if_a_loss_in_train_mode_does_not_read_them() -> None:
     assert trained(lambda n, h, y: (y, y.pow(2).mean())).network.a.out_features == 16
 
 
-def test_an_output_in_train_mode_that_cannot_be_looked_into_is_refused() -> None:
+def test_an_output_in_train_mode_of_an_unknown_type_is_an_error() -> None:
     with pytest.raises(
         ValueError, match=r"compaction cannot look into output\[1\] of Trained.forward"
     ):
         trained(lambda n, h, y: (y, lambda: h))
 
 
-def test_a_branch_on_values_in_train_mode_leaves_the_network_whole() -> None:
+def test_nothing_is_removed_from_a_network_that_branches_on_values_in_train_mode() -> None:
     (note,) = trained(lambda n, h, y: y if y.sum() < 100 else y + n.aux(h)).notes
     assert note.startswith(
-        "nothing was taken out: in train mode, Trained.forward reads values of tensors (aten::_local_scalar_dense)"
+        "nothing was taken out: in train mode, Trained.forward reads values of tensors"
+        " (aten::_local_scalar_dense)"
     )
 
 
-def test_a_forward_that_fails_in_train_mode_leaves_the_network_whole() -> None:
+def test_nothing_is_removed_from_a_network_that_fails_in_train_mode() -> None:
     def fail(*_: Any) -> Any:
         raise KeyError("targets")
 
@@ -240,20 +241,21 @@ NOISE: dict[str, nn.Module] = {
     "multiplied noise": Own(lambda x: x * (1 + torch.randn(x.shape) / 10)),
     "uniform noise": Own(lambda x: x + torch.empty_like(x).uniform_(-1, 1)),
     "a shuffled batch": Own(lambda x: (x + x[torch.randperm(len(x))]) / 2),
-    "a coin of Python's": Own(lambda x: x * 2 if random.random() < 0.5 else x),
+    "Python's random numbers": Own(lambda x: x * 2 if random.random() < 0.5 else x),
 }
 
 
 @pytest.mark.parametrize("kind", NOISE)
-def test_noise_in_train_mode_is_no_difference(kind: str) -> None:
+def test_noise_in_train_mode_is_not_a_difference(kind: str) -> None:
     states = torch.get_rng_state(), random.getstate()
-    told = trained(lambda n, h, y: y, NOISE[kind])
-    assert told.network.a.out_features == 16
+    compaction = trained(lambda n, h, y: y, NOISE[kind])
+    assert compaction.network.a.out_features == 16
     assert random.getstate() == states[1]
 
 
-def test_noise_that_reaches_removed_units_is_noticed() -> None:
-    # The hidden unit gives zero without noise, but in training what is drawn for it is read.
+def test_nothing_is_removed_if_the_noise_of_removed_units_reaches_the_output() -> None:
+    # Half of the hidden units are zero without noise, but in training the last layer reads their
+    # noise.
     network = nn.Sequential(
         nn.Linear(8, 32, bias=False), Own(lambda x: x + torch.randn_like(x)), nn.Linear(32, 4)
     )
@@ -262,6 +264,6 @@ def test_noise_that_reaches_removed_units_is_noticed() -> None:
         for name, weight in prunable(network).items()
     }
     masks["0.weight"][::2] = False
-    told = Compaction(network, Masks(masks), (torch.ones(1, 8),), training=True)
-    assert told.network[0].out_features == 32
-    assert "in train mode" in told.notes[0]
+    compaction = Compaction(network, Masks(masks), (torch.ones(1, 8),), training=True)
+    assert compaction.network[0].out_features == 32
+    assert "in train mode" in compaction.notes[0]

@@ -1,5 +1,7 @@
-"""A forward pass that reads values of tensors may do something else on other values: it is left
-whole, and the report says why.
+"""Tests of networks whose forward pass branches on the values of tensors.
+
+Such a network may compute something else on other values, so nothing is removed, and a note or an
+error gives the reason.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ Give = Callable[["Exit", Tensor, Tensor], Tensor]
 
 
 class Exit(nn.Module):
+    """A network with an early exit, whose forward pass ends with ``give``."""
+
     def __init__(self, give: Give) -> None:
         super().__init__()
         self.body, self.exit, self.deep, self.last = (
@@ -83,23 +87,27 @@ READS: dict[str, tuple[Give, str]] = {
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("how", READS)
-def test_a_forward_that_branches_on_values_is_left_whole(how: str, training: bool) -> None:
+def test_nothing_is_removed_from_a_network_that_branches_on_values(
+    how: str, training: bool
+) -> None:
     give, operation = READS[how]
     torch.manual_seed(0)
     network = Exit(give).eval()
     masks = random_masks(network, 0.1)
-    told = Compaction(network, masks, (torch.ones(1, 8),), training=training)
-    assert told.notes == (
-        f"nothing was taken out: Exit.forward reads values of tensors that depend on its input ({operation}), and may take another"
-        " branch on other values",
+    compaction = Compaction(network, masks, (torch.ones(1, 8),), training=training)
+    assert compaction.notes == (
+        "nothing was taken out: Exit.forward reads values of tensors that depend on its input"
+        f" ({operation}), and may take another branch on other values",
     )
     masks.apply(network)
     for x in (torch.randn(3, 8), 1e5 * torch.randn(3, 8)):
-        assert torch.equal(told.network(x), network(x))
+        assert torch.equal(compaction.network(x), network(x))
 
 
 @pytest.mark.parametrize("read", [Tensor.tolist, Tensor.numpy, numpy.asarray])
-def test_a_forward_that_converts_tensors_is_refused(read: Callable[[Tensor], object]) -> None:
+def test_a_network_that_converts_tensors_to_lists_or_arrays_is_an_error(
+    read: Callable[[Tensor], object],
+) -> None:
     network = Exit(lambda n, h, y: y if numpy.max(read(y.detach())) < 100 else n.more(h)).eval()
     with pytest.raises(
         ValueError,
@@ -108,7 +116,7 @@ def test_a_forward_that_converts_tensors_is_refused(read: Callable[[Tensor], obj
         compact(network, random_masks(network), torch.ones(1, 8))
 
 
-def test_reading_constants_is_no_branch() -> None:
+def test_units_are_removed_from_a_network_that_reads_only_constants() -> None:
     network = Exit(
         lambda n, h, y: (
             y * n.limit.item() if h.shape[1] > 0 and n.exit.bias.sum() < 100 else n.more(h)
@@ -122,7 +130,7 @@ def test_reading_constants_is_no_branch() -> None:
     torch.testing.assert_close(small(x), network(x))
 
 
-def test_nothing_is_frozen_where_the_input_may_take_another_branch() -> None:
+def test_no_bias_is_frozen_in_a_network_that_branches_on_values() -> None:
     network = Exit(lambda n, h, y: y if y.abs().max() < 100 else n.more(h)).eval()
     masks = random_masks(network, 0.1)
     masks["body.weight"][:16] = False

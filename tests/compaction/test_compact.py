@@ -1,4 +1,4 @@
-"""The smaller network does what the pruned one does."""
+"""Tests that the smaller network computes the same function as the pruned one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.compaction.checked import check, size
 
 
 def masks_of(network: nn.Module, **masks: list) -> Masks:
-    """All ones but for what is given, by name with __ for the dot."""
+    """Return masks of ones except for those given, by name with ``__`` in place of the dot."""
     chosen = {
         name: torch.ones_like(weight, dtype=torch.bool)
         for name, weight in prunable(network).items()
@@ -40,10 +40,10 @@ def filled(network: nn.Module, **tensors: list) -> nn.Module:
     return network.double().eval()
 
 
-# -- sums on paper
+# -- examples computed by hand
 
 
-def test_a_unit_that_nothing_reads_goes() -> None:
+def test_a_unit_that_nothing_reads_is_removed() -> None:
     network = filled(
         nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1)),
         **{"0__weight": [1, 2, 3], "2__weight": [1, 1, 1]},
@@ -60,7 +60,7 @@ def test_a_unit_that_nothing_reads_goes() -> None:
 
 
 def test_a_constant_is_folded_into_the_bias_of_a_linear_layer() -> None:
-    # Unit 1 reads nothing and emits relu(5) = 5; times 3 on top of the bias 1 that is 16.
+    # Unit 1 reads nothing, so it is relu(5) = 5. The new bias is 1 + 3 * 5 = 16.
     network = filled(
         nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1)),
         **{"0__weight": [1, 1], "0__bias": [0, 5], "2__weight": [2, 3], "2__bias": [1]},
@@ -71,8 +71,8 @@ def test_a_constant_is_folded_into_the_bias_of_a_linear_layer() -> None:
     assert small(torch.tensor([[4.0]], dtype=torch.float64)).item() == 2 * 4 + 16
 
 
-def test_a_shift_of_batchnorm_is_folded_into_an_unpadded_convolution_that_had_no_bias() -> None:
-    # Channel 1 is nothing but its shift 2, read by two weights of 3: 12 at every position.
+def test_a_shift_of_batchnorm_is_folded_into_an_unpadded_convolution_without_a_bias() -> None:
+    # Channel 1 is its shift 2, which two weights of 3 read: 12 at every position.
     network = nn.Sequential(
         nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.Conv2d(2, 1, (1, 2), bias=False)
     )
@@ -87,20 +87,21 @@ def padded() -> nn.Module:
     return filled(network, **{"0__bias": [0, 1], "2__weight": [1] * 18})
 
 
-def test_a_constant_that_is_read_through_padding_stays_and_the_report_says_why() -> None:
+def test_a_constant_that_is_read_through_padding_is_kept_and_a_note_says_why() -> None:
     network = padded()
-    told = Compaction(
+    compaction = Compaction(
         network, masks_of(network, **{"0__weight": [1, 0]}), example_of(network, (1, 4, 4), None)
     )
-    assert told.network[0].out_channels == 2
-    assert told.notes == (
-        "1 units that hold a constant which cannot be folded (padding makes it differ from place to place)",
+    assert compaction.network[0].out_channels == 2
+    assert compaction.notes == (
+        "1 units that hold a constant which cannot be folded (padding makes it differ from place"
+        " to place)",
     )
-    assert "Kept: 1 units" in told.table()
+    assert "Kept: 1 units" in compaction.table()
 
 
-def test_it_goes_if_the_weights_that_are_left_never_meet_the_padding() -> None:
-    # Of the kernel that reads the constant only the middle lives.
+def test_a_constant_is_folded_if_no_kept_weight_reads_padding() -> None:
+    # Only the centre of the kernel that reads the constant is kept.
     network = padded()
     masks = masks_of(
         network, **{"0__weight": [1, 0], "2__weight": [1] * 9 + [0] * 4 + [1] + [0] * 4}
@@ -110,15 +111,15 @@ def test_it_goes_if_the_weights_that_are_left_never_meet_the_padding() -> None:
     assert small[2].bias.item() == pytest.approx(network[2].bias.item() + 1)
 
 
-def test_a_weight_that_only_ever_reads_padding_keeps_nothing() -> None:
-    # On one pixel, a padded 3x3 kernel reads the middle alone.
+def test_a_unit_that_is_read_only_by_weights_on_padding_is_removed() -> None:
+    # On an image of one pixel, only the centre of a padded 3x3 kernel reads the image.
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 3, padding=1)).double().eval()
     masks = masks_of(network, **{"1__weight": [1] * 9 + [1] * 4 + [0] + [1] * 4})
     assert compact(network, masks, input_shape=(1, 1, 1))[0].out_channels == 1
 
 
-def test_no_layer_is_left_without_units() -> None:
-    # Nothing passes the middle layer, whose bias is all that is left of it: 7 at the output.
+def test_every_layer_keeps_at_least_one_unit() -> None:
+    # The middle layer has no kept weight, so the output is the sum of its biases, 7.
     network = filled(
         nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 1)),
         **{"1__bias": [3, 4], "2__weight": [1, 1], "2__bias": [0]},
@@ -128,30 +129,30 @@ def test_no_layer_is_left_without_units() -> None:
     assert small(torch.randn(5, 2, dtype=torch.float64)).tolist() == [[7.0]] * 5
 
 
-def test_in_training_only_what_is_held_at_zero_is_constant() -> None:
+def test_for_training_a_bias_is_constant_only_if_its_mask_holds_it_at_zero() -> None:
     network = filled(
         nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1)), **{"0__bias": [0, 0, 5]}
     )
     masks = masks_of(network, **{"0__weight": [1, 0, 0]})
     inputs = example_of(network, (1,), None)
-    told = Compaction(network, masks, inputs, training=True)
-    assert told.network[0].out_features == 3  # two biases that may grow
+    compaction = Compaction(network, masks, inputs, training=True)
+    assert compaction.network[0].out_features == 3  # the biases of two units may be trained
     held = Masks({**masks, "0.bias": torch.tensor([True, False, True])}, ["0.bias"])
     assert Compaction(network, held, inputs, training=True).network[0].out_features == 2
 
 
-def test_masks_of_what_is_left_come_with_it() -> None:
+def test_masks_are_cut_to_the_smaller_network() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
     masks = masks_of(network, **{"0__weight": [1, 0, 1, 1, 0, 1], "2__weight": [1, 0, 1]})
-    told = Compaction(network, masks, example_of(network, (2,), None), training=True)
-    assert told.masks["0.weight"].tolist() == [[True, False], [False, True]]
-    assert told.masks["2.weight"].tolist() == [[True, True]]
-    assert told.cut("2.weight", torch.tensor([[7, 9, 8]])).tolist() == [[7, 8]]
+    compaction = Compaction(network, masks, example_of(network, (2,), None), training=True)
+    assert compaction.masks["0.weight"].tolist() == [[True, False], [False, True]]
+    assert compaction.masks["2.weight"].tolist() == [[True, True]]
+    assert compaction.cut("2.weight", torch.tensor([[7, 9, 8]])).tolist() == [[7, 8]]
 
 
-def test_a_unit_that_the_input_cannot_reach_is_frozen_and_then_goes() -> None:
-    # Unit 1 reads nothing. Unit 2 of the second layer reads it alone, so the input cannot reach it
-    # either.
+def test_a_unit_that_the_input_cannot_reach_is_frozen_and_then_removed() -> None:
+    # Unit 1 of the first layer reads nothing. Unit 1 of the second layer reads that unit alone, so
+    # the input cannot reach it either.
     network = nn.Sequential(
         nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(),
         nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 3, padding=1),
@@ -163,15 +164,18 @@ def test_a_unit_that_the_input_cannot_reach_is_frozen_and_then_goes() -> None:
     inputs = example_of(network, (1, 4, 4), None)
     held = freeze(network, masks, inputs)
     assert {name: held[name].tolist() for name in held.followers} == {
-        "0.bias": [True, False], "1.weight": [True, False], "1.bias": [True, False], "3.bias": [True, False]
-    }  # fmt: skip
+        "0.bias": [True, False],
+        "1.weight": [True, False],
+        "1.bias": [True, False],
+        "3.bias": [True, False],
+    }
     assert held.density == masks.density
     assert Compaction(network, masks, inputs, training=True).network[0].out_channels == 2
     small = Compaction(network, held, inputs, training=True).network
     assert [small[index].out_channels for index in (0, 3, 5)] == [1, 1, 1]
 
 
-def test_the_network_is_left_as_it_was() -> None:
+def test_compacting_does_not_change_the_network() -> None:
     network = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)
     ).train()
@@ -184,7 +188,7 @@ def test_the_network_is_left_as_it_was() -> None:
     assert all(type(a) is type(b) for a, b in zip(network.modules(), small.modules(), strict=True))
 
 
-def test_a_forward_that_depends_on_sizes_is_left_whole_and_the_report_says_so() -> None:
+def test_nothing_is_removed_if_the_forward_pass_fixes_sizes_and_a_note_says_so() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -195,12 +199,12 @@ def test_a_forward_that_depends_on_sizes_is_left_whole_and_the_report_says_so() 
 
     network = Fixed().double()
     masks = masks_of(network, second__weight=[1] * 12 + [0] * 4 + [1] * 12 + [0] * 4)
-    told = Compaction(network, masks, example_of(network, (1, 4, 4), None))
-    assert told.network.first.out_channels == 4
-    assert told.notes[0].startswith("nothing was taken out: ")
+    compaction = Compaction(network, masks, example_of(network, (1, 4, 4), None))
+    assert compaction.network.first.out_channels == 4
+    assert compaction.notes[0].startswith("nothing was taken out: ")
 
 
-def test_a_module_that_cannot_be_smaller_stays_whole_and_the_rest_goes() -> None:
+def test_units_are_removed_outside_a_module_that_cannot_be_smaller() -> None:
     class Attending(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -220,13 +224,16 @@ def test_a_module_that_cannot_be_smaller_stays_whole_and_the_rest_goes() -> None
         after__2__weight=[[1] * 6 + [0] * 4] * 2,
         attention__in_proj_weight=[[0, 1, 1, 1]] * 12,
     )
-    told = Compaction(network, masks, (torch.ones(1, 5, 3, dtype=torch.float64),))
-    assert (told.network.before.out_features, told.network.after[0].out_features) == (4, 6)
-    assert any("MultiheadAttention.forward fails" in note for note in told.notes)
+    compaction = Compaction(network, masks, (torch.ones(1, 5, 3, dtype=torch.float64),))
+    assert (compaction.network.before.out_features, compaction.network.after[0].out_features) == (
+        4,
+        6,
+    )
+    assert any("MultiheadAttention.forward fails" in note for note in compaction.notes)
 
 
 @pytest.mark.parametrize("kind", ["words", "bytes"])
-def test_an_input_of_whole_numbers_is_no_constant(kind: str) -> None:
+def test_an_input_of_integers_is_not_a_constant(kind: str) -> None:
     class Average(nn.Module):
         def forward(self, numbers: Tensor) -> Tensor:
             return numbers.mean(1) if kind == "words" else numbers / 255.0
@@ -255,11 +262,11 @@ def test_compacting_draws_no_random_numbers() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# -- networks of every kind, random masks
+# -- networks of many kinds with random masks
 
 
 class Residual(nn.Module):
-    """A stream that two branches are added to, one of them through a projection."""
+    """Two residual blocks, one with an identity shortcut and one with a projection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -281,6 +288,8 @@ class Residual(nn.Module):
 
 
 class Concatenated(nn.Module):
+    """Concatenated channels with a BatchNorm over both parts, slicing and flattening."""
+
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.norm = (
@@ -299,7 +308,7 @@ class Concatenated(nn.Module):
 
 
 class Shared(nn.Module):
-    """One layer used twice, and a weight that two layers own."""
+    """A layer that is used twice and whose weight another layer shares."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -317,7 +326,7 @@ class Shared(nn.Module):
 
 
 class Gated(nn.Module):
-    """Squeeze and excitation, a depthwise convolution and one with groups."""
+    """Squeeze and excitation, a depthwise convolution and a grouped one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -336,7 +345,7 @@ class Gated(nn.Module):
 
 
 class Normalised(nn.Module):
-    """What has statistics over channels, and a block of a transformer beside it."""
+    """GroupNorm, LayerNorm and a transformer block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -352,8 +361,9 @@ class Normalised(nn.Module):
 
 def chain() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(2, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2, 1), nn.Conv2d(6, 5, 1), nn.ELU(),
-        nn.Flatten(), nn.Linear(5, 4), nn.BatchNorm1d(4), nn.GELU(), nn.Linear(4, 3),
+        nn.Conv2d(2, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2, 1),
+        nn.Conv2d(6, 5, 1), nn.ELU(), nn.Flatten(),
+        nn.Linear(5, 4), nn.BatchNorm1d(4), nn.GELU(), nn.Linear(4, 3),
     )  # fmt: skip
 
 
@@ -369,9 +379,7 @@ def up() -> nn.Module:
 
 
 class Bounded(nn.Module):
-    """Bounds for each channel that forget what is not a number, a gain for each, and two ways put
-    side by side.
-    """
+    """Two stacked branches with a parameter per channel: ``fmax``, which drops NaN, and PReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -399,20 +407,27 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def random_masks(network: nn.Module, seed: int, weights: float, units: float) -> Masks:
-    """Each weight lives with one probability, and each row and column of a weight with another."""
+    """Return masks that keep weights, and rows and columns of weights, at random.
+
+    Args:
+        network: The network.
+        seed: Seed of the masks.
+        weights: Probability of keeping a weight.
+        units: Probability of keeping a row or a column.
+    """
     generator = torch.Generator().manual_seed(seed)
 
-    def alive(*shape: int, share: float) -> Tensor:
-        return torch.rand(*shape, generator=generator) < share
+    def kept(*shape: int, probability: float) -> Tensor:
+        return torch.rand(*shape, generator=generator) < probability
 
     masks = {}
     for name, weight in prunable(network).items():
         rest = [1] * (weight.dim() - 2)
         rows, columns = (
-            alive(weight.shape[0], 1, *rest, share=units),
-            alive(1, weight.shape[1], *rest, share=units),
+            kept(weight.shape[0], 1, *rest, probability=units),
+            kept(1, weight.shape[1], *rest, probability=units),
         )
-        masks[name] = alive(*weight.shape, share=weights) & rows & columns
+        masks[name] = kept(*weight.shape, probability=weights) & rows & columns
     return Masks(masks)
 
 
@@ -423,19 +438,19 @@ def random_masks(network: nn.Module, seed: int, weights: float, units: float) ->
     units=st.sampled_from([0.8, 0.95]),
 )
 @settings(max_examples=12, deadline=None, derandomize=True)
-def test_networks_of_every_kind_do_what_they_did(
+def test_smaller_networks_of_many_kinds_compute_the_same_function(
     kind: str, seed: int, weights: float, units: float
 ) -> None:
     torch.manual_seed(seed)
     build, shape = KINDS[kind]
     network = build().double()
     checked = check(network, random_masks(network, seed, weights, units), shape)
-    assume(checked.spread > 1e-6)  # the input still matters
+    assume(checked.spread > 1e-6)  # the output depends on the input
     checked.hold()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_networks_of_every_kind_get_smaller_while_their_input_matters(kind: str) -> None:
+def test_networks_of_many_kinds_get_smaller(kind: str) -> None:
     build, shape = KINDS[kind]
     smaller = 0
     for seed in range(20):
@@ -445,18 +460,18 @@ def test_networks_of_every_kind_get_smaller_while_their_input_matters(kind: str)
         checked = check(network, random_masks(network, seed, 0.8, 0.8), shape)
         if checked.spread > 1e-6:
             checked.hold()
-            smaller += size(checked.told.network) < whole
+            smaller += size(checked.compaction.network) < whole
     assert smaller >= 5
 
 
-def test_a_group_norm_stays_whole_and_the_report_says_why() -> None:
+def test_a_group_norm_keeps_its_channels_and_a_note_says_why() -> None:
     network = Normalised().double()
     masks = masks_of(network, b__weight=[1, 1, 1, 0] * 4)
-    told = Compaction(network, masks, example_of(network, (2, 3, 3), None))
-    assert told.network.norm.num_channels == 4
+    compaction = Compaction(network, masks, example_of(network, (2, 3, 3), None))
+    assert compaction.network.norm.num_channels == 4
     assert (
         "4 units whether they are needed or not (GroupNorm's statistics, which would change)"
-        in told.notes
+        in compaction.notes
     )
 
 
@@ -464,8 +479,10 @@ def test_a_group_norm_stays_whole_and_the_report_says_why() -> None:
 
 
 def check_zoo(name: str, densities: tuple[float, ...]) -> None:
-    """SynFlow in ten rounds from density to density; these masks are not the published ones, but of
-    their kind and cheaper.
+    """Check compaction of a network of the zoo at each density.
+
+    SynFlow prunes in ten rounds from one density to the next, which is cheaper than the published
+    number of rounds.
     """
     torch.manual_seed(0)
     build, shape = ZOO[name]
@@ -475,26 +492,25 @@ def check_zoo(name: str, densities: tuple[float, ...]) -> None:
         masks = prune(
             network, SynFlow(), density=density, masks=masks, rounds=10, input_shape=shape
         )
-        for _ in range(
-            5
-        ):  # a draw that switches the few units off which are left on every path says nothing
+        # Random biases may switch off the few units that all paths pass, so repeat the draw.
+        for _ in range(5):
             checked = check(
                 copy.deepcopy(network).double(), masks, shape, count=16 if whole < 4e7 else 6
             )
             if checked.spread > 1e-6:
                 break
         checked.hold()
-        parameters.append(size(checked.told.network))
+        parameters.append(size(checked.compaction.network))
     assert parameters == sorted(parameters, reverse=True)
     assert parameters[-1] < whole / 2
 
 
 @pytest.mark.parametrize("name", ["fc", "conv", "resnet20_gains"])
-def test_small_networks_of_the_zoo_do_what_they_did(name: str) -> None:
+def test_smaller_versions_of_small_zoo_networks_compute_the_same_function(name: str) -> None:
     check_zoo(name, (0.1, 0.01))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ZOO if not name.endswith("resnet1202")])
-def test_every_network_of_the_zoo_does_what_it_did(name: str) -> None:
+def test_the_smaller_version_of_every_zoo_network_computes_the_same_function(name: str) -> None:
     check_zoo(name, (0.1, 0.01, 0.001))

@@ -1,5 +1,6 @@
-"""Convolutions whose kernel is computed or fixed, and layers whose weight torch computes: what is
-not understood stays whole.
+"""Tests of convolutions whose kernel is computed or constant, and of parametrised layers.
+
+Operations that no rule covers keep their units.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ Kernel = Callable[["Grouped", Tensor], Tensor]
 
 
 class Grouped(nn.Module):
-    """A grouped convolution whose kernel is computed, before a part in which units can always be
-    removed.
-    """
+    """A grouped convolution with a computed kernel before layers whose units can be removed."""
 
     def __init__(
         self, kernel: Kernel | None = None, groups: int = 8, transposed: bool = False
@@ -86,7 +85,7 @@ KERNELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def random_masks(network: nn.Module) -> Masks:
-    """Rows and entries removed at random."""
+    """Return masks that remove rows and entries at random."""
     generator = torch.Generator().manual_seed(1)
     masks = {}
     for name, weight in prunable(network).items():
@@ -96,20 +95,22 @@ def random_masks(network: nn.Module) -> Masks:
 
 
 def hold(network: nn.Module, training: bool) -> Compaction:
-    """Compact and compare; the last part must be smaller whatever stays whole."""
+    """Compact a network and assert that it got smaller and computes the same function."""
     masks, x = random_masks(network), torch.randn(4, 3, 8, 8)
-    told = Compaction(network, masks, (x[:1],), training=training)
-    assert not any("nothing was taken out" in note for note in told.notes)
+    compaction = Compaction(network, masks, (x[:1],), training=training)
+    assert not any("nothing was taken out" in note for note in compaction.notes)
     masks.apply(network)
-    torch.testing.assert_close(told.network(x), network(x), rtol=1e-4, atol=1e-5)
-    return told
+    torch.testing.assert_close(compaction.network(x), network(x), rtol=1e-4, atol=1e-5)
+    return compaction
 
 
 @pytest.mark.parametrize("kind", KERNELS)
-def test_a_computed_or_fixed_grouped_kernel_leaves_the_function_as_it_was(kind: str) -> None:
+def test_compaction_with_a_computed_or_constant_grouped_kernel_keeps_the_function(
+    kind: str,
+) -> None:
     torch.manual_seed(0)
-    told = hold(KERNELS[kind]().eval(), training=False)
-    assert told.network.mid.out_features < 16
+    compaction = hold(KERNELS[kind]().eval(), training=False)
+    assert compaction.network.mid.out_features < 16
 
 
 class Wide(nn.Module):
@@ -148,33 +149,38 @@ WRAPS: dict[str, Callable[[nn.Module], object]] = {
 @pytest.mark.parametrize("names", [("d",), ("mid",), ("a", "d", "fc", "mid")], ids="+".join)
 @pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated.*")
-def test_parametrised_layers_leave_the_function_as_it_was(
+def test_compaction_with_parametrised_layers_keeps_the_function(
     wrap: str, names: tuple[str, ...], training: bool
 ) -> None:
     torch.manual_seed(0)
     network = wrapped(WRAPS[wrap], *names)().eval()
     masks, x = random_masks(network), torch.randn(4, 3, 8, 8)
-    told = Compaction(network, masks, (x[:1],), training=training)
+    compaction = Compaction(network, masks, (x[:1],), training=training)
     masks.apply(network)
-    torch.testing.assert_close(told.network(x), network(x), rtol=1e-4, atol=1e-5)
-    told.network.train()(x).sum().backward()
+    torch.testing.assert_close(compaction.network(x), network(x), rtol=1e-4, atol=1e-5)
+    compaction.network.train()(x).sum().backward()
 
 
 def test_depthwise_convolutions_with_a_parametrised_kernel_get_smaller() -> None:
     torch.manual_seed(0)
-    told = hold(wrapped(WRAPS["a parametrisation"], "d", "fc")().eval(), training=False)
-    assert told.network.d.groups == told.network.d.in_channels == told.network.d.out_channels < 8
+    compaction = hold(wrapped(WRAPS["a parametrisation"], "d", "fc")().eval(), training=False)
+    assert (
+        compaction.network.d.groups
+        == compaction.network.d.in_channels
+        == compaction.network.d.out_channels
+        < 8
+    )
 
 
 @pytest.mark.parametrize(
     "name", ["nf_regnet_b0", pytest.param("eca_nfnet_l0", marks=pytest.mark.slow)]
 )
-def test_networks_with_standardised_grouped_kernels_do_what_they_did(name: str) -> None:
+def test_compaction_with_standardised_grouped_kernels_keeps_the_function(name: str) -> None:
     torch.manual_seed(0)
     network = pytest.importorskip("timm").create_model(name, pretrained=False).double().eval()
     masks = prune(network, SynFlow(), density=0.1, rounds=2, input_shape=(3, 64, 64))
-    told = Compaction(network, masks, (torch.ones(1, 3, 64, 64, dtype=torch.float64),))
-    assert not any("nothing was taken out" in note for note in told.notes)
+    compaction = Compaction(network, masks, (torch.ones(1, 3, 64, 64, dtype=torch.float64),))
+    assert not any("nothing was taken out" in note for note in compaction.notes)
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(told.network(x), network(x), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(compaction.network(x), network(x), rtol=1e-9, atol=1e-9)

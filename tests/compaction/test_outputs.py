@@ -1,4 +1,4 @@
-"""Every tensor that a network returns stays what it was, in containers and objects of any class."""
+"""Tests that compaction keeps every tensor of an output, in containers and objects of any class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from synflow_pl.masks import prunable
 
 
 class TwoHeads(nn.Module):
-    """Returns what ``give`` makes of the outputs of two heads."""
+    """A network that returns ``give`` of the outputs of two heads."""
 
     def __init__(self, give: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Slots:
 
 
 class Ordered(collections.OrderedDict):
-    """Unknown to pytree, as a class that derives from a known one is."""
+    """A derived class, which pytree does not know although it knows the base class."""
 
 
 Pair = collections.namedtuple("Pair", "a b")
@@ -95,7 +95,7 @@ KINDS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_outputs_of_every_kind_stay_what_they_were(kind: str) -> None:
+def test_compaction_keeps_outputs_of_many_types(kind: str) -> None:
     torch.manual_seed(0)
     network = TwoHeads(KINDS[kind]).eval()
     masks = random_masks(network)
@@ -103,13 +103,13 @@ def test_outputs_of_every_kind_stay_what_they_were(kind: str) -> None:
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in network.parameters())
     masks.apply(network)
     x = torch.randn(5, 8)
-    truth, made = (leaves(each(x), "TwoHeads") for each in (network, small))
-    assert truth.keys() == made.keys()
-    assert sum(isinstance(leaf, Tensor) for leaf in truth.values()) >= 1
-    for path, leaf in truth.items():
+    expected, actual = (leaves(each(x), "TwoHeads") for each in (network, small))
+    assert expected.keys() == actual.keys()
+    assert sum(isinstance(leaf, Tensor) for leaf in expected.values()) >= 1
+    for path, leaf in expected.items():
         if isinstance(leaf, Tensor):
             loose = 1e-3 if leaf.dtype == torch.half else 1e-5
-            torch.testing.assert_close(made[path], leaf, rtol=loose, atol=loose)
+            torch.testing.assert_close(actual[path], leaf, rtol=loose, atol=loose)
 
 
 def generated(a: Tensor, b: Tensor) -> Any:
@@ -133,7 +133,7 @@ def generated(a: Tensor, b: Tensor) -> Any:
         ),
     ],
 )
-def test_an_output_that_cannot_be_looked_into_is_refused_by_its_place(
+def test_an_output_of_an_unknown_type_is_an_error_that_names_its_place(
     give: Callable[..., Any], part: str
 ) -> None:
     network = TwoHeads(give).eval()
@@ -145,7 +145,7 @@ def test_an_output_that_cannot_be_looked_into_is_refused_by_its_place(
     assert not network._forward_hooks
 
 
-def test_sparse_tensors_are_refused() -> None:
+def test_a_network_that_computes_with_sparse_tensors_is_an_error() -> None:
     network = TwoHeads(lambda a, b: (a, b.to_sparse())).eval()
     with pytest.raises(
         ValueError,
@@ -154,13 +154,14 @@ def test_sparse_tensors_are_refused() -> None:
         compact(network, random_masks(network), torch.ones(1, 8))
 
 
-def test_a_number_that_depends_on_a_width_leaves_the_network_whole() -> None:
+def test_nothing_is_removed_if_the_output_includes_a_width() -> None:
     class Width(TwoHeads):
         def forward(self, x: Tensor) -> Any:
             return self.scores(self.body(x)), self.body(x).shape[1]
 
     network = Width(Pair).eval()
-    told = Compaction(network, random_masks(network, 0.1), (torch.ones(1, 8),))
-    assert told.notes[0].startswith(
-        "nothing was taken out: Width with smaller layers gives something else (output[1] in eval mode)"
+    compaction = Compaction(network, random_masks(network, 0.1), (torch.ones(1, 8),))
+    assert compaction.notes[0].startswith(
+        "nothing was taken out: Width with smaller layers gives something else"
+        " (output[1] in eval mode)"
     )

@@ -1,6 +1,4 @@
-"""Layers whose weights are multiplied by hand, more than once, or inside gradients of the forward
-pass.
-"""
+"""Tests of weights that are used without their layer, twice, or inside a gradient."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from synflow_pl.pruners import SynFlow
 
 
 class Layers(nn.Module):
-    """Runs a function of itself and its input."""
+    """Three linear layers and a function of them as forward pass."""
 
     def __init__(
         self,
@@ -38,7 +36,7 @@ class Layers(nn.Module):
 
 
 def energy(network: Layers, x: Tensor) -> Tensor:
-    """The gradient of a sum by the input, as models of forces return it."""
+    """Return a function of a gradient by the input, as in models of forces."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         (force,) = torch.autograd.grad(network.b(network.a(x).tanh()).sum(), x, create_graph=True)
@@ -52,31 +50,31 @@ def guarded(network: Layers, x: Tensor) -> Tensor:
 
 
 def tied(network: Layers, x: Tensor) -> Tensor:
-    turned = network.a.weight.t()
-    return network.c(((x @ turned).relu() @ turned.t()).relu())
+    transposed = network.a.weight.t()
+    return network.c(((x @ transposed).relu() @ transposed.t()).relu())
 
 
 def repeated(network: Layers, x: Tensor) -> Tensor:
-    turned = network.b.weight.t()
-    return network.c(((network.a(x) @ turned).relu() @ turned).relu())
+    transposed = network.b.weight.t()
+    return network.c(((network.a(x) @ transposed).relu() @ transposed).relu())
 
 
 NETWORKS: dict[str, Callable[[], Layers]] = {
-    "a weight as it is": lambda: Layers(
+    "an untransposed weight": lambda: Layers(
         lambda n, x: n.c((n.a(x).relu() @ n.b.weight).relu()), (24, 16), 24
     ),
     "transposed twice": lambda: Layers(
         lambda n, x: n.c((n.a(x).relu() @ n.b.weight.t().t()).relu()), (24, 16), 24
     ),
-    "there and back": lambda: Layers(tied, last=8),
-    "one transpose twice": lambda: Layers(repeated),
-    "a gradient inside": lambda: Layers(energy, (16, 1), 8),
-    "inference mode inside": lambda: Layers(guarded),
+    "a weight and its transpose": lambda: Layers(tied, last=8),
+    "one transpose used twice": lambda: Layers(repeated),
+    "a gradient": lambda: Layers(energy, (16, 1), 8),
+    "inference mode": lambda: Layers(guarded),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_weights_are_multiplied_with_is_the_same_after_compaction(name: str) -> None:
+def test_compaction_keeps_the_function_however_weights_are_multiplied(name: str) -> None:
     torch.manual_seed(0)
     network = NETWORKS[name]()
     masks = prune(network, SynFlow(), density=0.3, rounds=4, input_shape=(8,))
@@ -93,7 +91,7 @@ def test_what_weights_are_multiplied_with_is_the_same_after_compaction(name: str
         torch.testing.assert_close(compaction.network(x), network(x), rtol=1e-10, atol=1e-10)
 
 
-def test_a_forward_pass_with_values_that_are_nowhere_is_refused() -> None:
+def test_a_forward_pass_with_meta_tensors_is_an_error() -> None:
     network = Layers(
         lambda n, x: n.c(sum(torch.func.jvp(lambda y: n.a(y).tanh(), (x,), (torch.ones_like(x),))))
     )
@@ -104,7 +102,7 @@ def test_a_forward_pass_with_values_that_are_nowhere_is_refused() -> None:
         Compaction(network, masks, (torch.ones(1, 8),))
 
 
-def test_an_operation_is_recorded_with_the_innermost_module_that_runs() -> None:
+def test_a_traced_operation_names_the_innermost_module_that_runs() -> None:
     inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     network = nn.Sequential(inner, nn.Sequential(inner, nn.Linear(4, 2)))
     names = [
@@ -115,7 +113,7 @@ def test_an_operation_is_recorded_with_the_innermost_module_that_runs() -> None:
     assert names == ["0.0", "0.1", "0.0", "0.1", "1.1"]
 
 
-def test_precision_and_writes_are_no_products_without_a_formula() -> None:
+def test_conversions_and_writes_are_not_named_as_operations_without_a_formula() -> None:
     def lowered(network: Layers, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = network.b(network.a(x)).float()

@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm: what couples their channels is read off what they compute."""
+"""Tests of compaction of networks of torchvision and timm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def timm(name: str) -> Callable[[], nn.Module]:
 
 
 def densenet() -> nn.Module:
-    """Short: 121 layers in single precision are 1e-4 away from themselves in double."""
+    """Return a short DenseNet; with 121 layers, single and double precision differ by 1e-4."""
     return torchvision.models.DenseNet(12, (3, 3, 3), 16, num_classes=10)
 
 
@@ -33,8 +33,8 @@ def group_normalised() -> nn.Module:
     )
 
 
-# What builds it, the side of its images, the largest share of its parameters that may be left, and
-# what the report must say.
+# By feature: a function that builds the network, the height and width of its images, the largest
+# fraction of its parameters that may be kept, and a part of the notes.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, float, str]] = {
     "depthwise convolutions, squeeze and excitation": (timm("mobilenetv3_small_050"), 64, 0.25, ""),
     "groups of several channels": (
@@ -55,14 +55,14 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, float, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", NETWORKS)
-def test_others_networks_do_what_they_did(what: str) -> None:
+@pytest.mark.parametrize("feature", NETWORKS)
+def test_compaction_keeps_the_function_of_networks_of_other_libraries(feature: str) -> None:
     torch.manual_seed(0)
-    build, side, left, note = NETWORKS[what]
+    build, side, fraction, note = NETWORKS[feature]
     network = build()
     whole = size(network)
     masks = prune(network, SynFlow(), density=0.05, rounds=10, input_shape=(3, side, side))
     checked = check(network.double(), masks, (3, side, side))
     checked.hold()
-    assert size(checked.told.network) <= left * whole
-    assert note in "; ".join(checked.told.notes)
+    assert size(checked.compaction.network) <= fraction * whole
+    assert note in "; ".join(checked.compaction.notes)

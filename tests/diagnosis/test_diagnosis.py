@@ -1,4 +1,4 @@
-"""What a diagnosis says, and how it is read."""
+"""Tests of the numbers in a diagnosis and of its table, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def chain(layers: int = 3) -> nn.Module:
 FULL = [[1, 1], [1, 1]]
 
 
-# -- units
+# -- inputs and units with kept weights
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape", "alive", "inputs", "units"),
+    ("layer", "shape", "kept", "inputs", "units"),
     [
         (nn.Linear(3, 2), (3,), [(0, 1)], (1, 3), (1, 2)),
         (
@@ -47,11 +47,11 @@ FULL = [[1, 1], [1, 1]]
             [(2, 1), (3, 1)],
             (1, 4),
             (2, 4),
-        ),  # both read the last channel, of the second group
+        ),  # both units read the last channel, which belongs to the second group
         (nn.Conv2d(4, 4, 1, groups=2), (4, 1, 1), [(0, 0), (2, 0)], (2, 4), (2, 4)),
         (nn.Conv2d(4, 4, 3, groups=4), (4, 3, 3), [(1, 0)], (1, 4), (1, 4)),
-        # (in, out / groups): of the second group the first input feeds its second unit, the other
-        # one both.
+        # The weight is (in, out / groups). In the second group, the first input has one kept
+        # weight, to the second unit, and the second input has kept weights to both units.
         (
             nn.ConvTranspose2d(4, 4, 1, groups=2),
             (4, 1, 1),
@@ -61,35 +61,35 @@ FULL = [[1, 1], [1, 1]]
         ),
     ],
 )
-def test_living_inputs_are_read_and_living_units_fed_by_a_living_weight(
+def test_inputs_and_units_are_counted_if_they_have_a_kept_weight(
     layer: nn.Module,
     shape: tuple[int, ...],
-    alive: list[tuple[int, int]],
+    kept: list[tuple[int, int]],
     inputs: tuple[int, int],
     units: tuple[int, int],
 ) -> None:
     mask = torch.zeros(layer.weight.shape, dtype=torch.bool)
-    for at in alive:
-        mask[at] = True
-    (told,) = diagnose(nn.Sequential(layer), Masks({"0.weight": mask}), input_shape=shape).layers
-    assert (told.living_inputs, told.inputs) == inputs
-    assert (told.living_units, told.units) == units
+    for index in kept:
+        mask[index] = True
+    (result,) = diagnose(nn.Sequential(layer), Masks({"0.weight": mask}), input_shape=shape).layers
+    assert (result.living_inputs, result.inputs) == inputs
+    assert (result.living_units, result.units) == units
 
 
-# -- death
+# -- disconnected networks
 
 
 @pytest.mark.parametrize(
     ("rows", "where", "why"),
     [
         ([FULL, [[0, 0], [0, 0]], FULL], "1.weight", "has no weight left"),
-        # The first layer feeds unit 0, the second reads unit 1: all hold weights.
+        # Every layer has kept weights, but the first feeds unit 0 alone, the second reads unit 1.
         (
             [[[1, 1], [0, 0]], [[0, 1], [0, 1]], FULL],
             "1.weight",
             "has weights left, but none on a path from the input",
         ),
-        # The last reads nothing that the second, which is reached, feeds.
+        # Paths reach the second layer, which feeds unit 0 alone, and the last layer reads unit 1.
         (
             [FULL, [[1, 1], [0, 0]], [[0, 1], [0, 1]]],
             "2.weight",
@@ -98,25 +98,26 @@ def test_living_inputs_are_read_and_living_units_fed_by_a_living_weight(
         ([[[0, 0], [0, 0]], FULL, FULL], "0.weight", "has no weight left"),
     ],
 )
-def test_a_dead_network_names_the_layer_past_which_no_path_leads(
+def test_the_diagnosis_of_a_disconnected_network_names_the_layer_past_which_no_path_leads(
     rows: list[list[list[int]]], where: str, why: str
 ) -> None:
-    told = diagnose(
+    diagnosis = diagnose(
         chain(), masks(**{str(index): mask for index, mask in enumerate(rows)}), input_shape=(2,)
     )
-    assert (told.alive, told.broken, told.effective) == (False, where, 0)
-    assert told.collapse == (
-        f"the network is dead: no path of living weights leads from input to output at density {told.density:.6g};"
-        f" it breaks at '{where}', which {why}; try more rounds, a larger density, another scope (local)"
+    assert (diagnosis.alive, diagnosis.broken, diagnosis.effective) == (False, where, 0)
+    assert diagnosis.collapse == (
+        "the network is dead: no path of living weights leads from input to output at density"
+        f" {diagnosis.density:.6g}; it breaks at '{where}', which {why}; try more rounds, a larger"
+        " density, another scope (local)"
     )
-    assert {layer.flow for layer in told.layers} == {0}
-    assert told.conservation_error == 0
-    assert "conservation error unknown, since nothing flows" in told.table()
-    assert f"no path leads past {where}" in told.table()
+    assert {layer.flow for layer in diagnosis.layers} == {0}
+    assert diagnosis.conservation_error == 0
+    assert "conservation error unknown, since nothing flows" in diagnosis.table()
+    assert f"no path leads past {where}" in diagnosis.table()
 
 
 class Residual(nn.Module):
-    """A block with a projection beside two layers, read by a head."""
+    """A residual block of two layers with a projection as its shortcut, between stem and head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,24 +130,28 @@ class Residual(nn.Module):
         return self.head(self.two(torch.relu(self.one(x))) + self.shortcut(x))
 
 
-def test_where_branches_break_it_is_the_last_of_them_that_was_reached() -> None:
+def test_of_several_disconnected_branches_the_last_in_order_of_execution_is_named() -> None:
     none = [[0, 0], [0, 0]]
-    found = masks(stem=FULL, one=none, two=FULL, shortcut=none, head=FULL)
-    told = diagnose(Residual(), found, input_shape=(2,))
-    assert (
-        told.broken == "shortcut.weight"
-    )  # one.weight breaks a branch, and the other was still to come
-    alive = diagnose(
+    both_cut = masks(stem=FULL, one=none, two=FULL, shortcut=none, head=FULL)
+    diagnosis = diagnose(Residual(), both_cut, input_shape=(2,))
+    # one.weight cuts the first branch, but the network is disconnected only with the shortcut.
+    assert diagnosis.broken == "shortcut.weight"
+    connected = diagnose(
         Residual(), masks(stem=FULL, one=none, two=FULL, shortcut=FULL, head=FULL), input_shape=(2,)
     )
-    assert (alive.alive, alive.broken) == (True, None)
-    assert alive.collapse == "layers with no weight left, though a path remains: one.weight"
+    assert (connected.alive, connected.broken) == (True, None)
+    assert connected.collapse == "layers with no weight left, though a path remains: one.weight"
 
 
-def test_a_living_network_is_not_broken() -> None:
+def test_a_connected_network_has_no_broken_layer_and_no_warning() -> None:
     network = chain()
-    told = diagnose(network, masks(**{"0": FULL, "1": FULL, "2": FULL}), input_shape=(2,))
-    assert (told.alive, told.broken, told.collapse, told.collapsed) == (True, None, None, [])
+    diagnosis = diagnose(network, masks(**{"0": FULL, "1": FULL, "2": FULL}), input_shape=(2,))
+    assert (diagnosis.alive, diagnosis.broken, diagnosis.collapse, diagnosis.collapsed) == (
+        True,
+        None,
+        None,
+        [],
+    )
     assert (
         Connectivity(network, example_of(network, (2,), None)).broken(
             masks(**{"0": FULL, "1": FULL, "2": FULL})
@@ -155,16 +160,21 @@ def test_a_living_network_is_not_broken() -> None:
     )
 
 
-# -- the whole
+# -- the whole network
 
 
-def test_compression_is_the_weights_over_those_kept() -> None:
-    told = diagnose(
+def test_compression_is_the_number_of_weights_over_the_number_kept() -> None:
+    diagnosis = diagnose(
         chain(),
         masks(**{"0": FULL, "1": [[1, 0], [0, 0]], "2": [[1, 0], [0, 0]]}),
         input_shape=(2,),
     )
-    assert (told.kept, told.effective, told.total, told.compression) == (6, 4, 12, 2)
+    assert (diagnosis.kept, diagnosis.effective, diagnosis.total, diagnosis.compression) == (
+        6,
+        4,
+        12,
+        2,
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,7 +198,7 @@ def test_compression_is_the_weights_over_those_kept() -> None:
         (nn.Sequential(nn.Linear(2, 4), nn.GLU()), (2,), {"1": "gate"}),
     ],
 )
-def test_modules_that_break_homogeneity_are_named(
+def test_modules_that_are_not_homogeneous_are_named_with_the_reason(
     module: nn.Module, shape: tuple[int, ...], kinds: dict[str, str]
 ) -> None:
     ones = Masks(
@@ -198,6 +208,8 @@ def test_modules_that_break_homogeneity_are_named(
 
 
 class Squeezed(nn.Module):
+    """A layer whose output is multiplied by a gate, as in squeeze and excitation."""
+
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.squeeze = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Sigmoid())
@@ -207,32 +219,39 @@ class Squeezed(nn.Module):
         return x * self.squeeze(x)
 
 
-def test_a_gate_goes_by_the_module_that_multiplies_and_counts_as_a_dense_connection() -> None:
-    told = diagnose(Squeezed(), masks(layer=FULL, squeeze_0=FULL), input_shape=(2,))
-    assert told.inhomogeneous == {"squeeze.1": "nonlinearity", "Squeezed": "gate"}
-    assert told.notes == (
-        "gates and attention count as dense connections: what weighs a signal is connected to all of it",
+def test_a_gate_is_named_by_the_module_that_multiplies_and_counts_as_dense() -> None:
+    diagnosis = diagnose(Squeezed(), masks(layer=FULL, squeeze_0=FULL), input_shape=(2,))
+    assert diagnosis.inhomogeneous == {"squeeze.1": "nonlinearity", "Squeezed": "gate"}
+    assert diagnosis.notes == (
+        "gates and attention count as dense connections: what weighs a signal is connected to all"
+        " of it",
         "4 of 12 parameters take no part and stay dense: biases, gains and shifts (4)",
     )
-    assert all(note in told.table() for note in told.notes)
+    assert all(note in diagnosis.table() for note in diagnosis.notes)
 
 
-# -- how it is read
+# -- table, CSV and JSON
 
 
-def test_the_table_is_the_same_wherever_it_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = diagnose(
+def test_the_table_ignores_the_width_and_colours_of_the_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    diagnosis = diagnose(
         chain(),
         masks(**{"0": FULL, "1": [[1, 0], [0, 0]], "2": [[1, 0], [0, 0]]}),
         input_shape=(2,),
     )
     monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    lines = told.table().splitlines()
-    assert told.table().isascii()
-    assert "\x1b" not in told.table()
-    assert lines[0].split() == (
-        "parameter shape weights kept effective density eff. density live in live out FLOPs sparse score flow".split()
+    lines = diagnosis.table().splitlines()
+    assert diagnosis.table().isascii()
+    assert "\x1b" not in diagnosis.table()
+    assert (
+        lines[0].split()
+        == (
+            "parameter shape weights kept effective density eff. density live in live out"
+            " FLOPs sparse score flow"
+        ).split()
     )
     assert lines[3].split()[:9] == [
         "1.weight",
@@ -252,41 +271,56 @@ def test_the_table_is_the_same_wherever_it_is_printed(monkeypatch: pytest.Monkey
     )
 
 
-def test_rich_prints_it_in_colour_where_a_terminal_can() -> None:
-    told = diagnose(
+def test_the_table_displays_nothing_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich displays HTML besides capturing text wherever it detects Jupyter."""
+    displayed = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *arguments: displayed.append(arguments))
+    diagnosis = diagnose(chain(1), masks(**{"0": FULL}), input_shape=(2,))
+    assert "0.weight" in diagnosis.table()
+    assert not displayed
+
+
+def test_rich_prints_a_diagnosis_in_colour_on_a_terminal() -> None:
+    diagnosis = diagnose(
         chain(), masks(**{"0": FULL, "1": [[0, 0], [0, 0]], "2": FULL}), input_shape=(2,)
     )
     console = Console(force_terminal=True, color_system="standard", width=200)
     with console.capture() as captured:
-        console.print(told)
-    assert "\x1b[31m" in captured.get()  # a layer that does nothing is red
+        console.print(diagnosis)
+    assert "\x1b[31m" in captured.get()  # a layer without effective weights is red
 
 
-def test_the_csv_has_a_line_for_each_layer_with_all_that_is_known(tmp_path: Path) -> None:
-    told = diagnose(
+def test_the_csv_has_a_line_for_each_layer_with_every_field(tmp_path: Path) -> None:
+    diagnosis = diagnose(
         chain(),
         masks(**{"0": FULL, "1": [[1, 0], [0, 0]], "2": [[1, 0], [0, 0]]}),
         input_shape=(2,),
     )
-    told.to_csv(tmp_path / "deep" / "table.csv")
+    diagnosis.to_csv(tmp_path / "deep" / "table.csv")
     with open(tmp_path / "deep" / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ["0.weight", "1.weight", "2.weight"]
-    wanted = "shape total kept density effective effective_density units living_units inputs living_inputs flops sparse_flops flow"
-    assert set(rows[0]) == {"name", "score_mean", "score_variance", "score_sum", *wanted.split()}
-    for row, layer in zip(rows, told.layers, strict=True):
+    expected = """
+        name shape total kept density effective effective_density units living_units inputs
+        living_inputs flops sparse_flops score_mean score_variance score_sum flow
+    """
+    assert set(rows[0]) == set(expected.split())
+    for row, layer in zip(rows, diagnosis.layers, strict=True):
         assert (int(row["kept"]), int(row["effective"]), int(row["flops"])) == (
             layer.kept,
             layer.effective,
             layer.flops,
         )
         assert float(row["score_sum"]) == layer.score_sum
-    assert os.listdir(tmp_path / "deep") == ["table.csv"]  # nothing temporary is left
+    assert os.listdir(tmp_path / "deep") == ["table.csv"]  # no temporary file is left
 
 
-def test_the_json_has_the_layers_and_the_whole(tmp_path: Path) -> None:
-    told = diagnose(Squeezed(), masks(layer=[[1, 0], [0, 0]], squeeze_0=FULL), input_shape=(2,))
-    told.to_json(tmp_path / "table.json")
+def test_the_json_has_the_numbers_of_the_network_and_of_its_layers(tmp_path: Path) -> None:
+    diagnosis = diagnose(
+        Squeezed(), masks(layer=[[1, 0], [0, 0]], squeeze_0=FULL), input_shape=(2,)
+    )
+    diagnosis.to_json(tmp_path / "table.json")
     content = json.loads((tmp_path / "table.json").read_text())
     for name in (
         "kept",
@@ -299,30 +333,32 @@ def test_the_json_has_the_layers_and_the_whole(tmp_path: Path) -> None:
         "effective_density",
         "compression",
     ):
-        assert content[name] == getattr(told, name)
-    assert content["conservation_error"] == told.conservation_error
-    assert content["inhomogeneous"] == told.inhomogeneous
+        assert content[name] == getattr(diagnosis, name)
+    assert content["conservation_error"] == diagnosis.conservation_error
+    assert content["inhomogeneous"] == diagnosis.inhomogeneous
     assert content["layers"][0]["shape"] == [2, 2]
-    assert content["layers"][0]["score_sum"] == told.layers[0].score_sum
+    assert content["layers"][0]["score_sum"] == diagnosis.layers[0].score_sum
     assert os.listdir(tmp_path) == ["table.json"]
 
 
-def test_a_file_that_cannot_be_written_whole_does_not_replace_the_one_that_is_there(
+def test_a_file_whose_writing_fails_does_not_replace_the_existing_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = diagnose(chain(), masks(**{"0": FULL, "1": FULL, "2": FULL}), input_shape=(2,))
-    told.to_csv(tmp_path / "table.csv")
+    diagnosis = diagnose(chain(), masks(**{"0": FULL, "1": FULL, "2": FULL}), input_shape=(2,))
+    diagnosis.to_csv(tmp_path / "table.csv")
     before = (tmp_path / "table.csv").read_text()
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        told.to_csv(tmp_path / "table.csv")
+        diagnosis.to_csv(tmp_path / "table.csv")
     assert (tmp_path / "table.csv").read_text() == before
     assert os.listdir(tmp_path) == ["table.csv"]
 
 
 class Spectrum(nn.Module):
-    """Operations without a rule, of which what a stand-in is off by cannot be computed on the flow,
-    or is nothing of nothing.
+    """A network with an operation without a rule whose fallback has no finite relative error.
+
+    The operation cannot be computed on the flow ("singular"), or the error is zero over zero
+    ("zero"), or infinite ("infinite").
     """
 
     def __init__(self, kind: str) -> None:
@@ -343,10 +379,10 @@ class Spectrum(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["singular", "zero", "infinite"])
-def test_a_stand_in_whose_error_cannot_be_computed_is_named_without_a_figure(kind: str) -> None:
-    told = diagnose(
+def test_a_fallback_whose_error_is_not_finite_is_named_without_a_number(kind: str) -> None:
+    diagnosis = diagnose(
         Spectrum(kind), masks(layer=[[1] * 8] * 8, head=[[1] * 8] * 2), input_shape=(8,)
     )
-    (note,) = (note for note in told.notes if note.startswith("operations without a rule"))
+    (note,) = (note for note in diagnosis.notes if note.startswith("operations without a rule"))
     assert "nan" not in note
     assert "inf" not in note

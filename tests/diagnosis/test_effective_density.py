@@ -1,4 +1,4 @@
-"""What must hold of density and effective density."""
+"""Properties of density and effective density on random masks and on SynFlow's masks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NETWORKS = {
 @given(
     name=st.sampled_from(sorted(NETWORKS)), density=st.floats(0.02, 1), seed=st.integers(0, 10**6)
 )
-def test_effective_density_is_at_most_density_in_every_layer_and_zero_exactly_in_a_dead_network(
+def test_effective_density_is_at_most_density_and_zero_exactly_in_a_disconnected_network(
     name: str, density: float, seed: int
 ) -> None:
     network, shape = NETWORKS[name]
@@ -46,18 +46,19 @@ def test_effective_density_is_at_most_density_in_every_layer_and_zero_exactly_in
             for key, w in prunable(network).items()
         }
     )
-    told = diagnose(network, masks, input_shape=shape)
-    assert all(0 <= layer.effective <= layer.kept <= layer.total for layer in told.layers)
-    assert all(layer.effective_density <= layer.density for layer in told.layers)
-    assert told.alive == (told.effective > 0) == (told.broken is None)
-    # Flow and paths agree: what no path passes scores nothing, and a network that is alive has
-    # flow.
-    assert all((layer.flow > 0) == (layer.effective > 0) for layer in told.layers)
+    diagnosis = diagnose(network, masks, input_shape=shape)
+    assert all(0 <= layer.effective <= layer.kept <= layer.total for layer in diagnosis.layers)
+    assert all(layer.effective_density <= layer.density for layer in diagnosis.layers)
+    assert diagnosis.alive == (diagnosis.effective > 0) == (diagnosis.broken is None)
+    # Flow and paths agree: a layer has flow exactly if a path of kept weights passes through it.
+    assert all((layer.flow > 0) == (layer.effective > 0) for layer in diagnosis.layers)
 
 
 @settings(max_examples=30, deadline=None)
 @given(name=st.sampled_from(sorted(NETWORKS)), seed=st.integers(0, 10**6))
-def test_removing_what_is_not_effective_leaves_all_that_is(name: str, seed: int) -> None:
+def test_pruning_all_weights_that_are_not_effective_leaves_the_effective_ones(
+    name: str, seed: int
+) -> None:
     network, shape = NETWORKS[name]
     generator = torch.Generator().manual_seed(seed)
     masks = Masks(
@@ -72,11 +73,11 @@ def test_removing_what_is_not_effective_leaves_all_that_is(name: str, seed: int)
     assert again.kept == again.effective == first.effective
 
 
-def missing(network: nn.Module, shape: tuple[int, ...], density: float) -> float:
-    """What SynFlow keeps for nothing, as a fraction of what it keeps."""
+def ineffective_fraction(network: nn.Module, shape: tuple[int, ...], density: float) -> float:
+    """Return the fraction of the weights kept by SynFlow that are not effective."""
     masks = prune(network, SynFlow(), density=density, input_shape=shape)
-    told = diagnose(network, masks, input_shape=shape)
-    return (told.kept - told.effective) / told.kept
+    diagnosis = diagnose(network, masks, input_shape=shape)
+    return (diagnosis.kept - diagnosis.effective) / diagnosis.kept
 
 
 @pytest.mark.parametrize(
@@ -93,26 +94,28 @@ def missing(network: nn.Module, shape: tuple[int, ...], density: float) -> float
     ],
     ids=["conv", "vgg11", "vgg16"],
 )
-def test_nearly_all_that_synflow_keeps_of_a_chain_is_effective(
+def test_nearly_all_weights_that_synflow_keeps_in_a_chain_are_effective(
     network: type[nn.Module], shape: tuple[int, ...], density: float, within: float
 ) -> None:
-    assert missing(network(), shape, density) <= within
+    assert ineffective_fraction(network(), shape, density) <= within
 
 
 @pytest.mark.parametrize("density", [0.1, 0.01, 0.001])
-def test_of_a_small_chain_it_is_all_but_a_few_weights(density: float) -> None:
-    # At 0.01 and below a thousandth of what is kept is less than two weights; the last round leaves
-    # a few dangling.
+def test_all_but_a_few_weights_that_synflow_keeps_in_a_small_chain_are_effective(
+    density: float,
+) -> None:
+    # At density 0.01 and below, a thousandth of the kept weights is less than two, and the last
+    # round leaves a few kept weights off every path.
     network = FC()
     masks = prune(network, SynFlow(), density=density, input_shape=(1, 28, 28))
-    told = diagnose(network, masks, input_shape=(1, 28, 28))
-    assert told.kept - told.effective <= max(1e-3 * told.kept, 4)
+    diagnosis = diagnose(network, masks, input_shape=(1, 28, 28))
+    assert diagnosis.kept - diagnosis.effective <= max(1e-3 * diagnosis.kept, 4)
 
 
-def test_vgg_16_takes_seconds() -> None:
+def test_the_diagnosis_of_vgg_16_takes_less_than_twenty_seconds() -> None:
     network = VGG(16)
     masks = Masks({name: torch.rand(w.shape) < 0.01 for name, w in prunable(network).items()})
     started = time.process_time()
-    told = diagnose(network, masks, input_shape=(3, 32, 32))
+    diagnosis = diagnose(network, masks, input_shape=(3, 32, 32))
     assert time.process_time() - started < 20
-    assert told.total == 14_715_584
+    assert diagnosis.total == 14_715_584

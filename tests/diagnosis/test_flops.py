@@ -1,4 +1,4 @@
-"""FLOPs against sums on paper: two for each weight kept and each position that it is used at."""
+"""Tests of FLOPs against counts by hand: two for each kept weight and position of its use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from synflow_pl.networks import VGG, TorchVision
 
 
 def keeping(network: nn.Module, kept: int) -> Masks:
-    """Masks that keep the first so many weights of each layer."""
+    """Return masks that keep the first ``kept`` weights of each layer."""
     return Masks(
         {
             name: (torch.arange(w.numel()) < kept).view(w.shape)
@@ -44,7 +44,7 @@ def keeping(network: nn.Module, kept: int) -> Masks:
             (4, 3, 3),
             48,
             9,
-        ),  # of the input, each spread out over a window
+        ),  # positions of the input, each of which is spread over a window
         (nn.Linear(2, 3), (2,), 6, 1),
         (nn.Linear(2, 3, bias=False), (5, 2), 6, 5),
     ],
@@ -53,15 +53,15 @@ def test_a_layer_does_two_flops_for_each_weight_and_position(
     layer: nn.Module, shape: tuple[int, ...], weights: int, positions: int
 ) -> None:
     network = nn.Sequential(layer)
-    told = diagnose(network, keeping(network, 5), input_shape=shape)
-    (found,) = told.layers
-    assert found.total == weights
-    assert (found.flops, found.sparse_flops) == (2 * weights * positions, 2 * 5 * positions)
-    assert (told.flops, told.sparse_flops) == (found.flops, found.sparse_flops)
+    diagnosis = diagnose(network, keeping(network, 5), input_shape=shape)
+    (result,) = diagnosis.layers
+    assert result.total == weights
+    assert (result.flops, result.sparse_flops) == (2 * weights * positions, 2 * 5 * positions)
+    assert (diagnosis.flops, diagnosis.sparse_flops) == (result.flops, result.sparse_flops)
 
 
 class Attend(nn.MultiheadAttention):
-    """Two tokens attend to three, or three to themselves; width two, one head."""
+    """Attention with one head of width two: cross (two tokens to three) or self (three tokens)."""
 
     def __init__(self, across: bool) -> None:
         super().__init__(2, 1, batch_first=True)
@@ -74,39 +74,40 @@ class Attend(nn.MultiheadAttention):
 
 
 @pytest.mark.parametrize("across", [False, True])
-def test_a_fused_projection_counts_by_the_rows_that_each_token_uses(across: bool) -> None:
+def test_the_sparse_flops_of_a_fused_projection_depend_on_the_rows_that_each_token_uses(
+    across: bool,
+) -> None:
     kept = torch.zeros(6, 2, dtype=torch.bool)
     kept[0] = kept[2, 0] = kept[4, 0] = True  # two weights of queries, one each of keys and values
     masks = Masks(
         {"in_proj_weight": kept, "out_proj.weight": torch.tensor([[True, False], [False, False]])}
     )
-    told = diagnose(Attend(across), masks, input_shape=(3, 2))
-    projections, out = told.layers
-    asking = 2 if across else 3
-    assert projections.flops == 2 * (4 * asking + 8 * 3)
-    assert projections.sparse_flops == 2 * (2 * asking + 2 * 3)
-    assert (out.flops, out.sparse_flops) == (2 * 4 * asking, 2 * asking)
-    # Query times key, and weights times value: dense connections, asking x 3 x 2 multiplications
-    # each.
-    assert told.flops - projections.flops - out.flops == 2 * (asking * 3 * 2) * 2
-    assert told.sparse_flops == told.flops - (projections.flops - projections.sparse_flops) - (
-        out.flops - out.sparse_flops
-    )
-    assert any("attention count as dense connections" in note for note in told.notes)
+    diagnosis = diagnose(Attend(across), masks, input_shape=(3, 2))
+    projections, out = diagnosis.layers
+    num_queries = 2 if across else 3
+    assert projections.flops == 2 * (4 * num_queries + 8 * 3)
+    assert projections.sparse_flops == 2 * (2 * num_queries + 2 * 3)
+    assert (out.flops, out.sparse_flops) == (2 * 4 * num_queries, 2 * num_queries)
+    # Query times key and weights times value are dense: num_queries x 3 x 2 multiplications each.
+    assert diagnosis.flops - projections.flops - out.flops == 2 * (num_queries * 3 * 2) * 2
+    assert diagnosis.sparse_flops == diagnosis.flops - (
+        projections.flops - projections.sparse_flops
+    ) - (out.flops - out.sparse_flops)
+    assert any("attention count as dense connections" in note for note in diagnosis.notes)
 
 
-def test_layers_that_were_not_pruned_count_too() -> None:
+def test_layers_without_a_mask_are_counted() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     masks = Masks({"0.weight": torch.zeros(4, 3, dtype=torch.bool)})
-    told = diagnose(network, masks, input_shape=(3,))
-    assert (told.flops, told.sparse_flops) == (2 * (12 + 8), 2 * 8)
+    diagnosis = diagnose(network, masks, input_shape=(3,))
+    assert (diagnosis.flops, diagnosis.sparse_flops) == (2 * (12 + 8), 2 * 8)
 
 
 def test_a_layer_that_is_used_twice_counts_twice() -> None:
     layer = nn.Linear(2, 2)
     network = nn.Sequential(layer, nn.ReLU(), layer)
-    (found,) = diagnose(network, keeping(network, 3), input_shape=(2,)).layers
-    assert (found.flops, found.sparse_flops) == (16, 12)
+    (result,) = diagnose(network, keeping(network, 3), input_shape=(2,)).layers
+    assert (result.flops, result.sparse_flops) == (16, 12)
 
 
 @pytest.mark.parametrize(
@@ -119,13 +120,17 @@ def test_a_layer_that_is_used_twice_counts_twice() -> None:
     ],
     ids=["vgg11", "resnet18", "mobilenet", "regnet"],
 )
-def test_all_of_a_network_is_what_torch_counts(network: nn.Module) -> None:
+def test_the_dense_flops_of_a_network_are_what_torch_counts(network: nn.Module) -> None:
     masks = Masks({name: torch.rand(w.shape) < 0.1 for name, w in prunable(network).items()})
-    told = diagnose(network, masks, input_shape=(3, 32, 32))
+    diagnosis = diagnose(network, masks, input_shape=(3, 32, 32))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.zeros(1, 3, 32, 32))
-    assert told.flops == counter.get_total_flops() == sum(layer.flops for layer in told.layers)
-    for layer in told.layers:
+    assert (
+        diagnosis.flops
+        == counter.get_total_flops()
+        == sum(layer.flops for layer in diagnosis.layers)
+    )
+    for layer in diagnosis.layers:
         assert layer.sparse_flops * layer.total == layer.flops * layer.kept
 
 
@@ -144,14 +149,14 @@ class Recurrent(nn.Module):
     "options", [{}, {"num_layers": 2}, {"bidirectional": True, "num_layers": 2}, {"bias": False}]
 )
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
-def test_a_recurrent_layer_counts_each_weight_once_a_step_in_every_precision(
+def test_a_recurrent_layer_counts_each_weight_once_per_step_in_every_precision(
     kind: type[nn.RNNBase], gates: int, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
     network = Recurrent(kind, **options).to(dtype)
     weights = sum(p.numel() for name, p in network.rnn.named_parameters() if "weight" in name)
-    told = diagnose(network, keeping(network, 5), input_shape=(5, 6))
-    assert told.flops == 2 * 5 * (weights + network.last.weight.numel())
-    assert not any("FLOPs" in note for note in told.notes)
+    diagnosis = diagnose(network, keeping(network, 5), input_shape=(5, 6))
+    assert diagnosis.flops == 2 * 5 * (weights + network.last.weight.numel())
+    assert not any("FLOPs" in note for note in diagnosis.notes)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -169,12 +174,12 @@ def test_a_deformable_convolution_counts_its_kernel_at_each_position(groups: int
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x, self.where(x))
 
-    told = diagnose(
+    diagnosis = diagnose(
         Deformable(),
         Masks({"where.weight": torch.ones(18, 3, 3, 3, dtype=torch.bool)}),
         input_shape=(3, 4, 4),
     )
-    assert told.flops == 2 * 16 * (27 * 18 + 27 // groups * 6)
+    assert diagnosis.flops == 2 * 16 * (27 * 18 + 27 // groups * 6)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +194,7 @@ def test_a_deformable_convolution_counts_its_kernel_at_each_position(groups: int
         ),
     ],
 )
-def test_an_operation_without_a_formula_is_named(function: Any, name: str) -> None:
+def test_an_operation_without_a_formula_is_named_in_a_note(function: Any, name: str) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -199,11 +204,11 @@ def test_an_operation_without_a_formula_is_named(function: Any, name: str) -> No
             return function(self.layer, x + torch.eye(4))
 
     network = Net()
-    told = diagnose(network, keeping(network, 16), input_shape=(4, 4))
-    assert f"FLOPs leave out operations without a formula: {name}" in told.notes
+    diagnosis = diagnose(network, keeping(network, 16), input_shape=(4, 4))
+    assert f"FLOPs leave out operations without a formula: {name}" in diagnosis.notes
 
 
-def test_activations_normalisation_pooling_and_lookups_are_not_named() -> None:
+def test_activations_normalisation_and_pooling_are_not_named_in_a_note() -> None:
     network = nn.Sequential(
         nn.Sequential(
             nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.MaxPool2d(2), nn.GroupNorm(2, 8)

@@ -1,4 +1,4 @@
-"""In which round a network died."""
+"""Tests of the masks after each round and of the round in which a network was disconnected."""
 
 from __future__ import annotations
 
@@ -13,47 +13,46 @@ from synflow_pl.masks import Masks
 from synflow_pl.pruners import Magnitude
 
 
-def test_the_masks_after_every_round_can_be_had_again() -> None:
-    network, seen, survival = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20)), [], MaskHistory()
+def test_the_history_returns_the_masks_after_every_round() -> None:
+    network, seen, history = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20)), [], MaskHistory()
 
     def on_round(index: int, density: float, masks: dict[str, Tensor]) -> None:
         seen.append({name: mask.clone() for name, mask in masks.items()})
-        survival(index, density, masks)
+        history(index, density, masks)
 
-    prune(
-        network, Magnitude(), density=0.01, rounds=400, on_round=on_round
-    )  # more rounds than a byte can count
+    # More rounds than a byte can count.
+    prune(network, Magnitude(), density=0.01, rounds=400, on_round=on_round)
     for index in (1, 2, 255, 256, 257, 400):
-        then = survival.after(index)
-        assert all(torch.equal(then[name], mask) for name, mask in seen[index - 1].items())
-        assert survival.densities[index - 1] == pytest.approx(then.density)
+        after = history.after(index)
+        assert all(torch.equal(after[name], mask) for name, mask in seen[index - 1].items())
+        assert history.densities[index - 1] == pytest.approx(after.density)
 
 
-def test_the_round_of_death_is_the_first_after_which_no_path_is_left() -> None:
+def test_died_is_the_first_round_after_which_no_path_is_left() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     network[0].weight.data = torch.tensor([[8.0, 1.0], [2.0, 3.0]])
     network[1].weight.data = torch.tensor([[5.0, 4.0], [6.0, 7.0]])
-    survival = MaskHistory()
-    prune(network, Magnitude(), num_kept=1, rounds=7, schedule="linear", on_round=survival)
+    history = MaskHistory()
+    prune(network, Magnitude(), num_kept=1, rounds=7, schedule="linear", on_round=history)
     paths = Connectivity(network, example_of(network, (2,), None))
-    # 8 reads the input and feeds unit 0, which 5 and 6 read; 6 goes in the sixth round, with 2 of 8
-    # weights left.
-    assert survival.died(paths) == (6, 2 / 8)
+    # Weight 8 feeds unit 0, which weights 5 and 6 read. The path through 8 and 6 is cut in the
+    # sixth round, which keeps 2 of 8 weights.
+    assert history.died(paths) == (6, 2 / 8)
 
 
-def test_a_network_that_lives_has_no_round_of_death() -> None:
-    network, survival = nn.Sequential(nn.Linear(2, 2)), MaskHistory()
-    assert survival.died(Connectivity(network, example_of(network, (2,), None))) is None
-    prune(network, Magnitude(), num_kept=1, rounds=3, on_round=survival)
-    assert survival.died(Connectivity(network, example_of(network, (2,), None))) is None
+def test_died_is_none_for_a_connected_network() -> None:
+    network, history = nn.Sequential(nn.Linear(2, 2)), MaskHistory()
+    assert history.died(Connectivity(network, example_of(network, (2,), None))) is None
+    prune(network, Magnitude(), num_kept=1, rounds=3, on_round=history)
+    assert history.died(Connectivity(network, example_of(network, (2,), None))) is None
 
 
-def test_a_path_that_is_gone_in_the_first_round_already() -> None:
-    network, survival = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), MaskHistory()
+def test_died_is_the_first_round_if_that_round_disconnects_the_network() -> None:
+    network, history = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), MaskHistory()
     for index, density in ((1, 0.5), (2, 0.5)):
-        survival(
+        history(
             index,
             density,
             Masks({"0.weight": torch.tensor([[False]]), "1.weight": torch.tensor([[True]])}),
         )
-    assert survival.died(Connectivity(network, example_of(network, (1,), None))) == (1, 0.5)
+    assert history.died(Connectivity(network, example_of(network, (1,), None))) == (1, 0.5)

@@ -1,4 +1,4 @@
-"""Exported files do what the network does, or there are none."""
+"""Tests of export, of reading exported files and of the model card."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ from synflow_pl.networks import ResNet
 from synflow_pl.pruners import SynFlow
 
 SHAPE = (2, 8, 8)
-FACTS = Metadata(
-    SHAPE, 10, (0.5, 0.5), (0.25, 0.25), "synflow_pl.networks.ResNet", {"depth": 8, "width": 8, "input_shape": list(SHAPE)},
+METADATA = Metadata(
+    SHAPE,
+    10,
+    (0.5, 0.5),
+    (0.25, 0.25),
+    "synflow_pl.networks.ResNet",
+    {"depth": 8, "width": 8, "input_shape": list(SHAPE)},
     {"name": "small", "density": 0.05},
-)  # fmt: skip
+)
 COLOUR = {"input_shape": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.25,) * 3}
 
 
 @pytest.fixture(scope="module")
 def networks() -> tuple[nn.Module, nn.Module]:
-    """A pruned network that has seen some images, and its compacted self."""
+    """Return a pruned network with running statistics of images, and its compacted version."""
     torch.manual_seed(0)
     network = ResNet(8, width=8, input_shape=SHAPE)
     masks = prune(network, SynFlow(), density=0.05, rounds=10, input_shape=SHAPE)
@@ -43,21 +48,21 @@ def images(count: int = 5) -> Tensor:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_file_gives_what_the_network_gives_for_any_number_of_images(
+def test_an_exported_file_gives_the_outputs_of_the_network_for_any_batch_size(
     tmp_path: Path, networks: tuple[nn.Module, nn.Module], name: str
 ) -> None:
     network, small = networks
-    apart = export(small, network, FACTS, tmp_path / f"model.{name}", images())
-    assert apart < 1e-5
-    found = load_exported(tmp_path / f"model.{name}", trust=True)
-    assert found.facts == FACTS
+    difference = export(small, network, METADATA, tmp_path / f"model.{name}", images())
+    assert difference < 1e-5
+    exported = load_exported(tmp_path / f"model.{name}", trust=True)
+    assert exported.metadata == METADATA
     for count in (1, 7):
         with torch.no_grad():
             torch.testing.assert_close(
-                found(images(count)), network(images(count)), rtol=1e-4, atol=1e-5
+                exported(images(count)), network(images(count)), rtol=1e-4, atol=1e-5
             )
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"model.{name}"]
-    # And nothing but whole images of the right kind.
+    # Images of another shape or dtype are an error.
     for wrong in (
         torch.zeros(1, 3, 8, 8),
         torch.zeros(2, 8, 8),
@@ -66,7 +71,7 @@ def test_a_file_gives_what_the_network_gives_for_any_number_of_images(
         with pytest.raises(
             ValueError, match=r"images: .* expected \(N, 2, 8, 8\) of torch.float32"
         ):
-            found(wrong)
+            exported(wrong)
     whole = (tmp_path / f"model.{name}").read_bytes()
     (tmp_path / f"half.{name}").write_bytes(whole[: len(whole) // 2])
     (tmp_path / f"strange.{name}").write_bytes(b"something else")
@@ -77,8 +82,8 @@ def test_a_file_gives_what_the_network_gives_for_any_number_of_images(
             load_exported(tmp_path / f"{file}.{name}", trust=True)
 
 
-def test_a_file_that_can_run_code_is_read_only_if_it_is_trusted(tmp_path: Path) -> None:
-    (tmp_path / "strange.pt2").write_bytes(b"a stranger's")
+def test_a_file_that_can_run_code_is_read_only_with_trust(tmp_path: Path) -> None:
+    (tmp_path / "strange.pt2").write_bytes(b"code")
     with pytest.raises(
         ValueError,
         match=r"strange\.pt2' can run code when it is read; say that you trust it \(--trust\)",
@@ -86,19 +91,19 @@ def test_a_file_that_can_run_code_is_read_only_if_it_is_trusted(tmp_path: Path) 
         load_exported(tmp_path / "strange.pt2")
 
 
-def test_a_file_that_does_not_agree_does_not_appear(
+def test_no_file_is_written_if_its_outputs_do_not_agree_with_the_network(
     tmp_path: Path, networks: tuple[nn.Module, nn.Module]
 ) -> None:
     network, _ = networks
     torch.manual_seed(3)
     other = ResNet(8, width=8, input_shape=SHAPE)
     with pytest.raises(ValueError, match="more or less than the network on real images"):
-        export(other, network, FACTS, tmp_path / "model.safetensors", images())
+        export(other, network, METADATA, tmp_path / "model.safetensors", images())
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "says", "message"),
+    ("name", "changes", "message"),
     [
         ("safetensors", COLOUR, "does not run on the images that it says it is for"),
         (
@@ -130,21 +135,21 @@ def test_a_file_that_does_not_agree_does_not_appear(
         ("pt2", COLOUR, "does not run on the images that it says it is for"),
     ],
 )
-def test_a_file_that_does_not_do_what_it_says_is_refused(
+def test_reading_a_file_that_contradicts_its_metadata_is_an_error(
     tmp_path: Path,
     networks: tuple[nn.Module, nn.Module],
     name: str,
-    says: dict[str, object],
+    changes: dict[str, object],
     message: str,
 ) -> None:
     _, small = networks
-    FORMATS[name](small, replace(FACTS, **says), tmp_path / f"a.{name}", images(2))
+    FORMATS[name](small, replace(METADATA, **changes), tmp_path / f"a.{name}", images(2))
     with pytest.raises(ValueError, match=rf"a\.{name}' {message}") as raised:
         load_exported(tmp_path / f"a.{name}", trust=True)
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_an_onnx_file_of_someone_else_is_refused(
+def test_reading_an_onnx_file_without_metadata_is_an_error(
     tmp_path: Path, networks: tuple[nn.Module, nn.Module]
 ) -> None:
     onnx = pytest.importorskip("onnx")
@@ -157,40 +162,41 @@ def test_an_onnx_file_of_someone_else_is_refused(
 
 
 class Own(nn.Module):
-    """A network that is not of ours; with a condition that depends on the images, none that can be
-    traced.
-    """
+    """A network outside the package, which with ``depends`` branches on values."""
 
     def __init__(self, *, depends: bool) -> None:
         super().__init__()
         self.first, self.last, self.depends = nn.Linear(128, 20), nn.Linear(20, 10), depends
 
     def forward(self, pictures: Tensor) -> Tensor:
-        made = self.first(pictures.flatten(1)).relu()
-        return self.last(2 * made if self.depends and float(made.sum()) > 0 else made)
+        hidden = self.first(pictures.flatten(1)).relu()
+        return self.last(2 * hidden if self.depends and float(hidden.sum()) > 0 else hidden)
 
 
-def test_a_network_of_ones_own_is_exported_and_read_into_itself(tmp_path: Path) -> None:
+def test_weights_of_a_network_outside_the_package_are_read_into_a_given_network(
+    tmp_path: Path,
+) -> None:
     network = Own(depends=False).eval()
     masks = prune(network, SynFlow(), density=0.05, rounds=10, input_shape=SHAPE)
-    small, facts = (
+    small, metadata = (
         compact(network, masks, input_shape=SHAPE),
-        replace(FACTS, network="mine.Own", arguments={}),
+        replace(METADATA, network="mine.Own", arguments={}),
     )
     for name in FORMATS:
-        export(small, network, facts, tmp_path / f"own.{name}", images())
+        export(small, network, metadata, tmp_path / f"own.{name}", images())
     with pytest.raises(
         ValueError,
-        match=r"of mine\.Own, which is not of synflow_pl\.networks; .*load_exported\(path, network=network\)",
+        match=r"of mine\.Own, which is not of synflow_pl\.networks; "
+        r".*load_exported\(path, network=network\)",
     ):
         load_exported(tmp_path / "own.safetensors")
-    found = load_exported(tmp_path / "own.safetensors", network=Own(depends=False))
+    exported = load_exported(tmp_path / "own.safetensors", network=Own(depends=False))
     with torch.no_grad():
-        torch.testing.assert_close(found(images()), network(images()))
+        torch.testing.assert_close(exported(images()), network(images()))
 
 
 @pytest.mark.parametrize("name", ["onnx", "pt2"])
-def test_a_network_that_cannot_be_traced_leaves_no_file(
+def test_no_file_is_written_for_a_network_that_cannot_be_traced(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
     network = Own(depends=True).eval()
@@ -198,14 +204,18 @@ def test_a_network_that_cannot_be_traced_leaves_no_file(
         ValueError, match=rf"Own cannot be written as \.{name}, and no file was written: "
     ) as raised:
         export(
-            network, network, replace(FACTS, network="mine.Own"), tmp_path / f"own.{name}", images()
+            network,
+            network,
+            replace(METADATA, network="mine.Own"),
+            tmp_path / f"own.{name}",
+            images(),
         )
     assert len(str(raised.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr().err == ""
 
 
-def test_a_constant_does_not_pass_for_a_network_that_hardly_minds_its_input() -> None:
+def test_verification_rejects_a_constant_for_a_network_that_hardly_depends_on_its_input() -> None:
     class Nearly(nn.Module):
         def forward(self, batch: Tensor) -> Tensor:
             return 1000 + 0.05 * batch.flatten(1)[:, :3]
@@ -218,19 +228,19 @@ def test_a_constant_does_not_pass_for_a_network_that_hardly_minds_its_input() ->
 def load_like(run):  # type: ignore[no-untyped-def]
     from synflow_pl.export import Exported
 
-    return Exported(FACTS, run)
+    return Exported(METADATA, run)
 
 
-def test_a_safetensors_file_builds_nothing_but_our_networks(
+def test_reading_a_safetensors_file_only_builds_networks_of_the_package(
     tmp_path: Path, networks: tuple[nn.Module, nn.Module]
 ) -> None:
     from safetensors.torch import save_file
 
-    facts = Metadata(SHAPE, 10, (0.5, 0.5), (0.5, 0.5), "os.system", {"command": "true"})
+    metadata = Metadata(SHAPE, 10, (0.5, 0.5), (0.5, 0.5), "os.system", {"command": "true"})
     save_file(
         {"weight": torch.zeros(1)},
         tmp_path / "a.safetensors",
-        metadata={"synflow_pl": facts.json()},
+        metadata={"synflow_pl": metadata.json()},
     )
     with pytest.raises(
         ValueError, match=r"the weights of os\.system, which is not of synflow_pl\.networks"
@@ -242,7 +252,7 @@ def test_a_safetensors_file_builds_nothing_but_our_networks(
     save_file(
         {"weight": torch.zeros(1)},
         tmp_path / "c.safetensors",
-        metadata={"synflow_pl": FACTS.json()},
+        metadata={"synflow_pl": METADATA.json()},
     )
     with pytest.raises(
         ValueError, match=r"lacks blocks.0.bn1.bias, which synflow_pl.networks.ResNet has"
@@ -250,9 +260,9 @@ def test_a_safetensors_file_builds_nothing_but_our_networks(
         load_exported(tmp_path / "c.safetensors")
 
 
-def test_the_card_has_the_checksum_of_every_file(tmp_path: Path) -> None:
+def test_the_card_lists_the_checksum_of_every_file(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"onnx")
-    card = write_card(tmp_path / "model", FACTS, {"onnx": 3e-7}).read_text()
+    card = write_card(tmp_path / "model", METADATA, {"onnx": 3e-7}).read_text()
     assert hashlib.sha256(b"onnx").hexdigest() in card
     assert "- density: 0.05" in card
     assert "| `model.onnx` | 4 |" in card
@@ -260,29 +270,29 @@ def test_the_card_has_the_checksum_of_every_file(tmp_path: Path) -> None:
     assert "model.pt2" not in card
 
 
-def test_a_card_keeps_a_row_of_the_same_network_and_names_files_of_another(tmp_path: Path) -> None:
+def test_the_card_keeps_rows_of_the_same_network_and_names_files_of_another(tmp_path: Path) -> None:
     for name in FORMATS:
         (tmp_path / f"model.{name}").write_bytes(name.encode())
-    write_card(tmp_path / "model", FACTS, {"onnx": 3e-7, "pt2": 4e-7})
+    write_card(tmp_path / "model", METADATA, {"onnx": 3e-7, "pt2": 4e-7})
     (tmp_path / "model.pt2").write_bytes(b"of something else")
-    card = write_card(tmp_path / "model", FACTS, {"safetensors": 0.0}).read_text()
+    card = write_card(tmp_path / "model", METADATA, {"safetensors": 0.0}).read_text()
     assert "3.0e-07" in card
     assert "4.0e-07" not in card
     assert card.endswith("Not described here, since another export wrote it: `model.pt2`.\n")
     card = write_card(
-        tmp_path / "model", replace(FACTS, told={"density": 0.1}), {"safetensors": 0.0}
+        tmp_path / "model", replace(METADATA, told={"density": 0.1}), {"safetensors": 0.0}
     ).read_text()
     assert card.endswith("wrote it: `model.onnx`, `model.pt2`.\n")
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_file_with_one_wrong_byte_is_not_what_its_card_describes(
+def test_reading_a_file_with_one_wrong_byte_is_an_error_by_its_card(
     tmp_path: Path, networks: tuple[nn.Module, nn.Module], name: str
 ) -> None:
     network, small = networks
     path = tmp_path / f"model.{name}"
-    apart = export(small, network, FACTS, path, images())
-    card = write_card(tmp_path / "model", FACTS, {name: apart})
+    difference = export(small, network, METADATA, path, images())
+    card = write_card(tmp_path / "model", METADATA, {name: difference})
     load_exported(path, trust=True)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -292,17 +302,17 @@ def test_a_file_with_one_wrong_byte_is_not_what_its_card_describes(
     ):
         load_exported(path, trust=True)
     card.unlink()
-    if name == "pt2":  # a zip has a checksum of each part
+    if name == "pt2":  # a zip archive has a checksum for each file
         with pytest.raises(ValueError, match="damaged or something else"):
             load_exported(path, trust=True)
 
 
-def test_weights_that_are_no_numbers_are_refused(
+def test_reading_a_file_with_weights_of_nan_is_an_error(
     tmp_path: Path, networks: tuple[nn.Module, nn.Module]
 ) -> None:
     small = copy.deepcopy(networks[1])
     next(small.parameters()).data.fill_(torch.nan)
-    FORMATS["safetensors"](small, FACTS, tmp_path / "a.safetensors", images(2))
+    FORMATS["safetensors"](small, METADATA, tmp_path / "a.safetensors", images(2))
     with pytest.raises(ValueError, match=r"a\.safetensors' gives nan for black images"):
         load_exported(tmp_path / "a.safetensors")
 
@@ -316,7 +326,7 @@ def test_weights_that_are_no_numbers_are_refused(
     ],
     ids=["tuple", "booleans", "dict"],
 )
-def test_a_network_that_returns_no_logits_is_refused_before_a_file_is_written(
+def test_exporting_a_network_that_does_not_return_one_tensor_is_an_error(
     tmp_path: Path, give, kind: str
 ) -> None:  # type: ignore[no-untyped-def]
     class Heads(nn.Sequential):

@@ -1,4 +1,4 @@
-"""What each network of the room must promise; new ones are found by themselves."""
+"""Tests that every network of the package must pass, including networks that are added later."""
 
 import inspect
 import itertools
@@ -20,23 +20,26 @@ NETWORKS = [
     if network not in EXTERNAL
 ]
 
-# Parameters at the data sets' own sizes and numbers of classes: Table 6 of He et al. 2016 and 1x1
-# shortcuts, the convolutions of Simonyan & Zisserman 2015, Table 1 of He et al. 2016; the tests of
-# each network work the numbers out.
+# Number of parameters at the image sizes and numbers of classes of the data sets. Sources are Table
+# 6 of He et al. 2016 with 1x1 shortcuts, the convolutions of Simonyan & Zisserman 2015, and Table 1
+# of He et al. 2016. The tests of each network derive the numbers.
 PARAMETERS = {
     "fc": 119_910, "conv": 260_458,
     "vgg11": 9_225_610, "vgg13": 9_410_122, "vgg16": 14_719_818, "vgg19": 20_029_514,
     "vgg11_bn": 9_231_114, "vgg13_bn": 9_416_010, "vgg16_bn": 14_728_266, "vgg19_bn": 20_040_522,
-    "resnet20": 272_474, "resnet32": 466_906, "resnet44": 661_338, "resnet56": 855_770, "resnet110": 1_730_714,
-    "resnet1202": 19_424_026, "resnet20_gains": 272_714,
-    "wide_resnet20": 1_084_586, "wide_resnet32": 1_860_522, "wide_resnet44": 2_636_458, "wide_resnet56": 3_412_394,
-    "wide_resnet110": 6_904_106, "wide_resnet1202": 77_514_282,
-    "tiny_vgg11": 12_573_256, "tiny_vgg13": 12_757_768, "tiny_vgg16": 18_067_464, "tiny_vgg19": 23_377_160,
-    "tiny_vgg11_bn": 12_578_760, "tiny_vgg13_bn": 12_763_656, "tiny_vgg16_bn": 18_075_912, "tiny_vgg19_bn": 23_388_168,
-    "tiny_resnet18": 11_271_432, "tiny_resnet34": 21_379_592, "tiny_resnet50": 23_910_152, "tiny_resnet101": 42_902_280,
-    "tiny_resnet152": 58_545_928, "tiny_resnet18_gains": 11_272_456,
-    "wide_tiny_resnet18": 44_790_536, "wide_tiny_resnet34": 85_208_328, "wide_tiny_resnet50": 67_236_360,
-    "wide_tiny_resnet101": 125_239_816, "wide_tiny_resnet152": 173_011_464,
+    "resnet20": 272_474, "resnet32": 466_906, "resnet44": 661_338, "resnet56": 855_770,
+    "resnet110": 1_730_714, "resnet1202": 19_424_026, "resnet20_gains": 272_714,
+    "wide_resnet20": 1_084_586, "wide_resnet32": 1_860_522, "wide_resnet44": 2_636_458,
+    "wide_resnet56": 3_412_394, "wide_resnet110": 6_904_106, "wide_resnet1202": 77_514_282,
+    "tiny_vgg11": 12_573_256, "tiny_vgg13": 12_757_768,
+    "tiny_vgg16": 18_067_464, "tiny_vgg19": 23_377_160,
+    "tiny_vgg11_bn": 12_578_760, "tiny_vgg13_bn": 12_763_656,
+    "tiny_vgg16_bn": 18_075_912, "tiny_vgg19_bn": 23_388_168,
+    "tiny_resnet18": 11_271_432, "tiny_resnet34": 21_379_592, "tiny_resnet50": 23_910_152,
+    "tiny_resnet101": 42_902_280, "tiny_resnet152": 58_545_928, "tiny_resnet18_gains": 11_272_456,
+    "wide_tiny_resnet18": 44_790_536, "wide_tiny_resnet34": 85_208_328,
+    "wide_tiny_resnet50": 67_236_360, "wide_tiny_resnet101": 125_239_816,
+    "wide_tiny_resnet152": 173_011_464,
 }  # fmt: skip
 LARGE = 20_000_000
 SIZED = [
@@ -44,7 +47,7 @@ SIZED = [
     for name, count in PARAMETERS.items()
 ]
 
-# What weights are drawn from, by class: for convolutions and for linear layers.
+# Distributions of the initial weights of convolutions and of linear layers, by class.
 DRAWN: dict[type[nn.Module], tuple[str | float, str | float]] = {
     FC: ("uniform", "uniform"),
     Conv: ("uniform", "uniform"),
@@ -56,8 +59,12 @@ DRAWN: dict[type[nn.Module], tuple[str | float, str | float]] = {
 
 
 def deviation(weight: torch.Tensor, drawn: str | float) -> float:
-    """By the formula: ``uniform`` is PyTorch's own, in +-1/sqrt(fan_in), the fans are Kaiming's
-    with ReLU's gain.
+    """Return the standard deviation of initial weights.
+
+    Args:
+        weight: The weight.
+        drawn: Distribution. "uniform" is PyTorch's default, uniform in +-1/sqrt(fan_in). "fan_in"
+            and "fan_out" are Kaiming normal with the gain of ReLU. A number is the deviation.
     """
     kernel = weight[0, 0].numel()
     fan_in, fan_out = weight.shape[1] * kernel, weight.shape[0] * kernel
@@ -68,7 +75,7 @@ def deviation(weight: torch.Tensor, drawn: str | float) -> float:
     )
 
 
-def test_the_table_names_every_network() -> None:
+def test_the_tables_of_this_file_list_every_network() -> None:
     assert PARAMETERS.keys() == ZOO.keys()
     assert (
         DRAWN.keys()
@@ -79,7 +86,7 @@ def test_the_table_names_every_network() -> None:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_and_output_are_those_of_the_table(name: str) -> None:
+def test_a_network_has_the_number_of_parameters_and_logits_in_the_table(name: str) -> None:
     build, shape = ZOO[name]
     with torch.device("meta"):
         network = build().eval()
@@ -88,7 +95,7 @@ def test_parameters_and_output_are_those_of_the_table(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SIZED)
-def test_initial_weights_are_drawn_as_the_original_s(name: str) -> None:
+def test_initial_weights_have_the_distribution_of_the_original_network(name: str) -> None:
     network = ZOO[name][0]()
     for layer, module in network.named_modules():
         if type(module) in (nn.Conv2d, nn.Linear):
@@ -98,10 +105,9 @@ def test_initial_weights_are_drawn_as_the_original_s(name: str) -> None:
                 module.weight.detach(),
                 module.bias,
             )
-            few = 1 / math.sqrt(
-                2 * weight.numel()
-            )  # relative deviation of a deviation measured on so many normal numbers
-            assert weight.std().item() == pytest.approx(expected, rel=max(6 * few, 0.01)), layer
+            # Relative standard error of a standard deviation that is estimated from the weights.
+            error = 1 / math.sqrt(2 * weight.numel())
+            assert weight.std().item() == pytest.approx(expected, rel=max(6 * error, 0.01)), layer
             assert abs(weight.mean().item()) < 6 * expected / math.sqrt(weight.numel()), layer
             if drawn == "uniform":
                 assert weight.abs().max() <= math.sqrt(3) * expected * (1 + 1e-6), layer
@@ -109,8 +115,8 @@ def test_initial_weights_are_drawn_as_the_original_s(name: str) -> None:
                     1 + 1e-6
                 ), layer
             else:
-                # A uniform draw of this deviation would end at 1.73; one normal number in eighty is
-                # beyond 2.5.
+                # A uniform distribution ends at 1.73 standard deviations. One in eighty normal
+                # numbers exceeds 2.5.
                 assert weight.numel() < 2000 or weight.abs().max() > 2.5 * expected, layer
                 assert bias is None or not bias.any(), layer
         elif isinstance(module, nn.BatchNorm2d):
@@ -123,10 +129,10 @@ def test_initial_weights_are_drawn_as_the_original_s(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["fc", "conv", "vgg11_bn", "resnet20_gains", "tiny_vgg11", "tiny_resnet18_gains"]
 )
-def test_drawing_anew_gives_what_a_new_network_would_have(name: str) -> None:
+def test_reinitialising_gives_the_weights_of_a_new_network_with_the_same_seed(name: str) -> None:
     build, shape = ZOO[name]
     network = build()
-    network(torch.randn(2, *shape))  # in train mode, so that statistics move too
+    network(torch.randn(2, *shape))  # in train mode, so that running statistics change
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(1)
@@ -139,7 +145,7 @@ def test_drawing_anew_gives_what_a_new_network_would_have(name: str) -> None:
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("channels", [1, 2, 3])
-def test_any_number_of_input_channels_becomes_one_logit_per_class(
+def test_networks_accept_any_number_of_input_channels(
     network: type[nn.Module], channels: int
 ) -> None:
     module = network(input_shape=(channels, 32, 32), num_classes=7).eval()
@@ -152,18 +158,18 @@ def test_any_number_of_input_channels_becomes_one_logit_per_class(
 @pytest.mark.parametrize(
     ("network", "size"), [*itertools.product(NETWORKS, [(28, 28), (32, 64), (64, 64), (96, 96)])]
 )
-def test_images_of_any_size_become_one_logit_per_class(
+def test_networks_accept_images_of_any_size(
     network: type[nn.Module], size: tuple[int, int]
 ) -> None:
     if network is TinyVGG and min(size) < 32:
-        pytest.skip("five halvings need 32x32")
+        pytest.skip("halving five times needs 32x32")
     with torch.device("meta"):
         module = network(input_shape=(1, *size), num_classes=7).eval()
         assert module(torch.empty(2, 1, *size)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_same_seed_draws_the_same_weights_and_another_seed_others(
+def test_initial_weights_depend_on_the_seed_alone(
     network: type[nn.Module],
 ) -> None:
     def drawn(seed: int) -> dict[str, torch.Tensor]:
@@ -176,7 +182,7 @@ def test_the_same_seed_draws_the_same_weights_and_another_seed_others(
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_sizes_are_arguments_with_a_default(network: type[nn.Module]) -> None:
+def test_sizes_are_arguments_with_default_values(network: type[nn.Module]) -> None:
     parameters = inspect.signature(network).parameters
     assert {"input_shape", "num_classes", "depth"} <= set(parameters)
     assert all(
@@ -185,13 +191,13 @@ def test_sizes_are_arguments_with_a_default(network: type[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_network_without_a_class_is_refused(network: type[nn.Module]) -> None:
+def test_zero_classes_are_an_error(network: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match=f"^{network.__name__}: num_classes=0 must be at least 1"):
         network(num_classes=0)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_network_holds_nothing_but_parameters_and_the_statistics_of_its_normalisations(
+def test_the_state_dict_only_has_parameters_and_running_statistics(
     network: type[nn.Module],
 ) -> None:
     module = network()

@@ -1,5 +1,6 @@
-"""Networks of torchvision and timm by name. Nothing is downloaded: a seeded network plays the
-server of trained weights.
+"""Tests of networks of torchvision and timm.
+
+Nothing is downloaded: the weights of a seeded network take the place of trained weights.
 """
 
 import sys
@@ -16,7 +17,7 @@ timm = pytest.importorskip("timm")
 
 
 def served(monkeypatch: pytest.MonkeyPatch, name: str) -> nn.Module:
-    """A network whose weights are what torchvision 'downloads'."""
+    """Return a network whose weights torchvision reads instead of downloading."""
     torch.manual_seed(5)
     trained = models.get_model(name, **({"init_weights": True} if name == "googlenet" else {}))
     monkeypatch.setattr(
@@ -25,14 +26,15 @@ def served(monkeypatch: pytest.MonkeyPatch, name: str) -> nn.Module:
     return trained
 
 
-def test_torchvision_s_own_network_comes_back() -> None:
+def test_torchvision_returns_the_network_of_the_library() -> None:
     torch.manual_seed(0)
-    ours = TorchVision("resnet18", num_classes=7)
+    network = TorchVision("resnet18", num_classes=7)
     torch.manual_seed(0)
-    theirs = models.resnet18(num_classes=7)
-    assert type(ours) is models.ResNet
+    original = models.resnet18(num_classes=7)
+    assert type(network) is models.ResNet
     assert all(
-        torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items()
+        torch.equal(tensor, original.state_dict()[name])
+        for name, tensor in network.state_dict().items()
     )
 
 
@@ -46,27 +48,28 @@ def test_torchvision_s_own_network_comes_back() -> None:
         ("maxvit_t", 224),
     ],
 )
-def test_torchvision_s_networks_give_logits_in_training_too(name: str, side: int) -> None:
+def test_networks_of_torchvision_return_one_tensor_of_logits_in_train_mode(
+    name: str, side: int
+) -> None:
     network = TorchVision(name, num_classes=7, input_shape=(3, side, side)).train()
     assert network(torch.randn(2, 3, side, side)).shape == (2, 7)
 
 
-def test_options_reach_torchvision_s_function() -> None:
+def test_options_are_passed_to_the_function_of_torchvision() -> None:
     network = TorchVision("resnet18", options={"norm_layer": nn.Identity})
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "googlenet"])
-def test_trained_weights_are_torchvision_s(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_those_of_torchvision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = served(monkeypatch, name).state_dict()
     network = TorchVision(name, weights="IMAGENET1K_V1")
     assert all(torch.equal(tensor, trained[key]) for key, tensor in network.state_dict().items())
-    # These weights of googlenet were trained on images normalised otherwise, and the network knows
-    # it.
+    # These weights of GoogLeNet expect another normalisation, which the network applies.
     assert getattr(network, "transform_input", name == "googlenet") == (name == "googlenet")
 
 
-def test_a_classifier_for_other_classes_starts_at_random_and_the_rest_is_trained(
+def test_only_a_classifier_for_other_classes_keeps_its_random_initialisation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trained = served(monkeypatch, "resnet18").state_dict()
@@ -80,25 +83,27 @@ def test_a_classifier_for_other_classes_starts_at_random_and_the_rest_is_trained
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         (
             "vit_b_32",
             {"image_size": 64},
-            r"pos_embedding is \(1, 5, 768\) with these options, in the weights it is \(1, 50, 768\)",
+            r"pos_embedding is \(1, 5, 768\) with these options, in the weights it is"
+            r" \(1, 50, 768\)",
         ),
         (
             "resnet50",
             {"width_per_group": 128},
-            r"layer1\.0\.conv1\.weight is \(128, 64, 1, 1\) .* in the weights it is \(64, 64, 1, 1\)",
+            r"layer1\.0\.conv1\.weight is \(128, 64, 1, 1\) .* in the weights it is"
+            r" \(64, 64, 1, 1\)",
         ),
     ],
 )
-def test_weights_that_do_not_fit_the_options_are_refused(
-    name: str, options: dict[str, int], said: str, monkeypatch: pytest.MonkeyPatch
+def test_weights_that_do_not_fit_the_options_are_an_error(
+    name: str, options: dict[str, int], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served(monkeypatch, name)
-    with pytest.raises(ValueError, match=f"TorchVision: {name}'s .*{said}"):
+    with pytest.raises(ValueError, match=f"TorchVision: {name}'s .*{message}"):
         TorchVision(name, weights="IMAGENET1K_V1", options=options)
 
 
@@ -117,7 +122,7 @@ def test_weights_that_do_not_fit_the_options_are_refused(
         ),
     ],
 )
-def test_what_torchvision_does_not_have_is_refused_in_one_sentence(
+def test_an_argument_that_torchvision_does_not_support_is_an_error_of_one_sentence(
     options: dict[str, str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^TorchVision: .*{message}"):
@@ -128,14 +133,16 @@ def test_what_torchvision_does_not_have_is_refused_in_one_sentence(
     "name", ["resnet10t", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"]
 )
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 64, 64)])
-def test_timm_s_networks_take_any_channels_and_size(name: str, shape: tuple[int, int, int]) -> None:
+def test_networks_of_timm_accept_any_number_of_channels_and_image_size(
+    name: str, shape: tuple[int, int, int]
+) -> None:
     network = Timm(name, num_classes=7, input_shape=shape).eval()
     assert type(network) is type(timm.create_model(name))
     with torch.no_grad():
         assert network(torch.randn(2, *shape)).shape == (2, 7)
 
 
-def test_options_reach_timm() -> None:
+def test_options_are_passed_to_the_function_of_timm() -> None:
     assert (
         Timm(
             "vit_tiny_patch16_224", input_shape=(3, 32, 32), options={"patch_size": 4}
@@ -144,7 +151,7 @@ def test_options_reach_timm() -> None:
     )
 
 
-def test_trained_weights_are_timm_s_but_for_the_classifier(tmp_path: Path) -> None:
+def test_weights_are_those_of_timm_except_for_the_classifier(tmp_path: Path) -> None:
     torch.manual_seed(5)
     trained: dict[str, Tensor] = timm.create_model("resnet10t").state_dict()
     torch.save(trained, tmp_path / "weights.pth")
@@ -161,14 +168,14 @@ def test_trained_weights_are_timm_s_but_for_the_classifier(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "near"), [("resnet19", "resnet18"), ("resnet18.a1_in2k", "resnet18.a1_in1k")]
 )
-def test_a_name_that_timm_does_not_have_is_refused_in_one_sentence(name: str, near: str) -> None:
+def test_a_name_that_timm_does_not_have_is_an_error_of_one_sentence(name: str, near: str) -> None:
     with pytest.raises(
         ValueError, match=f"^Timm: there is no network '{name}'; the nearest name is '{near}'"
     ):
         Timm(name)
 
 
-def test_without_timm_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_timm_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(
         ImportError, match=r"'resnet18' needs the package timm; pip install synflow_pl\[timm\]"

@@ -12,7 +12,7 @@ def weights_and_biases(network: nn.Module) -> tuple[int, int]:
     return sizes[False], sizes[True]
 
 
-def test_fc_is_the_authors_six_layers_of_a_hundred() -> None:
+def test_fc_has_six_layers_of_a_hundred_units_as_in_the_synflow_code() -> None:
     # 28 x 28 pixels, five hidden layers of 100, ten classes.
     weights = 784 * 100 + 4 * 100 * 100 + 100 * 10
     assert weights == 119_400
@@ -25,23 +25,23 @@ def test_fc_of_depth_one_is_softmax_regression() -> None:
     assert weights_and_biases(FC(depth=1)) == (784 * 10, 10)
 
 
-def test_fc_of_two_layers_of_three_units_on_three_channels_of_2x2() -> None:
+def test_fc_has_the_given_depth_and_width_and_image_shape() -> None:
     assert weights_and_biases(FC(input_shape=(3, 2, 2), num_classes=4, depth=2, width=3)) == (
         12 * 3 + 3 * 4,
         3 + 4,
     )
 
 
-def test_conv_is_the_authors_two_convolutions_of_32() -> None:
-    # 3x3 kernels, 1 -> 32 -> 32 channels; the image keeps its size, so 32 * 28 * 28 features reach
-    # the linear layer.
+def test_conv_has_two_convolutions_of_32_channels_as_in_the_synflow_code() -> None:
+    # 3x3 kernels, 1 -> 32 -> 32 channels. The image keeps its size, so the linear layer has
+    # 32 * 28 * 28 inputs.
     weights = 9 * 1 * 32 + 9 * 32 * 32 + 32 * 28 * 28 * 10
     assert weights == 260_384
     assert weights_and_biases(Conv()) == (weights, 32 + 32 + 10)
     assert sum(isinstance(module, nn.ReLU) for module in Conv().modules()) == 2
 
 
-def test_conv_of_one_layer_on_three_channels_that_are_not_square() -> None:
+def test_conv_has_the_given_depth_and_width_on_images_that_are_not_square() -> None:
     assert weights_and_biases(Conv(input_shape=(3, 4, 5), num_classes=7, depth=1, width=2)) == (
         9 * 3 * 2 + 2 * 20 * 7,
         2 + 7,
@@ -54,15 +54,15 @@ def test_the_nonlinearity_is_an_argument(
     network: type[nn.Module], nonlinearity: type[nn.Module]
 ) -> None:
     modules = list(network(nonlinearity=nonlinearity).modules())
-    plain = list(network().modules())
+    default = list(network().modules())
     assert not any(isinstance(module, nn.ReLU) for module in modules)
     assert sum(isinstance(m, nonlinearity) for m in modules) == sum(
-        isinstance(m, nn.ReLU) for m in plain
+        isinstance(m, nn.ReLU) for m in default
     )
 
 
 @pytest.mark.parametrize("network", [FC, Conv])
-def test_without_a_nonlinearity_and_biases_the_network_is_linear(network: type[nn.Module]) -> None:
+def test_a_network_without_nonlinearity_and_biases_is_linear(network: type[nn.Module]) -> None:
     linear = network(input_shape=(1, 4, 4), nonlinearity=nn.Identity)
     for name, parameter in linear.named_parameters():
         if name.endswith("bias"):
@@ -73,11 +73,11 @@ def test_without_a_nonlinearity_and_biases_the_network_is_linear(network: type[n
 
 @pytest.mark.parametrize("network", [FC, Conv])
 @pytest.mark.parametrize(
-    ("sizes", "named"),
+    ("sizes", "message"),
     [({"depth": 0}, "depth=0"), ({"width": 0}, "width=0"), ({"width": -3}, "width=-3")],
 )
-def test_bad_sizes_are_refused_by_name(
-    network: type[nn.Module], sizes: dict[str, int], named: str
+def test_a_size_below_one_is_an_error_that_names_it(
+    network: type[nn.Module], sizes: dict[str, int], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"{network.__name__}: .*{named}.* must .*at least 1"):
+    with pytest.raises(ValueError, match=f"{network.__name__}: .*{message}.* must .*at least 1"):
         network(**sizes)

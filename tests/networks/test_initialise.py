@@ -6,8 +6,8 @@ from synflow_pl.networks.blocks import ResidualGain
 from synflow_pl.networks.initialise import kaiming, reinitialise
 
 
-def test_fans_count_units_and_kernel_positions() -> None:
-    # 3 -> 200 channels, 5x5 kernels: 75 inputs of a unit, 5000 outputs of an input.
+def test_fan_in_and_fan_out_include_the_size_of_the_kernel() -> None:
+    # 3 -> 200 channels, 5x5 kernels: fan_in is 3 * 25 = 75, fan_out is 200 * 25 = 5000.
     network = nn.Sequential(nn.Conv2d(3, 200, 5))
     kaiming(network, nn.Conv2d, "fan_in")
     assert network[0].weight.std().item() == pytest.approx((2 / 75) ** 0.5, rel=0.05)
@@ -16,7 +16,7 @@ def test_fans_count_units_and_kernel_positions() -> None:
     assert not network[0].bias.any()
 
 
-def test_only_the_kind_asked_for_is_drawn() -> None:
+def test_kaiming_only_initialises_layers_of_the_given_class() -> None:
     network = nn.Sequential(nn.Conv2d(2, 2, 1), ResidualGain(2), nn.Flatten(), nn.Linear(2, 2))
     before = network[3].weight.clone()
     kaiming(network, nn.Conv2d, "fan_in")
@@ -24,7 +24,7 @@ def test_only_the_kind_asked_for_is_drawn() -> None:
     assert torch.equal(network[3].weight, before)
 
 
-def test_the_network_has_the_last_word_over_its_layers() -> None:
+def test_reset_parameters_of_a_network_overrides_that_of_its_layers() -> None:
     class Ones(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -42,7 +42,7 @@ def test_the_network_has_the_last_word_over_its_layers() -> None:
     assert (network[1].weight.abs() < 1).all()
 
 
-def test_attention_is_drawn_anew_too() -> None:
+def test_attention_is_reinitialised() -> None:
     attention = nn.MultiheadAttention(8, 2)
     for parameter in attention.parameters():
         nn.init.constant_(parameter, 5)
@@ -51,7 +51,7 @@ def test_attention_is_drawn_anew_too() -> None:
     assert not attention.in_proj_bias.any()
 
 
-def test_a_parameter_that_no_module_can_draw_is_named_and_nothing_is_changed() -> None:
+def test_a_parameter_without_reset_parameters_is_an_error_and_nothing_is_changed() -> None:
     class Token(nn.Module):
         def __init__(self) -> None:
             super().__init__()

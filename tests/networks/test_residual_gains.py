@@ -1,4 +1,4 @@
-"""Residual gains: shortcuts that can be pruned."""
+"""Tests of residual gains, which make identity shortcuts prunable."""
 
 import math
 
@@ -29,13 +29,13 @@ def small(**options: bool) -> ResNet:
 @pytest.mark.parametrize(
     ("build", "channels"), [(lambda: ResNet(20, residual_gains=True), 3 * 16 + 2 * 32 + 2 * 64)]
 )
-def test_each_channel_of_each_identity_shortcut_has_one(
+def test_each_channel_of_each_identity_shortcut_has_a_gain(
     build: type[nn.Module], channels: int
 ) -> None:
     assert sum(gain.weight.numel() for gain in gains(build()).values()) == channels
 
 
-def test_there_are_none_unless_asked_for() -> None:
+def test_networks_have_no_gains_by_default() -> None:
     assert not gains(ResNet(20))
     assert not gains(TinyResNet(18))
     assert len(gains(TinyResNet(18, residual_gains=True))) == 5
@@ -43,20 +43,20 @@ def test_there_are_none_unless_asked_for() -> None:
 
 
 @pytest.mark.parametrize("network", [ResNet, TinyResNet])
-def test_at_first_they_change_nothing(network: type[nn.Module]) -> None:
+def test_initial_gains_do_not_change_the_outputs(network: type[nn.Module]) -> None:
     torch.manual_seed(0)
     plain = network(input_shape=(3, 32, 32)).eval()
     torch.manual_seed(0)
-    gained = network(residual_gains=True, input_shape=(3, 32, 32)).eval()
+    with_gains = network(residual_gains=True, input_shape=(3, 32, 32)).eval()
     assert all(
-        torch.equal(parameter, dict(gained.named_parameters())[name])
+        torch.equal(parameter, dict(with_gains.named_parameters())[name])
         for name, parameter in plain.named_parameters()
     )
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(gained(images), plain(images))
+    torch.testing.assert_close(with_gains(images), plain(images))
 
 
-def test_a_removed_gain_cuts_its_channel_off_the_shortcut() -> None:
+def test_a_pruned_gain_removes_its_channel_from_the_shortcut() -> None:
     block = Basic(2, 2, stride=1, gain=True).eval()
     nn.init.zeros_(block.conv2.weight)  # the branch is zero, so that only the shortcut is left
     block.shortcut.weight.data[1] = 0
@@ -65,21 +65,22 @@ def test_a_removed_gain_cuts_its_channel_off_the_shortcut() -> None:
     assert not out[0, 1].any()
 
 
-def test_they_compete_and_count_like_weights() -> None:
-    plain, gained = small(), small(residual_gains=True)
-    more = sum(weight.numel() for weight in prunable(gained).values()) - sum(
+def test_gains_are_pruned_and_counted_like_weights() -> None:
+    plain, with_gains = small(), small(residual_gains=True)
+    more = sum(weight.numel() for weight in prunable(with_gains).values()) - sum(
         weight.numel() for weight in prunable(plain).values()
     )
     assert more == 4  # one identity shortcut of 4 channels; the others change the shape
-    masks = prune(gained, Magnitude(), density=0.5)
+    masks = prune(with_gains, Magnitude(), density=0.5)
     assert masks.kept == masks.total - math.floor(masks.total / 2)
-    # Ones are larger than nearly every weight drawn.
+    # Gains of one are larger than nearly every initial weight.
     assert masks["blocks.0.shortcut.weight"].all()
 
 
-def test_their_score_is_the_flow_through_the_shortcut() -> None:
-    # Flow into a block's sum is what comes through the branch and what comes through the shortcut
-    # (Tanaka et al. 2020, Theorem 1), and with one branch silenced all of it is the shortcut's.
+def test_the_score_of_a_gain_is_the_flow_through_the_shortcut() -> None:
+    # The flow into a block's sum is the flow through the branch plus the flow through the shortcut
+    # (Tanaka et al. 2020, Theorem 1). With weights near zero in the branch, nearly all of it is the
+    # shortcut's.
     network = ResNet(8, width=2, residual_gains=True, input_shape=(1, 8, 8)).double()
     nn.init.constant_(network.blocks[0].conv2.weight, 1e-30)
     masks = prune(network, SynFlow(), density=0.5, rounds=1, input_shape=(1, 8, 8))
@@ -88,15 +89,15 @@ def test_their_score_is_the_flow_through_the_shortcut() -> None:
 
 
 @pytest.mark.parametrize("density", [0.5, 0.05])
-def test_synflow_prunes_them_and_leaves_a_path(density: float) -> None:
+def test_synflow_prunes_gains_and_keeps_the_network_connected(density: float) -> None:
     network = ResNet(20, residual_gains=True)
     masks = prune(network, SynFlow(), density=density, rounds=20, input_shape=(3, 32, 32))
     assert is_connected(network, masks, example_of(network, (3, 32, 32), None))
-    left = sum(int(masks[name].sum()) for name in gains(network))
-    assert left < sum(gain.weight.numel() for gain in gains(network).values())
+    kept = sum(int(masks[name].sum()) for name in gains(network))
+    assert kept < sum(gain.weight.numel() for gain in gains(network).values())
 
 
-def test_training_moves_everything_but_the_gains() -> None:
+def test_training_changes_weights_but_not_the_gains() -> None:
     network = small(residual_gains=True)
     masks = prune(network, SynFlow(), density=0.2, rounds=5, input_shape=(3, 32, 32))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
@@ -112,7 +113,7 @@ def test_training_moves_everything_but_the_gains() -> None:
     assert all(not parameter[~mask].any() for parameter, mask in masks.parameters(network))
 
 
-def test_they_stay_dense_if_excluded() -> None:
+def test_excluded_gains_are_not_pruned() -> None:
     masks = prune(
         small(residual_gains=True),
         SynFlow(),

@@ -4,7 +4,7 @@ from torch import nn
 
 from synflow_pl.networks import ResNet
 
-# Millions of parameters in Table 6 of He et al. 2016, whose shortcuts have none.
+# Millions of parameters in Table 6 of He et al. 2016, whose shortcuts have no parameters.
 PUBLISHED = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7, 1202: 19.4}
 
 
@@ -18,8 +18,10 @@ def count(module: nn.Module) -> int:
 
 
 def without_shortcuts(depth: int, width: int) -> int:
-    """The first convolution, 2n convolutions in each of three stages, a gain and a shift after
-    each, and the classifier.
+    """Return the number of parameters without shortcuts.
+
+    The network has a first convolution, 2n convolutions in each of three stages, a gain and a shift
+    per channel after each convolution, and a classifier.
     """
     n = (depth - 2) // 6
     w1, w2, w3 = width, 2 * width, 4 * width
@@ -30,7 +32,7 @@ def without_shortcuts(depth: int, width: int) -> int:
 
 
 def shortcuts(width: int) -> int:
-    """Two 1x1 convolutions where the shape changes, each with its normalisation."""
+    """Return the number of parameters of two 1x1 convolutions with BatchNorm as shortcuts."""
     return width * 2 * width + 2 * width * 4 * width + 2 * (2 * width + 4 * width)
 
 
@@ -43,12 +45,12 @@ def test_the_network_has_the_published_number_of_parameters(depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", PUBLISHED)
-def test_the_wide_network_starts_with_32_channels(depth: int) -> None:
+def test_the_wide_network_has_32_channels_in_the_first_stage(depth: int) -> None:
     assert count(on_meta(depth, width=32)) == without_shortcuts(depth, 32) + shortcuts(32)
 
 
-def test_resnet20_has_272_474_parameters_and_22_layers_to_prune() -> None:
-    # 269,722 without shortcuts, and 512 + 2048 weights and 192 gains and shifts in them.
+def test_resnet20_has_272_474_parameters_and_22_prunable_layers() -> None:
+    # 269,722 without shortcuts; shortcuts have 512 + 2048 weights and 192 gains and shifts.
     network = on_meta(20)
     assert count(network) == 269_722 + 2_752
     layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -56,7 +58,7 @@ def test_resnet20_has_272_474_parameters_and_22_layers_to_prune() -> None:
     assert [m.bias is not None for m in layers] == 21 * [False] + [True]
 
 
-def test_a_shortcut_has_weights_only_where_the_shape_changes() -> None:
+def test_shortcuts_have_weights_only_where_the_shape_changes() -> None:
     kernels = [
         block.shortcut[0]
         for block in on_meta(20).blocks
@@ -70,12 +72,12 @@ def test_a_shortcut_has_weights_only_where_the_shape_changes() -> None:
     ]
 
 
-def test_two_stages_halve_the_image() -> None:
+def test_two_of_the_three_stages_halve_the_image() -> None:
     network = ResNet(8).eval()
     assert network.blocks(torch.zeros(1, 16, 32, 32)).shape == (1, 64, 8, 8)
 
 
-def test_a_block_adds_its_input_to_its_branch_and_rectifies() -> None:
+def test_a_block_is_the_relu_of_branch_plus_shortcut() -> None:
     block = ResNet(8).blocks[0].eval()
     nn.init.zeros_(block.conv2.weight)  # the branch is zero, so that only the shortcut is left
     signal = torch.tensor([-1.0, 2.0]).view(1, 1, 1, 2).expand(1, 16, 4, 2)
@@ -83,12 +85,12 @@ def test_a_block_adds_its_input_to_its_branch_and_rectifies() -> None:
 
 
 @pytest.mark.parametrize("depth", [2, 21, 18, -4])
-def test_a_depth_that_is_not_6n_plus_2_is_refused(depth: int) -> None:
+def test_a_depth_that_is_not_6n_plus_2_is_an_error(depth: int) -> None:
     with pytest.raises(ValueError, match=f"ResNet: depth={depth} is not 6n \\+ 2"):
         ResNet(depth)
 
 
 @pytest.mark.parametrize("width", [0, -16])
-def test_a_width_below_one_is_refused(width: int) -> None:
+def test_a_width_below_one_is_an_error(width: int) -> None:
     with pytest.raises(ValueError, match=f"ResNet: width={width} must be at least 1"):
         ResNet(20, width=width)

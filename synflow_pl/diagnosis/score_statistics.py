@@ -1,4 +1,4 @@
-"""Scores: how much flow each layer of a pruned network carries, and whether it is conserved."""
+"""SynFlow's scores of a pruned network, their statistics, and the conservation of flow."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ __all__ = ["Moments", "conservation_error", "moments", "synaptic_flow"]
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean, variance (of the population) and sum of the scores of a layer's living weights; all
-    zero where none lives.
+    """Mean, population variance and sum of the scores of a layer's kept weights.
+
+    All are zero if the layer has no kept weight.
     """
 
     mean: float
@@ -29,14 +30,21 @@ class Moments:
 
 
 def moments(scores: Tensor, mask: Tensor, power: int = 0) -> Moments:
-    """Of ``scores * 2**power`` where the mask is true. What exceeds double precision is
-    infinite.
+    """Return the moments of ``scores * 2**power`` over the kept weights.
+
+    Args:
+        scores: Scores of one parameter.
+        mask: Mask of the parameter, of the same shape.
+        power: Exponent of the factor 2**power that the scores lack.
+
+    Returns:
+        The moments; infinite where they exceed double precision.
     """
-    living = scores[mask.to(scores.device)].double()
-    if living.numel() == 0:
+    kept = scores[mask.to(scores.device)].double()
+    if kept.numel() == 0:
         return Moments(0.0, 0.0, 0.0)
-    variance, mean = torch.var_mean(living, correction=0)
-    return Moments(_scaled(mean, power), _scaled(variance, 2 * power), _scaled(living.sum(), power))
+    variance, mean = torch.var_mean(kept, correction=0)
+    return Moments(_scaled(mean, power), _scaled(variance, 2 * power), _scaled(kept.sum(), power))
 
 
 def _scaled(value: Tensor, power: int) -> float:
@@ -47,14 +55,21 @@ def _scaled(value: Tensor, power: int) -> float:
 
 
 def synaptic_flow(
-    skeleton: LinearNetwork, network: nn.Module, masks: Masks
+    linear_network: LinearNetwork, network: nn.Module, masks: Masks
 ) -> tuple[dict[str, Tensor], float, int]:
-    """SynFlow's scores S(w) = |w| dR/d|w| in the pruned network (Tanaka et al. 2020, Equation 2), zeroed already or not.
+    """Return SynFlow's scores of the pruned network and the flow at its output.
+
+    The score of a weight is S(w) = |w| dR/d|w| (Tanaka et al. 2020, Equation 2).
+
+    Args:
+        linear_network: The positive linear network of ``network``.
+        network: The pruned network. Its pruned weights need not be zero.
+        masks: Masks of the network.
 
     Returns:
-        By name, the scores of every masked weight, zero for one that no flow passes; then R, the
-        flow at the output; and a power of two that both have still to be multiplied by, which keeps
-        deep networks in range.
+        The scores of each masked parameter by name, zero for a weight that no flow passes; the
+        flow R at the output; and the exponent of a power of two by which scores and R have still
+        to be multiplied. It keeps the scores of deep networks in range.
     """
     parameters = dict(network.named_parameters(remove_duplicate=False))
     device = next(iter(parameters.values())).device
@@ -62,7 +77,7 @@ def synaptic_flow(
     weights = {
         name: (magnitude(parameters[name]).to(dtype) * masks[name].to(device)).requires_grad_()
         for name in masks.weights
-        if name in skeleton.weights
+        if name in linear_network.weights
     }
     powers: list[int] = []
 
@@ -71,7 +86,7 @@ def synaptic_flow(
             powers.append(round(math.log2(float(arguments[1]))))
 
     with torch.enable_grad():
-        total = skeleton.flow(weights, watch=watch)
+        total = linear_network.flow(weights, watch=watch)
     gradients = (
         torch.autograd.grad(total, list(weights.values()), materialize_grads=True)
         if weights
@@ -86,13 +101,19 @@ def synaptic_flow(
 
 
 def conservation_error(sums: Mapping[str, float], separating: Collection[str]) -> float:
-    """The coefficient of variation, standard deviation over mean (of the population), of the sums
-    of scores of those layers that every path from input to output passes once; zero where there are
-    fewer than two, or all sums are zero.
+    """Return the coefficient of variation of the sums of scores of the separating layers.
 
-    Each such layer is a cut between input and output, so by Theorem 2 of Tanaka et al. 2020
-    (network-wise conservation) their sums of
-    synaptic saliency agree: all are R.
+    A separating layer is one that every path from input to output passes exactly once, so it is a
+    cut between input and output. By Theorem 2 of Tanaka et al. 2020 (network-wise conservation)
+    the sums of synaptic saliency of such layers agree: all are R.
+
+    Args:
+        sums: Sum of the scores of each parameter, by name.
+        separating: Names of the separating parameters.
+
+    Returns:
+        The population standard deviation over the mean; zero if there are fewer than two
+        separating layers or if all their sums are zero.
     """
     values = torch.tensor([sums[name] for name in sums if name in separating], dtype=torch.float64)
     if len(values) < 2 or not bool(values.any()):
