@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from synflow_pl.bias_norm_masks import living_inputs, living_units
+from synflow_pl.bias_norm_masks import active_inputs, active_units
 from synflow_pl.diagnosis.diagnosis import Diagnosis, Layer
 from synflow_pl.diagnosis.flops import count_flops
 from synflow_pl.diagnosis.homogeneity import inhomogeneous
@@ -68,7 +68,7 @@ def diagnose(
         *skeleton.notes,
     )
     living = {name: masks[name] for name in masks.weights}
-    units, read = living_units(network, living), living_inputs(network, living)
+    units, read = active_units(network, living), active_inputs(network, living)
     layers = tuple(
         Layer(
             name=name,

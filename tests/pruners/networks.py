@@ -48,18 +48,18 @@ def scores(
     **options: Any,
 ) -> dict[str, Tensor]:
     """What the pruner scores, at some masks, before the loop cuts."""
-    subject = PruningState.of(network)
-    subject.batches, subject.loss, subject.density = batches, loss, density
+    state = PruningState.from_network(network)
+    state.batches, state.loss, state.density = batches, loss, density
     for name, value in options.items():
-        setattr(subject, name, value)
+        setattr(state, name, value)
     if input_shape is not None:
-        subject.inputs = example_of(network, input_shape, None)
-    subject.masks.update(masks or {})
+        state.inputs = example_of(network, input_shape, None)
+    state.masks.update(masks or {})
     if not pruner.regrows:
-        for name, weight in subject.weights.items():
-            weight.mul_(subject.masks[name])
-    pruner.prepare(subject)
+        for name, weight in state.weights.items():
+            weight.mul_(state.masks[name])
+    pruner.prepare(state)
     return {
         name: score if isinstance(score, Tensor) else score.weight * score.gradient
-        for name, score in pruner.score(subject).items()
+        for name, score in pruner.score(state).items()
     }

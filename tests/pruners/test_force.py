@@ -33,10 +33,10 @@ def test_weights_come_back_and_zeros_are_final_after_the_last_round_only() -> No
     seen: list[dict[str, Tensor]] = []
 
     class Watched(FORCE):
-        def score(self, subject: PruningState) -> dict[str, Tensor]:
-            seen.append({name: mask.clone() for name, mask in subject.masks.items()})
-            assert all(weight.all() for weight in subject.weights.values())  # dense in every round
-            return super().score(subject)
+        def score(self, state: PruningState) -> dict[str, Tensor]:
+            seen.append({name: mask.clone() for name, mask in state.masks.items()})
+            assert all(weight.all() for weight in state.weights.values())  # dense in every round
+            return super().score(state)
 
     torch.manual_seed(0)
     network = nn.Sequential(

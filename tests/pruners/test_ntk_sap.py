@@ -138,7 +138,7 @@ def test_biases_and_shifts_count_as_zero_and_gains_as_one() -> None:
     started = copy.deepcopy(network)
 
     class Own(NTKSAP):
-        def _others(self, subject: PruningState, kind: Tensor) -> dict[str, Tensor]:
+        def _others(self, state: PruningState, kind: Tensor) -> dict[str, Tensor]:
             return {}
 
     with torch.no_grad():
@@ -164,8 +164,8 @@ def test_parameters_of_the_network_stay_as_they_are() -> None:
 
 def test_weights_and_images_are_drawn_anew_in_each_round() -> None:
     class Twice(NTKSAP):
-        def score(self, subject):  # type: ignore[no-untyped-def]
-            first, second = super().score(subject), super().score(subject)
+        def score(self, state):  # type: ignore[no-untyped-def]
+            first, second = super().score(state), super().score(state)
             assert not torch.equal(first["0.weight"], second["0.weight"])
             return second
 

@@ -142,14 +142,14 @@ def test_removed_weights_stay_removed_from_round_to_round(pruner: type[Pruner]) 
     seen: list[dict[str, torch.Tensor]] = []
 
     class Watching(pruner):  # type: ignore[misc,valid-type]
-        def score(self, subject: PruningState) -> object:
+        def score(self, state: PruningState) -> object:
             seen.append({name: mask.clone() for name, mask in subject.masks.items()})
             living = {name: int(mask.sum()) for name, mask in subject.masks.items()}
             assert all(
                 int(weight.count_nonzero()) == living[name]
                 for name, weight in subject.weights.items()
             )
-            return super().score(subject)
+            return super().score(state)
 
     masks = pruned(network(), made(Watching), density=0.1, rounds=6)
     assert len(seen) == 6
@@ -219,7 +219,7 @@ def test_equal_weights_are_cut_to_the_exact_number(pruner: type[Pruner]) -> None
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_equal_scores_leave_the_first_weights(rounds: int) -> None:
     class Indifferent(Pruner):
-        def score(self, subject: PruningState) -> dict[str, Tensor]:
+        def score(self, state: PruningState) -> dict[str, Tensor]:
             return {name: torch.full_like(weight, 7.0) for name, weight in subject.weights.items()}
 
     masks = pruned(network(), Indifferent(), num_kept=10, rounds=rounds)

@@ -98,9 +98,9 @@ def test_iterated_it_scores_the_loss_of_what_is_left() -> None:
     seen: list[dict[str, Tensor]] = []
 
     class Watched(SNIP):
-        def score(self, subject: PruningState) -> dict[str, Tensor]:
-            found = super().score(subject)
-            living.append({name: mask.clone() for name, mask in subject.masks.items()})
+        def score(self, state: PruningState) -> dict[str, Tensor]:
+            found = super().score(state)
+            living.append({name: mask.clone() for name, mask in state.masks.items()})
             seen.append({name: score.clone() for name, score in found.items()})
             return found
 

@@ -143,9 +143,9 @@ def test_in_a_transposed_convolution_whose_outputs_are_gated_the_gates_units_are
     seen: dict[str, Tensor] = {}
 
     class Watched(SynFlow):
-        def prepare(self, subject: PruningState) -> None:
-            super().prepare(subject)
-            seen.update(subject.ranked_separately)
+        def prepare(self, state: PruningState) -> None:
+            super().prepare(state)
+            seen.update(state.ranked_separately)
 
     prune(Gated(), Watched(), density=0.5, rounds=1, input_shape=(4, 2, 2))
     # Units 2 and 3, the gate, are those of the second group, which inputs 2 and 3 feed.
@@ -181,9 +181,9 @@ def test_working_on_living_blocks_changes_no_mask(
     blocks: list[int] = []
 
     class Watched(SynFlow):
-        def score(self, subject: PruningState) -> dict[str, Saliency]:
-            blocks.append(sum(weight.numel() for weight in subject.weights.values()))
-            return super().score(subject)
+        def score(self, state: PruningState) -> dict[str, Saliency]:
+            blocks.append(sum(weight.numel() for weight in state.weights.values()))
+            return super().score(state)
 
     fast = prune(network, Watched(), density=0.01, input_shape=shape)
     assert blocks[-1] < blocks[0] / 4  # dead units were left out

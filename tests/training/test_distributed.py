@@ -183,7 +183,7 @@ def test_a_rank_that_holds_something_else_is_named_on_every_rank(tmp_path: Path,
 class Broken(Random):
     """It fails where only the first rank gets."""
 
-    def score(self, subject: PruningState) -> dict[str, Tensor]:
+    def score(self, state: PruningState) -> dict[str, Tensor]:
         raise FloatingPointError("layers.1.weight: a score is nan")
 
 
@@ -200,7 +200,7 @@ def test_a_dead_network_is_an_error_of_all_ranks(tmp_path: Path) -> None:
 
 
 class Unsendable(Random):
-    def score(self, subject: PruningState) -> dict[str, Tensor]:
+    def score(self, state: PruningState) -> dict[str, Tensor]:
         class Local(Exception):
             """Of a class that no other process can find."""
 

@@ -109,9 +109,9 @@ def test_larger_networks_do_as_well(tmp_path: Path, network: str, pruner: Pruner
 class Seen(Magnitude):
     """Magnitude that remembers the precision it scored in, and what it scored."""
 
-    def score(self, subject: Any) -> dict[str, Tensor]:
-        self.weights = {name: weight.clone() for name, weight in subject.weights.items()}
-        return super().score(subject)
+    def score(self, state: Any) -> dict[str, Tensor]:
+        self.weights = {name: weight.clone() for name, weight in state.weights.items()}
+        return super().score(state)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

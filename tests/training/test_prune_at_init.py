@@ -367,9 +367,9 @@ def test_what_is_not_as_it_should_be_is_told(
 class Listening(SNIP):
     """SNIP that remembers what it was given."""
 
-    def score(self, subject: PruningState) -> dict[str, Tensor]:
-        self.seen = subject
-        return super().score(subject)
+    def score(self, state: PruningState) -> dict[str, Tensor]:
+        self.seen = state
+        return super().score(state)
 
 
 def test_a_pruner_that_scores_on_data_gets_the_batches_that_the_data_module_has_for_it(
@@ -394,9 +394,9 @@ def scored_on(tmp_path: Path, data: Any, **options: Any) -> list[list[Tensor]]:
     seen: list[list[Tensor]] = []
 
     class Seeing(SNIP):
-        def score(self, subject: PruningState) -> dict[str, Tensor]:
-            seen.append([images.clone() for images, _ in subject.batches])
-            return super().score(subject)
+        def score(self, state: PruningState) -> dict[str, Tensor]:
+            seen.append([images.clone() for images, _ in state.batches])
+            return super().score(state)
 
     torch.manual_seed(0)
     callback = PruneAtInit(Seeing(), **{"density": 0.2, "rounds": 5} | options)

@@ -204,11 +204,11 @@ class Broken(SynFlow):
 
     fails = True
 
-    def score(self, subject: Any) -> Any:
-        if self.fails and subject.density < 0.3:
+    def score(self, state: Any) -> Any:
+        if self.fails and state.density < 0.3:
             self.fails = False
             raise KeyboardInterrupt
-        return super().score(subject)
+        return super().score(state)
 
 
 def test_a_pruning_that_was_interrupted_is_done_again(tmp_path: Path) -> None:
