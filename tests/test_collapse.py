@@ -72,7 +72,8 @@ def test_the_first_batch_serves_as_the_example_input_of_the_collapse_check() -> 
 def test_an_empty_layer_gives_a_warning_without_an_example_input() -> None:
     with pytest.warns(
         UserWarning,
-        match="layers with no weight left: .*; give input_shape= or example_input= to learn whether a path",
+        match="layers with no weight left: .*; give input_shape= or example_input= to learn"
+        " whether a path",
     ):
         prune(chain(), Magnitude(), num_kept=2)
 

@@ -78,7 +78,8 @@ def test_the_error_about_no_prunable_weights_names_the_classes_with_parameters()
 
     with pytest.raises(
         ValueError,
-        match=r"Sequential has no prunable weight; .*its parameters are in Dense \(64\), Embedding \(12\)$",
+        match=r"Sequential has no prunable weight; .*its parameters are in Dense \(64\), "
+        r"Embedding \(12\)$",
     ):
         prunable(nn.Sequential(nn.Embedding(3, 4), Dense(), Dense(), nn.ReLU()))
 

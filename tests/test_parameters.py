@@ -120,7 +120,8 @@ def test_an_input_on_which_forward_fails_is_an_error_that_quotes_the_reason(
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"fails on an input of \(1, {shape[0]}.* float32 \(RuntimeError: .*give the example_input",
+        match=rf"fails on an input of \(1, {shape[0]}.* float32 \(RuntimeError: .*give the"
+        " example_input",
     ):
         prune(network, SynFlow(), density=0.5, rounds=1, input_shape=shape)
 

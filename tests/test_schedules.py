@@ -59,8 +59,8 @@ def test_a_schedule_never_increases_and_ends_at_the_exact_number(
 
 
 def test_groups_that_are_ranked_separately_share_the_weights_that_are_kept() -> None:
-    # At density 1/4 the cumulative sums of 30, 20 and 10 weights are 7.5, 12.5 and 15, rounded up to
-    # 8, 13 and 15.
+    # At density 1/4 the cumulative sums of 30, 20 and 10 weights are 7.5, 12.5 and 15, which are
+    # rounded up to 8, 13 and 15.
     assert kept_per_round("exponential", Fraction(1, 4), 1, [30, 20, 10]) == [[8], [5], [2]]
 
 
