@@ -56,6 +56,10 @@ class PruningOptions:
 
     Raises:
         ValueError: If an option is impossible, naming its value and what was expected.
+
+    Example:
+        >>> PruningOptions(density=0.1).scope
+        'global'
     """
 
     density: float | Fraction | None = None

@@ -23,6 +23,11 @@ class Saliency(NamedTuple):
 
     This is the synaptic saliency of Tanaka et al. 2020, Equation 1. Most weights are removed in the
     first of many rounds, and scores that can no longer be removed need not be multiplied.
+
+    Example:
+        >>> score = Saliency(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 0.5]))
+        >>> score.weight * score.gradient
+        tensor([2.0000, 1.5000])
     """
 
     weight: Tensor
@@ -61,6 +66,11 @@ class PruningState:
         train_mode: Whether pruners that score on data do so in train mode.
         linear_network: Positive linear network of ``network``, if the pruner built it; the
             connectivity check reuses it.
+
+    Example:
+        >>> state = PruningState.from_network(nn.Linear(8, 4))
+        >>> state.weights["weight"].shape, int(state.masks["weight"].sum())
+        (torch.Size([4, 8]), 32)
     """
 
     network: nn.Module
@@ -181,6 +191,11 @@ class PrunerWrapper(Pruner):
 
     Args:
         pruner: Pruner to delegate to.
+
+    Example:
+        >>> from synflow_pl.pruners import SynFlow
+        >>> PrunerWrapper(SynFlow()).rounds
+        100
     """
 
     def __init__(self, pruner: Pruner) -> None:
