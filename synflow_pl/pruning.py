@@ -8,7 +8,6 @@ of pruners compares their scores and nothing else.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -21,24 +20,25 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from synflow_pl.bias_norm_masks import compute_bias_norm_masks
-from synflow_pl.flow import (
-    Connectivity,
-    DeadNetwork,
-    LinearNetwork,
-    disconnection_message,
-    example_of,
-)
+from synflow_pl.flow import Connectivity, example_of
 from synflow_pl.masks import Masks, prunable
 from synflow_pl.numerics import full_precision
 from synflow_pl.parameters import check_network, left_out, left_out_note
-from synflow_pl.pruners.base import Pruner, PruningState, Saliency
+from synflow_pl.pruners.base import Pruner, PruningState
+from synflow_pl.pruning_checks import (
+    Batches,
+    apply_earlier_masks,
+    batches_of_round,
+    check_collapse,
+    check_nothing_regrown,
+    collapse_inputs,
+    unscored_parameters,
+    zero_removed,
+)
 from synflow_pl.schedules import SCHEDULES, as_density, kept_per_round, kept_weights
-from synflow_pl.selection import PruningGroup, RegrowingGroup, make_groups, varying_factor
+from synflow_pl.selection import PruningGroup, RegrowingGroup, make_groups
 
 __all__ = ["PruningOptions", "nearest_attainable", "prune"]
-
-Batches = Sequence[tuple[Tensor, Tensor]]
-"""Pairs (images (N, C, H, W), labels (N,))."""
 
 _CHOICES = {
     "on_collapse": ("warn", "error", "ignore"),
@@ -271,18 +271,18 @@ def _prune(
     state = PruningState.from_network(network, options.exclude)
     state.scope, state.loss, state.train_mode = options.scope, loss, options.train_mode
     if earlier is not None:
-        _apply_earlier_masks(state, earlier)
+        apply_earlier_masks(state, earlier)
     target = _target_density(state, options)
     has_example = input_shape is not None or example_input is not None
     if pruner.needs_input or options.mask_norm or has_example:
         state.inputs = example_of(network, input_shape, example_input)
-    state.batches = _batches_of_round(pruner, batches, 0)
-    check_inputs = _inputs_of_collapse_check(state, pruner, options)
+    state.batches = batches_of_round(pruner, batches, 0)
+    check_inputs = collapse_inputs(state, pruner, options.on_collapse)
     layers = _ranked_layers(state, target)
     if any(density < 1 for _, density in layers):
         pruner.prepare(state)
         if earlier is not None:
-            _zero_removed(state)
+            zero_removed(state)
         _run_rounds(state, pruner, options, layers, target, batches, on_round)
     else:
         pruner.notes = ()  # nothing is scored
@@ -292,7 +292,7 @@ def _prune(
     pruner.finish(state)
     state.weights.clear()  # frees memory for the steps that follow
     if earlier is not None:
-        _check_nothing_regrown(state, pruner, earlier)
+        check_nothing_regrown(state, pruner, earlier)
     followers = compute_bias_norm_masks(
         network,
         state.masks,
@@ -302,7 +302,7 @@ def _prune(
     )
     masks = Masks({**state.masks, **followers}, followers)
     if options.on_collapse != "ignore":
-        _check_collapse(state, masks, pruner, options, check_inputs)
+        check_collapse(state, masks, pruner, options.on_collapse, check_inputs)
     masks.apply(network)
     return masks
 
@@ -342,10 +342,12 @@ def _run_rounds(
         num_kept = sum(kept[index] for kept in kept_after)
         state.density = target if index == rounds - 1 else Fraction(num_kept, total)
         if index and callable(batches):
-            state.batches = _batches_of_round(pruner, batches, index)
+            state.batches = batches_of_round(pruner, batches, index)
         scores = dict(pruner.score(state))
         if index == 0:
-            unscored = _unscored(state, pruner, scores, sum(kept[-1] for kept in kept_after))
+            unscored = unscored_parameters(
+                state, pruner, scores, sum(kept[-1] for kept in kept_after)
+            )
         scores |= {
             name: torch.full_like(state.weights[name], torch.finfo(torch.float32).max)
             for name in unscored
@@ -403,216 +405,6 @@ def _ranked_layers(state: PruningState, target: Fraction) -> list[tuple[list[str
             density = min(Fraction(1), Fraction(wanted, kept)) if kept else Fraction(1)
         layers.append((names, density))
     return layers
-
-
-def _apply_earlier_masks(state: PruningState, masks: Masks) -> None:
-    """Remove the weights that an earlier pruning removed.
-
-    Raises:
-        ValueError: If the masks do not fit the network, or name other parameters than ``state``.
-    """
-    masks.parameters(state.network)
-    if set(masks.weights) != state.masks.keys():
-        differing = sorted(set(masks.weights) ^ state.masks.keys())
-        raise ValueError(
-            f"masks and exclude disagree about what is pruned: {', '.join(differing)}; prune with"
-            " the same exclude"
-        )
-    for name, mask in state.masks.items():
-        mask.copy_(masks[name])
-    _zero_removed(state)
-
-
-def _zero_removed(state: PruningState) -> None:
-    """Set the working copies of removed weights to zero.
-
-    A pruner may have set them to one in a layer whose weights are all zero.
-    """
-    for name, mask in state.masks.items():
-        state.weights[name].masked_fill_(~mask, 0)
-
-
-def _check_nothing_regrown(state: PruningState, pruner: Pruner, earlier: Masks) -> None:
-    """Raise a ValueError if a weight is kept that an earlier pruning removed."""
-    if any(
-        bool((mask & ~earlier[name].to(mask.device)).any()) for name, mask in state.masks.items()
-    ):
-        raise ValueError(
-            f"{pruner.name} brings back weights that masks= removed, so it cannot go on from them;"
-            " leave masks out"
-        )
-
-
-def _unscored(
-    state: PruningState, pruner: Pruner, scores: Mapping[str, Tensor | Saliency], num_kept: int
-) -> list[str]:
-    """Return the names of parameters whose scores are all zero in the first round.
-
-    Such parameters stay dense, since nothing is known about their weights; a note names them.
-
-    Args:
-        state: State of the pruning.
-        pruner: Pruner that computed the scores.
-        scores: Scores of the first round, by parameter name.
-        num_kept: Number of weights kept after the last round.
-
-    Raises:
-        ValueError: If all scores are zero, or if with global scope these parameters have more
-            weights than are to be kept.
-    """
-    sizes = {name: int(mask.count_nonzero()) for name, mask in state.masks.items()}
-    names = [
-        name
-        for name, score in scores.items()
-        if sizes[name] and not bool(varying_factor(score).any())
-    ]
-    if not names:
-        return []
-    if len(names) == sum(size > 0 for size in sizes.values()):
-        raise ValueError(
-            f"every score of {pruner.name} is zero, so its masks would be arbitrary: the network's"
-            " output does not depend on what it scores. Look for a layer or a gain that is zero"
-            " throughout, or choose a pruner that needs no signal (SynFlow, Magnitude)"
-        )
-    size = sum(sizes[name] for name in names)
-    if state.scope == "global" and size > num_kept:
-        raise ValueError(
-            f"{pruner.name} scores all {size} weights of {', '.join(names)} zero and so would keep"
-            f" them, but only {num_kept} weights are to be left; exclude them, choose a larger"
-            " density, or a pruner that needs no signal (SynFlow, Magnitude)"
-        )
-    consequence = "kept dense" if state.scope == "global" else "cut by position"
-    pruner.notes = (
-        *pruner.notes,
-        f"{consequence}, since their scores are zero throughout: {', '.join(names)}",
-    )
-    return names
-
-
-def _batches_of_round(
-    pruner: Pruner, batches: Batches | Callable[[int], Batches], index: int
-) -> Batches:
-    """Return the batches of a round, checked if the pruner scores on them.
-
-    Args:
-        pruner: Pruner that computes the scores.
-        batches: As in :func:`prune`.
-        index: Index of the round, counted from 0.
-
-    Raises:
-        ValueError: If they are not pairs (images, labels).
-    """
-    if not pruner.needs_batches:
-        return () if callable(batches) else batches
-    drawn = batches(index) if callable(batches) else batches
-    _check_batches(pruner, drawn)
-    return drawn
-
-
-def _check_batches(pruner: Pruner, batches: Batches) -> None:
-    expected = f"{pruner.name} scores on data: give batches=, a list of (images, labels) pairs"
-    if not isinstance(batches, Sequence) or len(batches) == 0:
-        given = "none" if isinstance(batches, Sequence) else f"a {type(batches).__name__}"
-        raise ValueError(f"{expected}; got {given}")
-    for index, batch in enumerate(batches):
-        if not (
-            isinstance(batch, (tuple, list))
-            and len(batch) == 2
-            and all(isinstance(part, Tensor) and part.dim() for part in batch)
-        ):
-            raise ValueError(f"{expected}; batches[{index}] is no pair of tensors")
-        if len(batch[0]) != len(batch[1]):
-            raise ValueError(
-                f"{expected}; batches[{index}] has {len(batch[0])} images and {len(batch[1])}"
-                " labels"
-            )
-    if not any(len(images) for images, _ in batches):
-        raise ValueError(f"{expected}; there are no images in these")
-
-
-def _inputs_of_collapse_check(
-    state: PruningState, pruner: Pruner, options: PruningOptions
-) -> tuple[Tensor, ...] | None:
-    """Return example inputs for the search for a path, or ``None`` if there are none.
-
-    Raises:
-        ValueError: If they are missing and a collapse is to be an error.
-    """
-    inputs = state.inputs
-    if inputs is None and pruner.needs_batches and options.on_collapse != "ignore":
-        images = next(images for images, _ in state.batches if len(images))
-        inputs = example_of(state.network, None, images[:1])
-    if inputs is None and options.on_collapse == "error":
-        raise ValueError(
-            "on_collapse='error' has to see whether a path is left: give input_shape=(C, H, W) or"
-            " example_input="
-        )
-    return inputs
-
-
-def _check_collapse(
-    state: PruningState,
-    masks: Masks,
-    pruner: Pruner,
-    options: PruningOptions,
-    inputs: tuple[Tensor, ...] | None,
-) -> None:
-    """Warn or raise an error if no path of kept weights leads from input to output.
-
-    Args:
-        state: State of the pruning.
-        masks: Masks that the pruning has computed.
-        pruner: Pruner that computed the scores.
-        options: Options whose ``on_collapse`` is ``"warn"`` or ``"error"``.
-        inputs: Example inputs, or ``None`` if there are none.
-
-    Raises:
-        DeadNetwork: If there is no path and a collapse is to be an error.
-    """
-    try:
-        collapse = _describe_collapse(state.network, masks, inputs, state.linear_network)
-    except (RuntimeError, ValueError) as error:
-        if options.on_collapse == "error":
-            raise
-        # The check has failed, but the masks are correct.
-        pruner.notes = (
-            *pruner.notes,
-            f"whether a path from input to output is left could not be checked: {error}",
-        )
-        return
-    if collapse is None:
-        return
-    if options.on_collapse == "error":
-        raise DeadNetwork(f"{collapse}, or on_collapse='warn' to prune it anyway")
-    # The frames above this one are _prune(), prune(), its decorator and the caller.
-    warnings.warn(
-        f"{pruner.name}: {collapse}, or on_collapse='ignore' if this is meant",
-        UserWarning,
-        stacklevel=5,
-    )
-
-
-def _describe_collapse(
-    network: nn.Module,
-    masks: Masks,
-    inputs: tuple[Tensor, ...] | None,
-    linear_network: LinearNetwork | None,
-) -> str | None:
-    """Describe a network without a path from input to output, or return ``None`` if it has one."""
-    empty = [name for name in masks.weights if not bool(masks[name].any())]
-    if inputs is None:
-        if not empty:
-            return None
-        return (
-            f"layers with no weight left: {', '.join(empty)}; give input_shape= or example_input="
-            " to learn whether a path from input to output remains"
-        )
-    paths = Connectivity(network, inputs, skeleton=linear_network)
-    return (
-        None
-        if paths.left(masks)
-        else disconnection_message(masks.density, paths.broken(masks), empty)
-    )
 
 
 def _num_kept_for_effective_density(

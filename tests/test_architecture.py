@@ -20,6 +20,7 @@ LEVELS = [
     {"runs", "experiments", "export"},
     {"training"},
     {"pruning", "diagnosis", "compaction"},
+    {"pruning_checks"},
     {"selection"},
     {"pruners"},
     {"bias_norm_masks"},
