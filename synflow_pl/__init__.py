@@ -1,8 +1,7 @@
-"""Prune neural networks at initialisation with SynFlow and its rivals, and train them sparse with
-PyTorch Lightning.
+"""Prune neural networks at initialisation with SynFlow and other pruners, and train them sparsely.
 
-The public door is lazy: a name is imported when it is first asked for, so that ``synflow_pl
-    --version`` needs no torch.
+Training uses PyTorch Lightning. The public names are imported lazily, when they are first used, so
+that ``synflow_pl --version`` does not import torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Followers: biases and normalisation gains, which live exactly as long as their unit.
+"""Masks of biases and normalisation parameters, derived from the masks of the weights.
 
-They never compete. When the weights of a unit have all been removed, what it would add on its own
-goes with it.
+Biases, gains and shifts are never ranked. Each is kept exactly as long as its unit has a kept
+weight, so that a unit without kept weights adds nothing of its own. :class:`synflow_pl.Masks` calls
+these masks *followers*.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 
 from synflow_pl.graph.trace import Value, trace
 
-__all__ = ["follow", "living_inputs", "living_units", "of_units"]
+__all__ = ["active_inputs", "active_units", "compute_bias_norm_masks", "expand_units"]
 
 
-def follow(
+def compute_bias_norm_masks(
     network: nn.Module,
     masks: Mapping[str, Tensor],
     inputs: tuple[Tensor, ...] | None,
@@ -23,31 +24,31 @@ def follow(
     mask_bias: bool,
     mask_norm: bool,
 ) -> dict[str, Tensor]:
-    """Masks of what follows the units that ``masks`` leave.
+    """Return masks of the biases, gains and shifts that belong to the units of masked layers.
 
     Args:
-        network: the network under study.
-        masks: of its prunable weights.
-        inputs: an example, needed with ``mask_norm``: which normalisation reads which layer is seen
-            in a pass.
-        mask_bias: biases of the masked layers follow.
-        mask_norm: gain and shift of a normalisation that reads a masked layer's output, and nothing
-            else, follow.
+        network: Network under study.
+        masks: Masks of its prunable weights, by parameter name.
+        inputs: Example inputs, required with ``mask_norm``, since a forward pass shows which
+            normalisation reads which layer.
+        mask_bias: Whether to mask the biases of masked layers.
+        mask_norm: Whether to mask gains and shifts of normalisations that read the output of one
+            masked layer and nothing else.
 
     Returns:
-        By parameter name, (units,) bool.
+        Bool masks (units,), by parameter name.
     """
     followers: dict[str, Tensor] = {}
-    units = living_units(network, masks)
+    units = active_units(network, masks)
     if mask_bias:
-        present = dict(network.named_parameters())
-        for name, living in units.items():
-            beside = name.removesuffix("weight") + "bias"
-            if name.endswith("weight") and beside in present and beside not in masks:
-                followers[beside] = living
+        parameters = dict(network.named_parameters())
+        for name, active in units.items():
+            bias = name.removesuffix("weight") + "bias"
+            if name.endswith("weight") and bias in parameters and bias not in masks:
+                followers[bias] = active
     if mask_norm:
         assert inputs is not None
-        for name, weight in _normalised(network, inputs).items():
+        for name, weight in _normalised_weights(network, inputs).items():
             if (
                 weight in units
                 and name not in followers
@@ -57,41 +58,50 @@ def follow(
     return followers
 
 
-def living_units(network: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By weight name, (units,) bool: whether any weight into the unit lives."""
+def active_units(network: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return bool tensors (units,), by weight name, True for units with a kept input weight."""
     return {
-        name: _second(m, network, name) if _transposed(network, name) else m.flatten(1).any(1)
-        for name, m in masks.items()
+        name: _any_by_second(mask, network, name)
+        if _is_transposed(network, name)
+        else mask.flatten(1).any(1)
+        for name, mask in masks.items()
     }
 
 
-def living_inputs(network: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By weight name, (inputs,) bool: whether any living weight reads the input channel."""
+def active_inputs(network: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return bool tensors (inputs,), by weight name, True for inputs that a kept weight reads."""
     return {
-        name: m.flatten(1).any(1) if _transposed(network, name) else _second(m, network, name)
-        for name, m in masks.items()
+        name: mask.flatten(1).any(1)
+        if _is_transposed(network, name)
+        else _any_by_second(mask, network, name)
+        for name, mask in masks.items()
     }
 
 
-def _transposed(network: nn.Module, name: str) -> bool:
-    """Whether a weight is (in, out / groups, *kernel) instead of (out, in / groups, *kernel)."""
+def _is_transposed(network: nn.Module, name: str) -> bool:
+    """Return whether a weight has the shape (in, out / groups, *kernel)."""
     return isinstance(
         network.get_submodule(name.rpartition(".")[0]), nn.modules.conv._ConvTransposeNd
     )
 
 
-def _second(mask: Tensor, network: nn.Module, name: str) -> Tensor:
-    """Whether anything lives for each channel of a mask's second dimension, which counts anew in
-    each group.
+def _any_by_second(mask: Tensor, network: nn.Module, name: str) -> Tensor:
+    """Return for each channel of the second dimension whether any entry of a mask is True.
+
+    Each group of a grouped convolution has channels of its own.
     """
     groups = getattr(network.get_submodule(name.rpartition(".")[0]), "groups", 1)
     channels = mask.unflatten(0, (groups, -1)).any(1).flatten(0, 1)
     return channels.reshape(len(channels), -1).any(1)
 
 
-def of_units(network: nn.Module, name: str, units: Tensor) -> Tensor:
-    """(units,) bool, spread out over the weights into each unit, in the shape of the weight
-    ``name``.
+def expand_units(network: nn.Module, name: str, units: Tensor) -> Tensor:
+    """Expand a bool tensor (units,) to the shape of a weight, over the weights into each unit.
+
+    Args:
+        network: Network that has the weight.
+        name: Name of the weight.
+        units: One value per unit of the weight's layer.
     """
     weight = network.get_parameter(name)
     module = network.get_submodule(name.rpartition(".")[0])
@@ -114,34 +124,45 @@ _NORMALISATIONS = (
 )
 
 
-def _normalised(network: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, str]:
-    """By name of a normalisation's gain or shift, the name of the weight whose output it reads: of
-    those that read the outputs of one weight and nothing else, however often.
+def _normalised_weights(network: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, str]:
+    """Return for gains and shifts of normalisations the name of the weight whose output they scale.
+
+    Gains and shifts that are applied to anything else than the outputs of one weight are left out.
     """
     recording = trace(network, inputs)
-    present = dict(network.named_parameters())
-    named = dict(recording.parameters)
-    made_by: dict[int, str] = {}
-    # By name, the weights whose outputs each gain or shift is applied to; None stands for anything
-    # else.
-    read: dict[str, set[str | None]] = {}
+    parameters = dict(network.named_parameters())
+    parameter_of_value = dict(recording.parameters)
+    weight_of_value: dict[int, str] = {}
+    # Names of the weights to whose outputs each gain or shift is applied; None stands for any other
+    # use.
+    uses: dict[str, set[str | None]] = {}
     for operation in recording.operations:
         values = operation.reads
-        if operation.name in ("t", "alias", "detach") and values[0].number in named:
-            named[operation.outputs[0].number] = named[values[0].number]  # type: ignore[union-attr]
+        if operation.name in ("t", "alias", "detach") and values[0].number in parameter_of_value:
+            parameter_of_value[operation.outputs[0].number] = (  # type: ignore[union-attr]
+                parameter_of_value[values[0].number]
+            )
             continue
         if operation.name in ("convolution", "mm", "addmm"):
             weight = operation.args[1] if operation.name == "convolution" else operation.args[-1]
-            if weight.number in named:
-                made_by[operation.outputs[0].number] = named[weight.number]  # type: ignore[union-attr]
-        given = operation.bound() if operation.name in _NORMALISATIONS else {}
-        own = [given[key].number for key in ("weight", "bias") if isinstance(given.get(key), Value)]
+            if weight.number in parameter_of_value:
+                weight_of_value[operation.outputs[0].number] = (  # type: ignore[union-attr]
+                    parameter_of_value[weight.number]
+                )
+        arguments = operation.bound() if operation.name in _NORMALISATIONS else {}
+        affine = [
+            arguments[key].number
+            for key in ("weight", "bias")
+            if isinstance(arguments.get(key), Value)
+        ]
         for value in values:
-            if (name := named.get(value.number)) in present:
-                source = made_by.get(given["input"].number) if value.number in own else None
-                read.setdefault(name, set()).add(source)
+            if (name := parameter_of_value.get(value.number)) in parameters:
+                source = None
+                if value.number in affine:
+                    source = weight_of_value.get(arguments["input"].number)
+                uses.setdefault(name, set()).add(source)
     return {
         name: next(iter(sources))  # type: ignore[misc]
-        for name, sources in read.items()
-        if len(sources) == 1 and None not in sources and present[name].dim() == 1
+        for name, sources in uses.items()
+        if len(sources) == 1 and None not in sources and parameters[name].dim() == 1
     }

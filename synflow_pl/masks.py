@@ -1,8 +1,8 @@
-"""Masks: which weights of a network live, and what keeps the others at zero.
+"""Masks of a network's weights, and the parameters that can be pruned.
 
-A pruned network is an ordinary network whose removed weights are exact zeros. The masks that say
-which ones they are live beside it, one bool tensor per prunable parameter under the parameter's own
-name, True where the weight lives.
+A pruned network is an ordinary network whose removed weights are exact zeros. The masks are stored
+separately from the network: one bool tensor per prunable parameter, under the parameter's name,
+True where the weight is kept.
 """
 
 from __future__ import annotations
@@ -24,28 +24,32 @@ from synflow_pl.io import atomic_write
 __all__ = ["Masks", "prunable"]
 
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-# So many classes are named where none of them has prunable weights.
-_MOST_KINDS = 4
+# An error about a network without prunable weights names at most this many classes.
+_MAX_CLASSES = 4
 
 
 def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Parameter]:
-    """The parameters that compete: weights of linear, (transposed) convolution and attention
-    projection layers.
+    """Return the weights of linear, (transposed) convolution and attention projection layers.
 
-    Never embeddings (nor a weight shared with one), normalisation gains, biases, tokens or tables,
-    nor weights that are not real floating-point numbers (complex or quantised ones).
+    Embeddings (and weights shared with one), normalisation gains, biases, tokens, tables and
+    weights that are not real floating-point numbers (complex or quantised) are never prunable.
 
     Args:
-        network: any module.
-        exclude: shell-style patterns of parameter names that stay dense; a dense classifier is
-            ``["fc.*"]``.
+        network: Any module.
+        exclude: Shell-style patterns of parameter names that stay dense (``["fc.*"]`` for a dense
+            classifier).
 
     Returns:
-        Parameter name to parameter, in the order of ``network.named_parameters()``; a shared weight
-        appears once.
+        Parameters by name, in the order of ``network.named_parameters()``; a shared weight appears
+        once.
 
     Raises:
-        ValueError: if a pattern matches no prunable parameter, or nothing prunable is left.
+        ValueError: If a pattern matches no prunable parameter, or nothing prunable is left.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+        >>> list(prunable(network, exclude=["2.*"]))
+        ['0.weight']
     """
     owned: set[int] = set()
     embedded: set[int] = set()
@@ -56,41 +60,43 @@ def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Pa
             owned |= _own(module, _ATTENTION_WEIGHTS)
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             embedded |= _own(module, ("weight",))
-    competing = {name: p for name, p in network.named_parameters() if id(p) in owned - embedded}
-    found = {name: p for name, p in competing.items() if p.is_floating_point()}
-    if competing and not found:
-        name, other = next(iter(competing.items()))
+    candidates = {name: p for name, p in network.named_parameters() if id(p) in owned - embedded}
+    weights = {name: p for name, p in candidates.items() if p.is_floating_point()}
+    if candidates and not weights:
+        name, other = next(iter(candidates.items()))
         raise ValueError(
             f"{type(network).__name__} has no real floating-point weight to prune: {name!r} holds"
-            f" {'complex numbers' if other.is_complex() else 'whole numbers'} ({str(other.dtype).removeprefix('torch.')})"
+            f" {'complex numbers' if other.is_complex() else 'whole numbers'}"
+            f" ({str(other.dtype).removeprefix('torch.')})"
         )
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in found):
-            near = get_close_matches(pattern, found, n=1, cutoff=0)
+        if not any(fnmatchcase(name, pattern) for name in weights):
+            near = get_close_matches(pattern, weights, n=1, cutoff=0)
             raise ValueError(
-                f"exclude: {pattern!r} matches no prunable parameter; the nearest is {near[0] if near else None!r}"
+                f"exclude: {pattern!r} matches no prunable parameter; the nearest is"
+                f" {near[0] if near else None!r}"
             )
-    found = {
+    weights = {
         name: p
-        for name, p in found.items()
+        for name, p in weights.items()
         if not any(fnmatchcase(name, pattern) for pattern in patterns)
     }
-    if not found:
+    if not weights:
         raise ValueError(
             f"{type(network).__name__} has no prunable weight"
             + (f" left after exclude={patterns}" if patterns else "")
-            + "; linear, convolution and attention layers of torch.nn and of classes derived from them have them"
-            + ("" if patterns else _elsewhere(network))
+            + "; linear, convolution and attention layers of torch.nn and of classes derived from"
+            " them have them" + ("" if patterns else _elsewhere(network))
         )
-    return found
+    return weights
 
 
 def _own(module: nn.Module, names: Iterable[str]) -> set[int]:
-    """Return the ids of a module's parameters of these names.
+    """Return the ids of a module's parameters with these names.
 
-    A weight that is computed (a parametrisation, `spectral_norm`) is not among them, nor read: in
-    train mode reading it would change the buffers that it is computed with.
+    Weights that are computed (a parametrisation, ``spectral_norm``) are left out and not accessed:
+    in train mode an access would update the buffers that they are computed with.
     """
     return {
         id(parameter) for name in names if (parameter := module._parameters.get(name)) is not None
@@ -98,29 +104,32 @@ def _own(module: nn.Module, names: Iterable[str]) -> set[int]:
 
 
 def _elsewhere(network: nn.Module) -> str:
-    """Return the classes of the modules that hold a network's parameters, the largest first, as the
-    end of a sentence.
-    """
+    """Return the classes of the modules with the most parameters, as the end of a sentence."""
     sizes: Counter[str] = Counter()
     for module in network.modules():
         sizes[type(module).__name__] += sum(
             parameter.numel() for parameter in module.parameters(recurse=False)
         )
-    listed = [f"{kind} ({size:,})" for kind, size in sizes.most_common(_MOST_KINDS) if size]
+    listed = [f"{kind} ({size:,})" for kind, size in sizes.most_common(_MAX_CLASSES) if size]
     return f", and its parameters are in {', '.join(listed)}" if listed else ""
 
 
 class Masks(Mapping[str, Tensor]):
-    """A mapping from parameter name to bool tensor in the parameter's shape, True where the weight
-    lives.
+    """A mapping from parameter name to bool mask, True where the weight is kept.
 
     Args:
-        masks: one bool tensor per parameter. Kept as they are, not copied.
-        followers: names among them that follow a unit (biases, normalisation gains): held at zero
-            like the others, but ``kept``, ``total`` and ``density`` count weights only.
+        masks: Bool masks in the shapes of the parameters, by name. They are not copied.
+        followers: Names of the masks of biases, gains and shifts, which follow the units of a
+            layer. These parameters are held at zero like weights, but ``kept``, ``total`` and
+            ``density`` count weights only.
 
     Raises:
-        ValueError: if a mask is not bool, a follower has no mask, or no weight is masked.
+        ValueError: If a mask is not bool, a follower has no mask, or no weight is masked.
+
+    Example:
+        >>> masks = Masks({"weight": torch.tensor([[True, False, False, True]])})
+        >>> masks.kept, masks.total, masks.density
+        (2, 4, 0.5)
     """
 
     def __init__(self, masks: Mapping[str, Tensor], followers: Iterable[str] = ()) -> None:
@@ -146,35 +155,42 @@ class Masks(Mapping[str, Tensor]):
         return len(self._masks)
 
     def __repr__(self) -> str:
-        return f"Masks({len(self.weights)} parameters, {self.kept} of {self.total} weights live, density {self.density:.6g})"
+        return (
+            f"Masks({len(self.weights)} parameters, {self.kept} of {self.total} weights kept,"
+            f" density {self.density:.6g})"
+        )
 
     @property
     def weights(self) -> list[str]:
-        """Names of the masks that count: all but the followers."""
+        """Names of the masks of weights, without the followers."""
         return [name for name in self._masks if name not in self.followers]
 
     @property
     def kept(self) -> int:
-        """Weights that live."""
+        """Number of weights kept."""
         return sum(int(torch.count_nonzero(self._masks[name])) for name in self.weights)
 
     @property
     def total(self) -> int:
-        """Weights, living and removed."""
+        """Number of weights, kept and removed."""
         return sum(self._masks[name].numel() for name in self.weights)
 
     @property
     def density(self) -> float:
-        """Fraction of prunable weights kept, in (0, 1]; counted on masks, since a living weight may
-        well be zero.
+        """Fraction of prunable weights kept, in (0, 1].
+
+        It is counted on the masks, since a kept weight may be zero.
         """
         return self.kept / self.total
 
     def parameters(self, network: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-        """Each masked parameter of ``network`` beside its mask.
+        """Return pairs of the masked parameters of a network and their masks.
+
+        Args:
+            network: Network that the masks belong to.
 
         Raises:
-            ValueError: if a name is missing in the network or a shape differs.
+            ValueError: If the network has no parameter of a mask's name, or one of another shape.
         """
         present = dict(network.named_parameters(remove_duplicate=False))
         for name, mask in self._masks.items():
@@ -182,20 +198,30 @@ class Masks(Mapping[str, Tensor]):
                 near = get_close_matches(name, present, n=1, cutoff=0)
                 raise ValueError(
                     f"the masks name {name!r}, which {type(network).__name__} does not have"
-                    f" (nearest: {near[0] if near else None!r}); were they made for another network?"
+                    f" (nearest: {near[0] if near else None!r}); were they made for another"
+                    " network?"
                 )
             if present[name].shape != mask.shape:
                 raise ValueError(
-                    f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(present[name].shape)};"
-                    " were they made for another width?"
+                    f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter"
+                    f" {tuple(present[name].shape)}; were they made for another width?"
                 )
         return [(present[name], mask) for name, mask in self._masks.items()]
 
     def apply(self, network: nn.Module) -> None:
-        """Zero every removed weight of ``network``, in place.
+        """Set every removed weight of a network to zero, in place.
+
+        Args:
+            network: Network that the masks belong to.
 
         Raises:
-            ValueError: as :meth:`parameters`; nothing is changed then.
+            ValueError: If the masks do not fit, as in :meth:`parameters`; nothing is changed then.
+
+        Example:
+            >>> layer = nn.Linear(2, 1, bias=False)
+            >>> Masks({"weight": torch.tensor([[True, False]])}).apply(layer)
+            >>> int(layer.weight.count_nonzero())
+            1
         """
         pairs = self.parameters(network)
         with torch.no_grad():
@@ -203,26 +229,32 @@ class Masks(Mapping[str, Tensor]):
                 parameter.masked_fill_(~mask.to(parameter.device), 0)
 
     def hold(self, network: nn.Module, optimizer: Optimizer) -> Hold:
-        """Keep the zeros at zero: from now on, each ``optimizer.step()`` ends by zeroing every
-        removed weight.
+        """Keep removed weights at zero: each ``optimizer.step()`` ends by zeroing them.
 
-        Whatever the optimiser carries over from step to step (momentum, weight decay, second
-        moments), no removed weight comes back. Before clipping gradients by norm, call
-        :meth:`Hold.mask_gradients`, so that only living weights count.
+        No state of the optimiser (momentum, weight decay, second moments) can bring a removed
+        weight back. Call :meth:`Hold.mask_gradients` before clipping gradients by norm, so that
+        only kept weights count.
+
+        Args:
+            network: Network that the masks belong to.
+            optimizer: Optimiser of its parameters.
 
         Returns:
-            The hold; ``remove()`` ends it.
+            Handle whose ``remove()`` ends the zeroing.
 
         Raises:
-            ValueError: as :meth:`parameters`.
+            ValueError: If the masks do not fit, as in :meth:`parameters`.
         """
         return Hold(self.parameters(network), optimizer)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file; it appears whole or not at all.
+        """Write the masks to a safetensors file, atomically.
+
+        Args:
+            path: Path of the file; missing folders are created.
 
         Raises:
-            OSError: if the folder cannot be written.
+            OSError: If the folder cannot be written.
         """
         from safetensors.torch import save
 
@@ -236,17 +268,23 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
-        """Read what :meth:`save` wrote, onto the CPU. Safetensors cannot carry code.
+        """Read masks that :meth:`save` wrote, onto the CPU.
+
+        Loading cannot execute code, since safetensors files contain tensors and strings only.
+
+        Args:
+            path: Path of the file.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is not a file of masks.
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not a file of masks.
         """
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
             raise FileNotFoundError(
-                f"no masks at {str(path)!r}; expected a file that Masks.save wrote (a run's masks.safetensors)"
+                f"no masks at {str(path)!r}; expected a file that Masks.save wrote"
+                " (a run's masks.safetensors)"
             )
         try:
             with safe_open(path, framework="pt") as file:
@@ -262,8 +300,9 @@ class Masks(Mapping[str, Tensor]):
             raise ValueError(f"{str(path)!r} is not a file of masks: {error}") from error
 
     def state_dict(self) -> dict[str, object]:
-        """Tensors and strings only, so that a checkpoint that holds it loads with
-        ``weights_only=True``.
+        """Return the masks as tensors and strings.
+
+        A checkpoint that contains them can be loaded with ``weights_only=True``.
         """
         return {
             "masks": {name: mask.cpu() for name, mask in self._masks.items()},
@@ -272,19 +311,28 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, object]) -> Masks:
-        """The masks that :meth:`state_dict` described."""
+        """Return the masks that :meth:`state_dict` described.
+
+        Args:
+            state: Result of :meth:`state_dict`.
+        """
         return cls(state["masks"], state["followers"])  # type: ignore[arg-type]
 
 
 class Hold:
-    """Masks held on a network while an optimiser steps; made by :meth:`Masks.hold`."""
+    """Handle that keeps removed weights at zero while an optimiser steps, from :meth:`Masks.hold`.
+
+    Args:
+        pairs: Parameters and their masks, from :meth:`Masks.parameters`.
+        optimizer: Optimiser of the parameters.
+    """
 
     def __init__(self, pairs: list[tuple[nn.Parameter, Tensor]], optimizer: Optimizer) -> None:
         self._parameters = [parameter for parameter, _ in pairs]
-        # All bits or none of each weight: taking away bits says +0.0 and survives an infinite
-        # update, where multiplying by the mask would leave -0.0 or NaN behind, and costs a quarter
-        # of what filling does on a CPU. In the parameter's own memory format, or each step would go
-        # through memory in two orders.
+        # An integer per weight with all bits set or none. A bitwise AND gives +0.0 even after an
+        # infinite update, where a multiplication by the mask would give -0.0 or NaN, and costs a
+        # quarter of masked_fill_ on a CPU. The integers have the parameter's memory format, so that
+        # both are traversed in the same order.
         self._bits = [
             torch.empty_like(parameter, dtype=_INTEGER[parameter.element_size()]).copy_(mask).neg_()
             for parameter, mask in pairs
@@ -292,34 +340,36 @@ class Hold:
         self._handle = optimizer.register_step_post_hook(lambda *_: self.zero())
 
     def zero(self) -> None:
-        """Zero every removed weight."""
+        """Set every removed weight to zero."""
         _zero(self._parameters, self._bits)
 
     def mask_gradients(self) -> None:
-        """Zero the gradients of removed weights, so that whatever reads across entries (a norm)
-        sees living weights only.
+        """Set the gradients of removed weights to zero.
+
+        Operations that read across entries, such as a gradient norm, then see kept weights only.
         """
-        there = [
+        pairs = [
             (p.grad, bits)
             for p, bits in zip(self._parameters, self._bits, strict=True)
             if p.grad is not None
         ]
-        _zero([gradient for gradient, _ in there], [bits for _, bits in there])
+        _zero([gradient for gradient, _ in pairs], [bits for _, bits in pairs])
 
     def remove(self) -> None:
-        """Let go: the optimiser steps as before."""
+        """Stop zeroing removed weights after each step of the optimiser."""
         self._handle.remove()
 
 
-# By the bytes of a number, the integer of the same size.
+# Integer type of each element size in bytes.
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
-def _zero(tensors: Sequence[Tensor], living: list[Tensor]) -> None:
-    for tensor, bits in zip(tensors, living, strict=True):
-        there = bits.to(tensor.device)
+def _zero(tensors: Sequence[Tensor], masks: list[Tensor]) -> None:
+    """Set the entries of tensors to zero where the bits of a mask are zero, in place."""
+    for tensor, bits in zip(tensors, masks, strict=True):
+        moved = bits.to(tensor.device)
         if tensor.element_size() == bits.element_size():
-            tensor.view(bits.dtype).bitwise_and_(there)
-        else:  # the network has been taken to another precision since
-            tensor.masked_fill_(there == 0, 0)
+            tensor.view(bits.dtype).bitwise_and_(moved)
+        else:  # the network has been converted to another precision
+            tensor.masked_fill_(moved == 0, 0)

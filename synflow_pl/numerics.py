@@ -1,6 +1,4 @@
-"""Plainly: a network computed as it is written, in the precision it has and the same each time,
-whatever its training does to it.
-"""
+"""Reproducible numerics for scoring, independent of the precision settings of training."""
 
 from __future__ import annotations
 
@@ -16,15 +14,16 @@ __all__ = ["full_precision"]
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """No autocast, no TF32 or bfloat16 inside a float32 product, no compiled graph, no convolution
-    that adds in an order of its own; also a decorator.
+    """Disable autocast, TF32, bfloat16 products, compiled graphs and nondeterministic convolutions.
 
-    Scores are compared across layers and rounds, so an error of 2^-11 in each product decides which
-    weights live: TF32 is what cuDNN's convolutions use unless told otherwise. And a compiled
-    network hides its operations from whoever records them.
+    It can be used as a context manager and as a decorator; the settings are restored on exit.
+
+    Scores are compared across layers and rounds, so an error of 2^-11 in each product would decide
+    which weights are kept, and cuDNN's convolutions use TF32 by default. A compiled network hides
+    its operations from tracing.
     """
     backends: Any = torch.backends
-    places = (
+    settings = (
         backends.cuda.matmul,
         backends.cudnn.conv,
         backends.cudnn.rnn,
@@ -32,18 +31,20 @@ def full_precision() -> Iterator[None]:
         backends.mkldnn.conv,
     )
     cudnn = backends.cudnn.deterministic, backends.cudnn.benchmark
-    fine, matmul = [place.fp32_precision for place in places], torch.get_float32_matmul_precision()
+    precisions, matmul = (
+        [setting.fp32_precision for setting in settings],
+        torch.get_float32_matmul_precision(),
+    )
     with ExitStack() as stack:
         accelerator = torch.accelerator.current_accelerator()
         for device in {"cpu", accelerator.type if accelerator is not None else "cpu"}:
             stack.enter_context(torch.autocast(device, enabled=False))
-        if (
-            "torch._dynamo" in sys.modules
-        ):  # else nothing is compiled yet, and its import takes a second
+        # Without torch._dynamo nothing is compiled yet, and importing it takes a second.
+        if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
-            # torch keeps each precision twice, and refuses to go on where the two disagree: the old
-            # switches set both.
+            # torch stores each precision twice and raises an error where the two values disagree;
+            # the older setters write both.
             torch.set_float32_matmul_precision("highest")
             backends.cudnn.allow_tf32 = False
             backends.mkldnn.conv.fp32_precision = "ieee"
@@ -52,6 +53,6 @@ def full_precision() -> Iterator[None]:
         finally:
             backends.cudnn.deterministic, backends.cudnn.benchmark = cudnn
             torch.set_float32_matmul_precision(matmul)
-            backends.cudnn.allow_tf32 = fine[1] == "tf32"
-            for place, precision in zip(places, fine, strict=True):
-                place.fp32_precision = precision
+            backends.cudnn.allow_tf32 = precisions[1] == "tf32"
+            for setting, precision in zip(settings, precisions, strict=True):
+                setting.fp32_precision = precision

@@ -1,7 +1,8 @@
-"""Selection: exactly the `count` smallest of many scores, without sorting them.
+"""Exact selection of the `count` smallest of many scores without sorting them.
 
-A small sample gives a bracket around the wanted order statistic; one pass lists what lies below its
-upper end, and only that is looked at closely. A sample that misleads costs time, never exactness.
+A small sample of the scores gives a bracket around the wanted order statistic. One pass lists the
+scores below the upper end of the bracket, and only these are compared with each other. The result
+is exact for every input; an unrepresentative sample costs time only.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from torch import Tensor
 
 __all__ = ["concatenated", "nonzero_indices", "smallest", "smallest_mask", "smallest_of_many"]
 
-# The sample is this share of the scores, within these bounds.
-_SHARE, _FEWEST, _MOST = 1 / 256, 1 << 12, 1 << 16
-# So many scores of several parameters are looked at as one.
-_FEW = 1 << 20
-# How far the bracket reaches on either side of the wanted rank, in standard deviations of that rank
-# in a random sample.
+# Size of the sample: this fraction of the scores, within these bounds.
+_SAMPLE_FRACTION, _MIN_SAMPLE, _MAX_SAMPLE = 1 / 256, 1 << 12, 1 << 16
+# Several tensors with at most this many scores in total are concatenated.
+_SMALL = 1 << 20
+# Half the width of the bracket, in standard deviations of the wanted rank in a random sample.
 _DEVIATIONS = 6
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:
-    """Where the ``count`` smallest scores are. Ties are settled by position: of equal scores the
-    earlier one survives.
+    """Return the indices of the ``count`` smallest scores.
+
+    Ties are broken by position: of equal scores the later ones are selected first.
 
     Args:
-        scores: (n,), no NaN; infinities are ordinary numbers here.
-        count: in [0, n].
+        scores: Scores (n,) without NaN; infinities are allowed.
+        count: Number of indices, in [0, n].
 
     Returns:
-        (count,) int64 positions, ascending.
+        Indices (count,), int64 and ascending.
     """
     return next(
         smallest_of_many(
@@ -43,128 +44,140 @@ def smallest(scores: Tensor, count: int) -> Tensor:
 
 
 def smallest_of_many(
-    parts: Sequence[Tensor], among: Sequence[Tensor], alive: int, count: int
+    parts: Sequence[Tensor], candidates: Sequence[Tensor], num_candidates: int, count: int
 ) -> Iterator[Tensor]:
-    """The same over several tensors, of those scores alone that are marked; positions count through
-    all parts where they tie.
+    """Yield for each of several tensors the indices of its scores among the ``count`` smallest.
+
+    Only scores that are marked as candidates are compared. Ties are broken by position in the
+    concatenation of all tensors: of equal scores the later ones are selected first.
 
     Args:
-        parts: of scores, (n_i,) each, no NaN.
-        among: (n_i,) bool each, True where a score takes part.
-        alive: how many take part.
-        count: in [0, alive].
+        parts: Scores, one tensor (n_i,) without NaN per part.
+        candidates: Bool tensors (n_i,), True where a score takes part.
+        num_candidates: Total number of candidates.
+        count: Number of scores to select, in [0, ``num_candidates``].
 
     Yields:
-        For each part (count_i,) int64 positions, ascending. All of them are settled before the
-        first is told, so what has been told may be acted upon.
+        Indices (count_i,) into each part, int64 and ascending. All of them are determined before
+        the first is yielded, so the caller may change ``parts`` between two of them.
     """
     if len(pieces := concatenated(parts)) < len(parts):
-        (gone,) = smallest_of_many(pieces, concatenated(among), alive, count)
-        ends = torch.tensor([part.numel() for part in parts], device=gone.device).cumsum(0)
-        each = gone.tensor_split(torch.searchsorted(gone, ends[:-1]).cpu())
+        (selected,) = smallest_of_many(pieces, concatenated(candidates), num_candidates, count)
+        ends = torch.tensor([part.numel() for part in parts], device=selected.device).cumsum(0)
+        by_part = selected.tensor_split(torch.searchsorted(selected, ends[:-1]).cpu())
         yield from (
-            at - (end - part.numel()) for at, end, part in zip(each, ends, parts, strict=True)
+            indices - (end - part.numel())
+            for indices, end, part in zip(by_part, ends, parts, strict=True)
         )
         return
     if count == 0:
         yield from (torch.empty(0, dtype=torch.int64, device=part.device) for part in parts)
         return
-    step = _step(alive)
+    step = _sampling_step(num_candidates)
     sample = torch.cat(
-        [part[::step][marks[::step]] for part, marks in zip(parts, among, strict=True)]
+        [part[::step][mask[::step]] for part, mask in zip(parts, candidates, strict=True)]
     )
     low, high = (
-        _bracket(sample, count / alive)
+        _bracket(sample, count / num_candidates)
         if sample.numel()
         else (sample.new_tensor(-torch.inf), sample.new_tensor(torch.inf))
     )
-    listed, values = _listed(
+    listed, values = _gather(
         parts,
         (
-            _at_most(part, high).logical_and_(marks)
-            for part, marks in zip(parts, among, strict=True)
+            _at_most(part, high).logical_and_(mask)
+            for part, mask in zip(parts, candidates, strict=True)
         ),
     )
-    if sum(at.numel() for at in listed) < count:
-        listed, values = _listed(parts, among)
+    if sum(indices.numel() for indices in listed) < count:
+        listed, values = _gather(parts, candidates)
     close = torch.cat([value.index_select(0, nonzero_indices(value >= low)) for value in values])
-    certain = sum(value.numel() for value in values) - close.numel()
-    if certain >= count:
-        certain, close = 0, torch.cat(values)
-    threshold = close.kthvalue(count - certain).values
-    spared = (
-        certain + int(torch.count_nonzero(close <= threshold)) - count
-    )  # ties with the last that goes
+    num_below = sum(value.numel() for value in values) - close.numel()
+    if num_below >= count:
+        num_below, close = 0, torch.cat(values)
+    threshold = close.kthvalue(count - num_below).values
+    # Scores equal to the threshold that are not selected; the earliest are left out.
+    excess_ties = num_below + int(torch.count_nonzero(close <= threshold)) - count
     del close
     for index, value in enumerate(values):
-        going = value <= threshold
-        if spared:
-            tied = nonzero_indices(value == threshold)[:spared]
-            spared -= tied.numel()
-            going.index_fill_(0, tied, False)
-        yield listed[index].index_select(0, nonzero_indices(going)).long()
-        listed[index] = values[index] = value.new_empty(0)  # told, and so given back
+        selected = value <= threshold
+        if excess_ties:
+            tied = nonzero_indices(value == threshold)[:excess_ties]
+            excess_ties -= tied.numel()
+            selected.index_fill_(0, tied, False)
+        yield listed[index].index_select(0, nonzero_indices(selected)).long()
+        listed[index] = values[index] = value.new_empty(0)  # frees their memory
 
 
-def _listed(parts: Sequence[Tensor], marks: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """What is marked of each part: positions (k_i,), ascending, in half the memory where that is
-    enough; and the scores there.
+def _gather(parts: Sequence[Tensor], masks: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the ascending indices (k_i,) where each mask is True, and the scores there.
+
+    Indices are int32 where that is enough, which halves their memory.
     """
     listed, values = [], []
-    for part, smallest_mask in zip(parts, marks, strict=True):
-        at = nonzero_indices(smallest_mask)
-        values.append(part.index_select(0, at))
-        listed.append(at.int() if part.numel() <= 1 << 31 else at)
+    for part, mask in zip(parts, masks, strict=True):
+        indices = nonzero_indices(mask)
+        values.append(part.index_select(0, indices))
+        listed.append(indices.int() if part.numel() <= 1 << 31 else indices)
     return listed, values
 
 
-def smallest_mask(parts: Sequence[Tensor], among: Sequence[Tensor], count: int) -> list[Tensor]:
-    """What :func:`smallest_of_many` finds, as marks (n_i,) bool, by one stable sort: more work, but
-    nothing of it waits for a device's answer.
+def smallest_mask(
+    parts: Sequence[Tensor], candidates: Sequence[Tensor], count: int
+) -> list[Tensor]:
+    """Return masks (n_i,) of the scores that :func:`smallest_of_many` selects.
+
+    One stable sort finds them. This is more work, but nothing in it waits for a device.
+
+    Args:
+        parts: Scores, one tensor (n_i,) without NaN per part.
+        candidates: Bool tensors (n_i,), True where a score takes part.
+        count: Number of scores to select, in [0, number of candidates].
     """
-    listed = torch.cat(
-        [torch.where(marks, part, torch.inf) for part, marks in zip(parts, among, strict=True)]
+    scores = torch.cat(
+        [torch.where(mask, part, torch.inf) for part, mask in zip(parts, candidates, strict=True)]
     )
-    order = listed.sort(descending=True, stable=True).indices
-    gone = torch.zeros_like(listed, dtype=torch.bool).index_fill_(
-        0, order[listed.numel() - count :], True
+    order = scores.sort(descending=True, stable=True).indices
+    selected = torch.zeros_like(scores, dtype=torch.bool).index_fill_(
+        0, order[scores.numel() - count :], True
     )
-    return list(gone.split([part.numel() for part in parts]))
+    return list(selected.split([part.numel() for part in parts]))
 
 
 def concatenated(parts: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Many small tensors (n_i,) as one, since calls cost more than what they do to so few numbers;
-    large ones as they are.
+    """Concatenate several small tensors (n_i,) into one; return large ones as they are.
+
+    For small tensors the overhead of a call exceeds the cost of its work.
     """
-    few = len(parts) > 1 and sum(part.numel() for part in parts) <= _FEW
-    return [torch.cat(list(parts))] if few else parts
+    are_small = len(parts) > 1 and sum(part.numel() for part in parts) <= _SMALL
+    return [torch.cat(list(parts))] if are_small else parts
 
 
-def nonzero_indices(marks: Tensor) -> Tensor:
-    """Positions (k,), int64 and ascending, of what is True among ``marks`` (n,)."""
-    # On the CPU NumPy, on the same memory, takes a fifth of the time and less.
-    if marks.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(marks.numpy()))
-    return marks.nonzero().squeeze(1)
+def nonzero_indices(mask: Tensor) -> Tensor:
+    """Return the indices (k,), int64 and ascending, where ``mask`` (n,) is True."""
+    # On the CPU, NumPy takes at most a fifth of the time on the same memory.
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.nonzero().squeeze(1)
 
 
 def _at_most(scores: Tensor, high: Tensor) -> Tensor:
-    """Marks of the scores that are no larger than ``high``."""
-    if scores.device.type == "cpu":  # as in `where`
+    """Return a mask of the scores that are not larger than ``high``."""
+    if scores.device.type == "cpu":  # NumPy is faster here, as in `nonzero_indices`
         return torch.from_numpy(np.less_equal(scores.numpy(), high.numpy()))
     return scores <= high
 
 
-def _step(n: int) -> int:
-    """One of so many scores is sampled."""
-    return max(1, n // min(_MOST, max(_FEWEST, int(n * _SHARE))))
+def _sampling_step(n: int) -> int:
+    """Return the distance between two sampled scores out of ``n``."""
+    return max(1, n // min(_MAX_SAMPLE, max(_MIN_SAMPLE, int(n * _SAMPLE_FRACTION))))
 
 
-def _bracket(sample: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Two values that the score below which ``share`` of all lie is very likely between."""
+def _bracket(sample: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Return two values that very likely enclose the ``fraction``-quantile of all scores."""
     size = sample.numel()
-    expected = size * share
-    reach = _DEVIATIONS * math.sqrt(expected * (1 - share)) + 1
+    expected = size * fraction
+    reach = _DEVIATIONS * math.sqrt(expected * (1 - fraction)) + 1
     ranks = max(0, math.floor(expected - reach)) + 1, min(size - 1, math.ceil(expected + reach)) + 1
     low, high = (sample.kthvalue(rank).values for rank in ranks)
     return low, high

@@ -1,6 +1,4 @@
-"""Parameters: networks that cannot be pruned, and the parameters of a network that no mask
-covers.
-"""
+"""Networks that cannot be pruned, and parameters that no mask covers."""
 
 from __future__ import annotations
 
@@ -13,24 +11,23 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 __all__ = ["LeftOut", "check_network", "left_out", "left_out_note"]
 
-# A note names at most so many layers.
-_MOST_NAMES = 20
-# The parameters of these layers are never pruned, and so many that the note only counts them.
+# A note names at most this many layers.
+_MAX_NAMES = 20
+# Layers whose parameters are never pruned and are only counted in a note.
 _PLAIN = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def check_network(network: object) -> None:
-    """Refuse a network that cannot be pruned or diagnosed as it is, in one sentence, before any
-    work starts.
+    """Raise an error if a network cannot be pruned or diagnosed as it is.
 
     Args:
-        network: anything that was given as a network.
+        network: Object that was given as a network.
 
     Raises:
-        TypeError: if it is not a module, or it or a part of it is compiled to TorchScript or
-            wrapped for parallel training.
-        ValueError: if a parameter has no values that can be worked with: lazy, on the meta device,
-            made in inference mode, or sparse.
+        TypeError: If it is not a module, or a part of it is TorchScript or wrapped for parallel
+            training.
+        ValueError: If a parameter has no usable values: it is lazy, on the meta device, created in
+            inference mode, or sparse.
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
@@ -39,32 +36,37 @@ def check_network(network: object) -> None:
         kind = type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(
-                f"{where} is TorchScript ({kind}), whose operations cannot be recorded; prune the module that it was made from"
-                " and script that afterwards"
+                f"{where} is TorchScript ({kind}), whose operations cannot be recorded; prune the"
+                " module that it was made from and script that afterwards"
             )
         if (
             isinstance(module, (DataParallel, DistributedDataParallel))
             or kind == "FullyShardedDataParallel"
         ):
             raise TypeError(
-                f"{where} is wrapped in {kind}; prune the module inside it (its .module) and wrap that afterwards"
+                f"{where} is wrapped in {kind}; prune the module inside it (its .module) and wrap"
+                " that afterwards"
             )
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise ValueError(
-                f"{name!r} is lazy and has no shape yet; run the network once on a batch, then prune it"
+                f"{name!r} is lazy and has no shape yet; run the network once on a batch, then"
+                " prune it"
             )
         if tensor.is_meta:
             raise ValueError(
-                f"{name!r} is on the meta device and has no values; move the network by to_empty() and initialise it first"
+                f"{name!r} is on the meta device and has no values; move the network by to_empty()"
+                " and initialise it first"
             )
         if tensor.is_inference():
             raise ValueError(
-                f"{name!r} was made in inference mode and cannot be changed; build the network outside torch.inference_mode()"
+                f"{name!r} was made in inference mode and cannot be changed; build the network"
+                " outside torch.inference_mode()"
             )
         if tensor.layout not in (torch.strided, torch._mkldnn):  # type: ignore[attr-defined]
             raise ValueError(
-                f"{name!r} has the layout {tensor.layout}; a mask needs a dense tensor, so convert it by to_dense() first"
+                f"{name!r} has the layout {tensor.layout}; a mask needs a dense tensor, so convert"
+                " it by to_dense() first"
             )
 
 
@@ -73,10 +75,10 @@ class LeftOut:
     """Parameters of one module that no mask covers.
 
     Attributes:
-        module: its name, "" for the network itself.
-        kind: name of its class.
-        size: how many numbers they hold.
-        plain: whether they are a bias, a gain or a shift only.
+        module: Name of the module, "" for the network itself.
+        kind: Name of its class.
+        size: Number of entries of the parameters.
+        plain: Whether they are biases, gains or shifts only.
     """
 
     module: str
@@ -86,14 +88,14 @@ class LeftOut:
 
 
 def left_out(network: nn.Module, covered: Collection[str]) -> list[LeftOut]:
-    """List the parameters that no mask covers, by the module that owns them, in the network's
-    order.
+    """List the parameters that no mask covers, by the module that owns them.
 
-    The parameters of a parametrisation go by the module whose weight it computes.
+    The modules are in the network's order. The parameters of a parametrisation belong to the module
+    whose weight they compute.
 
     Args:
-        network: the network under study.
-        covered: names of the parameters that have a mask.
+        network: Network under study.
+        covered: Names of the parameters that have a mask.
     """
     present = dict(network.named_parameters(remove_duplicate=False))
     seen = {id(present[name]) for name in covered if name in present}
@@ -119,13 +121,12 @@ def left_out(network: nn.Module, covered: Collection[str]) -> list[LeftOut]:
 def left_out_note(
     network: nn.Module, parts: Collection[LeftOut], *, all_of_them: bool = True
 ) -> str | None:
-    """Say in one sentence how many parameters take no part, and whose they are; ``None`` if there
-    are none.
+    """Return a sentence on how many parameters take no part, or ``None`` if there are none.
 
     Args:
-        network: the network under study.
-        parts: as :func:`left_out` gives them.
-        all_of_them: ``False`` gives ``None`` where only biases, gains and shifts are left out.
+        network: Network under study.
+        parts: Result of :func:`left_out`.
+        all_of_them: Whether to return a sentence where only biases, gains and shifts are left out.
     """
     named = [part for part in parts if not part.plain]
     plain = sum(part.size for part in parts if part.plain)
@@ -134,18 +135,22 @@ def left_out_note(
     total = sum(parameter.numel() for parameter in network.parameters())
     listed = [
         f"{part.module or type(network).__name__} ({part.kind}, {part.size:,})"
-        for part in named[:_MOST_NAMES]
+        for part in named[:_MAX_NAMES]
     ]
-    if len(named) > _MOST_NAMES:
+    if len(named) > _MAX_NAMES:
         listed.append(
-            f"{len(named) - _MOST_NAMES} more ({sum(part.size for part in named[_MOST_NAMES:]):,})"
+            f"{len(named) - _MAX_NAMES} more ({sum(part.size for part in named[_MAX_NAMES:]):,})"
         )
     if plain:
         listed.append(f"biases, gains and shifts ({plain:,})")
-    return f"{sum(part.size for part in parts):,} of {total:,} parameters take no part and stay dense: {', '.join(listed)}"
+    return (
+        f"{sum(part.size for part in parts):,} of {total:,} parameters take no part and stay dense:"
+        f" {', '.join(listed)}"
+    )
 
 
 def _kind(module: nn.Module) -> str:
+    """Return the name of a module's class, with a remark if its weight is computed."""
     if nn.utils.parametrize.is_parametrized(module):
         return f"{type(module).__mro__[1].__name__}, parametrised"
     computed = isinstance(getattr(module, "weight", None), Tensor) and "weight" not in (

@@ -1,4 +1,4 @@
-"""Ranking: weights that compete with each other, and the cut among them."""
+"""Groups of weights that are ranked against each other, and the removal of the lowest-scoring."""
 
 from __future__ import annotations
 
@@ -17,88 +17,100 @@ from synflow_pl.order_statistics import (
 )
 from synflow_pl.pruners.base import PruningState, Saliency
 
-__all__ = ["PruningGroup", "RegrowingGroup", "factor", "make_groups"]
+__all__ = ["PruningGroup", "RegrowingGroup", "make_groups", "varying_factor"]
 
 
 def make_groups(
-    subject: PruningState, names: list[str], ranking: type[PruningGroup]
+    state: PruningState, names: list[str], group_class: type[PruningGroup]
 ) -> list[PruningGroup]:
-    """One ranking of all weights of these names that compete with each other, then one for each
-    name with weights apart.
+    """Divide the weights of some parameters into groups that are ranked against each other.
+
+    Args:
+        state: State of the pruning.
+        names: Names of the parameters.
+        group_class: Class of the groups.
+
+    Returns:
+        First the group of all weights that are ranked together, if there are any, then one group
+        for each parameter with weights that are ranked separately.
     """
     together: dict[str, Tensor] = {}
-    alone: list[PruningGroup] = []
+    separate: list[PruningGroup] = []
     for name in names:
-        alive = subject.masks[name].view(-1)
-        if name in subject.ranked_separately:
-            apart = subject.ranked_separately[name].view(-1)
-            alone.append(ranking(subject, {name: apart & alive}))
-            if apart.all():
+        kept = state.masks[name].view(-1)
+        if name in state.ranked_separately:
+            separately = state.ranked_separately[name].view(-1)
+            separate.append(group_class(state, {name: separately & kept}))
+            if separately.all():
                 continue
-            alive = alive & ~apart
-        together[name] = alive
-    return ([ranking(subject, together)] if together else []) + alone
+            kept = kept & ~separately
+        together[name] = kept
+    return ([group_class(state, together)] if together else []) + separate
 
 
 class PruningGroup:
-    """Weights that compete with each other, and which of them still can.
+    """Weights that are ranked against each other; removed weights are never ranked again.
 
-    Once weights have been removed they never compete again. Where the pruner can score a weight by
-    its living block alone, the weight and what is kept about it are cut down to that block as units
-    and inputs die, so the work shrinks with the survivors.
+    Where the pruner can score the block of active units and inputs of a weight alone, the weight
+    and everything stored about it shrink to that block as units and inputs die, so the cost of a
+    round decreases with the number of kept weights.
 
     Args:
-        subject: whose weights they are.
-        competing: by parameter name, (n,) bool over its flattened mask: True where a weight takes
-            part. May be the mask itself.
+        state: State of the pruning, whose masks and weights :meth:`prune_to` changes.
+        candidates: Bool tensors (n,) over the flattened masks, by parameter name, True where a
+            weight takes part. They may share memory with the masks.
     """
 
-    # Looking for dead units pays where most of a weight is gone; with less gone, hardly a unit has
-    # died.
-    _BLOCK_AT = 0.3
-    # And again each time this share of what was left then has died.
-    _AGAIN_AT = 0.1
+    # A weight is searched for dead units once its density is below this; at higher densities hardly
+    # any unit is dead.
+    _BLOCK_DENSITY = 0.3
+    # The search is repeated each time this fraction of the weights kept at the last one is removed.
+    _RECHECK_FRACTION = 0.1
 
-    def __init__(self, subject: PruningState, competing: Mapping[str, Tensor]) -> None:
-        self.subject = subject
-        self.names = list(competing)
-        # In the order and number of what is left of each weight.
-        self._competing = list(competing.values())
-        self._alive = [int(marks.count_nonzero()) for marks in self._competing]
-        self._looked = [marks.numel() for marks in self._competing]
+    def __init__(self, state: PruningState, candidates: Mapping[str, Tensor]) -> None:
+        self.state = state
+        self.names = list(candidates)
+        # One entry per parameter, in the order and shape of its present block.
+        self._candidates = list(candidates.values())
+        self._kept = [int(mask.count_nonzero()) for mask in self._candidates]
+        self._kept_at_last_search = [mask.numel() for mask in self._candidates]
 
     @property
-    def alive(self) -> int:
-        """How many of them live."""
-        return sum(self._alive)
+    def num_kept(self) -> int:
+        """Number of weights of the group that are kept."""
+        return sum(self._kept)
 
-    def cut(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
-        """Remove the lowest-scoring weights until ``keep`` are left."""
-        if self.alive == 0:
-            return  # a small part that competes apart may be gone before the last round
+    def prune_to(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
+        """Remove the weights with the lowest scores until ``keep`` are left.
+
+        Args:
+            scores: Scores by parameter name, in the shapes of ``state.weights``; overwritten.
+            keep: Number of weights to keep, at most :attr:`num_kept`.
+
+        Raises:
+            FloatingPointError: If a score is not finite, naming the parameter.
+        """
+        if self.num_kept == 0:
+            return  # a small group may be empty before the last round
         parts = [_product(scores[name]) for name in self.names]
-        if not bool(
-            torch.stack([end for piece in concatenated(parts) for end in torch.aminmax(piece)])
-            .isfinite()
-            .all()
-        ):
+        extremes = [end for piece in concatenated(parts) for end in torch.aminmax(piece)]
+        if not bool(torch.stack(extremes).isfinite().all()):
             raise FloatingPointError(self._not_finite(parts))
-        count = self.alive - keep
-        if _answers_at_once(parts[0].device):
-            for index, gone in enumerate(
-                smallest_of_many(parts, self._competing, self.alive, count)
+        count = self.num_kept - keep
+        if _is_synchronous(parts[0].device):
+            for index, removed in enumerate(
+                smallest_of_many(parts, self._candidates, self.num_kept, count)
             ):
-                if gone.numel():
-                    self._remove(index, gone)
-                if self._is_thin(index):
-                    self._cut_to_block(index, parts[index])
+                if removed.numel():
+                    self._remove(index, removed)
+                if self._is_sparse(index):
+                    self._shrink_to_block(index, parts[index])
         else:
-            for index, gone in enumerate(smallest_mask(parts, self._competing, count)):
-                self._remove_marked(index, gone)
-            self._alive = [
-                keep,
-                *[0] * (len(self.names) - 1),
-            ]  # how they share it only a block asks, and here there are none
+            for index, removed in enumerate(smallest_mask(parts, self._candidates, count)):
+                self._remove_by_mask(index, removed)
+            # The distribution over parameters matters for shrinking only, which does not happen
+            # here, and counting it would wait for the device.
+            self._kept = [keep, *[0] * (len(self.names) - 1)]
 
     def _not_finite(self, parts: list[Tensor]) -> str:
         name = next(
@@ -107,148 +119,159 @@ class PruningGroup:
             if not bool(part.isfinite().all())
         )
         return (
-            f"the scores of {name!r} are not finite; the masks would be meaningless. Look for infinite weights there,"
-            " or score in double precision (network.double())"
+            f"the scores of {name!r} are not finite; the masks would be meaningless. Look for"
+            " infinite weights there, or score in double precision (network.double())"
         )
 
-    def _remove(self, index: int, gone: Tensor) -> None:
-        """Remove weights of one parameter, by position (k,) within what is left of it."""
-        name, marks = self.names[index], self._competing[index]
-        self.subject.masks[name].view(-1).index_fill_(0, self._in_mask(name, gone), False)
-        marks.index_fill_(0, gone, False)
-        self.subject.weights[name].view(-1).index_fill_(0, gone, 0)
-        self._alive[index] -= gone.numel()
+    def _remove(self, index: int, removed: Tensor) -> None:
+        """Remove weights of one parameter, given by their positions (k,) in its present block."""
+        name, candidates = self.names[index], self._candidates[index]
+        positions = self._positions_in_mask(name, removed)
+        self.state.masks[name].view(-1).index_fill_(0, positions, False)
+        candidates.index_fill_(0, removed, False)
+        self.state.weights[name].view(-1).index_fill_(0, removed, 0)
+        self._kept[index] -= removed.numel()
 
-    def _is_thin(self, index: int) -> bool:
-        """Whether it is time to look for dead units of a weight."""
-        left, size = self._alive[index], self._competing[index].numel()
-        compressible = self.names[index] in self.subject.compressible
+    def _is_sparse(self, index: int) -> bool:
+        """Return whether to search a weight for dead units."""
+        kept, size = self._kept[index], self._candidates[index].numel()
         return (
-            compressible
-            and left < self._BLOCK_AT * size
-            and left <= (1 - self._AGAIN_AT) * self._looked[index]
+            self.names[index] in self.state.compressible
+            and kept < self._BLOCK_DENSITY * size
+            and kept <= (1 - self._RECHECK_FRACTION) * self._kept_at_last_search[index]
         )
 
-    def _remove_marked(self, index: int, gone: Tensor) -> None:
-        """Remove weights of one parameter, marked (n,) bool."""
+    def _remove_by_mask(self, index: int, removed: Tensor) -> None:
+        """Remove the weights of one parameter where ``removed`` (n,) is True."""
         name = self.names[index]
-        self.subject.masks[name].view(-1).logical_and_(~gone)
-        self._competing[index].logical_and_(~gone)
-        self.subject.weights[name].view(-1).masked_fill_(gone, 0)
+        self.state.masks[name].view(-1).logical_and_(~removed)
+        self._candidates[index].logical_and_(~removed)
+        self.state.weights[name].view(-1).masked_fill_(removed, 0)
 
-    def _in_mask(self, name: str, at: Tensor) -> Tensor:
-        """Positions within what is left of a weight as positions within its mask."""
-        if name not in self.subject.blocks:
-            return at
-        units, inputs = self.subject.blocks[name]
-        mask = self.subject.masks[name]
+    def _positions_in_mask(self, name: str, positions: Tensor) -> Tensor:
+        """Convert positions in the present block of a weight to positions in its mask."""
+        if name not in self.state.blocks:
+            return positions
+        units, inputs = self.state.blocks[name]
+        mask = self.state.masks[name]
         kernel = mask[0, 0].numel()
-        row, within = at // (inputs.numel() * kernel), at % kernel
-        column = at // kernel % inputs.numel()
+        row, within = positions // (inputs.numel() * kernel), positions % kernel
+        column = positions // kernel % inputs.numel()
         return (
             units.index_select(0, row) * mask.shape[1] + inputs.index_select(0, column)
         ) * kernel + within
 
-    def _cut_to_block(self, index: int, spare: Tensor) -> None:
-        """Cut a weight down to the units and inputs that still hold a living weight. ``spare``, of
-        its size and kind, is written to.
+    def _shrink_to_block(self, index: int, spare: Tensor) -> None:
+        """Reduce a weight to the units and inputs that still have a kept weight.
+
+        Args:
+            index: Position of the parameter in :attr:`names`.
+            spare: Tensor of the weight's size and dtype, which is overwritten.
         """
         name = self.names[index]
-        self._looked[index] = self._alive[index]
-        weight = self.subject.weights[name]
-        marks = self._competing[index].view_as(weight)
-        by_unit = marks.view(torch.uint8).flatten(
-            1
-        )  # of bytes a maximum is quicker than a disjunction
-        units, inputs = (
-            _present(by_unit.amax(1)),
-            _present(by_unit.amax(0).view(weight.shape[1], -1).amax(1)),
-        )
-        size = marks[0, 0].numel() * units.numel() * inputs.numel()
-        whole = self.subject.blocks.get(name)
-        # The first time marks may be the mask itself, which stays whole, and they move into the
-        # memory of the weight, behind the block.
-        each = weight.element_size() + (whole is None)
-        if size == weight.numel() or size * each > weight.nbytes:
+        self._kept_at_last_search[index] = self._kept[index]
+        weight = self.state.weights[name]
+        candidates = self._candidates[index].view_as(weight)
+        # A maximum over bytes is faster than any() over bools.
+        by_unit = candidates.view(torch.uint8).flatten(1)
+        units = _nonzero_or_first(by_unit.amax(1))
+        inputs = _nonzero_or_first(by_unit.amax(0).view(weight.shape[1], -1).amax(1))
+        size = candidates[0, 0].numel() * units.numel() * inputs.numel()
+        previous = self.state.blocks.get(name)
+        # The first time the candidates may share memory with the mask, which keeps its shape. They
+        # move into the memory of the weight, behind the block.
+        bytes_per_entry = weight.element_size() + (previous is None)
+        if size == weight.numel() or size * bytes_per_entry > weight.nbytes:
             return
-        self.subject.blocks[name] = Block(
-            units if whole is None else whole.units.index_select(0, units),
-            inputs if whole is None else whole.inputs.index_select(0, inputs),
+        self.state.blocks[name] = Block(
+            units if previous is None else previous.units.index_select(0, units),
+            inputs if previous is None else previous.inputs.index_select(0, inputs),
         )
-        self.subject.weights[name] = _picked(weight, units, inputs, spare, weight)
+        self.state.weights[name] = _select(weight, units, inputs, spare, weight)
         room = (
-            marks
-            if whole is not None
+            candidates
+            if previous is not None
             else weight.view(-1).view(torch.bool)[size * weight.element_size() :]
         )
-        self._competing[index] = _picked(marks, units, inputs, spare.view(torch.bool), room).view(
-            -1
-        )
+        block = _select(candidates, units, inputs, spare.view(torch.bool), room)
+        self._candidates[index] = block.view(-1)
 
 
 class RegrowingGroup(PruningGroup):
-    """The same, for a pruner that regrows: every weight competes in every round, and weights stay
-    as they are.
+    """Weights that are all ranked in every round, for a pruner that may bring weights back.
+
+    Their working copies keep their values when they are removed.
     """
 
-    def __init__(self, subject: PruningState, competing: Mapping[str, Tensor]) -> None:
-        super().__init__(subject, {name: marks.clone() for name, marks in competing.items()})
+    def __init__(self, state: PruningState, candidates: Mapping[str, Tensor]) -> None:
+        super().__init__(state, {name: mask.clone() for name, mask in candidates.items()})
 
-    def cut(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
-        """Choose anew which ``keep`` weights live."""
-        for name, marks in zip(self.names, self._competing, strict=True):
-            self.subject.masks[name].view(-1).logical_or_(marks)
-        self._alive = [int(marks.count_nonzero()) for marks in self._competing]
-        super().cut(scores, keep)
+    def prune_to(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
+        """Keep the ``keep`` weights with the largest scores, removed weights included."""
+        for name, candidates in zip(self.names, self._candidates, strict=True):
+            self.state.masks[name].view(-1).logical_or_(candidates)
+        self._kept = [int(candidates.count_nonzero()) for candidates in self._candidates]
+        super().prune_to(scores, keep)
 
-    def _remove(self, index: int, gone: Tensor) -> None:
-        self.subject.masks[self.names[index]].view(-1).index_fill_(0, gone, False)
+    def _remove(self, index: int, removed: Tensor) -> None:
+        self.state.masks[self.names[index]].view(-1).index_fill_(0, removed, False)
 
-    def _remove_marked(self, index: int, gone: Tensor) -> None:
-        self.subject.masks[self.names[index]].view(-1).logical_and_(~gone)
+    def _remove_by_mask(self, index: int, removed: Tensor) -> None:
+        self.state.masks[self.names[index]].view(-1).logical_and_(~removed)
 
 
-def _answers_at_once(device: torch.device) -> bool:
-    """Whether asking how many there are costs nothing; an accelerator would have to finish first
-    what it has been given.
+def _is_synchronous(device: torch.device) -> bool:
+    """Return whether reading a number from the device costs nothing.
+
+    An accelerator would first have to finish its queue.
     """
     return device.type == "cpu"
 
 
-def _picked(whole: Tensor, units: Tensor, inputs: Tensor, spare: Tensor, into: Tensor) -> Tensor:
-    """These units and inputs of a weight or its marks, by way of ``spare`` to ``into``, which may
-    be the whole: what is given back in pieces of ever other sizes leaves holes in memory that
-    nothing fits in.
+def _select(whole: Tensor, units: Tensor, inputs: Tensor, spare: Tensor, into: Tensor) -> Tensor:
+    """Copy some units and inputs of a tensor through the memory ``spare`` to the memory ``into``.
+
+    Reusing memory avoids fragmentation: freed blocks of ever different sizes would leave gaps that
+    no later allocation fits.
+
+    Args:
+        whole: Tensor (all units, all inputs, *kernel).
+        units: Indices of the units.
+        inputs: Indices of the inputs.
+        spare: Memory for the intermediate result.
+        into: Memory for the result; may be that of ``whole``.
     """
     shape = (units.numel(), inputs.numel(), *whole.shape[2:])
     rows = torch.index_select(
-        whole, 0, units, out=_within(spare, (units.numel(), *whole.shape[1:]))
+        whole, 0, units, out=_view_in(spare, (units.numel(), *whole.shape[1:]))
     )
-    return torch.index_select(rows, 1, inputs, out=_within(into, shape))
+    return torch.index_select(rows, 1, inputs, out=_view_in(into, shape))
 
 
-def _within(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of this shape in the memory of one at least as large."""
+def _view_in(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor of a shape in the memory of another that is at least as large."""
     return memory.view(-1)[: math.prod(shape)].view(shape)
 
 
-def _present(marks: Tensor) -> Tensor:
-    """Which are not zero, ascending; at least one, so that nothing is empty."""
-    present = nonzero_indices(marks.bool())
-    return present if present.numel() else torch.zeros(1, dtype=torch.int64, device=marks.device)
+def _nonzero_or_first(mask: Tensor) -> Tensor:
+    """Return the ascending indices of nonzero entries, or [0] if there are none.
+
+    At least one index is returned so that no block is empty.
+    """
+    indices = nonzero_indices(mask.bool())
+    return indices if indices.numel() else torch.zeros(1, dtype=torch.int64, device=mask.device)
 
 
 def _product(score: Tensor | Saliency) -> Tensor:
-    """A score multiplied out, flattened, in memory that may be written to; in place of its gradient
-    where that is contiguous.
+    """Return a score as a flat tensor that may be overwritten.
+
+    A saliency is multiplied out, in place of its gradient where that is contiguous.
     """
     if isinstance(score, Saliency):
         return score.gradient.contiguous().view(-1).mul_(score.weight.reshape(-1))
     return score.contiguous().view(-1)
 
 
-def factor(score: Tensor | Saliency) -> Tensor:
-    """The part of a score that differs from round to round: all of it, or what its weight is
-    multiplied by.
-    """
+def varying_factor(score: Tensor | Saliency) -> Tensor:
+    """Return the factor of a score that differs from round to round: its gradient, or all of it."""
     return score.gradient if isinstance(score, Saliency) else score

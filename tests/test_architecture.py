@@ -20,12 +20,13 @@ LEVELS = [
     {"runs", "experiments", "export"},
     {"training"},
     {"pruning", "diagnosis", "compaction"},
+    {"pruning_checks"},
     {"selection"},
     {"pruners"},
     {"bias_norm_masks"},
     {"flow"},
     {"graph"},
-    {"masks", "schedules", "order_statistics", "bisection", "numerics"},
+    {"masks", "schedules", "order_statistics", "numerics"},
     {"io", "parameters"},
 ]
 # They import io alone outside their own room; any room above the pruners may import them.

@@ -1,4 +1,4 @@
-"""Warnings and errors of prune() when no path from input to output is left."""
+"""Warnings and errors of prune() for networks without a path from input to output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ BATCHES = [
 
 
 @pytest.mark.parametrize("pruner", [SynFlow, Magnitude, Random, SNIP])
-def test_a_dead_network_is_warned_of_by_default_whatever_the_pruner(pruner: type[Pruner]) -> None:
+def test_a_disconnected_network_gives_a_warning_by_default_for_every_pruner(
+    pruner: type[Pruner],
+) -> None:
     network = chain()
     with pytest.warns(UserWarning, match=f"^{pruner.__name__}: {DEAD}"):
         # Two weights cannot connect three layers.
@@ -40,13 +42,13 @@ def test_a_dead_network_is_warned_of_by_default_whatever_the_pruner(pruner: type
     )
 
 
-def test_the_warning_points_at_the_line_that_pruned() -> None:
+def test_the_warning_points_at_the_line_that_calls_prune() -> None:
     with pytest.warns(UserWarning, match=DEAD) as caught:
         prune(chain(), Magnitude(), num_kept=2, input_shape=(8,))
     assert caught[0].filename == __file__
 
 
-def test_an_error_leaves_the_network_dense() -> None:
+def test_a_collapse_that_is_an_error_leaves_the_network_dense() -> None:
     network = chain()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(DeadNetwork, match=DEAD):
@@ -54,7 +56,7 @@ def test_an_error_leaves_the_network_dense() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_a_dead_network_can_be_ignored_and_a_living_one_is_not_warned_of() -> None:
+def test_no_warning_if_it_is_disabled_or_the_network_is_connected() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prune(chain(), Magnitude(), num_kept=2, input_shape=(8,), on_collapse="ignore")
@@ -62,20 +64,21 @@ def test_a_dead_network_can_be_ignored_and_a_living_one_is_not_warned_of() -> No
         prune(chain(), Magnitude(), density=0.5)
 
 
-def test_the_first_batch_shows_the_input_where_nothing_else_does() -> None:
+def test_the_first_batch_serves_as_the_example_input_of_the_collapse_check() -> None:
     with pytest.warns(UserWarning, match=DEAD):
         prune(chain(), SNIP(), num_kept=2, batches=BATCHES)
 
 
-def test_an_empty_layer_is_warned_of_where_no_input_is_known() -> None:
+def test_an_empty_layer_gives_a_warning_without_an_example_input() -> None:
     with pytest.warns(
         UserWarning,
-        match="layers with no weight left: .*; give input_shape= or example_input= to learn whether a path",
+        match="layers with no weight left: .*; give input_shape= or example_input= to learn"
+        " whether a path",
     ):
         prune(chain(), Magnitude(), num_kept=2)
 
 
-def test_a_gated_network_that_is_dead_is_warned_of() -> None:
+def test_a_disconnected_network_with_gates_gives_a_warning() -> None:
     network = nn.Sequential(nn.Linear(8, 8), nn.GLU(), nn.Linear(4, 4), nn.GLU(), nn.Linear(2, 2))
     with pytest.warns(UserWarning, match=DEAD):
         prune(network, Magnitude(), num_kept=2, input_shape=(8,))
@@ -94,14 +97,14 @@ def test_a_gated_network_that_is_dead_is_warned_of() -> None:
         ),
     ],
 )
-def test_an_impossible_option_is_refused_before_the_work(
+def test_an_impossible_collapse_option_is_an_error_before_pruning(
     options: dict[str, str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         prune(chain(), Magnitude(), num_kept=2, **options)  # type: ignore[arg-type]
 
 
-def test_what_cannot_be_followed_is_noted_by_a_pruner_that_need_not_know_it() -> None:
+def test_a_collapse_check_that_fails_is_noted_if_the_pruner_does_not_depend_on_it() -> None:
     class Constant(nn.Module):
         def __init__(self) -> None:
             super().__init__()

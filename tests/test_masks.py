@@ -25,7 +25,7 @@ def masks_of(network: nn.Module, density: float = 0.5) -> Masks:
     )
 
 
-def test_weights_of_layers_are_prunable_and_nothing_else_is() -> None:
+def test_only_weights_of_linear_convolution_and_attention_layers_are_prunable() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -44,7 +44,7 @@ def test_weights_of_layers_are_prunable_and_nothing_else_is() -> None:
     ]
 
 
-def test_a_weight_shared_with_an_embedding_stays() -> None:
+def test_a_weight_shared_with_an_embedding_is_not_prunable() -> None:
     network = nn.ModuleDict(
         {"embedding": nn.Embedding(5, 4), "hidden": nn.Linear(4, 4), "head": nn.Linear(4, 5)}
     )
@@ -52,13 +52,13 @@ def test_a_weight_shared_with_an_embedding_stays() -> None:
     assert list(prunable(network)) == ["hidden.weight"]
 
 
-def test_a_shared_weight_appears_once() -> None:
+def test_a_shared_weight_is_prunable_once() -> None:
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
     assert list(prunable(nn.Sequential(first, second))) == ["0.weight"]
 
 
-def test_excluded_layers_stay_and_a_pattern_that_matches_nothing_is_named() -> None:
+def test_excluded_layers_are_not_prunable_and_a_pattern_without_a_match_is_an_error() -> None:
     assert list(prunable(small(), exclude=["2.*"])) == ["0.weight"]
     with pytest.raises(
         ValueError, match=r"exclude: '3\.\*' matches no prunable parameter; the nearest is"
@@ -70,9 +70,7 @@ def test_excluded_layers_stay_and_a_pattern_that_matches_nothing_is_named() -> N
         prunable(nn.ReLU())
 
 
-def test_a_network_without_prunable_weights_is_refused_with_the_classes_that_hold_its_parameters() -> (
-    None
-):
+def test_the_error_about_no_prunable_weights_names_the_classes_with_parameters() -> None:
     class Dense(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -80,7 +78,8 @@ def test_a_network_without_prunable_weights_is_refused_with_the_classes_that_hol
 
     with pytest.raises(
         ValueError,
-        match=r"Sequential has no prunable weight; .*its parameters are in Dense \(64\), Embedding \(12\)$",
+        match=r"Sequential has no prunable weight; .*its parameters are in Dense \(64\), "
+        r"Embedding \(12\)$",
     ):
         prunable(nn.Sequential(nn.Embedding(3, 4), Dense(), Dense(), nn.ReLU()))
 
@@ -96,7 +95,7 @@ def test_density_counts_weights_and_not_followers() -> None:
     assert masks["b"].tolist() == [True, False]
 
 
-def test_applied_masks_leave_exact_zeros_and_the_rest_alone() -> None:
+def test_applying_masks_sets_removed_weights_to_zero_and_keeps_the_others() -> None:
     network = small()
     before = copy.deepcopy(network)
     masks = masks_of(network)
@@ -108,7 +107,7 @@ def test_applied_masks_leave_exact_zeros_and_the_rest_alone() -> None:
         assert not torch.signbit(weight[~mask]).any()
 
 
-def test_masks_of_another_network_are_refused_before_anything_changes() -> None:
+def test_masks_of_another_network_are_an_error_before_any_parameter_changes() -> None:
     network = small()
     before = [parameter.clone() for parameter in network.parameters()]
     with pytest.raises(
@@ -127,7 +126,7 @@ def test_masks_of_another_network_are_refused_before_anything_changes() -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
 
 
-def test_masks_that_are_not_masks_are_refused() -> None:
+def test_invalid_masks_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"the mask of 'w' is torch.float32, expected torch.bool"):
         Masks({"w": torch.ones(2)})
     with pytest.raises(ValueError, match="followers without a mask"):
@@ -136,7 +135,7 @@ def test_masks_that_are_not_masks_are_refused() -> None:
         Masks({})
 
 
-def test_a_saved_file_gives_the_same_masks_in_the_same_order(tmp_path: Path) -> None:
+def test_saved_masks_load_equal_and_in_the_same_order(tmp_path: Path) -> None:
     masks = Masks(
         {
             "z": torch.tensor([True, False]),
@@ -153,7 +152,7 @@ def test_a_saved_file_gives_the_same_masks_in_the_same_order(tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["masks.safetensors"]
 
 
-def test_a_file_that_is_no_masks_file_is_named(tmp_path: Path) -> None:
+def test_loading_a_file_without_masks_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no masks at"):
         Masks.load(tmp_path / "none.safetensors")
     (tmp_path / "text.safetensors").write_text("not tensors at all")
@@ -161,7 +160,7 @@ def test_a_file_that_is_no_masks_file_is_named(tmp_path: Path) -> None:
         Masks.load(tmp_path / "text.safetensors")
 
 
-def test_a_save_that_fails_leaves_the_old_file_and_nothing_half_written(
+def test_a_failing_save_keeps_the_old_file_and_leaves_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "masks.safetensors"
@@ -187,9 +186,9 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_held_zeros_stay_zero_after_every_step_of_a_plain_loop(name: str) -> None:
+def test_held_zeros_stay_zero_after_every_step_of_a_training_loop(name: str) -> None:
     network = small()
-    # A step before the masks, so that momentum already pulls at what is removed afterwards.
+    # A step before the masks are applied gives removed weights a momentum.
     optimizer = OPTIMIZERS[name](network.parameters())
     step(network, optimizer)
     masks = masks_of(network)
@@ -204,9 +203,9 @@ def test_held_zeros_stay_zero_after_every_step_of_a_plain_loop(name: str) -> Non
     assert any(network.get_parameter(n)[~mask].any() for n, mask in masks.items())
 
 
-def test_living_weights_train_as_if_the_mask_were_in_the_forward_pass() -> None:
-    # The reference multiplies the mask in forward and holds nothing; in float64 the two must agree
-    # to rounding.
+def test_kept_weights_train_as_if_the_mask_were_in_the_forward_pass() -> None:
+    # The reference multiplies by the mask in the forward pass. In float64 the two agree to rounding
+    # errors.
     for name, make in OPTIMIZERS.items():
         held = small().double()
         masks = masks_of(held)
@@ -235,18 +234,18 @@ def test_living_weights_train_as_if_the_mask_were_in_the_forward_pass() -> None:
             )
 
 
-def test_a_clipped_norm_counts_living_weights_only() -> None:
+def test_a_clipped_norm_counts_kept_weights_only() -> None:
     network = small()
     masks = masks_of(network)
     hold = masks.hold(network, torch.optim.SGD(network.parameters(), lr=0.1))
     network(torch.randn(8, 4)).square().sum().backward()
-    alive = [network.get_parameter(n).grad[mask] for n, mask in masks.items()]
-    expected = torch.cat([*alive, network[0].bias.grad, network[2].bias.grad]).norm()
+    kept = [network.get_parameter(n).grad[mask] for n, mask in masks.items()]
+    expected = torch.cat([*kept, network[0].bias.grad, network[2].bias.grad]).norm()
     hold.mask_gradients()
     torch.testing.assert_close(nn.utils.clip_grad_norm_(network.parameters(), 1e9), expected)
 
 
-def test_an_infinite_update_of_a_removed_weight_leaves_a_zero() -> None:
+def test_an_infinite_update_of_a_removed_weight_gives_zero() -> None:
     network = nn.Sequential(nn.Linear(2, 1, bias=False))
     masks = Masks({"0.weight": torch.tensor([[True, False]])})
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)

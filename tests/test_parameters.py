@@ -1,4 +1,4 @@
-"""Networks and inputs that are refused, and parameters that take no part."""
+"""Networks and inputs that are an error, and parameters that take no part."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def inference() -> nn.Module:
         (lambda: mlp(dtype=torch.cfloat), ValueError, "'0.weight' holds complex numbers"),
     ],
 )
-def test_a_network_that_cannot_be_pruned_is_refused_in_one_sentence(
+def test_a_network_that_cannot_be_pruned_is_an_error_of_one_sentence(
     make: Callable[[], Any], error: type[Exception], message: str, pruner: type[Any]
 ) -> None:
     with pytest.raises(error, match=message) as caught:
@@ -61,7 +61,7 @@ def test_a_network_that_cannot_be_pruned_is_refused_in_one_sentence(
 
 
 class Scaled(nn.Module):
-    """A network whose first parameter is not of floating-point numbers."""
+    """Network whose first parameter does not hold floating-point numbers."""
 
     def __init__(self, scale: Tensor) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Scaled(nn.Module):
 @pytest.mark.parametrize(
     "scale", [torch.tensor([3]), torch.tensor([True]).to(torch.uint8), torch.tensor([1j])]
 )
-def test_the_first_floating_point_parameter_gives_the_input_its_precision(scale: Tensor) -> None:
+def test_the_input_has_the_dtype_of_the_first_floating_point_parameter(scale: Tensor) -> None:
     network = Scaled(scale)
     masks = prune(network, SynFlow(), density=0.5, rounds=2, input_shape=(8,))
     assert masks.kept == masks.total // 2
@@ -90,7 +90,7 @@ def test_the_first_floating_point_parameter_gives_the_input_its_precision(scale:
         ([torch.ones(8)],),
     ],
 )
-def test_an_example_that_is_not_made_of_tensors_is_refused_by_name(example: Any) -> None:
+def test_an_example_input_that_does_not_consist_of_tensors_is_an_error(example: Any) -> None:
     network = mlp()
     masks = prune(mlp(), Magnitude(), density=0.5)
     with pytest.raises(TypeError, match=r"^example_input.*expected a tensor, got"):
@@ -99,7 +99,7 @@ def test_an_example_that_is_not_made_of_tensors_is_refused_by_name(example: Any)
         diagnose(network, masks, example_input=example)
 
 
-def test_a_list_of_tensors_is_the_arguments_in_order() -> None:
+def test_a_list_of_tensors_gives_the_positional_arguments_of_forward() -> None:
     assert (
         prune(mlp(), SynFlow(), density=0.5, rounds=1, example_input=[torch.ones(1, 8)]).kept == 96
     )
@@ -115,12 +115,13 @@ def test_a_list_of_tensors_is_the_arguments_in_order() -> None:
         (nn.Conv2d(3, 4, 3), (1, 8, 8)),
     ],
 )
-def test_an_input_that_forward_does_not_take_is_refused_with_the_networks_own_reason(
+def test_an_input_on_which_forward_fails_is_an_error_that_quotes_the_reason(
     network: nn.Module, shape: tuple[int, ...]
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"fails on an input of \(1, {shape[0]}.* float32 \(RuntimeError: .*give the example_input",
+        match=rf"fails on an input of \(1, {shape[0]}.* float32 \(RuntimeError: .*give the"
+        " example_input",
     ):
         prune(network, SynFlow(), density=0.5, rounds=1, input_shape=shape)
 
@@ -146,7 +147,7 @@ class Temporal(nn.Module):
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_a_layer_behind_a_parametrisation_is_named_as_dense(
+def test_a_note_names_parametrised_layers_as_dense(
     wrap: Callable[[nn.Module], nn.Module],
 ) -> None:
     network, pruner = Temporal(wrap), SynFlow()
@@ -154,13 +155,13 @@ def test_a_layer_behind_a_parametrisation_is_named_as_dense(
     assert list(masks) == ["last.weight"]
     (note,) = (note for note in pruner.notes if "take no part and stay dense" in note)
     assert "early (Conv1d" in note
-    told = diagnose(network, masks, input_shape=(3, 6))
-    assert set(told.left_out) == {"early", "last"}
-    assert sum(told.left_out.values()) == sum(p.numel() for p in network.parameters()) - 40
+    diagnosis = diagnose(network, masks, input_shape=(3, 6))
+    assert set(diagnosis.left_out) == {"early", "last"}
+    assert sum(diagnosis.left_out.values()) == sum(p.numel() for p in network.parameters()) - 40
 
 
 class Own(nn.Module):
-    """A layer of a class of its own."""
+    """Layer with a weight under its own name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +171,7 @@ class Own(nn.Module):
         return x @ self.kernel
 
 
-def test_layers_of_other_classes_with_weights_are_named_with_their_sizes() -> None:
+def test_a_note_names_layers_of_other_classes_and_their_sizes() -> None:
     network = nn.ModuleDict(
         {
             "rnn": nn.LSTM(8, 8, batch_first=True),
@@ -190,14 +191,22 @@ def test_layers_of_other_classes_with_weights_are_named_with_their_sizes() -> No
 
     tagger, pruner = Tagger(), SynFlow()
     masks = prune(tagger, pruner, density=0.5, rounds=2, input_shape=(5, 8))
-    note = "660 of 692 parameters take no part and stay dense: parts.rnn (LSTM, 576), parts.own (Own, 64), biases, gains and shifts (20)"
+    note = (
+        "660 of 692 parameters take no part and stay dense: parts.rnn (LSTM, 576), parts.own (Own,"
+        " 64), biases, gains and shifts (20)"
+    )
     assert pruner.notes[-1] == note
-    told = diagnose(tagger, masks, input_shape=(5, 8))
-    assert note in told.notes
-    assert told.left_out == {"parts.rnn": 576, "parts.own": 64, "parts.norm": 16, "parts.last": 4}
+    diagnosis = diagnose(tagger, masks, input_shape=(5, 8))
+    assert note in diagnosis.notes
+    assert diagnosis.left_out == {
+        "parts.rnn": 576,
+        "parts.own": 64,
+        "parts.norm": 16,
+        "parts.last": 4,
+    }
 
 
-def test_biases_and_normalisations_alone_are_no_note_of_the_pruner_and_counted_in_the_diagnosis() -> (
+def test_biases_and_normalisations_are_counted_in_the_diagnosis_and_not_noted_by_the_pruner() -> (
     None
 ):
     network, pruner = (
@@ -210,5 +219,7 @@ def test_biases_and_normalisations_alone_are_no_note_of_the_pruner_and_counted_i
         "12 of 52 parameters take no part and stay dense: biases, gains and shifts (12)"
         in diagnose(network, masks, input_shape=(8,)).notes
     )
-    followed = prune(network, pruner, density=0.5, rounds=2, input_shape=(8,), bias=True, norm=True)
-    assert diagnose(network, followed, input_shape=(8,)).left_out == {}
+    masked = prune(
+        network, pruner, density=0.5, rounds=2, input_shape=(8,), mask_bias=True, mask_norm=True
+    )
+    assert diagnose(network, masked, input_shape=(8,)).left_out == {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from synflow_pl.bias_norm_masks import living_inputs, living_units
+from synflow_pl.bias_norm_masks import active_inputs, active_units
 from synflow_pl.diagnosis.diagnosis import Diagnosis, Layer
 from synflow_pl.diagnosis.flops import count_flops
 from synflow_pl.diagnosis.homogeneity import inhomogeneous
@@ -81,7 +81,7 @@ def diagnose(
         *linear_network.notes,
     )
     weight_masks = {name: masks[name] for name in masks.weights}
-    units, read = living_units(network, weight_masks), living_inputs(network, weight_masks)
+    units, read = active_units(network, weight_masks), active_inputs(network, weight_masks)
     layers = tuple(
         Layer(
             name=name,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from synflow_pl.experiments.scores import lowest_and_sum
 from synflow_pl.flow import Block
 from synflow_pl.pruners import Pruner, PruningState, Saliency
-from synflow_pl.pruners.around import PrunerWrapper
+from synflow_pl.pruners.base import PrunerWrapper
 from synflow_pl.pruning import prune
 
 __all__ = ["RoundRatio", "largest_ratio"]
@@ -109,41 +109,41 @@ class _Weighing(PrunerWrapper):
         self._blocks: Mapping[str, Block] = {}
         self._totals: dict[str, float] = {}
 
-    def score(self, subject: PruningState) -> Mapping[str, Tensor | Saliency]:
-        self._weigh(subject)
+    def score(self, state: PruningState) -> Mapping[str, Tensor | Saliency]:
+        self._weigh(state)
         self._round += 1
-        scores = super().score(subject)
+        scores = super().score(state)
         # Multiplied out, in tensors of their own: the cut works in the place of what it is given.
         self._scores = {
             name: s.weight * s.gradient if isinstance(s, Saliency) else s.clone()
             for name, s in scores.items()
         }
-        self._blocks = dict(subject.blocks)
+        self._blocks = dict(state.blocks)
         # Where removed weights may come back, they all compete.
-        self._totals = self._sums(subject, all_compete=self.regrows)
+        self._totals = self._sums(state, all_compete=self.regrows)
         return scores
 
-    def finish(self, subject: PruningState) -> None:
-        self._weigh(subject)
+    def finish(self, state: PruningState) -> None:
+        self._weigh(state)
         raise _Weighed
 
-    def _weigh(self, subject: PruningState) -> None:
+    def _weigh(self, state: PruningState) -> None:
         """Weigh the cut that has been made since the last scores."""
         if not self._scores:
             return
-        taken = sum(self._totals.values()) - sum(self._sums(subject).values())
+        taken = sum(self._totals.values()) - sum(self._sums(state).values())
         left = [total for total in self._totals.values() if total > 0]
         if left:  # else no path is left, and there is nothing to take
             self.ratios[self._round] = taken / min(left)
         self._scores = {}
 
-    def _sums(self, subject: PruningState, all_compete: bool = False) -> dict[str, float]:
+    def _sums(self, state: PruningState, all_compete: bool = False) -> dict[str, float]:
         """By parameter name, the sum of the scores of what lives."""
         sums = {}
         for name, score in self._scores.items():
-            mask = torch.ones_like(subject.masks[name]) if all_compete else subject.masks[name]
-            if name in subject.ranked_separately:
-                mask = mask & ~subject.ranked_separately[name]
+            mask = torch.ones_like(state.masks[name]) if all_compete else state.masks[name]
+            if name in state.ranked_separately:
+                mask = mask & ~state.ranked_separately[name]
             if name in self._blocks:
                 units, inputs = self._blocks[name]
                 mask = mask.index_select(0, units).index_select(1, inputs)

@@ -49,17 +49,17 @@ def first_scores(
     Raises:
         ValueError: if the pruner needs data and there is none.
     """
-    subject = PruningState.of(network, exclude)
-    subject.inputs, subject.batches, subject.loss = inputs, batches, loss
-    subject.density, subject.train_mode = as_density(density), train_mode
+    state = PruningState.from_network(network, exclude)
+    state.inputs, state.batches, state.loss = inputs, batches, loss
+    state.density, state.train_mode = as_density(density), train_mode
     if pruner.needs_batches and not batches:
         raise ValueError(
             f"{type(pruner).__name__} scores on data: give batches=, a list of (images, labels) pairs"
         )
-    pruner.prepare(subject)
+    pruner.prepare(state)
     found = {}
-    for name, score in pruner.score(subject).items():
-        apart = subject.ranked_separately.get(name)
+    for name, score in pruner.score(state).items():
+        apart = state.ranked_separately.get(name)
         if apart is None or not bool(apart.all()):
             written = (
                 score.weight * score.gradient

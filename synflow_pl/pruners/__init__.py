@@ -1,4 +1,4 @@
-"""Pruners, one score per file."""
+"""Pruners, one method per file."""
 
 from synflow_pl.pruners.base import Pruner, PruningState, Saliency
 from synflow_pl.pruners.force import FORCE

@@ -1,4 +1,4 @@
-"""Pruner: what gives scores, and Subject: what it gives them to."""
+"""Base classes of pruners, and the state of a pruning that they read."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from synflow_pl.flow import Block, LinearNetwork
 from synflow_pl.masks import prunable
 from synflow_pl.schedules import kept_weights
 
-__all__ = ["Pruner", "PruningState", "Saliency"]
+__all__ = ["Pruner", "PrunerWrapper", "PruningState", "Saliency"]
 
 
 class Saliency(NamedTuple):
-    """A score of the form ``weight * gradient`` (Tanaka et al. 2020, Equation 1), not multiplied
-    out.
+    """A score of the form ``weight * gradient`` that is not multiplied out.
 
-    Most weights are removed in the first of many rounds; what can no longer be cut need not be
-    multiplied.
+    This is the synaptic saliency of Tanaka et al. 2020, Equation 1. Most weights are removed in the
+    first of many rounds, and scores that can no longer be removed need not be multiplied.
+
+    Example:
+        >>> score = Saliency(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 0.5]))
+        >>> score.weight * score.gradient
+        tensor([2.0000, 1.5000])
     """
 
     weight: Tensor
@@ -32,32 +36,41 @@ class Saliency(NamedTuple):
 
 @dataclass
 class PruningState:
-    """A network while it is being pruned.
+    """State of a network while it is being pruned; created by :func:`synflow_pl.prune`.
 
-    The network itself stays untouched until the last round is over: rounds work on ``weights``,
-    copies in float32 or better in which every removed weight is zero already (unless the pruner
-    regrows). They are the pruner's to work with, as long as removed weights stay zero.
+    The network itself is not changed before the last round is finished. The rounds work on
+    ``weights``, copies in float32 or higher precision in which every removed weight is zero (unless
+    the pruner regrows weights). ``prune()`` sets the density, the batches and the options; a pruner
+    sets ``compressible``, ``ranked_separately`` and ``linear_network`` in :meth:`Pruner.prepare`
+    and may change ``weights`` there; the groups in :mod:`synflow_pl.selection` update ``masks``,
+    ``weights`` and ``blocks`` after each round.
 
     Attributes:
-        network: the network under study, dense.
-        weights: working copy of each prunable parameter, by name.
-        masks: bool, one per prunable parameter, True where the weight lives.
-        compressible: names that the pruner can score by their living block alone; it says so in
-            :meth:`Pruner.prepare`.
-        blocks: those of them that have been cut down to it. Their entry in ``weights`` has the
-            block's shape.
-        ranked_separately: bool, by name, True where a weight does not compete with those of other
-            parameters but only with its like in its own, at the density of the whole; what the
-            pruner cannot compare says so in :meth:`Pruner.prepare`. ``compressible`` names none.
-        density: the density that the coming cut will leave, in (0, 1].
-        scope: who competes, "global" or "local".
-        inputs: an example of the network's inputs, or ``None`` where no pruner asked for it.
-        batches: (images (N, C, H, W), labels (N,)) pairs of the present round, for data-driven
-            pruners.
-        loss: (logits, labels) to a scalar, the mean over a batch.
-        train_mode: whether data-driven pruners score in train mode.
-        skeleton: the network's skeleton, where the pruner made one; whether a path is left is seen
-            in it.
+        network: Network under study, dense.
+        weights: Working copy of each prunable parameter, by name.
+        masks: Bool masks, one per prunable parameter, True where the weight is kept.
+        density: Density that the present round will leave, in (0, 1].
+        scope: ``"global"`` or ``"local"``, as in :func:`synflow_pl.prune`.
+        inputs: Example inputs of the network, or ``None`` where no pruner needs them.
+        batches: Pairs (images (N, C, H, W), labels (N,)) of the present round, for pruners that
+            score on data.
+        compressible: Names of parameters that the pruner can score by their block of active units
+            and inputs alone.
+        blocks: Units and inputs to which parameters have been reduced, by name. Their entries in
+            ``weights`` have the shape of the block.
+        ranked_separately: Bool tensors in the weight's shape, by name, True for weights that are
+            only ranked against each other, at the density of the whole network, since their scores
+            cannot be compared with those of other weights. ``compressible`` has none of these
+            names.
+        loss: Function from (logits, labels) to a scalar, the mean over a batch.
+        train_mode: Whether pruners that score on data do so in train mode.
+        linear_network: Positive linear network of ``network``, if the pruner built it; the
+            connectivity check reuses it.
+
+    Example:
+        >>> state = PruningState.from_network(nn.Linear(8, 4))
+        >>> state.weights["weight"].shape, int(state.masks["weight"].sum())
+        (torch.Size([4, 8]), 32)
     """
 
     network: nn.Module
@@ -72,16 +85,21 @@ class PruningState:
     ranked_separately: dict[str, Tensor] = field(default_factory=dict)
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
     train_mode: bool = False
-    skeleton: LinearNetwork | None = None
+    linear_network: LinearNetwork | None = None
 
     @property
-    def kept(self) -> int:
-        """How many weights in all the coming cut will leave, if all compete with each other."""
+    def num_kept(self) -> int:
+        """Number of weights that the present round will leave if all are ranked together."""
         return kept_weights(sum(mask.numel() for mask in self.masks.values()), self.density)
 
     @classmethod
-    def of(cls, network: nn.Module, exclude: Iterable[str] = ()) -> PruningState:
-        """A subject of which nothing has been removed yet."""
+    def from_network(cls, network: nn.Module, exclude: Iterable[str] = ()) -> PruningState:
+        """Return the state of a network of which no weight has been removed.
+
+        Args:
+            network: Network under study.
+            exclude: Shell-style patterns of parameter names that stay dense.
+        """
         parameters = prunable(network, exclude)
         weights = {name: _working_copy(parameter) for name, parameter in parameters.items()}
         masks = {
@@ -96,56 +114,101 @@ def _working_copy(parameter: Tensor) -> Tensor:
 
 
 class Pruner(ABC):
-    """Gives each prunable weight a score; the larger survives. Who competes, how much goes in each
-    round and the cut itself are not its concern (:func:`synflow_pl.prune`).
+    """Base class of pruners: a pruner gives each prunable weight a score, and the largest are kept.
 
-    A subclass is the formula of a paper: it says how many ``rounds`` it wants, what it ``needs``,
-        and scores.
+    A subclass is the formula of a paper. It sets how many ``rounds`` it uses and what it needs, and
+    implements :meth:`score`. Which weights are ranked together, how many are removed in each round
+    and the selection itself belong to :func:`synflow_pl.prune`.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import prune
+        >>> class SquaredMagnitude(Pruner):
+        ...     def score(self, state):
+        ...         return {name: weight.square() for name, weight in state.weights.items()}
+        >>> prune(torch.nn.Linear(8, 4), SquaredMagnitude(), density=0.25).kept
+        8
     """
 
     rounds: int = 1
-    """Rounds that the paper uses; what ``rounds=None`` means."""
+    """Number of rounds in the paper, used for ``rounds=None``."""
     schedule: Literal["exponential", "linear", "cubic"] = "exponential"
-    """Density after each round in the paper; what ``schedule=None`` means."""
+    """Density after each round in the paper, used for ``schedule=None``."""
     end_fraction: float | None = None
-    """If rounds are spread over a training: the fraction of it, in (0, 1], by which the last one is
-    over. Else all are at once.
+    """Fraction of the training, in (0, 1], by which the last round is finished, if rounds are
+    spread over training; ``None`` if all rounds run at once.
     """
     needs_input: bool = False
-    """Whether it asks for ``subject.inputs``."""
+    """True if the pruner reads ``state.inputs``."""
     needs_batches: bool = False
-    """Whether it asks for ``subject.batches``."""
+    """True if the pruner reads ``state.batches``."""
     regrows: bool = False
-    """Whether a removed weight may come back. Then every weight competes in every round,
-    ``subject.weights`` stay dense, and ``subject.masks`` say what is left of them at present; zeros
-    become final after the last round.
+    """True if removed weights may come back. Then every weight is ranked in every round,
+    ``state.weights`` stay dense, and ``state.masks`` are final after the last round only.
     """
     notes: tuple[str, ...] = ()
-    """What a report should say about how the network was scored, one sentence each; known once it
-    has been pruned.
-    """
+    """Remarks on how the network was scored, one sentence each, for reports; set by a pruning."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name of the pruner in messages."""
         return type(self).__name__
 
-    def prepare(self, subject: PruningState) -> None:
-        """Called once, before the first round; what is worked out here serves all rounds."""
+    def prepare(self, state: PruningState) -> None:
+        """Prepare for scoring; called once, before the first round.
+
+        Args:
+            state: State of the pruning.
+        """
         self.notes = ()
 
     @abstractmethod
-    def score(self, subject: PruningState) -> Mapping[str, Tensor | Saliency]:
-        """Scores by parameter name, in the shapes of ``subject.weights``, finite; the larger
-        survives.
+    def score(self, state: PruningState) -> Mapping[str, Tensor | Saliency]:
+        """Return the scores of all prunable weights; the largest are kept.
 
-        The tensors may be overwritten afterwards. The network is left exactly as it was found:
-        weights, buffers, gradients, mode and random state. A parameter whose scores are zero
-        throughout while nothing has been removed stays dense, since nothing is known about it (a
-        head that starts at zero); ``notes`` will name it.
+        Scoring leaves the network as it was: weights, buffers, gradients, mode and random state.
+
+        Args:
+            state: State of the pruning.
+
+        Returns:
+            Finite scores by parameter name, in the shapes of ``state.weights``. The caller may
+            overwrite the tensors. A parameter whose scores are all zero in the first round (a head
+            that is initialised to zero) stays dense, since nothing is known about its weights, and
+            is named in ``notes``.
         """
 
-    def finish(self, subject: PruningState) -> None:  # noqa: B027  nearly every pruner is done when the last cut is
-        """Called once, after the last round, before anything in the network is zeroed. It may
-        rearrange ``subject.masks``.
+    def finish(self, state: PruningState) -> None:  # noqa: B027  most pruners have nothing to do
+        """Finish the pruning; called once, after the last round, before weights are zeroed.
+
+        Args:
+            state: State of the pruning; its masks may be rearranged.
         """
+
+
+class PrunerWrapper(Pruner):
+    """Base class of pruners that delegate to another pruner and change or observe one step of it.
+
+    Args:
+        pruner: Pruner to delegate to.
+
+    Example:
+        >>> from synflow_pl.pruners import SynFlow
+        >>> PrunerWrapper(SynFlow()).rounds
+        100
+    """
+
+    def __init__(self, pruner: Pruner) -> None:
+        self.pruner = pruner
+        self.rounds, self.schedule, self.regrows = pruner.rounds, pruner.schedule, pruner.regrows
+        self.needs_input, self.needs_batches = pruner.needs_input, pruner.needs_batches
+
+    def prepare(self, state: PruningState) -> None:
+        self.pruner.prepare(state)
+        self.notes = self.pruner.notes
+
+    def score(self, state: PruningState) -> Mapping[str, Tensor | Saliency]:
+        return self.pruner.score(state)
+
+    def finish(self, state: PruningState) -> None:
+        self.pruner.finish(state)

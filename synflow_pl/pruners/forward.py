@@ -1,8 +1,7 @@
-"""Passes of data through a network while it is being pruned: logits from working copies of its
-weights, and nothing left behind.
+"""Stateless forward passes of data with working copies of a network's weights.
 
-The loss of every data-driven score is L, the mean over all pruning images. Batches are taken one at
-a time, and each counts by its images, so that a short last batch weighs as much as it holds.
+The loss L of every data-driven score is the mean over all pruning images. Batches are processed one
+at a time, each weighted by its number of images, so that a short last batch is not overweighted.
 """
 
 from __future__ import annotations
@@ -29,41 +28,43 @@ __all__ = [
 ]
 
 Forward = Callable[[Mapping[str, Tensor], Tensor], Tensor]
-"""Weights (and buffers) by name and images (N, C, H, W) to logits (N, num_classes)."""
+"""Function from weights by name and images (N, C, H, W) to logits (N, num_classes)."""
 
 
 @contextmanager
-def stateless_forward(subject: PruningState, *, train_mode: bool = False) -> Iterator[Forward]:
-    """A way to run ``subject.network`` on other weights. Weights, buffers, gradients, mode and
-    random state stay as they were.
+def stateless_forward(state: PruningState, *, train_mode: bool = False) -> Iterator[Forward]:
+    """Return a function that runs ``state.network`` with other weights and leaves it unchanged.
+
+    Weights, buffers, gradients, mode and random state of the network are restored on exit.
 
     Args:
-        subject: of which the pass uses the network alone; weights not given are the network's own.
-        train_mode: BatchNorm normalises by each batch's own statistics, dropout drops; running
-            statistics do not move.
+        state: State of the pruning. Parameters without a given value keep the network's own.
+        train_mode: Whether to run in train mode: BatchNorm uses the statistics of each batch and
+            dropout is active; running statistics are not updated.
 
     Raises:
-        TypeError: If the network returns anything but a tensor; raised by the pass.
+        TypeError: If the network does not return a tensor; raised by the forward pass.
     """
-    network = subject.network
-    kind = next(iter(subject.weights.values()))
-    state = {
-        name: _cast(tensor, kind)
+    network = state.network
+    like = next(iter(state.weights.values()))
+    tensors = {
+        name: _cast(tensor, like)
         for name, tensor in (*network.named_parameters(), *network.named_buffers())
     }
 
     def forward(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        # In train mode, and sometimes in eval mode, a pass writes to its buffers: it gets copies.
-        buffers = {name: state[name].clone() for name, _ in network.named_buffers()}
-        logits = functional_call(network, {**state, **buffers, **weights}, (_cast(images, kind),))
+        # A forward pass may write to buffers, even in eval mode, so it receives copies.
+        buffers = {name: tensors[name].clone() for name, _ in network.named_buffers()}
+        logits = functional_call(network, {**tensors, **buffers, **weights}, (_cast(images, like),))
         if not isinstance(logits, Tensor):
             raise TypeError(
-                f"{type(network).__name__} returns a {type(logits).__name__}, but pruning by data needs one tensor, the logits: wrap"
-                " the network in a module that returns them, and prune that"
+                f"{type(network).__name__} returns a {type(logits).__name__}, but pruning by data"
+                " needs one tensor, the logits: wrap the network in a module that returns them, and"
+                " prune that"
             )
         return logits
 
-    devices = [kind.device] if kind.device.type == "cuda" else []
+    devices = [like.device] if like.device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluating(network), torch.enable_grad(), Controlled():
         if train_mode:
             network.train()
@@ -71,31 +72,38 @@ def stateless_forward(subject: PruningState, *, train_mode: bool = False) -> Ite
 
 
 def mean_losses(
-    subject: PruningState, forward: Forward, weights: Mapping[str, Tensor], temperature: float = 1.0
+    state: PruningState, forward: Forward, weights: Mapping[str, Tensor], temperature: float = 1.0
 ) -> Iterator[Tensor]:
-    """For each batch its share of L, so that their sum is the mean loss over all pruning images.
+    """Yield the loss of each batch, weighted so that the sum is the mean over all pruning images.
 
     Args:
-        subject: gives batches and loss.
-        forward: as :func:`stateless_forward` gives it.
-        weights: by parameter name.
-        temperature: logits are divided by it, positive.
+        state: State of the pruning, whose batches and loss are used.
+        forward: Function from :func:`stateless_forward`.
+        weights: Weights by parameter name.
+        temperature: Positive number by which logits are divided.
     """
-    total = sum(len(images) for images, _ in subject.batches)
-    for images, labels in subject.batches:
+    total = sum(len(images) for images, _ in state.batches)
+    for images, labels in state.batches:
         logits = forward(weights, images)
-        yield subject.loss(logits / temperature, labels.to(logits.device)) * (len(images) / total)
+        yield state.loss(logits / temperature, labels.to(logits.device)) * (len(images) / total)
 
 
 def loss_gradients(
-    subject: PruningState, forward: Forward, weights: Mapping[str, Tensor], temperature: float = 1.0
+    state: PruningState, forward: Forward, weights: Mapping[str, Tensor], temperature: float = 1.0
 ) -> dict[str, Tensor]:
-    """dL/dw, in the weights' shapes; zero for a weight that the loss does not depend on. Arguments
-    as :func:`mean_losses`.
+    """Return the gradients dL/dw of the mean loss over all pruning images, by parameter name.
+
+    A gradient is zero for a weight on which the loss does not depend.
+
+    Args:
+        state: State of the pruning, whose batches and loss are used.
+        forward: Function from :func:`stateless_forward`.
+        weights: Weights by parameter name.
+        temperature: Positive number by which logits are divided.
     """
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for loss in mean_losses(subject, forward, leaves, temperature):
+    for loss in mean_losses(state, forward, leaves, temperature):
         for name, gradient in zip(leaves, gradients_of(loss, leaves), strict=True):
             sums[name] += gradient
     return sums
@@ -104,7 +112,13 @@ def loss_gradients(
 def gradients_of(
     value: Tensor, leaves: Mapping[str, Tensor], *, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
-    """The gradient of ``value`` at each leaf, zero where there is no connection."""
+    """Return the gradient of ``value`` at each leaf; it is zero for a leaf that is not connected.
+
+    Args:
+        value: Scalar to differentiate.
+        leaves: Leaf tensors by name.
+        create_graph: Whether the gradients can be differentiated again.
+    """
     return torch.autograd.grad(
         value, list(leaves.values()), create_graph=create_graph, materialize_grads=True
     )
@@ -112,14 +126,22 @@ def gradients_of(
 
 @torch.no_grad()
 def batch_statistics(
-    subject: PruningState, forward: Forward, weights: Mapping[str, Tensor], images: Tensor
+    state: PruningState, forward: Forward, weights: Mapping[str, Tensor], images: Tensor
 ) -> dict[str, Tensor]:
-    """Buffers by name: the running statistics that BatchNorm would have if ``images`` were all it
-    had ever seen.
+    """Return the running statistics that BatchNorm would have after these images alone.
+
+    Args:
+        state: State of the pruning, whose network is used.
+        forward: Function from :func:`stateless_forward`.
+        weights: Weights by parameter name.
+        images: Images (N, C, H, W).
+
+    Returns:
+        Buffers of the normalisation layers, by name.
     """
     norms = {
         name: module
-        for name, module in subject.network.named_modules()
+        for name, module in state.network.named_modules()
         if isinstance(module, _NormBase)
     }
     buffers = {
@@ -138,8 +160,8 @@ def batch_statistics(
     return buffers
 
 
-def _cast(tensor: Tensor, kind: Tensor) -> Tensor:
-    """On the device of the working copies, and in their precision unless it is a whole number."""
+def _cast(tensor: Tensor, like: Tensor) -> Tensor:
+    """Move a tensor to the device of ``like``, and a floating-point tensor to its dtype."""
     return tensor.detach().to(
-        kind.device, kind.dtype if tensor.is_floating_point() else tensor.dtype
+        like.device, like.dtype if tensor.is_floating_point() else tensor.dtype
     )

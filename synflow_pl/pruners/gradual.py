@@ -1,13 +1,13 @@
 """Gradual magnitude pruning (Zhu & Gupta 2017, "To prune, or not to prune").
 
-Not at initialisation: while the network trains, the smallest weights go, many at first and ever
-fewer. After round i of n the density is
+This method prunes during training and not at initialisation: the smallest weights are removed, many
+at first and fewer later. After round i of n the density is
 
-    d_i = d + (1 - d) (1 - i / n)^3        (Equation 1, with densities for sparsities and nothing
-    pruned at the start)
+    d_i = d + (1 - d) (1 - i / n)^3
 
-and what stays has the rest of the training to recover. It is the upper reference that pruning at
-initialisation is held against.
+(Equation 1, written for densities, with nothing pruned at the start), and the weights kept recover
+in the rest of the training. It is the upper reference to which pruning at initialisation is
+compared.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ __all__ = ["GradualMagnitude"]
 
 
 class GradualMagnitude(Magnitude):
-    """Keeps the weights that are largest while they are trained; ``PruneAtInit`` spreads its rounds
-    over the training's steps.
+    """Keep the largest weights while they are trained.
+
+    :class:`synflow_pl.PruneAtInit` spreads the rounds over the steps of the training.
 
     Args:
-        end_fraction: fraction of the training by whose end the last round is over, in (0, 1].
+        end_fraction: Fraction of the training after which no weight is removed, in (0, 1].
 
     Raises:
-        ValueError: unless it is.
+        ValueError: If ``end_fraction`` is not in (0, 1].
+
+    Example:
+        >>> from synflow_pl.pruners import GradualMagnitude
+        >>> GradualMagnitude(end_fraction=0.75).end_fraction
+        0.75
     """
 
     rounds = 100

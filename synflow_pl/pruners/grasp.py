@@ -1,20 +1,20 @@
-"""GraSP: gradient signal preservation (Wang et al. 2020, "Picking winning tickets before training
-by preserving gradient flow").
+"""GraSP: gradient signal preservation (Wang et al. 2020).
 
-With g = dL/dw and the Hessian H of L, removing a weight changes the gradient flow g^T g by about -w
-* (Hg) (Equation 8). What keeps the flow, or raises it, is to remove the weights of smallest w * Hg
-(twice the first-order change), so the score is
+The paper is "Picking winning tickets before training by preserving gradient flow". With g = dL/dw
+and the Hessian H of L, removing a weight changes the gradient flow g^T g by -2 w * (Hg) to first
+order (Equation 8, without the factor of 2). Gradient flow is preserved, or raised, by removing the
+weights with the smallest w * (Hg), so the score is
 
     S(w) = w * (Hg).
 
-In a network that is pruned already a removed weight is no parameter: with masks c the loss is a
-function of the kept weights alone, so both g and H are those of L(c * w), g^T g sums over kept
-weights only, and
+In a network that is already pruned a removed weight is not a parameter: with masks c the loss is a
+function of the kept weights alone, so both g and H are those of L(c * w), g^T g is a sum over kept
+weights, and
 
     S(w) = w * c * (H (c * g)).
 
-Logits are divided by a temperature, 200 as in the paper, in both passes, and both see the same
-batches.
+Logits are divided by a temperature, 200 as in the paper, in both passes, and both passes use the
+same batches.
 """
 
 from __future__ import annotations
@@ -33,10 +33,21 @@ __all__ = ["GraSP", "InvertedGraSP"]
 
 
 class GraSP(Pruner):
-    """Keeps the weights without which the gradient would flow less.
+    """Keep the weights without which the gradient flow would decrease.
 
     Args:
-        temperature: logits are divided by it, positive.
+        temperature: Positive number by which logits are divided.
+
+    Raises:
+        ValueError: If the temperature is not positive.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import prune
+        >>> from synflow_pl.pruners import GraSP
+        >>> batches = [(torch.randn(6, 8), torch.randint(0, 4, (6,)))]
+        >>> prune(torch.nn.Linear(8, 4), GraSP(), density=0.25, batches=batches).kept
+        8
     """
 
     needs_batches = True
@@ -46,33 +57,31 @@ class GraSP(Pruner):
             raise ValueError(f"temperature: {temperature} must be positive; the paper uses 200")
         self.temperature = temperature
 
-    def score(self, subject: PruningState) -> dict[str, Tensor]:
-        # Fused attention has no second derivative; written out it has.
+    def score(self, state: PruningState) -> dict[str, Tensor]:
+        # Fused attention kernels have no second derivative.
         with (
             sdpa_kernel(SDPBackend.MATH),
-            stateless_forward(subject, train_mode=subject.train_mode) as forward,
+            stateless_forward(state, train_mode=state.train_mode) as forward,
         ):
             leaves = {
-                name: weight.detach().requires_grad_() for name, weight in subject.weights.items()
+                name: weight.detach().requires_grad_() for name, weight in state.weights.items()
             }
             flow = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
             products = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
             gradients: tuple[Tensor, ...] = ()
-            before_last = len(subject.batches) - 1
-            for index, loss in enumerate(mean_losses(subject, forward, leaves, self.temperature)):
+            before_last = len(state.batches) - 1
+            for index, loss in enumerate(mean_losses(state, forward, leaves, self.temperature)):
                 gradients = gradients_of(loss, leaves, create_graph=index == before_last)
                 for name, gradient in zip(leaves, gradients, strict=True):
                     flow[name] += gradient.detach()
             for name, total in flow.items():
-                total.masked_fill_(~subject.masks[name], 0)  # a removed weight has no gradient
-            # The last batch's graph is there still; the others' would take too much memory, and are
-            # made again.
+                total.masked_fill_(~state.masks[name], 0)  # a removed weight has no gradient
+            # The graph of the last batch is still in memory. Those of the other batches would take
+            # too much of it and are computed again.
             _add_products(products, gradients, flow, leaves)
-            for loss in islice(
-                mean_losses(subject, forward, leaves, self.temperature), before_last
-            ):
+            for loss in islice(mean_losses(state, forward, leaves, self.temperature), before_last):
                 _add_products(products, gradients_of(loss, leaves, create_graph=True), flow, leaves)
-        return {name: product.mul_(subject.weights[name]) for name, product in products.items()}
+        return {name: product.mul_(state.weights[name]) for name, product in products.items()}
 
 
 def _add_products(
@@ -81,8 +90,13 @@ def _add_products(
     flow: Mapping[str, Tensor],
     leaves: Mapping[str, Tensor],
 ) -> None:
-    """Add the Hessian of one batch's share of the loss, whose gradients these are, times
-    ``flow``.
+    """Add the product of one batch's Hessian and ``flow`` to ``products``, in place.
+
+    Args:
+        products: Products to add to, by parameter name.
+        gradients: Gradients of the batch's share of the loss, with their graph.
+        flow: Vector that the Hessian is multiplied by, by parameter name.
+        leaves: Weights at which the gradients were taken, by parameter name.
     """
     along = torch.stack(
         [(gradient * flow[name]).sum() for name, gradient in zip(leaves, gradients, strict=True)]
@@ -92,9 +106,18 @@ def _add_products(
 
 
 class InvertedGraSP(GraSP):
-    """Keeps the largest -w * Hg, as the comparison that Tanaka et al. 2020 published did by a slip
-    of sign.
+    """Keep the weights with the largest -w * (Hg).
+
+    Tanaka et al. 2020 published their comparison with this score, which has the wrong sign.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import prune
+        >>> from synflow_pl.pruners import InvertedGraSP
+        >>> batches = [(torch.randn(6, 8), torch.randint(0, 4, (6,)))]
+        >>> prune(torch.nn.Linear(8, 4), InvertedGraSP(), density=0.25, batches=batches).kept
+        8
     """
 
-    def score(self, subject: PruningState) -> dict[str, Tensor]:
-        return {name: score.neg_() for name, score in super().score(subject).items()}
+    def score(self, state: PruningState) -> dict[str, Tensor]:
+        return {name: score.neg_() for name, score in super().score(state).items()}

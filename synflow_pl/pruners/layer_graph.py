@@ -1,10 +1,9 @@
-"""Wiring: which unit's signal each input of a layer reads, through whatever lies between two
-layers: normalisation, pooling, flattening, shortcuts, concatenation.
+"""The graph of a network's layers: which unit of which layer each input of a layer reads.
 
-Found in one pass through the network's skeleton in which every layer reads ones, so that nothing
-passes from one layer *through*
-another: what then arrives at an input is linear in the outputs of exactly those layers whose signal
-    it reads.
+Normalisation, pooling, flattening, shortcuts and concatenation may lie between two layers. The
+graph is read from one pass through the positive linear network in which every layer receives ones
+instead of its input, so that no signal passes *through* a layer. The signal at the input of a layer
+is then linear in the outputs of exactly those layers that it reads.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ __all__ = ["LayerGraph", "layer_graph"]
 
 @dataclass
 class LayerGraph:
-    """How layers are connected, by the names of their weights.
+    """Connections between layers, by the names of their weights.
 
     Attributes:
-        feeds: (reader, source) to (inputs,) int64: the unit of the source that each input of the
-            reader reads, -1 where none.
-        entries: reader to (inputs,) bool: whether an input reads the network's own input.
-        exits: source to (units,) bool: whether a unit reaches the network's output through no other
-            layer.
-        groups: of each layer's convolution, 1 for a linear layer.
+        feeds: Units (inputs,), int64, by (reader, source): unit of the source that an input reads,
+            -1 for none.
+        entries: Bool tensors (inputs,), by reader: whether an input reads the network's own input.
+        exits: Bool tensors (units,), by source: whether a unit reaches the network's output through
+            no other layer.
+        groups: Number of groups of each layer's convolution, 1 for a linear layer.
     """
 
     feeds: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -42,35 +41,35 @@ class LayerGraph:
     groups: dict[str, int] = field(default_factory=dict)
 
 
-def layer_graph(skeleton: LinearNetwork, weights: dict[str, Tensor]) -> LayerGraph:
-    """Read the wiring off a skeleton.
+def layer_graph(linear_network: LinearNetwork, weights: dict[str, Tensor]) -> LayerGraph:
+    """Return the graph of the layers of a network.
 
     Args:
-        skeleton: of the network.
-        weights: (units, inputs / groups, *kernel) by name, of the layers to be wired; their shapes
-            and device count.
+        linear_network: Positive linear network.
+        weights: Weights (units, inputs / groups, *kernel) of the layers in the graph, by name; only
+            their shapes and device are used.
 
     Raises:
-        ValueError: for a weight that is read otherwise than by one linear or convolution layer, or
-            an input that mixes units.
+        ValueError: If a weight is used otherwise than by one linear or convolution layer, or an
+            input mixes several units.
     """
-    # float64, so that a unit's number can be read off a quotient.
+    # In float64 a quotient gives the exact number of a unit.
     scales = {
         name: torch.ones(len(weight), dtype=torch.float64, device=weight.device, requires_grad=True)
         for name, weight in weights.items()
     }
-    # Never multiplied with anything, so one number in memory for all weights of a unit.
+    # The values are never used, so all weights of a unit share one number in memory.
     scaled = {
         name: scales[name].view(-1, *[1] * (weight.dim() - 1)).expand(weight.shape)
         for name, weight in weights.items()
     }
     arriving: dict[str, Tensor] = {}
-    found = LayerGraph()
+    graph = LayerGraph()
 
-    def compute(function: Callable[..., Any], step: Node, arguments: Sequence[Any]) -> Any:
-        convolution = step.function is convolve
-        name = step.contraction and (
-            step.weight
+    def compute(function: Callable[..., Any], node: Node, arguments: Sequence[Any]) -> Any:
+        convolution = node.function is convolve
+        name = node.contraction and (
+            node.weight
             or next((name for name, weight in scaled.items() if arguments[1] is weight), None)
         )
         if name not in weights or (convolution and arguments[6]):
@@ -78,9 +77,9 @@ def layer_graph(skeleton: LinearNetwork, weights: dict[str, Tensor]) -> LayerGra
         signal = arguments[0]
         channel = 1 if convolution else -1
         arriving[name] = signal.movedim(channel, 0).flatten(1).sum(1)
-        found.groups[name] = arguments[8] if convolution else 1
-        # The layer reads ones instead; of what it would make of them, only which unit it comes from
-        # matters, and the shape.
+        graph.groups[name] = arguments[8] if convolution else 1
+        # The layer receives ones. Only the shape of its output and the unit that each entry comes
+        # from matter.
         shape = function(
             *(
                 argument.to("meta") if isinstance(argument, Tensor) else argument
@@ -90,18 +89,18 @@ def layer_graph(skeleton: LinearNetwork, weights: dict[str, Tensor]) -> LayerGra
         return scales[name].view(-1, *[1] * (len(shape) - 2 if convolution else 0)).expand(shape)
 
     with torch.enable_grad():
-        leaving = skeleton.flow(scaled, gains=False, compute=compute)
-    if strange := sorted(weights.keys() - arriving.keys()):
+        leaving = linear_network.flow(scaled, gains=False, compute=compute)
+    if unreachable := sorted(weights.keys() - arriving.keys()):
         raise ValueError(
-            f"PHEW walks through linear and convolution layers that are read once; it cannot walk through {', '.join(strange)};"
-            " exclude them, or choose SynFlow"
+            "PHEW walks through linear and convolution layers that are read once; it cannot walk"
+            f" through {', '.join(unreachable)}; exclude them, or choose SynFlow"
         )
     exits = torch.autograd.grad(
         leaving, list(scales.values()), retain_graph=True, materialize_grads=True
     )
-    found.exits = {name: gradient > 0 for name, gradient in zip(scales, exits, strict=True)}
-    # The products J t of the linear map J from the scales of one layer to all that arrives, by
-    # differentiating twice.
+    graph.exits = {name: gradient > 0 for name, gradient in zip(scales, exits, strict=True)}
+    # Let J be the linear map from the scales of one layer to the signals at all inputs. Products
+    # J t come from differentiating twice.
     along = {name: torch.ones_like(value, requires_grad=True) for name, value in arriving.items()}
     total = torch.stack([(along[name] * value).sum() for name, value in arriving.items()]).sum()
     back = torch.autograd.grad(
@@ -127,9 +126,10 @@ def layer_graph(skeleton: LinearNetwork, weights: dict[str, Tensor]) -> LayerGra
                 unit = torch.where(reads, many / one, 0.0)
                 if bool((unit - unit.round()).abs().max() > 1e-6):
                     raise ValueError(
-                        f"PHEW cannot walk from {source} to {reader}: an input there mixes several units; choose SynFlow"
+                        f"PHEW cannot walk from {source} to {reader}: an input there mixes several"
+                        " units; choose SynFlow"
                     )
-                found.feeds[reader, source] = unit.round().long() - 1
+                graph.feeds[reader, source] = unit.round().long() - 1
                 rest[reader] -= one
-    found.entries = {name: left > 1e-9 * arriving[name].detach() for name, left in rest.items()}
-    return found
+    graph.entries = {name: left > 1e-9 * arriving[name].detach() for name, left in rest.items()}
+    return graph

@@ -1,4 +1,8 @@
-"""Magnitude: the score is |w|, as in Han et al. 2015, "Learning both weights and connections for efficient neural networks"."""
+"""Magnitude pruning: the score is |w|.
+
+It is that of Han et al. 2015, "Learning both weights and connections for efficient neural
+networks".
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,20 @@ __all__ = ["Magnitude"]
 
 
 class Magnitude(Pruner):
-    """Keeps the largest weights. At initialisation that says more about each layer's scale than
-    about the weights.
+    """Keep the largest weights.
+
+    At initialisation the magnitude says more about the scale of each layer than about single
+    weights.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import prune
+        >>> from synflow_pl.pruners import Magnitude
+        >>> layer = torch.nn.Linear(3, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[3.0, -1.0, 2.0]])
+        >>> prune(layer, Magnitude(), num_kept=1)["weight"].tolist()
+        [[True, False, False]]
     """
 
-    def score(self, subject: PruningState) -> dict[str, Tensor]:
-        return {name: weight.abs() for name, weight in subject.weights.items()}
+    def score(self, state: PruningState) -> dict[str, Tensor]:
+        return {name: weight.abs() for name, weight in state.weights.items()}

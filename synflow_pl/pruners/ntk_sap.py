@@ -1,16 +1,17 @@
-"""NTK-SAP: neural tangent kernel spectrum-aware pruning (Wang et al. 2023, "NTK-SAP: improving
-neural network pruning by aligning training dynamics").
+"""NTK-SAP: neural tangent kernel spectrum-aware pruning (Wang et al. 2023).
 
-The trace of the neural tangent kernel says how strongly outputs answer to a small change of the
-weights. Its estimate from one random change dw of scale epsilon, and what a mask entry m has to do
-with it, is
+The paper is "NTK-SAP: improving neural network pruning by aligning training dynamics". The trace of
+the neural tangent kernel measures how strongly the outputs respond to small changes of the weights.
+It is estimated from one random change dw of scale epsilon, and the score of a weight is the
+sensitivity of the estimate to its mask entry m,
 
-    S(m) = | d/dm  || f(X; w * m) - f(X; (w + dw) * m) ||^2 |,
+    S(m) = | d/dm  || f(X; w * m) - f(X; (w + dw) * m) ||^2 |        (Equation 9),
 
-the square averaged over the images X. Weights and images are Gaussian, drawn anew in each round,
-and all other parameters start as in the authors' code: biases and shifts at 0, gains at 1, weights
-that are not pruned Gaussian too. So neither the network's own parameters nor any data count, only
-its architecture. BatchNorm runs on the statistics that the drawn weights and images give it.
+where the square is averaged over the images X. Weights and images are Gaussian and drawn anew in
+each round. All other parameters are initialised as in the authors' code: biases and shifts to 0,
+gains to 1, weights that are not pruned Gaussian. The score therefore depends on the architecture
+only, and not on the network's own parameters or any data. BatchNorm uses the statistics of the
+drawn weights and images.
 """
 
 from __future__ import annotations
@@ -24,23 +25,33 @@ from synflow_pl.pruners.forward import batch_statistics, gradients_of, stateless
 
 __all__ = ["NTKSAP"]
 
-# Names of shifts that are not called a bias, and modules whose weight is a matrix whatever its
-# shape.
+# Names of shifts other than "bias", and modules whose weight is a matrix even if one of its
+# dimensions has size 1.
 _SHIFTS = ("beta", "shift")
 _TABLES = (nn.Embedding, nn.EmbeddingBag, nn.Bilinear)
 
 
 class NTKSAP(Pruner):
-    """Keeps the weights on whose presence the trace of the neural tangent kernel depends the most;
-    needs no data.
+    """Keep the weights on which the trace of the neural tangent kernel depends the most.
+
+    It needs no data, only the shape of the input.
 
     Args:
-        images: Gaussian images in each round, at least 2.
-        epsilon: scale of the random change of the weights, positive.
-        seed: of what is drawn; ``None`` follows the global seed without drawing from it.
+        images: Number of Gaussian images in each round, at least 2.
+        epsilon: Scale of the random change of the weights, positive.
+        seed: Seed of the random numbers; ``None`` derives them from the global seed without
+            advancing its generator.
 
     Raises:
-        ValueError: for an impossible option, naming its value.
+        ValueError: If an option is impossible, naming its value.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import prune
+        >>> from synflow_pl.pruners import NTKSAP
+        >>> network = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
+        >>> prune(network, NTKSAP(images=4), density=0.25, rounds=3, input_shape=(8,)).kept
+        10
     """
 
     rounds = 100
@@ -55,34 +66,34 @@ class NTKSAP(Pruner):
         self.epsilon = epsilon
         self.seed = seed
 
-    def prepare(self, subject: PruningState) -> None:
-        super().prepare(subject)
-        assert subject.inputs is not None
-        if len(subject.inputs) != 1 or not subject.inputs[0].is_floating_point():
+    def prepare(self, state: PruningState) -> None:
+        super().prepare(state)
+        assert state.inputs is not None
+        if len(state.inputs) != 1 or not state.inputs[0].is_floating_point():
             raise ValueError(
-                "NTKSAP draws Gaussian images: the network must have one input, of floating-point numbers"
+                "NTKSAP draws Gaussian images: the network must have one input, of floating-point"
+                " numbers"
             )
-        self._shape = subject.inputs[0].shape[1:]
-        # One generator for all rounds, on the CPU, so that what is drawn does not depend on the
-        # device.
+        self._shape = state.inputs[0].shape[1:]
+        # One generator for all rounds, on the CPU so that its values do not depend on the device.
         self._generator = torch.Generator().manual_seed(
             torch.initial_seed() if self.seed is None else self.seed
         )
 
-    def score(self, subject: PruningState) -> dict[str, Tensor]:
-        weight = next(iter(subject.weights.values()))
+    def score(self, state: PruningState) -> dict[str, Tensor]:
+        weight = next(iter(state.weights.values()))
         images = self._like(weight.new_empty(self.images, *self._shape))
         masks = {
-            name: mask.to(subject.weights[name].dtype).requires_grad_()
-            for name, mask in subject.masks.items()
+            name: mask.to(state.weights[name].dtype).requires_grad_()
+            for name, mask in state.masks.items()
         }
-        drawn = {name: self._kaiming(weight) for name, weight in subject.weights.items()}
+        drawn = {name: self._kaiming(weight) for name, weight in state.weights.items()}
         changed = {
             name: weight + self.epsilon * self._like(weight) for name, weight in drawn.items()
         }
-        others = self._others(subject, weight)
-        with stateless_forward(subject) as forward:
-            statistics = batch_statistics(subject, forward, _masked(drawn, masks) | others, images)
+        others = self._others(state, weight)
+        with stateless_forward(state) as forward:
+            statistics = batch_statistics(state, forward, _masked(drawn, masks) | others, images)
             here = forward(_masked(drawn, masks) | others | statistics, images)
             there = forward(_masked(changed, masks) | others | statistics, images)
             trace = (here - there).square().flatten(1).sum(1).mean()
@@ -90,15 +101,17 @@ class NTKSAP(Pruner):
         return {name: gradient.abs() for name, gradient in zip(masks, gradients, strict=True)}
 
     def _kaiming(self, weight: Tensor) -> Tensor:
+        """Return random values in the shape of a weight, from the Kaiming normal distribution."""
         return nn.init.kaiming_normal_(
             torch.empty(weight.shape, dtype=weight.dtype), generator=self._generator
         ).to(weight.device)
 
-    def _others(self, subject: PruningState, kind: Tensor) -> dict[str, Tensor]:
-        """Return values, by name, for the parameters that are not pruned; they depend on the
-        architecture and on the generator only.
+    def _others(self, state: PruningState, kind: Tensor) -> dict[str, Tensor]:
+        """Return values for the parameters that are not pruned, by name.
+
+        They depend on the architecture and the generator only.
         """
-        network = subject.network
+        network = state.network
         drawn = {id(parameter) for parameter in prunable(network).values()}
         owners = {
             id(p): (module, key)
@@ -107,7 +120,7 @@ class NTKSAP(Pruner):
         }
         values = {}
         for name, parameter in network.named_parameters():
-            if name in subject.weights or not parameter.is_floating_point():
+            if name in state.weights or not parameter.is_floating_point():
                 continue
             module, key = owners[id(parameter)]
             like = torch.empty(parameter.shape, dtype=kind.dtype, device=kind.device)
@@ -124,6 +137,7 @@ class NTKSAP(Pruner):
         return values
 
     def _like(self, weight: Tensor) -> Tensor:
+        """Return standard normal values in the shape of a tensor."""
         return torch.randn(weight.shape, dtype=weight.dtype, generator=self._generator).to(
             weight.device
         )

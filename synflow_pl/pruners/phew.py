@@ -1,20 +1,21 @@
-"""PHEW: paths with higher edge weights (Patil & Dovrolis 2021, "PHEW: constructing sparse networks
-that learn fast and generalize well without any training data").
+"""PHEW: paths with higher edge weights (Patil & Dovrolis 2021).
 
-The network kept is a union of random walks from input to output. From a unit, a walk takes one of
-the weights that lead on with a probability in proportion to its magnitude,
+The paper is "PHEW: constructing sparse networks that learn fast and generalize well without any
+training data". The network kept is a union of random walks from input to output. From a unit, a
+walk takes one of the weights that read it with a probability proportional to the magnitude,
 
-    P(i -> j) = |w_ij| / sum over k of |w_ik|,
+    P(i -> j) = |w_ij| / sum over k of |w_ik|        (Equation 4),
 
-so that paths of large weights are likely, and unlike with a ranking by them, not all go through the
+so that paths of large weights are likely, but, unlike with a ranking by them, do not all pass the
 same few units. Walks start in turn from each input channel and, backwards, from each output unit.
-In a convolution a unit is a channel and a step one entry of a kernel. Where shortcuts meet, what
-leads on (or back) is every weight that reads (or made) the same value.
+In a convolution a unit is a channel and a step is one entry of a kernel. At a shortcut a walk
+continues with any weight that reads the same value, and a backward walk with any weight into a unit
+that contributes to it.
 
-Density is exact: walks are added while they fit. What is left over is filled with the largest
-weights between units that walks have passed. Each weight kept lies on a path, not from channel to
-channel alone but at the network's input size, where an entry of a kernel may see nothing but
-padding: what does not is given back, and more walks are taken in its place.
+Density is exact: walks are added while they fit. The remaining weights are the largest between
+units that walks have passed. Each weight kept lies on a path at the network's input size, and not
+only in the graph of channels: an entry of a kernel that reads nothing but padding is removed, and
+more walks replace it.
 """
 
 from __future__ import annotations
@@ -30,21 +31,31 @@ from synflow_pl.pruners.layer_graph import LayerGraph, layer_graph
 
 __all__ = ["PHEW"]
 
-# Walks are taken in waves of at most this many.
+# Walks are drawn in batches of at most this many.
 _WAVE = 1 << 14
-# They end when a wave finds fewer new weights than this share of those that it passes: what is
-# still wanted is then too unlikely.
+# Drawing stops after a batch in which less than this fraction of the edges passed are new; further
+# new edges are then too unlikely.
 _STALLED = 0.01
-# How often walks are taken in place of those that led nowhere, with nothing gained, before the last
-# of them are left as they are.
+# Number of attempts without progress to replace weights that lie on no path.
 _TRIES = 20
 
 
 class PHEW(Pruner):
-    """Keeps what random walks along large weights pass; needs no data, only the input's shape.
+    """Keep the weights on random walks along large weights.
+
+    It needs no data, only the shape of the input.
 
     Args:
-        seed: of the walks; ``None`` follows the global seed without drawing from it.
+        seed: Seed of the walks; ``None`` derives them from the global seed without advancing its
+            generator.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import prune
+        >>> from synflow_pl.pruners import PHEW
+        >>> network = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
+        >>> prune(network, PHEW(seed=0), density=0.25, input_shape=(8,)).kept
+        10
     """
 
     needs_input = True
@@ -52,50 +63,54 @@ class PHEW(Pruner):
     def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
 
-    def prepare(self, subject: PruningState) -> None:
-        super().prepare(subject)
-        assert subject.inputs is not None
-        layers = prunable(subject.network)
-        self._skeleton = skeleton = linearise(subject.network, subject.inputs)
-        self._wiring = layer_graph(
-            skeleton, {name: parameter.detach() for name, parameter in layers.items()}
+    def prepare(self, state: PruningState) -> None:
+        super().prepare(state)
+        assert state.inputs is not None
+        layers = prunable(state.network)
+        self._linear_network = linear_network = linearise(state.network, state.inputs)
+        self._layer_graph = layer_graph(
+            linear_network, {name: parameter.detach() for name, parameter in layers.items()}
         )
         ones = {
             name: torch.ones_like(parameter, dtype=torch.float64)
             for name, parameter in layers.items()
         }
         self._usable = {
-            name: gradient > 0 for name, gradient in skeleton.gradients(ones, gains=False).items()
+            name: gradient > 0
+            for name, gradient in linear_network.gradients(ones, gains=False).items()
         }
-        if subject.scope == "local":
+        if state.scope == "local":
             self.notes = (
-                "each layer is cut alone, so not all that is kept need lie on a path; with scope global it does",
+                "each layer is cut alone, so not all that is kept need lie on a path; with scope"
+                " global it does",
             )
         if idle := [
             name for name, usable in self._usable.items() if not usable.flatten(1).any(1).all()
         ]:
             raise ValueError(
-                f"PHEW cannot walk to the output from every unit of {', '.join(idle)}; exclude them, or choose SynFlow"
+                f"PHEW cannot walk to the output from every unit of {', '.join(idle)}; exclude"
+                " them, or choose SynFlow"
             )
 
-    def score(self, subject: PruningState) -> dict[str, Tensor]:
+    def score(self, state: PruningState) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(
             torch.initial_seed() if self.seed is None else self.seed
         )
         magnitudes = {}
-        for name, parameter in prunable(subject.network).items():
-            living = (
-                self._usable[name] & subject.masks[name]
-                if name in subject.masks
+        for name, parameter in prunable(state.network).items():
+            usable = (
+                self._usable[name] & state.masks[name]
+                if name in state.masks
                 else self._usable[name]
             )
-            magnitudes[name] = (magnitude(parameter) * living).double().cpu()
+            magnitudes[name] = (magnitude(parameter) * usable).double().cpu()
             if not bool(magnitudes[name].isfinite().all()):
                 raise FloatingPointError(
-                    f"the weights of {name!r} are not finite, so no walk can choose by them; look for what made them so"
+                    f"the weights of {name!r} are not finite, so no walk can choose by them; look"
+                    " for what made them so"
                 )
-        graph = _Graph(self._wiring, magnitudes, list(subject.weights))
-        kept, tries = subject.kept, 0
+        graph = _Graph(self._layer_graph, magnitudes, list(state.weights))
+        kept, tries = state.num_kept, 0
         chosen = torch.zeros_like(graph.counted)
         barred = torch.zeros_like(graph.counted)
         while tries < _TRIES:
@@ -103,21 +118,27 @@ class PHEW(Pruner):
             chosen = graph.walk(chosen, kept, generator)
             ranks = graph.ranks(chosen, barred)
             keep = torch.ones_like(chosen).index_fill_(0, smallest(ranks, len(ranks) - kept), False)
-            alive = keep & self._on_a_path(graph, subject, keep)
-            if int(alive.sum()) == kept:
+            connected = keep & self._on_a_path(graph, state, keep)
+            if int(connected.sum()) == kept:
                 break
-            barred |= keep & ~alive
-            tries = tries + 1 if int(alive.sum()) <= before else 0
-            chosen = alive
-        return {name: rank.to(subject.weights[name]) for name, rank in graph.parts(ranks).items()}
+            barred |= keep & ~connected
+            tries = tries + 1 if int(connected.sum()) <= before else 0
+            chosen = connected
+        return {name: rank.to(state.weights[name]) for name, rank in graph.parts(ranks).items()}
 
-    def _on_a_path(self, graph: _Graph, subject: PruningState, keep: Tensor) -> Tensor:
-        """Of the weights kept, those that lie on a path of weights kept."""
+    def _on_a_path(self, graph: _Graph, state: PruningState, keep: Tensor) -> Tensor:
+        """Return a mask (edges,) of the kept weights that lie on a path of kept weights.
+
+        Args:
+            graph: Graph of the weights.
+            state: State of the pruning.
+            keep: Mask (edges,) of the kept weights.
+        """
         masks = {
-            name: part.to(subject.weights[name].device, torch.float64)
+            name: part.to(state.weights[name].device, torch.float64)
             for name, part in graph.parts(keep).items()
         }
-        carried = self._skeleton.gradients(masks, gains=False)
+        carried = self._linear_network.gradients(masks, gains=False)
         return torch.cat(
             [
                 (carried[name] > 0).flatten().cpu() if name in carried else part.flatten()
@@ -127,14 +148,19 @@ class PHEW(Pruner):
 
 
 class _Graph:
-    """All weights of all layers in one row, so that many walks can take a step at once.
+    """Graph of all weights of all layers, in which many walks can take a step at once.
 
-    An edge is a weight, by its number in the row. A port is an input of a layer, a unit one of its
-    outputs, each numbered through all layers.
+    An edge is a weight, numbered through all layers. A port is an input of a layer and a unit is an
+    output of a layer, each numbered through all layers.
+
+    Args:
+        layer_graph: Graph of the layers.
+        magnitudes: Magnitudes of the weights, by name; zero for weights that walks cannot take.
+        counted: Names of the parameters that are pruned.
     """
 
     def __init__(
-        self, wires: LayerGraph, magnitudes: dict[str, Tensor], counted: list[str]
+        self, layer_graph: LayerGraph, magnitudes: dict[str, Tensor], counted: list[str]
     ) -> None:
         self._magnitudes = magnitudes
         self._largest = max(float(tensor.max()) for tensor in magnitudes.values())
@@ -142,7 +168,7 @@ class _Graph:
         unit_of, port_of, first_unit, first_port = [], [], {}, {}
         for name, tensor in magnitudes.items():
             groups, (out, per_group), kernel = (
-                wires.groups[name],
+                layer_graph.groups[name],
                 tensor.shape[:2],
                 tensor[0, 0].numel(),
             )
@@ -159,14 +185,11 @@ class _Graph:
         row = self._row = torch.cat([tensor.flatten() for tensor in magnitudes.values()])
         self._names = counted
         every = torch.arange(edges)
-        self._onward = _Choice(
-            self._port_of, every, row, ports
-        )  # from a port, the weights that read it
-        self._backward = _Choice(
-            self._unit_of, every, row, units
-        )  # from a unit, the weights into it
+        # The weights that read a port, and the weights into a unit.
+        self._onward = _Choice(self._port_of, every, row, ports)
+        self._backward = _Choice(self._unit_of, every, row, units)
         source, reader = [], []
-        for (name, feeding), unit in wires.feeds.items():
+        for (name, feeding), unit in layer_graph.feeds.items():
             reads = (unit >= 0).nonzero().squeeze(1).cpu()
             source.append(first_unit[feeding] + unit.cpu()[reads])
             reader.append(first_port[name] + reads)
@@ -176,19 +199,16 @@ class _Graph:
             else (torch.zeros(0, dtype=torch.long),) * 2
         )
         self._sources, self._readers = pairs
-        self._ports = _Choice(
-            pairs[0], pairs[1], self._onward.totals[pairs[1]], units
-        )  # from a unit, the ports that read it
-        self._units = _Choice(
-            pairs[1], pairs[0], self._backward.totals[pairs[0]], ports
-        )  # from a port, the units that it reads
+        # The ports that read a unit, and the units that a port reads.
+        self._ports = _Choice(pairs[0], pairs[1], self._onward.totals[pairs[1]], units)
+        self._units = _Choice(pairs[1], pairs[0], self._backward.totals[pairs[0]], ports)
         self._entry, self._exit = (
             torch.zeros(ports, dtype=torch.bool),
             torch.zeros(units, dtype=torch.bool),
         )
         for name in magnitudes:
-            self._entry[first_port[name] + wires.entries[name].cpu().nonzero()] = True
-            self._exit[first_unit[name] + wires.exits[name].cpu().nonzero()] = True
+            self._entry[first_port[name] + layer_graph.entries[name].cpu().nonzero()] = True
+            self._exit[first_unit[name] + layer_graph.exits[name].cpu().nonzero()] = True
         self._starts, self._goals = (
             self._entry.nonzero().squeeze(1),
             self._exit.nonzero().squeeze(1),
@@ -196,8 +216,17 @@ class _Graph:
         self._taken = 0
 
     def walk(self, chosen: Tensor, kept: int, generator: torch.Generator) -> Tensor:
-        """(edges,) bool: ``chosen`` and as many more walks as fit into ``kept`` weights; of the
-        very first, as much as fits.
+        """Return ``chosen`` with as many more walks as fit into ``kept`` weights.
+
+        If not even the first walk fits, its first weights are added.
+
+        Args:
+            chosen: Mask (edges,) of the weights on earlier walks.
+            kept: Number of weights that may be chosen.
+            generator: Source of random numbers.
+
+        Returns:
+            Mask (edges,) of the weights on all walks.
         """
         chosen = chosen.clone()
         count = int(chosen.sum())
@@ -208,24 +237,30 @@ class _Graph:
             forward = self._walks(self._starts[turn % len(self._starts)], generator, forward=True)
             backward = self._walks(self._goals[turn % len(self._goals)], generator, forward=False)
             length = max(forward.shape[1], backward.shape[1])
-            walks = torch.stack([_widened(forward, length), _widened(backward, length)], 1).flatten(
-                0, 1
-            )  # one of each in turn
-            new, first = _first_met(walks, self.counted & ~chosen)
+            # Forward and backward walks alternate.
+            walks = torch.stack([_padded(forward, length), _padded(backward, length)], 1)
+            walks = walks.flatten(0, 1)
+            new, first = _first_positions(walks, self.counted & ~chosen)
             total = torch.bincount(first // length, minlength=wave).cumsum(0)
             fitting = int((total <= room).sum())
             chosen[new[first // length < fitting]] = True
-            found = int(total[fitting - 1]) if fitting else 0
-            count += found
+            num_new = int(total[fitting - 1]) if fitting else 0
+            count += num_new
             if count == 0 and fitting < wave:
                 chosen[new[first.argsort()][:kept]] = True
-            if fitting < wave or found <= _STALLED * int((walks >= 0).sum()):
+            if fitting < wave or num_new <= _STALLED * int((walks >= 0).sum()):
                 break
         return chosen
 
     def _walks(self, at: Tensor, generator: torch.Generator, *, forward: bool) -> Tensor:
-        """(walks, steps) edges, -1 after the end; a walk that cannot go on before it has arrived is
-        -1 throughout.
+        """Return walks as edges (walks, steps), -1 after their end.
+
+        A walk that stops before its goal is -1 throughout.
+
+        Args:
+            at: Port (or unit, for backward walks) where each walk starts.
+            generator: Source of random numbers.
+            forward: Whether the walks go from input to output.
         """
         steps, walking = [], torch.arange(len(at))
         lost = torch.zeros(len(at), dtype=torch.bool)
@@ -247,21 +282,27 @@ class _Graph:
         return walks
 
     def ranks(self, chosen: Tensor, barred: Tensor) -> Tensor:
-        """(edges,) scores: 3 for what walks passed; in [1, 2] by magnitude for what lies between
-        units that they passed and is not barred; in [0, 1/2] the rest; -1 for what does not
-        compete.
+        """Return the scores (edges,) of all weights.
+
+        The score is 3 for weights on walks; in [1, 2], by magnitude, for weights between units that
+        walks have passed and that are not barred; in [0, 1/2] for all others; -1 for weights that
+        are not pruned.
+
+        Args:
+            chosen: Mask (edges,) of the weights on walks.
+            barred: Mask (edges,) of weights that lie on no path.
         """
-        live = self._exit.clone()
-        live[self._unit_of[chosen]] = True
-        reads = self._entry.clone()
-        reads[self._readers[live[self._sources]]] = True
-        between = live[self._unit_of] & reads[self._port_of] & (self._row > 0) & ~barred
+        units = self._exit.clone()
+        units[self._unit_of[chosen]] = True
+        ports = self._entry.clone()
+        ports[self._readers[units[self._sources]]] = True
+        between = units[self._unit_of] & ports[self._port_of] & (self._row > 0) & ~barred
         relative = self._row / self._largest
         rank = torch.where(chosen, 3.0, torch.where(between, 1 + relative, relative / 2))
         return rank.masked_fill_(~self.counted, -1)
 
     def all(self, row: Tensor) -> list[tuple[str, Tensor]]:
-        """What belongs to each layer of one number per edge."""
+        """Split values (edges,) by layer; return pairs (name, tensor in the weight's shape)."""
         parts = row.split([tensor.numel() for tensor in self._magnitudes.values()])
         return [
             (name, part.view_as(self._magnitudes[name]))
@@ -269,18 +310,18 @@ class _Graph:
         ]
 
     def parts(self, row: Tensor) -> dict[str, Tensor]:
-        """The same, of the layers that compete, by name."""
+        """Split values (edges,) into one tensor per layer that is pruned, by name."""
         return {name: part for name, part in self.all(row) if name in self._names}
 
 
 class _Choice:
-    """From each of some places, a random one of several options, in proportion to their weights.
+    """Random choice between the options of a place, with probabilities proportional to weights.
 
     Args:
-        places: (n,) int64, the place of each option.
-        options: (n,) int64.
-        weights: (n,) non-negative.
-        count: how many places there are.
+        places: Place (n,) of each option, int64.
+        options: Options (n,), int64.
+        weights: Non-negative weights (n,).
+        count: Number of places.
     """
 
     def __init__(self, places: Tensor, options: Tensor, weights: Tensor, count: int) -> None:
@@ -294,7 +335,12 @@ class _Choice:
         self.totals = self._sums[self._ends] - self._sums[self._starts]
 
     def draw(self, places: Tensor, generator: torch.Generator) -> Tensor:
-        """(k,) options, one for each place; -1 where a place has none."""
+        """Return one option (k,) per place; -1 where a place has no option with a positive weight.
+
+        Args:
+            places: Places (k,).
+            generator: Source of random numbers.
+        """
         start, end = self._starts[places], self._ends[places]
         target = (
             self._sums[start]
@@ -303,20 +349,29 @@ class _Choice:
         )
         drawn = torch.full_like(places, -1)
         some = self.totals[places] > 0
-        # Rounding may point one past the end.
-        found = torch.minimum(
+        # Rounding errors may give an index one past the end.
+        indices = torch.minimum(
             torch.searchsorted(self._sums[1:], target[some], right=True), end[some] - 1
         )
-        drawn[some] = self._options[found]
+        drawn[some] = self._options[indices]
         return drawn
 
 
-def _widened(walks: Tensor, length: int) -> Tensor:
+def _padded(walks: Tensor, length: int) -> Tensor:
+    """Pad walks (walks, steps) with -1 to a number of steps."""
     return torch.nn.functional.pad(walks, (0, length - walks.shape[1]), value=-1)
 
 
-def _first_met(walks: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The wanted edges among those of all walks, and where each was met first, walk by walk."""
+def _first_positions(walks: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the wanted edges on the walks, and the position of the first occurrence of each.
+
+    Args:
+        walks: Edges (walks, steps), -1 after the end of a walk.
+        wanted: Mask (edges,) of the wanted edges.
+
+    Returns:
+        Edges (k,), and their first positions (k,) in the flattened walks.
+    """
     flat = walks.flatten()
     where = ((flat >= 0) & wanted[flat.clamp(min=0)]).nonzero().squeeze(1)
     edges, which = flat[where].unique(return_inverse=True)

@@ -1,4 +1,4 @@
-"""Watched: a pruner that is looked at while it prunes, for whoever draws what happened."""
+"""A wrapper that records the weights kept and the last scores of another pruner, for figures."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow import Block
-from synflow_pl.pruners.around import PrunerWrapper
-from synflow_pl.pruners.base import Pruner, PruningState, Saliency
+from synflow_pl.pruners.base import Pruner, PrunerWrapper, PruningState, Saliency
 
 __all__ = ["RecordingPruner"]
 
 
 class RecordingPruner(PrunerWrapper):
-    """Does what another pruner does, and remembers what came of it. It costs one count of the masks
-    a round.
+    """Prune as another pruner does, and record how many weights each layer keeps in each round.
+
+    The cost is one count of the masks per round.
 
     Args:
-        pruner: the other; it keeps its notes.
-        rounds: that there will be, at least 1; ``None`` is the pruner's own number.
+        pruner: Pruner to record; its notes are those of the pruning.
+        rounds: Number of rounds of the pruning, at least 1; ``None`` uses the pruner's own number.
 
     Attributes:
-        kept: by parameter name, how many weights lived before the first round and after each.
-        scores: by parameter name, in the weight's shape, those that decided the last round; zero
-            where a weight did not compete in it.
+        kept: Number of weights kept before the first round and after each round, by parameter name.
+        scores: Scores that decided the last round, by parameter name, in the weight's shape; zero
+            for weights that were not ranked in it.
     """
 
     def __init__(self, pruner: Pruner, rounds: int | None = None) -> None:
@@ -38,28 +38,31 @@ class RecordingPruner(PrunerWrapper):
     def name(self) -> str:
         return self.pruner.name
 
-    def prepare(self, subject: PruningState) -> None:
-        super().prepare(subject)
-        self.kept, self.scores = {name: [] for name in subject.masks}, {}
+    def prepare(self, state: PruningState) -> None:
+        super().prepare(state)
+        self.kept, self.scores = {name: [] for name in state.masks}, {}
 
-    def score(self, subject: PruningState) -> Mapping[str, Tensor | Saliency]:
-        self._count(subject)
-        scores = super().score(subject)
+    def score(self, state: PruningState) -> Mapping[str, Tensor | Saliency]:
+        self._count(state)
+        scores = super().score(state)
         if len(next(iter(self.kept.values()))) == self.rounds:
             self.scores = {
-                name: _whole(subject, name, score, alive=not self.regrows)
+                name: _full_score(state, name, score, masked=not self.regrows)
                 for name, score in scores.items()
             }
         return scores
 
-    def finish(self, subject: PruningState) -> None:
-        super().finish(subject)
-        self._count(subject)
+    def finish(self, state: PruningState) -> None:
+        super().finish(state)
+        self._count(state)
         self.pruner.notes = self.notes
 
     def after(self, earlier: RecordingPruner | None) -> RecordingPruner:
-        """The whole of a pruning of which ``earlier`` saw the rounds before. One that saw none does
-        not count.
+        """Return one recording of the rounds of ``earlier`` followed by the rounds of this one.
+
+        Args:
+            earlier: Recording of the preceding rounds of the same pruning; ``None`` or a recording
+                without rounds is ignored.
         """
         if earlier is None or not earlier.kept:
             return self
@@ -68,22 +71,25 @@ class RecordingPruner(PrunerWrapper):
         self.kept = {name: earlier.kept[name] + counts[1:] for name, counts in self.kept.items()}
         return self
 
-    def _count(self, subject: PruningState) -> None:
+    def _count(self, state: PruningState) -> None:
         if self.kept:
-            left = torch.stack([subject.masks[name].count_nonzero() for name in self.kept]).tolist()
-            for counts, count in zip(self.kept.values(), left, strict=True):
+            kept = torch.stack([state.masks[name].count_nonzero() for name in self.kept]).tolist()
+            for counts, count in zip(self.kept.values(), kept, strict=True):
                 counts.append(count)
 
 
-def _whole(subject: PruningState, name: str, score: Tensor | Saliency, *, alive: bool) -> Tensor:
-    """A score multiplied out, in the shape of the whole weight, in a tensor of its own."""
+def _full_score(
+    state: PruningState, name: str, score: Tensor | Saliency, *, masked: bool
+) -> Tensor:
+    """Return a copy of a score, multiplied out and in the shape of the full weight."""
     product = score.weight * score.gradient if isinstance(score, Saliency) else score.detach()
-    mask = subject.masks[name]
-    if (block := subject.blocks.get(name)) is not None:
-        product = _spread(product, block, mask.shape)
-    return torch.where(mask, product, 0) if alive else product.clone()
+    mask = state.masks[name]
+    if (block := state.blocks.get(name)) is not None:
+        product = _expand_block(product, block, mask.shape)
+    return torch.where(mask, product, 0) if masked else product.clone()
 
 
-def _spread(part: Tensor, block: Block, shape: torch.Size) -> Tensor:
-    rows = part.new_zeros(len(block.units), *shape[1:]).index_copy_(1, block.inputs, part)
-    return part.new_zeros(shape).index_copy_(0, block.units, rows)
+def _expand_block(values: Tensor, block: Block, shape: torch.Size) -> Tensor:
+    """Return a tensor of the full shape with the values of a block and zeros elsewhere."""
+    rows = values.new_zeros(len(block.units), *shape[1:]).index_copy_(1, block.inputs, values)
+    return values.new_zeros(shape).index_copy_(0, block.units, rows)

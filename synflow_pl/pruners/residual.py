@@ -1,9 +1,8 @@
-"""Residual networks: whether a network adds two signals that have passed different numbers of
-layers.
+"""Detection of residual networks.
 
-A shortcut adds a signal to what some layers computed from it, so the longest paths to the two
-summands pass different numbers of weights. Sums within one layer (a bias, a mean that is
-subtracted, an activation written as a polynomial) add signals of one depth, and dense connections
+A shortcut adds a signal to the output of layers that read it, so the longest paths to the two
+summands have different numbers of layers. Sums within one layer (a bias, a mean that is subtracted,
+an activation written as a polynomial) add signals of the same depth, and dense connections
 (DenseNet, Inception, U-Net) concatenate.
 """
 
@@ -38,25 +37,25 @@ _METHODS = (
 
 
 def is_residual(network: nn.Module, inputs: tuple[Tensor, ...] | None) -> bool:
-    """Return whether some sum in the network adds signals of different depths.
+    """Return whether the network adds signals of different depths.
 
     Args:
-        network: any module with prunable weights; it is left as it was.
-        inputs: an example of its inputs, with the batch dimension. Without one, the network's code
-            is read by ``torch.fx``.
+        network: Any module with prunable weights; it is not changed.
+        inputs: Example inputs with the batch dimension. Without them, ``torch.fx`` traces the
+            network's code.
 
     Raises:
-        ValueError: if there is no example and ``torch.fx`` cannot read the network.
+        ValueError: If there are no example inputs and ``torch.fx`` cannot trace the network.
     """
-    return _recorded(network, inputs) if inputs is not None else _traced(network)
+    return _adds_in_trace(network, inputs) if inputs is not None else _adds_in_code(network)
 
 
 class _Depths:
-    """The number of layers on the longest path from the input to each value of a computation.
+    """Number of layers on the longest path from the input to each value of a computation.
 
     Args:
-        inputs: keys of the network's inputs.
-        weights: keys of its prunable weights.
+        inputs: Keys of the network's inputs.
+        weights: Keys of its prunable weights.
     """
 
     def __init__(self, inputs: Iterable[Hashable], weights: Iterable[Hashable]) -> None:
@@ -71,29 +70,29 @@ class _Depths:
         layer: bool = False,
         adds: bool = False,
     ) -> bool:
-        """Follow one operation; return whether it adds signals of different depths.
+        """Process one operation; return whether it adds signals of different depths.
 
         Args:
-            reads: keys of the values that it reads.
-            outputs: keys of the values that it computes.
-            layer: it applies weights of its own.
-            adds: it adds or subtracts what it reads.
+            reads: Keys of the values that it reads.
+            outputs: Keys of the values that it computes.
+            layer: Whether it applies weights of its own.
+            adds: Whether it adds or subtracts the values that it reads.
         """
         depths = [self._depths[key] for key in reads if key in self._depths]
         weighted = layer or any(key in self._weights for key in reads)
         if depths:
             self._depths.update(dict.fromkeys(outputs, max(depths) + weighted))
         elif weighted:
-            self._weights.update(outputs)  # a weight that is reshaped or standardised is still one
+            self._weights.update(outputs)  # a reshaped or standardised weight is a weight
         return adds and len(set(depths)) > 1
 
 
-def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+def _adds_in_trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     recording = trace(network, inputs)
     layers = prunable(network)
     weights = (number for number, name in recording.parameters.items() if name in layers)
     depths = _Depths((value.number for value in recording.inputs), weights)
-    found = [
+    differs = [
         depths.step(
             [value.number for value in operation.reads],
             [value.number for value in operation.outputs if value is not None],
@@ -101,7 +100,7 @@ def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
         )
         for operation in recording.operations
     ]
-    return any(found)
+    return any(differs)
 
 
 class _Tracer(fx.Tracer):
@@ -109,10 +108,9 @@ class _Tracer(fx.Tracer):
         return not any(True for _ in m.children()) or isinstance(m, nn.MultiheadAttention)
 
 
-def _traced(network: nn.Module) -> bool:
-    network = copy.deepcopy(
-        network
-    )  # tensors that forward() keeps on the module would be left behind as proxies
+def _adds_in_code(network: nn.Module) -> bool:
+    # Tensors that forward() stores on the module would be replaced by proxies.
+    network = copy.deepcopy(network)
     layers = prunable(network)
     owned = {id(parameter) for parameter in layers.values()}
     modules = dict(network.named_modules())
@@ -120,14 +118,15 @@ def _traced(network: nn.Module) -> bool:
         graph = _Tracer().trace(network)
     except Exception as error:
         raise ValueError(
-            f"smart_ratio depends on whether {type(network).__name__} is a residual network, which cannot be read off its code"
-            " (torch.fx fails on it); give input_shape= or example_input=, or Random(residual=True) or (residual=False)"
+            f"smart_ratio depends on whether {type(network).__name__} is a residual network, which"
+            " cannot be read off its code (torch.fx fails on it); give input_shape= or"
+            " example_input=, or Random(residual=True) or (residual=False)"
         ) from error
     inputs = (node for node in graph.nodes if node.op == "placeholder")
     depths = _Depths(
         inputs, (node for node in graph.nodes if node.op == "get_attr" and node.target in layers)
     )
-    found = []
+    differs = []
     for node in graph.nodes:
         layer = node.op == "call_module" and any(
             id(p) in owned for p in modules[str(node.target)].parameters()
@@ -137,5 +136,5 @@ def _traced(network: nn.Module) -> bool:
             if node.op == "call_function"
             else node.op == "call_method" and node.target in _METHODS
         )
-        found.append(depths.step(node.all_input_nodes, [node], layer=layer, adds=adds))
-    return any(found)
+        differs.append(depths.step(node.all_input_nodes, [node], layer=layer, adds=adds))
+    return any(differs)

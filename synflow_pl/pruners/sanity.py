@@ -1,10 +1,10 @@
-"""Sanity checks of pruning at initialisation (Frankle et al. 2021, "Pruning neural networks at
-initialization: why are we missing the mark?", Section 5), each around any pruner.
+"""Sanity checks of pruning at initialisation, as wrappers around any pruner.
 
-If a pruner's masks know something about single weights, training should suffer when the masks are
-shuffled within their layers, when the weights under them are drawn anew, and more than either when
-the scores are inverted. What does not suffer was a choice of layer densities. An inverted pruner
-inverts in each of its rounds, among the weights that are left.
+They are those of Frankle et al. 2021, "Pruning neural networks at initialization: why are we
+missing the mark?", Section 5. If a pruner's masks carry information about single weights, accuracy
+should suffer when the masks are shuffled within their layers, when the weights under them are
+initialised anew, and most when the scores are inverted. If it does not, the pruner has chosen layer
+densities only. An inverted pruner inverts the scores of each round among the weights still kept.
 """
 
 from __future__ import annotations
@@ -14,40 +14,49 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from synflow_pl.pruners.around import PrunerWrapper
-from synflow_pl.pruners.base import Pruner, PruningState, Saliency
+from synflow_pl.pruners.base import Pruner, PrunerWrapper, PruningState, Saliency
 
 __all__ = ["SANITY", "Inverted", "Reinitialised", "Shuffled"]
 
 
 class Inverted(PrunerWrapper):
-    """Keeps in each round what the other pruner would have removed first.
+    """Keep in each round the weights that another pruner would remove first.
 
     Args:
-        pruner: gives the scores.
+        pruner: Pruner whose scores are negated.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import prune
+        >>> from synflow_pl.pruners import Inverted, Magnitude
+        >>> layer = torch.nn.Linear(3, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[3.0, -1.0, 2.0]])
+        >>> prune(layer, Inverted(Magnitude()), num_kept=1)["weight"].tolist()
+        [[False, True, False]]
     """
 
-    def score(self, subject: PruningState) -> Mapping[str, Tensor | Saliency]:
+    def score(self, state: PruningState) -> Mapping[str, Tensor | Saliency]:
         return {
             name: Saliency(score.weight, -score.gradient) if isinstance(score, Saliency) else -score
-            for name, score in super().score(subject).items()
+            for name, score in super().score(state).items()
         }
 
 
-class _Drawing(PrunerWrapper):
-    """One that draws at random.
+class _RandomWrapper(PrunerWrapper):
+    """Base class of wrappers that draw random permutations.
 
     Args:
-        pruner: gives the scores.
-        seed: of what is drawn; ``None`` follows the global seed without drawing from it.
+        pruner: Pruner to delegate to.
+        seed: Seed of the permutations; ``None`` derives them from the global seed without advancing
+            its generator.
     """
 
     def __init__(self, pruner: Pruner, seed: int | None = None) -> None:
         super().__init__(pruner)
         self.seed = seed
 
-    def _orders(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A random order of the entries of each tensor."""
+    def _permutations(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a random permutation of the entries of each tensor, by name."""
         generator = torch.Generator().manual_seed(
             torch.initial_seed() if self.seed is None else self.seed
         )
@@ -57,40 +66,55 @@ class _Drawing(PrunerWrapper):
         }
 
 
-class Shuffled(_Drawing):
-    """Keeps as many weights of each layer as the other pruner, but at random places.
+class Shuffled(_RandomWrapper):
+    """Keep as many weights of each layer as another pruner, at random positions.
 
     Args:
-        pruner: gives the scores.
-        seed: of the places; ``None`` follows the global seed without drawing from it.
+        pruner: Pruner whose masks are shuffled within each layer.
+        seed: Seed of the positions; ``None`` derives them from the global seed without advancing
+            its generator.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import prune
+        >>> from synflow_pl.pruners import Magnitude, Shuffled
+        >>> prune(torch.nn.Linear(8, 4), Shuffled(Magnitude(), seed=0), density=0.25).kept
+        8
     """
 
-    def finish(self, subject: PruningState) -> None:
-        super().finish(subject)
-        for name, order in self._orders(subject.masks).items():
-            mask = subject.masks[name]
-            mask.copy_(mask.flatten()[order].view_as(mask))
+    def finish(self, state: PruningState) -> None:
+        super().finish(state)
+        for name, permutation in self._permutations(state.masks).items():
+            mask = state.masks[name]
+            mask.copy_(mask.flatten()[permutation].view_as(mask))
 
 
-class Reinitialised(_Drawing):
-    """Keeps the other pruner's masks, but under them the weights are drawn anew.
+class Reinitialised(_RandomWrapper):
+    """Keep the masks of another pruner, and initialise the weights under them anew.
 
-    A layer's weights are put in a random order, which for any initialisation of independent,
-    identically distributed weights is a new
-    draw from the same distribution, whatever that is: nothing need be known about how the network
-    was initialised. It happens when the pruning is over, to the whole layers.
+    The weights of each layer are permuted at random, after the last round and over the whole layer.
+    For any initialisation with independent, identically distributed weights this is a new draw
+    from the same distribution, so the initialisation need not be known.
 
     Args:
-        pruner: gives the scores.
-        seed: of the new weights; ``None`` follows the global seed without drawing from it.
+        pruner: Pruner whose masks are kept.
+        seed: Seed of the new weights; ``None`` derives them from the global seed without advancing
+            its generator.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import prune
+        >>> from synflow_pl.pruners import Magnitude, Reinitialised
+        >>> prune(torch.nn.Linear(8, 4), Reinitialised(Magnitude(), seed=0), density=0.25).kept
+        8
     """
 
     @torch.no_grad()
-    def finish(self, subject: PruningState) -> None:
-        super().finish(subject)
-        for name, order in self._orders(subject.masks).items():
-            parameter = subject.network.get_parameter(name)
-            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    def finish(self, state: PruningState) -> None:
+        super().finish(state)
+        for name, permutation in self._permutations(state.masks).items():
+            parameter = state.network.get_parameter(name)
+            parameter.copy_(parameter.flatten()[permutation].view_as(parameter))
 
 
 SANITY: dict[str, type[PrunerWrapper]] = {
@@ -98,4 +122,4 @@ SANITY: dict[str, type[PrunerWrapper]] = {
     "shuffle": Shuffled,
     "reinitialise": Reinitialised,
 }
-"""The checks by what they do."""
+"""Classes of the sanity checks, by the value of the option ``sanity``."""

@@ -1,11 +1,13 @@
 """SNIP: single-shot network pruning based on connection sensitivity (Lee et al. 2019).
 
-Give each weight a mask entry c, 1 where it lives. How much the loss L depends on an entry is
+Each weight has a mask entry c, which is 1 where the weight is kept. The sensitivity of the loss L
+to an entry is
 
-    dL/dc = w * dL/dw,        scored by its magnitude |w * dL/dw|        (Equations 4 and 5)
+    dL/dc = w * dL/dw,        and the score its magnitude |w * dL/dw|        (Equations 4 and 5)
 
-(the paper divides by the sum of all, which changes no ranking). Taken anew after each of many small
-cuts it is iterative SNIP (de Jorge et al. 2021, "Progressive skeletonization").
+(the paper divides by the sum over all weights, which does not change the ranking). With scores
+computed anew in each of many rounds it is iterative SNIP (de Jorge et al. 2021, "Progressive
+skeletonization").
 """
 
 from __future__ import annotations
@@ -19,14 +21,22 @@ __all__ = ["SNIP"]
 
 
 class SNIP(Pruner):
-    """Keeps the weights on whose presence the loss depends the most."""
+    """Keep the weights whose removal would change the loss the most.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import prune
+        >>> from synflow_pl.pruners import SNIP
+        >>> batches = [(torch.randn(6, 8), torch.randint(0, 4, (6,)))]
+        >>> prune(torch.nn.Linear(8, 4), SNIP(), density=0.25, batches=batches).kept
+        8
+    """
 
     needs_batches = True
 
-    def score(self, subject: PruningState) -> dict[str, Tensor]:
-        with stateless_forward(subject, train_mode=subject.train_mode) as forward:
-            gradients = loss_gradients(subject, forward, subject.weights)
+    def score(self, state: PruningState) -> dict[str, Tensor]:
+        with stateless_forward(state, train_mode=state.train_mode) as forward:
+            gradients = loss_gradients(state, forward, state.weights)
         return {
-            name: gradient.mul_(subject.weights[name]).abs_()
-            for name, gradient in gradients.items()
+            name: gradient.mul_(state.weights[name]).abs_() for name, gradient in gradients.items()
         }

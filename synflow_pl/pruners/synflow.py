@@ -1,19 +1,20 @@
-"""SynFlow: iterative synaptic flow pruning (Tanaka et al. 2020, "Pruning neural networks without
-any data by iteratively conserving synaptic flow", Algorithm 1).
+"""SynFlow: iterative synaptic flow pruning (Tanaka et al. 2020, Algorithm 1).
 
-Let R = 1^T f(1) be the output, summed, of the network's positive linear skeleton for an input of
-ones: the total weight of all paths from input to output. A weight's score is its share of it,
+The paper is "Pruning neural networks without any data by iteratively conserving synaptic flow". Let
+R = 1^T f(1) be the sum of the outputs of the network's positive linear network for an input of
+ones, which is the sum over all paths from input to output of the product of the weights on the
+path. The score of a weight is its share of R,
 
-    S(w) = |w| * dR/d|w|        (Equation 2)
+    S(w) = |w| * dR/d|w|        (Equation 2),
 
-the flow through that weight. Flow is conserved: what enters a hidden unit leaves it (Theorem 1),
-and every cut between input and output carries all of it (Theorem 2). So a small layer's weights
-score high, and if scores are taken anew after each small cut, the last weight of a layer, which
-carries all the flow, is never the one to go.
+the flow through that weight. Flow is conserved: the flow into a hidden unit equals the flow out of
+it (Theorem 1), and every cut between input and output carries all of it (Theorem 2). A weight of a
+small layer therefore has a high score, and if scores are computed anew after each small step, the
+last weight of a layer, which carries all the flow, is never removed first (Theorem 3).
 
-Weights that no flow can pass by construction (queries, keys, what makes a gate, a head that eval
-mode does not use) have no such score. Each tensor of them, or their rows in a fused one, is cut by
-magnitude at the density of the whole.
+Weights that no flow can pass by construction (queries, keys, inputs of a gate, a head that is not
+used in eval mode) have no such score. Each tensor of them, or their rows in a fused tensor, is
+pruned by magnitude at the density of the whole network.
 """
 
 from __future__ import annotations
@@ -21,91 +22,108 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.bias_norm_masks import living_units, of_units
+from synflow_pl.bias_norm_masks import active_units, expand_units
 from synflow_pl.flow import LinearNetwork, linearise
 from synflow_pl.pruners.base import Pruner, PruningState, Saliency
 
 __all__ = ["SynFlow"]
 
-# Gradients of weights with so many entries are written where those of the round before were.
+# Gradients of weights with at least this many entries reuse the memory of the previous round.
 _LARGE = 1 << 16
 
 
 class SynFlow(Pruner):
-    """Keeps the weights that the most synaptic flow passes through; needs no data, only the input's
-    shape.
+    """Keep the weights with the most synaptic flow through them.
+
+    It needs no data, only the shape of the input.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl import prune
+        >>> from synflow_pl.pruners import SynFlow
+        >>> network = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
+        >>> prune(network, SynFlow(), density=0.25, rounds=10, input_shape=(8,)).kept
+        10
     """
 
     rounds = 100
     needs_input = True
 
     def __init__(self) -> None:
-        self._skeleton: LinearNetwork | None = None
+        self._linear_network: LinearNetwork | None = None
         self._memory: dict[str, Tensor] = {}
 
-    def prepare(self, subject: PruningState) -> None:
-        assert subject.inputs is not None
+    def prepare(self, state: PruningState) -> None:
+        assert state.inputs is not None
         self._memory = {}
-        followed = self.followed(subject.network)
-        self._skeleton = skeleton = linearise(followed, subject.inputs)
-        subject.skeleton = skeleton if followed is subject.network else None
-        for name, weight in subject.weights.items():
-            positive = self.positive(weight)
+        scored_network = self.scored_network(state.network)
+        self._linear_network = linear_network = linearise(scored_network, state.inputs)
+        state.linear_network = linear_network if scored_network is state.network else None
+        for name, weight in state.weights.items():
+            positive = self.positive_weight(weight)
+            # Zeros at initialisation count as ones, since they would make every score zero.
             if not positive.any():
-                positive.fill_(
-                    1
-                )  # all zero at initialisation: counts as ones, or it would silence every score
-            subject.weights[name] = positive.to(skeleton.dtype)
-        subject.ranked_separately = self._without_flow(subject)
-        subject.compressible = skeleton.compressible - subject.ranked_separately.keys()
-        whole = [name for name, apart in subject.ranked_separately.items() if apart.all()]
-        part = [name for name in subject.ranked_separately if name not in whole]
+                positive.fill_(1)
+            state.weights[name] = positive.to(linear_network.dtype)
+        state.ranked_separately = self._without_flow(state)
+        state.compressible = linear_network.compressible - state.ranked_separately.keys()
+        whole = [name for name, separate in state.ranked_separately.items() if separate.all()]
+        part = [name for name in state.ranked_separately if name not in whole]
         self.notes = (
             *_note(
-                "cut by magnitude, since no flow passes through them (queries, keys, gates, parts not used)",
+                "cut by magnitude, since no flow passes through them"
+                " (queries, keys, gates, parts not used)",
                 whole,
             ),
             *_note(
                 "cut by magnitude in those rows that no flow passes through (queries, keys, gates)",
                 part,
             ),
-            *_note("zero throughout, so counted as ones", sorted(skeleton.silent)),
-            *skeleton.notes,
+            *_note("zero throughout, so counted as ones", sorted(linear_network.silent)),
+            *linear_network.notes,
         )
 
-    def positive(self, weight: Tensor) -> Tensor:
-        """What a weight counts as in the skeleton, non-negative; ``weight`` may be overwritten."""
+    def positive_weight(self, weight: Tensor) -> Tensor:
+        """Return the non-negative value of a weight in the positive linear network.
+
+        Args:
+            weight: Working copy of the weight, which may be overwritten.
+        """
         return weight.abs_()
 
-    def followed(self, network: nn.Module) -> nn.Module:
-        """The network whose skeleton the flow follows."""
+    def scored_network(self, network: nn.Module) -> nn.Module:
+        """Return the network whose positive linear network is scored.
+
+        Args:
+            network: Network under study.
+        """
         return network
 
-    def score(self, subject: PruningState) -> dict[str, Saliency | Tensor]:
-        assert self._skeleton is not None
-        gradients = self._skeleton.gradients(
-            self._flowing(subject), subject.blocks, into=self._memory
+    def score(self, state: PruningState) -> dict[str, Saliency | Tensor]:
+        assert self._linear_network is not None
+        gradients = self._linear_network.gradients(
+            self._flowing(state), state.blocks, into=self._memory
         )
-        self._remember(gradients, subject)
-        for name in subject.ranked_separately.keys() & gradients.keys():
-            gradients[name].masked_fill_(
-                subject.ranked_separately[name], 1
-            )  # so that the score is the magnitude
+        self._remember(gradients, state)
+        for name in state.ranked_separately.keys() & gradients.keys():
+            # With a gradient of one the score is the magnitude.
+            gradients[name].masked_fill_(state.ranked_separately[name], 1)
         return {
             name: Saliency(weight, gradients[name]) if name in gradients else weight.clone()
-            for name, weight in subject.weights.items()
+            for name, weight in state.weights.items()
         }
 
-    def finish(self, subject: PruningState) -> None:
-        self._skeleton, self._memory = None, {}
+    def finish(self, state: PruningState) -> None:
+        self._linear_network, self._memory = None, {}
 
-    def _remember(self, gradients: dict[str, Tensor], subject: PruningState) -> None:
-        """Keep the memory of large gradients for the next round; where it was not taken in this
-        one, it will not be.
+    def _remember(self, gradients: dict[str, Tensor], state: PruningState) -> None:
+        """Keep the memory of large gradients for the next round.
+
+        Memory that was not used in this round will not be used in a later one and is released.
         """
         if not self._memory:
             large = (name for name, gradient in gradients.items() if gradient.numel() >= _LARGE)
-            self._memory = {name: gradients[name] for name in large if name in subject.compressible}
+            self._memory = {name: gradients[name] for name in large if name in state.compressible}
         else:
             taken = (
                 name
@@ -114,36 +132,36 @@ class SynFlow(Pruner):
             )
             self._memory = {name: self._memory[name] for name in taken}
 
-    def _flowing(self, subject: PruningState) -> dict[str, Tensor]:
-        assert self._skeleton is not None
+    def _flowing(self, state: PruningState) -> dict[str, Tensor]:
+        """Return the working copies of the weights in the positive linear network, by name."""
+        assert self._linear_network is not None
         return {
             name: weight
-            for name, weight in subject.weights.items()
-            if name in self._skeleton.weights
+            for name, weight in state.weights.items()
+            if name in self._linear_network.weights
         }
 
-    def _without_flow(self, subject: PruningState) -> dict[str, Tensor]:
-        """By name, True for the weights of units that flow cannot leave even where every weight
-        lives.
+    def _without_flow(self, state: PruningState) -> dict[str, Tensor]:
+        """Return masks, by name, of the weights into units whose flow cannot reach the output.
+
+        The masks are those of the dense network.
         """
-        assert self._skeleton is not None
-        flowing = self._flowing(subject)
-        apart = {
-            name: torch.ones_like(mask)
-            for name, mask in subject.masks.items()
-            if name not in flowing
+        assert self._linear_network is not None
+        flowing = self._flowing(state)
+        separate = {
+            name: torch.ones_like(mask) for name, mask in state.masks.items() if name not in flowing
         }
-        if self._skeleton.gated or self._skeleton.partial:
+        if self._linear_network.gated or self._linear_network.partial:
             ones = {name: torch.ones_like(weight) for name, weight in flowing.items()}
             reached = {
                 name: gradient > 0
-                for name, gradient in self._skeleton.gradients(ones, gains=False).items()
+                for name, gradient in self._linear_network.gradients(ones, gains=False).items()
             }
-            for name, living in living_units(subject.network, reached).items():
-                if not living.all():
-                    apart[name] = of_units(subject.network, name, ~living)
-        return apart
+            for name, active in active_units(state.network, reached).items():
+                if not active.all():
+                    separate[name] = expand_units(state.network, name, ~active)
+        return separate
 
 
-def _note(what: str, names: list[str]) -> list[str]:
-    return [f"{what}: {', '.join(names)}"] if names else []
+def _note(text: str, names: list[str]) -> list[str]:
+    return [f"{text}: {', '.join(names)}"] if names else []

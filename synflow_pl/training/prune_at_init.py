@@ -28,7 +28,7 @@ from synflow_pl.masks import Hold, Masks, prunable
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.recording import RecordingPruner
 from synflow_pl.pruners.sanity import SANITY
-from synflow_pl.pruning import check_options, prune
+from synflow_pl.pruning import PruningOptions, prune
 from synflow_pl.schedules import SCHEDULES, as_density
 from synflow_pl.training.averaged_models import averaged_models, refuse_mid_epoch
 from synflow_pl.training.checkpoints import (
@@ -171,14 +171,20 @@ class PruneAtInit(Callback):
         loss: nn.Module | None = None,
     ) -> None:
         self._from_file = Masks.load(masks_path) if masks_path is not None else None
+        self._options: PruningOptions | None = None
         if self._from_file is None and pruner is not None:
-            check_options(
+            self._options = PruningOptions(
                 density=density,
                 num_kept=num_kept,
                 effective_density=effective_density,
                 rounds=rounds,
                 schedule=schedule,
                 scope=scope,
+                mask_bias=mask_bias,
+                mask_norm=mask_norm,
+                exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
+                train_mode=train_mode,
+                on_collapse="ignore",  # the diagnosis that follows reports it
             )
         elif self._from_file is None and (
             density not in (None, 1) or num_kept is not None or rounds is not None
@@ -227,18 +233,6 @@ class PruneAtInit(Callback):
         self.survival: MaskHistory | None = None
         self.seconds = 0.0
         self._recording: RecordingPruner | None = None
-        self._options: dict[str, Any] = {
-            "density": density,
-            "num_kept": num_kept,
-            "effective_density": effective_density,
-            "rounds": rounds,
-            "schedule": schedule,
-            "scope": scope,
-            "mask_bias": mask_bias,
-            "mask_norm": mask_norm,
-            "train_mode": train_mode,
-            "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
-        }
         self._restored = False
         self._gradual: Gradual | None = None
         self._end = End(None, None)
@@ -274,7 +268,7 @@ class PruneAtInit(Callback):
     @property
     def _rounds(self) -> int:
         assert self.pruner is not None
-        rounds: int | None = self._options["rounds"]
+        rounds = self._options.rounds if self._options is not None else None
         return self.pruner.rounds if rounds is None else rounds
 
     # -- pruning
@@ -455,7 +449,8 @@ class PruneAtInit(Callback):
         if self._end_fraction is not None:
             self._find_loss(pl_module, network)
             self._gradual = Gradual.starting(trainer)
-            weights = prunable(network, self._options["exclude"])
+            assert self._options is not None
+            weights = prunable(network, self._options.exclude)
             return self._keep(
                 trainer,
                 pl_module,
@@ -506,24 +501,30 @@ class PruneAtInit(Callback):
                 if self.survival is not None:
                     self.survival(index, density, masks)
 
+            assert self._options is not None
             masks = self._prune(
-                trainer, pl_module, scored, masks=previous, on_round=on_round, **self._options
+                trainer, pl_module, scored, self._options, masks=previous, on_round=on_round
             )
         if self.score_from is not None or scored is not network:
             network.load_state_dict(rewound or scored.state_dict())
         return masks
 
     def _prune(
-        self, trainer: Trainer, pl_module: LightningModule, network: nn.Module, **options: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        network: nn.Module,
+        options: PruningOptions,
+        **arguments: Any,
     ) -> Masks:
         assert self.pruner is not None
         pruner = (
-            RecordingPruner(self.pruner, options["rounds"])
+            RecordingPruner(self.pruner, options.rounds)
             if wants_pictures(trainer.loggers)
             else self.pruner
         )
         if self.pruner.needs_batches:
-            options |= {
+            arguments |= {
                 "loss": self._find_loss(pl_module, network),
                 "batches": self._batches(trainer),
             }
@@ -537,8 +538,8 @@ class PruneAtInit(Callback):
                     network,
                     pruner,
                     example_input=self._example(trainer, pl_module),
-                    on_collapse="ignore",  # the diagnosis that follows reports it
-                    **options,
+                    **vars(options),
+                    **arguments,
                 )
             except UserWarning as warning:
                 raise ValueError(
@@ -710,17 +711,20 @@ class PruneAtInit(Callback):
         if due <= self._gradual.done:
             return
         network = find_network(pl_module, self.network)[0]
-        density, num_kept = self._options["density"], self._options["num_kept"]
+        assert self._options is not None
+        density, num_kept = self._options.density, self._options.num_kept
         target = (
-            as_density(density) if density is not None else Fraction(num_kept, self.masks.total)
+            as_density(density)
+            if density is not None
+            else Fraction(num_kept or 0, self.masks.total)
         )
-        schedule = SCHEDULES[self._options["schedule"] or self.pruner.schedule]
+        schedule = SCHEDULES[self._options.schedule or self.pruner.schedule]
         then = schedule(target, Fraction(due, self._rounds)) if due < self._rounds else target
-        options = self._options | {"density": then, "num_kept": None, "rounds": 1}
+        options = replace(self._options, density=then, num_kept=None, rounds=1)
         before = self.masks
         masks = self._ranks.run_on_rank_zero(
             lambda: self._prune(
-                trainer, pl_module, scorable(network, {}), masks=before, **options
+                trainer, pl_module, scorable(network, {}), options, masks=before
             ).state_dict()
         )
         self._keep(trainer, pl_module, Masks.from_state_dict(masks))

@@ -93,8 +93,8 @@ def test_where_weights_come_back_all_compete_in_every_round() -> None:
 
 def test_negative_scores_are_refused() -> None:
     class Signed(Pruner):
-        def score(self, subject: PruningState) -> dict[str, Tensor]:
-            return {name: -weight for name, weight in subject.weights.items()}
+        def score(self, state: PruningState) -> dict[str, Tensor]:
+            return {name: -weight for name, weight in state.weights.items()}
 
     with pytest.raises(ValueError, match=r"Signed gives negative scores \(in '0.weight'\)"):
         largest_ratio(two_paths(), Signed(), 0.5, 1, "linear")

@@ -132,11 +132,9 @@ class Watched(SynFlow):
 
     apart = 0
 
-    def prepare(self, subject: PruningState) -> None:
-        super().prepare(subject)
-        self.ranked_separately = sum(
-            int(apart.sum()) for apart in subject.ranked_separately.values()
-        )
+    def prepare(self, state: PruningState) -> None:
+        super().prepare(state)
+        self.ranked_separately = sum(int(apart.sum()) for apart in state.ranked_separately.values())
 
 
 def spread(network: nn.Module, masks: Masks, silent: list[str], shape: tuple[int, ...]) -> float:

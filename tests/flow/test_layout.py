@@ -32,7 +32,7 @@ class Decoder(nn.Module):
 class Forgetful(SynFlow):
     """SynFlow that writes each round's gradients to fresh memory."""
 
-    def _remember(self, gradients: dict[str, Tensor], subject: object) -> None:
+    def _remember(self, gradients: dict[str, Tensor], state: object) -> None:
         pass
 
 

@@ -1,4 +1,4 @@
-"""Networks of a few weights, in double precision, and the scores that a pruner gives them."""
+"""Small networks in double precision, and the scores that a pruner computes for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from synflow_pl.pruners import Pruner, PruningState
 
 
 def small() -> nn.Module:
-    """3 inputs, 4 hidden units, 2 classes: 20 weights."""
+    """Return a network with 3 inputs, 4 hidden units and 2 classes: 20 weights."""
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
 
@@ -32,7 +32,7 @@ def small_batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Half the squared error, the mean over the images."""
+    """Return half the squared error, averaged over the images."""
     return (outputs.squeeze(1) - targets).square().mean() / 2
 
 
@@ -47,19 +47,19 @@ def scores(
     input_shape: tuple[int, ...] | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """What the pruner scores, at some masks, before the loop cuts."""
-    subject = PruningState.of(network)
-    subject.batches, subject.loss, subject.density = batches, loss, density
+    """Return the scores of a pruner in its first round, with given masks."""
+    state = PruningState.from_network(network)
+    state.batches, state.loss, state.density = batches, loss, density
     for name, value in options.items():
-        setattr(subject, name, value)
+        setattr(state, name, value)
     if input_shape is not None:
-        subject.inputs = example_of(network, input_shape, None)
-    subject.masks.update(masks or {})
+        state.inputs = example_of(network, input_shape, None)
+    state.masks.update(masks or {})
     if not pruner.regrows:
-        for name, weight in subject.weights.items():
-            weight.mul_(subject.masks[name])
-    pruner.prepare(subject)
+        for name, weight in state.weights.items():
+            weight.mul_(state.masks[name])
+    pruner.prepare(state)
     return {
         name: score if isinstance(score, Tensor) else score.weight * score.gradient
-        for name, score in pruner.score(subject).items()
+        for name, score in pruner.score(state).items()
     }

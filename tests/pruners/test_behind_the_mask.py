@@ -1,5 +1,6 @@
-"""Scores of a network that is pruned already, against references in float64 in which a removed
-weight is no parameter at all.
+"""Scores of a network that is already pruned, compared with references in float64.
+
+In the references a removed weight is not a parameter.
 """
 
 from __future__ import annotations
@@ -34,13 +35,20 @@ TEMPERATURE = 200.0
 
 
 def network() -> nn.Module:
-    """Convolutions, a BatchNorm with statistics and gains of its own, biases and a linear layer:
-    128 weights, in float64.
+    """Return a network with convolutions, BatchNorm, biases and a linear layer, in float64.
+
+    It has 128 weights, and BatchNorm has nontrivial statistics and gains.
     """
     torch.manual_seed(3)
     made = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 5, 2, bias=False), nn.Tanh(), nn.Flatten(), nn.Linear(5, 3),
-    ).double()  # fmt: skip
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Tanh(),
+        nn.Conv2d(4, 5, 2, bias=False),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(5, 3),
+    ).double()
     with torch.no_grad():
         for tensor in (made[1].weight, made[1].running_var):
             tensor.uniform_(0.5, 2.0)
@@ -69,7 +77,7 @@ def mean_loss(
     data: list[tuple[Tensor, Tensor]],
     temperature: float = 1.0,
 ) -> Tensor:
-    """The mean over all images; in train mode each batch has its own statistics."""
+    """Return the mean loss over all images; in train mode each batch has its own statistics."""
     sums = [
         cross_entropy(functional_call(network, {**weights}, (x,)) / temperature, y, reduction="sum")
         for x, y in data
@@ -78,8 +86,9 @@ def mean_loss(
 
 
 def grasp(network: nn.Module, masks: Tensors, data: list[tuple[Tensor, Tensor]]) -> Tensors:
-    """theta * H g over the vector theta of kept weights (Wang et al. 2020, Equation 8), with an
-    explicit Hessian.
+    """Return theta * H g for the vector theta of kept weights, with an explicit Hessian.
+
+    This is Equation 8 of Wang et al. 2020.
     """
     weights = weights_of(network)
     theta = torch.cat([weights[name][mask] for name, mask in masks.items()])
@@ -106,7 +115,7 @@ def inverted_grasp(
 
 
 def snip(network: nn.Module, masks: Tensors, data: list[tuple[Tensor, Tensor]]) -> Tensors:
-    """|dL(c * w)/dc| at the masks c (Lee et al. 2019, Equation 4)."""
+    """Return |dL(c * w)/dc| at the masks c (Lee et al. 2019, Equation 4)."""
     weights = weights_of(network)
     entries = {name: mask.double().requires_grad_() for name, mask in masks.items()}
     loss = mean_loss(
@@ -119,7 +128,10 @@ def snip(network: nn.Module, masks: Tensors, data: list[tuple[Tensor, Tensor]]) 
 
 
 def force(network: nn.Module, masks: Tensors, data: list[tuple[Tensor, Tensor]]) -> Tensors:
-    """|w * dL/dw'| at w' = c * w (de Jorge et al. 2021, Equation 6): dense w, gradient of the pruned network."""
+    """Return |w * dL/dw'| at w' = c * w (de Jorge et al. 2021, Equation 6).
+
+    The weights w are dense, the gradient is that of the pruned network.
+    """
     weights = weights_of(network)
     pruned = {name: (weights[name] * mask).requires_grad_() for name, mask in masks.items()}
     gradients = torch.autograd.grad(mean_loss(network, pruned, data), list(pruned.values()))
@@ -142,7 +154,7 @@ each_case = pytest.mark.parametrize("case", CASES)
 
 
 def best(flat: Tensor, count: int) -> Tensor:
-    """Positions of the largest scores; of equal ones the first."""
+    """Return the indices of the largest scores, in descending order, ties broken by position."""
     return flat.sort(descending=True, stable=True).indices[:count]
 
 
@@ -155,10 +167,10 @@ def by_reference(
     train_mode: bool = False,
     fresh: bool = False,
 ) -> Tensors:
-    """In each round the largest scores among the kept weights, or among all of them."""
-    subject = network().train(train_mode)
+    """Return masks of a loop that keeps the largest scores of kept weights, or of all weights."""
+    model = network().train(train_mode)
     for index, count in enumerate(counts):
-        scores = score(copy.deepcopy(subject), masks, batches(index if fresh else 0))
+        scores = score(copy.deepcopy(model), masks, batches(index if fresh else 0))
         flat = torch.cat(
             [
                 s.masked_fill(~masks[name] & (not regrows), -math.inf).flatten()
@@ -174,14 +186,21 @@ def by_reference(
     return masks
 
 
+def count_kept(masks: Mapping[str, Tensor]) -> int:
+    return sum(int(mask.sum()) for mask in masks.values())
+
+
 def pruned(
-    pruner: Pruner, subject: nn.Module | None = None, **options: Any
+    pruner: Pruner, model: nn.Module | None = None, **options: Any
 ) -> tuple[Masks, list[int]]:
     counts: list[int] = []
     found = prune(
-        network() if subject is None else subject, pruner, loss=cross_entropy, **{"batches": batches()} | options,
-        on_round=lambda index, density, masks: counts.append(sum(int(mask.sum()) for mask in masks.values())),
-    )  # fmt: skip
+        network() if model is None else model,
+        pruner,
+        loss=cross_entropy,
+        **{"batches": batches()} | options,
+        on_round=lambda index, density, masks: counts.append(count_kept(masks)),
+    )
     return found, counts
 
 
@@ -199,9 +218,7 @@ def dense() -> Tensors:
 @each_case
 @pytest.mark.parametrize("rounds", [1, 2, 7])
 @pytest.mark.parametrize("train_mode", [False, True])
-def test_every_round_scores_the_network_that_is_left(
-    case: str, rounds: int, train_mode: bool
-) -> None:
+def test_every_round_scores_the_pruned_network(case: str, rounds: int, train_mode: bool) -> None:
     build, score = CASES[case]
     found, counts = pruned(build(), density=0.15, rounds=rounds, train_mode=train_mode)
     assert len(counts) == rounds
@@ -211,7 +228,7 @@ def test_every_round_scores_the_network_that_is_left(
 
 
 @each_case
-def test_fresh_batches_score_each_round_on_its_own(case: str) -> None:
+def test_fresh_batches_are_used_in_their_round_only(case: str) -> None:
     build, score = CASES[case]
     found, counts = pruned(build(), density=0.15, rounds=4, batches=batches, train_mode=True)
     assert same(
@@ -223,25 +240,22 @@ def test_fresh_batches_score_each_round_on_its_own(case: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case != "FORCE"]
-)  # it brings back what masks= removed
+# FORCE cannot continue from earlier masks, since it brings weights back.
+@pytest.mark.parametrize("case", [case for case in CASES if case != "FORCE"])
 @pytest.mark.parametrize(
     "earlier", [Random(seed=1), Shuffled(SNIP(), seed=2)], ids=["random", "shuffled"]
 )
 @pytest.mark.parametrize("scope", ["global", "local"])
-def test_pruning_from_earlier_masks_scores_the_network_behind_them(
+def test_pruning_from_earlier_masks_scores_the_masked_network(
     case: str, earlier: Pruner, scope: str
 ) -> None:
     build, score = CASES[case]
     masks, _ = pruned(earlier, density=0.6)
-    for subject in (
-        network(),
-        None,
-    ):  # with removed weights at zero, and with the values that they had
-        if subject is not None:
-            masks.apply(subject)
-        found, counts = pruned(build(), subject, density=0.2, rounds=3, masks=masks, scope=scope)
+    # Removed weights are zero in the first network and keep their values in the second.
+    for model in (network(), None):
+        if model is not None:
+            masks.apply(model)
+        found, counts = pruned(build(), model, density=0.2, rounds=3, masks=masks, scope=scope)
         if scope == "global":
             assert same(
                 found,
@@ -250,25 +264,24 @@ def test_pruning_from_earlier_masks_scores_the_network_behind_them(
         assert all(not (mask & ~masks[name]).any() for name, mask in found.items())
 
 
-def test_scores_of_grasp_do_not_depend_on_what_removed_weights_could_do() -> None:
-    # A unit whose outgoing weight is removed: the gradient of that weight is large and does not
-    # count.
-    subject = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 2, bias=False)).double()
-    subject[0].weight.data = torch.tensor([[1.0], [50.0]], dtype=torch.float64)
-    subject[1].weight.data = torch.tensor([[1.0, 0.5], [-2.0, 0.25]], dtype=torch.float64)
+def test_scores_of_grasp_do_not_depend_on_gradients_of_removed_weights() -> None:
+    # The outgoing weight of the second unit is removed. Its gradient is large and must not count.
+    model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 2, bias=False)).double()
+    model[0].weight.data = torch.tensor([[1.0], [50.0]], dtype=torch.float64)
+    model[1].weight.data = torch.tensor([[1.0, 0.5], [-2.0, 0.25]], dtype=torch.float64)
     masks = {
         "0.weight": torch.tensor([[True], [True]]),
         "1.weight": torch.tensor([[True, False], [True, False]]),
     }
     data = [(torch.ones(1, 1, dtype=torch.float64), torch.tensor([0]))]
-    expected = grasp(subject, masks, data)
-    other = copy.deepcopy(subject)
+    expected = grasp(model, masks, data)
+    other = copy.deepcopy(model)
     other[0].weight.data[1] = 7.0  # it feeds removed weights only
     kept = grasp(other, masks, data)
     assert torch.equal(kept["1.weight"], expected["1.weight"])
     both = [
         prune(copy.deepcopy(net), GraSP(), num_kept=1, rounds=1, masks=Masks(masks), batches=data)
-        for net in (subject, other)
+        for net in (model, other)
     ]
     flat = torch.cat(
         [score.masked_fill(~masks[name], -math.inf).flatten() for name, score in expected.items()]
@@ -278,16 +291,16 @@ def test_scores_of_grasp_do_not_depend_on_what_removed_weights_could_do() -> Non
     ] == [int(flat.argmax())] * 2
 
 
-def test_levels_of_grasp_with_training_between_them_score_each_network_behind_its_masks() -> None:
-    subject, masks, reference = network().eval(), None, dense()
+def test_levels_of_grasp_with_training_between_them_score_each_masked_network() -> None:
+    model, masks, reference = network().eval(), None, dense()
     for level, density in enumerate((0.6, 0.35, 0.2)):
-        with torch.no_grad():  # survivors are trained on
-            for name, weight in weights_of(subject).items():
+        with torch.no_grad():  # kept weights are trained
+            for name, weight in weights_of(model).items():
                 weight.add_(
                     0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(level))
                 ).mul_(reference[name])
-        scores = grasp(subject, reference, batches())
-        masks, (count,) = pruned(GraSP(), subject, density=density, rounds=1, masks=masks)
+        scores = grasp(model, reference, batches())
+        masks, (count,) = pruned(GraSP(), model, density=density, rounds=1, masks=masks)
         flat = torch.cat(
             [
                 score.masked_fill(~reference[name], -math.inf).flatten()
@@ -304,18 +317,23 @@ def test_levels_of_grasp_with_training_between_them_score_each_network_behind_it
         assert same(masks, reference)
 
 
-def test_ntk_sap_scores_the_architecture_that_is_left() -> None:
-    # Wang et al. 2023, Equation 9: in each round images, weights and changes are drawn, and the
-    # masks are differentiated.
+def test_ntk_sap_scores_the_pruned_architecture() -> None:
+    # Wang et al. 2023, Equation 9: each round draws images, weights and changes, and differentiates
+    # with respect to the masks.
     counts: list[int] = []
-    subject = nn.Sequential(
+    model = nn.Sequential(
         nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 6), nn.Tanh(), nn.Linear(6, 3)
     ).double()
-    earlier = prune(copy.deepcopy(subject), Random(seed=5), density=0.8)
+    earlier = prune(copy.deepcopy(model), Random(seed=5), density=0.8)
     found = prune(
-        copy.deepcopy(subject), NTKSAP(images=8, epsilon=0.05, seed=4), density=0.2, rounds=4, masks=earlier, input_shape=(4,),
-        on_round=lambda index, density, masks: counts.append(sum(int(mask.sum()) for mask in masks.values())),
-    )  # fmt: skip
+        copy.deepcopy(model),
+        NTKSAP(images=8, epsilon=0.05, seed=4),
+        density=0.2,
+        rounds=4,
+        masks=earlier,
+        input_shape=(4,),
+        on_round=lambda index, density, masks: counts.append(count_kept(masks)),
+    )
     generator = torch.Generator().manual_seed(4)
     masks = {name: earlier[name] for name in earlier}
     for count in counts:
@@ -354,8 +372,8 @@ def test_ntk_sap_scores_the_architecture_that_is_left() -> None:
 
 
 def test_walks_of_phew_choose_among_kept_weights_only() -> None:
-    # Patil & Dovrolis 2021, Equation 4: P = |w| over the sum of |w|, where the weight 9 is removed:
-    # 3 / (3 + 1).
+    # Patil & Dovrolis 2021, Equation 4: P is |w| over the sum of |w|. The weight 9 is removed, so
+    # it is 3 / (3 + 1).
     taken = 0
     masks = Masks(
         {
@@ -364,12 +382,12 @@ def test_walks_of_phew_choose_among_kept_weights_only() -> None:
         }
     )
     for seed in range(300):
-        subject = nn.Sequential(nn.Linear(1, 3, bias=False), nn.Linear(3, 1, bias=False))
-        subject[0].weight.data, subject[1].weight.data = (
+        model = nn.Sequential(nn.Linear(1, 3, bias=False), nn.Linear(3, 1, bias=False))
+        model[0].weight.data, model[1].weight.data = (
             torch.tensor([[3.0], [-1.0], [9.0]]),
             torch.ones(1, 3),
         )
-        found = prune(subject, PHEW(seed), num_kept=2, masks=masks, input_shape=(1,))
+        found = prune(model, PHEW(seed), num_kept=2, masks=masks, input_shape=(1,))
         assert not found["0.weight"][2, 0]
         taken += int(found["0.weight"][0, 0])
     assert taken / 300 == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 300))

@@ -10,12 +10,12 @@ from synflow_pl.pruners import FORCE, SNIP, PruningState
 from tests.pruners.networks import half_square, scores, small, small_batches
 
 
-def test_in_its_first_round_it_is_snip() -> None:
+def test_force_in_its_first_round_is_snip() -> None:
     force, snip = (scores(pruner, small(), small_batches()) for pruner in (FORCE(), SNIP()))
     assert all(torch.equal(force[name], snip[name]) for name in snip)
 
 
-def test_a_removed_weight_is_scored_by_its_dense_value_and_the_gradient_of_the_pruned_network() -> (
+def test_force_scores_a_removed_weight_by_its_value_and_the_gradient_of_the_pruned_network() -> (
     None
 ):
     # f(x) = w . x with w = (2, -1), x = (1, 3), target 1. Without the first weight f = -3, the
@@ -29,14 +29,14 @@ def test_a_removed_weight_is_scored_by_its_dense_value_and_the_gradient_of_the_p
     ]
 
 
-def test_weights_come_back_and_zeros_are_final_after_the_last_round_only() -> None:
+def test_force_brings_weights_back_and_zeros_are_final_after_the_last_round_only() -> None:
     seen: list[dict[str, Tensor]] = []
 
-    class Watched(FORCE):
-        def score(self, subject: PruningState) -> dict[str, Tensor]:
-            seen.append({name: mask.clone() for name, mask in subject.masks.items()})
-            assert all(weight.all() for weight in subject.weights.values())  # dense in every round
-            return super().score(subject)
+    class Recording(FORCE):
+        def score(self, state: PruningState) -> dict[str, Tensor]:
+            seen.append({name: mask.clone() for name, mask in state.masks.items()})
+            assert all(weight.all() for weight in state.weights.values())  # dense in every round
+            return super().score(state)
 
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -44,7 +44,7 @@ def test_weights_come_back_and_zeros_are_final_after_the_last_round_only() -> No
     )
     batches = [(torch.randn(32, 8), torch.randint(0, 4, (32,)))]
     dense = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-    masks = prune(network, Watched(), density=0.1, rounds=10, batches=batches)
+    masks = prune(network, Recording(), density=0.1, rounds=10, batches=batches)
     seen.append(dict(masks))
     back = sum(
         int((later[name] & ~earlier[name]).sum())

@@ -1,6 +1,4 @@
-"""Masks that the method authors' own code chose (../shared/golden, its README): we choose the
-same.
-"""
+"""Masks equal to those computed by the code of the methods' authors (../shared/golden)."""
 
 from __future__ import annotations
 
@@ -52,14 +50,14 @@ def formula_batches(shape: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
 
 @pytest.mark.skipif(not FILES, reason=f"the golden masks are not there ({GOLDEN})")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_our_masks_are_the_authors(path: Path) -> None:
+def test_masks_are_equal_to_those_of_the_authors_code(path: Path) -> None:
     name, pruner, exponent, rounds, *options = path.stem.split("-")
     build, shape = NETWORKS[name]
     network = fill_by_formula(build())
     if pruner == "synflow":
-        # In float32, what 100 rounds leave of ResNet-20 depends on the order in which a processor's
-        # kernels add: on some, about 30 of 27,000 kept weights are others than the authors'. In
-        # float64 all processors agree, and with the authors.
+        # In float32 the weights kept after 100 rounds of ResNet-20 depend on the order of additions
+        # in a processor's kernels: on some processors about 30 of 27,000 kept weights differ from
+        # the authors'. In float64 all processors agree with the authors.
         network.double()
     masks = prune(
         network,
@@ -84,4 +82,4 @@ def test_our_masks_are_the_authors(path: Path) -> None:
     if pruner == "synflow":
         assert both / either >= 0.999
     else:
-        assert both == either  # of these scores no two are equal where the cut falls
+        assert both == either  # no two of these scores are equal at the threshold

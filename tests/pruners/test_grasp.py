@@ -9,7 +9,7 @@ from synflow_pl.pruners import GraSP, InvertedGraSP
 from tests.pruners.networks import half_square, scores, small, small_batches
 
 
-def test_the_score_is_the_weight_times_the_hessian_times_the_gradient() -> None:
+def test_grasp_is_the_weight_times_the_product_of_hessian_and_gradient() -> None:
     # Half the squared error of f(x) = w . x: g = error * x and H = x x^T. With w = (2, -1), x = (1,
     # 3), target 1: error -2, g = (-2, -6), Hg = x (x . g) = -20 x = (-20, -60), w Hg = (-40, 60).
     # Removing the first weight makes the gradient larger.
@@ -25,7 +25,7 @@ def test_the_score_is_the_weight_times_the_hessian_times_the_gradient() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 200.0])
-def test_it_agrees_with_an_explicit_hessian(temperature: float) -> None:
+def test_grasp_agrees_with_an_explicit_hessian(temperature: float) -> None:
     network, batches = small(), small_batches()
     names = [name for name, parameter in network.named_parameters() if parameter.dim() == 2]
     sizes = [network.get_parameter(name).numel() for name in names]
@@ -50,9 +50,7 @@ def test_it_agrees_with_an_explicit_hessian(temperature: float) -> None:
     )
 
 
-def test_removing_the_lowest_scores_keeps_more_of_the_gradients_flow_than_removing_the_highest() -> (
-    None
-):
+def test_removing_low_grasp_scores_keeps_more_gradient_flow_than_removing_high_ones() -> None:
     network, batches = small(), small_batches()
     found = torch.cat([score.flatten() for score in scores(GraSP(1.0), network, batches).values()])
 
@@ -90,7 +88,7 @@ def test_removing_the_lowest_scores_keeps_more_of_the_gradients_flow_than_removi
     )
 
 
-def test_networks_with_attention_have_a_score_too() -> None:
+def test_grasp_scores_a_network_with_attention() -> None:
     class Attentive(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -110,6 +108,6 @@ def test_networks_with_attention_have_a_score_too() -> None:
     assert all(score.isfinite().all() and score.any() for score in found.values())
 
 
-def test_a_temperature_that_is_not_positive_is_refused() -> None:
+def test_a_temperature_of_grasp_that_is_not_positive_is_an_error() -> None:
     with pytest.raises(ValueError, match="temperature: 0 must be positive"):
         GraSP(temperature=0)

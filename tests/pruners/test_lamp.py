@@ -10,7 +10,7 @@ from synflow_pl.pruners import LAMP
 from tests.pruners.networks import scores
 
 
-def test_a_square_is_divided_by_the_squares_that_are_no_smaller() -> None:
+def test_lamp_divides_a_square_by_the_sum_of_the_squares_that_are_not_smaller() -> None:
     network = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Linear(1, 2, bias=False))
     network[0].weight.data = torch.tensor([[1.0, -3.0, 2.0]])
     network[1].weight.data = torch.tensor([[0.1], [-0.2]])
@@ -22,15 +22,15 @@ def test_a_square_is_divided_by_the_squares_that_are_no_smaller() -> None:
     assert masks["1.weight"].tolist() == [[False], [True]]
 
 
-def test_no_layer_dies_before_every_layer_is_down_to_one_weight() -> None:
+def test_lamp_empties_no_layer_before_every_layer_is_down_to_one_weight() -> None:
     network = FC()
     with torch.no_grad():
         network.layers[1].weight.mul_(1e-4)
     assert [int(mask.sum()) for mask in prune(network, LAMP(), num_kept=6).values()] == [1] * 6
 
 
-def test_iterated_it_keeps_what_it_keeps_at_once() -> None:
-    # Removed weights are the smallest of their layer, and no other's score counts them.
+def test_lamp_keeps_the_same_weights_in_one_round_and_in_several() -> None:
+    # Removed weights are the smallest of their layer, so they are in no other weight's score.
     torch.manual_seed(0)
     at_once = prune(FC(depth=3), LAMP(), density=0.05)
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from synflow_pl.networks import FC
 from synflow_pl.pruners import Magnitude, Random
 
 
-def test_the_largest_magnitudes_survive_whatever_their_sign() -> None:
+def test_magnitude_keeps_the_largest_weights_of_either_sign() -> None:
     network = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Linear(1, 2, bias=False))
     network[0].weight.data = torch.tensor([[0.1, -5.0, 2.0]])
     network[1].weight.data = torch.tensor([[-0.3], [0.2]])
@@ -17,7 +17,7 @@ def test_the_largest_magnitudes_survive_whatever_their_sign() -> None:
     assert masks["1.weight"].tolist() == [[True], [False]]
 
 
-def test_random_masks_follow_the_seed_and_are_spread_evenly() -> None:
+def test_random_masks_depend_on_the_global_seed_and_are_spread_evenly() -> None:
     torch.manual_seed(3)
     first = prune(FC(), Random(), density=0.1)
     torch.manual_seed(3)
@@ -30,7 +30,7 @@ def test_random_masks_follow_the_seed_and_are_spread_evenly() -> None:
     assert abs(int(first["layers.1.weight"].sum()) - 7840) < 5 * 84
 
 
-def test_a_seed_of_its_own_wins_over_the_global_one() -> None:
+def test_a_seed_given_to_random_takes_precedence_over_the_global_seed() -> None:
     torch.manual_seed(3)
     first = prune(FC(), Random(seed=7), density=0.1)
     torch.manual_seed(4)

@@ -13,17 +13,17 @@ from synflow_pl.pruners import NTKSAP, PruningState
 from tests.pruners.networks import scores, small
 
 
-def test_it_is_the_derivative_by_each_entry_of_the_mask_of_how_far_outputs_move() -> None:
+def test_ntk_sap_is_the_derivative_of_the_output_change_by_each_mask_entry() -> None:
     network, epsilon = small(), 0.01
     for layer in (network[0], network[2]):
-        nn.init.zeros_(layer.bias)  # as they are drawn
+        nn.init.zeros_(layer.bias)  # as NTKSAP initialises them
     masks = {"0.weight": torch.ones(4, 3, dtype=torch.bool)}
     masks["0.weight"][1, 2] = False
     found = scores(
         NTKSAP(images=6, epsilon=epsilon, seed=4), network, masks=masks, input_shape=(3,)
     )
 
-    # The same numbers, in the order in which they are drawn: images, weights, changes.
+    # Random numbers are drawn in the order images, weights, changes.
     generator = torch.Generator().manual_seed(4)
     names = ["0.weight", "2.weight"]
     images = torch.randn(6, 3, dtype=torch.float64, generator=generator)
@@ -56,7 +56,7 @@ def test_it_is_the_derivative_by_each_entry_of_the_mask_of_how_far_outputs_move(
             )
 
 
-def test_neither_weights_nor_running_statistics_count() -> None:
+def test_ntk_sap_does_not_depend_on_weights_or_running_statistics() -> None:
     network = ResNet(8, width=4)
     found = scores(NTKSAP(images=4, seed=1), network, input_shape=(3, 8, 8))
     with torch.no_grad():
@@ -74,8 +74,9 @@ def test_neither_weights_nor_running_statistics_count() -> None:
 
 
 class EveryKind(nn.Module):
-    """Parameters of many kinds beside the weights that are pruned: embeddings, gains, slopes,
-    tokens, scales, recurrent weights.
+    """Network with parameters of many kinds that are not pruned.
+
+    They are embeddings, gains, slopes, tokens, scales and recurrent weights.
     """
 
     def __init__(self) -> None:
@@ -110,7 +111,7 @@ class EveryKind(nn.Module):
 
 
 @pytest.mark.parametrize("name", [name for name, _ in EveryKind().named_parameters()])
-def test_no_parameter_of_the_network_counts(name: str) -> None:
+def test_ntk_sap_does_not_depend_on_any_parameter_of_the_network(name: str) -> None:
     network = EveryKind()
     found = scores(NTKSAP(images=4, seed=1), network, input_shape=(3, 4, 4))
     nn.init.normal_(network.get_parameter(name), 1.0, 2.0)
@@ -118,7 +119,7 @@ def test_no_parameter_of_the_network_counts(name: str) -> None:
     assert all(score.any() and torch.equal(score, again[key]) for key, score in found.items())
 
 
-def test_the_weights_of_an_excluded_layer_do_not_count() -> None:
+def test_ntk_sap_does_not_depend_on_the_weights_of_an_excluded_layer() -> None:
     networks = [
         nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
         for _ in range(2)
@@ -130,7 +131,7 @@ def test_the_weights_of_an_excluded_layer_do_not_count() -> None:
     assert all(torch.equal(first[name], mask) for name, mask in second.items())
 
 
-def test_biases_and_shifts_count_as_zero_and_gains_as_one() -> None:
+def test_ntk_sap_takes_biases_and_shifts_as_zero_and_gains_as_one() -> None:
     network = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.PReLU(), nn.Flatten(), nn.Linear(16, 3)
     )
@@ -138,7 +139,7 @@ def test_biases_and_shifts_count_as_zero_and_gains_as_one() -> None:
     started = copy.deepcopy(network)
 
     class Own(NTKSAP):
-        def _others(self, subject: PruningState, kind: Tensor) -> dict[str, Tensor]:
+        def _others(self, state: PruningState, kind: Tensor) -> dict[str, Tensor]:
             return {}
 
     with torch.no_grad():
@@ -153,7 +154,7 @@ def test_biases_and_shifts_count_as_zero_and_gains_as_one() -> None:
     )
 
 
-def test_parameters_of_the_network_stay_as_they_are() -> None:
+def test_scoring_with_ntk_sap_does_not_change_the_network() -> None:
     network = EveryKind()
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
     scores(NTKSAP(images=4), network, input_shape=(3, 4, 4))
@@ -162,17 +163,17 @@ def test_parameters_of_the_network_stay_as_they_are() -> None:
     )
 
 
-def test_weights_and_images_are_drawn_anew_in_each_round() -> None:
+def test_ntk_sap_draws_new_weights_and_images_in_each_round() -> None:
     class Twice(NTKSAP):
-        def score(self, subject):  # type: ignore[no-untyped-def]
-            first, second = super().score(subject), super().score(subject)
+        def score(self, state):  # type: ignore[no-untyped-def]
+            first, second = super().score(state), super().score(state)
             assert not torch.equal(first["0.weight"], second["0.weight"])
             return second
 
     assert scores(Twice(images=4), small(), input_shape=(3,))
 
 
-def test_impossible_options_are_refused() -> None:
+def test_impossible_options_of_ntk_sap_are_an_error() -> None:
     with pytest.raises(ValueError, match="images: 1 must be at least 2"):
         NTKSAP(images=1)
     with pytest.raises(ValueError, match=r"epsilon: 0\.0 must be positive"):

@@ -1,4 +1,4 @@
-"""A watched pruner prunes as it would alone, and what is remembered is what happened."""
+"""A recording pruner computes the same masks as its pruner and records its rounds."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def two_layers() -> nn.Sequential:
     return network
 
 
-def test_it_tells_the_weights_left_after_each_round_and_the_scores_that_decided_the_last() -> None:
-    watched = RecordingPruner(Magnitude(), rounds=2)
-    prune(two_layers(), watched, num_kept=2, rounds=2, schedule="linear")  # 6, 4, 2
-    assert watched.kept == {"0.weight": [4, 2, 0], "2.weight": [2, 2, 2]}
-    assert watched.scores["0.weight"].tolist() == [[0, 0], [3, 4]]
-    assert watched.scores["2.weight"].tolist() == [[5, 6]]
+def test_it_records_the_weights_kept_after_each_round_and_the_scores_of_the_last() -> None:
+    recorded = RecordingPruner(Magnitude(), rounds=2)
+    prune(two_layers(), recorded, num_kept=2, rounds=2, schedule="linear")  # 6, 4, 2
+    assert recorded.kept == {"0.weight": [4, 2, 0], "2.weight": [2, 2, 2]}
+    assert recorded.scores["0.weight"].tolist() == [[0, 0], [3, 4]]
+    assert recorded.scores["2.weight"].tolist() == [[5, 6]]
 
 
 @pytest.mark.parametrize("pruner", [SynFlow(), SNIP(), Magnitude()], ids=lambda pruner: pruner.name)
-def test_the_masks_are_those_of_the_pruner_alone(pruner: Pruner) -> None:
+def test_recording_does_not_change_the_masks(pruner: Pruner) -> None:
     batches = [(torch.randn(8, 3, 32, 32), torch.arange(8))]
     network = VGG(11)
-    alone, watched = (
+    alone, recorded = (
         prune(
             copy.deepcopy(network),
             each,
@@ -45,28 +45,28 @@ def test_the_masks_are_those_of_the_pruner_alone(pruner: Pruner) -> None:
         )
         for each in (pruner, RecordingPruner(pruner, rounds=3))
     )
-    assert all(torch.equal(alone[name], watched[name]) for name in alone)
+    assert all(torch.equal(alone[name], recorded[name]) for name in alone)
 
 
-def test_scores_are_told_in_the_shape_of_the_weights_though_synflow_works_on_their_living_blocks() -> (
-    None
-):
+def test_recorded_scores_of_synflow_have_the_shape_of_the_weights_and_not_of_their_blocks() -> None:
     network = VGG(11)
-    watched = RecordingPruner(SynFlow())
-    masks = prune(network, watched, density=0.001, input_shape=(3, 32, 32))
+    recorded = RecordingPruner(SynFlow())
+    masks = prune(network, recorded, density=0.001, input_shape=(3, 32, 32))
     for name in masks:
-        assert watched.scores[name].shape == masks[name].shape
-        assert watched.scores[name][masks[name]].gt(0).all()
-        # The last cut is still to come, and a weight that no flow passes any more scores zero.
+        assert recorded.scores[name].shape == masks[name].shape
+        assert recorded.scores[name][masks[name]].gt(0).all()
+        # These scores precede the last removal; a kept weight without flow has the score zero.
         assert (
-            watched.kept[name][-1] <= watched.scores[name].count_nonzero() <= watched.kept[name][-2]
+            recorded.kept[name][-1]
+            <= recorded.scores[name].count_nonzero()
+            <= recorded.kept[name][-2]
         )
-    # What flows into a unit flows out of it, so every layer's scores have the same sum.
-    sums = torch.stack([score.sum() for score in watched.scores.values()])
+    # The flow into a unit equals the flow out of it, so the scores of all layers have one sum.
+    sums = torch.stack([score.sum() for score in recorded.scores.values()])
     torch.testing.assert_close(sums, sums[:1].expand_as(sums), rtol=1e-4, atol=0)
 
 
-def test_it_bears_the_other_s_name_and_its_notes_are_the_other_s() -> None:
+def test_a_recording_pruner_shares_the_name_and_the_notes_of_its_pruner() -> None:
     network, pruner = two_layers(), Magnitude()
     network[2].weight.data.zero_()
     prune(network, RecordingPruner(pruner), num_kept=4)
@@ -74,14 +74,14 @@ def test_it_bears_the_other_s_name_and_its_notes_are_the_other_s() -> None:
     assert pruner.notes == ("kept dense, since their scores are zero throughout: 2.weight",)
 
 
-def test_nothing_is_told_of_a_pruning_that_removes_nothing() -> None:
-    watched = RecordingPruner(Magnitude())
-    masks = prune(two_layers(), watched, density=1)
-    assert (watched.kept, watched.scores) == ({}, {})
+def test_a_pruning_that_removes_nothing_records_nothing() -> None:
+    recorded = RecordingPruner(Magnitude())
+    masks = prune(two_layers(), recorded, density=1)
+    assert (recorded.kept, recorded.scores) == ({}, {})
     assert isinstance(masks, Masks)
 
 
-def test_a_pruning_in_parts_is_told_as_a_whole() -> None:
+def test_recordings_of_successive_prunings_are_joined() -> None:
     network, first, second, third = two_layers(), *(RecordingPruner(Magnitude()) for _ in range(3))
     masks = prune(network, first, num_kept=5)
     masks = prune(network, second, num_kept=5, masks=masks)  # removes nothing

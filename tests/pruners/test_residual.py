@@ -14,17 +14,17 @@ from synflow_pl.pruners import Random
 from synflow_pl.pruners.residual import is_residual
 
 
-class Written(nn.Module):
-    """Three layers and a forward pass given as a function of them and the input."""
+class Functional(nn.Module):
+    """Network with three layers whose forward pass is a given function."""
 
     def __init__(self, forward: Callable[..., Tensor]) -> None:
         super().__init__()
         self.first, self.second, self.third = (nn.Linear(5, 5) for _ in range(3))
         self.constant = nn.Parameter(torch.ones(5))
-        self.written = forward
+        self.function = forward
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.written(self, x)
+        return self.function(self, x)
 
 
 RESIDUAL: dict[str, Callable[..., Tensor]] = {
@@ -53,7 +53,7 @@ OTHER: dict[str, Callable[..., Tensor]] = {
 def test_a_network_is_residual_if_it_adds_signals_of_different_depths(
     name: str, example: bool
 ) -> None:
-    network = Written((RESIDUAL | OTHER)[name])
+    network = Functional((RESIDUAL | OTHER)[name])
     assert is_residual(network, (torch.randn(2, 5),) if example else None) == (name in RESIDUAL)
 
 
@@ -72,7 +72,7 @@ def test_a_network_is_residual_if_it_adds_signals_of_different_depths(
         (lambda: torchvision.models.mobilenet_v3_small(), (3, 64, 64), True),
     ],
 )
-def test_networks_are_known_with_and_without_an_example(
+def test_residual_networks_are_detected_with_and_without_example_inputs(
     build: Callable[[], nn.Module], shape: tuple[int, ...], residual: bool
 ) -> None:
     network = build()
@@ -80,7 +80,7 @@ def test_networks_are_known_with_and_without_an_example(
     assert is_residual(network, None) == residual
 
 
-def test_looking_at_a_network_leaves_nothing_on_it() -> None:
+def test_detection_of_residual_networks_does_not_change_the_network() -> None:
     class Caching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -96,20 +96,22 @@ def test_looking_at_a_network_leaves_nothing_on_it() -> None:
     copy.deepcopy(network)
 
 
-def test_a_network_whose_code_cannot_be_read_asks_for_an_example_or_the_rule() -> None:
-    def branching(m: Written, x: Tensor) -> Tensor:
+def test_smart_ratio_for_a_network_that_fx_cannot_trace_requires_an_example_or_the_rule() -> None:
+    def branching(m: Functional, x: Tensor) -> Tensor:
         return m.first(x) if x.sum() > 0 else m.second(m.first(x))
 
     with pytest.raises(
         ValueError,
-        match=r"smart_ratio depends on whether Written is a residual network.*give input_shape=",
+        match=r"smart_ratio depends on whether Functional is a residual network.*give input_shape=",
     ):
-        prune(Written(branching), Random(quota="smart_ratio"), density=0.5)
+        prune(Functional(branching), Random(quota="smart_ratio"), density=0.5)
     assert (
-        prune(Written(branching), Random(quota="smart_ratio"), density=0.5, input_shape=(5,)).kept
+        prune(
+            Functional(branching), Random(quota="smart_ratio"), density=0.5, input_shape=(5,)
+        ).kept
         == 38
     )
     assert (
-        prune(Written(branching), Random(quota="smart_ratio", residual=True), density=0.5).kept
+        prune(Functional(branching), Random(quota="smart_ratio", residual=True), density=0.5).kept
         == 38
     )

@@ -14,7 +14,7 @@ from synflow_pl.pruners import FORCE, NTKSAP, SNIP, GraSP, Pruner, PruningState
 from tests.pruners.networks import half_square, scores, small, small_batches
 
 
-def test_the_score_is_the_weight_times_the_gradient_of_the_mean_loss() -> None:
+def test_snip_is_the_magnitude_of_the_weight_times_the_gradient_of_the_mean_loss() -> None:
     # f(x) = w . x with w = (2, -1), half the squared error. For x = (1, 3): f = -1, target 1, error
     # -2.
     network = nn.Linear(2, 1, bias=False)
@@ -24,17 +24,17 @@ def test_the_score_is_the_weight_times_the_gradient_of_the_mean_loss() -> None:
     assert scores(SNIP(), network, batches, half_square)["weight"].tolist() == [[4.0, 6.0]]
 
 
-def test_a_short_last_batch_weighs_by_its_images() -> None:
+def test_snip_weights_a_short_last_batch_by_its_number_of_images() -> None:
     network = nn.Linear(1, 1, bias=False)
     network.weight.data.fill_(1.0)
     images, targets = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0.0, 0.0, 0.0])
     parts = [(images[:2], targets[:2]), (images[2:], targets[2:])]
-    # The gradient is the mean of x^2: (1 + 4 + 9) / 3; the mean of the batches' means would be (2.5
-    # + 9) / 2.
+    # The gradient is the mean of x^2, which is (1 + 4 + 9) / 3. The mean of the means of the
+    # batches would be (2.5 + 9) / 2.
     assert scores(SNIP(), network, parts, half_square)["weight"].item() == pytest.approx(14 / 3)
 
 
-def test_it_is_the_derivative_of_the_loss_by_each_entry_of_the_mask() -> None:
+def test_snip_is_the_derivative_of_the_loss_by_each_mask_entry() -> None:
     network, batches = small(), small_batches()
     found = scores(SNIP(), network, batches)
     weights = {
@@ -61,7 +61,7 @@ def test_it_is_the_derivative_of_the_loss_by_each_entry_of_the_mask() -> None:
 
 
 @pytest.mark.parametrize("pruner", [SNIP, FORCE, GraSP], ids=lambda pruner: pruner.__name__)
-def test_in_train_mode_batches_are_normalised_by_themselves_and_running_statistics_stay(
+def test_train_mode_uses_batch_statistics_and_leaves_running_statistics_unchanged(
     pruner: type[Pruner],
 ) -> None:
     network = ResNet(8, width=4)
@@ -74,7 +74,7 @@ def test_in_train_mode_batches_are_normalised_by_themselves_and_running_statisti
     found = scores(pruner(), network, batches, train_mode=True)
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
     assert not torch.allclose(found["fc.weight"], scores(pruner(), network, batches)["fc.weight"])
-    # Running statistics do not count then: scores are the same whatever they are.
+    # In train mode the scores do not depend on running statistics.
     for name, buffer in network.named_buffers():
         if name.endswith("running_var"):
             buffer.fill_(7.0)
@@ -82,7 +82,7 @@ def test_in_train_mode_batches_are_normalised_by_themselves_and_running_statisti
     assert all(torch.equal(score, again[name]) for name, score in found.items())
 
 
-def test_dropout_in_train_mode_draws_the_same_for_the_same_seed_and_moves_no_random_state() -> None:
+def test_dropout_in_train_mode_is_reproducible_and_does_not_advance_the_random_state() -> None:
     network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
     batches = [(torch.randn(6, 4), torch.randint(0, 3, (6,)))]
     before = torch.get_rng_state()
@@ -93,32 +93,31 @@ def test_dropout_in_train_mode_draws_the_same_for_the_same_seed_and_moves_no_ran
     )
 
 
-def test_iterated_it_scores_the_loss_of_what_is_left() -> None:
-    living: list[dict[str, Tensor]] = []
+def test_iterated_snip_scores_the_loss_of_the_pruned_network() -> None:
+    masks_seen: list[dict[str, Tensor]] = []
     seen: list[dict[str, Tensor]] = []
 
-    class Watched(SNIP):
-        def score(self, subject: PruningState) -> dict[str, Tensor]:
-            found = super().score(subject)
-            living.append({name: mask.clone() for name, mask in subject.masks.items()})
+    class Recording(SNIP):
+        def score(self, state: PruningState) -> dict[str, Tensor]:
+            found = super().score(state)
+            masks_seen.append({name: mask.clone() for name, mask in state.masks.items()})
             seen.append({name: score.clone() for name, score in found.items()})
             return found
 
     batches = small_batches()
-    prune(small(), Watched(), num_kept=6, rounds=2, batches=batches)
-    expected = scores(SNIP(), small(), batches, masks=living[1])
-    assert (
-        sum(int(mask.sum()) for mask in living[1].values()) == 11
-    )  # 20 * (6 / 20) ** (1 / 2) = 10.95
+    prune(small(), Recording(), num_kept=6, rounds=2, batches=batches)
+    expected = scores(SNIP(), small(), batches, masks=masks_seen[1])
+    # 20 * (6 / 20) ** (1 / 2) = 10.95
+    assert sum(int(mask.sum()) for mask in masks_seen[1].values()) == 11
     assert all(torch.equal(seen[1][name], score) for name, score in expected.items())
     assert any(
         not torch.allclose(seen[0][name][mask], seen[1][name][mask])
-        for name, mask in living[1].items()
+        for name, mask in masks_seen[1].items()
     )
 
 
 @pytest.mark.parametrize("pruner", [SNIP, GraSP, FORCE, NTKSAP])
-def test_a_network_that_returns_no_tensor_is_refused_by_what_it_returns(
+def test_a_network_that_does_not_return_a_tensor_is_an_error_that_names_the_type(
     pruner: type[Pruner],
 ) -> None:
     class Outputs(nn.Module):
@@ -132,13 +131,14 @@ def test_a_network_that_returns_no_tensor_is_refused_by_what_it_returns(
     batches = [(torch.randn(2, 4), torch.tensor([0, 1]))]
     with pytest.raises(
         TypeError,
-        match=r"^Outputs returns a SimpleNamespace, but pruning by data needs one tensor, the logits: wrap",
+        match=r"^Outputs returns a SimpleNamespace, but pruning by data needs one tensor, the"
+        " logits: wrap",
     ):
         prune(Outputs(), pruner(), density=0.5, rounds=1, input_shape=(4,), batches=batches)
 
 
 @pytest.mark.parametrize("pruner", [SNIP, GraSP, FORCE, NTKSAP])
-def test_a_branch_by_cond_is_scored_as_the_function_that_runs(pruner: type[Pruner]) -> None:
+def test_a_branch_of_torch_cond_is_scored_as_the_function_that_runs(pruner: type[Pruner]) -> None:
     class Chooses(nn.Module):
         def __init__(self, by_cond: bool) -> None:
             super().__init__()

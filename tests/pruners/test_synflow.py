@@ -20,15 +20,15 @@ from tests import textbook
 from tests.conftest import intersection_over_union
 
 
-def test_the_last_weight_of_a_layer_is_never_the_one_to_go() -> None:
-    # One weight per layer is the least that leaves a path; SynFlow gets there, given enough rounds.
+def test_synflow_never_removes_the_last_weight_of_a_layer_first() -> None:
+    # A path has at least one weight per layer; with enough rounds SynFlow keeps exactly one.
     network = FC((1, 4, 4), depth=5, width=12)
     masks = prune(network, SynFlow(), num_kept=5, rounds=300, input_shape=(1, 4, 4))
     assert [int(mask.sum()) for mask in masks.values()] == [1, 1, 1, 1, 1]
     assert is_connected(network, masks, example_of(network, (1, 4, 4), None))
 
 
-def test_masks_do_not_depend_on_the_weights_signs_or_scale_or_on_biases() -> None:
+def test_masks_of_synflow_do_not_depend_on_signs_scale_or_biases() -> None:
     torch.manual_seed(0)
     network = FC(depth=3)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -42,9 +42,7 @@ def test_masks_do_not_depend_on_the_weights_signs_or_scale_or_on_biases() -> Non
     assert all(torch.equal(mask, expected[name]) for name, mask in found.items())
 
 
-def test_a_score_that_is_not_finite_is_an_error_that_names_the_layer_and_leaves_the_network() -> (
-    None
-):
+def test_a_score_that_is_not_finite_is_an_error_and_leaves_the_network_dense() -> None:
     network = FC(depth=3)
     network.layers[3].weight.data[0, 0] = float("inf")
     before = [parameter.clone() for parameter in network.parameters()]
@@ -55,9 +53,7 @@ def test_a_score_that_is_not_finite_is_an_error_that_names_the_layer_and_leaves_
     assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
 
 
-def test_a_layer_that_no_flow_passes_is_cut_by_magnitude_at_the_density_of_the_whole_and_named() -> (
-    None
-):
+def test_a_layer_without_flow_is_pruned_by_magnitude_at_the_same_density_and_noted() -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -79,7 +75,7 @@ def test_a_layer_that_no_flow_passes_is_cut_by_magnitude_at_the_density_of_the_w
 
 
 class Attentive(nn.Module):
-    """Attention with a fused projection, and a squeeze-excite after it."""
+    """Network with fused attention, followed by squeeze-and-excitation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,12 +87,12 @@ class Attentive(nn.Module):
         return self.head(mixed * self.squeeze(mixed).sigmoid())
 
 
-def test_in_a_fused_projection_queries_and_keys_are_cut_by_magnitude_and_values_by_flow() -> None:
+def test_synflow_prunes_queries_and_keys_by_magnitude_and_values_by_flow() -> None:
     network, pruner = Attentive(), SynFlow()
     weight = network.attention.in_proj_weight.detach().abs()
     masks = prune(network, pruner, density=0.25, rounds=20, input_shape=(3, 8))
     rows = masks["attention.in_proj_weight"]
-    # 128 of the weights are of queries and keys, 64 of the gate: a quarter of each, the largest.
+    # Queries and keys have 128 weights and the gate has 64; the largest quarter of each is kept.
     assert int(rows[:16].sum()) == 32
     assert weight[:16][rows[:16]].min() > weight[:16][~rows[:16]].max()
     assert int(masks["squeeze.weight"].sum()) == 16
@@ -109,7 +105,7 @@ def test_in_a_fused_projection_queries_and_keys_are_cut_by_magnitude_and_values_
 @pytest.mark.parametrize("scope", ["global", "local"])
 @settings(max_examples=30, deadline=None)
 @given(density=st.fractions(Fraction(1, 400), 1), rounds=st.integers(1, 6))
-def test_density_is_exact_where_parts_compete_apart(
+def test_density_is_exact_if_weights_are_ranked_separately(
     scope: Literal["global", "local"], density: Fraction, rounds: int
 ) -> None:
     masks = prune(
@@ -129,9 +125,7 @@ def test_density_is_exact_where_parts_compete_apart(
         )
 
 
-def test_in_a_transposed_convolution_whose_outputs_are_gated_the_gates_units_are_the_ones_apart() -> (
-    None
-):
+def test_units_of_a_gate_after_a_transposed_convolution_are_ranked_separately() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -142,18 +136,18 @@ def test_in_a_transposed_convolution_whose_outputs_are_gated_the_gates_units_are
 
     seen: dict[str, Tensor] = {}
 
-    class Watched(SynFlow):
-        def prepare(self, subject: PruningState) -> None:
-            super().prepare(subject)
-            seen.update(subject.ranked_separately)
+    class Recording(SynFlow):
+        def prepare(self, state: PruningState) -> None:
+            super().prepare(state)
+            seen.update(state.ranked_separately)
 
-    prune(Gated(), Watched(), density=0.5, rounds=1, input_shape=(4, 2, 2))
-    # Units 2 and 3, the gate, are those of the second group, which inputs 2 and 3 feed.
+    prune(Gated(), Recording(), density=0.5, rounds=1, input_shape=(4, 2, 2))
+    # The gate consists of units 2 and 3, which are the second group and read inputs 2 and 3.
     assert seen["up.weight"].flatten(1).all(1).tolist() == [False, False, True, True]
     assert not seen["up.weight"][:2].any()
 
 
-def test_a_head_that_starts_at_zero_is_named_and_stays_so_from_round_to_round() -> None:
+def test_a_head_initialised_to_zero_counts_as_ones_and_is_noted() -> None:
     network, pruner = FC((1, 4, 4), depth=3, width=8), SynFlow()
     nn.init.zeros_(network.layers[5].weight)
     masks = prune(network, pruner, density=0.1, rounds=20, input_shape=(1, 4, 4))
@@ -162,7 +156,7 @@ def test_a_head_that_starts_at_zero_is_named_and_stays_so_from_round_to_round() 
     assert not network.layers[5].weight.any()
 
 
-def test_excluded_layers_carry_flow_and_stay_dense() -> None:
+def test_excluded_layers_stay_dense_and_carry_flow() -> None:
     network = FC(depth=3)
     masks = prune(
         network, SynFlow(), density=0.1, rounds=5, input_shape=(1, 28, 28), exclude=["layers.5.*"]
@@ -172,7 +166,7 @@ def test_excluded_layers_carry_flow_and_stay_dense() -> None:
 
 
 @pytest.mark.parametrize("name", ["fc", "resnet20"])
-def test_working_on_living_blocks_changes_no_mask(
+def test_shrinking_weights_to_blocks_does_not_change_the_masks(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build, shape = ZOO[name]
@@ -180,17 +174,17 @@ def test_working_on_living_blocks_changes_no_mask(
     state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     blocks: list[int] = []
 
-    class Watched(SynFlow):
-        def score(self, subject: PruningState) -> dict[str, Saliency]:
-            blocks.append(sum(weight.numel() for weight in subject.weights.values()))
-            return super().score(subject)
+    class Recording(SynFlow):
+        def score(self, state: PruningState) -> dict[str, Saliency]:
+            blocks.append(sum(weight.numel() for weight in state.weights.values()))
+            return super().score(state)
 
-    fast = prune(network, Watched(), density=0.01, input_shape=shape)
-    assert blocks[-1] < blocks[0] / 4  # dead units were left out
+    fast = prune(network, Recording(), density=0.01, input_shape=shape)
+    assert blocks[-1] < blocks[0] / 4  # weights of dead units are left out
     network.load_state_dict(state)
-    monkeypatch.setattr("synflow_pl.selection.PruningGroup._BLOCK_AT", 0.0)
+    monkeypatch.setattr("synflow_pl.selection.PruningGroup._BLOCK_DENSITY", 0.0)
     blocks.clear()
-    plain = prune(network, Watched(), density=0.01, input_shape=shape)
+    plain = prune(network, Recording(), density=0.01, input_shape=shape)
     assert blocks[-1] == blocks[0]
     assert all(torch.equal(fast[layer], plain[layer]) for layer in plain)
 
@@ -202,7 +196,7 @@ QUICK = ("fc", "resnet20", "resnet20_gains")
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
 )
-def test_a_path_is_left_in_every_network_of_the_zoo(name: str, density: float) -> None:
+def test_synflow_leaves_every_network_of_the_zoo_connected(name: str, density: float) -> None:
     build, shape = ZOO[name]
     network = build()
     # A score that is not finite would be an error.
@@ -213,7 +207,7 @@ def test_a_path_is_left_in_every_network_of_the_zoo(name: str, density: float) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg11", "resnet18"])
-def test_masks_of_large_networks_are_the_textbooks(name: str) -> None:
+def test_masks_of_large_networks_equal_those_of_the_textbook_implementation(name: str) -> None:
     torch.manual_seed(0)
     network, shape = (
         (VGG(11), (3, 32, 32))
@@ -227,9 +221,8 @@ def test_masks_of_large_networks_are_the_textbooks(name: str) -> None:
     expected = textbook.prune(network, shape, 0.01, 100)
     double = prune(network, SynFlow(), density=0.01, rounds=100, input_shape=shape)
     assert intersection_over_union(dict(double), expected) >= 0.999
-    # In float32 masks of networks this large are chaotic, so what is compared is how many weights
-    # each layer keeps. Where a layer keeps only a few, one weight more or less is the finest
-    # difference there is.
+    # In float32 masks of networks this large are chaotic, so only the number of weights kept in
+    # each layer is compared. A difference of one weight is allowed in layers that keep only a few.
     for layer, mask in expected.items():
         assert abs(int(single[layer].sum()) - int(mask.sum())) <= max(0.03 * int(mask.sum()), 1), (
             layer

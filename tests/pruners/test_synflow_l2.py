@@ -13,28 +13,28 @@ from tests import textbook
 from tests.pruners.networks import scores
 
 
-def test_the_skeleton_is_that_of_the_squares() -> None:
-    # Two inputs, two hidden units, one output. Paths and their products: from each input 1 * 2 and
-    # 3 * 4, from the other 5 * 2, 7 * 4.
+def test_synflow_l2_sums_squared_products_over_paths() -> None:
+    # Two inputs, two hidden units, one output. The products of the paths are 1 * 2 and 3 * 4 from
+    # the first input, 5 * 2 and 7 * 4 from the second.
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
     network[0].weight.data = torch.tensor([[1.0, -5.0], [3.0, 7.0]])
     network[2].weight.data = torch.tensor([[-2.0, 4.0]])
     found = scores(SynFlowL2(), network, input_shape=(2,))
-    # A weight's score is the sum of the squared products of its paths, 4, 100, 144 and 784 (up to a
-    # power of two that all share).
+    # The score of a weight is the sum of the squared products of its paths, 4, 100, 144 and 784, up
+    # to a common power of two.
     paths = torch.tensor([[4.0, 100.0], [144.0, 784.0]])
     ratio = 4.0 / found["0.weight"][0, 0]
     assert torch.equal(found["0.weight"] * ratio, paths)
     assert torch.equal(found["2.weight"] * ratio, paths.sum(1)[None])
-    # The squares of SynFlow's scores would add before they square: (2 + 10)^2 = 144, not 104, for
-    # the first output weight.
+    # The square of SynFlow's score is the square of a sum: (2 + 10)^2 = 144, not 104, for the first
+    # output weight.
     first = scores(SynFlow(), network, input_shape=(2,))["2.weight"]
     assert float(first[0, 1] ** 2 / first[0, 0] ** 2) == pytest.approx((40 / 12) ** 2)
     assert float(found["2.weight"][0, 1] / found["2.weight"][0, 0]) == pytest.approx(928 / 104)
 
 
 @pytest.mark.parametrize("name", ["fc", "resnet"])
-def test_it_is_the_textbooks_synflow_on_a_network_of_squares(name: str) -> None:
+def test_synflow_l2_is_the_textbook_synflow_of_a_network_with_squared_parameters(name: str) -> None:
     network, shape = (FC((1, 4, 4)), (1, 4, 4)) if name == "fc" else (ResNet(8, width=4), (3, 8, 8))
     network.double()
     with torch.no_grad():
@@ -60,14 +60,15 @@ def test_it_is_the_textbooks_synflow_on_a_network_of_squares(name: str) -> None:
         )
 
 
-def test_as_published_it_scores_the_weight_times_the_derivative_by_its_square() -> None:
-    # The network of the first test: dR/d(w^2) is the sum over the paths of the squares of the other
-    # weights on them.
+def test_synflow_l2_as_published_is_the_weight_times_the_derivative_by_its_square() -> None:
+    # Here dR/d(w^2) is the sum over the paths through a weight of the product of the squares of the
+    # other weights on the path.
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
     network[0].weight.data = torch.tensor([[1.0, -5.0], [3.0, 7.0]])
     network[2].weight.data = torch.tensor([[-2.0, 4.0]])
     found = scores(SynFlowL2AsPublished(), network, input_shape=(2,))
-    # |w| times 2^2 = 4 or 4^2 = 16, and times 1 + 25 = 26 or 9 + 49 = 58.
+    # |w| is multiplied by 2^2 = 4 or 4^2 = 16 in the first layer, and by 1 + 25 = 26 or 9 + 49 = 58
+    # in the second.
     ratio = 4.0 / found["0.weight"][0, 0]
     assert torch.equal(found["0.weight"] * ratio, torch.tensor([[4.0, 20.0], [48.0, 112.0]]))
     assert torch.equal(found["2.weight"] * ratio, torch.tensor([[52.0, 232.0]]))
@@ -75,7 +76,7 @@ def test_as_published_it_scores_the_weight_times_the_derivative_by_its_square() 
 
 @pytest.mark.parametrize(("pruner", "power"), [(SynFlowL2, 2), (SynFlowL2AsPublished, 1)])
 @pytest.mark.parametrize("rounds", [1, 10])
-def test_masks_are_those_of_a_loop_over_the_squared_network(
+def test_masks_of_synflow_l2_equal_those_of_an_explicit_loop_over_squared_weights(
     pruner: type[SynFlowL2], power: int, rounds: int
 ) -> None:
     torch.manual_seed(4)
@@ -88,9 +89,15 @@ def test_masks_are_those_of_a_loop_over_the_squared_network(
         [],
     )
     found = prune(
-        network, pruner(), density=0.05, rounds=rounds, input_shape=(10,),
-        on_round=lambda index, density, now: counts.append(sum(int(mask.sum()) for mask in now.values())),
-    )  # fmt: skip
+        network,
+        pruner(),
+        density=0.05,
+        rounds=rounds,
+        input_shape=(10,),
+        on_round=lambda index, density, now: counts.append(
+            sum(int(mask.sum()) for mask in now.values())
+        ),
+    )
     for count in counts:
         squares = [
             (weight.square() * masks[name]).requires_grad_() for name, weight in weights.items()
@@ -108,7 +115,7 @@ def test_masks_are_those_of_a_loop_over_the_squared_network(
     assert all(torch.equal(found[name], mask) for name, mask in masks.items())
 
 
-def test_only_the_share_of_the_trace_is_conserved_at_hidden_units() -> None:
+def test_synflow_l2_is_conserved_between_layers_and_its_published_variant_is_not() -> None:
     network = FC((1, 4, 4), depth=4, width=12)
     for pruner, conserved in ((SynFlowL2, True), (SynFlowL2AsPublished, False)):
         found = scores(pruner(), network, input_shape=(1, 4, 4))
