@@ -336,11 +336,11 @@ def _collapse(
             f"layers with no weight left: {', '.join(emptied)}; give input_shape= or example_input= to learn whether a path from input"
             " to output remains"
         )
-    paths = Connectivity(network, inputs, skeleton=skeleton)
+    paths = Connectivity(network, inputs, linear_network=skeleton)
     return (
         None
-        if paths.left(masks)
-        else disconnection_message(masks.density, paths.broken(masks), emptied)
+        if paths.is_connected(masks)
+        else disconnection_message(masks.density, paths.first_disconnected(masks), emptied)
     )
 
 

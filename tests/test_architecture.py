@@ -41,8 +41,6 @@ SHARED_BASE_NAMES = {
 # so the set can only shrink.
 MUTUAL_IMPORTS = {
     ("synflow_pl.diagnosis.diagnosis", "synflow_pl.diagnosis.diagnosis_table"),
-    ("synflow_pl.flow.linear_network", "synflow_pl.flow.rescaling"),
-    ("synflow_pl.graph.noise", "synflow_pl.graph.trace"),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-def skeleton_of(network: nn.Module) -> nn.Module:
+def positive_copy(network: nn.Module) -> nn.Module:
     """A copy in eval mode with every parameter positive and every additive term zero. Right for
     ReLU networks with BatchNorm.
     """
@@ -36,7 +36,7 @@ def prunable_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def first_scores(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    positive = skeleton_of(network)
+    positive = positive_copy(network)
     weights = prunable_of(positive)
     ones = torch.ones(1, *shape, dtype=next(positive.parameters()).dtype)
     gradients = torch.autograd.grad(positive(ones).sum(), list(weights.values()))
@@ -50,7 +50,7 @@ def prune(
     network: nn.Module, shape: tuple[int, ...], density: float, rounds: int
 ) -> dict[str, Tensor]:
     """Tanaka et al. 2020, Algorithm 1, with a full sort in each round."""
-    positive = skeleton_of(network)
+    positive = positive_copy(network)
     weights = prunable_of(positive)
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     total = sum(weight.numel() for weight in weights.values())

@@ -69,7 +69,7 @@ class SynFlow(Pruner):
                 "cut by magnitude in those rows that no flow passes through (queries, keys, gates)",
                 part,
             ),
-            *_note("zero throughout, so counted as ones", sorted(skeleton.silent)),
+            *_note("zero throughout, so counted as ones", sorted(skeleton.all_zero)),
             *skeleton.notes,
         )
 

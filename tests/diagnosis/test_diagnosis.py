@@ -148,7 +148,7 @@ def test_a_living_network_is_not_broken() -> None:
     told = diagnose(network, masks(**{"0": FULL, "1": FULL, "2": FULL}), input_shape=(2,))
     assert (told.alive, told.broken, told.collapse, told.collapsed) == (True, None, None, [])
     assert (
-        Connectivity(network, example_of(network, (2,), None)).broken(
+        Connectivity(network, example_of(network, (2,), None)).first_disconnected(
             masks(**{"0": FULL, "1": FULL, "2": FULL})
         )
         is None

@@ -139,7 +139,7 @@ class Watched(SynFlow):
         )
 
 
-def spread(network: nn.Module, masks: Masks, silent: list[str], shape: tuple[int, ...]) -> float:
+def spread(network: nn.Module, masks: Masks, all_zero: list[str], shape: tuple[int, ...]) -> float:
     """Spread of the output over four random inputs, relative to the largest output, in float64,
     what is zero at initialisation one.
 
@@ -151,7 +151,7 @@ def spread(network: nn.Module, masks: Masks, silent: list[str], shape: tuple[int
         for name, parameter in network.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
-        for name in silent:
+        for name in all_zero:
             network.get_parameter(name).copy_(masks[name] if name in masks else torch.ones(()))
         output = network(torch.randn(4, *shape, dtype=torch.float64))
     output = (
@@ -175,13 +175,13 @@ def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
     before = {key: tensor.clone() for key, tensor in _tensors(network)}
     modes = [module.training for module in network.modules()]
     random = torch.get_rng_state()
-    skeleton, parameters = linearise(network, inputs), dict(network.named_parameters())
-    off = skeleton.conservation(
-        {key: magnitude(parameters[key]).double() for key in skeleton.weights}
+    linear_network, parameters = linearise(network, inputs), dict(network.named_parameters())
+    off = linear_network.conservation(
+        {key: magnitude(parameters[key]).double() for key in linear_network.weights}
     )
     assert off < 1e-9, f"flow is off by {off}"
-    silent, unknown = sorted(skeleton.silent), skeleton.unknown({})
-    del skeleton
+    all_zero, unknown = sorted(linear_network.all_zero), linear_network.unknown({})
+    del linear_network
     pruner = Watched()
     for count in rounds:
         with torch.no_grad():
@@ -205,9 +205,9 @@ def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
         weights=masks.total,
         rounds=count,
         result="path left" if alive else "no path left",
-        spread=spread(network, masks, silent, shape),
+        spread=spread(network, masks, all_zero, shape),
         by_magnitude=pruner.ranked_separately,
-        as_ones=" ".join(silent),
+        as_ones=" ".join(all_zero),
         emptied=" ".join(key for key, mask in masks.items() if not mask.any()),
         unknown=" ".join(f"{key} (off by {value:.0%})" for key, value in unknown.items()),
     )

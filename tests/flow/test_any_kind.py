@@ -1,4 +1,4 @@
-"""A small network of each kind: the skeleton is the network made positive, and flow is conserved in
+"""A small network of each kind: the linear_network is the network made positive, and flow is conserved in
 it.
 """
 
@@ -38,7 +38,7 @@ class TwoInputs(nn.Module):
         self.head = nn.Linear(8, 2)
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        return self.head(torch.cat([self.left(left).relu(), self.right(right).relu()], 1))
+        return self.head(torch.cat([self.is_connected(left).relu(), self.right(right).relu()], 1))
 
 
 def chain(*layers: nn.Module) -> Callable[[], nn.Module]:
@@ -77,8 +77,8 @@ POSITIVE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def test_scores_are_those_of_the_network_made_positive(name: str) -> None:
     build, shape = POSITIVE[name]
     network = build().double()
-    skeleton = linearise(network, example_of(network, shape, None))
-    skeleton._cut_before = {}
+    linear_network = linearise(network, example_of(network, shape, None))
+    linear_network._cut_before = {}
     weights = {key: parameter.detach().abs() for key, parameter in prunable(network).items()}
     positive = copy.deepcopy(network)
     for key, parameter in positive.named_parameters():
@@ -86,7 +86,7 @@ def test_scores_are_those_of_the_network_made_positive(name: str) -> None:
             torch.zeros_like(parameter) if key.endswith("bias") else parameter.data.abs()
         )
     positive(torch.ones(1, *shape, dtype=torch.float64)).sum().backward()
-    for key, gradient in skeleton.gradients(weights).items():
+    for key, gradient in linear_network.gradients(weights).items():
         torch.testing.assert_close(gradient, positive.get_parameter(key).grad, rtol=1e-12, atol=0)
 
 
@@ -94,16 +94,16 @@ def test_a_module_under_two_names_is_left_as_it_was() -> None:
     layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     network = nn.Sequential(layer, layer)
     weight, mean = layer[0].weight, layer[1].running_mean
-    skeleton = linearise(network, example_of(network, (2,), None))
+    linear_network = linearise(network, example_of(network, (2,), None))
     assert layer[0].weight is weight
     assert layer[1].running_mean is mean
-    assert skeleton.weights == {"0.0.weight"}
+    assert linear_network.weights == {"0.0.weight"}
 
 
 def test_every_input_of_several_sends_flow() -> None:
     network = TwoInputs()
-    skeleton = linearise(network, (torch.zeros(1, 3), torch.zeros(1, 2)))
-    gradients = skeleton.gradients(
+    linear_network = linearise(network, (torch.zeros(1, 3), torch.zeros(1, 2)))
+    gradients = linear_network.gradients(
         {name: torch.ones_like(parameter) for name, parameter in prunable(network).items()}
     )
     assert all(bool((gradient > 0).all()) for gradient in gradients.values())
@@ -205,14 +205,14 @@ KINDS = POSITIVE | {
 def test_flow_is_conserved_and_density_exact_and_a_path_left(name: str) -> None:
     build, shape = KINDS[name]
     network, pruner = build(), SynFlow()
-    skeleton = linearise(network, example_of(network, shape, None))
+    linear_network = linearise(network, example_of(network, shape, None))
     weights = {
         key: parameter.detach().abs().double() for key, parameter in prunable(network).items()
     }
-    assert skeleton.weights == weights.keys()
-    assert skeleton.conservation(weights) < 1e-12
-    uneven = "removed weights are not zero in the kernel that is computed from them (standardised weights): 0.weight, 2.weight"
-    assert skeleton.notes == ((uneven,) if name == "standardised" else ())
+    assert linear_network.weights == weights.keys()
+    assert linear_network.conservation(weights) < 1e-12
+    nonzero_after_masking = "removed weights are not zero in the kernel that is computed from them (standardised weights): 0.weight, 2.weight"
+    assert linear_network.notes == ((nonzero_after_masking,) if name == "standardised" else ())
     masks = prune(network, pruner, density=0.3, rounds=20, input_shape=shape)
     assert masks.kept == -(-3 * masks.total // 10)
     assert is_connected(network, masks, example_of(network, shape, None))
@@ -220,8 +220,8 @@ def test_flow_is_conserved_and_density_exact_and_a_path_left(name: str) -> None:
 
 def test_a_token_with_no_flow_of_its_own_gets_it_through_attention() -> None:
     network = Mixed()
-    skeleton = linearise(network, example_of(network, (3, 6, 6), None))
-    gradients = skeleton.gradients(
+    linear_network = linearise(network, example_of(network, (3, 6, 6), None))
+    gradients = linear_network.gradients(
         {name: torch.ones_like(parameter) for name, parameter in prunable(network).items()}
     )
     # The head's right half reads the first merged token, half of which is the class token.

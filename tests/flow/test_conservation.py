@@ -16,10 +16,11 @@ from synflow_pl.networks import FC, VGG, Conv, ResNet
 
 
 def scores(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    skeleton = linearise(network, example_of(network, shape, None))
+    linear_network = linearise(network, example_of(network, shape, None))
     weights = {name: p.detach().abs() for name, p in prunable(network).items()}
     return {
-        name: weights[name] * gradient for name, gradient in skeleton.gradients(weights).items()
+        name: weights[name] * gradient
+        for name, gradient in linear_network.gradients(weights).items()
     }
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from synflow_pl.flow import example_of, linearise
-from synflow_pl.flow.linear_network import Node
+from synflow_pl.flow.node import Node
 from synflow_pl.masks import prunable
 from synflow_pl.networks import VGG, ResNet
 
@@ -21,7 +21,7 @@ from synflow_pl.networks import VGG, ResNet
 def gradients(
     network: nn.Module, shape: tuple[int, ...]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """dR/dw through the skeleton and through the network itself, which is made positive, each as a
+    """dR/dw through the linear_network and through the network itself, which is made positive, each as a
     share of R.
     """
     network = network.double().eval()
@@ -48,17 +48,17 @@ def of_all(gradients: dict[str, Tensor], total: Tensor) -> dict[str, Tensor]:
 
 
 def sizes(network: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """How many positions each convolution of the skeleton computes."""
-    skeleton = linearise(network.eval(), example_of(network, shape, None))
+    """How many positions each convolution of the linear_network computes."""
+    linear_network = linearise(network.eval(), example_of(network, shape, None))
     made: list[tuple[int, ...]] = []
 
-    def compute(function: Any, step: Node, arguments: Sequence[Any]) -> Any:
+    def compute(function: Any, node: Node, arguments: Sequence[Any]) -> Any:
         result = function(*arguments)
-        if step.contraction and result.dim() > 2:
+        if node.contraction and result.dim() > 2:
             made.append(tuple(result.shape[2:]))
         return result
 
-    skeleton.flow({}, compute=compute)
+    linear_network.flow({}, compute=compute)
     return made
 
 
@@ -151,8 +151,8 @@ def test_what_reads_where_the_largest_were_sees_every_position(
     network = Placed().double()
     short, _ = gradients(copy.deepcopy(network), (1, 24, 24))
     monkeypatch.setattr(
-        "synflow_pl.flow.builder.shorten",
-        lambda steps, sources, outputs, *_: (list(steps), sources, outputs),
+        "synflow_pl.flow.builder.deduplicate_positions",
+        lambda nodes, sources, outputs, *_: (list(nodes), sources, outputs),
     )
     whole, _ = gradients(network, (1, 24, 24))
     for name, gradient in whole.items():

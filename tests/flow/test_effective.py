@@ -186,7 +186,7 @@ def test_it_is_what_walking_from_unit_to_unit_finds(seed: int) -> None:
     paths = Connectivity(network, example_of(network, (1, network.size, network.size), None))
     found = paths.effective(masks)
     assert all(torch.equal(found[name], on) for name, on in expected.items())
-    assert paths.left(masks) == any(bool(on.any()) for on in expected.values())
+    assert paths.is_connected(masks) == any(bool(on.any()) for on in expected.values())
 
 
 class Tiny(nn.Module):

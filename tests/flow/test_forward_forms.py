@@ -41,10 +41,12 @@ class Net(nn.Module):
 def gradients(activation: Callable[[Tensor], Tensor], shortcut: bool) -> dict[str, Tensor]:
     torch.manual_seed(0)
     network = Net(activation, shortcut).double()
-    skeleton = linearise(network, (torch.ones(2, 6, dtype=torch.float64),))
-    assert skeleton.unknown({}) == {}
+    linear_network = linearise(network, (torch.ones(2, 6, dtype=torch.float64),))
+    assert linear_network.unknown({}) == {}
     parameters = dict(network.named_parameters())
-    return skeleton.gradients({name: parameters[name].detach().abs() for name in skeleton.weights})
+    return linear_network.gradients(
+        {name: parameters[name].detach().abs() for name in linear_network.weights}
+    )
 
 
 def same_flow(activation: Callable[[Tensor], Tensor]) -> None:
@@ -361,7 +363,7 @@ def test_flow_comes_in_where_whole_numbers_become_floating_point(name: str) -> N
     network = Entering(enter, width)
     masks = prune(network, SynFlow(), density=0.2, rounds=3, example_input=inputs)
     assert masks.kept == masks.total - int(0.8 * masks.total)
-    assert Connectivity(network, inputs).left(masks)
+    assert Connectivity(network, inputs).is_connected(masks)
 
 
 def test_a_packed_sequence_carries_flow_to_every_step() -> None:
@@ -382,9 +384,9 @@ def test_a_packed_sequence_carries_flow_to_every_step() -> None:
 
     torch.manual_seed(0)
     network, inputs = Packed(), (torch.randn(2, 7, 4), torch.tensor([7, 4]))
-    skeleton = linearise(network, inputs)
-    assert skeleton.weights == {"a.weight", "b.weight"}
-    assert skeleton.unknown({}) == {}
+    linear_network = linearise(network, inputs)
+    assert linear_network.weights == {"a.weight", "b.weight"}
+    assert linear_network.unknown({}) == {}
 
 
 def test_a_padded_circle_is_a_convolution_of_uniform_flow() -> None:
@@ -392,10 +394,10 @@ def test_a_padded_circle_is_a_convolution_of_uniform_flow() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Conv2d(4, 2, 1)
     ).double()
-    skeleton = linearise(network, (torch.ones(1, 3, 5, 5, dtype=torch.float64),))
-    skeleton._cut_before = {}
+    linear_network = linearise(network, (torch.ones(1, 3, 5, 5, dtype=torch.float64),))
+    linear_network._cut_before = {}
     first, last = (network[place].weight.detach().abs() for place in (0, 2))
-    found = skeleton.gradients({"0.weight": first, "2.weight": last})
+    found = linear_network.gradients({"0.weight": first, "2.weight": last})
     by_unit = 25 * last.sum((0, 2, 3))
     torch.testing.assert_close(
         found["0.weight"], by_unit[:, None, None, None].expand_as(first), rtol=1e-12, atol=0
@@ -462,11 +464,14 @@ def test_the_flow_through_a_fourier_transform_is_that_of_its_matrix() -> None:
     for plain in (True, False):
         torch.manual_seed(0)
         network = Transform(plain).double()
-        skeleton = linearise(network, (torch.ones(2, 4, dtype=torch.float64),))
-        skeleton._cut_before = {}
+        linear_network = linearise(network, (torch.ones(2, 4, dtype=torch.float64),))
+        linear_network._cut_before = {}
         found.append(
-            skeleton.gradients(
-                {name: network.get_parameter(name).detach().abs() for name in skeleton.weights}
+            linear_network.gradients(
+                {
+                    name: network.get_parameter(name).detach().abs()
+                    for name in linear_network.weights
+                }
             )
         )
     for name in ("a.weight", "b.weight"):
@@ -502,5 +507,5 @@ def test_a_network_behind_a_spectrogram_is_pruned(front: Callable[[Tensor], Tens
     pruner = SynFlow()
     masks = prune(network, pruner, density=0.3, rounds=2, example_input=inputs)
     assert masks.kept == masks.total - int(0.7 * masks.total)
-    assert Connectivity(network, inputs).left(masks)
+    assert Connectivity(network, inputs).is_connected(masks)
     assert not any("without a rule" in note for note in pruner.notes)

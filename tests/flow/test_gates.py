@@ -22,19 +22,21 @@ from synflow_pl.networks import FC
 from synflow_pl.pruners import SynFlow
 
 
-def skeleton_of(network: nn.Module, shape: tuple[int, ...]) -> LinearNetwork:
+def linear_network_of(network: nn.Module, shape: tuple[int, ...]) -> LinearNetwork:
     return linearise(network, example_of(network, shape, None))
 
 
 def scores(network: nn.Module, shape: tuple[int, ...]) -> tuple[float, dict[str, Tensor]]:
     """R and the scores, not rescaled."""
-    skeleton = skeleton_of(network, shape)
-    skeleton._cut_before = {}
+    linear_network = linear_network_of(network, shape)
+    linear_network._cut_before = {}
     weights = {
-        name: p.detach().abs() for name, p in prunable(network).items() if name in skeleton.weights
+        name: p.detach().abs()
+        for name, p in prunable(network).items()
+        if name in linear_network.weights
     }
-    gradients = skeleton.gradients(weights)
-    return skeleton.flow(weights).item(), {
+    gradients = linear_network.gradients(weights)
+    return linear_network.flow(weights).item(), {
         name: weights[name] * gradients[name] for name in weights
     }
 
@@ -230,10 +232,10 @@ def test_layer_scale_is_a_gain_and_one_that_is_zero_counts_as_ones_and_is_named(
 
     network = Scaled()
     assert scores(network, (2,))[1]["layer.weight"].tolist() == [[0.5, 0.5], [2.0, 2.0]]
-    assert skeleton_of(network, (2,)).silent == frozenset()
+    assert linear_network_of(network, (2,)).all_zero == frozenset()
     nn.init.zeros_(network.gamma)
     assert scores(network, (2,))[1]["layer.weight"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
-    assert skeleton_of(network, (2,)).silent == {"gamma"}
+    assert linear_network_of(network, (2,)).all_zero == {"gamma"}
 
 
 class Attention(nn.Module):
@@ -308,7 +310,7 @@ def test_attention_averages_in_any_precision(dtype: torch.dtype) -> None:
     weights = {
         name: parameter.detach().abs().double() for name, parameter in prunable(network).items()
     }
-    assert skeleton_of(network, (3, 1)).conservation(weights) < 1e-6
+    assert linear_network_of(network, (3, 1)).conservation(weights) < 1e-6
 
 
 @pytest.mark.parametrize("how", ["causal", "causal by hand"])
@@ -346,9 +348,9 @@ def test_in_a_module_of_attention_with_a_fused_projection_the_values_rows_alone_
 def test_an_encoder_layer_is_followed_though_eval_mode_has_a_fused_operation_for_it() -> None:
     layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()
     assert torch.backends.mha.get_fastpath_enabled()
-    skeleton = skeleton_of(layer, (3, 4))
-    assert skeleton.weights == prunable(layer).keys()
-    assert skeleton.notes == ()
+    linear_network = linear_network_of(layer, (3, 4))
+    assert linear_network.weights == prunable(layer).keys()
+    assert linear_network.notes == ()
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -392,18 +394,18 @@ def test_every_fused_kernel_of_attention_is_the_same_average(kernel: str, causal
         given.get(argument.name) for argument in target._schema.arguments if not argument.kwarg_only
     ]
     output = torch.zeros(1, 1, 2, 1)
-    recording = Graph(
+    graph = Graph(
         (Value(2),),
         {},
         (Value(3),),
         [Operation(target, tuple(args), {}, (Value(3),))],
         [query, key, value, output],
     )
-    builder = Builder(recording, (), ())
-    assert builder.turn_to(recording.operations[0])
-    apply_rule(builder, recording.operations[0])
-    (step,) = builder.steps
-    mean = builder._constants[step.args[0].number]
+    builder = Builder(graph, (), ())
+    assert builder.visit(graph.operations[0])
+    apply_rule(builder, graph.operations[0])
+    (node,) = builder.nodes
+    mean = builder._constants[node.args[0].number]
     expected = [[1.0, 0.0], [0.5, 0.5]] if causal else [[0.5, 0.5], [0.5, 0.5]]
     assert mean.view(2, 2).tolist() == expected
 

@@ -36,9 +36,9 @@ class Forgetful(SynFlow):
         pass
 
 
-def weights(skeleton: LinearNetwork, network: nn.Module) -> dict[str, Tensor]:
+def weights(linear_network: LinearNetwork, network: nn.Module) -> dict[str, Tensor]:
     parameters = dict(network.named_parameters())
-    return {name: magnitude(parameters[name]) for name in skeleton.weights}
+    return {name: magnitude(parameters[name]) for name in linear_network.weights}
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5), (4, 4), (8, 2), (16, 16)], ids=str)
@@ -76,11 +76,11 @@ def test_memory_of_any_layout_can_be_given_for_gradients(layout: str) -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6, 5)
     ).double()
-    skeleton = linearise(network, example_of(network, (3, 6, 6), None))
-    given = weights(skeleton, network)
-    right = {name: gradient.clone() for name, gradient in skeleton.gradients(given).items()}
+    linear_network = linearise(network, example_of(network, (3, 6, 6), None))
+    given = weights(linear_network, network)
+    right = {name: gradient.clone() for name, gradient in linear_network.gradients(given).items()}
     memory = {name: arranged(gradient, layout) for name, gradient in right.items()}
-    found = skeleton.gradients(given, into=memory)
+    found = linear_network.gradients(given, into=memory)
     for name, gradient in right.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=0)
 
@@ -102,8 +102,8 @@ class Summed(nn.Module):
 
 def test_each_gradient_has_memory_of_its_own() -> None:
     network = Summed()
-    skeleton = linearise(network, example_of(network, (6,), None))
-    gradients = skeleton.gradients(weights(skeleton, network))
+    linear_network = linearise(network, example_of(network, (6,), None))
+    gradients = linear_network.gradients(weights(linear_network, network))
     right = {name: gradient.clone() for name, gradient in gradients.items()}
     assert right.keys() == dict(network.named_parameters()).keys()
     for name, gradient in gradients.items():

@@ -1,4 +1,4 @@
-"""The skeleton against the textbook: the same network made positive by hand, and small sums on
+"""The linear_network against the textbook: the same network made positive by hand, and small sums on
 paper.
 """
 
@@ -149,10 +149,10 @@ def test_a_weight_used_twice_scores_both_uses() -> None:
     network = Twice()
     network.layer.weight.data.fill_(3.0)
     # R = w^2, so w dR/dw = 2 R.
-    skeleton = linearise(network, example_of(network, (1,), None))
+    linear_network = linearise(network, example_of(network, (1,), None))
     weights = {"layer.weight": torch.tensor([[3.0]])}
-    total = skeleton.flow(weights)
-    assert (3 * skeleton.gradients(weights)["layer.weight"]).item() == pytest.approx(
+    total = linear_network.flow(weights)
+    assert (3 * linear_network.gradients(weights)["layer.weight"]).item() == pytest.approx(
         2 * total.item()
     )
 
@@ -184,9 +184,9 @@ def test_an_operation_without_a_rule_is_the_identity_and_named_with_how_far_off_
     # The flow (3, 7), brought in range by 4, the power of two below 7. What lies behind the decimal
     # point is (0.75, 0.75), and the identity gives (0.75, 1.75): off by 1 in 1.5.
     network = Odd(torch.frac)
-    skeleton = linearise(network, example_of(network, (2,), None))
-    assert skeleton.unknown({}) == {"aten.frac.default": pytest.approx(2 / 3)}
-    assert skeleton.notes == (
+    linear_network = linearise(network, example_of(network, (2,), None))
+    assert linear_network.unknown({}) == {"aten.frac.default": pytest.approx(2 / 3)}
+    assert linear_network.notes == (
         "operations without a rule, taken for the identity or an average: aten.frac.default (off by 67%)",
     )
     assert torch.equal(
@@ -205,8 +205,8 @@ def test_an_operation_without_a_rule_that_changes_the_shape_is_plain_averaging()
 
 def test_an_operation_without_a_rule_that_carries_no_flow_is_not_named() -> None:
     network = Odd(lambda signal: signal * torch.frac(signal).sigmoid())
-    skeleton = linearise(network, example_of(network, (2,), None))
-    assert skeleton.notes == ()
+    linear_network = linearise(network, example_of(network, (2,), None))
+    assert linear_network.notes == ()
 
 
 def test_a_network_whose_output_ignores_its_input_is_an_error() -> None:

@@ -12,10 +12,10 @@ from synflow_pl.networks import VGG, ResNet
 
 
 def gradients(network: nn.Module, rescale: bool = True) -> tuple[LinearNetwork, dict[str, Tensor]]:
-    skeleton = linearise(network, example_of(network, (3, 32, 32), None))
+    linear_network = linearise(network, example_of(network, (3, 32, 32), None))
     if not rescale:
-        skeleton._cut_before = {}
-    return skeleton, skeleton.gradients(
+        linear_network._cut_before = {}
+    return linear_network, linear_network.gradients(
         {name: p.detach().abs() for name, p in prunable(network).items()}
     )
 
@@ -28,8 +28,8 @@ def gradients(network: nn.Module, rescale: bool = True) -> tuple[LinearNetwork, 
 def test_rescaling_changes_the_exponent_of_every_gradient_by_the_same_number_and_nothing_else(
     network: nn.Module,
 ) -> None:
-    skeleton, rescaled = gradients(network)
-    assert len(skeleton._cut_before) >= 8
+    linear_network, rescaled = gradients(network)
+    assert len(linear_network._cut_before) >= 8
     _, plain = gradients(network, rescale=False)
     ratios = torch.cat([(plain[name] / rescaled[name]).flatten() for name in plain])
     ratios = ratios[~ratios.isnan()]  # 0 / 0: no flow passes there
@@ -40,16 +40,16 @@ def test_rescaling_changes_the_exponent_of_every_gradient_by_the_same_number_and
 
 
 def test_a_chain_is_cut_before_every_layer_but_the_first() -> None:
-    skeleton, _ = gradients(VGG(11, batch_norm=False))
-    assert len(skeleton._cut_before) == 8  # nine weight layers
-    assert skeleton.stretch == 1
+    linear_network, _ = gradients(VGG(11, batch_norm=False))
+    assert len(linear_network._cut_before) == 8  # nine weight layers
+    assert linear_network.max_layers_between_cuts == 1
 
 
 def test_a_residual_network_is_cut_at_its_blocks() -> None:
-    skeleton, _ = gradients(ResNet(20))
-    assert skeleton.stretch == 2
+    linear_network, _ = gradients(ResNet(20))
+    assert linear_network.max_layers_between_cuts == 2
     assert (
-        len(skeleton._cut_before) == 10
+        len(linear_network._cut_before) == 10
     )  # before each of the nine blocks and before the classifier
 
 
@@ -68,15 +68,15 @@ def test_a_network_without_cuts_is_scored_in_double_precision() -> None:
             return torch.cat(features, 1)
 
     network = Dense()
-    skeleton = linearise(network, example_of(network, (2,), None))
-    assert skeleton._cut_before == {}
-    assert skeleton.stretch == 12
-    assert skeleton.dtype == torch.float64
+    linear_network = linearise(network, example_of(network, (2,), None))
+    assert linear_network._cut_before == {}
+    assert linear_network.max_layers_between_cuts == 12
+    assert linear_network.dtype == torch.float64
 
 
 def test_a_network_in_double_precision_is_scored_in_it() -> None:
-    skeleton, found = gradients(ResNet(20).double())
-    assert skeleton.dtype == torch.float64
+    linear_network, found = gradients(ResNet(20).double())
+    assert linear_network.dtype == torch.float64
     assert all(gradient.dtype == torch.float64 for gradient in found.values())
 
 

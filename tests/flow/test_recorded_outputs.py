@@ -117,8 +117,8 @@ def test_a_step_of_the_logits_beside_them_changes_no_mask() -> None:
 )
 def test_a_tensor_returned_twice_counts_once(give: Callable[[Tensor, Tensor], Any]) -> None:
     torch.manual_seed(0)
-    recording = trace(TwoHeads(give), (torch.ones(1, 8),))
-    assert len(recording.outputs) == 2
+    graph = trace(TwoHeads(give), (torch.ones(1, 8),))
+    assert len(graph.outputs) == 2
 
 
 def test_what_cannot_be_looked_into_beside_a_tensor_is_no_reason_to_refuse_pruning() -> None:

@@ -15,13 +15,13 @@ def numbered(
     network: nn.Module, shape: tuple[int, ...]
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
     """Scores 1, 2, 3, ... in each weight, and what they sum to."""
-    skeleton = linearise(network, example_of(network, shape, None))
+    linear_network = linearise(network, example_of(network, shape, None))
     scores = {
         name: torch.arange(1.0, p.numel() + 1).view_as(p)
         for name, p in network.named_parameters()
         if p.dim() > 1
     }
-    return scores, unit_sums(skeleton, scores)
+    return scores, unit_sums(linear_network, scores)
 
 
 def check(sums: tuple[Tensor, Tensor], into: list[float], out_of: list[float]) -> None:
@@ -60,7 +60,7 @@ def test_two_readers_of_one_unit_both_count() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.stem(x)
-            return torch.cat([self.left(x), self.right(x)], 1)
+            return torch.cat([self.is_connected(x), self.right(x)], 1)
 
     _, sums = numbered(Forked(), (1,))
     assert list(sums) == ["stem.weight"]
@@ -106,13 +106,14 @@ def test_a_weight_that_is_read_twice_is_left_out_with_what_feeds_it() -> None:
 
 def test_synaptic_flow_is_conserved_at_every_hidden_unit_of_vgg() -> None:
     network = VGG(11)
-    skeleton = linearise(network, example_of(network, (3, 32, 32), None))
-    weights = {name: network.get_parameter(name).detach().abs() for name in skeleton.weights}
+    linear_network = linearise(network, example_of(network, (3, 32, 32), None))
+    weights = {name: network.get_parameter(name).detach().abs() for name in linear_network.weights}
     flow = {
-        name: weights[name] * gradient for name, gradient in skeleton.gradients(weights).items()
+        name: weights[name] * gradient
+        for name, gradient in linear_network.gradients(weights).items()
     }
     sums = unit_sums(
-        skeleton, {name: flow[name] for name, _ in network.named_parameters() if name in flow}
+        linear_network, {name: flow[name] for name, _ in network.named_parameters() if name in flow}
     )
     assert len(sums) == 8
     for into, out_of in sums.values():

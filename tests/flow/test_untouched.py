@@ -228,16 +228,16 @@ def test_every_value_keeps_the_numbers_that_it_had_when_it_was_made() -> None:
             table.add_(1)
             return self.layer(x * table * first)
 
-    recording = trace(Counting(), (torch.ones(1, 4),))
-    for operation in recording.operations:
+    graph = trace(Counting(), (torch.ones(1, 4),))
+    for operation in graph.operations:
         given = [
-            recording.tensors[item.number] if hasattr(item, "number") else item
+            graph.tensors[item.number] if hasattr(item, "number") else item
             for item in operation.args
         ]
         output = operation.outputs[0]
         assert output is not None
         torch.testing.assert_close(
-            operation.target(*given, **operation.kwargs), recording.tensors[output.number]
+            operation.target(*given, **operation.kwargs), graph.tensors[output.number]
         )
 
 
@@ -273,10 +273,10 @@ def test_a_value_that_an_operation_gives_back_as_it_was_has_one_maker() -> None:
             return (cached.softmax(-1) * self.gate(x)) @ cached.t()
 
     network = Cache()
-    recording = trace(network, (torch.ones(2, 4),))
+    graph = trace(network, (torch.ones(2, 4),))
     made = [
         output.number
-        for operation in recording.operations
+        for operation in graph.operations
         for output in operation.outputs
         if output is not None
     ]
