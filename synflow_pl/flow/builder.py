@@ -28,7 +28,7 @@ from synflow_pl.graph.trace import Graph, Operation, Value, is_number
 
 __all__ = ["CREATES", "UNIT", "Builder", "Rule"]
 
-# The gate level of a value in [0, 1] (see synflow_pl.flow.gates).
+# The gate level of a bounded non-negative value (see synflow_pl.flow.gates).
 UNIT = 3
 # Operations that read only the shape of their argument.
 CREATES = frozenset(
@@ -141,8 +141,8 @@ class Builder:
         random = any(self.is_random(value) for value in values)
         if random and operation.name == "_local_scalar_dense":
             raise ValueError(
-                "forward() decides by a random number, in eval mode too, so each pass may be another"
-                " network; take the random number out of eval mode (if self.training: ...)"
+                "forward() decides by a random number, in eval mode too, so each pass may be"
+                " another network; take the random number out of eval mode (if self.training: ...)"
             )
         names = set().union(*(self._origin.get(value.number, ()) for value in values))
         for output in operation.outputs:
@@ -197,7 +197,7 @@ class Builder:
         return tree_map(leaf, argument, is_leaf=lambda item: isinstance(item, Value))
 
     def factor(self, argument: Any) -> Any:
-        """Return a multiplicative argument: a reference to flow or weights, else a magnitude."""
+        """Return a multiplicative argument: a reference to flow or weights, or a magnitude."""
         if not isinstance(argument, Value):
             return abs(argument)
         if self._is_variable(argument):
@@ -293,13 +293,12 @@ class Builder:
             self.open_gates and self.in_weights and output.number != argument.number
         ):
             return self.add_node(operation, torch.broadcast_to, self.resolve(argument), shape)
-        if output.number != (
-            number := self.resolve(argument).number
-        ):  # the operation may return its argument
+        number = self.resolve(argument).number
+        if output.number != number:  # they are equal if the operation returns its argument
             self._alias[output.number] = number
 
     def mark_input_dependent(self, value: Value, signals: Sequence[Value]) -> None:
-        """Record that a value without flow (integers, booleans) was computed from these signals."""
+        """Record that a value without flow (integers, booleans) depends on these signals."""
         self.input_dependent.add(value.number)
         self._made_from[value.number] = tuple(
             dict.fromkeys(self.resolve(signal) for signal in signals)
@@ -387,7 +386,7 @@ class Builder:
 
         Raises:
             ValueError: If no output of the network depends on its input.
-            Opaque: If that may be because a part of its output cannot be inspected.
+            Opaque: If that may be because a part of its output cannot be searched for tensors.
         """
         outputs = [self.resolve(value).number for value in self.graph.outputs]
         flowing = tuple(number for number in outputs if number in self.flow)

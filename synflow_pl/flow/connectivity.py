@@ -61,7 +61,7 @@ def disconnection_message(
         f"since round {died[0]}, at density {died[1]:.6g}" if died else f"at density {density:.6g}"
     )
     return (
-        f"the network is dead: no path of living weights leads from input to output {when}{where};"
+        f"the network is dead: no path of kept weights leads from input to output {when}{where};"
         " try more rounds, a larger density, another scope (local)"
     )
 
@@ -115,8 +115,8 @@ class Connectivity:
                     {number for met in linear_network.meetings for number in (met.signal, met.by)},
                 )
                 self._parameters = parameters
-            if weights_of := computed_weights(graph, prunable(network)):
-                self._computed = Replay(graph, weights_of)
+            if computed := computed_weights(graph, prunable(network)):
+                self._computed = Replay(graph, computed)
                 # A gain that is zero does not disconnect the network, here or elsewhere.
                 self._drawn = without_zeros(
                     {name: parameters[name] for name in self._computed.names if name in parameters}
@@ -146,14 +146,13 @@ class Connectivity:
         connecting = self._connecting(masks)
 
         def connect(function: Callable[..., Any], node: Node, arguments: Sequence[Any]) -> Any:
-            if (
-                weights_of := self._linear_network.weights_of(node)
-            ) and self._linear_network.receives_flow(node, arguments):
-                reached.append(weights_of[0])
+            names = self._linear_network.weights_of(node)
+            if names and self._linear_network.receives_flow(node, arguments):
+                reached.append(names[0])
             return connecting(function, node, arguments)
 
-        left = self._linear_network.flow(self._structure(masks), gains=False, compute=connect) > 0
-        return None if bool(left) else reached[-1]
+        flow = self._linear_network.flow(self._structure(masks), gains=False, compute=connect)
+        return None if bool(flow > 0) else reached[-1]
 
     def effective(self, masks: Masks) -> dict[str, Tensor]:
         """Return which weights lie on a path of kept weights from input to output.

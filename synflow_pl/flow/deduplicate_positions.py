@@ -5,7 +5,7 @@ k layers of 3x3 kernels only k positions at either border differ; all but one of
 between them can be left out. They are put back as copies where nothing can be left out any more,
 because the borders have met or a stride does not divide the number left out, and where the whole
 signal is needed. The result R is the same number, so its gradients are the same too, and the cost
-of the early layers, which have the most positions, does not depend on the size of the image.
+for early layers, which have the most positions, does not depend on the size of the image.
 """
 
 from __future__ import annotations

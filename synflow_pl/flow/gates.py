@@ -38,6 +38,8 @@ from synflow_pl.graph.trace import Operation, Value
 
 __all__ = ["attention", "contract", "gate", "gated", "set_level"]
 
+# How much a value looks like a gate: SHARES for shares that sum to one, UNIT for other bounded
+# non-negative values, BOUNDED for other bounded values, ACTIVATED behind any other nonlinearity.
 SHARES, BOUNDED, ACTIVATED = 4, 2, 1
 _LEVELS = {
     **dict.fromkeys(("_softmax", "_safe_softmax"), SHARES),

@@ -60,9 +60,10 @@ class Fallback:
 
 
 class Block(NamedTuple):
-    """The rows and columns of a weight that hold kept weights on a path.
+    """The rows and columns of a weight that hold its kept weights.
 
-    A unit without kept inputs or an input without kept readers carries no flow and can be left out.
+    A unit without kept inputs, or an input without kept readers, carries no flow and can be left
+    out.
     """
 
     units: Tensor
@@ -161,9 +162,9 @@ class LinearNetwork:
         self._weights_of = _weights_of(self._nodes, self._flow, self._names)
         readers = Counter(name for names in self._weights_of.values() for name in names)
         alone = {
-            weights_of[0]
-            for index in crossed
-            if len(weights_of := self.weights_of(self._nodes[index])) == 1
+            names[0]
+            for names in (self.weights_of(self._nodes[index]) for index in crossed)
+            if len(names) == 1
         }
         self.separating = frozenset(name for name in alone if readers[name] == 1)
         own = next(iter(self._parameters.values())).dtype if self._parameters else torch.float32
@@ -286,14 +287,13 @@ class LinearNetwork:
         """
         if not weights:
             return {}
-        leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        rooms = {name: _room(memory, leaves[name].shape) for name, memory in into.items()}
-        reused = {name: room for name, room in rooms.items() if room is not None}
+        variables = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        views = {name: _as_shape(memory, variables[name].shape) for name, memory in into.items()}
+        reused = {name: view for name, view in views.items() if view is not None}
         with torch.enable_grad():
-            total = self.flow(leaves, blocks, gains=gains, compute=compute, into=reused)
-        return dict(
-            zip(leaves, _separate(torch.autograd.grad(total, list(leaves.values()))), strict=True)
-        )
+            total = self.flow(variables, blocks, gains=gains, compute=compute, into=reused)
+        gradients = torch.autograd.grad(total, list(variables.values()))
+        return dict(zip(variables, _separate(gradients), strict=True))
 
     def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float | None]:
         """Return the operations without a rule, with the error of their replacement on this flow.
@@ -309,13 +309,9 @@ class LinearNetwork:
 
         def watch(node: Node | None, arguments: Sequence[Any]) -> None:
             if node is not None and isinstance(node.function, Fallback):
-                known = (
-                    errors.get(node.function.operation),
-                    node.function.relative_error(arguments[0]),
-                )
-                errors[node.function.operation] = max(
-                    (off for off in known if off is not None), default=None
-                )
+                name = node.function.operation
+                known = (errors.get(name), node.function.relative_error(arguments[0]))
+                errors[name] = max((error for error in known if error is not None), default=None)
 
         if any(isinstance(node.function, Fallback) for node in self._nodes):
             with torch.no_grad():
@@ -350,15 +346,15 @@ class LinearNetwork:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return notes for a report: operations without a rule, weights with unusual zeros."""
-        off = [
-            f"{name} (off by {share:.0%})" if share is not None else name
-            for name, share in self.unknown({}).items()
-        ]
-        notes = (
-            [f"operations without a rule, taken for the identity or an average: {', '.join(off)}"]
-            if off
-            else []
+        names = ", ".join(
+            f"{name} (off by {error:.0%})" if error is not None else name
+            for name, error in self.unknown({}).items()
         )
+        notes = []
+        if names:
+            notes.append(
+                f"operations without a rule, taken for the identity or an average: {names}"
+            )
         if self.nonzero_after_masking:
             names = ", ".join(sorted(self.nonzero_after_masking))
             notes.append(
@@ -384,26 +380,26 @@ class LinearNetwork:
 
         dtype = next(iter(weights.values())).dtype if weights else self.dtype
         sources = {number: self._constants[number] for number in self._sources}
-        leaves = {
+        inputs = {
             number: tensor.to(dtype, copy=True).requires_grad_()
             for number, tensor in sources.items()
         }
-        self._constants.update(leaves)
+        self._constants.update(inputs)
         try:
             with torch.enable_grad():
                 total = self.flow(
                     {name: weight.detach() for name, weight in weights.items()}, watch=watch
                 )
-            through = torch.autograd.grad(total, [*leaves.values(), *crossed])
+            through = torch.autograd.grad(total, [*inputs.values(), *crossed])
         finally:
             self._constants.update(sources)
         passing = [
             (value * gradient).sum().detach()
-            for value, gradient in zip([*leaves.values(), *crossed], through, strict=True)
+            for value, gradient in zip([*inputs.values(), *crossed], through, strict=True)
         ]
-        entering = torch.stack(passing[: len(leaves)]).sum()
+        entering = torch.stack(passing[: len(inputs)]).sum()
         return max(
-            float((flow / total.detach() - 1).abs()) for flow in (entering, *passing[len(leaves) :])
+            float((flow / total.detach() - 1).abs()) for flow in (entering, *passing[len(inputs) :])
         )
 
     @property
@@ -419,7 +415,7 @@ def _through_block(
     return part.new_zeros(part.shape[0], units, *part.shape[2:]).index_copy(1, block.units, part)
 
 
-def _room(memory: Tensor, shape: torch.Size) -> Tensor | None:
+def _as_shape(memory: Tensor, shape: torch.Size) -> Tensor | None:
     """Return the memory of a tensor as a contiguous tensor of this shape.
 
     Returns ``None`` if entries of the tensor overlap or have gaps between them. Autograd returns a
@@ -437,7 +433,7 @@ def _separate(gradients: Sequence[Tensor]) -> list[Tensor]:
     taken: set[int] = set()
     separate = []
     for gradient in gradients:
-        if gradient.data_ptr() in taken or _room(gradient, gradient.shape) is None:
+        if gradient.data_ptr() in taken or _as_shape(gradient, gradient.shape) is None:
             gradient = gradient.clone(memory_format=torch.contiguous_format)
         taken.add(gradient.data_ptr())
         separate.append(gradient)

@@ -430,8 +430,8 @@ def example_of(
             )
         if tensor.is_meta:
             raise ValueError(
-                "example_input: a tensor on the meta device has no values; give one on the network's"
-                " device"
+                "example_input: a tensor on the meta device has no values; give one on the"
+                " network's device"
             )
     if not inputs:
         raise ValueError(
@@ -448,7 +448,7 @@ def example_of(
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network in eval mode inside the context, and restore each module's mode after it.
+    """Put a network in eval mode inside the context and restore each module's mode after it.
 
     Example:
         >>> from torch import nn

@@ -106,7 +106,7 @@ def test_a_dead_network_names_the_layer_past_which_no_path_leads(
     )
     assert (told.alive, told.broken, told.effective) == (False, where, 0)
     assert told.collapse == (
-        f"the network is dead: no path of living weights leads from input to output at density {told.density:.6g};"
+        f"the network is dead: no path of kept weights leads from input to output at density {told.density:.6g};"
         f" it breaks at '{where}', which {why}; try more rounds, a larger density, another scope (local)"
     )
     assert {layer.flow for layer in told.layers} == {0}
