@@ -48,7 +48,7 @@ class Builder:
     """Translates the operations of a graph into nodes of the positive linear network.
 
     Args:
-        graph: Graph of the network.
+        graph: Graph of the network, made by :func:`synflow_pl.flow.trace`.
         weights: Names of the prunable parameters.
         parameters: Names of all parameters; every other name in the graph is a buffer.
         open_gates: Whether the signal that gates another one carries flow into it; by default the

@@ -26,17 +26,29 @@ def unit_sums(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the sums of scores into and out of the hidden units of each layer.
 
-    Units whose output is not read by weights of their own alone are left out: units on a shortcut,
-    and units that are added to another layer's before they are read. So are units of the last
-    layer, which have no outgoing weights. A layer without any remaining unit is not in the result.
+    A unit is left out if its output reaches more than the weights that read it alone: a unit on a
+    shortcut, or one that is added to another layer's unit before it is read. So are units of the
+    last layer, which have no outgoing weights. A layer without any remaining unit is not in the
+    result.
 
     Args:
-        linear_network: Linear network of the network.
+        linear_network: Positive linear network, made by :func:`synflow_pl.flow.linearise`.
         scores: Scores in the weights' shapes, by parameter name.
 
     Returns:
         Sums into and out of each remaining unit, two tensors of shape (units,), by the name of the
         weight into the units, in the order of ``scores``.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from synflow_pl.flow import linearise, unit_sums
+        >>> network = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 2))
+        >>> linear_network = linearise(network, (torch.ones(1, 2),))
+        >>> first, last = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]])
+        >>> into, out_of = unit_sums(linear_network, {"0.weight": first, "1.weight": last})["0.weight"]
+        >>> into.tolist(), out_of.tolist()
+        ([3.0], [7.0])
     """
     weights = {
         # An expanded scalar serves as a tensor of ones, since layers are not computed.
@@ -96,7 +108,7 @@ def _pass(
     Transposed convolutions are not layers here: they are computed.
 
     Args:
-        linear_network: Linear network of the network.
+        linear_network: Positive linear network, made by :func:`synflow_pl.flow.linearise`.
         weights: Weights by parameter name, of which only identity and shape matter.
         marks: Marks of shape (units,) by parameter name; other layers output ones.
 

@@ -29,7 +29,7 @@ class Replay:
     computation starts from are stored.
 
     Args:
-        graph: Graph of the network.
+        graph: Graph of the network, made by :func:`synflow_pl.flow.trace`.
         wanted: Numbers of the values to compute.
     """
 
@@ -109,7 +109,7 @@ def computed_weights(graph: Graph, weights: Collection[str]) -> dict[int, tuple[
     Values whose entries are merely moved entries of a weight are not among them.
 
     Args:
-        graph: Graph of the network.
+        graph: Graph of the network, made by :func:`synflow_pl.flow.trace`.
         weights: Names of the prunable parameters.
 
     Returns:
@@ -169,7 +169,7 @@ def weights_nonzero_after_masking(
     An example are standardised weights, from which a mean is subtracted.
 
     Args:
-        graph: Graph of the network.
+        graph: Graph of the network, made by :func:`synflow_pl.flow.trace`.
         weights: Names of the prunable parameters.
         parameters: All parameters, by name.
     """

@@ -26,10 +26,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from synflow_pl.graph.aliasing import functional_form, is_view, scattered, writes
 from synflow_pl.graph.control import Controlled
+from synflow_pl.graph.network_state import preserve_state
 from synflow_pl.graph.noise import Noise, WithoutAlphaDropout, replace_by_mean
 from synflow_pl.graph.operation import Operation, Value
 from synflow_pl.graph.outputs import tensors
-from synflow_pl.graph.untouched import untouched
 from synflow_pl.numerics import full_precision
 
 __all__ = ["Graph", "Operation", "Value", "evaluating", "example_of", "is_number", "trace"]
@@ -481,7 +481,7 @@ def _explained(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]
         written = _Writes()
         try:
             with (
-                untouched(network),
+                preserve_state(network),
                 evaluating(network),
                 torch.random.fork_rng(devices=[]),
                 torch.no_grad(),
@@ -606,7 +606,12 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
     parameters = dict(network.named_parameters())
     # A fused TorchScript graph would hide its operations.
     unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
-    with _explained(network, inputs), untouched(network), evaluating(network), _constant(network):
+    with (
+        _explained(network, inputs),
+        preserve_state(network),
+        evaluating(network),
+        _constant(network),
+    ):
         named = {
             recorder.value(tensor).number: name
             for name, tensor in (*network.named_parameters(), *network.named_buffers())

@@ -1,3 +1,5 @@
+"""Whether a path of kept weights connects input and output, on networks checked by hand."""
+
 from __future__ import annotations
 
 import torch
@@ -20,9 +22,6 @@ def connected(network: nn.Module, kept: Masks, shape: tuple[int, ...]) -> bool:
     return is_connected(network, kept, example_of(network, shape, None))
 
 
-CHAIN = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 1)})
-
-
 class Chain(nn.Module):
     def __init__(self, shortcut: bool = False) -> None:
         super().__init__()
@@ -34,9 +33,8 @@ class Chain(nn.Module):
 
 
 def test_a_network_can_be_disconnected_although_every_layer_has_kept_weights() -> None:
-    # The first layer feeds unit 0 only, the second reads unit 1 only.
-    dead = masks(a=[[1, 1], [0, 0]], b=[[0, 1], [0, 1]])
-    assert not connected(Chain(), dead, (2,))
+    # The first layer has kept weights into unit 0 only, the second reads unit 1 only.
+    assert not connected(Chain(), masks(a=[[1, 1], [0, 0]], b=[[0, 1], [0, 1]]), (2,))
     assert connected(Chain(), masks(a=[[1, 1], [0, 0]], b=[[1, 0], [0, 0]]), (2,))
 
 
@@ -51,7 +49,7 @@ def test_connectivity_depends_on_masks_and_not_on_weights() -> None:
 
 
 def test_no_path_starts_at_padding() -> None:
-    # On an image of one pixel, eight of the nine weights of a padded 3x3 kernel see only padding.
+    # On an image of one pixel, eight of the nine weights of a padded 3x3 kernel read only padding.
     network = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1))
     corner = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
     corner[0, 0, 0, 0] = True
@@ -96,7 +94,7 @@ def attentive(queries_and_keys: bool, values: bool, gate: bool) -> Masks:
 def test_paths_pass_attention_and_gates_as_dense_connections() -> None:
     shape = (3, 2)
     assert connected(Attentive(), attentive(True, True, True), shape)
-    # Without queries and keys every token counts alike, and without weights a gate is a constant.
+    # Without queries and keys all tokens have equal shares, and without weights a gate is constant.
     assert connected(Attentive(), attentive(False, True, False), shape)
     assert not connected(Attentive(), attentive(True, False, True), shape)
 

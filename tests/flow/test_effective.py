@@ -249,8 +249,8 @@ def test_effective_weights_are_those_on_an_enumerated_path(kind: str, seed: int)
 
 
 def test_a_path_is_found_beside_any_number_of_others() -> None:
-    # 400 layers of one unit alone beside sixteen that are all connected: 16 ** 400 paths against
-    # one, more than any float can hold.
+    # Each of 400 layers has one unit separate from sixteen connected ones: 16 ** 400 paths beside a
+    # single one, more than float64 can represent.
     network = nn.Sequential(*(nn.Linear(17, 17, bias=False) for _ in range(400)))
     mask = torch.ones(17, 17, dtype=torch.bool)
     mask[0, 1:] = mask[1:, 0] = False

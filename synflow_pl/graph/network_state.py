@@ -1,4 +1,4 @@
-"""State: everything that a network holds is restored after a forward pass, whatever it stores.
+"""Network state: restores everything that a network holds after a forward pass.
 
 That is: attributes of modules and of the objects that they hold, entries of containers, variables
 in the closures of hooks and other functions, attributes of the modules' classes, random number
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["untouched"]
+__all__ = ["preserve_state"]
 
 # Objects of these packages, other than modules, surround a network (a trainer, a logger) and are
 # not a part of its state.
@@ -51,7 +51,7 @@ _ABSENT = object()
 
 
 @contextmanager
-def untouched(network: nn.Module) -> Iterator[None]:
+def preserve_state(network: nn.Module) -> Iterator[None]:
     """Restore the network and the random state of PyTorch, Python and NumPy after the context.
 
     Inside, random numbers come from a fixed seed.
