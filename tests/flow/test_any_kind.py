@@ -36,7 +36,7 @@ class TwoInputs(nn.Module):
         self.head = nn.Linear(8, 2)
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        return self.head(torch.cat([self.is_connected(left).relu(), self.right(right).relu()], 1))
+        return self.head(torch.cat([self.left(left).relu(), self.right(right).relu()], 1))
 
 
 def chain(*layers: nn.Module) -> Callable[[], nn.Module]:

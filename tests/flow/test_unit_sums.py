@@ -58,7 +58,7 @@ def test_the_sum_out_of_a_unit_with_two_readers_includes_both() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.stem(x)
-            return torch.cat([self.is_connected(x), self.right(x)], 1)
+            return torch.cat([self.left(x), self.right(x)], 1)
 
     _, sums = numbered(Forked(), (1,))
     assert list(sums) == ["stem.weight"]
