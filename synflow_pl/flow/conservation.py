@@ -46,7 +46,8 @@ def unit_sums(
         >>> network = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 2))
         >>> linear_network = linearise(network, (torch.ones(1, 2),))
         >>> first, last = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]])
-        >>> into, out_of = unit_sums(linear_network, {"0.weight": first, "1.weight": last})["0.weight"]
+        >>> sums = unit_sums(linear_network, {"0.weight": first, "1.weight": last})
+        >>> into, out_of = sums["0.weight"]
         >>> into.tolist(), out_of.tolist()
         ([3.0], [7.0])
     """

@@ -1,4 +1,4 @@
-"""Whether a path of kept weights connects input and output, on networks checked by hand."""
+"""Connectivity of networks so small that their paths can be checked by hand."""
 
 from __future__ import annotations
 
