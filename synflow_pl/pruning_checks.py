@@ -256,9 +256,9 @@ def _describe_collapse(
             f"layers with no weight left: {', '.join(empty)}; give input_shape= or example_input="
             " to learn whether a path from input to output remains"
         )
-    paths = Connectivity(network, inputs, skeleton=linear_network)
+    paths = Connectivity(network, inputs, linear_network=linear_network)
     return (
         None
-        if paths.left(masks)
-        else disconnection_message(masks.density, paths.broken(masks), empty)
+        if paths.is_connected(masks)
+        else disconnection_message(masks.density, paths.first_disconnected(masks), empty)
     )

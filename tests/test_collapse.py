@@ -12,7 +12,7 @@ from synflow_pl import Masks, diagnose, prune
 from synflow_pl.diagnosis import DeadNetwork
 from synflow_pl.pruners import SNIP, Magnitude, Pruner, Random, SynFlow
 
-DEAD = "the network is dead: no path of living weights leads from input to output"
+DEAD = "the network is dead: no path of kept weights leads from input to output"
 
 
 def chain() -> nn.Sequential:

@@ -1,6 +1,4 @@
-"""SynFlow as one would write it from the paper alone: slow, plain, and the same for every network
-of the tests.
-"""
+"""SynFlow written from the paper alone: slow, simple and the same for every test network."""
 
 from __future__ import annotations
 
@@ -10,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 
-def skeleton_of(network: nn.Module) -> nn.Module:
-    """A copy in eval mode with every parameter positive and every additive term zero. Right for
-    ReLU networks with BatchNorm.
+def positive_copy(network: nn.Module) -> nn.Module:
+    """Return a copy in eval mode with every parameter positive and every additive term zero.
+
+    It is correct for ReLU networks with BatchNorm.
     """
     positive = copy.deepcopy(network).eval()
     with torch.no_grad():
@@ -27,6 +26,7 @@ def skeleton_of(network: nn.Module) -> nn.Module:
 
 
 def prunable_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of linear layers and convolutions, by name."""
     layers = (nn.Linear, nn.Conv2d)
     return {
         f"{name}.weight": module.weight
@@ -36,7 +36,8 @@ def prunable_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def first_scores(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    positive = skeleton_of(network)
+    """Return the scores of the first round, by parameter name."""
+    positive = positive_copy(network)
     weights = prunable_of(positive)
     ones = torch.ones(1, *shape, dtype=next(positive.parameters()).dtype)
     gradients = torch.autograd.grad(positive(ones).sum(), list(weights.values()))
@@ -49,8 +50,8 @@ def first_scores(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor
 def prune(
     network: nn.Module, shape: tuple[int, ...], density: float, rounds: int
 ) -> dict[str, Tensor]:
-    """Tanaka et al. 2020, Algorithm 1, with a full sort in each round."""
-    positive = skeleton_of(network)
+    """Return masks by Tanaka et al. 2020, Algorithm 1, with a full sort in each round."""
+    positive = positive_copy(network)
     weights = prunable_of(positive)
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     total = sum(weight.numel() for weight in weights.values())
@@ -59,9 +60,9 @@ def prune(
         flat = torch.cat([score.flatten() for score in scores.values()])
         keep = total - int((1 - density ** (index / rounds)) * total)
         order = torch.argsort(flat, descending=True, stable=True)
-        alive = torch.zeros(total, dtype=torch.bool)
-        alive[order[:keep]] = True
-        parts = alive.split([weight.numel() for weight in weights.values()])
+        kept = torch.zeros(total, dtype=torch.bool)
+        kept[order[:keep]] = True
+        parts = kept.split([weight.numel() for weight in weights.values()])
         with torch.no_grad():
             for (name, weight), part in zip(weights.items(), parts, strict=True):
                 masks[name] = part.view_as(weight)

@@ -63,7 +63,7 @@ def diagnose(
     linear_network = linearise(network, inputs, recording)
     paths = Connectivity(network, inputs, recording)
     effective = {name: int(on.count_nonzero()) for name, on in paths.effective(masks).items()}
-    broken = None if any(effective.values()) else paths.broken(masks)
+    broken = None if any(effective.values()) else paths.first_disconnected(masks)
     flow, total, power = synaptic_flow(linear_network, network, masks)
     flow_sums = {name: float(score.sum()) for name, score in flow.items()}
     statistics = {name: moments(score, masks[name], power) for name, score in flow.items()}

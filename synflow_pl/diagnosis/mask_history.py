@@ -86,9 +86,9 @@ class MaskHistory:
             round.
         """
         rounds = len(self.densities)
-        if rounds == 0 or paths.left(self.after(rounds)):
+        if rounds == 0 or paths.is_connected(self.after(rounds)):
             return None
         before = bisect_left(
-            range(1, rounds), True, key=lambda index: not paths.left(self.after(index))
+            range(1, rounds), True, key=lambda index: not paths.is_connected(self.after(index))
         )
         return before + 1, self.densities[before]

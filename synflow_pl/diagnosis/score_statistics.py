@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl.flow import LinearNetwork, magnitude
-from synflow_pl.flow.linear_network import Node
+from synflow_pl.flow.node import Node
 from synflow_pl.masks import Masks
 
 __all__ = ["Moments", "conservation_error", "moments", "synaptic_flow"]

@@ -1,4 +1,4 @@
-"""Synaptic flow through any network: record it, linearise it, follow it."""
+"""Synaptic flow through any network: trace it, make it linear and positive, follow the flow."""
 
 from synflow_pl.flow.connectivity import (
     Connectivity,

@@ -1,9 +1,9 @@
-"""Builder: what each value of a recording is in the skeleton, and the steps that make it.
+"""Builder: translates a traced graph into the nodes of the positive linear network.
 
-Three sorts of values matter. *Flow* depends on the input. *Weights* depend on prunable parameters
-    alone: their magnitudes are given
-anew in each pass. All else is known once the network has been recorded: where it is added it counts
-as zero, where it multiplies it is a gain, its magnitude as recorded.
+The values of the graph are of three kinds. Values that carry *flow* depend on the input. Values in
+*weights* depend on prunable parameters and on no input; their magnitudes are passed in at each
+evaluation. All other values are known once the network has been traced: such a value counts as zero
+where it is added and as its magnitude (a gain) where it multiplies.
 """
 
 from __future__ import annotations
@@ -20,123 +20,129 @@ from torch.utils._pytree import tree_map
 
 from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.deduplicate_positions import deduplicate_positions
-from synflow_pl.flow.linear_network import Fallback, LinearNetwork, Node
+from synflow_pl.flow.linear_network import Fallback, LinearNetwork
+from synflow_pl.flow.node import Node
 from synflow_pl.graph.noise import average
 from synflow_pl.graph.outputs import Opaque
 from synflow_pl.graph.trace import Graph, Operation, Value, is_number
 
 __all__ = ["CREATES", "UNIT", "Builder", "Rule"]
 
-# How much a value that is either zero or one looks like a gate (:mod:`synflow_pl.flow.gates`).
+# The gate level of a bounded non-negative value (see synflow_pl.flow.gates).
 UNIT = 3
-# They look at their argument's shape alone.
+# Operations that read only the shape of their argument.
 CREATES = frozenset(
     """
-    zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full new_empty new_empty_strided
-    zero fill uniform normal_functional exponential geometric cauchy log_normal random
+    zeros_like ones_like full_like empty_like rand_like randn_like randint_like
+    new_zeros new_ones new_full new_empty new_empty_strided zero fill uniform
+    normal_functional exponential geometric cauchy log_normal random
     """.split()
 )
-# They read rows of a table.
+# Operations that read rows of a table.
 _LOOKUPS = frozenset(
     "embedding _embedding_bag _embedding_bag_forward_only index index_select gather take".split()
 )
 
 
 class Builder:
-    """Turns recorded operations into steps.
+    """Translates the operations of a graph into nodes of the positive linear network.
 
     Args:
-        recording: of the network.
-        weights: names of the prunable parameters.
-        parameters: names of all parameters; what else a recording names is a buffer.
-        open_gates: let what gates a signal carry flow too, into what it gates; else it is a
-            constant.
+        graph: Graph of the network, made by :func:`synflow_pl.flow.trace`.
+        weights: Names of the prunable parameters.
+        parameters: Names of all parameters; every other name in the graph is a buffer.
+        open_gates: Whether the signal that gates another one carries flow into it; by default the
+            gate is a constant.
 
     Attributes:
-        flow: numbers of the values that carry flow.
-        weights: numbers of the values that depend on prunable parameters and on no input.
-        touched: numbers of the values that depend on the input and carry no flow: whole numbers,
-            indices, comparisons. Where they become floating point, flow comes in, or passes on if
-            they were made from flow.
-        level: by number, how much a value looks like a gate (:mod:`synflow_pl.flow.gates`).
-        mixed: by number, how many products of two signals lie behind a value.
-        gated: whether one signal has been found to gate another.
-        errors: by the number of a difference between a pointwise function of a signal and the
-            signal itself, the signal.
+        flow: Numbers of the values that carry flow.
+        weights: Numbers of the values that depend on prunable parameters and on no input.
+        input_dependent: Numbers of the values that depend on the input but carry no flow: integers,
+            indices, results of comparisons. Where an operation converts them to floating point,
+            flow starts at its output or, if they were computed from values that carry flow,
+            continues.
+        level: How much each value looks like a gate, by number (see :mod:`synflow_pl.flow.gates`).
+        num_products: Number of products of two signals that each value was computed through, by
+            number.
+        gated: Whether one signal gates another somewhere in the network.
+        difference_from: Signal ``x`` by the number of each value ``f(x) - x`` with a pointwise
+            ``f``.
     """
 
     def __init__(
         self,
-        recording: Graph,
+        graph: Graph,
         weights: Collection[str],
         parameters: Collection[str],
         open_gates: bool = False,
     ) -> None:
-        self.recording = recording
+        self.graph = graph
         self.open_gates = open_gates
-        self.steps: list[Node] = []
-        self.flow = {value.number for value in recording.inputs if is_number(self.tensor(value))}
-        self.touched = {value.number for value in recording.inputs} - self.flow
-        self.weights = {number for number, name in recording.parameters.items() if name in weights}
+        self.nodes: list[Node] = []
+        self.flow = {value.number for value in graph.inputs if is_number(self.tensor(value))}
+        self.input_dependent = {value.number for value in graph.inputs} - self.flow
+        self.weights = {number for number, name in graph.parameters.items() if name in weights}
         self.level: dict[int, int] = {}
-        self.mixed: dict[int, int] = {}
+        self.num_products: dict[int, int] = {}
         self.gated = False
-        self.errors: dict[int, Value] = {}
-        self._fed = {
+        self.difference_from: dict[int, Value] = {}
+        self._sources = {
             value.number: torch.ones_like(self.tensor(value).abs())
-            for value in recording.inputs
+            for value in graph.inputs
             if value.number in self.flow
         }
-        # By the number of a touched value, the signals that it was made from.
-        self._behind: dict[int, tuple[Value, ...]] = {}
-        # By number, the operations that make values of random numbers and constants.
+        # The signals that each input-dependent value was computed from, by number.
+        self._made_from: dict[int, tuple[Value, ...]] = {}
+        # The operations that compute values from random numbers and constants, by output number.
         self._random: dict[int, Operation] = {}
         self._origin = {
-            number: {name} for number, name in recording.parameters.items() if name in parameters
+            number: {name} for number, name in graph.parameters.items() if name in parameters
         }
         self._constants: dict[int, Tensor] = {}
         self._gains: set[int] = set()
-        self._silent: dict[int, set[str]] = {}
+        self._all_zero: dict[int, set[str]] = {}
         self._alias: dict[int, int] = {}
         self._carried = self.flow
 
-    # -- what a value is
+    # -- Properties of values
 
     def tensor(self, value: Value) -> Tensor:
-        """The tensor as it was recorded."""
-        return self.recording.tensors[value.number]
+        """Return the tensor that a value had when the network was traced."""
+        return self.graph.tensors[value.number]
 
     def resolve(self, value: Value) -> Value:
-        """The value that this one is the same as, in the skeleton."""
+        """Return the value that stands for this one in the linear network."""
         number = value.number
         while number in self._alias:
             number = self._alias[number]
         return Value(number)
 
-    def turn_to(self, operation: Operation) -> bool:
-        """Look at one operation. Returns whether it reads flow or, with no flow among what it
-        reads, weights: then a rule is due.
+    def visit(self, operation: Operation) -> bool:
+        """Begin with an operation and return whether it needs a rule.
 
-        From here on :meth:`carries` says which of its arguments are meant.
+        An operation needs a rule if it reads a value that carries flow or, if it reads none of
+        these, a value in ``weights``. From then on :meth:`carries` refers to this set.
         """
         values = operation.reads
-        touched = operation.name not in CREATES and any(
-            value.number in self.touched for value in values
+        input_dependent = operation.name not in CREATES and any(
+            value.number in self.input_dependent for value in values
         )
         for carried in (self.flow, self.weights):
-            if carried is self.weights and touched and operation.name in _LOOKUPS:
-                continue  # a table that is a layer's weight too
+            if carried is self.weights and input_dependent and operation.name in _LOOKUPS:
+                continue  # the table is also the weight of a layer
             if any(self.resolve(value).number in carried for value in values):
                 self._carried = carried
                 return True
-        if touched:
-            self.enter(operation, [value for value in values if value.number in self.touched])
+        if input_dependent:
+            self.start_flow(
+                operation, [value for value in values if value.number in self.input_dependent]
+            )
             return False
         random = any(self.is_random(value) for value in values)
         if random and operation.name == "_local_scalar_dense":
             raise ValueError(
-                "forward() decides by a random number, in eval mode too, so each pass may be another network; take the random number"
-                " out of eval mode (if self.training: ...)"
+                "forward() decides by a random number, in eval mode too, so each pass may be"
+                " another network; take the random number out of eval mode (if self.training: ...)"
             )
         names = set().union(*(self._origin.get(value.number, ()) for value in values))
         for output in operation.outputs:
@@ -147,38 +153,39 @@ class Builder:
         return False
 
     def is_random(self, value: Value) -> bool:
-        """Return whether a value is made of random numbers and carries no flow."""
-        return value.number in self._random or value.number in self.recording.noise
+        """Return whether a value was computed from random numbers and carries no flow."""
+        return value.number in self._random or value.number in self.graph.noise
 
     def average(self, value: Value) -> Tensor:
-        """Return the mean of a value that :meth:`is_random`, in floating point."""
-        return average(value.number, self._random, self.recording.noise, self.recording.tensors)
+        """Return the mean, in floating point, of a value for which :meth:`is_random` is true."""
+        return average(value.number, self._random, self.graph.noise, self.graph.tensors)
 
     def carries(self, argument: Any) -> bool:
-        """Whether an argument of the operation at hand carries what it passes on: flow or, where it
-        reads none, weights.
+        """Return whether an argument of the current operation carries flow.
+
+        If the operation reads no flow, return whether the argument depends on prunable parameters.
         """
         return isinstance(argument, Value) and self.resolve(argument).number in self._carried
 
     @property
     def in_weights(self) -> bool:
-        """Whether the operation at hand works on weights alone."""
+        """Return whether the current operation reads weights and no flow."""
         return self._carried is self.weights
 
-    # -- what an argument becomes
+    # -- Translation of arguments
 
     def operand(self, argument: Any) -> Any:
-        """An argument as the skeleton's step takes it: flow and weights by reference, indices as
-        they were recorded.
+        """Return an argument as a node of the linear network takes it.
 
-        Any other number that a network mixes in (a class token beside the patches, say) is an
-        additive term: zero.
+        Flow and weights become references, integers and booleans stay as they were traced. Any
+        other floating-point tensor (a class token beside the patches, say) is an additive term and
+        becomes zero.
         """
 
         def leaf(item: Any) -> Any:
             if not isinstance(item, Value):
                 return item
-            if self._lives(item):
+            if self._is_variable(item):
                 return self.resolve(item)
             tensor = self.tensor(item)
             return (
@@ -190,46 +197,52 @@ class Builder:
         return tree_map(leaf, argument, is_leaf=lambda item: isinstance(item, Value))
 
     def factor(self, argument: Any) -> Any:
-        """An argument that multiplies: flow and weights by reference, all else by its magnitude."""
+        """Return a multiplicative argument: a reference to flow or weights, or a magnitude."""
         if not isinstance(argument, Value):
             return abs(argument)
-        if self._lives(argument):
+        if self._is_variable(argument):
             return self.resolve(argument)
-        if argument.number in self.touched:
+        if argument.number in self.input_dependent:
             return self.constant(torch.ones_like(self.tensor(argument), dtype=torch.float32))
         if self.is_random(argument):
-            # Noise of mean zero scales a signal up or down as often.
+            # Noise of mean zero multiplies a signal by positive and negative numbers alike, so it
+            # counts as one.
             tensor = self.average(argument)
             return self.gain(tensor if bool(tensor.any()) else torch.ones_like(tensor), argument)
         return self.gain(self.tensor(argument), argument)
 
     def gain(self, tensor: Tensor, *of: Any) -> Value:
-        """A multiplicative constant, made of the values ``of``: its magnitude, or ones if it is
-        made of parameters and zero throughout.
+        """Add the magnitude of a tensor as a multiplicative constant.
 
-        (A residual block's last gain that starts at zero would silence every score in its branch.)
+        A gain that was computed from parameters and is zero throughout counts as ones, since the
+        last gain of a residual block may start at zero, which would make every score in its branch
+        zero.
+
+        Args:
+            tensor: Value of the gain.
+            of: Values that the gain was computed from.
         """
         names = set().union(
             *(self._origin.get(value.number, ()) for value in of if isinstance(value, Value))
         )
         tensor = tensor.abs() if is_number(tensor) else tensor.float().abs()
-        silent = bool(names) and not bool(tensor.any())
-        value = self.constant(torch.ones_like(tensor) if silent else tensor)
+        all_zero = bool(names) and not bool(tensor.any())
+        value = self.constant(torch.ones_like(tensor) if all_zero else tensor)
         if names:
             self._gains.add(value.number)
-        if silent:
-            self._silent[value.number] = names
+        if all_zero:
+            self._all_zero[value.number] = names
         return value
 
     def constant(self, tensor: Tensor) -> Value:
-        """A tensor that belongs to the structure: the same in every pass."""
-        number = len(self.recording.tensors) + len(self._constants)
+        """Add a tensor that is the same in every evaluation of the linear network."""
+        number = len(self.graph.tensors) + len(self._constants)
         self._constants[number] = tensor
         return Value(number)
 
-    # -- what an operation becomes
+    # -- Translation of operations
 
-    def step(
+    def add_node(
         self,
         operation: Operation,
         function: Callable[..., Tensor],
@@ -237,19 +250,21 @@ class Builder:
         contraction: bool = False,
         output: int = 0,
     ) -> None:
-        """One of the operation's outputs, the first, becomes ``function(*args)``."""
+        """Add a node that computes one output of an operation by ``function(*args)``."""
         value = operation.outputs[output]
         assert value is not None
-        self.steps.append(Node(operation.name, function, args, {}, (value.number,), contraction))
+        self.nodes.append(Node(operation.name, function, args, {}, (value.number,), contraction))
         self._carried.add(value.number)
 
-    def replay(self, operation: Operation, function: Callable[..., Any] | None = None) -> None:
-        """The operation stays as it is."""
+    def add_operation(
+        self, operation: Operation, function: Callable[..., Any] | None = None
+    ) -> None:
+        """Add a node that calls the operation itself, or ``function`` in its place."""
         kwargs = {
             key: self.operand(item) for key, item in operation.kwargs.items() if key != "dtype"
         }
         outputs = tuple(value.number if value is not None else -1 for value in operation.outputs)
-        self.steps.append(
+        self.nodes.append(
             Node(
                 operation.name,
                 function or operation.target,
@@ -263,86 +278,83 @@ class Builder:
             if value is not None and is_number(self.tensor(value)):
                 self._carried.add(value.number)
             elif value is not None:
-                self.touch(value, [signal for signal in operation.reads if self.carries(signal)])
+                self.mark_input_dependent(
+                    value, [signal for signal in operation.reads if self.carries(signal)]
+                )
 
-    def same(self, operation: Operation, argument: Any) -> None:
-        """The operation does nothing in the skeleton but, where shapes differ, spread its argument
-        out.
-        """
+    def add_identity(self, operation: Operation, argument: Any) -> None:
+        """Let the output of an operation be one of its arguments, broadcast to its shape."""
         output = operation.outputs[0]
         assert output is not None
         shape = self.tensor(output).shape
-        # A skeleton for paths gives each value that is computed from a weight its own number, by
-        # which its zeros are looked up.
+        # With open gates, each value computed from a weight keeps its own number, by which
+        # `Connectivity` looks up its zeros.
         if self.tensor(argument).shape != shape or (
             self.open_gates and self.in_weights and output.number != argument.number
         ):
-            return self.step(operation, torch.broadcast_to, self.resolve(argument), shape)
-        if output.number != (
-            number := self.resolve(argument).number
-        ):  # else it gave back what it was given
+            return self.add_node(operation, torch.broadcast_to, self.resolve(argument), shape)
+        number = self.resolve(argument).number
+        if output.number != number:  # they are equal if the operation returns its argument
             self._alias[output.number] = number
 
-    def touch(self, value: Value, signals: Sequence[Value]) -> None:
-        """A value is whole numbers, indices or truth values made from these signals."""
-        self.touched.add(value.number)
-        self._behind[value.number] = tuple(
+    def mark_input_dependent(self, value: Value, signals: Sequence[Value]) -> None:
+        """Record that a value without flow (integers, booleans) depends on these signals."""
+        self.input_dependent.add(value.number)
+        self._made_from[value.number] = tuple(
             dict.fromkeys(self.resolve(signal) for signal in signals)
         )
 
-    def enter(self, operation: Operation, touched: Sequence[Value]) -> None:
-        """The operation reads touched values: its outputs are touched too or, in floating point,
-        carry flow.
+    def start_flow(self, operation: Operation, input_dependent: Sequence[Value]) -> None:
+        """Translate an operation that reads input-dependent values without flow.
 
-        What was made from the input itself is where flow comes in, ones; what was made from signals
-        passes their flow on, as a pointwise function does (a step, a rounding) or, where shapes
-        differ, plain averaging.
+        Outputs that are integers or booleans are input-dependent as well. At floating-point
+        outputs, flow starts as ones if the values were computed from the input itself. If they were
+        computed from signals, the flow of the signals continues, as through a pointwise function (a
+        step function, rounding), or as its mean where shapes differ.
         """
-        behind = dict.fromkeys(
-            signal for value in touched for signal in self._behind.get(value.number, ())
+        signals = dict.fromkeys(
+            signal for value in input_dependent for signal in self._made_from.get(value.number, ())
         )
-        truths = any(self.tensor(value).dtype == torch.bool for value in touched)
+        truths = any(self.tensor(value).dtype == torch.bool for value in input_dependent)
         for index, output in enumerate(operation.outputs):
             if output is None:
                 continue
             if not is_number(self.tensor(output)):
-                self.touch(output, list(behind))
-            elif behind:
+                self.mark_input_dependent(output, list(signals))
+            elif signals:
                 self._carried = (
                     self.flow
-                    if any(signal.number in self.flow for signal in behind)
+                    if any(signal.number in self.flow for signal in signals)
                     else self.weights
                 )
                 shape = self.tensor(output).shape
-                self.step(
+                self.add_node(
                     operation,
                     _spread,
                     shape,
-                    *(signal for signal in behind if signal.number in self._carried),
+                    *(signal for signal in signals if signal.number in self._carried),
                     output=index,
                 )
             else:
-                self._fed[output.number] = torch.ones_like(self.tensor(output).abs())
+                self._sources[output.number] = torch.ones_like(self.tensor(output).abs())
                 self.flow.add(output.number)
             self.level[output.number] = UNIT if truths else 0
 
-    def stand_in(self, operation: Operation) -> None:
-        """For an operation without a rule: the identity where shapes agree, else plain
-        averaging.
-        """
+    def add_fallback(self, operation: Operation) -> None:
+        """Translate an operation without a rule: the identity if shapes agree, else the mean."""
         signals = [value for value in operation.reads if self.carries(value)]
         for index, output in enumerate(operation.outputs):
             if output is None:
                 continue
             if not is_number(self.tensor(output)):
-                self.touch(output, signals)
+                self.mark_input_dependent(output, signals)
                 continue
             shape = self.tensor(output).shape
             signal = next(
                 (value for value in signals if self.tensor(value).shape == shape), signals[0]
             )
 
-            def truth(flow: Tensor, signal: Value = signal, index: int = index) -> Tensor:
+            def exact(flow: Tensor, signal: Value = signal, index: int = index) -> Tensor:
                 def leaf(item: Any) -> Any:
                     if not isinstance(item, Value):
                         return item
@@ -359,81 +371,78 @@ class Builder:
                 result = operation.target(*args, **kwargs)
                 return result if isinstance(result, Tensor) else result[index]
 
-            self.step(
+            self.add_node(
                 operation,
-                Fallback(str(operation.target), shape, truth),
+                Fallback(str(operation.target), shape, exact),
                 self.resolve(signal),
                 output=index,
             )
 
     def finish(self, name: str) -> LinearNetwork:
-        """The skeleton.
+        """Return the linear network.
+
+        Args:
+            name: Class name of the network, for error messages.
 
         Raises:
-            ValueError: if no input reaches an output of the network ``name``.
-            Opaque: If that may be because a part of its output cannot be looked into.
+            ValueError: If no output of the network depends on its input.
+            Opaque: If that may be because a part of its output cannot be searched for tensors.
         """
-        outputs = [self.resolve(value).number for value in self.recording.outputs]
+        outputs = [self.resolve(value).number for value in self.graph.outputs]
         flowing = tuple(number for number in outputs if number in self.flow)
-        if not flowing and self.recording.opaque:
-            raise Opaque(self.recording.opaque, "pruning")
+        if not flowing and self.graph.opaque:
+            raise Opaque(self.graph.opaque, "pruning")
         if not flowing:
             raise ValueError(
                 f"no output of {name} depends on its input, so nothing can flow; check forward()"
             )
-        weighted = set(
-            self.weights
-        )  # what no weight has acted on (the input itself, returned) would be a path that nothing can cut
-        for step in self.steps:
-            if not weighted.isdisjoint(step.operands):
-                weighted.update(step.outputs)
+        # An output that no weight acts on (the returned input, say) would be a path that pruning
+        # can never cut.
+        weighted = set(self.weights)
+        for node in self.nodes:
+            if not weighted.isdisjoint(node.operands):
+                weighted.update(node.outputs)
         reached = tuple(number for number in flowing if number in weighted) or flowing
-        # Decisions are made of other outputs as a rule, and often of more entries: what is trained
-        # decides what is kept.
-        decisions = {self.resolve(Value(number)).number for number in self.recording.decisions}
+        # Integer and boolean outputs are usually computed from other outputs and often have more
+        # entries, so only floating-point outputs count where there are some.
+        decisions = {self.resolve(Value(number)).number for number in self.graph.decisions}
         trained = tuple(number for number in reached if number not in decisions)
         partial = bool(trained) and len(trained) < len(reached) and not self.open_gates
         reached = trained if partial else reached
         names = {
-            number: name
-            for number, name in self.recording.parameters.items()
-            if number in self.weights
+            number: name for number, name in self.graph.parameters.items() if number in self.weights
         }
-        unused = len(self.recording.tensors) + len(self._constants)
-        steps, fed, reached = deduplicate_positions(
-            self.steps, self._fed, reached, lambda number: self._made(number).shape, unused
+        unused = len(self.graph.tensors) + len(self._constants)
+        nodes, sources, reached = deduplicate_positions(
+            self.nodes, self._sources, reached, lambda number: self._made(number).shape, unused
         )
-        skeleton = LinearNetwork(
-            steps=_name_weights(steps, names),
-            inputs=fed,
-            parameters={number: self.recording.tensors[number] for number in names},
+        linear_network = LinearNetwork(
+            nodes=_name_weights(nodes, names),
+            inputs=sources,
+            parameters={number: self.graph.tensors[number] for number in names},
             names=names,
             constants=self._constants,
             gains=self._gains,
-            silent=self._silent,
+            all_zero=self._all_zero,
             outputs=reached,
             flow=self.flow.union(
-                number for step in steps if step.outputs[0] >= unused for number in step.outputs
+                number for node in nodes if node.outputs[0] >= unused for number in node.outputs
             ),
             gated=self.gated,
         )
-        skeleton.partial = partial
-        return skeleton
+        linear_network.partial = partial
+        return linear_network
 
     def _made(self, number: int) -> Tensor:
-        """A recorded tensor, or one that belongs to the structure."""
-        return (
-            self._constants[number] if number in self._constants else self.recording.tensors[number]
-        )
+        """Return a traced tensor or a constant of the linear network by its number."""
+        return self._constants[number] if number in self._constants else self.graph.tensors[number]
 
-    def _lives(self, value: Value) -> bool:
+    def _is_variable(self, value: Value) -> bool:
         return self.resolve(value).number in self.flow or self.resolve(value).number in self.weights
 
 
 def _spread(shape: Sequence[int], *signals: Tensor) -> Tensor:
-    """The sum of signals in this shape: each as it is, broadcast or, where that does not go, its
-    mean.
-    """
+    """Return the sum of signals in this shape, each reshaped, broadcast or averaged to fit."""
     total: Tensor | None = None
     for signal in signals:
         if signal.numel() == prod(shape):
@@ -452,24 +461,24 @@ def _spread(shape: Sequence[int], *signals: Tensor) -> Tensor:
 Rule = Callable[[Builder, Operation], None]
 
 
-def _name_weights(steps: list[Node], names: dict[int, str]) -> list[Node]:
-    """Mark the steps whose weight is a plain matrix or kernel that nothing else reads."""
-    readers = Counter(number for step in steps for number in step.operands)
-    made_by = {step.outputs[0]: step for step in steps}
+def _name_weights(nodes: list[Node], names: dict[int, str]) -> list[Node]:
+    """Set `weight` of each node whose weight is a plain matrix or kernel with a single reader."""
+    readers = Counter(number for node in nodes for number in node.operands)
+    made_by = {node.outputs[0]: node for node in nodes}
     named = []
-    for step in steps:
+    for node in nodes:
         name = None
         if (
-            step.contraction
-            and isinstance(step.args[1], Value)
-            and readers[step.args[1].number] == 1
+            node.contraction
+            and isinstance(node.args[1], Value)
+            and readers[node.args[1].number] == 1
         ):
-            number = step.args[1].number
-            if step.function is convolve:
-                transposed, groups = step.args[6], step.args[8]
+            number = node.args[1].number
+            if node.function is convolve:
+                transposed, groups = node.args[6], node.args[8]
                 name = names.get(number) if groups == 1 and not transposed else None
             elif number in made_by and made_by[number].name == "t":
                 source = made_by[number].operands[0]
                 name = names.get(source) if readers[source] == 1 else None
-        named.append(replace(step, weight=name))
+        named.append(replace(node, weight=name))
     return named

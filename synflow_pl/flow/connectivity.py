@@ -1,12 +1,12 @@
-"""Paths: what still leads from the input to the output of a pruned network.
+"""Connectivity: which kept weights lie on a path from input to output of a pruned network.
 
-Decided on the structure alone, at the inputs' real size: a unit is a (channel, position) pair,
-padding is none. Masks stand in for weights and ones for gains; attention connects any two tokens
-that it does not mask out, and what gates a signal (a gate, queries, keys) is connected to all that
-it acts on, constants that a bias makes included. A weight that is computed from others (a
-standardised one) is connected where it is not zero, whatever was removed. Nothing is summed up: a
-number of paths can leave any range, so after each step all that is left of a number is whether it
-is zero.
+The result depends on the structure of the network at the real size of its inputs: a unit is a
+(channel, position) pair, and padding contributes no unit. Masks replace weights and ones replace
+gains. Attention connects any two tokens that it does not mask out. Whatever gates a signal (a gate,
+queries, keys) is connected to everything that it acts on, including constants that come from a
+bias. A weight that is computed from others (a standardised one) is connected where it is nonzero,
+whatever was pruned. The number of paths can leave the range of any floating-point type, so each
+intermediate value is replaced by one where it is positive.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map
 
 from synflow_pl.flow.convolution import widened
-from synflow_pl.flow.linear_network import LinearNetwork, Node
+from synflow_pl.flow.linear_network import LinearNetwork
 from synflow_pl.flow.linearise import linearise
 from synflow_pl.flow.meetings import Meeting
-from synflow_pl.flow.replay import Replay, computed_weights, draws
+from synflow_pl.flow.node import Node
+from synflow_pl.flow.replay import Replay, computed_weights, without_zeros
 from synflow_pl.graph.trace import Graph, Value, trace
 from synflow_pl.masks import Masks, prunable
 
@@ -31,119 +32,136 @@ __all__ = ["Connectivity", "DeadNetwork", "disconnection_message", "is_connected
 
 
 class DeadNetwork(RuntimeError):
-    """No path of kept weights leads from input to output."""
+    """No path of kept weights connects input and output."""
 
 
 def disconnection_message(
     density: float,
-    broken: str | None,
+    first_disconnected: str | None,
     emptied: Collection[str],
     died: tuple[int, float] | None = None,
 ) -> str:
-    """Describe a dead network in one sentence, without a full stop.
+    """Describe a disconnected network in one sentence without a full stop.
 
     Args:
-        density: fraction of prunable weights kept.
-        broken: the weight past which no path leads, as :meth:`Connectivity.broken` names it.
-        emptied: names of the weights of which nothing is kept.
-        died: the round after which no path was left and the density after it, where they are known.
+        density: Fraction of prunable weights kept.
+        first_disconnected: Name of the weight that :meth:`Connectivity.first_disconnected` returns.
+        emptied: Names of the weights that are pruned completely.
+        died: Round after which the network was disconnected and the density after it, if known.
     """
     where = ""
-    if broken is not None:
+    if first_disconnected is not None:
         why = (
             "has no weight left"
-            if broken in emptied
+            if first_disconnected in emptied
             else "has weights left, but none on a path from the input"
         )
-        where = f"; it breaks at {broken!r}, which {why}"
+        where = f"; it breaks at {first_disconnected!r}, which {why}"
     when = (
         f"since round {died[0]}, at density {died[1]:.6g}" if died else f"at density {density:.6g}"
     )
     return (
-        f"the network is dead: no path of living weights leads from input to output {when}{where};"
+        f"the network is dead: no path of kept weights leads from input to output {when}{where};"
         " try more rounds, a larger density, another scope (local)"
     )
 
 
 class Connectivity:
-    """What is connected in a network, whatever its weights are.
+    """Finds the paths of kept weights through a network, whatever the values of its weights.
 
     Args:
-        network: the network under study.
-        inputs: as :func:`synflow_pl.flow.example_of` gives them.
-        recording: the network's recording, where one is at hand.
-        skeleton: the network's skeleton, where one is at hand; without gates, computed weights and
-            decisions it shows all paths.
+        network: The network under study.
+        inputs: Example inputs, as returned by :func:`synflow_pl.flow.example_of`.
+        graph: Graph of the network, if it has been traced already.
+        linear_network: Linear network of the network, if it has been built already. It is used if
+            it shows all paths, which it does without gates, computed weights and integer outputs.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from synflow_pl.flow import Connectivity
+        >>> from synflow_pl.masks import Masks
+        >>> network = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
+        >>> mask = torch.tensor([[True, False]])
+        >>> masks = Masks({"0.weight": mask, "1.weight": torch.tensor([[True]])})
+        >>> Connectivity(network, (torch.ones(1, 2),)).is_connected(masks)
+        True
     """
 
     def __init__(
         self,
         network: nn.Module,
         inputs: tuple[Tensor, ...],
-        recording: Graph | None = None,
-        skeleton: LinearNetwork | None = None,
+        graph: Graph | None = None,
+        linear_network: LinearNetwork | None = None,
     ) -> None:
         self._meetings: Replay | None = None
         self._computed: Replay | None = None
         self._parameters: dict[str, Tensor] = {}
-        if skeleton is None or skeleton.gated or skeleton.uneven or skeleton.partial:
-            recording = trace(network, inputs) if recording is None else recording
-            skeleton = linearise(network, inputs, recording, open_gates=True)
+        if (
+            linear_network is None
+            or linear_network.gated
+            or linear_network.nonzero_after_masking
+            or linear_network.partial
+        ):
+            graph = trace(network, inputs) if graph is None else graph
+            linear_network = linearise(network, inputs, graph, open_gates=True)
             parameters = {
                 name: parameter.detach() for name, parameter in network.named_parameters()
             }
-            if skeleton.meetings:
+            if linear_network.meetings:
                 self._meetings = Replay(
-                    recording,
-                    {number for met in skeleton.meetings for number in (met.signal, met.by)},
+                    graph,
+                    {number for met in linear_network.meetings for number in (met.signal, met.by)},
                 )
                 self._parameters = parameters
-            if acting := computed_weights(recording, prunable(network)):
-                self._computed = Replay(recording, acting)
-                # As everywhere in the structure, a gain that is zero is no reason to die.
-                self._drawn = draws(
+            if computed := computed_weights(graph, prunable(network)):
+                self._computed = Replay(graph, computed)
+                # A gain that is zero does not disconnect the network, here or elsewhere.
+                self._drawn = without_zeros(
                     {name: parameters[name] for name in self._computed.names if name in parameters}
                 )
-        self._skeleton = skeleton
-        # Double precision, since single may be convolved by a transform (Winograd's) that leaves
-        # crumbs where nothing is.
+        self._linear_network = linear_network
+        # In single precision, Winograd convolution leaves rounding errors where the result is zero.
         self._device = inputs[0].device
         self._dtype = torch.float32 if self._device.type == "mps" else torch.float64
 
-    def left(self, masks: Masks) -> bool:
-        """Whether a path of living weights is left from input to output: a network without one is
-        dead, whatever its layers hold.
-        """
+    def is_connected(self, masks: Masks) -> bool:
+        """Return whether a path of kept weights connects input and output."""
         return bool(
-            self._skeleton.flow(
+            self._linear_network.flow(
                 self._structure(masks), gains=False, compute=self._connecting(masks)
             )
             > 0
         )
 
-    def broken(self, masks: Masks) -> str | None:
-        """Where a dead network breaks: the first weight past which no path of living weights from
-        the input leads, in the order in which the network reads them; ``None`` if it is alive. That
-        weight may well have living entries: none of them reads what is reached, or nothing reads
-        them.
+    def first_disconnected(self, masks: Masks) -> str | None:
+        """Return the name of the first weight past which no path leads, or ``None`` if connected.
+
+        The weight comes first in the order in which the network reads its weights. It may have
+        entries that are kept: either none of them reads a unit that is reached, or nothing reads
+        their outputs.
         """
         reached: list[str] = []
         connecting = self._connecting(masks)
 
-        def connect(function: Callable[..., Any], step: Node, arguments: Sequence[Any]) -> Any:
-            if (acting := self._skeleton.acting(step)) and self._skeleton.arrives(step, arguments):
-                reached.append(acting[0])
-            return connecting(function, step, arguments)
+        def connect(function: Callable[..., Any], node: Node, arguments: Sequence[Any]) -> Any:
+            names = self._linear_network.weights_of(node)
+            if names and self._linear_network.receives_flow(node, arguments):
+                reached.append(names[0])
+            return connecting(function, node, arguments)
 
-        left = self._skeleton.flow(self._structure(masks), gains=False, compute=connect) > 0
-        return None if bool(left) else reached[-1]
+        flow = self._linear_network.flow(self._structure(masks), gains=False, compute=connect)
+        return None if bool(flow > 0) else reached[-1]
 
     def effective(self, masks: Masks) -> dict[str, Tensor]:
-        """By name, bool: which weights lie on a path of living weights from input to output, in the
-        shape of their masks.
+        """Return which weights lie on a path of kept weights from input to output.
+
+        Returns:
+            Boolean tensors in the shape of the masks, by parameter name.
         """
         structure = self._structure(masks)
-        on = self._skeleton.gradients(structure, gains=False, compute=self._connecting(masks))
+        on = self._linear_network.gradients(structure, gains=False, compute=self._connecting(masks))
         return {
             name: masks[name] & (on[name] > 0).to(masks[name].device)
             if name in on
@@ -152,8 +170,9 @@ class Connectivity:
         }
 
     def _connecting(self, masks: Masks) -> Callable[[Callable[..., Any], Node, Sequence[Any]], Any]:
-        """Return the function that computes what a step connects with these masks, for
-        :meth:`LinearNetwork.flow`.
+        """Return the function that computes the connections of a node under these masks.
+
+        It is the argument ``compute`` of :meth:`LinearNetwork.flow`.
         """
         met: dict[int, Tensor] = {}
         zeros: dict[int, Tensor] = {}
@@ -177,19 +196,19 @@ class Connectivity:
                 met.update(self._meetings.values(self._parameters | masked))
             return met[number]
 
-        def connect(function: Callable[..., Any], step: Node, arguments: Sequence[Any]) -> Any:
+        def connect(function: Callable[..., Any], node: Node, arguments: Sequence[Any]) -> Any:
             if any(
-                isinstance(value, Value) and value.number in zeros for value in step.args
-            ) and self._skeleton.reads_flow(step):
+                isinstance(value, Value) and value.number in zeros for value in node.args
+            ) and self._linear_network.reads_flow(node):
                 arguments = [
                     _Support.apply(item, zeros[value.number])
                     if isinstance(value, Value) and value.number in zeros
                     else item
-                    for value, item in zip(step.args, arguments, strict=True)
+                    for value, item in zip(node.args, arguments, strict=True)
                 ]
-            if isinstance(step.function, Meeting):
-                return _Mark.apply(step.function.connect(arguments, values))
-            return _connect(function, step, arguments)
+            if isinstance(node.function, Meeting):
+                return _Mark.apply(node.function.connect(arguments, values))
+            return _connect(function, node, arguments)
 
         return connect
 
@@ -197,23 +216,32 @@ class Connectivity:
         return {
             name: masks[name].to(self._device, self._dtype)
             for name in masks.weights
-            if name in self._skeleton.weights
+            if name in self._linear_network.weights
         }
 
 
 def is_connected(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether a path of living weights is left from input to output.
+    """Return whether a path of kept weights connects input and output.
 
     Args:
-        network: the network under study.
-        masks: its masks.
-        inputs: as :func:`synflow_pl.flow.example_of` gives them.
+        network: The network under study.
+        masks: Masks of the network.
+        inputs: Example inputs, as returned by :func:`synflow_pl.flow.example_of`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from synflow_pl.flow import is_connected
+        >>> from synflow_pl.masks import Masks
+        >>> masks = Masks({"weight": torch.tensor([[True, False]])})
+        >>> is_connected(nn.Linear(2, 1), masks, (torch.ones(1, 2),))
+        True
     """
-    return Connectivity(network, inputs).left(masks)
+    return Connectivity(network, inputs).is_connected(masks)
 
 
 class _Mark(torch.autograd.Function):
-    """Ones where something is, forwards and backwards."""
+    """Replaces positive entries by ones, in the forward and in the backward pass."""
 
     @staticmethod
     def forward(context: Any, value: Tensor) -> Tensor:
@@ -225,8 +253,10 @@ class _Mark(torch.autograd.Function):
 
 
 class _Support(torch.autograd.Function):
-    """Ones where a computed weight is not zero; backwards, the gradient of what it is computed
-    from.
+    """Replaces the nonzero entries of a computed weight by ones.
+
+    In the backward pass, positive gradients become ones, whether the entry of the weight is zero or
+    not.
     """
 
     @staticmethod
@@ -238,9 +268,9 @@ class _Support(torch.autograd.Function):
         return (gradients[0] > 0).to(gradients[0].dtype), None
 
 
-def _connect(function: Callable[..., Any], step: Node, arguments: Sequence[Any]) -> Any:
-    """What a step connects: all that it may choose from counts as chosen."""
-    chosen = _CHOICES.get(step.name)
+def _connect(function: Callable[..., Any], node: Node, arguments: Sequence[Any]) -> Any:
+    """Return the connections of a node; an operation that selects entries connects all of them."""
+    chosen = _CHOICES.get(node.name)
     result = function(*arguments) if chosen is None else chosen(function, *arguments)
     return tree_map(
         lambda leaf: (
@@ -259,7 +289,7 @@ def _window(
     dilation: Any = 1,
     *_: Any,
 ) -> Any:
-    """Max pooling: the sum over each window."""
+    """Return the sum over each window of a max pooling."""
     with torch.no_grad():
         result = function(signal, kernel, stride, padding, dilation, *_)
     pooled, *indices = result if isinstance(result, (tuple, list)) else (result,)
@@ -284,6 +314,7 @@ def _window(
 
 
 def _adaptive_window(function: Callable[..., Any], signal: Tensor, size: Sequence[int]) -> Any:
+    """Return the mean over each window of an adaptive max pooling."""
     with torch.no_grad():
         _, indices = function(signal, size)
     average: Any = (
@@ -295,7 +326,7 @@ def _adaptive_window(function: Callable[..., Any], signal: Tensor, size: Sequenc
 
 
 def _largest(function: Callable[..., Any], signal: Tensor, *arguments: Any) -> Any:
-    """A maximum along one dimension, or all of them, or of two signals."""
+    """Return the sum in place of a maximum over one dimension, all entries or two signals."""
     result = function(signal, *arguments)
     if arguments and isinstance(arguments[0], Tensor):
         return signal + arguments[0]
@@ -305,8 +336,12 @@ def _largest(function: Callable[..., Any], signal: Tensor, *arguments: Any) -> A
 
 
 def _several(dimension: int) -> Callable[..., Any]:
-    """A choice of several along one dimension, which stands at this place among the arguments: any
-    may be among them.
+    """Return the rule of an operation that selects several entries along one dimension.
+
+    Each selected entry becomes the sum over the dimension, since it may be any of them.
+
+    Args:
+        dimension: Position of the dimension among the arguments of the operation.
     """
 
     def choose(function: Callable[..., Any], signal: Tensor, *arguments: Any) -> Any:

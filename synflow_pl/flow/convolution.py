@@ -1,15 +1,13 @@
-"""Products of weights with one signal that write their gradient where it is wanted, and convolution
-at few positions.
+"""Matrix products and small convolutions that write the gradient of the weight to given memory.
 
-Deep in a network a kernel of a million entries meets a signal of two by two positions. A round then
-costs what it takes to read the kernel twice and to write its gradient once; torch's convolution
-takes several times that, since it works along the positions. Written as a product with the patches
-in rows, (positions, patch) times (patch, units), each of the three passes runs through memory in
-order.
+Deep in a network, a kernel of a million entries is applied to a signal of two by two positions. A
+round then costs two reads of the kernel and one write of its gradient; the convolution of PyTorch
+takes several times that, since it vectorises over positions. As a product of patches in rows,
+(positions, patch) times (patch, units), each of the three passes reads memory in order.
 
-And a gradient as large as the weights, in memory that is fresh in every round, costs more than to
-compute it: the system hands out memory page by page, each of them zeroed. So a gradient can be
-given the memory of the last round's.
+Allocating a gradient as large as the weights in every round costs more than computing it, since the
+operating system zeroes each new page. A gradient can therefore reuse the memory of the last
+round's.
 """
 
 from __future__ import annotations
@@ -24,11 +22,11 @@ from torch.nn.functional import fold, linear, unfold
 
 __all__ = ["convolve", "multiply", "widened"]
 
-# Measured with 3x3 kernels of 512 by 512: 4 positions in two fifths of the time, 16 in the same,
-# and with fewer units in more.
+# Measured with 3x3 kernels of 512 by 512: 4 positions take two fifths of the time of torch's
+# convolution, 16 the same time, and with fewer units more.
 _FEW = 8
-# Up to so many, a product is as fast as torch's convolution, which has no say in where its gradient
-# goes.
+# Up to this many positions, a product is as fast as torch's convolution, which cannot write its
+# gradient to given memory.
 _SOME = 64
 
 
@@ -44,10 +42,20 @@ def convolve(
     groups: int,
     into: Tensor | None = None,
 ) -> Tensor:
-    """``aten.convolution``, argument for argument, of signals without a bias.
+    """Compute ``aten.convolution`` without a bias; the arguments are the same.
 
-    ``into``, in the weight's shape, is where the weight's gradient may be written (it is whatever
-    tensor autograd returns). Then the result can be differentiated once.
+    Args:
+        signal: Input of the convolution.
+        weight: Kernel of the convolution.
+        bias: ``None``.
+        stride: Stride.
+        padding: Padding.
+        dilation: Dilation.
+        transposed: Whether the convolution is transposed.
+        output_padding: Output padding of a transposed convolution.
+        groups: Number of groups.
+        into: Memory for the weight's gradient, in the weight's shape. Autograd returns the gradient
+            in this tensor or in another one. If given, the result can be differentiated once.
     """
     plain = signal.dim() == 4 and len(signal) == 1 and not transposed and groups == 1
     if plain:
@@ -77,9 +85,14 @@ def convolve(
 
 
 def multiply(signal: Tensor, transposed: Tensor, into: Tensor) -> Tensor:
-    """``signal @ transposed``, of an (N, inputs) signal and an (inputs, units) view of a weight,
-    whose gradient is written to ``into``, (units, inputs); for any other signal it may be
-    elsewhere. The result can be differentiated once.
+    """Compute ``signal @ transposed`` with the gradient of the weight written to given memory.
+
+    Args:
+        signal: Tensor of shape (N, inputs); for any other number of dimensions the gradient may be
+            written elsewhere.
+        transposed: View of a weight, of shape (inputs, units).
+        into: Memory for the weight's gradient, of shape (units, inputs). The result can be
+            differentiated once.
     """
     return (
         _Product.apply(signal, transposed, into)
@@ -100,7 +113,7 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         patches = unfold(signal, *geometry)[0]  # (patch, positions)
         if patches.shape[1] <= _FEW:
-            patches = patches.t().contiguous().t()  # in rows, as above
+            patches = patches.t().contiguous().t()  # patches in rows
         context.save_for_backward(patches, weight)
         context.into, context.size, context.geometry = into, signal.shape[2:], geometry
         return torch.mm(patches.t(), weight.flatten(1).t()).t().reshape(1, -1, *size)
@@ -143,8 +156,6 @@ def _positions(length: int, kernel: int, stride: int, padding: int, dilation: in
 
 
 def widened(given: Any, spatial: int) -> list[int]:
-    """A stride, padding or dilation for each of so many dimensions; one number stands for all of
-    them.
-    """
+    """Return a stride, padding or dilation as a list with one entry per spatial dimension."""
     values = list(given) if isinstance(given, (tuple, list)) else [given]
     return values * spatial if len(values) == 1 else values

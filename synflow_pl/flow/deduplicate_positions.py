@@ -1,12 +1,11 @@
-"""Uniform stretches: positions at which the skeleton's flow is the same are computed once.
+"""Deduplication of positions: equal positions of a signal are computed once.
 
-The input is ones, so away from the border every position of a convolution sees the same, and puts
-out the same. After k layers of 3x3 kernels only k positions at either border differ; the stretch
-between them can be cut short, down to one position, and nothing but the size of the image changes.
-Where a stretch would vanish, because borders have met or a stride does not divide what is left out,
-and where the whole signal is asked for, the positions left out are put back as copies. What is
-computed is the same number R, so its gradients are the same too. Early layers, the largest in
-positions, so cost what their depth makes them cost, whatever the image's size.
+The input is ones, so away from the border all positions of a convolution's output are equal. After
+k layers of 3x3 kernels only k positions at either border differ; all but one of the equal ones
+between them can be left out. They are put back as copies where nothing can be left out any more,
+because the borders have met or a stride does not divide the number left out, and where the whole
+signal is needed. The result R is the same number, so its gradients are the same too, and the cost
+for early layers, which have the most positions, does not depend on the size of the image.
 """
 
 from __future__ import annotations
@@ -22,20 +21,18 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from synflow_pl.flow.convolution import convolve, widened
-from synflow_pl.flow.linear_network import Node
+from synflow_pl.flow.node import Node
 from synflow_pl.graph.trace import Value
 
 __all__ = ["deduplicate_positions"]
 
-# Worth a copy: so many times fewer positions in what comes before.
+# Copies are put back if this makes the preceding signal so many times smaller.
 _WORTH = 2.0
 _POINTWISE: tuple[Callable[..., Any], ...] = (torch.mul, torch.div, torch.add)
 
 
 class _Axis(NamedTuple):
-    """Positions along one dimension of a signal; from ``start`` up to ``stop`` they are all the
-    same.
-    """
+    """Positions along one dimension of a signal; the ones in [start, stop) are equal."""
 
     size: int
     start: int
@@ -43,12 +40,12 @@ class _Axis(NamedTuple):
 
     @property
     def room(self) -> int:
-        """How many of them can be left out."""
+        """Return how many equal positions can be left out."""
         return max(0, self.stop - self.start - 1)
 
 
 class _Window(NamedTuple):
-    """What a position of the output reads along one dimension."""
+    """The input positions that each output position reads along one dimension."""
 
     reach: int
     stride: int
@@ -66,59 +63,59 @@ _POINT = _Window(1, 1, 0)
 
 
 def deduplicate_positions(
-    steps: Sequence[Node],
+    nodes: Sequence[Node],
     sources: Mapping[int, Tensor],
     outputs: Sequence[int],
     shape: Callable[[int], Sequence[int]],
     unused: int,
 ) -> tuple[list[Node], dict[int, Tensor], tuple[int, ...]]:
-    """The same function of the weights on shorter signals.
+    """Return nodes that compute the same function of the weights on shorter signals.
 
     Args:
-        steps: from input to output.
-        sources: by number, ones: where flow comes in.
-        outputs: numbers of the values whose sum is asked for.
-        shape: of a value, by number.
-        unused: the first number that no value has.
+        nodes: Nodes of the linear network in order of execution.
+        sources: Tensors of ones at which flow starts, by number.
+        outputs: Numbers of the outputs.
+        shape: Function from the number of a value to its shape.
+        unused: Smallest number that no value has.
 
     Returns:
-        The steps, the sources and the numbers of the outputs, which are whole.
+        The nodes, the sources and the numbers of the outputs, which have their full size.
     """
-    return _Shortening(steps, sources, shape, unused).run(outputs)
+    return _Deduplication(nodes, sources, shape, unused).run(outputs)
 
 
-class _Shortening:
+class _Deduplication:
     def __init__(
         self,
-        steps: Sequence[Node],
+        nodes: Sequence[Node],
         sources: Mapping[int, Tensor],
         shape: Callable[[int], Sequence[int]],
         unused: int,
     ) -> None:
-        self._given = steps
+        self._given = nodes
         self._sources = sources
         self._shape = shape
         self._unused = unused
-        self._read = {number for step in steps for number in step.operands}
+        self._read = {number for node in nodes for number in node.operands}
         self._axes = {
             number: tuple(_Axis(size, 0, size) for size in ones.shape[2:])
             for number, ones in sources.items()
             if ones.dim() >= 3
         }
-        # By the number of its output, for each step that can work on shortened signals.
+        # The windows of each node that can work on shorter signals, by the number of its output.
         self._windows: dict[int, tuple[_Window, ...]] = {}
-        for step in steps:
-            self._follow(step)
-        # By number, the outputs of those of them that read a signal.
+        for node in nodes:
+            self._follow(node)
+        # The outputs of such nodes that read each signal, by number.
         self._readers: dict[int, list[int]] = {}
-        for step in steps:
-            if step.outputs[0] in self._windows:
-                for number in self._signals(step):
-                    self._readers.setdefault(number, []).append(step.outputs[0])
+        for node in nodes:
+            if node.outputs[0] in self._windows:
+                for number in self._signals(node):
+                    self._readers.setdefault(number, []).append(node.outputs[0])
         self._plan = self._planned()
         self._left_out: dict[int, tuple[int, ...]] = {}
         self._whole: dict[tuple[int, tuple[int, ...]], int] = {}
-        self._steps: list[Node] = []
+        self._nodes: list[Node] = []
 
     def run(self, outputs: Sequence[int]) -> tuple[list[Node], dict[int, Tensor], tuple[int, ...]]:
         sources = dict(self._sources)
@@ -126,14 +123,14 @@ class _Shortening:
             left_out = self._left_out[number] = self._plan[number]
             for dim, count in enumerate(left_out, 2):
                 sources[number] = sources[number].narrow(dim, 0, sources[number].shape[dim] - count)
-        for step in self._given:
-            self._add(step)
-        return self._steps, sources, tuple(self._at(number) for number in outputs)
+        for node in self._given:
+            self._add(node)
+        return self._nodes, sources, tuple(self._at(number) for number in outputs)
 
-    def _follow(self, step: Node) -> None:
-        """Where the signal that a step makes is the same, if it can work on shortened ones."""
-        signals = self._signals(step)
-        windows = self._windows_of(step, signals)
+    def _follow(self, node: Node) -> None:
+        """Find the equal positions of a node's output if the node can work on shorter signals."""
+        signals = self._signals(node)
+        windows = self._windows_of(node, signals)
         if windows is None:
             return
         over = [
@@ -145,38 +142,39 @@ class _Shortening:
             for axes in over
             for axis, same in zip(axes, over[0], strict=True)
         ):
-            return  # one of two is spread out over the other
-        self._windows[step.outputs[0]] = windows
-        self._axes[step.outputs[0]] = tuple(
+            return  # one operand is broadcast over the other
+        self._windows[node.outputs[0]] = windows
+        self._axes[node.outputs[0]] = tuple(
             _Axis(axes[0].size, max(axis.start for axis in axes), min(axis.stop for axis in axes))
             for axes in zip(*over, strict=True)
         )
 
-    def _signals(self, step: Node) -> list[int]:
-        return [number for number in step.operands if number in self._axes]
+    def _signals(self, node: Node) -> list[int]:
+        return [number for number in node.operands if number in self._axes]
 
-    def _windows_of(self, step: Node, signals: list[int]) -> tuple[_Window, ...] | None:
-        if not signals or step.kwargs or len({len(self._axes[number]) for number in signals}) > 1:
+    def _windows_of(self, node: Node, signals: list[int]) -> tuple[_Window, ...] | None:
+        if not signals or node.kwargs or len({len(self._axes[number]) for number in signals}) > 1:
             return None
         spatial = len(self._axes[signals[0]])
-        if step.function in _POINTWISE:
-            others = [number for number in step.operands if number not in signals]
+        if node.function in _POINTWISE:
+            others = [number for number in node.operands if number not in signals]
             spread = all(size == 1 for number in others for size in self._shape(number)[-spatial:])
             return (_POINT,) * spatial if spread else None
-        signal, *rest = step.args
+        signal, *rest = node.args
         if len(signals) > 1 or not isinstance(signal, Value) or signal.number not in signals:
             return None
-        if step.function is convolve:
+        if node.function is convolve:
             weight, _, stride, padding, dilation, transposed, *_ = rest
             kernel = self._shape(weight.number)[2:]
             if transposed:
                 return None
-        elif step.name.startswith(("max_pool", "avg_pool")):
+        elif node.name.startswith(("max_pool", "avg_pool")):
             kernel, stride, padding, dilation, over = (
-                _largest if step.name.startswith("max_pool") else _average
+                _largest if node.name.startswith("max_pool") else _average
             )(*rest)
-            if over or self._read.intersection(step.outputs[1:]):
-                return None  # windows that hang over the edge, or somebody who reads where the largest were
+            if over or self._read.intersection(node.outputs[1:]):
+                # Windows cross the border, or another node reads the indices of the maxima.
+                return None
         else:
             return None
         if len(kernel) != spatial:
@@ -189,8 +187,10 @@ class _Shortening:
         )
 
     def _planned(self) -> dict[int, tuple[int, ...]]:
-        """By number, how many positions of each signal are to be left out: what those who read it
-        can do with, or all that can be where that leaves so much less that copies are worth it.
+        """Return how many positions of each signal to leave out, by number.
+
+        That is as many as all nodes that read the signal allow, or as many as possible where the
+        signal gets so much smaller that copies are worth it.
         """
         plan: dict[int, tuple[int, ...]] = {}
         for number, axes in reversed(self._axes.items()):
@@ -200,19 +200,17 @@ class _Shortening:
                 continue
             bound = most
             for reader in self._readers[number]:
-                bound = tuple(map(min, bound, self._can_do_with(reader, most, plan[reader])))
+                bound = tuple(map(min, bound, self._allowed_by(reader, most, plan[reader])))
             size = prod(axis.size - count for axis, count in zip(axes, bound, strict=True))
             plan[number] = (
                 bound if size <= _WORTH * prod(axis.size - axis.room for axis in axes) else most
             )
         return plan
 
-    def _can_do_with(
+    def _allowed_by(
         self, reader: int, most: tuple[int, ...], planned: tuple[int, ...]
     ) -> tuple[int, ...]:
-        """How many positions can be left out of what a step reads, by what is planned for its
-        output.
-        """
+        """Return how many positions a node's input can leave out, given those of its output."""
         each = zip(self._windows[reader], self._axes[reader], most, planned, strict=True)
         return tuple(
             min(left_out, count)
@@ -221,16 +219,16 @@ class _Shortening:
             for window, axis, count, left_out in each
         )
 
-    def _add(self, step: Node) -> None:
-        signals = self._signals(step)
-        windows = self._windows.get(step.outputs[0])
+    def _add(self, node: Node) -> None:
+        signals = self._signals(node)
+        windows = self._windows.get(node.outputs[0])
         wanted: tuple[int, ...] | None = None
         if windows is not None:
-            out = step.outputs[0]
+            out = node.outputs[0]
             left_out = tuple(axis.room for axis in self._axes[out])
             for number in signals:
-                # Copies are put back once before several strided steps, not after each; after a
-                # single one there are fewer.
+                # Several strided nodes share the copies that are put back before them. A single one
+                # has its copies put back after it, where there are fewer.
                 alone = len(self._readers[number]) == 1
                 left_out = tuple(
                     min(
@@ -252,12 +250,12 @@ class _Shortening:
             return at.get(item.number, item) if isinstance(item, Value) else item
 
         args, kwargs = tree_map(
-            leaf, (step.args, step.kwargs), is_leaf=lambda item: isinstance(item, Value)
+            leaf, (node.args, node.kwargs), is_leaf=lambda item: isinstance(item, Value)
         )
-        self._steps.append(replace(step, args=args, kwargs=kwargs))
+        self._nodes.append(replace(node, args=args, kwargs=kwargs))
 
     def _at(self, number: int, wanted: tuple[int, ...] | None = None) -> int:
-        """The number of a value with only so many positions left out, none by default."""
+        """Return the number of a value with ``wanted`` positions left out, none by default."""
         left_out = self._left_out.get(number)
         if left_out is None:
             return number
@@ -273,7 +271,7 @@ class _Shortening:
             places = [torch.tensor(take, device=device) for take in takes]
             new = self._whole[number, wanted] = self._unused
             self._unused += 1
-            self._steps.append(
+            self._nodes.append(
                 Node("index_select", partial(_take, places), (Value(number),), {}, (new,), False)
             )
         return self._whole[number, wanted]
@@ -282,20 +280,24 @@ class _Shortening:
 def _largest(
     kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, over: bool = False
 ) -> tuple[Any, ...]:
-    """The arguments of ``aten.max_pool*`` behind the signal."""
+    """Return kernel, stride, padding, dilation and ceil mode of ``aten.max_pool*``."""
     return kernel, stride or kernel, padding, dilation, over
 
 
 def _average(
     kernel: Any, stride: Any = (), padding: Any = 0, over: bool = False, *_: Any
 ) -> tuple[Any, ...]:
-    """The same of ``aten.avg_pool*``, which has no dilation."""
+    """Return kernel, stride, padding, dilation and ceil mode of ``aten.avg_pool*``."""
     return kernel, stride or kernel, padding, 1, over
 
 
 def _with_copies(axis: _Axis, before: int, after: int) -> list[int]:
-    """Which stored position each position is, when ``after`` are to be left out and ``before`` are
-    now.
+    """Return the stored index of each position.
+
+    Args:
+        axis: Positions of the whole signal.
+        before: Number of positions that the stored signal leaves out.
+        after: Number of positions that the new signal leaves out.
     """
     return [
         *range(axis.start),

@@ -1,26 +1,27 @@
-"""Gates: where two signals meet in a product, which one the flow goes through.
+"""Gates: which of two signals that are multiplied carries the flow.
 
-The skeleton is linear, so one of two multiplied signals must be a detached constant. What gates is
-the constant, what is gated carries the flow; and in attention, the flow goes through the values.
-Seen from the product alone, the gate is
+The linear network needs one of two multiplied signals to be a detached constant. The signal that
+gates becomes the constant, and the signal that is gated carries the flow; in attention, the values
+do. The gate of a product is
 
-1. what has come through a function that is bounded (sigmoid, softmax, a clamp from zero up; failing
-   that, tanh or erf): squeeze-excite, GLU, attention, and also x * sigmoid(x), which is SiLU, the
-   identity, or hard-swish and GELU by hand;
-2. else what is smaller and spread out over the other: a gain for each channel, or each position;
-3. else what has been made from the other: x * f(x), as in large-kernel attention;
-4. else what has come through any nonlinearity, since it was a part of something larger: SwiGLU;
-5. else what has been made from something that the other is a mere part of: gMLP;
-6. else, by custom, the right one.
+1. the signal that has passed a bounded function: sigmoid, softmax, a clamp from zero up, or,
+   failing these, tanh or erf (squeeze-excite, GLU, attention, and x * sigmoid(x), which is SiLU and
+   so the identity, as are hard-swish and GELU written by hand);
+2. else the smaller signal, which is broadcast over the other: a gain for each channel or position;
+3. else the signal that was computed from the other: x * f(x), as in large-kernel attention;
+4. else the signal that has passed any nonlinearity, since it was a part of a larger tensor: SwiGLU;
+5. else the signal that was computed from a tensor of which the other is a part: gMLP;
+6. else, by convention, the right one.
 
-Of two signals in a matrix product the one that averages is what has come through a bounded function
-or, failing that, a nonlinearity; else what has fewer such products behind it; else, by custom, the
-left one: in linear attention, q (k^T v), first k and then q.
+In a matrix product of two signals, the one that averages over the other is the signal that has
+passed a bounded function or, failing that, a nonlinearity; else the one with fewer such products
+before it; else, by convention, the left one. (In linear attention, q (k^T v), these are k and then
+q.)
 
-A gate's constant is one, whatever its value would be: it is a positive number that depends on
-weights, and scores that followed it would depend on what the flow has nothing to do with. In a
-contraction (attention) the constant is plain averaging over what is summed over; pairs that are
-masked out, so that softmax gives them nothing, take no part.
+The constant of a gate is one, whatever its value: the value is a positive number that depends on
+weights, and scores would depend on quantities that carry no flow. In a matrix product (attention)
+the constant is the mean over the summed dimension; pairs that are masked out, so that their softmax
+is zero, are not part of the mean.
 """
 
 from __future__ import annotations
@@ -37,27 +38,33 @@ from synflow_pl.graph.trace import Operation, Value
 
 __all__ = ["attention", "contract", "gate", "gated", "set_level"]
 
+# How much a value looks like a gate: SHARES for shares that sum to one, UNIT for other bounded
+# non-negative values, BOUNDED for other bounded values, ACTIVATED behind any other nonlinearity.
 SHARES, BOUNDED, ACTIVATED = 4, 2, 1
 _LEVELS = {
     **dict.fromkeys(("_softmax", "_safe_softmax"), SHARES),
     **dict.fromkeys(("sigmoid", "hardsigmoid"), UNIT),
     **dict.fromkeys(("tanh", "erf", "sign", "softsign", "sin", "cos"), BOUNDED),
     **dict.fromkeys(
-        "relu leaky_relu _prelu_kernel elu celu gelu silu mish hardswish softplus exp reciprocal log_sigmoid_forward".split(),
+        """
+        relu leaky_relu _prelu_kernel elu celu gelu silu mish hardswish softplus exp reciprocal
+        log_sigmoid_forward
+        """.split(),
         ACTIVATED,
     ),
 }
-# After these a signal is a plain one again.
+# The outputs of these operations are no gates, whatever they read.
 _PRODUCTS = frozenset("mm addmm bmm baddbmm mv addmv".split())
 _PLAIN = _PRODUCTS | NORMALISATIONS.keys() | {"convolution"}
-# What takes a part of a signal, and what looks at it in another shape.
+# Operations that return a part of a signal, or its entries in another shape.
 _PARTS = frozenset("split split_with_sizes unbind slice select narrow".split())
 _SHAPES = frozenset("view _unsafe_view permute transpose squeeze unsqueeze expand".split())
 
 
 def set_level(builder: Builder, operation: Operation) -> None:
-    """Note how much the operation's output looks like a gate. Moved about, scaled or shifted by
-    constants, it still does.
+    """Set how much the output of an operation looks like a gate.
+
+    Moving entries, scaling and shifting by constants leave the level as it is.
     """
     name = operation.name
     read = [value.number for value in operation.reads if builder.carries(value)]
@@ -84,34 +91,40 @@ def set_level(builder: Builder, operation: Operation) -> None:
             level = max(level, ACTIVATED if max(signals) >= BOUNDED else 0)
         if name in _PARTS and level == ACTIVATED:
             level = 0
-    mixed = max(builder.mixed.get(number, 0) for number in read) + (
+    num_products = max(builder.num_products.get(number, 0) for number in read) + (
         name in _PRODUCTS and len(read) > 1
     )
     for output in operation.outputs:
         if output is not None:
-            builder.level[output.number], builder.mixed[output.number] = level, mixed
+            builder.level[output.number], builder.num_products[output.number] = level, num_products
 
 
 def gated(
     builder: Builder, operation: Operation, signal: Value, by: Value, shuts: bool = True
 ) -> None:
-    """The operation's output is a signal that another one gates: the flow of the signal, as it is.
-    ``shuts`` says whether a gate of zero lets nothing pass.
+    """Let the output of an operation carry the flow of a signal that another signal gates.
+
+    Args:
+        builder: Builder of the linear network.
+        operation: The product.
+        signal: Signal that carries the flow.
+        by: Signal that gates it.
+        shuts: Whether the output is zero where the gate is zero.
     """
     builder.gated = True
     if builder.open_gates:
-        builder.step(
+        builder.add_node(
             operation,
             Gate(signal.number, by.number, shuts),
             builder.resolve(signal),
             builder.resolve(by),
         )
     else:
-        builder.same(operation, signal)
+        builder.add_identity(operation, signal)
 
 
 def gate(builder: Builder, operation: Operation, left: Value, right: Value) -> None:
-    """A product of two signals, entry by entry: one gates, the other is gated."""
+    """Translate an elementwise product of two signals: one of them gates the other."""
 
     def level(value: Value, other: Value) -> int:
         return builder.level.get(value.number, 0)
@@ -136,10 +149,15 @@ def gate(builder: Builder, operation: Operation, left: Value, right: Value) -> N
 
 
 def _made_from(builder: Builder, value: Value, other: Value, whole: bool) -> bool:
-    """Whether the flow of ``value`` comes through ``other`` or, with ``whole``, through what the
-    other is a part of.
+    """Return whether a value was computed from another one.
+
+    Args:
+        builder: Builder of the linear network.
+        value: The first value.
+        other: The second value.
+        whole: Whether to look for the tensor of which ``other`` is a part.
     """
-    makers = {number: step for step in builder.steps for number in step.outputs}
+    makers = {number: node for node in builder.nodes for number in node.outputs}
     sought = builder.resolve(other).number
     while sought in makers and makers[sought].name in (_PARTS | _SHAPES if whole else _SHAPES):
         sought = makers[sought].operands[0]
@@ -155,21 +173,21 @@ def _made_from(builder: Builder, value: Value, other: Value, whole: bool) -> boo
 
 
 def contract(builder: Builder, operation: Operation, left: Value, right: Value) -> None:
-    """A matrix product of two signals: one averages over the other."""
+    """Translate a matrix product of two signals: one of them averages over the other."""
     builder.gated = True
     levels = [builder.level.get(value.number, 0) for value in (left, right)]
-    behind = [builder.mixed.get(value.number, 0) for value in (left, right)]
-    averaging = right if (levels[1], -behind[1]) > (levels[0], -behind[0]) else left
+    products = [builder.num_products.get(value.number, 0) for value in (left, right)]
+    averaging = right if (levels[1], -products[1]) > (levels[0], -products[0]) else left
     summed = -1 if averaging is left else -2
     recorded = builder.tensor(averaging)
     support = torch.ones_like(recorded, dtype=torch.bool)
     if max(levels) == SHARES:
-        # NaN is no reason to take a pair out.
+        # A pair with NaN is not masked out.
         support = ~(recorded <= torch.finfo(recorded.dtype).tiny)
     mean = builder.constant(_average(support, recorded.dtype, summed))
     if builder.open_gates:
         if _modulated(builder, left) or _modulated(builder, right):
-            return builder.step(
+            return builder.add_node(
                 operation,
                 Product(left.number, right.number),
                 builder.resolve(left),
@@ -177,34 +195,37 @@ def contract(builder: Builder, operation: Operation, left: Value, right: Value) 
             )
         signal, by = (right, left) if averaging is left else (left, right)
         average = Average(signal.number, by.number, averaging is left, max(levels) == SHARES)
-        return builder.step(operation, average, mean, builder.resolve(signal), builder.resolve(by))
+        return builder.add_node(
+            operation, average, mean, builder.resolve(signal), builder.resolve(by)
+        )
     args = (mean, builder.resolve(right)) if averaging is left else (builder.resolve(left), mean)
-    builder.step(operation, torch.matmul, *args)
+    builder.add_node(operation, torch.matmul, *args)
 
 
 def _modulated(builder: Builder, value: Value) -> bool:
     """Return whether a value is a matrix of prunable weights multiplied by a signal."""
-    makers = {number: step for step in builder.steps for number in step.outputs}
+    makers = {number: node for node in builder.nodes for number in node.outputs}
     number = builder.resolve(value).number
     while number in makers:
-        step = makers[number]
-        if any(operand in builder.weights for operand in step.operands):
-            return step.name in ("mul", "div")
-        flowing = [operand for operand in step.operands if operand in builder.flow]
-        if step.name not in _SHAPES | _PARTS | {"t", "mul", "div"} or not flowing:
+        node = makers[number]
+        if any(operand in builder.weights for operand in node.operands):
+            return node.name in ("mul", "div")
+        flowing = [operand for operand in node.operands if operand in builder.flow]
+        if node.name not in _SHAPES | _PARTS | {"t", "mul", "div"} or not flowing:
             return False
         number = flowing[0]
     return False
 
 
 def attention(builder: Builder, operation: Operation) -> None:
-    """Fused attention of queries (N, heads, L, E), keys (N, heads, S, E) and values (N, heads, S,
-    E'): values, averaged over S.
+    """Translate fused attention: the mean of the values over the positions S.
+
+    Queries have the shape (N, heads, L, E), keys (N, heads, S, E) and values (N, heads, S, E').
     """
     given = operation.bound()
     query, key, value = (given[name] for name in ("query", "key", "value"))
     if not builder.carries(value):
-        return builder.stand_in(operation)
+        return builder.add_fallback(operation)
     builder.gated = True
     targets, sources = builder.tensor(query).shape[-2], builder.tensor(key).shape[-2]
     support = torch.ones(targets, sources, dtype=torch.bool, device=builder.tensor(value).device)
@@ -225,17 +246,17 @@ def attention(builder: Builder, operation: Operation) -> None:
         ]
         keys = builder.tensor(query).shape[-3] // builder.tensor(key).shape[-3]
         meeting = Attention(value.number, value.number, _averaged, heads, keys)
-        return builder.step(operation, meeting, mean, builder.resolve(value), *asking)
-    builder.step(operation, _averaged, mean, builder.resolve(value), heads)
+        return builder.add_node(operation, meeting, mean, builder.resolve(value), *asking)
+    builder.add_node(operation, _averaged, mean, builder.resolve(value), heads)
 
 
 def _averaged(mean: Tensor, value: Tensor, heads: int) -> Tensor:
-    # Grouped queries share a head of values.
+    # In grouped-query attention several heads of queries share a head of values.
     return mean @ (value if heads == 1 else value.repeat_interleave(heads, -3))
 
 
 def _average(support: Tensor, dtype: torch.dtype, dim: int) -> Tensor:
     mean = support.to(
         torch.promote_types(dtype.to_real(), torch.float32)
-    )  # in half precision three thirds are not one
+    )  # in half precision, three thirds do not sum to one
     return mean / mean.sum(dim, keepdim=True).clamp_min(1)

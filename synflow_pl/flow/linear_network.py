@@ -1,4 +1,4 @@
-"""Skeleton: the linear network that flow passes through."""
+"""LinearNetwork: the positive linear network that synaptic flow is computed on."""
 
 from __future__ import annotations
 
@@ -12,132 +12,130 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from synflow_pl.flow.convolution import convolve, multiply
 from synflow_pl.flow.meetings import Meeting
-from synflow_pl.flow.rescaling import LONGEST_STRETCH, cuts, power_of_two_scale
+from synflow_pl.flow.node import Node, leaves
+from synflow_pl.flow.rescaling import MAX_LAYERS_BETWEEN_CUTS, cuts, power_of_two_scale
 from synflow_pl.graph.trace import Value
 
-__all__ = ["Block", "LinearNetwork", "Node", "magnitude"]
-
-
-@dataclass(frozen=True)
-class Node:
-    """``outputs = function(*args, **kwargs)`` with every :class:`Value` replaced by what it stands
-    for.
-
-    ``contraction`` marks the steps in which weights act on the signal. ``weight`` names the
-    parameter that does, where it is a plain (units, inputs, kernel...) one that nothing else reads:
-    such a step can work on the living block of its weight alone.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: tuple[int, ...]
-    contraction: bool
-    weight: str | None = None
-
-    @property
-    def operands(self) -> list[int]:
-        """Numbers of the values that this step reads."""
-        return [
-            leaf.number for leaf in _leaves((self.args, self.kwargs)) if isinstance(leaf, Value)
-        ]
+__all__ = ["Block", "LinearNetwork", "magnitude"]
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """What an operation that the skeleton has no rule for counts as: the identity where shapes
-    agree, else plain averaging.
+    """Replacement of an operation without a rule: the identity if shapes agree, else the mean.
 
     Attributes:
-        operation: its name.
-        shape: of its output.
-        truth: what it really makes of a signal, all else as it was recorded.
+        operation: Name of the operation.
+        shape: Shape of its output.
+        exact: The operation as a function of the flow, with its other arguments as they were
+            traced.
     """
 
     operation: str
     shape: torch.Size
-    truth: Callable[[Tensor], Tensor]
+    exact: Callable[[Tensor], Tensor]
 
     def __call__(self, signal: Tensor) -> Tensor:
         return signal if signal.shape == self.shape else signal.mean().expand(self.shape)
 
-    def off(self, signal: Tensor) -> float | None:
-        """How far the stand-in is from the operation on this flow, in [0, inf): the sum of
-        differences over the sum of the true values.
+    def relative_error(self, signal: Tensor) -> float | None:
+        """Return the relative error of the replacement on this flow, in [0, inf).
 
-        ``None`` where that has no meaning: the operation cannot be computed on this flow (it needs
-        complex numbers, or another shape than a stand-in before it gave), is zero throughout, or is
-        not finite.
+        It is the sum of absolute differences over the sum of absolute values of the operation's
+        output.
+
+        Returns:
+            The error, or ``None`` if it is undefined: the operation cannot be computed on this flow
+            (it needs complex numbers, or the shape that an earlier fallback changed), or its output
+            is zero throughout or not finite.
         """
         try:
-            true = self.truth(signal.detach())
-            off = float((true - self(signal)).abs().sum() / true.abs().sum())
+            exact = self.exact(signal.detach())
+            error = float((exact - self(signal)).abs().sum() / exact.abs().sum())
         except (RuntimeError, TypeError, ValueError, IndexError):
             return None
-        return off if math.isfinite(off) else None
+        return error if math.isfinite(error) else None
 
 
 class Block(NamedTuple):
-    """The part of a weight in which anything lives: whatever reads or feeds only removed weights
-    carries no flow.
+    """The rows and columns of a weight that hold its kept weights.
+
+    A unit without kept inputs, or an input without kept readers, carries no flow and can be left
+    out.
     """
 
     units: Tensor
-    """(rows,) int64, ascending: units (first dimension) with a living weight."""
+    """(rows,) int64, ascending: units (first dimension) with a kept weight."""
     inputs: Tensor
-    """(columns,) int64, ascending: inputs (second dimension) that a living weight reads."""
+    """(columns,) int64, ascending: inputs (second dimension) that a kept weight reads."""
 
 
 def magnitude(weight: Tensor) -> Tensor:
-    """|weight|, or ones if it is zero throughout: a head that starts at zero would silence every score in the network."""
+    """Return |weight|, or ones if the weight is zero throughout.
+
+    A last layer that is initialised to zero would otherwise make every score of the network zero.
+
+    Example:
+        >>> import torch
+        >>> from synflow_pl.flow import magnitude
+        >>> magnitude(torch.tensor([1.0, -2.0])), magnitude(torch.zeros(2))
+        (tensor([1., 2.]), tensor([1., 1.]))
+    """
     positive = weight.detach().abs()
     return positive if bool(positive.any()) else torch.ones_like(positive)
 
 
 class LinearNetwork:
-    """The steps from input to output, made by :func:`synflow_pl.flow.linearise`.
+    """A positive linear network, made by :func:`synflow_pl.flow.linearise`.
 
     Attributes:
-        weights: names of the parameters that the flow passes through.
-        compressible: those of them whose living block alone can be given to :meth:`flow`.
-        stretch: the largest number of weight layers between two cuts.
-        dtype: the precision to score in: the network's own if its cuts keep float32 in range, else
-            float64.
-        gated: whether one signal gates another somewhere, so that there may be weights without flow
-            by construction.
-        separating: names of the weights that every path from input to output passes, once: a
-            chain's layers.
-        silent: names of multiplicative parameters that are zero throughout and count as ones.
-        uneven: names of the weights of which a removed entry is no zero in the kernel that is used
-            (standardised weights).
-        partial: whether the network also returns booleans or whole numbers made of flow, which are
-            no outputs of the skeleton.
+        weights: Names of the parameters that the flow passes through.
+        compressible: Names of those weights that :meth:`flow` accepts as a :class:`Block`.
+        max_layers_between_cuts: Largest number of weight layers between two cuts (see
+            :mod:`synflow_pl.flow.rescaling`).
+        dtype: Precision to score in: the precision of the network, but at least float32, if its
+            cuts keep float32 in range, else float64.
+        gated: Whether one signal gates another somewhere, so that some weights may carry no flow by
+            construction.
+        separating: Names of the weights that every path from input to output passes exactly once,
+            such as the layers of a chain.
+        all_zero: Names of multiplicative parameters that are zero throughout and count as ones.
+        nonzero_after_masking: Names of the weights of which a pruned entry is not zero in the
+            kernel that is computed from them (standardised weights).
+        partial: Whether the network also returns booleans or integers computed from flow, which are
+            not outputs of the linear network.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from synflow_pl.flow import linearise
+        >>> network = nn.Linear(2, 1)
+        >>> linear_network = linearise(network, (torch.ones(1, 2),))
+        >>> linear_network.flow({"weight": torch.tensor([[1.0, 2.0]])})
+        tensor(3.)
     """
 
-    uneven: frozenset[str] = frozenset()
+    nonzero_after_masking: frozenset[str] = frozenset()
     partial: bool = False
 
     def __init__(
         self,
-        steps: list[Node],
+        nodes: list[Node],
         inputs: dict[int, Tensor],
         parameters: dict[int, Tensor],
         names: dict[int, str],
         constants: dict[int, Tensor],
         gains: Collection[int],
-        silent: Mapping[int, Collection[str]],
+        all_zero: Mapping[int, Collection[str]],
         outputs: tuple[int, ...],
         flow: Collection[int],
         gated: bool,
     ) -> None:
-        self._steps = _needed(steps, outputs)
+        self._nodes = _needed(nodes, outputs)
         self._outputs = outputs
-        read = {number for step in self._steps for number in step.operands}
+        read = {number for node in self._nodes for number in node.operands}
         self._names = {number: name for number, name in names.items() if number in read}
         self._parameters = {number: parameters[number] for number in self._names}
         self._constants = {
@@ -148,33 +146,37 @@ class LinearNetwork:
         self.gated = gated
         self.weights = frozenset(self._names.values())
         self.compressible = frozenset(
-            step.weight for step in self._steps if step.weight is not None
+            node.weight for node in self._nodes if node.weight is not None
         )
         zero = [
             name for number, name in self._names.items() if not bool(self._parameters[number].any())
         ]
-        self.silent = frozenset(zero).union(
-            *(silent[number] for number in self._gains if number in silent)
+        self.all_zero = frozenset(zero).union(
+            *(all_zero[number] for number in self._gains if number in all_zero)
         )
         self._units = {name: parameters[number].shape[0] for number, name in self._names.items()}
-        self._cut_before, self.stretch, crossed = cuts(
-            self._steps, set(flow), inputs.keys() & read, outputs
+        self._cut_before, self.max_layers_between_cuts, crossed = cuts(
+            self._nodes, set(flow), inputs.keys() & read, outputs
         )
         self._flow = frozenset(flow)
-        self._acting = _acting(self._steps, self._flow, self._names)
-        readers = Counter(name for acting in self._acting.values() for name in acting)
+        self._weights_of = _weights_of(self._nodes, self._flow, self._names)
+        readers = Counter(name for names in self._weights_of.values() for name in names)
         alone = {
-            acting[0] for index in crossed if len(acting := self.acting(self._steps[index])) == 1
+            names[0]
+            for names in (self.weights_of(self._nodes[index]) for index in crossed)
+            if len(names) == 1
         }
         self.separating = frozenset(name for name in alone if readers[name] == 1)
         own = next(iter(self._parameters.values())).dtype if self._parameters else torch.float32
         lowest = torch.float32 if own in (torch.float16, torch.bfloat16) else own
-        self.dtype = torch.float64 if self.stretch > LONGEST_STRETCH else lowest
-        self._last_use = _last_uses(self._steps, outputs)
-        # Which of a step's arguments have to be filled in, in each pass.
+        self.dtype = (
+            torch.float64 if self.max_layers_between_cuts > MAX_LAYERS_BETWEEN_CUTS else lowest
+        )
+        self._last_use = _last_uses(self._nodes, outputs)
+        # Which arguments of a node contain values and are filled in at each evaluation.
         self._open = [
-            [any(type(leaf) is Value for leaf in _leaves(item)) for item in step.args]
-            for step in self._steps
+            [any(type(leaf) is Value for leaf in leaves(item)) for item in node.args]
+            for node in self._nodes
         ]
 
     def flow(
@@ -187,23 +189,22 @@ class LinearNetwork:
         compute: Callable[[Callable[..., Any], Node, Sequence[Any]], Any] | None = None,
         into: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
-        """R up to a power of two: the sum of the skeleton's outputs for an input of ones.
+        """Return R up to a power of two: the sum of the outputs for an input of ones.
 
         Args:
-            weights: non-negative tensors by parameter name. A weight of the skeleton that is not
-                among them counts with its own magnitude.
-            blocks: of the weights among them that are cut down to their living units and inputs.
-            gains: ``False`` replaces gains, and the weights not given, by ones: what is left is the
-                structure.
-            watch: called with each step and its arguments, and with ``None`` and, at each cut, the
-                value and what it was divided by.
-            compute: called with each step's function, the step and its arguments, to give what the
-                step does instead of calling it.
-            into: where gradients of these weights may be written once they are asked for, in the
-                weights' shapes.
+            weights: Non-negative tensors by parameter name. A weight of the linear network that is
+                not among them counts with its own magnitude.
+            blocks: Blocks of those weights that are cut down to their active units and inputs.
+            gains: Whether gains, and weights that are not given, have their values; ``False``
+                replaces them by ones, so that only the structure remains.
+            watch: Function called with each node and its arguments, and at each cut with ``None``
+                and the list of the value and its divisor.
+            compute: Function called with each node's function, the node and its arguments, which
+                returns the result of the node.
+            into: Memory for the gradients of some weights, in the weights' shapes.
 
         Returns:
-            A scalar, zero exactly if no path is left (or flow underflows).
+            A scalar, exactly zero if no path from input to output is left (or if flow underflows).
         """
         dtype = next(iter(weights.values())).dtype if weights else self.dtype
         values: dict[int, Any] = {}
@@ -218,7 +219,7 @@ class LinearNetwork:
             else:
                 fixed = self._parameters[number].to(dtype)
                 values[number] = magnitude(fixed) if gains else torch.ones_like(fixed)
-        for index, step in enumerate(self._steps):
+        for index, node in enumerate(self._nodes):
             if index in self._cut_before:
                 number = self._cut_before[index]
                 power = power_of_two_scale(values[number])
@@ -227,31 +228,31 @@ class LinearNetwork:
                     watch(None, [values[number], power])
             arguments = [
                 _fill(item, values) if open_ else item
-                for item, open_ in zip(step.args, self._open[index], strict=True)
+                for item, open_ in zip(node.args, self._open[index], strict=True)
             ]
             if watch is not None:
-                watch(step, arguments)
+                watch(node, arguments)
             result: Any
-            kernel = step.function
-            if step.weight is not None and step.weight in into:
+            kernel = node.function
+            if node.weight is not None and node.weight in into:
                 kernel = partial(
-                    convolve if kernel is convolve else multiply, into=into[step.weight]
+                    convolve if kernel is convolve else multiply, into=into[node.weight]
                 )
-            if step.weight is not None and step.weight in blocks:
+            if node.weight is not None and node.weight in blocks:
                 result = _through_block(
-                    kernel, arguments, blocks[step.weight], self._units[step.weight]
+                    kernel, arguments, blocks[node.weight], self._units[node.weight]
                 )
             else:
                 function = partial(
-                    kernel, **{key: _fill(item, values) for key, item in step.kwargs.items()}
+                    kernel, **{key: _fill(item, values) for key, item in node.kwargs.items()}
                 )
                 result = (
-                    function(*arguments) if compute is None else compute(function, step, arguments)
+                    function(*arguments) if compute is None else compute(function, node, arguments)
                 )
             if isinstance(result, (tuple, list)):
-                values.update(zip(step.outputs, result, strict=True))
+                values.update(zip(node.outputs, result, strict=True))
             else:
-                values[step.outputs[0]] = result
+                values[node.outputs[0]] = result
             for number in self._last_use.get(index, ()):
                 del values[number]
         return sum(
@@ -268,71 +269,74 @@ class LinearNetwork:
         compute: Callable[[Callable[..., Any], Node, Sequence[Any]], Any] | None = None,
         into: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> dict[str, Tensor]:
-        """dR/dw for each of ``weights``, up to one power of two that all of them share: times w,
-        the synaptic saliency (Tanaka et al. 2020, Equations 1 and 2).
+        """Return dR/dw for each of ``weights``, up to one power of two that all of them share.
+
+        Multiplied by w, this is synaptic saliency (Tanaka et al. 2020, Equations 1 and 2).
 
         Args:
-            weights: non-negative tensors by parameter name, each one of ``self.weights``.
-            blocks: of the weights among them that are cut down to their living units and inputs.
-            gains: as in :meth:`flow`.
-            compute: as in :meth:`flow`.
-            into: gradients of an earlier call whose memory may be used again, for some of the same
-                weights or for blocks of them. Their memory layout does not matter; one that does
-                not fill its memory (an expanded tensor) is left alone.
+            weights: Non-negative tensors by parameter name, each one of ``self.weights``.
+            blocks: Blocks of those weights that are cut down to their active units and inputs.
+            gains: See :meth:`flow`.
+            compute: See :meth:`flow`.
+            into: Gradients of an earlier call whose memory may be reused, for some of the same
+                weights or for blocks of them. They may have any memory layout; one that does not
+                fill its memory (an expanded tensor) is not used.
 
         Returns:
-            Non-negative tensors in the weights' shapes, in any memory layout; each of them may be
-            written to.
+            Non-negative tensors in the weights' shapes, in any memory layout, that share no memory.
         """
         if not weights:
             return {}
-        leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        rooms = {name: _room(memory, leaves[name].shape) for name, memory in into.items()}
-        reused = {name: room for name, room in rooms.items() if room is not None}
+        variables = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        views = {name: _as_shape(memory, variables[name].shape) for name, memory in into.items()}
+        reused = {name: view for name, view in views.items() if view is not None}
         with torch.enable_grad():
-            total = self.flow(leaves, blocks, gains=gains, compute=compute, into=reused)
-        return dict(
-            zip(leaves, _separate(torch.autograd.grad(total, list(leaves.values()))), strict=True)
-        )
+            total = self.flow(variables, blocks, gains=gains, compute=compute, into=reused)
+        gradients = torch.autograd.grad(total, list(variables.values()))
+        return dict(zip(variables, _separate(gradients), strict=True))
 
     def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float | None]:
-        """The operations that the skeleton has no rule for, by name, each with how far its stand-in
-        is off on the flow through
-        ``weights``: the sum of differences over the sum of the true values; the worst where an
-        operation is met several times, and ``None`` where that cannot be computed.
+        """Return the operations without a rule, with the error of their replacement on this flow.
+
+        Args:
+            weights: See :meth:`flow`.
+
+        Returns:
+            The largest :meth:`Fallback.relative_error` of all calls of an operation, by its name;
+            ``None`` where it is undefined.
         """
-        found: dict[str, float | None] = {}
+        errors: dict[str, float | None] = {}
 
-        def watch(step: Node | None, arguments: Sequence[Any]) -> None:
-            if step is not None and isinstance(step.function, Fallback):
-                known = (found.get(step.function.operation), step.function.off(arguments[0]))
-                found[step.function.operation] = max(
-                    (off for off in known if off is not None), default=None
-                )
+        def watch(node: Node | None, arguments: Sequence[Any]) -> None:
+            if node is not None and isinstance(node.function, Fallback):
+                name = node.function.operation
+                known = (errors.get(name), node.function.relative_error(arguments[0]))
+                errors[name] = max((error for error in known if error is not None), default=None)
 
-        if any(isinstance(step.function, Fallback) for step in self._steps):
+        if any(isinstance(node.function, Fallback) for node in self._nodes):
             with torch.no_grad():
                 self.flow(weights, watch=watch)
-        return found
+        return errors
 
-    def acting(self, step: Node) -> tuple[str, ...]:
-        """Names of the weights that act on the signal in a step; none unless it is a
-        contraction.
+    def weights_of(self, node: Node) -> tuple[str, ...]:
+        """Return the names of the weights that act on the signal in a node.
+
+        There are none unless the node is a contraction.
         """
-        return self._acting.get(step.outputs[0], ())
+        return self._weights_of.get(node.outputs[0], ())
 
     @property
     def meetings(self) -> list[Meeting]:
-        """The functions of the steps in which two signals meet, where paths are looked for."""
-        return [step.function for step in self._steps if isinstance(step.function, Meeting)]
+        """Return the functions of the nodes in which two signals meet, with open gates."""
+        return [node.function for node in self._nodes if isinstance(node.function, Meeting)]
 
-    def reads_flow(self, step: Node) -> bool:
-        """Return whether a step reads a value that carries flow."""
-        return not self._flow.isdisjoint(step.operands)
+    def reads_flow(self, node: Node) -> bool:
+        """Return whether a node reads a value that carries flow."""
+        return not self._flow.isdisjoint(node.operands)
 
-    def arrives(self, step: Node, arguments: Sequence[Any]) -> bool:
-        """Whether any flow arrives at a step, given its arguments."""
-        given = zip(step.args, arguments, strict=True)
+    def receives_flow(self, node: Node, arguments: Sequence[Any]) -> bool:
+        """Return whether a node receives nonzero flow, given its arguments."""
+        given = zip(node.args, arguments, strict=True)
         return any(
             bool(item.any())
             for value, item in given
@@ -341,58 +345,61 @@ class LinearNetwork:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is not as it should be, for a report: the operations without a rule, on the flow
-        through the network as it is.
-        """
-        off = [
-            f"{name} (off by {share:.0%})" if share is not None else name
-            for name, share in self.unknown({}).items()
-        ]
-        notes = (
-            [f"operations without a rule, taken for the identity or an average: {', '.join(off)}"]
-            if off
-            else []
+        """Return notes for a report: operations without a rule, weights with unusual zeros."""
+        names = ", ".join(
+            f"{name} (off by {error:.0%})" if error is not None else name
+            for name, error in self.unknown({}).items()
         )
-        if self.uneven:
-            names = ", ".join(sorted(self.uneven))
+        notes = []
+        if names:
             notes.append(
-                f"removed weights are not zero in the kernel that is computed from them (standardised weights): {names}"
+                f"operations without a rule, taken for the identity or an average: {names}"
+            )
+        if self.nonzero_after_masking:
+            names = ", ".join(sorted(self.nonzero_after_masking))
+            notes.append(
+                "removed weights are not zero in the kernel that is computed from them"
+                f" (standardised weights): {names}"
             )
         return tuple(notes)
 
     def conservation(self, weights: Mapping[str, Tensor]) -> float:
-        """How far flow is from being conserved (Tanaka et al. 2020, Theorem 2), in [0, inf): what
-        passes through each cut, the sum of value * dR/dvalue, against R; the largest relative
-        difference over all cuts. Zero but for rounding.
+        """Return how far flow is from being conserved, in [0, inf) (Tanaka et al. 2020, Theorem 2).
+
+        At each cut the flow, the sum of value * dR/dvalue, is compared with R. The result is the
+        largest relative difference over all cuts; only rounding makes it nonzero.
+
+        Args:
+            weights: See :meth:`flow`.
         """
         crossed: list[Tensor] = []
 
-        def watch(step: Node | None, arguments: Sequence[Any]) -> None:
-            if step is None:
+        def watch(node: Node | None, arguments: Sequence[Any]) -> None:
+            if node is None:
                 crossed.append(arguments[0])
 
         dtype = next(iter(weights.values())).dtype if weights else self.dtype
         sources = {number: self._constants[number] for number in self._sources}
-        leaves = {
+        inputs = {
             number: tensor.to(dtype, copy=True).requires_grad_()
             for number, tensor in sources.items()
         }
-        self._constants.update(leaves)
+        self._constants.update(inputs)
         try:
             with torch.enable_grad():
                 total = self.flow(
                     {name: weight.detach() for name, weight in weights.items()}, watch=watch
                 )
-            through = torch.autograd.grad(total, [*leaves.values(), *crossed])
+            through = torch.autograd.grad(total, [*inputs.values(), *crossed])
         finally:
             self._constants.update(sources)
         passing = [
             (value * gradient).sum().detach()
-            for value, gradient in zip([*leaves.values(), *crossed], through, strict=True)
+            for value, gradient in zip([*inputs.values(), *crossed], through, strict=True)
         ]
-        entering = torch.stack(passing[: len(leaves)]).sum()
+        entering = torch.stack(passing[: len(inputs)]).sum()
         return max(
-            float((flow / total.detach() - 1).abs()) for flow in (entering, *passing[len(leaves) :])
+            float((flow / total.detach() - 1).abs()) for flow in (entering, *passing[len(inputs) :])
         )
 
     @property
@@ -408,33 +415,29 @@ def _through_block(
     return part.new_zeros(part.shape[0], units, *part.shape[2:]).index_copy(1, block.units, part)
 
 
-def _room(memory: Tensor, shape: torch.Size) -> Tensor | None:
-    """The memory of a tensor as a contiguous tensor of this shape, or ``None`` where its entries
-    overlap or have gaps between them.
+def _as_shape(memory: Tensor, shape: torch.Size) -> Tensor | None:
+    """Return the memory of a tensor as a contiguous tensor of this shape.
 
-    Autograd returns a gradient in whatever layout its kernel wrote: a convolution at few positions
-        returns it in channels-last order.
+    Returns ``None`` if entries of the tensor overlap or have gaps between them. Autograd returns a
+    gradient in the layout that its kernel wrote: channels-last for a convolution at few positions.
     """
     in_order = memory.permute(sorted(range(memory.dim()), key=memory.stride, reverse=True))
     return in_order.view(-1)[: shape.numel()].view(shape) if in_order.is_contiguous() else None
 
 
 def _separate(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """These gradients, each in memory of its own: that of a sum is one number expanded, and two
-    terms of a sum share theirs.
+    """Return these gradients, each with memory of its own.
+
+    The gradient of a sum is one expanded number, and two terms of a sum share their gradient.
     """
     taken: set[int] = set()
     separate = []
     for gradient in gradients:
-        if gradient.data_ptr() in taken or _room(gradient, gradient.shape) is None:
+        if gradient.data_ptr() in taken or _as_shape(gradient, gradient.shape) is None:
             gradient = gradient.clone(memory_format=torch.contiguous_format)
         taken.add(gradient.data_ptr())
         separate.append(gradient)
     return separate
-
-
-def _leaves(argument: Any) -> list[Any]:
-    return tree_leaves(argument, is_leaf=lambda leaf: isinstance(leaf, Value))
 
 
 def _fill(argument: Any, values: Mapping[int, Any]) -> Any:
@@ -445,43 +448,47 @@ def _fill(argument: Any, values: Mapping[int, Any]) -> Any:
     return argument
 
 
-def _needed(steps: list[Node], outputs: tuple[int, ...]) -> list[Node]:
-    """The steps that an output depends on, in order."""
+def _needed(nodes: list[Node], outputs: tuple[int, ...]) -> list[Node]:
+    """Return the nodes that an output depends on, in order."""
     wanted = set(outputs)
     kept = []
-    for step in reversed(steps):
-        if wanted.intersection(step.outputs):
-            wanted.update(step.operands)
-            kept.append(step)
+    for node in reversed(nodes):
+        if wanted.intersection(node.outputs):
+            wanted.update(node.operands)
+            kept.append(node)
     return kept[::-1]
 
 
-def _acting(
-    steps: list[Node], flow: frozenset[int], names: Mapping[int, str]
+def _weights_of(
+    nodes: list[Node], flow: frozenset[int], names: Mapping[int, str]
 ) -> dict[int, tuple[str, ...]]:
-    """By the number of its output, the names of the weights that act in each contraction: read as
-    they are or in another form.
+    """Return the names of the weights that act on the signal in each contraction.
+
+    A weight may be read as it is or through other operations.
+
+    Returns:
+        Names by the number of the contraction's output.
     """
     origin: dict[int, tuple[str, ...]] = {number: (name,) for number, name in names.items()}
-    acting: dict[int, tuple[str, ...]] = {}
-    for step in steps:
+    weights_of: dict[int, tuple[str, ...]] = {}
+    for node in nodes:
         made_of = tuple(
-            dict.fromkeys(name for number in step.operands for name in origin.get(number, ()))
+            dict.fromkeys(name for number in node.operands for name in origin.get(number, ()))
         )
-        if not flow.intersection(step.operands):
-            origin.update(dict.fromkeys(step.outputs, made_of))
-        elif step.contraction:
-            acting[step.outputs[0]] = made_of
-    return acting
+        if not flow.intersection(node.operands):
+            origin.update(dict.fromkeys(node.outputs, made_of))
+        elif node.contraction:
+            weights_of[node.outputs[0]] = made_of
+    return weights_of
 
 
-def _last_uses(steps: list[Node], outputs: tuple[int, ...]) -> dict[int, list[int]]:
-    """By step index, the computed values that are not needed after it."""
-    made = {number for step in steps for number in step.outputs if number >= 0}
+def _last_uses(nodes: list[Node], outputs: tuple[int, ...]) -> dict[int, list[int]]:
+    """Return the computed values that are no longer needed after each node, by its index."""
+    made = {number for node in nodes for number in node.outputs if number >= 0}
     last = {
         number: index
-        for index, step in enumerate(steps)
-        for number in (*step.outputs, *step.operands)
+        for index, node in enumerate(nodes)
+        for number in (*node.outputs, *node.operands)
         if number in made
     }
     release: dict[int, list[int]] = {}

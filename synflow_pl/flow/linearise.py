@@ -1,6 +1,4 @@
-"""Linearise: from a recording to the positive linear skeleton of a network, the thing that synaptic
-flow flows through.
-"""
+"""linearise(): from the graph of a network to its positive linear network."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ from torch import Tensor, nn
 
 from synflow_pl.flow.builder import Builder
 from synflow_pl.flow.linear_network import LinearNetwork
-from synflow_pl.flow.replay import uneven_weights
+from synflow_pl.flow.replay import weights_nonzero_after_masking
 from synflow_pl.flow.rules import apply_rule
 from synflow_pl.graph.trace import Graph, trace
 from synflow_pl.masks import prunable
@@ -19,31 +17,41 @@ __all__ = ["linearise"]
 def linearise(
     network: nn.Module,
     inputs: tuple[Tensor, ...],
-    recording: Graph | None = None,
+    graph: Graph | None = None,
     *,
     open_gates: bool = False,
 ) -> LinearNetwork:
-    """The positive linear skeleton of ``network`` at the shapes of ``inputs``.
+    """Return the positive linear network of ``network`` at the shapes of ``inputs``.
 
     Args:
-        network: any module; read once, left as it was found. Its weights are not kept: the skeleton
-            asks for them in each pass.
-        inputs: one tensor per input of the network, batch dimension included, as :func:`example_of`
-            gives them.
-        recording: the network's recording, where one is at hand.
-        open_gates: let flow come through gates, queries and keys too, into what they act on. Such a
-            skeleton is not linear: it tells what is connected to what
-            (:mod:`synflow_pl.flow.connectivity`), not how much flows.
+        network: Any module. It is run once and left unchanged. The linear network does not store
+            its weights: they are passed to each evaluation.
+        inputs: One tensor per input of the network with the batch dimension, as returned by
+            :func:`example_of`.
+        graph: Graph of the network, if it has been traced already.
+        open_gates: Whether flow also passes through gates, queries and keys to what they act on.
+            Such a network is not linear: it shows what is connected (see
+            :mod:`synflow_pl.flow.connectivity`), not how much flows.
 
     Raises:
-        ValueError: if no input reaches an output, or nothing is prunable.
+        ValueError: If no output depends on an input, or if nothing is prunable.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from synflow_pl.flow import linearise
+        >>> network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> sorted(linearise(network, (torch.ones(1, 2),)).weights)
+        ['0.weight', '2.weight']
     """
-    recording = trace(network, inputs) if recording is None else recording
+    graph = trace(network, inputs) if graph is None else graph
     weights, parameters = prunable(network), dict(network.named_parameters())
-    builder = Builder(recording, weights, parameters, open_gates)
-    for operation in recording.operations:
-        if builder.turn_to(operation):
+    builder = Builder(graph, weights, parameters, open_gates)
+    for operation in graph.operations:
+        if builder.visit(operation):
             apply_rule(builder, operation)
-    skeleton = builder.finish(type(network).__name__)
-    skeleton.uneven = uneven_weights(recording, weights, parameters) & skeleton.weights
-    return skeleton
+    linear_network = builder.finish(type(network).__name__)
+    linear_network.nonzero_after_masking = (
+        weights_nonzero_after_masking(graph, weights, parameters) & linear_network.weights
+    )
+    return linear_network

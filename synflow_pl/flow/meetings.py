@@ -1,8 +1,8 @@
-"""Meetings: products of two signals in a skeleton that shows what is connected.
+"""Meetings: products of two signals in a linear network with open gates, for connectivity.
 
-A product depends on the input through each of its factors where the other one is there: it carries
-flow itself, or is a constant other than zero, which a bias may make. Without values that are known
-(outside :class:`synflow_pl.flow.Connectivity`), constants count as absent.
+A product depends on the input through one factor wherever the other factor is present: where that
+factor carries flow itself or is a nonzero constant, which may come from a bias. Unless the values
+in the network are known (in :class:`synflow_pl.flow.Connectivity`), constants count as zero.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from synflow_pl.flow.convolution import convolve
 __all__ = ["Attention", "Average", "Gate", "Kernel", "Meeting", "Product"]
 
 Values = Callable[[int], Tensor]
-"""By number of a recorded value, what the network computes there with the masks at hand."""
+"""Function from the number of a traced value to its tensor under the current masks."""
 
-# Rounding may leave such a part of the largest entry where the exact value is zero.
+# An entry below this fraction of the largest one may be a rounding error of zero.
 _CRUMB = 1e-6
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """A step in which two signals meet, each known by the number of the recorded value.
+    """A node in which two signals meet, each identified by the number of its traced value.
 
     Attributes:
-        signal: number of what carries the flow.
-        by: number of what acts on it.
+        signal: Number of the signal that carries the flow.
+        by: Number of the signal that acts on it.
     """
 
     signal: int
@@ -41,23 +41,23 @@ class Meeting:
         return self.connect(arguments, None)
 
     def connect(self, arguments: Sequence[Any], values: Values | None) -> Tensor:
-        """Return a tensor that is positive where the output of the step depends on the input.
+        """Return a tensor that is positive where the output of the node depends on the input.
 
         Args:
-            arguments: The arguments of the step, positive where a value depends on the input.
-            values: see :data:`Values`; ``None`` if they are not known.
+            arguments: Arguments of the node, positive where a value depends on the input.
+            values: See :data:`Values`; ``None`` if the values are not known.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Gate(Meeting):
-    """A product entry by entry, plus a third argument if there is one.
+    """An elementwise product, plus a third argument if there is one.
 
     Attributes:
-        shuts: whether the signal is lost where the gate is zero; not where it divides.
-        halves: the dimension along which both are halves of one signal, the second behind a
-            sigmoid; ``None`` if they are not.
+        shuts: Whether the output is zero where the gate is zero, which is not so for a divisor.
+        halves: Dimension along which both factors are halves of one signal, the second one behind a
+            sigmoid; ``None`` if they are separate signals.
     """
 
     shuts: bool = True
@@ -79,13 +79,14 @@ class Gate(Meeting):
 
 @dataclass(frozen=True)
 class Average(Meeting):
-    """A matrix product in which one signal averages over the other; each of its rows depends on all
-    that averages.
+    """A matrix product in which one signal averages over the other.
+
+    Each row of the averaging signal depends on all of its entries.
 
     Attributes:
-        first: whether what averages is the left factor.
-        shares: whether its rows sum to one, so that it makes no difference where it averages over
-            equal values.
+        first: Whether the averaging signal is the left factor.
+        shares: Whether its rows sum to one, so that the average of equal values does not depend on
+            it.
     """
 
     first: bool = True
@@ -106,13 +107,13 @@ class Average(Meeting):
 
 @dataclass(frozen=True)
 class Attention(Meeting):
-    """Fused attention: values, averaged; each depends on all queries and keys.
+    """Fused attention: a mean of the values in which each output depends on all queries and keys.
 
     Attributes:
-        average: what averages over a tensor shaped like the keys or the values, given the mean and
-            the heads in a group.
-        group: heads of queries for each head of values.
-        key_group: heads of queries for each head of keys.
+        average: Function that averages a tensor in the shape of the keys or values, given the
+            averaging matrix, the tensor and the number of query heads per head.
+        group: Number of query heads for each head of values.
+        key_group: Number of query heads for each head of keys.
     """
 
     average: Callable[[Tensor, Tensor, int], Tensor]
@@ -138,8 +139,10 @@ class Attention(Meeting):
 
 @dataclass(frozen=True)
 class Kernel(Meeting):
-    """A convolution whose kernel depends on the input too; ``geometry`` is what follows the bias
-    among its arguments.
+    """A convolution whose kernel depends on the input too.
+
+    Attributes:
+        geometry: Arguments of the convolution after the bias.
     """
 
     geometry: tuple[Any, ...]
@@ -169,8 +172,9 @@ class Product(Meeting):
 
 
 def _constant(flow: Tensor, number: int, values: Values | None) -> Tensor:
-    """One where a value does not depend on the input and is not zero, in the shape and precision of
-    its flow.
+    """Return ones where a value is nonzero but does not depend on the input.
+
+    The result has the shape and precision of the value's flow.
     """
     absent = flow.detach() <= 0
     if values is None or not bool(absent.any()):
@@ -186,8 +190,9 @@ def _varying(
     averaged: Callable[[Tensor], Tensor],
     shares: bool,
 ) -> Tensor:
-    """Where values without flow make a difference to what averages over them: where they are not
-    zero or, if it shares one among them, not equal.
+    """Return where a signal that averages makes a difference, though the values carry no flow.
+
+    It does where the values are not zero or, if its rows sum to one, where they are not equal.
     """
     if values is None or not bool((flow.detach() <= 0).any()):
         return torch.zeros_like(averaged(flow.detach()))
@@ -196,7 +201,7 @@ def _varying(
     value = values(number)
     value = value if value.device.type == "mps" else value.double()
     value = value / value.abs().max().clamp_min(torch.finfo(value.dtype).tiny)
-    # The variance, of values that are one at most.
+    # The variance of values that are at most one.
     return ((averaged(value.square()) - averaged(value).square()).abs() > _CRUMB**2 * 100) & (
         averaged(flow.detach()) <= 0
     )

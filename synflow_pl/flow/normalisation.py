@@ -1,7 +1,8 @@
-"""Normalisation: in the skeleton it is its |gain|, for BatchNorm over its running deviation; no mean is taken off.
+"""Normalisation: rules that replace a normalisation by its |gain|, without its mean.
 
-Divided by what the flow itself is, the skeleton would not be linear; and before LayerNorm, whose
-output does not depend on the scale of its input, every score would cancel to zero.
+For BatchNorm the gain is divided by the running standard deviation. A division by the deviation of
+the flow itself would make the network nonlinear, and before LayerNorm, whose output does not depend
+on the scale of its input, every score would cancel to zero.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ def _batch_norm(builder: Builder, operation: Operation) -> None:
     variance, weight = given.get("running_var"), given.get("weight")
     channels = (-1,) + (1,) * (builder.tensor(given["input"]).dim() - 2)
     if builder.in_weights:
-        # Standardised weights: over their own deviation, as recorded.
+        # A standardised weight is divided by its own deviation, as traced.
         inverse = operation.outputs[2]
         assert inverse is not None
         gain = builder.tensor(inverse)
     elif isinstance(variance, Value):
         gain = (builder.tensor(variance) + given["eps"]).rsqrt()
     else:
-        # No running statistics: normalised by the batch, like an instance norm.
+        # Without running statistics, the batch is normalised as by an instance norm.
         return _gain(builder, operation, given["input"], weight, channels)
     gain = gain if weight is None else gain * builder.tensor(weight)
     if builder.in_weights and builder.open_gates:
         dims = tuple(dim for dim in range(builder.tensor(given["input"]).dim()) if dim != 1)
-        return builder.step(operation, _with_mean, builder.resolve(given["input"]), dims)
-    builder.step(
+        return builder.add_node(operation, _with_mean, builder.resolve(given["input"]), dims)
+    builder.add_node(
         operation,
         torch.mul,
         builder.resolve(given["input"]),
@@ -44,9 +45,7 @@ def _batch_norm(builder: Builder, operation: Operation) -> None:
 
 
 def _with_mean(weight: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Connect each entry of a standardised weight to itself and to all entries that its mean is
-    taken over.
-    """
+    """Connect each entry of a standardised weight to itself and to the entries in its mean."""
     return weight + weight.mean(dims, keepdim=True)
 
 
@@ -54,7 +53,7 @@ def _layer_norm(builder: Builder, operation: Operation) -> None:
     given = operation.bound()
     if builder.in_weights and builder.open_gates:
         dims = tuple(range(-len(given["normalized_shape"]), 0))
-        return builder.step(operation, _with_mean, builder.resolve(given["input"]), dims)
+        return builder.add_node(operation, _with_mean, builder.resolve(given["input"]), dims)
     _gain(builder, operation, given["input"], given.get("weight"))
 
 
@@ -72,9 +71,9 @@ def _gain(
     shape: tuple[int, ...] | None = None,
 ) -> None:
     if not isinstance(weight, Value):
-        return builder.same(operation, signal)
+        return builder.add_identity(operation, signal)
     gain = builder.tensor(weight)
-    builder.step(
+    builder.add_node(
         operation,
         torch.mul,
         builder.resolve(signal),
@@ -83,11 +82,11 @@ def _gain(
 
 
 def _weight_norm(builder: Builder, operation: Operation) -> None:
-    # v g / ||v||: the factor on v is a gain, as recorded.
+    # Weight normalisation is v * g / ||v||: the factor of v is a gain with its traced value.
     direction, length, dim = operation.args[:3]
     kept = [index for index in range(builder.tensor(direction).dim()) if index != dim]
     norm = torch.linalg.vector_norm(builder.tensor(direction), dim=kept, keepdim=True)
-    builder.step(
+    builder.add_node(
         operation,
         torch.mul,
         builder.resolve(direction),

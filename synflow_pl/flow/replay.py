@@ -1,6 +1,4 @@
-"""Replay: the values that a recorded network computes with other parameters, and the weights that
-it computes from others.
-"""
+"""Replay: recomputes values of a traced graph with other parameters; finds computed weights."""
 
 from __future__ import annotations
 
@@ -12,34 +10,34 @@ from torch.utils._pytree import tree_map
 
 from synflow_pl.graph.trace import Graph, Operation, Value, is_number
 
-__all__ = ["Replay", "computed_weights", "draws", "uneven_weights"]
+__all__ = ["Replay", "computed_weights", "weights_nonzero_after_masking", "without_zeros"]
 
-# Operations that move the entries of a weight or change their precision, so that their zeros are
-# those of the weight.
+# Operations that move the entries of a weight or change their precision, so that zeros stay zeros.
 _MOVES = frozenset(
     """
-    t transpose permute view _unsafe_view view_copy reshape _reshape_alias slice narrow select split split_with_sizes unbind unsqueeze
-    squeeze expand alias detach clone _to_copy contiguous movedim repeat flip lift_fresh
+    t transpose permute view _unsafe_view view_copy reshape _reshape_alias slice narrow select
+    split split_with_sizes unbind unsqueeze squeeze expand alias detach clone _to_copy contiguous
+    movedim repeat flip lift_fresh
     """.split()
 )
 
 
 class Replay:
-    """Computes chosen values of a recording anew, with other parameters.
+    """Recomputes some values of a graph with other parameters.
 
-    What has a shape that depends on values stays as it was recorded. Of the recorded tensors only
-    those are kept that a replay starts from.
+    Values whose shape depends on data keep their traced tensors. Only the traced tensors that the
+    computation starts from are stored.
 
     Args:
-        recording: The recording of the network.
-        wanted: numbers of the values to compute.
+        graph: Graph of the network, made by :func:`synflow_pl.flow.trace`.
+        wanted: Numbers of the values to compute.
     """
 
-    def __init__(self, recording: Graph, wanted: Collection[int]) -> None:
+    def __init__(self, graph: Graph, wanted: Collection[int]) -> None:
         self._wanted = frozenset(wanted)
         needed = set(wanted)
         self._operations: list[Operation] = []
-        for operation in reversed(recording.operations):
+        for operation in reversed(graph.operations):
             made = {output.number for output in operation.outputs if output is not None}
             if made & needed and not _fixed(operation):
                 needed.update(value.number for value in operation.reads)
@@ -51,23 +49,23 @@ class Replay:
             for output in operation.outputs
             if output is not None
         }
-        self._given = {number: recording.tensors[number] for number in needed - made}
+        self._given = {number: graph.tensors[number] for number in needed - made}
         self._names = {
-            number: name for number, name in recording.parameters.items() if number in self._given
+            number: name for number, name in graph.parameters.items() if number in self._given
         }
 
     @property
     def names(self) -> frozenset[str]:
-        """Names of the parameters and buffers that the values depend on."""
+        """Return the names of the parameters and buffers that the values depend on."""
         return frozenset(self._names.values())
 
     @torch.no_grad()
     def values(self, parameters: Mapping[str, Tensor]) -> dict[int, Tensor]:
-        """The values asked for, by number.
+        """Return the wanted values by number.
 
         Args:
-            parameters: by name, what stands in for a parameter or buffer; the others are as they
-                were recorded.
+            parameters: Replacements of parameters and buffers, by name; all others keep their
+                traced tensors.
         """
         with torch.random.fork_rng(devices=[]):
             return self._run(parameters)
@@ -100,33 +98,37 @@ class Replay:
 
 
 def _fixed(operation: Operation) -> bool:
-    """Return whether an operation's outputs stay as they were recorded."""
+    """Return whether an operation's outputs keep their traced tensors."""
     tags = operation.target.tags
     return torch.Tag.dynamic_output_shape in tags or operation.target._schema.is_mutable
 
 
-def computed_weights(recording: Graph, weights: Collection[str]) -> dict[int, tuple[str, ...]]:
-    """By number, the values that are computed from weights alone, by more than moving their
-    entries, and that act on a signal; each with the names of these weights.
+def computed_weights(graph: Graph, weights: Collection[str]) -> dict[int, tuple[str, ...]]:
+    """Return the values computed from weights alone that act on a signal.
+
+    Values whose entries are merely moved entries of a weight are not among them.
 
     Args:
-        recording: The recording of the network.
-        weights: names of the prunable parameters.
+        graph: Graph of the network, made by :func:`synflow_pl.flow.trace`.
+        weights: Names of the prunable parameters.
+
+    Returns:
+        Names of the weights that each value is computed from, by the number of the value.
     """
-    signals = {value.number for value in recording.inputs}
+    signals = {value.number for value in graph.inputs}
     made_of: dict[int, tuple[str, ...]] = {
-        number: (name,) for number, name in recording.parameters.items() if name in weights
+        number: (name,) for number, name in graph.parameters.items() if name in weights
     }
     computed: set[int] = set()
-    acting: dict[int, tuple[str, ...]] = {}
-    for operation in recording.operations:
+    weights_of: dict[int, tuple[str, ...]] = {}
+    for operation in graph.operations:
         read = [value.number for value in operation.reads]
         if any(number in signals for number in read):
             signals.update(output.number for output in operation.outputs if output is not None)
-            acting.update(
+            weights_of.update(
                 (number, made_of[number])
                 for number in read
-                if number in computed and is_number(recording.tensors[number])
+                if number in computed and is_number(graph.tensors[number])
             )
             continue
         if not any(number in made_of for number in read):
@@ -138,12 +140,13 @@ def computed_weights(recording: Graph, weights: Collection[str]) -> dict[int, tu
                 made_of[output.number] = names
                 if more:
                     computed.add(output.number)
-    return acting
+    return weights_of
 
 
-def draws(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters with other numbers in place of zeros, so that a zero that a replay computes
-    comes of a mask.
+def without_zeros(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Replace the zeros of parameters by random numbers.
+
+    Zeros in a computed weight then come from a mask alone.
     """
     generator = torch.Generator().manual_seed(0)
     drawn: dict[str, Tensor] = {}
@@ -158,30 +161,31 @@ def draws(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return drawn
 
 
-def uneven_weights(
-    recording: Graph, weights: Collection[str], parameters: Mapping[str, Tensor]
+def weights_nonzero_after_masking(
+    graph: Graph, weights: Collection[str], parameters: Mapping[str, Tensor]
 ) -> frozenset[str]:
-    """Names of the weights of which a removed entry is no zero in what acts on the signal: weights
-    that are standardised, say, of which a mean is taken off.
+    """Return the names of the weights whose pruned entries are not zero where they are used.
+
+    An example are standardised weights, from which a mean is subtracted.
 
     Args:
-        recording: The recording of the network.
-        weights: names of the prunable parameters.
-        parameters: all parameters, by name.
+        graph: Graph of the network, made by :func:`synflow_pl.flow.trace`.
+        weights: Names of the prunable parameters.
+        parameters: All parameters, by name.
     """
-    acting = computed_weights(recording, weights)
-    if not acting:
+    weights_of = computed_weights(graph, weights)
+    if not weights_of:
         return frozenset()
-    replay = Replay(recording, acting)
-    # A weight that acts through an operation that cannot be computed anew (an index, say) is not
-    # judged.
-    masked = {name for names in acting.values() for name in names} & replay.names
-    # Half of the entries, whichever way entries are grouped.
+    replay = Replay(graph, weights_of)
+    # A weight that acts through an operation that cannot be recomputed (an index, say) is not
+    # checked.
+    masked = {name for names in weights_of.values() for name in names} & replay.names
+    # A checkerboard prunes half of the entries of any group.
     checks = {name: _checkerboard(parameters[name]) for name in masked}
-    drawn = draws({name: parameters[name] for name in replay.names if name in parameters})
+    drawn = without_zeros({name: parameters[name] for name in replay.names if name in parameters})
     values = replay.values(drawn | {name: drawn[name] * check for name, check in checks.items()})
-    found: set[str] = set()
-    for number, names in acting.items():
+    names_found: set[str] = set()
+    for number, names in weights_of.items():
         value = values[number]
         if not masked.issuperset(names) or value.numel() != sum(
             parameters[name].numel() for name in names
@@ -189,8 +193,8 @@ def uneven_weights(
             continue
         removed = sum(int((checks[name] == 0).count_nonzero()) for name in names)
         if int((value == 0).count_nonzero()) < removed:
-            found.update(names)
-    return frozenset(found)
+            names_found.update(names)
+    return frozenset(names_found)
 
 
 def _checkerboard(weight: Tensor) -> Tensor:

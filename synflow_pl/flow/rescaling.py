@@ -1,34 +1,39 @@
-"""Cuts: how the skeleton's numbers are kept in range.
+"""Rescaling: keeps the numbers of the linear network in range at any depth.
 
-R, the sum of the outputs, is a product of one factor per layer: it overflows float32 in a ResNet of about 32 layers and float64 in
-ResNet-1202. But at a *cut*, a value that every path from input to output crosses, R is linear in that value, so dividing it by a
-constant divides R, and with it every score |w| dR/d|w|, by that same constant: the ranking does not change. We divide at each cut by
-the power of two next to its largest entry, found anew in each pass and detached, so that nothing of a score changes but its exponent.
-(Attached, the layer before a cut would get the wrong scores.)
+R, the sum of the outputs, is a product of one factor per layer: it overflows float32 in a ResNet of
+about 32 layers and float64 in ResNet-1202. But at a *cut*, a value that every path from input to
+output crosses, R is linear in that value, so dividing it by a constant divides R, and with it every
+score |w| dR/d|w|, by the same constant: the ranking does not change. Each cut is divided by the
+largest power of two that is at most its largest entry, computed anew in each evaluation and
+detached, so that only the exponent of a score changes. (If it were not detached, the layer before a
+cut would get wrong scores.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from synflow_pl.flow.linear_network import Node
+from synflow_pl.flow.node import Node
 
-__all__ = ["LONGEST_STRETCH", "cuts", "power_of_two_scale"]
+__all__ = ["MAX_LAYERS_BETWEEN_CUTS", "cuts", "power_of_two_scale"]
 
-# A stretch is the number of weight layers between two cuts. Each multiplies the flow by at most a
-# few thousand, so float32's range of 2**127 either way holds about this many with room to spare; a
-# network with a longer stretch is scored in float64.
-LONGEST_STRETCH = 8
+# Each weight layer multiplies the flow by at most a few thousand, so float32, which ranges from
+# 2**-127 to 2**127, holds the product of this many layers with a margin. A network with more layers
+# between two cuts is scored in float64.
+MAX_LAYERS_BETWEEN_CUTS = 8
 
 
 def power_of_two_scale(value: Tensor) -> Tensor:
-    """The power of two at or below the largest entry of a value, which must not be negative, as a
-    detached scalar; one for zeros.
+    """Return the largest power of two that is at most the largest entry of a tensor.
+
+    Args:
+        value: Non-negative tensor.
+
+    Returns:
+        A detached scalar; one if the tensor is zero throughout.
     """
     peak = value.detach().amax()
     mantissa, _ = torch.frexp(peak)
@@ -38,39 +43,46 @@ def power_of_two_scale(value: Tensor) -> Tensor:
 
 
 def cuts(
-    steps: list[Node], flow: set[int], inputs: Collection[int], outputs: tuple[int, ...]
+    nodes: list[Node], flow: set[int], inputs: Collection[int], outputs: tuple[int, ...]
 ) -> tuple[dict[int, int], int, list[int]]:
-    """Where every path crosses one value: by the index of the step that follows, the number of the
-    cut value.
+    """Find the values that every path from input to output crosses.
 
-    In order of execution, a value is crossed by every path exactly if, at some moment, it is the
-    only one made that is still to be read. Also returns the longest stretch, in weight layers, from
-    cut to cut along any path, and the indices of the steps that every path crosses: no value made
-    before such a step is read after it.
+    In order of execution, every path crosses a value exactly if, at some moment, it is the only
+    value computed so far that is still to be read.
+
+    Args:
+        nodes: Nodes of the linear network in order of execution.
+        flow: Numbers of the values that carry flow.
+        inputs: Numbers of the inputs.
+        outputs: Numbers of the outputs.
+
+    Returns:
+        The number of each cut value by the index of the node that follows it; the largest number of
+        weight layers between two cuts along any path; and the indices of the nodes that every path
+        crosses, which means that no value computed before such a node is read after it.
     """
     last: dict[int, int] = {}
-    for index, step in enumerate(steps):
-        last.update((number, index) for number in step.operands if number in flow)
-    last.update((number, len(steps)) for number in outputs)
+    for index, node in enumerate(nodes):
+        last.update((number, index) for number in node.operands if number in flow)
+    last.update((number, len(nodes)) for number in outputs)
     live = set(inputs)
-    # The input itself is ones; nothing has to be brought back in range before the first weight
-    # layer.
+    # Before the first weight layer the flow is ones and needs no rescaling.
     depth = dict.fromkeys(inputs, 0)
-    found: dict[int, int] = {}
+    cut_before: dict[int, int] = {}
     crossed: list[int] = []
-    stretch = 0
-    for index, step in enumerate(steps):
-        operands = [number for number in step.operands if number in flow]
+    max_layers_between_cuts = 0
+    for index, node in enumerate(nodes):
+        operands = [number for number in node.operands if number in flow]
         if len(live) == 1 and depth[next(iter(live))] > 0:
-            cut = found[index] = next(iter(live))
+            cut = cut_before[index] = next(iter(live))
             depth[cut] = 0
-        reached = max((depth[number] for number in operands), default=0) + step.contraction
-        stretch = max(stretch, reached)
-        for number in step.outputs:
+        reached = max((depth[number] for number in operands), default=0) + node.contraction
+        max_layers_between_cuts = max(max_layers_between_cuts, reached)
+        for number in node.outputs:
             if number in flow and number in last:
                 live.add(number)
                 depth[number] = reached
         live -= {number for number in live if last[number] <= index}
-        if live.issubset(step.outputs):
+        if live.issubset(node.outputs):
             crossed.append(index)
-    return found, stretch, crossed
+    return cut_before, max_layers_between_cuts, crossed

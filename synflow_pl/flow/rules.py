@@ -1,17 +1,19 @@
-"""Rules: what each operation becomes in the positive linear skeleton.
+"""Rules: how each operation is translated into the positive linear network.
 
-Tanaka et al. 2020 score a network by R = 1^T f(1) with every weight replaced by its magnitude. What is meant is a *linear* network:
-|w| for every weight, and of everything else only what lets flow pass.
+Tanaka et al. 2020 score a network by R = 1^T f(1) with every weight replaced by its magnitude. This
+assumes a *linear* network: |w| for every weight, and of everything else only what passes flow on.
 
-- A pointwise nonlinearity is the identity. (On a ReLU network with positive weights that is what it
-  is; ReLU6 would saturate.)
-- A normalisation is its |gain|, for BatchNorm over its running deviation; no mean is taken off.
-- Additive terms (biases, shifts, tables) are zero; they would starve deep layers of flow.
-- Pooling, reshaping, concatenating and adding stay what they are.
-- Of two multiplied signals one is a constant (:mod:`synflow_pl.flow.gates`).
+- A pointwise nonlinearity is the identity. (In a ReLU network with positive weights ReLU is the
+  identity; ReLU6 would saturate.)
+- A normalisation is its |gain|, for BatchNorm divided by its running deviation; no mean is
+  subtracted.
+- Additive terms (biases, shifts, position embeddings) are zero, since they would dominate the flow
+  in deep layers.
+- Pooling, reshaping, concatenation and addition stay as they are.
+- Of two multiplied signals, one is a constant (:mod:`synflow_pl.flow.gates`).
 
-An operation without a rule is the identity where shapes agree, else plain averaging; the skeleton
-says so, and how far off that is.
+An operation without a rule is the identity if shapes agree and the mean otherwise.
+:attr:`LinearNetwork.notes` names it with the error of this replacement.
 """
 
 from __future__ import annotations
@@ -34,114 +36,125 @@ __all__ = ["SIMPLE", "apply_rule"]
 
 aten = torch.ops.aten
 
-# The identity on flow: pointwise nonlinearities, and what only copies or changes the kind of
-# number.
+# Operations that are the identity on flow: pointwise nonlinearities, copies, conversions.
 _IDENTITY = frozenset(
     """
-    relu leaky_relu rrelu_with_noise elu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus relu6 softsign
-    log_sigmoid_forward threshold hardshrink softshrink clamp clamp_min clamp_max _prelu_kernel _softmax _safe_softmax _log_softmax
-    exp expm1 exp2 log log1p log2 sqrt rsqrt reciprocal square pow erf sin cos sign round floor ceil neg rsub abs nan_to_num
-    native_dropout dropout clone alias detach contiguous lift_fresh native_alpha_dropout fill_diagonal bernoulli normal poisson
-    heaviside sgn trunc remainder fmod logit erfc erfinv sinh cosh tan asin acos atan asinh acosh atanh log10 sinc deg2rad rad2deg
+    relu leaky_relu rrelu_with_noise elu celu gelu silu mish sigmoid tanh hardtanh hardswish
+    hardsigmoid softplus relu6 softsign log_sigmoid_forward threshold hardshrink softshrink clamp
+    clamp_min clamp_max _prelu_kernel _softmax _safe_softmax _log_softmax
+    exp expm1 exp2 log log1p log2 sqrt rsqrt reciprocal square pow erf sin cos sign round floor
+    ceil neg rsub abs nan_to_num native_dropout dropout clone alias detach contiguous lift_fresh
+    native_alpha_dropout fill_diagonal bernoulli normal poisson
+    heaviside sgn trunc remainder fmod logit erfc erfinv sinh cosh tan asin acos atan asinh acosh
+    atanh log10 sinc deg2rad rad2deg
     angle _conj _conj_physical conj_physical resolve_conj resolve_neg _neg_view
-    fake_quantize_per_tensor_affine_cachemask _fake_quantize_per_tensor_affine_cachemask_tensor_qparams
+    fake_quantize_per_tensor_affine_cachemask
+    _fake_quantize_per_tensor_affine_cachemask_tensor_qparams
     fake_quantize_per_channel_affine_cachemask
     """.split()
 )
-# Already linear with non-negative coefficients, or a choice among entries: replayed as they are.
+# Operations that are linear with non-negative coefficients or select entries: they stay as they
+# are.
 _LINEAR = frozenset(
     """
-    permute transpose t unsqueeze squeeze expand repeat flip roll slice select narrow split split_with_sizes unbind cat stack unfold
-    im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle mean sum cumsum max_pool2d_with_indices
-    max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d amax max topk sort cummax max_pool1d avg_pool1d avg_pool2d
-    avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d upsample_bilinear2d _upsample_bilinear2d_aa upsample_linear1d upsample_trilinear3d
-    grid_sampler_2d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
-    index index_select gather diagonal tril triu movedim slice_scatter select_scatter _unsafe_index scatter
-    scatter_add index_add index_copy repeat_interleave maximum unsafe_split diagonal_scatter _pack_padded_sequence
+    permute transpose t unsqueeze squeeze expand repeat flip roll slice select narrow split
+    split_with_sizes unbind cat stack unfold im2col col2im pixel_shuffle pixel_unshuffle
+    channel_shuffle native_channel_shuffle mean sum cumsum
+    max_pool1d max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d amax max topk sort cummax
+    avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
+    _upsample_bilinear2d_aa upsample_linear1d upsample_trilinear3d grid_sampler_2d
+    reflection_pad1d reflection_pad2d reflection_pad3d
+    replication_pad1d replication_pad2d replication_pad3d
+    index index_select gather diagonal tril triu movedim slice_scatter select_scatter _unsafe_index
+    scatter scatter_add index_add index_copy repeat_interleave maximum unsafe_split
+    diagonal_scatter _pack_padded_sequence
     """.split()
 )
 _VIEW = frozenset({"view", "_unsafe_view", "_reshape_alias", "view_copy", "reshape"})
 
-# Operations that compute little for each entry, or nothing.
+# Operations with few or no floating-point operations per entry.
 SIMPLE = _IDENTITY | _LINEAR | _VIEW | CREATES | NORMALISATIONS.keys()
 
 
 def apply_rule(builder: Builder, operation: Operation) -> None:
-    """Add to ``builder`` what the operation becomes."""
+    """Add the translation of an operation to ``builder``."""
     name = operation.name
     if name == "bernoulli" and any(
         argument.name == "p" for argument in operation.target._schema.arguments
     ):
-        return  # the argument gives the shape alone
+        return  # only the shape of the argument matters
     if name in _RULES:
         _RULES[name](builder, operation)
     elif name in CREATES:
-        return  # a constant, like one made without the signal
+        return  # a constant: only the shape of the argument matters
     elif name in _IDENTITY:
-        builder.same(operation, next(value for value in operation.reads if builder.carries(value)))
+        builder.add_identity(
+            operation, next(value for value in operation.reads if builder.carries(value))
+        )
     elif name in _LINEAR:
-        builder.replay(operation)
+        builder.add_operation(operation)
     elif name in _VIEW:
-        # What was contiguous in the network need not be in its skeleton, where a view may follow
-        # another step.
-        builder.replay(operation, torch.reshape)
+        # A tensor that was contiguous in the network may not be contiguous in the linear network.
+        builder.add_operation(operation, torch.reshape)
     else:
-        builder.stand_in(operation)
+        builder.add_fallback(operation)
     set_level(builder, operation)
 
 
 def _add(builder: Builder, operation: Operation) -> None:
     left, right = operation.args[:2]
     if not (builder.carries(left) and builder.carries(right)):
-        return builder.same(operation, left if builder.carries(left) else right)
+        return builder.add_identity(operation, left if builder.carries(left) else right)
     if operation.name == "sub" and builder.resolve(left) == builder.resolve(right):
-        builder.errors[operation.outputs[0].number] = builder.resolve(left)  # type: ignore[union-attr]
+        builder.difference_from[operation.outputs[0].number] = builder.resolve(left)  # type: ignore[union-attr]
     for signal, error in ((left, right), (right, left)):
-        if builder.errors.get(builder.resolve(error).number) == builder.resolve(signal):
-            return builder.same(
-                operation, signal
-            )  # a straight-through estimator: x + (round(x) - x).detach()
-    # A difference is a sum here: flow has no sign.
+        if builder.difference_from.get(builder.resolve(error).number) == builder.resolve(signal):
+            # A straight-through estimator: x + (round(x) - x).detach().
+            return builder.add_identity(operation, signal)
+    # A difference becomes a sum, since flow is non-negative.
     alpha = abs(operation.kwargs.get("alpha", 1))
     add = torch.add if alpha == 1 else partial(torch.add, alpha=alpha)
-    builder.step(operation, add, builder.resolve(left), builder.resolve(right))
+    builder.add_node(operation, add, builder.resolve(left), builder.resolve(right))
 
 
 def _scale(builder: Builder, operation: Operation) -> None:
     left, right = operation.args[:2]
     if builder.carries(left) and builder.carries(right):
         if builder.in_weights:
-            # Two factors of one weight both live.
-            return builder.step(operation, torch.mul, builder.resolve(left), builder.resolve(right))
+            # Both factors of a factorised weight stay variables.
+            return builder.add_node(
+                operation, torch.mul, builder.resolve(left), builder.resolve(right)
+            )
         return gate(builder, operation, left, right)
-    builder.step(operation, torch.mul, builder.factor(left), builder.factor(right))
+    builder.add_node(operation, torch.mul, builder.factor(left), builder.factor(right))
 
 
 def _divide(builder: Builder, operation: Operation) -> None:
     above, below = operation.args[:2]
     if not builder.carries(below):
-        return builder.step(operation, torch.div, builder.resolve(above), builder.factor(below))
-    # What a signal is divided by is a normaliser or a gate: a constant, one. Weights are divided by
-    # what was recorded.
+        return builder.add_node(operation, torch.div, builder.resolve(above), builder.factor(below))
+    # A divisor that is a signal is a normaliser or a gate and counts as one. A divisor of weights
+    # keeps its traced value.
     if not builder.carries(above):
-        return builder.same(operation, below)
+        return builder.add_identity(operation, below)
     if builder.in_weights:
-        return builder.step(
+        return builder.add_node(
             operation, torch.div, builder.resolve(above), builder.gain(builder.tensor(below))
         )
     gated(builder, operation, above, below, shuts=False)
 
 
 def _add_product(builder: Builder, operation: Operation) -> None:
-    """``addcmul(a, b, c)``: a + b * c."""
+    """Translate ``addcmul(a, b, c)``, which is a + b * c."""
     base, left, right = operation.args[:3]
     product: Any
     if builder.carries(left) and builder.carries(right):
         builder.gated = True
         product = builder.resolve(left)
         if builder.open_gates:
-            return builder.step(
+            return builder.add_node(
                 operation,
                 Gate(left.number, right.number),
                 product,
@@ -151,13 +164,13 @@ def _add_product(builder: Builder, operation: Operation) -> None:
     elif builder.carries(left) or builder.carries(right):
         product = left if builder.carries(left) else right
         factor = builder.factor(right if builder.carries(left) else left)
-        builder.step(
+        builder.add_node(
             operation, _multiply_add, builder.operand(base), builder.resolve(product), factor
         )
         return
     else:
-        return builder.same(operation, base)
-    builder.step(operation, torch.add, builder.operand(base), product)
+        return builder.add_identity(operation, base)
+    builder.add_node(operation, torch.add, builder.operand(base), product)
 
 
 def _multiply_add(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -167,35 +180,36 @@ def _multiply_add(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
 def _convolution(builder: Builder, operation: Operation) -> None:
     signal, weight, _, *geometry = operation.args
     if builder.carries(signal) and builder.carries(weight) and not builder.in_weights:
-        # A kernel computed from the input gates it.
+        # A kernel that is computed from the input is a gate.
         builder.gated = True
         if builder.open_gates:
             meeting = Kernel(signal.number, weight.number, tuple(geometry))
-            return builder.step(
+            return builder.add_node(
                 operation, meeting, builder.resolve(signal), builder.resolve(weight)
             )
         kernel = builder.constant(builder.tensor(weight).abs())
     else:
         kernel = builder.factor(weight)
     if not builder.carries(signal) and not builder.in_weights:
-        return builder.stand_in(operation)
-    builder.step(
+        return builder.add_fallback(operation)
+    builder.add_node(
         operation, convolve, builder.factor(signal), kernel, None, *geometry, contraction=True
     )
 
 
 def _deformable(builder: Builder, operation: Operation) -> None:
-    """A convolution that reads beside its places: of uniform flow the same. Offsets and factors
-    that are signals are gates.
+    """Translate a deformable convolution: on uniform flow it equals a plain convolution.
+
+    Offsets and modulation factors that are signals are gates.
     """
     signal, weight, offset, factor, _, *numbers = operation.args
     if not builder.carries(signal):
-        return builder.stand_in(operation)
+        return builder.add_fallback(operation)
     geometry = (numbers[0:2], numbers[2:4], numbers[4:6], False, [0, 0], numbers[6])
     gates = [builder.resolve(value) for value in (offset, factor) if builder.carries(value)]
     builder.gated |= bool(gates)
     if gates and builder.open_gates:
-        return builder.step(
+        return builder.add_node(
             operation,
             _deformed,
             builder.factor(signal),
@@ -204,7 +218,7 @@ def _deformable(builder: Builder, operation: Operation) -> None:
             *gates,
             contraction=True,
         )
-    builder.step(
+    builder.add_node(
         operation,
         convolve,
         builder.factor(signal),
@@ -216,7 +230,7 @@ def _deformable(builder: Builder, operation: Operation) -> None:
 
 
 def _deformed(signal: Tensor, weight: Tensor, geometry: tuple[Any, ...], *gates: Tensor) -> Tensor:
-    """The convolution of a signal that changes wherever one of the gates does."""
+    """Compute the convolution of a signal that depends on every gate."""
     return convolve(signal + sum(gate.mean() for gate in gates), weight, None, *geometry)
 
 
@@ -224,84 +238,85 @@ def _product(builder: Builder, operation: Operation) -> None:
     *added, left, right = operation.args
     both = builder.carries(left) and builder.carries(right)
     if added and builder.carries(added[0]):
-        # A signal to which a product is added (a bias computed from the input): where the product
-        # carries nothing, it passes.
+        # A signal plus a product (a bias that is computed from the input): it passes on its flow if
+        # the product carries none.
         if not (builder.carries(left) or builder.carries(right)):
-            return builder.same(operation, added[0])
-        return builder.stand_in(operation)
+            return builder.add_identity(operation, added[0])
+        return builder.add_fallback(operation)
     if both and not builder.in_weights:
         return contract(builder, operation, left, right)
-    builder.step(
+    builder.add_node(
         operation, torch.matmul, builder.factor(left), builder.factor(right), contraction=True
     )
 
 
 def _pad(builder: Builder, operation: Operation) -> None:
-    # Whatever a network pads with is an additive term; zero lets no flow in at the border.
-    builder.step(
+    # The padding value is an additive term: zero, so that no flow enters at the border.
+    builder.add_node(
         operation, aten.constant_pad_nd, builder.resolve(operation.args[0]), operation.args[1], 0.0
     )
 
 
 def _convert(builder: Builder, operation: Operation) -> None:
-    """To another precision, or to whole numbers or truth values."""
+    """Translate a conversion to another precision, to integers or to booleans."""
     output, signal = operation.outputs[0], operation.args[0]
     assert output is not None
     return (
-        builder.same(operation, signal)
+        builder.add_identity(operation, signal)
         if is_number(builder.tensor(output))
-        else builder.touch(output, [signal])
+        else builder.mark_input_dependent(output, [signal])
     )
 
 
 def _fill_masked(builder: Builder, operation: Operation) -> None:
     signal, mask = operation.args[:2]
     if not builder.carries(signal):
-        return  # all that carries is the value that it is filled with
-    if mask.number in builder.touched:
-        return builder.same(operation, signal)
+        return  # only the fill value carries flow
+    if mask.number in builder.input_dependent:
+        return builder.add_identity(operation, signal)
     if builder.is_random(mask):
-        return builder.step(
+        return builder.add_node(
             operation,
             torch.mul,
             builder.resolve(signal),
             builder.constant(1 - builder.average(mask)),
         )
-    builder.step(operation, torch.masked_fill, builder.resolve(signal), builder.tensor(mask), 0.0)
+    builder.add_node(
+        operation, torch.masked_fill, builder.resolve(signal), builder.tensor(mask), 0.0
+    )
 
 
 def _where(builder: Builder, operation: Operation) -> None:
     condition, left, right = operation.args[:3]
     if builder.is_random(condition):
         share = builder.average(condition)
-        return builder.step(
+        return builder.add_node(
             operation,
             _blend,
             builder.constant(share),
             builder.operand(left),
             builder.operand(right),
         )
-    if condition.number not in builder.touched:
+    if condition.number not in builder.input_dependent:
         condition = builder.tensor(condition)
-        return builder.step(
+        return builder.add_node(
             operation, torch.where, condition, builder.operand(left), builder.operand(right)
         )
-    # What the signal itself decides is a nonlinearity, and on either side of it flow passes.
+    # A condition that depends on the signal makes a nonlinearity, and both branches pass on flow.
     _add(builder, Operation(operation.target, (left, right), {}, operation.outputs))
 
 
 def _put(builder: Builder, operation: Operation) -> None:
     signal, places = operation.args[:2]
     chosen = any(
-        builder.tensor(place).dtype == torch.bool and place.number in builder.touched
+        builder.tensor(place).dtype == torch.bool and place.number in builder.input_dependent
         for place in places
         if place is not None
     )
     if chosen and builder.carries(signal):
-        return builder.same(
-            operation, signal
-        )  # y[y < 0] = 0: where is decided by the signal itself, a nonlinearity
-    builder.replay(operation)
+        # y[y < 0] = 0: an index that depends on the signal makes a nonlinearity.
+        return builder.add_identity(operation, signal)
+    builder.add_operation(operation)
 
 
 def _blend(share: Tensor, left: Any, right: Any) -> Tensor:
@@ -311,19 +326,19 @@ def _blend(share: Tensor, left: Any, right: Any) -> Tensor:
 def _copy(builder: Builder, operation: Operation) -> None:
     source = operation.args[1]
     if builder.carries(source):
-        builder.same(operation, source)
-    elif source.number in builder.touched:
-        builder.enter(operation, [source])
+        builder.add_identity(operation, source)
+    elif source.number in builder.input_dependent:
+        builder.start_flow(operation, [source])
 
 
 def _glu(builder: Builder, operation: Operation) -> None:
     signal, dim = operation.args[0], operation.args[1] if len(operation.args) > 1 else -1
     builder.gated = True
     if builder.open_gates:
-        return builder.step(
+        return builder.add_node(
             operation, Gate(signal.number, signal.number, halves=dim), builder.resolve(signal)
         )
-    builder.step(operation, _first_half, builder.resolve(signal), dim)
+    builder.add_node(operation, _first_half, builder.resolve(signal), dim)
 
 
 def _first_half(signal: Tensor, dim: int) -> Tensor:
@@ -332,11 +347,11 @@ def _first_half(signal: Tensor, dim: int) -> Tensor:
 
 def _moments(builder: Builder, operation: Operation) -> None:
     if not builder.open_gates:
-        return builder.stand_in(operation)
+        return builder.add_fallback(operation)
     given = operation.bound()
     dims = given.get("dim") or tuple(range(builder.tensor(given["self"]).dim()))
     for index in range(len(operation.outputs)):
-        builder.step(
+        builder.add_node(
             operation,
             _mean,
             builder.resolve(given["self"]),
@@ -351,16 +366,16 @@ def _mean(signal: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
 
 
 def _bicubic(builder: Builder, operation: Operation) -> None:
-    # Bicubic coefficients have both signs; bilinear ones reach nearly as far and have one.
+    # Bicubic coefficients can be negative; bilinear ones are non-negative and nearly as wide.
     args = builder.operand(operation.args)
-    builder.step(operation, aten.upsample_bilinear2d, *args)
+    builder.add_node(operation, aten.upsample_bilinear2d, *args)
 
 
 def _minimum(builder: Builder, operation: Operation) -> None:
     left, right = operation.args[:2]
     if builder.carries(left) and builder.carries(right):
-        return builder.replay(operation)
-    builder.same(operation, left if builder.carries(left) else right)
+        return builder.add_operation(operation)
+    builder.add_identity(operation, left if builder.carries(left) else right)
 
 
 _RULES: dict[str, Rule] = {

@@ -1,8 +1,8 @@
-"""Spectra: complex numbers in a network of real weights.
+"""Spectra: rules for complex numbers in a network of real weights.
 
 The flow through a complex value is a real number, its magnitude. A Fourier transform multiplies by
-numbers of magnitude one, so each of its outputs is the sum of all that it transforms, up to its
-norm.
+numbers of magnitude one, so each of its outputs is the sum of its inputs times the norm of the
+transform.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ def _transform(builder: Builder, operation: Operation) -> None:
     assert output is not None
     dims, norm = list(given["dim"]), given["normalization"]
     shape, signal = builder.tensor(output).shape, builder.tensor(given["self"]).shape
-    # The real side says how many numbers are transformed: a spectrum of real numbers is cut in
-    # half.
+    # The real tensor has the number of transformed entries: half of the spectrum of a real signal
+    # is redundant and left out.
     size = prod((shape if operation.name == "_fft_c2r" else signal)[dim] for dim in dims)
     scale = (1.0, size**-0.5, 1.0 / size)[norm]
     factor = torch.full((), scale, dtype=builder.tensor(output).dtype.to_real())
     if operation.name == "_fft_c2r":
-        # All but the first number of half a spectrum, and the last of an even one, stand for two.
+        # In half a spectrum each entry counts twice, except for the first and, for even sizes, the
+        # last.
         last = dims[-1] % len(signal)
         twice = torch.full((signal[last],), 2.0)
         twice[0] = 1
@@ -38,7 +39,7 @@ def _transform(builder: Builder, operation: Operation) -> None:
             twice[-1] = 1
         factor = factor * twice.reshape(-1, *[1] * (len(signal) - last - 1))
     value = builder.constant(factor.to(builder.tensor(output).device))
-    builder.step(operation, _summed, builder.resolve(given["self"]), value, dims, list(shape))
+    builder.add_node(operation, _summed, builder.resolve(given["self"]), value, dims, list(shape))
 
 
 def _summed(signal: Tensor, factor: Tensor, dims: list[int], shape: Sequence[int]) -> Tensor:
@@ -46,15 +47,15 @@ def _summed(signal: Tensor, factor: Tensor, dims: list[int], shape: Sequence[int
 
 
 def _from_parts(builder: Builder, operation: Operation) -> None:
-    """``complex(real, imaginary)`` and ``polar(magnitude, angle)``."""
+    """Translate ``complex(real, imaginary)`` and ``polar(magnitude, angle)``."""
     left, right = operation.args[:2]
     if operation.name == "complex" and builder.carries(left) and builder.carries(right):
-        return builder.step(operation, torch.add, builder.resolve(left), builder.resolve(right))
-    builder.same(operation, left if builder.carries(left) else right)
+        return builder.add_node(operation, torch.add, builder.resolve(left), builder.resolve(right))
+    builder.add_identity(operation, left if builder.carries(left) else right)
 
 
 def _from_pairs(builder: Builder, operation: Operation) -> None:
-    builder.step(operation, _pair_sum, builder.resolve(operation.args[0]))
+    builder.add_node(operation, _pair_sum, builder.resolve(operation.args[0]))
 
 
 def _pair_sum(signal: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def _pair_sum(signal: Tensor) -> Tensor:
 
 
 def _to_pairs(builder: Builder, operation: Operation) -> None:
-    builder.step(operation, _pair, builder.resolve(operation.args[0]))
+    builder.add_node(operation, _pair, builder.resolve(operation.args[0]))
 
 
 def _pair(signal: Tensor) -> Tensor:
@@ -70,8 +71,9 @@ def _pair(signal: Tensor) -> Tensor:
 
 
 def _strided(builder: Builder, operation: Operation) -> None:
-    """Entries picked by their place in memory (the frames of a spectrogram): by their place in the
-    tensor, in the skeleton.
+    """Translate ``as_strided``, as in the frames of a spectrogram, to an index into the tensor.
+
+    The traced tensor may have another memory layout than the tensor in the linear network.
     """
     signal, *where = operation.args
     recorded = builder.tensor(signal)
@@ -83,7 +85,7 @@ def _strided(builder: Builder, operation: Operation) -> None:
     places = torch.as_strided(
         memory, size, stride, (offset or recorded.storage_offset()) - recorded.storage_offset()
     )
-    builder.step(operation, _picked, builder.resolve(signal), places.clone())
+    builder.add_node(operation, _picked, builder.resolve(signal), places.clone())
 
 
 def _picked(signal: Tensor, places: Tensor) -> Tensor:

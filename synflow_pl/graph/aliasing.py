@@ -1,9 +1,9 @@
-"""Aliasing: what a write to one view of a tensor means for the tensor and its other views.
+"""Aliasing: translates writes in place to operations that return the new value.
 
-A recording has pure operations only. So where a network writes to a tensor in place, the recording
-has an operation that returns the new value. Where it writes to a view (a slice, say), that value is
-scattered into the old whole, and another view of the same tensor is taken anew from the new whole
-when it is read.
+A graph holds pure operations only. Where a network writes to a tensor in place, the graph has an
+operation that returns the new value. Where it writes to a view (a slice, say), the new value is
+scattered into the base tensor, and other views of that tensor are recomputed from it when they are
+next read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 @cache
 def writes(target: Any) -> tuple[str, ...]:
-    """Names of the arguments that an operation writes to."""
+    """Return the names of the arguments that an operation writes to."""
     return tuple(
         argument.name
         for argument in target._schema.arguments
@@ -49,8 +49,9 @@ _FORMS = {
 
 @cache
 def functional_form(target: Any) -> Any:
-    """The operation without the write: ``add`` of ``add_``, or of ``add(..., out=)``. The same
-    operation where there is none.
+    """Return an operation without its write: ``add`` for ``add_`` and for ``add(..., out=)``.
+
+    Operations without such a form are returned unchanged.
     """
     if target in _FORMS:
         return _FORMS[target]
@@ -74,19 +75,19 @@ def functional_form(target: Any) -> Any:
 def scattered(
     view: Any, rest: tuple[Any, ...], kwargs: dict[str, Any], index: int, shape: torch.Size
 ) -> tuple[Any, tuple[Any, ...]]:
-    """How a view's new value becomes that of what it is a view of.
+    """Return the operation that writes the new value of a view to its base tensor.
 
     Args:
-        view: the operation that made the view.
-        rest: its arguments behind the tensor.
-        kwargs: its other arguments.
-        index: which of its outputs the view is.
-        shape: Shape of the tensor that was viewed.
+        view: Operation that made the view.
+        rest: Arguments of ``view`` after the tensor.
+        kwargs: Keyword arguments of ``view``.
+        index: Index of the view among the outputs of ``view``.
+        shape: Shape of the base tensor.
 
     Returns:
-        An operation and its arguments behind the tensors. ``*_scatter`` takes the old whole and the
-        new part, any other operation the new part alone. ``None`` as the operation means that both
-        are the same.
+        The operation and its arguments after the tensors. ``*_scatter`` takes the base tensor and
+        the view's new value, any other operation the new value alone. ``None`` as the operation
+        means that base and view are equal.
     """
     given = {
         **dict(zip([argument.name for argument in view._schema.arguments][1:], rest, strict=False)),

@@ -1,9 +1,8 @@
-"""Control: higher-order operators that choose or repeat functions, run as Python would run them.
+"""Control flow: runs `torch.cond` and `while_loop` as plain Python.
 
-Torch traces the functions that `torch.cond` and `while_loop` are given before it runs them, which
-working copies of parameters and
-recordings do not survive. With values at hand nothing needs to be traced: the function that is
-    chosen is called.
+PyTorch traces the functions that these higher-order operators are given before it runs them, which
+fails on copies of parameters and under our tracer. Since the values are known, the selected
+function is called directly.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ __all__ = ["Controlled"]
 
 
 class Controlled(TorchFunctionMode):
-    """`torch.cond` calls one of its functions inside, and `while_loop` its functions until the
-    condition fails.
-    """
+    """Calls the functions of `torch.cond` and `while_loop` directly while it is active."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if isinstance(func, HigherOrderOperator):

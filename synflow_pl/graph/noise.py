@@ -1,12 +1,12 @@
-"""Noise: random numbers in a forward pass, replaced by what they are on average.
+"""Noise: replaces random numbers in a forward pass by their mean.
 
-A network may draw random numbers in eval mode (functional dropout that is always on, stochastic
-depth, noise that is added or multiplied). Scores must not depend on the seed, so while a network is
-recorded each random number is its mean. What has been made of it by more than scaling and shifting,
-a comparison say, is averaged over its distribution.
+A network may use random numbers in eval mode: functional dropout that is always on, stochastic
+depth, noise that is added or multiplied. Scores must not depend on the seed, so each random number
+becomes its mean while a network is traced. A value that is a nonlinear function of random numbers
+(a comparison, say) is averaged over their distribution.
 
-Alpha dropout keeps the mean and the variance of a signal by a gain and a shift, so its mean is no
-identity; it is left out.
+Alpha dropout keeps the mean and the variance of a signal by a gain and a shift, so its mean is not
+the identity; it is skipped instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,31 +23,30 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-if TYPE_CHECKING:
-    from synflow_pl.graph.trace import Operation, Value
+from synflow_pl.graph.operation import Operation, Value
 
-__all__ = ["AFFINE", "Noise", "WithoutAlphaDropout", "average", "silenced"]
+__all__ = ["AFFINE", "Noise", "WithoutAlphaDropout", "average", "replace_by_mean"]
 
-# So many levels of the distribution: a share that is given in thousandths is averaged exactly.
+# Number of quantiles of each distribution. Probabilities in thousandths are averaged exactly.
 _LEVELS = 1000
-# The mean of their output is their output for the mean, where one operand is random.
+# Operations that map the mean of one random operand to the mean of the output.
 AFFINE = frozenset(
     """
-    add sub rsub mul div neg view _unsafe_view reshape _reshape_alias expand clone alias detach _to_copy lift_fresh permute transpose t
-    unsqueeze squeeze slice select cat stack mean sum copy
+    add sub rsub mul div neg view _unsafe_view reshape _reshape_alias expand clone alias detach
+    _to_copy lift_fresh permute transpose t unsqueeze squeeze slice select cat stack mean sum copy
     """.split()
 )
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers: where they are, how large at which level of their distribution.
+    """The distribution of a tensor of random numbers.
 
     Attributes:
-        at: from a level in (0, 1) to the tensor with all entries at that quantile.
+        quantile: Function from a level in (0, 1) to the tensor with each entry at that quantile.
     """
 
-    at: Callable[[float], Tensor]
+    quantile: Callable[[float], Tensor]
 
 
 _ALPHA_DROPOUTS = frozenset(
@@ -64,7 +63,7 @@ _ALPHA_DROPOUTS = frozenset(
 
 
 class WithoutAlphaDropout(TorchFunctionMode):
-    """Alpha dropout gives back its input, as it does when it is off."""
+    """Makes alpha dropout return its input, as in eval mode, while it is active."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _ALPHA_DROPOUTS:
@@ -72,13 +71,22 @@ class WithoutAlphaDropout(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def silenced(
+def replace_by_mean(
     target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
 ) -> Noise | None:
-    """Overwrite the random numbers that an operation has drawn by their mean. Returns how they are
-    distributed, ``None`` if none are.
+    """Overwrite the random numbers that an operation returned by their mean.
 
-    Numbers of any other distribution stay as drawn, from the seed that every recording has.
+    Random numbers of a distribution without an entry in ``_KINDS`` stay as they are; they come from
+    the fixed seed of the tracer.
+
+    Args:
+        target: The operation.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
+        result: Result of the call.
+
+    Returns:
+        The distribution, or ``None`` if the operation returns no random numbers of a known one.
     """
     kind = _kind(target)
     if kind is None:
@@ -126,7 +134,8 @@ def _normal(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
 
 
 def _bernoulli(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
-    share = given["p"] if "p" in given else given["self"]  # else each entry is its own probability
+    # without p, each entry is its own probability
+    share = given["p"] if "p" in given else given["self"]
     share = share.clone() if isinstance(share, Tensor) else share
     like = torch.empty_like(drawn)
     if drawn.dtype.is_floating_point:
@@ -137,7 +146,7 @@ def _bernoulli(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
 
 
 def _dropout(given: Mapping[str, Any], result: Any, drawn: Tensor) -> None:
-    """Fused dropout: the signal itself, and a mask of all."""
+    """Replace fused dropout by its input and a mask of ones."""
     drawn.copy_(given["input"])
     result[1].fill_(1)
 
@@ -158,7 +167,7 @@ def _integers(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
 
 
 def _permutation(given: Mapping[str, Any], result: Any, drawn: Tensor) -> None:
-    """A shuffle leaves all where it is."""
+    """Replace a random permutation by the identity."""
     drawn.copy_(torch.arange(drawn.numel(), device=drawn.device))
 
 
@@ -185,16 +194,14 @@ def average(
     noise: Mapping[int, Noise],
     tensors: Sequence[Tensor],
 ) -> Tensor:
-    """Return the mean of a value that is made of random numbers and constants.
+    """Return the mean of a value that is computed from random numbers and constants.
 
     Args:
         number: Number of the value.
-        makers: by number of their output, the operations that random numbers reach.
-        noise: Random numbers of the recording.
-        tensors: Tensors of the recording.
+        makers: Operations that read random numbers, by the number of their output.
+        noise: Distributions of the random numbers in the graph, by number.
+        tensors: Tensors of the graph.
     """
-    from synflow_pl.graph.trace import Value
-
     sources: list[int] = []
     order: list[Operation] = []
     seen: set[int] = set()
@@ -216,9 +223,9 @@ def average(
         return recorded if recorded.is_floating_point() else recorded.float()
     total: Tensor | None = None
     for level in range(_LEVELS):
-        # Several sources are independent: each goes through its levels in an order of its own.
+        # Each source visits its quantiles in a different order, since sources are independent.
         made = {
-            source: noise[source].at(
+            source: noise[source].quantile(
                 ((level * _STRIDES[place % len(_STRIDES)]) % _LEVELS + 0.5) / _LEVELS
             )
             for place, source in enumerate(sources)

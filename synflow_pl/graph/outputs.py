@@ -1,10 +1,9 @@
-"""Outputs: every tensor that a network returns, whatever container or object it is in.
+"""Outputs: lists every tensor that a network returns, in any container or object.
 
-Booleans and whole numbers count as well as floating-point tensors, and dataclasses, named tuples
-and objects of any class are looked
-into attribute by attribute: a recording lists all of these tensors as outputs, and two networks
-compute the same function only if all of them are equal. A part that cannot be looked into is named,
-so that a comparison can refuse it.
+Booleans and integers count as well as floating-point tensors. Dataclasses, named tuples and objects
+of any class are searched attribute by attribute. A graph lists all of these tensors as outputs, and
+two networks compute the same function only if all of them are equal. A part that cannot be searched
+is named, so that a comparison can refuse it.
 """
 
 from __future__ import annotations
@@ -50,39 +49,39 @@ _CLOSED = (
     ),
     *(types.CodeType, types.FrameType, types.ModuleType),
 )
-"""Types of values whose tensors cannot be listed without running code or reaching what is no
-output.
-"""
+"""Types of values that cannot be searched without running code or leaving the output."""
 _LISTED = (Mapping, Sequence, ValuesView)
 """Types of containers whose items are listed."""
 
 
 class Opaque(ValueError):
-    """An output that cannot be looked into.
+    """An output that cannot be searched for tensors.
 
     Args:
-        place: Which part of the output it is, and its type.
-        who: What would need its tensors.
+        place: Expression of the part of the output, and its type.
+        who: Name of the component that needs its tensors.
     """
 
     def __init__(self, place: str, who: str) -> None:
         super().__init__(
-            f"{who} cannot look into {place}, so it cannot see its tensors; return tensors and numbers in tuples, lists, dicts or"
-            " objects with attributes"
+            f"{who} cannot look into {place}, so it cannot see its tensors; return tensors and"
+            " numbers in tuples, lists, dicts or objects with attributes"
         )
 
 
 def leaves(output: Any, name: str) -> dict[str, Any]:
-    """Return the tensors and plain values of an output by the expression that reaches them, such as
-    ``output[1].logits``.
+    """Return the tensors and plain values of an output by their expressions.
 
     Args:
-        output: What a network returned: a tensor or any nesting of containers and objects.
-        name: The network's class, for the error message.
+        output: Output of a network: a tensor or any nesting of containers and objects.
+        name: Class name of the network, for the error message.
+
+    Returns:
+        Tensors and plain values by the expression that reaches them, such as ``output[1].logits``.
 
     Raises:
-        Opaque: If a part is of a kind that cannot be looked into: a function, a generator, a
-            module, a NumPy array, a tensor without entries of its own.
+        Opaque: If a part cannot be searched: a function, a generator, a module, a NumPy array, a
+            tensor without entries of its own.
     """
     listed, opaque = _walk(output)
     if opaque:
@@ -91,17 +90,16 @@ def leaves(output: Any, name: str) -> dict[str, Any]:
 
 
 def tensors(output: Any, name: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], str]:
-    """Return the tensors of an output, its decisions in floating point, and the first part that
-    cannot be looked into.
+    """Return the tensors of an output, floating-point ones and others, and its first opaque part.
 
     Args:
-        output: What a network returned.
-        name: The network's class.
+        output: Output of a network.
+        name: Class name of the network.
 
     Returns:
-        Each floating-point and complex tensor once; each tensor of booleans or whole numbers once,
-        converted to float32; and the place and type of the part, for :class:`Opaque`, "" if there
-        is none.
+        Each floating-point and complex tensor once; each tensor of booleans or integers once,
+        converted to float32; and the place and type of the first part that cannot be searched, for
+        :class:`Opaque`, "" if there is none.
     """
     listed, opaque = _walk(output)
     held = {id(leaf): leaf for leaf in listed.values() if isinstance(leaf, Tensor)}.values()
@@ -113,12 +111,11 @@ def tensors(output: Any, name: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, .
 
 
 def _walk(output: Any) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-    """Return the tensors and plain values by the expression that reaches them, and the parts that
-    cannot be looked into.
-    """
+    """Return the tensors and plain values by their expressions, and the opaque parts."""
     listed: dict[str, Any] = {}
     opaque: list[tuple[str, Any]] = []
-    entered: dict[int, Any] = {}  # strong references, or an id could be given to another object
+    # strong references, since the id of a deleted object may be reused
+    entered: dict[int, Any] = {}
 
     def enter(value: Any, path: str) -> None:
         if isinstance(value, Tensor):
@@ -134,14 +131,13 @@ def _walk(output: Any) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
             listed[path] = frozenset(value)
         elif id(value) not in entered:
             entered[id(value)] = value
-            parts = (
-                [] if isinstance(value, (*_CLOSED, Set)) else list(_parts(value))
-            )  # a set of tensors has no order of its own
+            # A set of tensors has no fixed order.
+            parts = [] if isinstance(value, (*_CLOSED, Set)) else list(_parts(value))
             empty = isinstance(value, _LISTED) or hasattr(value, "__dict__")
             if not parts and (isinstance(value, (*_CLOSED, Set)) or not empty):
                 opaque.append((path, value))
-            for step, part in parts:
-                enter(part, path + step)
+            for key, part in parts:
+                enter(part, path + key)
 
     enter(output, "output")
     return listed, opaque
@@ -153,8 +149,9 @@ def _place(name: str, path: str, value: Any) -> str:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Each part of a container or object with the expression that selects it: items first, then
-    attributes.
+    """Return each part of a container or object with the expression that selects it.
+
+    Items come first, then attributes.
     """
     if isinstance(value, Mapping):
         yield from ((f"[{key!r}]", value[key]) for key in value)

@@ -1,14 +1,13 @@
-"""Recording: what a network computes, as a flat list of tensor operations.
+"""Tracing: records the computation of a network as a flat list of tensor operations.
 
-The network runs once, in eval mode, on one example, below autograd. So it does not matter whether
-an operation was called from a
-module, `torch.nn.functional`, a tensor method, a custom autograd function or TorchScript: what is
-seen is a sequence of ATen operations between numbered values. Operations that write in place are
-recorded as pure ones (:mod:`synflow_pl.graph.aliasing`). The network runs on plain tensors, and
-nothing of it is changed: what it writes to and what it stores is put back.
+The network runs once, in eval mode, on one example, below autograd. It therefore makes no
+difference whether an operation is called from a module, `torch.nn.functional`, a tensor method, a
+custom autograd function or TorchScript: each run is a sequence of ATen operations between numbered
+values. Operations that write in place are recorded as pure ones (:mod:`synflow_pl.graph.aliasing`).
+The network is run on plain tensors and not changed: whatever it writes to and stores is restored.
 
-Random numbers are replaced by what they are on average, so that no value depends on a seed; which
-values they were made from is recorded (:mod:`synflow_pl.graph.noise`).
+Random numbers are replaced by their mean, so that no value depends on a seed; the values that were
+computed from random numbers are recorded (:mod:`synflow_pl.graph.noise`).
 """
 
 from __future__ import annotations
@@ -27,74 +26,37 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from synflow_pl.graph.aliasing import functional_form, is_view, scattered, writes
 from synflow_pl.graph.control import Controlled
-from synflow_pl.graph.noise import Noise, WithoutAlphaDropout, silenced
+from synflow_pl.graph.network_state import preserve_state
+from synflow_pl.graph.noise import Noise, WithoutAlphaDropout, replace_by_mean
+from synflow_pl.graph.operation import Operation, Value
 from synflow_pl.graph.outputs import tensors
-from synflow_pl.graph.untouched import untouched
 from synflow_pl.numerics import full_precision
 
 __all__ = ["Graph", "Operation", "Value", "evaluating", "example_of", "is_number", "trace"]
 
 
-@dataclass(frozen=True)
-class Value:
-    """A reference to the tensor with this number in a recording."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One ATen call: ``outputs = target(*args, **kwargs)``, with every tensor replaced by its
-    :class:`Value`; ``module`` is the name of the innermost module that was running, "" for the
-    network itself.
-    """
-
-    target: torch._ops.OpOverload
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: tuple[Value | None, ...]
-    module: str = ""
-
-    @property
-    def name(self) -> str:
-        """The operation's name without namespace and overload: ``convolution``, ``add``,
-        ``relu``.
-        """
-        return self.target._schema.name.split("::")[1].rstrip("_") or self.target._schema.name
-
-    @property
-    def reads(self) -> list[Value]:
-        """The values that it reads, in order."""
-        leaves = tree_leaves((self.args, self.kwargs), is_leaf=lambda leaf: isinstance(leaf, Value))
-        return [leaf for leaf in leaves if isinstance(leaf, Value)]
-
-    def bound(self) -> dict[str, Any]:
-        """The arguments by the names that the operation's schema gives them."""
-        names = [argument.name for argument in self.target._schema.arguments]
-        return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
-
-
 def is_number(tensor: Tensor) -> bool:
-    """Whether a tensor can carry flow; indices and marks cannot."""
+    """Return whether a tensor can carry flow: whether it is floating-point or complex."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
 @dataclass
 class Graph:
-    """The operations of one forward pass in the order they ran.
+    """The operations of one forward pass in the order in which they ran.
 
     Attributes:
-        inputs: the values fed in.
-        parameters: parameter and buffer names by value number.
-        outputs: Each tensor that came out, in containers and objects of any class; booleans and
-            whole numbers converted to float32.
-        operations: in order of execution; each value is the output of at most one of them.
-        tensors: every recorded value's tensor, by number; constants made on the way are found here.
-        noise: the values that are random numbers, by number, with their distribution. Their tensors
-            hold what they are on average.
-        decisions: Numbers of the outputs that were booleans or whole numbers.
-        opaque: Place and type of the first part of the output that cannot be looked into, "" if
-            there is none.
+        inputs: Inputs of the network.
+        parameters: Names of parameters and buffers by the number of their value.
+        outputs: Each tensor that the network returns, in containers and objects of any class;
+            booleans and integers are converted to float32.
+        operations: Operations in order of execution; each value is the output of at most one of
+            them.
+        tensors: Tensor of each value, by number, including constants that the network creates.
+        noise: Distributions of the values that are random numbers, by number; their tensors hold
+            the mean.
+        decisions: Numbers of the outputs that were booleans or integers.
+        opaque: Place and type of the first part of the output that cannot be searched, "" if there
+            is none.
     """
 
     inputs: tuple[Value, ...]
@@ -109,9 +71,7 @@ class Graph:
 
 @dataclass(eq=False)
 class _Group:
-    """A tensor and its views, and the writes to views that the tensor's own value does not show
-    yet.
-    """
+    """A tensor and its views, with the writes to views that its own value does not include yet."""
 
     root: _Entry | None = None
     generation: int = 0
@@ -120,7 +80,7 @@ class _Group:
 
 @dataclass(eq=False)
 class _Entry:
-    """A tensor of the pass: its number, and what it is a view of and how, where it is one."""
+    """A tensor of the forward pass with its number, and its base tensor if it is a view."""
 
     tensor: Tensor
     number: int
@@ -139,18 +99,17 @@ class _Recorder(TorchDispatchMode):
         self.tensors: list[Tensor] = []
         self.operations: list[Operation] = []
         self.noise: dict[int, Noise] = {}
-        self._entries: dict[
-            int, _Entry
-        ] = {}  # they hold their tensor, or its id could be given to another
-        # By memory: the numbers of the values that lie there, whether the pass made it, and what
-        # was there before the pass wrote to it.
+        # Entries hold a reference to their tensor, since the id of a deleted one may be reused.
+        self._entries: dict[int, _Entry] = {}
+        # By storage: the numbers of the values in it, whether the pass allocated it, and its
+        # contents before the first write.
         self._lying: dict[int, list[int]] = {}
         self._made: set[int] = set()
         self._before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
         self._module = ""
 
     def value(self, tensor: Tensor) -> Value:
-        """The value of a tensor as it is now."""
+        """Return the value of a tensor at this moment."""
         entry = self._entries.get(id(tensor))
         if entry is None:
             entry = self._enter(tensor, self._number(tensor))
@@ -159,7 +118,7 @@ class _Recorder(TorchDispatchMode):
         return Value(entry.number)
 
     def restore(self) -> None:
-        """Put back what the pass has written to and has not made itself."""
+        """Restore the memory that the pass has written to and not allocated itself."""
         _put_back(self._before)
 
     def __torch_dispatch__(
@@ -168,12 +127,11 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if isinstance(target, HigherOrderOperator):
             raise ValueError(
-                f"forward() calls the higher-order operator {target.name()}, whose operations cannot be recorded; use tensor operations"
-                " in its place for pruning"
+                f"forward() calls the higher-order operator {target.name()}, whose operations"
+                " cannot be recorded; use tensor operations in its place for pruning"
             )
-        if (
-            torch.is_inference_mode_enabled()
-        ):  # where operations that are made of others still have to be taken apart
+        # In inference mode, composite operations are not decomposed before they arrive here.
+        if torch.is_inference_mode_enabled():
             with self:
                 if (result := target.decompose(*args, **kwargs)) is not NotImplemented:
                     return result
@@ -182,7 +140,7 @@ class _Recorder(TorchDispatchMode):
         if written := writes(target):
             return self._write(target, args, kwargs, read, written)
         result = target(*args, **kwargs)
-        noise = silenced(target, args, kwargs, result)
+        noise = replace_by_mean(target, args, kwargs, result)
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         values = []
         for index, output in enumerate(outputs):
@@ -196,9 +154,8 @@ class _Recorder(TorchDispatchMode):
                 self._enter(output, self._number(output), parent, (target, args[1:], kwargs, index))
             values.append(self.value(output) if isinstance(output, Tensor) else None)
         operation = Operation(target, *read, tuple(values), self._module)
-        if not values or any(
-            value not in operation.reads for value in values
-        ):  # else it gave back what it was given
+        # An operation that returns its arguments is not recorded.
+        if not values or any(value not in operation.reads for value in values):
             self.operations.append(operation)
         self._note(noise, values)
         return result
@@ -221,7 +178,7 @@ class _Recorder(TorchDispatchMode):
         for tensor in changed:
             self._preserve(tensor)
         result = target(*args, **kwargs)
-        noise = silenced(target, args, kwargs, result)
+        noise = replace_by_mean(target, args, kwargs, result)
         for tensor in changed:
             entry = self._entries[id(tensor)]
             entry.number, group = self._number(tensor), entry.group
@@ -267,9 +224,7 @@ class _Recorder(TorchDispatchMode):
         return len(self.tensors) - 1
 
     def _allocated(self, tensor: Tensor) -> None:
-        """Note memory that an operation of the pass returned, unless something of before the pass
-        lies in it.
-        """
+        """Record that the pass allocated this memory, unless an earlier tensor uses it."""
         if (place := _memory(tensor)) not in self._lying:
             self._made.add(place)
 
@@ -285,7 +240,7 @@ class _Recorder(TorchDispatchMode):
         return entry
 
     def _preserve(self, tensor: Tensor) -> None:
-        """Let the values that lie where a write is due have memory of their own."""
+        """Copy the values in memory that is about to be written to."""
         place = _memory(tensor)
         numbers = self._lying.pop(place, [])
         if not isinstance(place, int) or not numbers:
@@ -303,10 +258,10 @@ class _Recorder(TorchDispatchMode):
                     before, old.storage_offset(), old.size(), old.stride()
                 )
 
-    # -- views after a write
+    # -- Views after a write
 
     def _refresh(self, entry: _Entry) -> None:
-        """Give a tensor that was written to through another view its present value."""
+        """Recompute a tensor that was written to through another view."""
         group = entry.group
         root = group.root
         assert root is not None
@@ -320,14 +275,14 @@ class _Recorder(TorchDispatchMode):
             entry.generation = group.generation
 
     def _seen(self, entry: _Entry) -> int:
-        """The value of a view, taken anew from the root."""
+        """Recompute a view from its base tensor and return its number."""
         if entry.parent is None or entry.view is None:
             return entry.number
         target, rest, kwargs, index = entry.view
         return self._also(target, (Value(self._seen(entry.parent)), *rest), kwargs)[index]
 
     def _replaced(self, entry: _Entry, number: int) -> int:
-        """The value of the root with a view of it replaced by the value ``number``."""
+        """Return the number of the base tensor with a view of it replaced by a value."""
         if entry.parent is None or entry.view is None:
             return number
         shape = entry.parent.tensor.shape
@@ -369,7 +324,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _Writes(TorchDispatchMode):
-    """Keeps what was in memory before a pass writes to it."""
+    """Keeps the contents of memory before a pass writes to it."""
 
     supports_higher_order_operators = True
 
@@ -382,7 +337,7 @@ class _Writes(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if isinstance(target, HigherOrderOperator):
-            return target(*args, **kwargs)  # its functions may not write
+            return target(*args, **kwargs)  # the functions of a higher-order operator may not write
         given = {
             **dict(
                 zip([argument.name for argument in target._schema.arguments], args, strict=False)
@@ -400,7 +355,7 @@ class _Writes(TorchDispatchMode):
 
 
 def _put_back(held: Mapping[int, tuple[Tensor, torch.UntypedStorage]]) -> None:
-    """Give memory the contents it had."""
+    """Restore the contents of memory."""
     for tensor, before in held.values():
         memory = tensor.untyped_storage()
         if memory.nbytes() != before.nbytes():
@@ -409,7 +364,7 @@ def _put_back(held: Mapping[int, tuple[Tensor, torch.UntypedStorage]]) -> None:
 
 
 def _memory(tensor: Tensor) -> int:
-    """Return a number that tensors share exactly if they share memory."""
+    """Return a number that two tensors share exactly if they share memory."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else -id(tensor)
 
 
@@ -418,31 +373,40 @@ def example_of(
     input_shape: Sequence[int] | None,
     example_input: Tensor | Sequence[Tensor] | None,
 ) -> tuple[Tensor, ...]:
-    """The inputs that show a network its input's shape: one image of ones, or ``example_input``
-    moved to where the network is.
+    """Return example inputs for tracing: ones of ``input_shape``, or ``example_input``.
 
     Args:
-        network: gives device and precision: those of its first real floating-point parameter.
-        input_shape: (C, H, W) or whatever follows the batch dimension, for a network with one
+        network: Network whose first floating-point parameter gives device and precision.
+        input_shape: Shape without the batch dimension, such as (C, H, W), for a network with one
             input.
-        example_input: a tensor, or a tuple or list of tensors, the arguments of ``forward()`` by
-            position, with the batch dimension; instead of ``input_shape``.
+        example_input: Arguments of ``forward()`` with the batch dimension, by position: a tensor,
+            or a tuple or list of tensors. It is given in place of ``input_shape`` and moved to the
+            device of the network.
 
     Raises:
-        TypeError: if ``example_input`` is or holds anything but tensors.
-        ValueError: if neither or both are given, a size is not positive, or no parameter gives a
+        TypeError: If ``example_input`` is or holds anything but tensors.
+        ValueError: If neither or both are given, a size is not positive, or no parameter gives a
             precision.
+
+    Example:
+        >>> from torch import nn
+        >>> from synflow_pl.flow import example_of
+        >>> (images,) = example_of(nn.Conv2d(3, 8, 3), (3, 32, 32), None)
+        >>> images.shape
+        torch.Size([1, 3, 32, 32])
     """
     parameter = next(
         (parameter for parameter in network.parameters() if parameter.is_floating_point()), None
     )
     if parameter is None:
         raise ValueError(
-            f"{type(network).__name__} has no parameter of real floating-point numbers, so there is nothing to prune"
+            f"{type(network).__name__} has no parameter of real floating-point numbers, so there is"
+            " nothing to prune"
         )
     if (input_shape is None) == (example_input is None):
         raise ValueError(
-            "give either input_shape=(C, H, W) or example_input=, a tensor or a tuple of tensors with a batch dimension"
+            "give either input_shape=(C, H, W) or example_input=, a tensor or a tuple of tensors"
+            " with a batch dimension"
         )
     if input_shape is not None:
         if not isinstance(input_shape, Sequence) or not all(
@@ -450,24 +414,29 @@ def example_of(
         ):
             shown = tuple(input_shape) if isinstance(input_shape, Sequence) else input_shape
             raise ValueError(
-                f"input_shape: {shown} must be positive whole numbers without the batch, such as (3, 32, 32)"
+                f"input_shape: {shown} must be positive whole numbers without the batch, such as"
+                " (3, 32, 32)"
             )
         return (torch.ones(1, *input_shape, device=parameter.device, dtype=parameter.dtype),)
     inputs = tuple(example_input) if isinstance(example_input, (tuple, list)) else (example_input,)
     for index, tensor in enumerate(inputs):
         if not isinstance(tensor, Tensor):
+            place = f"[{index}]" if isinstance(example_input, (tuple, list)) else ""
+            kind = "None" if tensor is None else f"a {type(tensor).__name__}"
             raise TypeError(
-                f"example_input{f'[{index}]' if isinstance(example_input, (tuple, list)) else ''}: expected a tensor, got"
-                f" {'None' if tensor is None else f'a {type(tensor).__name__}'}; give one tensor, or a tuple of the tensors that"
-                " forward() takes by position, and set everything else inside a module that wraps the network"
+                f"example_input{place}: expected a tensor, got {kind}; give one tensor, or a tuple"
+                " of the tensors that forward() takes by position, and set everything else inside"
+                " a module that wraps the network"
             )
         if tensor.is_meta:
             raise ValueError(
-                "example_input: a tensor on the meta device has no values; give one on the network's device"
+                "example_input: a tensor on the meta device has no values; give one on the"
+                " network's device"
             )
     if not inputs:
         raise ValueError(
-            "example_input: an empty tuple shows no input; give the tensors that forward() takes by position"
+            "example_input: an empty tuple shows no input; give the tensors that forward() takes by"
+            " position"
         )
     return tuple(
         tensor.detach().to(
@@ -479,7 +448,18 @@ def example_of(
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every module is back in the mode it was in, each by itself."""
+    """Put a network in eval mode inside the context and restore each module's mode after it.
+
+    Example:
+        >>> from torch import nn
+        >>> from synflow_pl.flow import evaluating
+        >>> network = nn.Dropout()
+        >>> with evaluating(network):
+        ...     network.training
+        False
+        >>> network.training
+        True
+    """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -491,10 +471,9 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _explained(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]:
-    """Turn an error of the network's own ``forward()`` on these inputs into a ValueError that names
-    them.
+    """Turn an error of ``forward()`` on these inputs into a ValueError that names their shapes.
 
-    An error that ``forward()`` raises only while it is recorded passes unchanged.
+    An error that ``forward()`` raises only while it is traced is raised unchanged.
     """
     try:
         yield
@@ -502,7 +481,7 @@ def _explained(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]
         written = _Writes()
         try:
             with (
-                untouched(network),
+                preserve_state(network),
                 evaluating(network),
                 torch.random.fork_rng(devices=[]),
                 torch.no_grad(),
@@ -525,17 +504,16 @@ def _explained(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]
             )
             reason = str(cause).strip().partition("\n")[0].rstrip(".")
             raise ValueError(
-                f"{type(network).__name__} fails on an input of {shapes} ({type(cause).__name__}: {reason}); correct input_shape, or"
-                " give the example_input that forward() takes (whole numbers for words)"
+                f"{type(network).__name__} fails on an input of {shapes} ({type(cause).__name__}:"
+                f" {reason}); correct input_shape, or give the example_input that forward() takes"
+                " (whole numbers for words)"
             ) from cause
         raise error
 
 
 @contextmanager
 def _attention_in_parts() -> Iterator[None]:
-    """In eval mode an encoder layer may become one operation that hides its projections; not
-    inside.
-    """
+    """Disable the fused transformer encoder layer of eval mode, which hides its projections."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -546,11 +524,11 @@ def _attention_in_parts() -> Iterator[None]:
 
 @contextmanager
 def _named(network: nn.Module, running: list[str]) -> Iterator[None]:
-    """Keep the names of the modules that are running in a list, the innermost last."""
+    """Keep the names of the running modules in a list, the innermost last."""
     names = {id(module): name for name, module in network.named_modules()}
 
     def enter(module: nn.Module, _: Any) -> None:
-        # A module that the network does not list runs as a part of the one that calls it.
+        # A module that is not registered in the network runs as a part of its caller.
         running.append(names.get(id(module), running[-1] if running else ""))
 
     def leave(module: nn.Module, *_: Any) -> None:
@@ -569,8 +547,9 @@ def _named(network: nn.Module, running: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _constant(network: nn.Module) -> Iterator[None]:
-    """Parameters that need no gradient, and afterwards parameters and buffers that are what they
-    were, in memory and in value.
+    """Disable gradients of parameters inside, and restore parameters and buffers after it.
+
+    Both their memory and their values are restored.
     """
     held = [(tensor, tensor.detach()) for tensor in (*network.parameters(), *network.buffers())]
     buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
@@ -588,7 +567,8 @@ def _constant(network: nn.Module) -> Iterator[None]:
             if tensor.data_ptr() != before.data_ptr() or tensor.shape != before.shape:
                 tensor.data = before
         for buffer, before in buffers:
-            # Kernels of BatchNorm write to their statistics without saying so.
+            # BatchNorm kernels write to the running statistics without declaring it in their
+            # schema.
             if not torch.equal(torch.nan_to_num(buffer), torch.nan_to_num(before)):
                 buffer.detach().copy_(before)
         for parameter in trained:
@@ -597,26 +577,41 @@ def _constant(network: nn.Module) -> Iterator[None]:
 
 @full_precision()
 def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
-    """Run ``network`` once on ``inputs`` and write down what it computed.
+    """Run ``network`` once on ``inputs`` and return the graph of its operations.
 
     Args:
-        network: any module; it is left exactly as it was, and so is whatever its forward pass
-            stores tensors in.
-        inputs: as :func:`example_of` gives them.
+        network: Any module. The module, and whatever its forward pass stores tensors in, are left
+            unchanged.
+        inputs: Example inputs, as returned by :func:`example_of`.
 
     Returns:
-        The recording. Its tensors are those of this one pass, at the network's own precision.
+        The graph. Its tensors are those of this one pass, at the precision of the network.
 
     Raises:
-        ValueError: if the network creates parameters in its first forward pass.
+        ValueError: If the network creates parameters in its first forward pass, or fails on
+            ``inputs``.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from synflow_pl.flow import trace
+        >>> graph = trace(nn.Sequential(nn.Linear(2, 1), nn.ReLU()), (torch.ones(1, 2),))
+        >>> [operation.name for operation in graph.operations]
+        ['t', 'addmm', 'relu']
     """
     _check_created(network)
     running: list[str] = []
     recorder = _Recorder(running)
     names = {id(tensor): name for name, tensor in network.named_parameters()}
     parameters = dict(network.named_parameters())
-    unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]  # a fused graph would hide its operations
-    with _explained(network, inputs), untouched(network), evaluating(network), _constant(network):
+    # A fused TorchScript graph would hide its operations.
+    unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+    with (
+        _explained(network, inputs),
+        preserve_state(network),
+        evaluating(network),
+        _constant(network),
+    ):
         named = {
             recorder.value(tensor).number: name
             for name, tensor in (*network.named_parameters(), *network.named_buffers())
@@ -650,8 +645,8 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
 
 
 _CREATED = (
-    "{} creates parameters in its first forward pass ({}), so they could not be pruned; call the network once on an example before"
-    " pruning it"
+    "{} creates parameters in its first forward pass ({}), so they could not be pruned; call the"
+    " network once on an example before pruning it"
 )
 
 

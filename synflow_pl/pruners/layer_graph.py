@@ -17,7 +17,7 @@ from torch import Tensor
 
 from synflow_pl.flow import LinearNetwork
 from synflow_pl.flow.convolution import convolve
-from synflow_pl.flow.linear_network import Node
+from synflow_pl.flow.node import Node
 
 __all__ = ["LayerGraph", "layer_graph"]
 

@@ -79,7 +79,7 @@ class SynFlow(Pruner):
                 "cut by magnitude in those rows that no flow passes through (queries, keys, gates)",
                 part,
             ),
-            *_note("zero throughout, so counted as ones", sorted(linear_network.silent)),
+            *_note("zero throughout, so counted as ones", sorted(linear_network.all_zero)),
             *linear_network.notes,
         )
 

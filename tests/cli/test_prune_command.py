@@ -206,7 +206,7 @@ def test_a_dead_network_is_a_sentence_and_leaves_its_table_behind(
     )
     assert status == 1
     assert line == (
-        "the network is dead: no path of living weights leads from input to output at density 0.01; it breaks at 'layers.1.weight',"
+        "the network is dead: no path of kept weights leads from input to output at density 0.01; it breaks at 'layers.1.weight',"
         " which has no weight left; try more rounds, a larger density, another scope (local), or on_collapse warn to train it anyway"
     )
     told = json.loads(

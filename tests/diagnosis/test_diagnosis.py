@@ -106,7 +106,7 @@ def test_the_diagnosis_of_a_disconnected_network_names_the_layer_past_which_no_p
     )
     assert (diagnosis.alive, diagnosis.broken, diagnosis.effective) == (False, where, 0)
     assert diagnosis.collapse == (
-        "the network is dead: no path of living weights leads from input to output at density"
+        "the network is dead: no path of kept weights leads from input to output at density"
         f" {diagnosis.density:.6g}; it breaks at '{where}', which {why}; try more rounds, a larger"
         " density, another scope (local)"
     )
@@ -153,7 +153,7 @@ def test_a_connected_network_has_no_broken_layer_and_no_warning() -> None:
         [],
     )
     assert (
-        Connectivity(network, example_of(network, (2,), None)).broken(
+        Connectivity(network, example_of(network, (2,), None)).first_disconnected(
             masks(**{"0": FULL, "1": FULL, "2": FULL})
         )
         is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from textbook import first_scores, prunable_of, skeleton_of
+from textbook import first_scores, prunable_of, positive_copy
 from torch import Tensor, nn
 
 from synflow_pl.experiments import largest_ratio
@@ -65,7 +65,7 @@ def test_it_is_the_ratio_of_a_textbook_loop_also_where_layers_have_been_cut_down
 ):
     network, shape, rounds = FC((1, 6, 6), depth=4, width=60).double(), (1, 6, 6), 20
     total = sum(weight.numel() for weight in prunable_of(network).values())
-    positive, ratios, density = skeleton_of(network), [], 0.004
+    positive, ratios, density = positive_copy(network), [], 0.004
     for index in range(1, rounds + 1):
         scores = first_scores(positive, shape)
         flat = torch.cat([score.flatten() for score in scores.values()])

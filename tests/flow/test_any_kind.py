@@ -1,6 +1,4 @@
-"""A small network of each kind: the skeleton is the network made positive, and flow is conserved in
-it.
-"""
+"""Small networks of each kind: scores are those of the positive network, flow is conserved."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from synflow_pl.pruners import SynFlow
 
 
 class Shared(nn.Module):
-    """One kernel under two names, used twice, and once more as a function's argument."""
+    """One kernel under two names, applied twice as a module and once as a function's argument."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +40,7 @@ class TwoInputs(nn.Module):
 
 
 def chain(*layers: nn.Module) -> Callable[[], nn.Module]:
-    """The layers with a ReLU between any two."""
+    """Return a function that builds the layers with a ReLU between any two."""
     return lambda: nn.Sequential(
         *[part for layer in copy.deepcopy(layers) for part in (layer, nn.ReLU())][:-1]
     )
@@ -74,11 +72,11 @@ POSITIVE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("name", POSITIVE)
-def test_scores_are_those_of_the_network_made_positive(name: str) -> None:
+def test_gradients_equal_those_of_the_positive_network(name: str) -> None:
     build, shape = POSITIVE[name]
     network = build().double()
-    skeleton = linearise(network, example_of(network, shape, None))
-    skeleton._cut_before = {}
+    linear_network = linearise(network, example_of(network, shape, None))
+    linear_network._cut_before = {}
     weights = {key: parameter.detach().abs() for key, parameter in prunable(network).items()}
     positive = copy.deepcopy(network)
     for key, parameter in positive.named_parameters():
@@ -86,31 +84,31 @@ def test_scores_are_those_of_the_network_made_positive(name: str) -> None:
             torch.zeros_like(parameter) if key.endswith("bias") else parameter.data.abs()
         )
     positive(torch.ones(1, *shape, dtype=torch.float64)).sum().backward()
-    for key, gradient in skeleton.gradients(weights).items():
+    for key, gradient in linear_network.gradients(weights).items():
         torch.testing.assert_close(gradient, positive.get_parameter(key).grad, rtol=1e-12, atol=0)
 
 
-def test_a_module_under_two_names_is_left_as_it_was() -> None:
+def test_a_module_under_two_names_is_unchanged() -> None:
     layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     network = nn.Sequential(layer, layer)
     weight, mean = layer[0].weight, layer[1].running_mean
-    skeleton = linearise(network, example_of(network, (2,), None))
+    linear_network = linearise(network, example_of(network, (2,), None))
     assert layer[0].weight is weight
     assert layer[1].running_mean is mean
-    assert skeleton.weights == {"0.0.weight"}
+    assert linear_network.weights == {"0.0.weight"}
 
 
-def test_every_input_of_several_sends_flow() -> None:
+def test_flow_starts_at_every_input() -> None:
     network = TwoInputs()
-    skeleton = linearise(network, (torch.zeros(1, 3), torch.zeros(1, 2)))
-    gradients = skeleton.gradients(
+    linear_network = linearise(network, (torch.zeros(1, 3), torch.zeros(1, 2)))
+    gradients = linear_network.gradients(
         {name: torch.ones_like(parameter) for name, parameter in prunable(network).items()}
     )
     assert all(bool((gradient > 0).all()) for gradient in gradients.values())
 
 
 class Words(nn.Module):
-    """Whole numbers come in, through an embedding that the head shares."""
+    """Takes integers, through an embedding that shares its weight with the last layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +123,7 @@ class Words(nn.Module):
         return self.head(self.layer(self.embedding(words)))
 
 
-def test_flow_comes_in_where_words_are_embedded() -> None:
+def test_flow_starts_at_the_output_of_an_embedding() -> None:
     network = Words()
     masks = prune(
         network,
@@ -139,7 +137,7 @@ def test_flow_comes_in_where_words_are_embedded() -> None:
 
 
 class Standardised(nn.Conv2d):
-    """A kernel that is standardised before it is used, as in NFNets and BiT."""
+    """A convolution whose kernel is standardised before it is used, as in NFNets and BiT."""
 
     def forward(self, images: Tensor) -> Tensor:
         weight = F.batch_norm(
@@ -149,9 +147,7 @@ class Standardised(nn.Conv2d):
 
 
 class Mixed(nn.Module):
-    """Class token, positions, a window mask, rolling, merging, shuffling: what else transformers
-    and mobile networks do.
-    """
+    """Class token, position embeddings, attention, rolling, merging and shuffling of channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,26 +198,29 @@ KINDS = POSITIVE | {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_flow_is_conserved_and_density_exact_and_a_path_left(name: str) -> None:
+def test_flow_is_conserved_the_density_is_exact_and_the_network_stays_connected(name: str) -> None:
     build, shape = KINDS[name]
     network, pruner = build(), SynFlow()
-    skeleton = linearise(network, example_of(network, shape, None))
+    linear_network = linearise(network, example_of(network, shape, None))
     weights = {
         key: parameter.detach().abs().double() for key, parameter in prunable(network).items()
     }
-    assert skeleton.weights == weights.keys()
-    assert skeleton.conservation(weights) < 1e-12
-    uneven = "removed weights are not zero in the kernel that is computed from them (standardised weights): 0.weight, 2.weight"
-    assert skeleton.notes == ((uneven,) if name == "standardised" else ())
+    assert linear_network.weights == weights.keys()
+    assert linear_network.conservation(weights) < 1e-12
+    note = (
+        "removed weights are not zero in the kernel that is computed from them (standardised"
+        " weights): 0.weight, 2.weight"
+    )
+    assert linear_network.notes == ((note,) if name == "standardised" else ())
     masks = prune(network, pruner, density=0.3, rounds=20, input_shape=shape)
     assert masks.kept == -(-3 * masks.total // 10)
     assert is_connected(network, masks, example_of(network, shape, None))
 
 
-def test_a_token_with_no_flow_of_its_own_gets_it_through_attention() -> None:
+def test_a_class_token_receives_flow_through_attention() -> None:
     network = Mixed()
-    skeleton = linearise(network, example_of(network, (3, 6, 6), None))
-    gradients = skeleton.gradients(
+    linear_network = linearise(network, example_of(network, (3, 6, 6), None))
+    gradients = linear_network.gradients(
         {name: torch.ones_like(parameter) for name, parameter in prunable(network).items()}
     )
     # The head's right half reads the first merged token, half of which is the class token.

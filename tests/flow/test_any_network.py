@@ -1,4 +1,4 @@
-"""SynFlow prunes any network: what ``any_network.csv`` says of every name, held to.
+"""SynFlow prunes any network: each network is compared with its row in ``any_network.csv``.
 
 The table is made by ``python -m tests.flow.any_network``.
 """
@@ -20,7 +20,7 @@ QUICK = (
     "timm/test_vit",
     "timm/test_convnext",
 )
-# In float64 a network that ignores its input shows about 1e-16.
+# The output of a network that ignores its input has a spread of about 1e-16 in float64.
 LEAST_SPREAD = 1e-12
 
 
@@ -29,16 +29,14 @@ def test_the_table_lists_every_network_of_torchvision_and_forty_of_timm() -> Non
     assert list(ROWS) == any_network.names()
 
 
-def test_the_table_says_that_a_path_is_left_in_each_and_that_its_output_depends_on_its_input() -> (
-    None
-):
+def test_the_table_lists_every_network_as_connected_and_dependent_on_its_input() -> None:
     assert {name: row["result"] for name, row in ROWS.items() if row["result"] != "path left"} == {}
     assert {
         name: row["spread"] for name, row in ROWS.items() if not float(row["spread"]) > LEAST_SPREAD
     } == {}
 
 
-def test_the_skeleton_has_a_rule_for_every_operation_of_torchvision() -> None:
+def test_every_operation_of_torchvision_networks_has_a_rule() -> None:
     assert {
         name: row["unknown"]
         for name, row in ROWS.items()
@@ -53,7 +51,7 @@ def test_the_skeleton_has_a_rule_for_every_operation_of_torchvision() -> None:
         for name in any_network.names()
     ],
 )
-def test_synflow_prunes_it(name: str) -> None:
+def test_synflow_prunes_the_network_as_the_table_says(name: str) -> None:
     if name.startswith("timm"):
         pytest.importorskip("timm", reason="timm is not installed")
     row = any_network.check(name, rounds=(int(ROWS[name]["rounds"]),))

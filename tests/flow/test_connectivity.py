@@ -1,3 +1,5 @@
+"""Connectivity of networks so small that their paths can be checked by hand."""
+
 from __future__ import annotations
 
 import torch
@@ -16,11 +18,8 @@ def masks(**rows: list[list[int]]) -> Masks:
     )
 
 
-def alive(network: nn.Module, found: Masks, shape: tuple[int, ...]) -> bool:
-    return is_connected(network, found, example_of(network, shape, None))
-
-
-CHAIN = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 1)})
+def connected(network: nn.Module, kept: Masks, shape: tuple[int, ...]) -> bool:
+    return is_connected(network, kept, example_of(network, shape, None))
 
 
 class Chain(nn.Module):
@@ -33,36 +32,37 @@ class Chain(nn.Module):
         return out + signal if self.shortcut else out
 
 
-def test_a_network_whose_layers_all_hold_weights_can_be_dead() -> None:
-    # The first layer feeds unit 0 only, the second reads unit 1 only.
-    dead = masks(a=[[1, 1], [0, 0]], b=[[0, 1], [0, 1]])
-    assert not alive(Chain(), dead, (2,))
-    assert alive(Chain(), masks(a=[[1, 1], [0, 0]], b=[[1, 0], [0, 0]]), (2,))
+def test_a_network_can_be_disconnected_although_every_layer_has_kept_weights() -> None:
+    # The first layer has kept weights into unit 0 only, the second reads unit 1 only.
+    assert not connected(Chain(), masks(a=[[1, 1], [0, 0]], b=[[0, 1], [0, 1]]), (2,))
+    assert connected(Chain(), masks(a=[[1, 1], [0, 0]], b=[[1, 0], [0, 0]]), (2,))
 
 
-def test_a_shortcut_keeps_a_network_alive_when_a_whole_layer_is_gone() -> None:
-    assert alive(Chain(shortcut=True), masks(a=[[0, 0], [0, 0]], b=[[1, 1], [1, 1]]), (2,))
+def test_a_shortcut_keeps_a_network_connected_when_a_whole_layer_is_pruned() -> None:
+    assert connected(Chain(shortcut=True), masks(a=[[0, 0], [0, 0]], b=[[1, 1], [1, 1]]), (2,))
 
 
-def test_masks_decide_and_not_values() -> None:
+def test_connectivity_depends_on_masks_and_not_on_weights() -> None:
     network = Chain()
     nn.init.zeros_(network.a.weight)
-    assert alive(network, masks(a=[[1, 0], [0, 0]], b=[[1, 0], [0, 0]]), (2,))
+    assert connected(network, masks(a=[[1, 0], [0, 0]], b=[[1, 0], [0, 0]]), (2,))
 
 
-def test_padding_carries_nothing() -> None:
-    # On an image of one pixel, eight of the nine weights of a padded 3x3 kernel see only padding.
+def test_no_path_starts_at_padding() -> None:
+    # On an image of one pixel, eight of the nine weights of a padded 3x3 kernel read only padding.
     network = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1))
     corner = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
     corner[0, 0, 0, 0] = True
-    assert not alive(network, Masks({"0.weight": corner}), (1, 1, 1))
-    assert alive(network, Masks({"0.weight": corner}), (1, 2, 2))
+    assert not connected(network, Masks({"0.weight": corner}), (1, 1, 1))
+    assert connected(network, Masks({"0.weight": corner}), (1, 2, 2))
 
 
-def test_a_dead_gain_is_no_reason_to_die() -> None:
+def test_a_gain_of_zero_does_not_disconnect_a_network() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     nn.init.zeros_(network[1].weight)
-    assert alive(network, Masks({"0.weight": torch.tensor([[True, False], [False, False]])}), (2,))
+    assert connected(
+        network, Masks({"0.weight": torch.tensor([[True, False], [False, False]])}), (2,)
+    )
 
 
 class Attentive(nn.Module):
@@ -91,15 +91,15 @@ def attentive(queries_and_keys: bool, values: bool, gate: bool) -> Masks:
     )
 
 
-def test_a_path_leads_through_attention_and_gates_as_through_dense_connections() -> None:
+def test_paths_pass_attention_and_gates_as_dense_connections() -> None:
     shape = (3, 2)
-    assert alive(Attentive(), attentive(True, True, True), shape)
-    # Without queries and keys every token counts alike, and without weights a gate is a constant.
-    assert alive(Attentive(), attentive(False, True, False), shape)
-    assert not alive(Attentive(), attentive(True, False, True), shape)
+    assert connected(Attentive(), attentive(True, True, True), shape)
+    # Without queries and keys all tokens have equal shares, and without weights a gate is constant.
+    assert connected(Attentive(), attentive(False, True, False), shape)
+    assert not connected(Attentive(), attentive(True, False, True), shape)
 
 
-def test_a_path_does_not_lead_from_a_token_to_one_before_it_where_attention_is_causal() -> None:
+def test_in_causal_attention_no_path_leads_from_a_token_to_an_earlier_one() -> None:
     class Causal(nn.Module):
         def __init__(self, causal: bool = True) -> None:
             super().__init__()
@@ -113,6 +113,6 @@ def test_a_path_does_not_lead_from_a_token_to_one_before_it_where_attention_is_c
                 values, values, values, is_causal=self.causal
             )[:, :, 0]
 
-    assert alive(Causal(), masks(early=[[1]], late=[[0]]), (2,))
-    assert not alive(Causal(), masks(early=[[0]], late=[[1]]), (2,))
-    assert alive(Causal(causal=False), masks(early=[[0]], late=[[1]]), (2,))
+    assert connected(Causal(), masks(early=[[1]], late=[[0]]), (2,))
+    assert not connected(Causal(), masks(early=[[0]], late=[[1]]), (2,))
+    assert connected(Causal(causal=False), masks(early=[[0]], late=[[1]]), (2,))

@@ -1,6 +1,4 @@
-"""Tanaka et al. 2020, Theorems 1 and 2: synaptic flow is conserved at every hidden unit and across
-every cut.
-"""
+"""Tanaka et al. 2020, Theorems 1 and 2: flow is conserved at every hidden unit and every cut."""
 
 from __future__ import annotations
 
@@ -16,20 +14,21 @@ from synflow_pl.networks import FC, VGG, Conv, ResNet
 
 
 def scores(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    skeleton = linearise(network, example_of(network, shape, None))
+    linear_network = linearise(network, example_of(network, shape, None))
     weights = {name: p.detach().abs() for name, p in prunable(network).items()}
     return {
-        name: weights[name] * gradient for name, gradient in skeleton.gradients(weights).items()
+        name: weights[name] * gradient
+        for name, gradient in linear_network.gradients(weights).items()
     }
 
 
 def into(score: Tensor) -> Tensor:
-    """Flow into each unit of a layer: the sum over its incoming weights."""
+    """Return the flow into each unit of a layer: the sum over its incoming weights."""
     return score.flatten(1).sum(1)
 
 
 def out_of(score: Tensor) -> Tensor:
-    """Flow out of each unit that a layer reads: the sum over that unit's outgoing weights."""
+    """Return the flow out of each unit that a layer reads: the sum over its outgoing weights."""
     return score.transpose(0, 1).flatten(1).sum(1)
 
 
@@ -45,7 +44,7 @@ def without_biases(network: nn.Module) -> nn.Module:
     [(FC(), (1, 28, 28)), (VGG(16, batch_norm=False), (3, 32, 32)), (VGG(16), (3, 32, 32))],
     ids=["fc", "vgg16", "vgg16_bn"],
 )
-def test_what_flows_into_a_hidden_unit_of_a_chain_flows_out_of_it(
+def test_flow_into_a_hidden_unit_of_a_chain_equals_flow_out_of_it(
     network: nn.Module, shape: tuple[int, ...]
 ) -> None:
     layers = list(scores(without_biases(network), shape).values())
@@ -53,7 +52,7 @@ def test_what_flows_into_a_hidden_unit_of_a_chain_flows_out_of_it(
         torch.testing.assert_close(into(layer), out_of(following), rtol=1e-5, atol=0)
 
 
-def test_a_unit_that_is_flattened_flows_out_through_all_its_positions() -> None:
+def test_flow_out_of_a_flattened_unit_is_summed_over_its_positions() -> None:
     first, second, head = scores(without_biases(Conv(width=4)), (1, 28, 28)).values()
     torch.testing.assert_close(into(first), out_of(second), rtol=1e-5, atol=0)
     torch.testing.assert_close(
@@ -79,23 +78,20 @@ def test_every_layer_of_a_chain_carries_the_same_flow(
     torch.testing.assert_close(sums, sums[:1].expand_as(sums), rtol=1e-5, atol=0)
 
 
-def test_flow_is_conserved_at_the_units_of_a_residual_network_with_the_shortcuts_own_flow_counted() -> (
-    None
-):
+def test_flow_is_conserved_at_the_units_of_a_residual_network_including_its_shortcuts() -> None:
     network = ResNet(20)
-    found = scores(network, (3, 32, 32))
+    layer_scores = scores(network, (3, 32, 32))
 
     def flow(name: str) -> Tensor:
-        return found[f"{name}.weight"]
+        return layer_scores[f"{name}.weight"]
 
-    # What is on the shortcut besides the branch: into each channel of a block's output, and out of
-    # each channel of its input.
+    # The flow through each channel of a block's output, on the shortcut and the branch together.
     carried = into(flow("conv"))
     for index, block in enumerate(network.blocks):
         inside, outside = flow(f"blocks.{index}.conv1"), flow(f"blocks.{index}.conv2")
         torch.testing.assert_close(into(inside), out_of(outside), rtol=1e-5, atol=0)
         if isinstance(block.shortcut, nn.Identity):
-            # The shortcut carries what came in and did not take the branch, channel by channel.
+            # The shortcut carries the part of each channel's flow that does not enter the branch.
             shortcut = carried - out_of(inside)
             assert (shortcut > 0).all()
             carried = into(outside) + shortcut

@@ -1,4 +1,4 @@
-"""Uniform stretches against the same network worked out position by position."""
+"""Compares a network with equal positions left out with the same network at all positions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from synflow_pl.flow import example_of, linearise
-from synflow_pl.flow.linear_network import Node
+from synflow_pl.flow.node import Node
 from synflow_pl.masks import prunable
 from synflow_pl.networks import VGG, ResNet
 
@@ -21,44 +21,39 @@ from synflow_pl.networks import VGG, ResNet
 def gradients(
     network: nn.Module, shape: tuple[int, ...]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """dR/dw through the skeleton and through the network itself, which is made positive, each as a
-    share of R.
-    """
+    """Return dR/dw of the linear network and of the positive network, each divided by R."""
     network = network.double().eval()
     weights = {name: parameter.detach().abs() for name, parameter in prunable(network).items()}
-    found = linearise(network, example_of(network, shape, None)).gradients(weights)
+    actual = linearise(network, example_of(network, shape, None)).gradients(weights)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.abs_()
     network(torch.ones(1, *shape, dtype=torch.float64)).sum().backward()
     expected = {name: parameter.grad for name, parameter in prunable(network).items()}
-    name = next(
-        iter(weights)
-    )  # every path of a chain goes through its first layer: the scores there sum to R
-    return tuple(of_all(every, (weights[name] * every[name]).sum()) for every in (found, expected))
+    # Every path of a chain passes its first layer, so the scores of that layer sum to R.
+    name = next(iter(weights))
+    return tuple(of_all(every, (weights[name] * every[name]).sum()) for every in (actual, expected))
 
 
 def of_all(gradients: dict[str, Tensor], total: Tensor) -> dict[str, Tensor]:
-    """As a share of the total; as they are where nothing flows at all (a strided layer may read
-    nothing but padding).
-    """
+    """Return gradients divided by R, or unchanged if R is zero (a layer may read only padding)."""
     return {
         name: gradient / total if total > 0 else gradient for name, gradient in gradients.items()
     }
 
 
 def sizes(network: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """How many positions each convolution of the skeleton computes."""
-    skeleton = linearise(network.eval(), example_of(network, shape, None))
+    """Return the number of positions that each convolution of the linear network computes."""
+    linear_network = linearise(network.eval(), example_of(network, shape, None))
     made: list[tuple[int, ...]] = []
 
-    def compute(function: Any, step: Node, arguments: Sequence[Any]) -> Any:
+    def compute(function: Any, node: Node, arguments: Sequence[Any]) -> Any:
         result = function(*arguments)
-        if step.contraction and result.dim() > 2:
+        if node.contraction and result.dim() > 2:
             made.append(tuple(result.shape[2:]))
         return result
 
-    skeleton.flow({}, compute=compute)
+    linear_network.flow({}, compute=compute)
     return made
 
 
@@ -77,7 +72,7 @@ LAYERS = st.one_of(
     layers=st.lists(LAYERS, min_size=1, max_size=6),
     size=st.tuples(st.integers(20, 41), st.integers(20, 41)),
 )
-def test_any_chain_of_windows_has_the_gradients_it_has_position_by_position(
+def test_deduplication_leaves_the_gradients_of_any_chain_of_windows_unchanged(
     layers: list[Any], size: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
@@ -93,25 +88,25 @@ def test_any_chain_of_windows_has_the_gradients_it_has_position_by_position(
     with torch.no_grad():
         try:
             left = network(torch.ones(1, 1, *size)).flatten(1).shape[1]
-        except RuntimeError:  # nothing is left of the image
+        except RuntimeError:  # the image is smaller than a window
             return
     network.append(nn.Flatten()).append(nn.Linear(left, 2, bias=False))
-    found, expected = gradients(network, (1, *size))
+    actual, expected = gradients(network, (1, *size))
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize(
     "network", [lambda: VGG(11), lambda: ResNet(20)], ids=["VGG-11", "ResNet-20"]
 )
-def test_a_network_has_the_gradients_it_has_position_by_position(network: Any) -> None:
-    found, expected = gradients(network(), (3, 32, 32))
+def test_deduplication_leaves_the_gradients_of_a_network_unchanged(network: Any) -> None:
+    actual, expected = gradients(network(), (3, 32, 32))
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-10, atol=1e-13)
 
 
 class Branches(nn.Module):
-    """Two branches of other reach and the same size, and a shortcut."""
+    """Two branches of different kernel sizes and equal output sizes, and a shortcut."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,39 +125,39 @@ class Branches(nn.Module):
 
 
 class Placed(Branches):
-    """Something reads where the largest were."""
+    """Branches in which an operation reads the indices of the maxima."""
 
     def pooled(self, signal: Tensor) -> Tensor:
         values, places = nn.functional.max_pool2d(signal, 2, return_indices=True)
         return values + signal.flatten(2).gather(2, places.flatten(2)).view_as(values)
 
 
-def test_branches_of_other_reach_meet() -> None:
+def test_deduplication_leaves_the_gradients_of_branches_with_different_kernels_unchanged() -> None:
     torch.manual_seed(0)
-    found, expected = gradients(Branches(), (1, 24, 24))
+    actual, expected = gradients(Branches(), (1, 24, 24))
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-10, atol=1e-13)
 
 
-def test_what_reads_where_the_largest_were_sees_every_position(
+def test_an_operation_that_reads_indices_of_maxima_sees_every_position(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
     network = Placed().double()
     short, _ = gradients(copy.deepcopy(network), (1, 24, 24))
     monkeypatch.setattr(
-        "synflow_pl.flow.builder.shorten",
-        lambda steps, sources, outputs, *_: (list(steps), sources, outputs),
+        "synflow_pl.flow.builder.deduplicate_positions",
+        lambda nodes, sources, outputs, *_: (list(nodes), sources, outputs),
     )
     whole, _ = gradients(network, (1, 24, 24))
     for name, gradient in whole.items():
         torch.testing.assert_close(short[name], gradient, rtol=1e-10, atol=1e-13)
 
 
-def test_in_a_deeper_layer_more_positions_differ() -> None:
-    # One border position more on either side after each layer, and one for all the others: 3, 5, 7.
-    # From 5 to 7 no copies are put back, so the second layer computes 7 as well. The pooling reads
-    # 10, with an even number left out, put back behind the third.
+def test_deeper_layers_compute_more_positions() -> None:
+    # After each layer, one more position differs at either border; one stands for all others: 3, 5,
+    # 7. From 5 to 7 no copies are put back, so the second layer computes 7 as well. The pooling
+    # reads 10, with an even number left out, put back after the third.
     layers = [nn.Conv2d(1 if index == 0 else 2, 2, 3, padding=1) for index in range(3)]
     assert sizes(nn.Sequential(*layers), (1, 101, 101)) == [(3, 3), (7, 7), (7, 7)]
     assert sizes(nn.Sequential(*layers, nn.MaxPool2d(2)), (1, 100, 100)) == [(3, 3), (7, 7), (7, 7)]

@@ -1,6 +1,4 @@
-"""Weights on a live path, against a graph of (channel, position) units that is built edge by edge
-and walked.
-"""
+"""Compares weights on a path with a graph of (channel, position) units that is walked by edges."""
 
 from __future__ import annotations
 
@@ -21,17 +19,17 @@ Weight = tuple[str, tuple[int, ...]]
 
 
 class Graph:
-    """Units are numbers, edges go from unit to unit through a weight or through none."""
+    """A graph of units with numbers; an edge leads through a weight or through none."""
 
     def __init__(self) -> None:
         self.fresh = count()
         self.edges: list[tuple[int, int, Weight | None]] = []
 
     def units(self, *shape: int) -> Tensor:
-        found = torch.empty(shape, dtype=torch.long)
+        numbers = torch.empty(shape, dtype=torch.long)
         for at in product(*map(range, shape)):
-            found[at] = next(self.fresh)
-        return found
+            numbers[at] = next(self.fresh)
+        return numbers
 
     def linear(self, name: str, layer: nn.Linear, read: Tensor) -> Tensor:
         made = self.units(layer.out_features)
@@ -82,15 +80,15 @@ class Graph:
         return made
 
     def effective(self, sources: Tensor, sinks: Tensor, masks: Masks) -> dict[str, Tensor]:
-        alive = [(a, b, w) for a, b, w in self.edges if w is None or bool(masks[w[0]][w[1]])]
+        kept = [(a, b, w) for a, b, w in self.edges if w is None or bool(masks[w[0]][w[1]])]
         ahead = self._reached(
-            {int(unit) for unit in sources.flatten()}, ((a, b) for a, b, _ in alive)
+            {int(unit) for unit in sources.flatten()}, ((a, b) for a, b, _ in kept)
         )
         behind = self._reached(
-            {int(unit) for unit in sinks.flatten()}, ((b, a) for a, b, _ in alive)
+            {int(unit) for unit in sinks.flatten()}, ((b, a) for a, b, _ in kept)
         )
         on = {name: torch.zeros_like(masks[name]) for name in masks}
-        for a, b, w in alive:
+        for a, b, w in kept:
             if w is not None and a in ahead and b in behind:
                 on[w[0]][w[1]] = True
         return on
@@ -110,9 +108,7 @@ class Graph:
 
 
 class Net(nn.Module):
-    """A small network of every shape: strides, padding, groups, pools, residuals, branches, a
-    flattened end.
-    """
+    """A small network with strides, padding, groups, pooling, a shortcut and a branch."""
 
     def __init__(self, choose: Any) -> None:
         super().__init__()
@@ -166,7 +162,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_it_is_what_walking_from_unit_to_unit_finds(seed: int) -> None:
+def test_effective_weights_are_those_that_a_walk_over_units_reaches(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
 
     def choose(options: list[Any]) -> Any:
@@ -184,13 +180,13 @@ def test_it_is_what_walking_from_unit_to_unit_finds(seed: int) -> None:
     )
     expected = network.walked(masks)
     paths = Connectivity(network, example_of(network, (1, network.size, network.size), None))
-    found = paths.effective(masks)
-    assert all(torch.equal(found[name], on) for name, on in expected.items())
-    assert paths.left(masks) == any(bool(on.any()) for on in expected.values())
+    actual = paths.effective(masks)
+    assert all(torch.equal(actual[name], on) for name, on in expected.items())
+    assert paths.is_connected(masks) == any(bool(on.any()) for on in expected.values())
 
 
 class Tiny(nn.Module):
-    """Few enough paths to list them all."""
+    """A network with so few paths that all can be listed."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -226,7 +222,7 @@ class Tiny(nn.Module):
 
 @pytest.mark.parametrize("kind", ["chain", "residual", "branching", "grouped"])
 @pytest.mark.parametrize("seed", range(10))
-def test_it_is_what_listing_every_path_finds(kind: str, seed: int) -> None:
+def test_effective_weights_are_those_on_an_enumerated_path(kind: str, seed: int) -> None:
     network, generator = Tiny(kind), torch.Generator().manual_seed(seed)
     masks = Masks(
         {
@@ -248,13 +244,13 @@ def test_it_is_what_listing_every_path_finds(kind: str, seed: int) -> None:
     for path in (path for source in sources.flatten() for path in paths(int(source), ())):
         for name, at in path:
             expected[name][at] = True
-    found = Connectivity(network, example_of(network, network.shape, None)).effective(masks)
-    assert all(torch.equal(found[name], on) for name, on in expected.items())
+    actual = Connectivity(network, example_of(network, network.shape, None)).effective(masks)
+    assert all(torch.equal(actual[name], on) for name, on in expected.items())
 
 
 def test_a_path_is_found_beside_any_number_of_others() -> None:
-    # 400 layers of one unit alone beside sixteen that are all connected: 16 ** 400 paths against
-    # one, more than any float can hold.
+    # Each of 400 layers has one unit separate from sixteen connected ones: 16 ** 400 paths beside a
+    # single one, more than float64 can represent.
     network = nn.Sequential(*(nn.Linear(17, 17, bias=False) for _ in range(400)))
     mask = torch.ones(17, 17, dtype=torch.bool)
     mask[0, 1:] = mask[1:, 0] = False
@@ -265,20 +261,20 @@ def test_a_path_is_found_beside_any_number_of_others() -> None:
     assert is_connected(network, Masks({**masks, "399.weight": only}), (torch.ones(1, 17),))
 
 
-def test_density_and_effective_density_are_told_apart() -> None:
+def test_density_and_effective_density_are_reported_separately() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
-    # The second unit is fed by two weights and read by none.
+    # The second unit has two kept inputs and no kept reader.
     masks = Masks(
         {
             "0.weight": torch.tensor([[True, False], [True, True]]),
             "2.weight": torch.tensor([[True, False]]),
         }
     )
-    told = diagnose(network, masks, input_shape=(2,))
-    assert (told.kept, told.effective, told.total) == (4, 2, 6)
-    assert (told.density, told.effective_density) == (4 / 6, 2 / 6)
-    assert [layer.effective for layer in told.layers] == [1, 1]
-    (whole,) = (line.split() for line in told.table().splitlines() if line.startswith("all"))
+    diagnosis = diagnose(network, masks, input_shape=(2,))
+    assert (diagnosis.kept, diagnosis.effective, diagnosis.total) == (4, 2, 6)
+    assert (diagnosis.density, diagnosis.effective_density) == (4 / 6, 2 / 6)
+    assert [layer.effective for layer in diagnosis.layers] == [1, 1]
+    (whole,) = (line.split() for line in diagnosis.table().splitlines() if line.startswith("all"))
     assert whole[:4] == ["all", "6", "4", "2"]
 
 
@@ -296,11 +292,12 @@ class Attend(nn.MultiheadAttention):
         return super().forward(tokens, tokens, tokens, need_weights=False)[0]
 
 
-def test_queries_and_keys_count_where_the_values_that_they_weigh_are_on_a_path() -> None:
+def test_queries_and_keys_are_effective_if_the_values_are_on_a_path() -> None:
     network = Attend(2, 1, batch_first=True)
-    told = diagnose(network, attention(value=True), input_shape=(3, 2))
-    # Query, key, value, and of the output projection the column that reads the value: two weights.
-    assert [layer.effective for layer in told.layers] == [3, 2]
+    diagnosis = diagnose(network, attention(value=True), input_shape=(3, 2))
+    # One query, one key, one value, and the two weights of the output projection that read the
+    # value.
+    assert [layer.effective for layer in diagnosis.layers] == [3, 2]
     dead = diagnose(network, attention(value=False), input_shape=(3, 2))
     assert (dead.alive, dead.effective) == (False, 0)
 
@@ -315,7 +312,7 @@ class Gated(nn.Module):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_gate_counts_where_there_is_something_to_gate(bias: bool) -> None:
+def test_a_gate_is_effective_where_the_gated_value_is_nonzero(bias: bool) -> None:
     masks = Masks(
         {
             "signal.weight": torch.tensor([[True, False], [False, False]]),
@@ -325,9 +322,9 @@ def test_a_gate_counts_where_there_is_something_to_gate(bias: bool) -> None:
     network = Gated()
     if not bias:
         nn.init.zeros_(network.signal.bias)
-    told = diagnose(network, masks, input_shape=(2,))
-    # The second unit's gate has only the signal's bias to gate, or nothing.
-    assert [layer.effective for layer in told.layers] == [1, 4 if bias else 2]
+    diagnosis = diagnose(network, masks, input_shape=(2,))
+    # The gate of the second unit multiplies only the bias of the signal, or zero.
+    assert [layer.effective for layer in diagnosis.layers] == [1, 4 if bias else 2]
 
 
 @pytest.mark.parametrize(
@@ -343,7 +340,7 @@ def test_a_gate_counts_where_there_is_something_to_gate(bias: bool) -> None:
         lambda x: torch.maximum(x[:, :, :1], torch.minimum(x[:, :, 1:2], x[:, :, 2:])),
     ],
 )
-def test_all_that_may_be_chosen_counts_as_chosen(choice: Any) -> None:
+def test_an_operation_that_selects_entries_connects_all_of_them(choice: Any) -> None:
     class Choose(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -355,6 +352,6 @@ def test_all_that_may_be_chosen_counts_as_chosen(choice: Any) -> None:
     network = Choose()
     masks = Masks(
         {"layer.weight": torch.tensor([[False] * 3, [False] * 3, [True] * 3])}
-    )  # only the last position is fed
-    told = diagnose(network, masks, input_shape=(2, 3))
-    assert told.effective == 3
+    )  # only the last position has kept weights
+    diagnosis = diagnose(network, masks, input_shape=(2, 3))
+    assert diagnosis.effective == 3

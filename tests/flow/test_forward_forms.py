@@ -1,6 +1,4 @@
-"""Forms of forward(): noise, whole numbers, writes in place, custom autograd functions; the flow
-through a pointwise function is the same however it is written.
-"""
+"""Forms of forward(): noise, integers, writes in place, custom autograd functions, spectra."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ from synflow_pl.pruners import SynFlow
 
 
 class Net(nn.Module):
-    """Two layers with an activation each, and one between the first and the last where ``shortcut``
-    is given.
-    """
+    """Two layers with an activation each and a third one, with or without a shortcut."""
 
     def __init__(self, activation: Callable[[Tensor], Tensor], shortcut: bool) -> None:
         super().__init__()
@@ -41,18 +37,20 @@ class Net(nn.Module):
 def gradients(activation: Callable[[Tensor], Tensor], shortcut: bool) -> dict[str, Tensor]:
     torch.manual_seed(0)
     network = Net(activation, shortcut).double()
-    skeleton = linearise(network, (torch.ones(2, 6, dtype=torch.float64),))
-    assert skeleton.unknown({}) == {}
+    linear_network = linearise(network, (torch.ones(2, 6, dtype=torch.float64),))
+    assert linear_network.unknown({}) == {}
     parameters = dict(network.named_parameters())
-    return skeleton.gradients({name: parameters[name].detach().abs() for name in skeleton.weights})
+    return linear_network.gradients(
+        {name: parameters[name].detach().abs() for name in linear_network.weights}
+    )
 
 
 def same_flow(activation: Callable[[Tensor], Tensor]) -> None:
-    """The activation passes on what a ReLU does."""
+    """Assert that the flow through an activation is the flow through a ReLU."""
     for shortcut in (False, True):
-        found, right = gradients(activation, shortcut), gradients(F.relu, shortcut)
+        actual, right = gradients(activation, shortcut), gradients(F.relu, shortcut)
         for name in right:
-            torch.testing.assert_close(found[name], right[name], rtol=1e-12, atol=0)
+            torch.testing.assert_close(actual[name], right[name], rtol=1e-12, atol=0)
 
 
 def share(x: Tensor) -> Tensor:
@@ -98,12 +96,12 @@ def test_noise_that_is_on_in_eval_mode_is_the_identity_on_flow(name: str) -> Non
 
 @pytest.mark.parametrize("name", ["dropout", "rarely kept", "stochastic depth", "gaussian dropout"])
 def test_masks_do_not_depend_on_the_seed_of_noise(name: str) -> None:
-    found: list[Masks] = []
+    actual: list[Masks] = []
     torch.manual_seed(0)
     dense = Net(NOISE[name], shortcut=True)
     for seed in (1, 2):
         torch.manual_seed(seed)
-        found.append(
+        actual.append(
             prune(
                 copy.deepcopy(dense),
                 SynFlow(),
@@ -112,10 +110,10 @@ def test_masks_do_not_depend_on_the_seed_of_noise(name: str) -> None:
                 example_input=torch.ones(2, 6),
             )
         )
-    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    assert all(torch.equal(actual[0][key], actual[1][key]) for key in actual[0])
 
 
-def test_a_forward_pass_that_decides_by_a_random_number_is_refused() -> None:
+def test_a_forward_pass_that_branches_on_a_random_number_is_refused() -> None:
     def skip(x: Tensor) -> Tensor:
         return x if torch.rand(1).item() < 0.5 else F.relu(x)
 
@@ -161,10 +159,13 @@ def test_weights_in_the_branch_that_runs_are_scored() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-def test_another_higher_order_operator_is_refused_by_its_name() -> None:
+def test_an_unsupported_higher_order_operator_is_refused_by_name() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^forward\(\) calls the higher-order operator flex_attention, whose operations cannot be recorded",
+        match=(
+            r"^forward\(\) calls the higher-order operator flex_attention, whose operations cannot"
+            " be recorded"
+        ),
     ):
         gradients(
             lambda x: flex_attention(
@@ -201,7 +202,7 @@ def _set(y: Tensor, at: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_pointwise_function_through_truth_values_or_whole_numbers_is_the_identity_on_flow(
+def test_a_pointwise_function_through_booleans_or_integers_is_the_identity_on_flow(
     name: str,
 ) -> None:
     same_flow(STEPS[name])
@@ -271,7 +272,7 @@ WRITES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_flow_passes_through_what_is_written_in_place(name: str) -> None:
+def test_flow_passes_through_writes_in_place(name: str) -> None:
     same_flow(WRITES[name])
 
 
@@ -317,14 +318,14 @@ class Several(Old):
     [Old.apply, WithSetup.apply, Dirty.apply, lambda x: Several.apply(x)[0]],
     ids=range(4),
 )
-def test_a_custom_autograd_function_is_what_its_forward_computes(
+def test_a_custom_autograd_function_is_traced_through_its_forward(
     activation: Callable[[Tensor], Tensor],
 ) -> None:
     same_flow(activation)
 
 
 class Entering(nn.Module):
-    """Two layers that read the input after ``enter`` has made it floating point."""
+    """Two layers that read the input after ``enter`` has converted it to floating point."""
 
     def __init__(self, enter: nn.Module | Callable[..., Tensor], width: int) -> None:
         super().__init__()
@@ -356,15 +357,15 @@ WHOLE: dict[str, tuple[Callable[..., Tensor], int, tuple[Tensor, ...]]] = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_flow_comes_in_where_whole_numbers_become_floating_point(name: str) -> None:
+def test_flow_starts_where_integers_become_floating_point(name: str) -> None:
     enter, width, inputs = WHOLE[name]
     network = Entering(enter, width)
     masks = prune(network, SynFlow(), density=0.2, rounds=3, example_input=inputs)
     assert masks.kept == masks.total - int(0.8 * masks.total)
-    assert Connectivity(network, inputs).left(masks)
+    assert Connectivity(network, inputs).is_connected(masks)
 
 
-def test_a_packed_sequence_carries_flow_to_every_step() -> None:
+def test_flow_passes_a_packed_sequence() -> None:
     class Packed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -382,30 +383,28 @@ def test_a_packed_sequence_carries_flow_to_every_step() -> None:
 
     torch.manual_seed(0)
     network, inputs = Packed(), (torch.randn(2, 7, 4), torch.tensor([7, 4]))
-    skeleton = linearise(network, inputs)
-    assert skeleton.weights == {"a.weight", "b.weight"}
-    assert skeleton.unknown({}) == {}
+    linear_network = linearise(network, inputs)
+    assert linear_network.weights == {"a.weight", "b.weight"}
+    assert linear_network.unknown({}) == {}
 
 
-def test_a_padded_circle_is_a_convolution_of_uniform_flow() -> None:
+def test_circular_padding_keeps_flow_uniform() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Conv2d(4, 2, 1)
     ).double()
-    skeleton = linearise(network, (torch.ones(1, 3, 5, 5, dtype=torch.float64),))
-    skeleton._cut_before = {}
+    linear_network = linearise(network, (torch.ones(1, 3, 5, 5, dtype=torch.float64),))
+    linear_network._cut_before = {}
     first, last = (network[place].weight.detach().abs() for place in (0, 2))
-    found = skeleton.gradients({"0.weight": first, "2.weight": last})
+    actual = linear_network.gradients({"0.weight": first, "2.weight": last})
     by_unit = 25 * last.sum((0, 2, 3))
     torch.testing.assert_close(
-        found["0.weight"], by_unit[:, None, None, None].expand_as(first), rtol=1e-12, atol=0
+        actual["0.weight"], by_unit[:, None, None, None].expand_as(first), rtol=1e-12, atol=0
     )
 
 
 class Fourier(nn.Module):
-    """A layer of a Fourier neural operator: products in the lowest modes of the spectrum, written
-    into a new tensor.
-    """
+    """A layer of a Fourier neural operator: products in the lowest modes of the spectrum."""
 
     def __init__(self, written: bool) -> None:
         super().__init__()
@@ -434,7 +433,7 @@ class Operator(nn.Module):
 
 @pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("gain", [False, True])
-def test_the_real_layers_around_a_fourier_layer_are_pruned(written: bool, gain: bool) -> None:
+def test_real_layers_around_a_fourier_layer_are_pruned(written: bool, gain: bool) -> None:
     torch.manual_seed(0)
     network = Operator(written, gain)
     pruner = SynFlow()
@@ -443,7 +442,7 @@ def test_the_real_layers_around_a_fourier_layer_are_pruned(written: bool, gain: 
     assert not any("without a rule" in note for note in pruner.notes)
 
 
-def test_the_flow_through_a_fourier_transform_is_that_of_its_matrix() -> None:
+def test_flow_through_a_fourier_transform_equals_flow_through_its_matrix() -> None:
     torch.manual_seed(0)
     matrix = torch.fft.fft(torch.eye(6, dtype=torch.float64), norm="ortho").abs()
 
@@ -458,19 +457,22 @@ def test_the_flow_through_a_fourier_transform_is_that_of_its_matrix() -> None:
                 hidden @ matrix if self.plain else torch.fft.fft(hidden, norm="ortho").abs()
             )
 
-    found = []
+    actual = []
     for plain in (True, False):
         torch.manual_seed(0)
         network = Transform(plain).double()
-        skeleton = linearise(network, (torch.ones(2, 4, dtype=torch.float64),))
-        skeleton._cut_before = {}
-        found.append(
-            skeleton.gradients(
-                {name: network.get_parameter(name).detach().abs() for name in skeleton.weights}
+        linear_network = linearise(network, (torch.ones(2, 4, dtype=torch.float64),))
+        linear_network._cut_before = {}
+        actual.append(
+            linear_network.gradients(
+                {
+                    name: network.get_parameter(name).detach().abs()
+                    for name in linear_network.weights
+                }
             )
         )
     for name in ("a.weight", "b.weight"):
-        torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-12, atol=0)
+        torch.testing.assert_close(actual[1][name], actual[0][name], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -502,5 +504,5 @@ def test_a_network_behind_a_spectrogram_is_pruned(front: Callable[[Tensor], Tens
     pruner = SynFlow()
     masks = prune(network, pruner, density=0.3, rounds=2, example_input=inputs)
     assert masks.kept == masks.total - int(0.7 * masks.total)
-    assert Connectivity(network, inputs).left(masks)
+    assert Connectivity(network, inputs).is_connected(masks)
     assert not any("without a rule" in note for note in pruner.notes)

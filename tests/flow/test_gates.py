@@ -1,4 +1,4 @@
-"""Where two signals meet, one of them is a constant: which one, and what sums follow on paper."""
+"""Gates: which of two multiplied signals becomes a constant, with sums computed by hand."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from synflow_pl.networks import FC
 from synflow_pl.pruners import SynFlow
 
 
-def skeleton_of(network: nn.Module, shape: tuple[int, ...]) -> LinearNetwork:
+def linear_network_of(network: nn.Module, shape: tuple[int, ...]) -> LinearNetwork:
     return linearise(network, example_of(network, shape, None))
 
 
 def scores(network: nn.Module, shape: tuple[int, ...]) -> tuple[float, dict[str, Tensor]]:
-    """R and the scores, not rescaled."""
-    skeleton = skeleton_of(network, shape)
-    skeleton._cut_before = {}
+    """Return R and the scores, not rescaled."""
+    linear_network = linear_network_of(network, shape)
+    linear_network._cut_before = {}
     weights = {
-        name: p.detach().abs() for name, p in prunable(network).items() if name in skeleton.weights
+        name: p.detach().abs()
+        for name, p in prunable(network).items()
+        if name in linear_network.weights
     }
-    gradients = skeleton.gradients(weights)
-    return skeleton.flow(weights).item(), {
+    gradients = linear_network.gradients(weights)
+    return linear_network.flow(weights).item(), {
         name: weights[name] * gradients[name] for name in weights
     }
 
@@ -78,21 +80,21 @@ class Excite(nn.Module):
     ],
     ids=["sigmoid", "hardsigmoid", "relu6", "one plus tanh", "softmax", "two minus sigmoid"],
 )
-def test_squeeze_excite_is_open_whatever_its_function_order_or_size(
+def test_squeeze_excite_counts_as_one_for_any_function_order_and_size(
     bound: Callable[..., Tensor], swapped: bool, size: int
 ) -> None:
-    total, found = scores(Excite(bound, swapped), (1, size, size))
-    # R = 7 * 3 + 11 * 5, the mean over a constant image being one pixel; nothing of it went through
-    # the squeeze.
+    total, actual = scores(Excite(bound, swapped), (1, size, size))
+    # R = 7 * 3 + 11 * 5, since the mean of a constant image is one pixel; no flow passes the
+    # squeeze.
     assert total == pytest.approx(76)
-    torch.testing.assert_close(found["conv.weight"].flatten(), torch.tensor([21.0, 55.0]))
-    assert found.keys() == {"conv.weight", "head.weight"}
+    torch.testing.assert_close(actual["conv.weight"].flatten(), torch.tensor([21.0, 55.0]))
+    assert actual.keys() == {"conv.weight", "head.weight"}
 
 
-def test_without_a_bounded_function_what_is_spread_out_over_the_other_gates_it() -> None:
-    total, found = scores(Excite(lambda gate: gate, swapped=True), (1, 2, 2))
+def test_without_a_bounded_function_the_broadcast_signal_is_the_gate() -> None:
+    total, actual = scores(Excite(lambda gate: gate, swapped=True), (1, 2, 2))
     assert total == pytest.approx(76)
-    assert "squeeze.weight" not in found
+    assert "squeeze.weight" not in actual
 
 
 BY_HAND: dict[str, Callable[[Tensor], Tensor]] = {
@@ -155,10 +157,8 @@ class TwoHalves(nn.Module):
         (lambda a, b: F.silu(a) * b, 1),  # SwiGLU
         (lambda a, b: a * F.gelu(b), 0),  # GEGLU
         (lambda a, b: torch.tanh(a) * torch.sigmoid(b), 0),  # WaveNet
-        (
-            lambda a, b: F.gelu(a) * (b + F.linear(b, torch.ones(1, 1))) / 2,
-            1,
-        ),  # MambaOut: the gate is a, though only b is worked on
+        # MambaOut: the gate is a, although b passes a layer.
+        (lambda a, b: F.gelu(a) * (b + F.linear(b, torch.ones(1, 1))) / 2, 1),
         (lambda a, b: a * F.linear(F.gelu(a), torch.ones(1, 1)), 0),  # large-kernel attention
         (lambda a, b: F.gelu(a) * F.linear(F.gelu(a), torch.ones(1, 1)), 0),
         (lambda a, b: a * b, 0),
@@ -180,19 +180,21 @@ class TwoHalves(nn.Module):
         "addcmul",
     ],
 )
-def test_what_is_gated_carries_the_flow_and_the_gates_rows_carry_none(
+def test_the_gated_signal_carries_the_flow_and_the_rows_of_the_gate_carry_none(
     how: Callable[..., Tensor], carries: int
 ) -> None:
-    total, found = scores(TwoHalves(how), (1,))
+    total, actual = scores(TwoHalves(how), (1,))
     row = [3.0, 5.0][carries]
     assert total == 2 * row
-    assert found["layer.weight"].flatten().tolist() == [
+    assert actual["layer.weight"].flatten().tolist() == [
         2 * row if index == carries else 0.0 for index in (0, 1)
     ]
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_what_is_made_from_what_the_other_is_a_part_of_gates_it(swapped: bool) -> None:
+def test_a_signal_computed_from_the_whole_of_which_the_other_is_a_part_is_the_gate(
+    swapped: bool,
+) -> None:
     class MadeFrom(nn.Module):
         """u * (norm and mix v), with u and v the halves of one GELU: gMLP's spatial gating unit."""
 
@@ -210,12 +212,12 @@ def test_what_is_made_from_what_the_other_is_a_part_of_gates_it(swapped: bool) -
             right = self.mix(self.norm(right))
             return right * left if swapped else left * right
 
-    total, found = scores(MadeFrom(), (1,))
+    total, actual = scores(MadeFrom(), (1,))
     assert total == 3
-    assert found["layer.weight"].flatten().tolist() == [3.0, 0.0]
+    assert actual["layer.weight"].flatten().tolist() == [3.0, 0.0]
 
 
-def test_layer_scale_is_a_gain_and_one_that_is_zero_counts_as_ones_and_is_named() -> None:
+def test_layer_scale_is_a_gain_and_counts_as_ones_and_is_named_if_it_is_zero() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -230,10 +232,10 @@ def test_layer_scale_is_a_gain_and_one_that_is_zero_counts_as_ones_and_is_named(
 
     network = Scaled()
     assert scores(network, (2,))[1]["layer.weight"].tolist() == [[0.5, 0.5], [2.0, 2.0]]
-    assert skeleton_of(network, (2,)).silent == frozenset()
+    assert linear_network_of(network, (2,)).all_zero == frozenset()
     nn.init.zeros_(network.gamma)
     assert scores(network, (2,))[1]["layer.weight"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
-    assert skeleton_of(network, (2,)).silent == {"gamma"}
+    assert linear_network_of(network, (2,)).all_zero == {"gamma"}
 
 
 class Attention(nn.Module):
@@ -294,12 +296,12 @@ class Attention(nn.Module):
     ],
 )
 def test_attention_averages_over_tokens_and_the_flow_goes_through_the_values(how: str) -> None:
-    total, found = scores(Attention(how), (3, 1))
-    # Each of three tokens gets the mean of three equal values: R = 3 * (3 * 2), all of it through
-    # the values' row.
+    total, actual = scores(Attention(how), (3, 1))
+    # Each of three tokens receives the mean of three equal values, so R = 3 * (3 * 2), and all of
+    # it passes the row of the values.
     assert total == pytest.approx(18)
-    torch.testing.assert_close(found["qkv.weight"].flatten(), torch.tensor([0.0, 0.0, 18.0]))
-    assert found["proj.weight"].item() == pytest.approx(18)
+    torch.testing.assert_close(actual["qkv.weight"].flatten(), torch.tensor([0.0, 0.0, 18.0]))
+    assert actual["proj.weight"].item() == pytest.approx(18)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -308,23 +310,20 @@ def test_attention_averages_in_any_precision(dtype: torch.dtype) -> None:
     weights = {
         name: parameter.detach().abs().double() for name, parameter in prunable(network).items()
     }
-    assert skeleton_of(network, (3, 1)).conservation(weights) < 1e-6
+    assert linear_network_of(network, (3, 1)).conservation(weights) < 1e-6
 
 
 @pytest.mark.parametrize("how", ["causal", "causal by hand"])
-def test_pairs_that_are_masked_out_take_no_part(how: str) -> None:
+def test_masked_pairs_are_not_part_of_the_mean(how: str) -> None:
     class First(Attention):
         def forward(self, tokens: Tensor) -> Tensor:
-            # The first token sees itself alone, so what the others were scaled by does not reach
-            # it.
+            # The first token attends to itself alone, so the scale of the others does not matter.
             return super().forward(tokens * torch.tensor([1.0, 100.0, 100.0]).view(3, 1))[:, :1]
 
     assert scores(First(how), (3, 1))[0] == pytest.approx(6)
 
 
-def test_in_a_module_of_attention_with_a_fused_projection_the_values_rows_alone_carry_flow() -> (
-    None
-):
+def test_only_the_rows_of_the_values_carry_flow_in_a_fused_projection() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -337,18 +336,18 @@ def test_in_a_module_of_attention_with_a_fused_projection_the_values_rows_alone_
         def forward(self, tokens: Tensor) -> Tensor:
             return self.attention(tokens, tokens, tokens, need_weights=False)[0]
 
-    total, found = scores(Block(), (3, 2))
+    total, actual = scores(Block(), (3, 2))
     assert total == pytest.approx(3 * (1 + 2 + 3 + 4))
     expected = torch.tensor([[0.0, 0.0]] * 4 + [[3.0, 6.0], [9.0, 12.0]])
-    torch.testing.assert_close(found["attention.in_proj_weight"], expected)
+    torch.testing.assert_close(actual["attention.in_proj_weight"], expected)
 
 
-def test_an_encoder_layer_is_followed_though_eval_mode_has_a_fused_operation_for_it() -> None:
+def test_a_transformer_encoder_layer_is_traced_without_its_fused_kernel() -> None:
     layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()
     assert torch.backends.mha.get_fastpath_enabled()
-    skeleton = skeleton_of(layer, (3, 4))
-    assert skeleton.weights == prunable(layer).keys()
-    assert skeleton.notes == ()
+    linear_network = linear_network_of(layer, (3, 4))
+    assert linear_network.weights == prunable(layer).keys()
+    assert linear_network.notes == ()
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -377,8 +376,8 @@ KERNELS = {
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_every_fused_kernel_of_attention_is_the_same_average(kernel: str, causal: bool) -> None:
-    # Most of them run on a GPU alone; what is read is the schema, not the result.
+def test_every_fused_attention_kernel_is_the_mean_of_the_values(kernel: str, causal: bool) -> None:
+    # Most of these kernels run on a GPU only; the rule reads the schema, not the result.
     target = getattr(torch.ops.aten, kernel).default
     query, key, value = torch.randn(3, 1, 1, 2, 1).unbind(0)
     given = {
@@ -392,26 +391,24 @@ def test_every_fused_kernel_of_attention_is_the_same_average(kernel: str, causal
         given.get(argument.name) for argument in target._schema.arguments if not argument.kwarg_only
     ]
     output = torch.zeros(1, 1, 2, 1)
-    recording = Graph(
+    graph = Graph(
         (Value(2),),
         {},
         (Value(3),),
         [Operation(target, tuple(args), {}, (Value(3),))],
         [query, key, value, output],
     )
-    builder = Builder(recording, (), ())
-    assert builder.turn_to(recording.operations[0])
-    apply_rule(builder, recording.operations[0])
-    (step,) = builder.steps
-    mean = builder._constants[step.args[0].number]
+    builder = Builder(graph, (), ())
+    assert builder.visit(graph.operations[0])
+    apply_rule(builder, graph.operations[0])
+    (node,) = builder.nodes
+    mean = builder._constants[node.args[0].number]
     expected = [[1.0, 0.0], [0.5, 0.5]] if causal else [[0.5, 0.5], [0.5, 0.5]]
     assert mean.view(2, 2).tolist() == expected
 
 
 class Deformable(nn.Module):
-    """A convolution whose offsets, and factors where there are any, are computed from its input; or
-    a plain one.
-    """
+    """A convolution whose offsets and modulation factors depend on its input, or a plain one."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -446,7 +443,7 @@ def test_a_deformable_convolution_passes_the_flow_of_a_plain_one(kind: str) -> N
     assert not any("without a rule" in note for note in pruner.notes)
 
 
-def test_offsets_are_effective_as_long_as_the_kernel_that_they_move() -> None:
+def test_offsets_are_effective_if_the_kernel_that_they_move_is() -> None:
     network = Deformable("modulated")
     masks = Masks(
         {
@@ -464,9 +461,9 @@ def test_offsets_are_effective_as_long_as_the_kernel_that_they_move() -> None:
     )
     masks["kernel.weight"].fill_(True)
     masks["offsets.weight"].zero_()
-    told = {
+    effective = {
         layer.name: layer.effective
         for layer in diagnose(network, masks, input_shape=(3, 9, 9)).layers
     }
-    assert told["offsets.weight"] == 0
-    assert told["factors.weight"] == masks["factors.weight"].numel()
+    assert effective["offsets.weight"] == 0
+    assert effective["factors.weight"] == masks["factors.weight"].numel()

@@ -15,9 +15,7 @@ from synflow_pl.pruners import SNIP, SynFlow
 
 
 class Decoder(nn.Module):
-    """Few positions, upsampling, then a large convolution, whose gradient comes in channels-last
-    order.
-    """
+    """Few positions, upsampling, then a convolution whose gradient has the channels-last layout."""
 
     def __init__(self, channels: int = 128) -> None:
         super().__init__()
@@ -30,15 +28,15 @@ class Decoder(nn.Module):
 
 
 class Forgetful(SynFlow):
-    """SynFlow that writes each round's gradients to fresh memory."""
+    """SynFlow that writes each round's gradients to new memory."""
 
     def _remember(self, gradients: dict[str, Tensor], state: object) -> None:
         pass
 
 
-def weights(skeleton: LinearNetwork, network: nn.Module) -> dict[str, Tensor]:
+def weights(linear_network: LinearNetwork, network: nn.Module) -> dict[str, Tensor]:
     parameters = dict(network.named_parameters())
-    return {name: magnitude(parameters[name]) for name in skeleton.weights}
+    return {name: magnitude(parameters[name]) for name in linear_network.weights}
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5), (4, 4), (8, 2), (16, 16)], ids=str)
@@ -46,18 +44,18 @@ def weights(skeleton: LinearNetwork, network: nn.Module) -> dict[str, Tensor]:
 def test_a_decoder_is_pruned_to_the_exact_density_at_every_size_and_in_every_layout(
     size: tuple[int, int], layout: torch.memory_format
 ) -> None:
-    found: list[Masks] = []
+    actual: list[Masks] = []
     for pruner in (SynFlow(), Forgetful()):
         torch.manual_seed(0)
         network = Decoder().double().to(memory_format=layout)
-        found.append(prune(network, pruner, density=0.1, rounds=4, input_shape=(3, *size)))
-    assert found[0].kept == found[0].total - int(0.9 * found[0].total)
-    for name in found[0]:
-        assert torch.equal(found[0][name], found[1][name]), name
+        actual.append(prune(network, pruner, density=0.1, rounds=4, input_shape=(3, *size)))
+    assert actual[0].kept == actual[0].total - int(0.9 * actual[0].total)
+    for name in actual[0]:
+        assert torch.equal(actual[0][name], actual[1][name]), name
 
 
 def arranged(tensor: Tensor, layout: str) -> Tensor:
-    """A tensor of the same shape in this layout; its values do not matter."""
+    """Return a tensor of the same shape in this layout; its values do not matter."""
     arrangements: dict[str, Callable[[], Tensor]] = {
         "contiguous": tensor.clone,
         "transposed": lambda: tensor.transpose(0, 1).contiguous().transpose(0, 1),
@@ -71,24 +69,22 @@ def arranged(tensor: Tensor, layout: str) -> Tensor:
 @pytest.mark.parametrize(
     "layout", ["contiguous", "transposed", "channels last", "expanded", "with gaps"]
 )
-def test_memory_of_any_layout_can_be_given_for_gradients(layout: str) -> None:
+def test_gradients_are_written_to_memory_of_any_layout(layout: str) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6, 5)
     ).double()
-    skeleton = linearise(network, example_of(network, (3, 6, 6), None))
-    given = weights(skeleton, network)
-    right = {name: gradient.clone() for name, gradient in skeleton.gradients(given).items()}
+    linear_network = linearise(network, example_of(network, (3, 6, 6), None))
+    given = weights(linear_network, network)
+    right = {name: gradient.clone() for name, gradient in linear_network.gradients(given).items()}
     memory = {name: arranged(gradient, layout) for name, gradient in right.items()}
-    found = skeleton.gradients(given, into=memory)
+    actual = linear_network.gradients(given, into=memory)
     for name, gradient in right.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=0)
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-12, atol=0)
 
 
 class Summed(nn.Module):
-    """The product with a sum of weights, and a weight that is summed: gradients that are shared and
-    expanded.
-    """
+    """A network whose gradients are shared and expanded, since it sums weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,8 +98,8 @@ class Summed(nn.Module):
 
 def test_each_gradient_has_memory_of_its_own() -> None:
     network = Summed()
-    skeleton = linearise(network, example_of(network, (6,), None))
-    gradients = skeleton.gradients(weights(skeleton, network))
+    linear_network = linearise(network, example_of(network, (6,), None))
+    gradients = linear_network.gradients(weights(linear_network, network))
     right = {name: gradient.clone() for name, gradient in gradients.items()}
     assert right.keys() == dict(network.named_parameters()).keys()
     for name, gradient in gradients.items():

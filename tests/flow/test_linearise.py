@@ -1,6 +1,4 @@
-"""The skeleton against the textbook: the same network made positive by hand, and small sums on
-paper.
-"""
+"""The linear network equals the network made positive by hand, and sums computed by hand."""
 
 from __future__ import annotations
 
@@ -22,20 +20,20 @@ def scores(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
     return {name: weights[name] * gradients[name] for name in weights}
 
 
-def as_fractions(found: dict[str, Tensor]) -> Tensor:
-    flat = torch.cat([score.flatten() for score in found.values()])
+def as_fractions(values: dict[str, Tensor]) -> Tensor:
+    flat = torch.cat([score.flatten() for score in values.values()])
     return flat / flat.sum()
 
 
-def test_two_layers_are_the_sum_over_paths() -> None:
+def test_scores_of_two_layers_are_sums_over_paths() -> None:
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
     network[0].weight.data = torch.tensor([[1.0, -2.0], [3.0, 0.0]])
     network[2].weight.data = torch.tensor([[-5.0, 7.0]])
     # R = 5 * (1 + 2) + 7 * (3 + 0) = 36; a weight's score is the weight of the paths through it.
-    found = scores(network, (2,))
-    factor = found["2.weight"][0, 0] / 15
-    assert torch.equal(found["0.weight"], factor * torch.tensor([[5.0, 10.0], [21.0, 0.0]]))
-    assert torch.equal(found["2.weight"], factor * torch.tensor([[15.0, 21.0]]))
+    actual = scores(network, (2,))
+    factor = actual["2.weight"][0, 0] / 15
+    assert torch.equal(actual["0.weight"], factor * torch.tensor([[5.0, 10.0], [21.0, 0.0]]))
+    assert torch.equal(actual["2.weight"], factor * torch.tensor([[15.0, 21.0]]))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +48,9 @@ def test_two_layers_are_the_sum_over_paths() -> None:
     ],
     ids=["fc", "conv", "vgg11_bn", "vgg11", "resnet20", "resnet18"],
 )
-def test_first_round_scores_are_the_textbooks(network: nn.Module, shape: tuple[int, ...]) -> None:
+def test_first_round_scores_equal_those_of_the_textbook(
+    network: nn.Module, shape: tuple[int, ...]
+) -> None:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, -1.5, 1.5)
@@ -89,7 +89,7 @@ def test_any_pointwise_nonlinearity_is_the_identity(nonlinearity: type[nn.Module
     )
 
 
-def test_it_does_not_matter_how_an_operation_is_called_or_whether_it_works_in_place() -> None:
+def test_scores_do_not_depend_on_how_an_operation_is_called() -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -121,23 +121,23 @@ def test_it_does_not_matter_how_an_operation_is_called_or_whether_it_works_in_pl
     torch.testing.assert_close(as_fractions(scores(functional, (3, 5, 5))), expected)
 
 
-def test_max_pooling_stays() -> None:
+def test_max_pooling_takes_the_largest_flow() -> None:
     network = nn.Sequential(
         nn.Conv2d(1, 1, 2, bias=False), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 1, bias=False)
     )
-    # With zero padding a corner sees less: the largest of the four positions is taken, not their
-    # sum.
+    # With zero padding a window at a corner has fewer inputs: pooling takes the largest of the four
+    # positions, not their sum.
     network[0].padding = (1, 1)
     network[0].weight.data.fill_(1.0)
     network[3].weight.data.fill_(2.0)
-    found = scores(network, (1, 1, 1))
-    # An image of one pixel, padded to 3x3: each of the four windows sees the one pixel with another
-    # weight; the first wins.
-    assert found["0.weight"].count_nonzero() == 1
-    assert found["3.weight"].item() == found["0.weight"].sum().item()
+    actual = scores(network, (1, 1, 1))
+    # In an image of one pixel, padded to 3x3, each of the four windows reads the pixel with another
+    # weight; the first is selected.
+    assert actual["0.weight"].count_nonzero() == 1
+    assert actual["3.weight"].item() == actual["0.weight"].sum().item()
 
 
-def test_a_weight_used_twice_scores_both_uses() -> None:
+def test_the_score_of_a_weight_used_twice_includes_both_uses() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -149,15 +149,15 @@ def test_a_weight_used_twice_scores_both_uses() -> None:
     network = Twice()
     network.layer.weight.data.fill_(3.0)
     # R = w^2, so w dR/dw = 2 R.
-    skeleton = linearise(network, example_of(network, (1,), None))
+    linear_network = linearise(network, example_of(network, (1,), None))
     weights = {"layer.weight": torch.tensor([[3.0]])}
-    total = skeleton.flow(weights)
-    assert (3 * skeleton.gradients(weights)["layer.weight"]).item() == pytest.approx(
+    total = linear_network.flow(weights)
+    assert (3 * linear_network.gradients(weights)["layer.weight"]).item() == pytest.approx(
         2 * total.item()
     )
 
 
-def test_a_head_that_starts_at_zero_counts_as_ones() -> None:
+def test_a_gain_that_is_initialised_to_zero_counts_as_ones() -> None:
     network = nn.Sequential(
         nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.Linear(2, 2, bias=False)
     ).eval()
@@ -180,33 +180,34 @@ class Odd(nn.Module):
         return self.head(self.odd(self.layer(signal)))  # type: ignore[operator]
 
 
-def test_an_operation_without_a_rule_is_the_identity_and_named_with_how_far_off_that_is() -> None:
-    # The flow (3, 7), brought in range by 4, the power of two below 7. What lies behind the decimal
-    # point is (0.75, 0.75), and the identity gives (0.75, 1.75): off by 1 in 1.5.
+def test_an_operation_without_a_rule_is_the_identity_and_named_with_its_error() -> None:
+    # The flow (3, 7) is divided by 4, the largest power of two below 7. Its fractional part is
+    # (0.75, 0.75), and the identity gives (0.75, 1.75): a difference of 1 in 1.5.
     network = Odd(torch.frac)
-    skeleton = linearise(network, example_of(network, (2,), None))
-    assert skeleton.unknown({}) == {"aten.frac.default": pytest.approx(2 / 3)}
-    assert skeleton.notes == (
-        "operations without a rule, taken for the identity or an average: aten.frac.default (off by 67%)",
+    linear_network = linearise(network, example_of(network, (2,), None))
+    assert linear_network.unknown({}) == {"aten.frac.default": pytest.approx(2 / 3)}
+    assert linear_network.notes == (
+        "operations without a rule, taken for the identity or an average: aten.frac.default"
+        " (off by 67%)",
     )
     assert torch.equal(
         scores(network, (2,))["layer.weight"] * 4, torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     )
 
 
-def test_an_operation_without_a_rule_that_changes_the_shape_is_plain_averaging() -> None:
+def test_an_operation_without_a_rule_that_changes_the_shape_is_the_mean() -> None:
     network = Odd(lambda signal: torch.linalg.vector_norm(signal, dim=1, keepdim=True).expand(1, 2))
-    # (3 + 7) / 2 at both inputs of the head, so R = 10, and half of it through either of the head's
+    # Both inputs of the head receive (3 + 7) / 2, so R = 10, half of it through each of the head's
     # weights.
-    found = scores(network, (2,))
-    assert torch.equal(found["layer.weight"] * 4, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-    assert torch.equal(found["head.weight"] * 4, torch.tensor([[5.0, 5.0]]))
+    actual = scores(network, (2,))
+    assert torch.equal(actual["layer.weight"] * 4, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert torch.equal(actual["head.weight"] * 4, torch.tensor([[5.0, 5.0]]))
 
 
 def test_an_operation_without_a_rule_that_carries_no_flow_is_not_named() -> None:
     network = Odd(lambda signal: signal * torch.frac(signal).sigmoid())
-    skeleton = linearise(network, example_of(network, (2,), None))
-    assert skeleton.notes == ()
+    linear_network = linearise(network, example_of(network, (2,), None))
+    assert linear_network.notes == ()
 
 
 def test_a_network_whose_output_ignores_its_input_is_an_error() -> None:
@@ -222,7 +223,7 @@ def test_a_network_whose_output_ignores_its_input_is_an_error() -> None:
         linearise(Deaf(), (torch.ones(1, 4),))
 
 
-def test_linearising_leaves_the_network_as_it_was() -> None:
+def test_linearise_leaves_the_network_unchanged() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -249,7 +250,7 @@ def test_linearising_leaves_the_network_as_it_was() -> None:
     assert torch.equal(random, torch.get_rng_state())
 
 
-def test_an_example_is_asked_for_in_one_way() -> None:
+def test_example_of_takes_exactly_one_valid_argument() -> None:
     network = FC()
     with pytest.raises(ValueError, match="give either input_shape"):
         example_of(network, None, None)

@@ -1,5 +1,6 @@
-"""Compare whether a path is left with whether the output moves with the input, where signals meet
-and weights are computed.
+"""A network counts as connected where its output depends on its input.
+
+The networks multiply signals and compute weights from others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from synflow_pl.pruners import SynFlow
 
 
 class Net(nn.Module):
-    """Two layers that meet, and a head."""
+    """Two layers whose outputs are combined, and a third one."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class Attention(nn.Module):
 
 
 class Styled(nn.Module):
-    """A kernel that a style scales for each image, as in StyleGAN 2."""
+    """A kernel that is scaled for each image, as in StyleGAN 2."""
 
     def __init__(self, bias: bool) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class Styled(nn.Module):
 
 
 class Hyper(nn.Module):
-    """A matrix that the input scales."""
+    """A matrix that is scaled by the input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +162,7 @@ MEETINGS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("name", MEETINGS)
-def test_a_network_is_alive_where_its_output_moves_with_the_input(name: str) -> None:
+def test_a_network_is_connected_exactly_if_its_output_depends_on_its_input(name: str) -> None:
     build, shape = MEETINGS[name]
     seen = set()
     for seed in range(12):
@@ -169,20 +170,20 @@ def test_a_network_is_alive_where_its_output_moves_with_the_input(name: str) -> 
         network = build().double().eval()
         density = (0.1, 0.2, 0.4)[seed % 3]
         masks = Masks({key: torch.rand(p.shape) < density for key, p in prunable(network).items()})
-        told = diagnose(network, masks, input_shape=shape)
+        diagnosis = diagnose(network, masks, input_shape=shape)
         masks.apply(network)
         with torch.no_grad():
             made = network(torch.randn(16, *shape).double())
         moves = float((made - made[0]).abs().max()) > 1e-9 * float(made.abs().max())
-        assert told.alive == moves
+        assert diagnosis.alive == moves
         # The diagnosis is the same before and after the masks are applied.
-        assert diagnose(network, masks, input_shape=shape).effective == told.effective
+        assert diagnose(network, masks, input_shape=shape).effective == diagnosis.effective
         seen.add(moves)
     assert seen == {True, False}
 
 
 @pytest.mark.parametrize("name", UNEVEN)
-def test_a_weight_of_which_what_is_removed_is_no_zero_is_named(name: str) -> None:
+def test_a_weight_whose_pruned_entries_become_nonzero_is_named(name: str) -> None:
     pruner = SynFlow()
     prune(Computed(UNEVEN[name]), pruner, density=0.5, rounds=2, input_shape=(4,))
     assert any(
@@ -198,7 +199,7 @@ def test_a_weight_whose_zeros_stay_zeros_is_not_named(name: str) -> None:
     assert not any("removed weights" in note for note in pruner.notes)
 
 
-def test_a_bias_that_is_masked_is_nothing_to_gate() -> None:
+def test_a_gate_of_a_masked_bias_is_not_connected() -> None:
     torch.manual_seed(0)
     network = Net(lambda m, x: m.a(x) * m.b(x).sigmoid())
     rows: dict[str, Any] = {

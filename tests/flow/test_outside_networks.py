@@ -1,8 +1,7 @@
-"""Networks of other libraries, as their users build them: pruned, diagnosed and compacted right, or
-refused by name.
+"""Networks of other libraries are pruned, diagnosed and compacted correctly, or refused by name.
 
-The libraries are no dependencies; without one, its networks are skipped. Each network is built
-small from its configuration.
+The libraries are not dependencies: without one, the tests of its networks are skipped. Each network
+is built small from its configuration.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def llama_without_cache() -> Example:
 
 
 class Sequences(nn.Module):
-    """Gives an encoder and decoder their inputs by position."""
+    """Passes the inputs of an encoder-decoder network by position."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -144,7 +143,7 @@ def manet() -> Example:
 
 
 class Nodes(nn.Module):
-    """A graph network with a head of linear layers."""
+    """A graph network followed by linear layers."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -155,7 +154,7 @@ class Nodes(nn.Module):
 
 
 class Chain(nn.Module):
-    """Two graph convolutions one after the other."""
+    """Two graph convolutions in sequence."""
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
@@ -225,10 +224,8 @@ def gcn() -> Example:
 
 
 @torch.no_grad()
-def _liven(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> None:
-    """Draw biases, gains, shifts and statistics at random, and scale each layer so that its signal
-    stays of the size of its bias.
-    """
+def _randomize(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> None:
+    """Randomise biases, gains, shifts and statistics, and scale outputs to unit deviation."""
     masks.apply(network)
     for name, parameter in network.named_parameters():
         if parameter.dim() < 2:
@@ -274,7 +271,7 @@ def _noise(tensor: Tensor) -> Tensor:
 
 
 def _outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Every tensor that the network returns in eval mode on inputs in double precision."""
+    """Return every tensor that the network returns in eval mode on inputs in double precision."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -286,7 +283,7 @@ def _outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor
 
 
 @pytest.mark.parametrize("build", RIGHT)
-def test_it_is_pruned_diagnosed_and_compacted_to_the_same_function(
+def test_the_network_is_pruned_diagnosed_and_compacted_to_the_same_function(
     build: Callable[[], Example],
 ) -> None:
     torch.manual_seed(0)
@@ -301,11 +298,11 @@ def test_it_is_pruned_diagnosed_and_compacted_to_the_same_function(
         assert torch.equal(tensor.nan_to_num(), wanted.nan_to_num()), name
     assert {name: set(vars(module)) for name, module in network.named_modules()} == held
 
-    told = diagnose(network, masks, example_input=inputs)
-    assert told.alive
-    assert 0 < told.effective <= told.kept == masks.kept
-    assert 0 < told.sparse_flops < told.flops
-    assert not any("nan" in note for note in told.notes)
+    diagnosis = diagnose(network, masks, example_input=inputs)
+    assert diagnosis.alive
+    assert 0 < diagnosis.effective <= diagnosis.kept == masks.kept
+    assert 0 < diagnosis.sparse_flops < diagnosis.flops
+    assert not any("nan" in note for note in diagnosis.notes)
 
     trained = copy.deepcopy(network).train()
     returned = leaves(trained(*inputs), type(network).__name__).values()
@@ -313,12 +310,11 @@ def test_it_is_pruned_diagnosed_and_compacted_to_the_same_function(
         leaf.square().mean() for leaf in returned if isinstance(leaf, Tensor) and leaf.requires_grad
     ).backward()
     torch.optim.SGD(trained.parameters(), 0.01).step()
-    saved = (
-        network.state_dict() if build is wav2vec2 else network
-    )  # torch cannot save parametrised modules themselves
+    # torch cannot save parametrised modules themselves.
+    saved = network.state_dict() if build is wav2vec2 else network
     torch.save(saved, io.BytesIO())
 
-    _liven(network, masks, inputs)
+    _randomize(network, masks, inputs)
     network.double()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     doubled = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
@@ -339,15 +335,15 @@ def test_it_is_pruned_diagnosed_and_compacted_to_the_same_function(
         torch.testing.assert_close(
             small[path], tensor, rtol=1e-9, atol=1e-9 * float(tensor.abs().max()), equal_nan=True
         )
-    # Equal, and not because nothing reaches the output: that moves by 100,000 times what the
-    # comparison tolerates, at least.
+    # The comparison is meaningful: between two inputs the output changes by at least 100,000 times
+    # the tolerance.
     output = next(iter(truth))
     assert float((other[output] - truth[output]).abs().max()) > 1e-4 * float(
         truth[output].abs().max()
     )
 
 
-def test_a_graph_network_that_selects_edges_by_their_values_stays_whole_and_says_by_which_operation() -> (
+def test_a_graph_network_that_selects_edges_by_value_is_not_compacted_and_names_the_operation() -> (
     None
 ):
     torch.manual_seed(0)
@@ -357,17 +353,21 @@ def test_a_graph_network_that_selects_edges_by_their_values_stays_whole_and_says
     assert diagnose(network, masks, example_input=inputs).alive
     (note,) = Compaction(network, masks, example_of(network, None, inputs)).notes
     assert note.startswith(
-        "nothing was taken out: Nodes.forward reads values of tensors that depend on its input (index in body.convs.0"
+        "nothing was taken out: Nodes.forward reads values of tensors that depend on its input"
+        " (index in body.convs.0"
     )
 
 
 @pytest.mark.parametrize(("build", "kind"), [(gpt2, "Conv1D"), (gcn, "Linear|GCNConv")])
-def test_a_network_whose_layers_are_of_classes_of_its_own_is_refused_by_their_names(
+def test_a_network_without_prunable_layers_is_refused_with_the_names_of_its_layers(
     build: Callable[[], Example], kind: str
 ) -> None:
     network, inputs = build()
     with pytest.raises(
         ValueError,
-        match=rf"^{type(network).__name__} has no prunable weight; .*its parameters are in .*({kind})",
+        match=(
+            rf"^{type(network).__name__} has no prunable weight; .*its parameters are in .*"
+            rf"({kind})"
+        ),
     ):
         prune(network, SynFlow(), density=0.2, rounds=4, example_input=inputs)

@@ -1,4 +1,4 @@
-"""Rescaling at cuts: it keeps float32 in range, and changes nothing but exponents."""
+"""Rescaling at cuts keeps float32 in range and changes nothing but exponents."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from synflow_pl.networks import VGG, ResNet
 
 
 def gradients(network: nn.Module, rescale: bool = True) -> tuple[LinearNetwork, dict[str, Tensor]]:
-    skeleton = linearise(network, example_of(network, (3, 32, 32), None))
+    linear_network = linearise(network, example_of(network, (3, 32, 32), None))
     if not rescale:
-        skeleton._cut_before = {}
-    return skeleton, skeleton.gradients(
+        linear_network._cut_before = {}
+    return linear_network, linear_network.gradients(
         {name: p.detach().abs() for name, p in prunable(network).items()}
     )
 
@@ -25,14 +25,14 @@ def gradients(network: nn.Module, rescale: bool = True) -> tuple[LinearNetwork, 
     [VGG(11), VGG(11, batch_norm=False), ResNet(20)],
     ids=["vgg11_bn", "vgg11", "resnet20"],
 )
-def test_rescaling_changes_the_exponent_of_every_gradient_by_the_same_number_and_nothing_else(
+def test_rescaling_multiplies_every_gradient_by_the_same_power_of_two(
     network: nn.Module,
 ) -> None:
-    skeleton, rescaled = gradients(network)
-    assert len(skeleton._cut_before) >= 8
+    linear_network, rescaled = gradients(network)
+    assert len(linear_network._cut_before) >= 8
     _, plain = gradients(network, rescale=False)
     ratios = torch.cat([(plain[name] / rescaled[name]).flatten() for name in plain])
-    ratios = ratios[~ratios.isnan()]  # 0 / 0: no flow passes there
+    ratios = ratios[~ratios.isnan()]  # 0 / 0, where no flow passes
     power = ratios[0]
     assert torch.frexp(power)[0] == 0.5
     for name in plain:
@@ -40,22 +40,21 @@ def test_rescaling_changes_the_exponent_of_every_gradient_by_the_same_number_and
 
 
 def test_a_chain_is_cut_before_every_layer_but_the_first() -> None:
-    skeleton, _ = gradients(VGG(11, batch_norm=False))
-    assert len(skeleton._cut_before) == 8  # nine weight layers
-    assert skeleton.stretch == 1
+    linear_network, _ = gradients(VGG(11, batch_norm=False))
+    assert len(linear_network._cut_before) == 8  # nine weight layers
+    assert linear_network.max_layers_between_cuts == 1
 
 
 def test_a_residual_network_is_cut_at_its_blocks() -> None:
-    skeleton, _ = gradients(ResNet(20))
-    assert skeleton.stretch == 2
-    assert (
-        len(skeleton._cut_before) == 10
-    )  # before each of the nine blocks and before the classifier
+    linear_network, _ = gradients(ResNet(20))
+    assert linear_network.max_layers_between_cuts == 2
+    # There is a cut before each of the nine blocks and before the classifier.
+    assert len(linear_network._cut_before) == 10
 
 
 def test_a_network_without_cuts_is_scored_in_double_precision() -> None:
     class Dense(nn.Module):
-        """Every layer reads all before it, so no value is crossed by every path."""
+        """Every layer reads all earlier ones, so that no value is crossed by every path."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -68,33 +67,33 @@ def test_a_network_without_cuts_is_scored_in_double_precision() -> None:
             return torch.cat(features, 1)
 
     network = Dense()
-    skeleton = linearise(network, example_of(network, (2,), None))
-    assert skeleton._cut_before == {}
-    assert skeleton.stretch == 12
-    assert skeleton.dtype == torch.float64
+    linear_network = linearise(network, example_of(network, (2,), None))
+    assert linear_network._cut_before == {}
+    assert linear_network.max_layers_between_cuts == 12
+    assert linear_network.dtype == torch.float64
 
 
-def test_a_network_in_double_precision_is_scored_in_it() -> None:
-    skeleton, found = gradients(ResNet(20).double())
-    assert skeleton.dtype == torch.float64
-    assert all(gradient.dtype == torch.float64 for gradient in found.values())
+def test_a_network_in_double_precision_is_scored_in_double_precision() -> None:
+    linear_network, actual = gradients(ResNet(20).double())
+    assert linear_network.dtype == torch.float64
+    assert all(gradient.dtype == torch.float64 for gradient in actual.values())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [110, 1202])
 def test_scores_of_deep_resnets_are_finite_in_single_precision(depth: int) -> None:
     network = ResNet(depth)
-    _, found = gradients(network)
+    _, actual = gradients(network)
     assert all(
         gradient.dtype == torch.float32 and bool(gradient.isfinite().all())
-        for gradient in found.values()
+        for gradient in actual.values()
     )
-    assert all(bool((gradient > 0).any()) for gradient in found.values())
+    assert all(bool((gradient > 0).any()) for gradient in actual.values())
 
 
 def test_without_rescaling_a_deep_resnet_overflows() -> None:
-    # Why all this is done: the plain product leaves float32's range between 20 and 110 layers.
+    # Without rescaling, the product leaves the range of float32 between 20 and 110 layers.
     _, plain = gradients(ResNet(110), rescale=False)
     assert not all(bool(gradient.isfinite().all()) for gradient in plain.values())
-    _, found = gradients(ResNet(110))
-    assert all(bool(gradient.isfinite().all()) for gradient in found.values())
+    _, actual = gradients(ResNet(110))
+    assert all(bool(gradient.isfinite().all()) for gradient in actual.values())

@@ -25,7 +25,7 @@ BY_MAGNITUDE = (
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in DECISIONS + ALONE])
-def test_layers_of_both_outputs_are_scored_whatever_holds_them(kind: str) -> None:
+def test_layers_of_both_outputs_are_scored_in_any_container(kind: str) -> None:
     torch.manual_seed(0)
     network = TwoHeads(KINDS[kind])
     pruner = SynFlow()
@@ -35,7 +35,7 @@ def test_layers_of_both_outputs_are_scored_whatever_holds_them(kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", DECISIONS)
-def test_layers_of_decisions_are_named_and_effective(kind: str) -> None:
+def test_layers_of_integer_and_boolean_outputs_are_named_and_effective(kind: str) -> None:
     torch.manual_seed(0)
     network = TwoHeads(KINDS[kind])
     pruner = SynFlow()
@@ -56,7 +56,7 @@ def test_booleans_that_are_the_only_output_are_scored() -> None:
     assert pruner.notes[0] == f"{BY_MAGNITUDE}scores.weight"
 
 
-def test_a_large_mask_beside_a_small_output_does_not_take_its_weights() -> None:
+def test_a_large_boolean_output_does_not_change_the_masks() -> None:
     class Segments(nn.Module):
         def __init__(self, decide: bool) -> None:
             super().__init__()
@@ -101,7 +101,7 @@ def test_masks_are_those_of_a_tuple_of_the_same_tensors(kind: str) -> None:
     assert all(torch.equal(plain[name], held[name]) for name in plain)
 
 
-def test_a_step_of_the_logits_beside_them_changes_no_mask() -> None:
+def test_comparisons_of_the_logits_as_outputs_do_not_change_the_masks() -> None:
     torch.manual_seed(0)
     network = TwoHeads(lambda a, b: (a, b))
     other = copy.deepcopy(network)
@@ -117,11 +117,11 @@ def test_a_step_of_the_logits_beside_them_changes_no_mask() -> None:
 )
 def test_a_tensor_returned_twice_counts_once(give: Callable[[Tensor, Tensor], Any]) -> None:
     torch.manual_seed(0)
-    recording = trace(TwoHeads(give), (torch.ones(1, 8),))
-    assert len(recording.outputs) == 2
+    graph = trace(TwoHeads(give), (torch.ones(1, 8),))
+    assert len(graph.outputs) == 2
 
 
-def test_what_cannot_be_looked_into_beside_a_tensor_is_no_reason_to_refuse_pruning() -> None:
+def test_a_network_with_an_opaque_output_beside_a_tensor_is_pruned() -> None:
     torch.manual_seed(0)
     network = TwoHeads(lambda a, b: (a + b.sum(), lambda: b))
     assert prune(network, SynFlow(), density=0.3, rounds=2, input_shape=(8,)).kept > 0
@@ -130,19 +130,22 @@ def test_what_cannot_be_looked_into_beside_a_tensor_is_no_reason_to_refuse_pruni
 @pytest.mark.parametrize(
     "give", [generated, lambda a, b: lambda: (a, b), lambda a, b: (a + b.sum()).detach().numpy()]
 )
-def test_a_network_that_returns_nothing_else_is_refused_by_its_type(
+def test_a_network_with_only_an_opaque_output_is_refused_with_the_type_of_the_output(
     give: Callable[[Tensor, Tensor], Any],
 ) -> None:
     network = TwoHeads(give)
     with pytest.raises(
         ValueError,
-        match=r"pruning cannot look into output of TwoHeads\.forward, a value of type (generator|function|numpy)",
+        match=(
+            r"pruning cannot look into output of TwoHeads\.forward, a value of type"
+            r" (generator|function|numpy)"
+        ),
     ):
         prune(network, SynFlow(), density=0.3, rounds=2, input_shape=(8,))
 
 
 class Echo(nn.Module):
-    """Returns its input beside its logits."""
+    """A network that returns its input beside its logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +155,7 @@ class Echo(nn.Module):
         return self.head(self.body(x).relu()), x, x > 0
 
 
-def test_an_input_that_is_returned_is_no_path_through_the_network() -> None:
+def test_a_returned_input_does_not_connect_a_network() -> None:
     network = Echo()
     masks = Masks(
         {
@@ -165,7 +168,7 @@ def test_an_input_that_is_returned_is_no_path_through_the_network() -> None:
         prune(network, SynFlow(), num_kept=1, rounds=1, input_shape=(8,))
 
 
-def test_words_that_are_returned_are_no_path_through_the_network() -> None:
+def test_returned_token_indices_do_not_connect_a_network() -> None:
     class Words(nn.Module):
         def __init__(self) -> None:
             super().__init__()

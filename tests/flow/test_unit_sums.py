@@ -1,6 +1,4 @@
-"""Sums of scores into and out of hidden units, on networks so small that one sees which weights
-lead where.
-"""
+"""Sums of scores into and out of hidden units, on networks small enough to check by hand."""
 
 from __future__ import annotations
 
@@ -14,28 +12,28 @@ from synflow_pl.networks import VGG, ResNet
 def numbered(
     network: nn.Module, shape: tuple[int, ...]
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-    """Scores 1, 2, 3, ... in each weight, and what they sum to."""
-    skeleton = linearise(network, example_of(network, shape, None))
+    """Return scores 1, 2, 3, ... for each weight, and their sums at each hidden unit."""
+    linear_network = linearise(network, example_of(network, shape, None))
     scores = {
         name: torch.arange(1.0, p.numel() + 1).view_as(p)
         for name, p in network.named_parameters()
         if p.dim() > 1
     }
-    return scores, unit_sums(skeleton, scores)
+    return scores, unit_sums(linear_network, scores)
 
 
 def check(sums: tuple[Tensor, Tensor], into: list[float], out_of: list[float]) -> None:
     torch.testing.assert_close(sums, (torch.tensor(into).double(), torch.tensor(out_of).double()))
 
 
-def test_two_linear_layers() -> None:
-    # Rows (1 2) (3 4) lead into the two units, columns (1 3 5) (2 4 6) out of them.
+def test_sums_of_two_linear_layers_are_those_of_rows_and_columns() -> None:
+    # Rows (1 2) (3 4) lead into the two units; columns (1 3 5) (2 4 6) lead out of them.
     _, sums = numbered(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3)), (2,))
     assert list(sums) == ["0.weight"]
     check(sums["0.weight"], [3, 7], [9, 12])
 
 
-def test_a_channel_flows_out_through_all_its_positions_when_it_is_flattened() -> None:
+def test_the_sum_out_of_a_flattened_channel_includes_all_its_positions() -> None:
     network = nn.Sequential(
         nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 1)
     )
@@ -46,13 +44,13 @@ def test_a_channel_flows_out_through_all_its_positions_when_it_is_flattened() ->
 def test_a_grouped_convolution_reads_each_channel_in_its_own_group() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 1, 1))
     _, sums = numbered(network, (1, 3, 3))
-    # The second's weights are (4, 2): units 1 and 2 read the first two channels, (1 2) (3 4), the
-    # others the last two, (5 6) (7 8).
+    # The weights of the second layer are (4, 2): its first two units read the first two channels
+    # with (1 2) (3 4), the others read the last two with (5 6) (7 8).
     check(sums["0.weight"], [1, 2, 3, 4], [1 + 3, 2 + 4, 5 + 7, 6 + 8])
     check(sums["1.weight"], [3, 7, 11, 15], [1, 2, 3, 4])
 
 
-def test_two_readers_of_one_unit_both_count() -> None:
+def test_the_sum_out_of_a_unit_with_two_readers_includes_both() -> None:
     class Forked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -68,7 +66,7 @@ def test_two_readers_of_one_unit_both_count() -> None:
 
 
 class Shortcut(nn.Module):
-    """stem, then head(inside + branch(stem))."""
+    """A residual branch of two layers between two others, with or without the shortcut."""
 
     def __init__(self, over: bool) -> None:
         super().__init__()
@@ -81,7 +79,7 @@ class Shortcut(nn.Module):
         return self.head(branch + x if self.over else branch)
 
 
-def test_units_around_a_shortcut_are_left_out_and_those_inside_the_branch_are_not() -> None:
+def test_units_on_a_shortcut_are_left_out_and_units_inside_the_branch_are_not() -> None:
     assert list(numbered(Shortcut(over=False), (2,))[1]) == [
         "stem.weight",
         "first.weight",
@@ -90,13 +88,13 @@ def test_units_around_a_shortcut_are_left_out_and_those_inside_the_branch_are_no
     assert list(numbered(Shortcut(over=True), (2,))[1]) == ["first.weight"]
 
 
-def test_a_residual_network_is_told_of_inside_its_blocks() -> None:
+def test_sums_of_a_residual_network_are_those_inside_its_blocks() -> None:
     assert list(numbered(ResNet(20), (3, 32, 32))[1]) == [
         f"blocks.{index}.conv1.weight" for index in range(9)
     ]
 
 
-def test_a_weight_that_is_read_twice_is_left_out_with_what_feeds_it() -> None:
+def test_a_weight_that_is_read_twice_is_left_out_with_the_layer_before_it() -> None:
     shared = nn.Linear(2, 2)
     _, sums = numbered(
         nn.Sequential(nn.Linear(2, 2), shared, shared, nn.Linear(2, 2), nn.Linear(2, 1)), (2,)
@@ -106,20 +104,21 @@ def test_a_weight_that_is_read_twice_is_left_out_with_what_feeds_it() -> None:
 
 def test_synaptic_flow_is_conserved_at_every_hidden_unit_of_vgg() -> None:
     network = VGG(11)
-    skeleton = linearise(network, example_of(network, (3, 32, 32), None))
-    weights = {name: network.get_parameter(name).detach().abs() for name in skeleton.weights}
+    linear_network = linearise(network, example_of(network, (3, 32, 32), None))
+    weights = {name: network.get_parameter(name).detach().abs() for name in linear_network.weights}
     flow = {
-        name: weights[name] * gradient for name, gradient in skeleton.gradients(weights).items()
+        name: weights[name] * gradient
+        for name, gradient in linear_network.gradients(weights).items()
     }
     sums = unit_sums(
-        skeleton, {name: flow[name] for name, _ in network.named_parameters() if name in flow}
+        linear_network, {name: flow[name] for name, _ in network.named_parameters() if name in flow}
     )
     assert len(sums) == 8
     for into, out_of in sums.values():
         torch.testing.assert_close(into, out_of, rtol=1e-5, atol=0)
 
 
-def test_no_random_state_moves_on() -> None:
+def test_unit_sums_leaves_the_random_state_unchanged() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
     before = torch.get_rng_state()
     numbered(network, (2,))

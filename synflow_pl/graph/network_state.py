@@ -1,9 +1,9 @@
-"""Untouched: a network keeps what it holds, whatever its forward pass stores.
+"""Network state: restores everything that a network holds after a forward pass.
 
-Attributes of modules and of the objects that they hold, entries of containers, variables that hooks
-and other functions close over, attributes of the modules' classes, generators of random numbers:
-all of it is noted before the pass and put back after it. (Tensors that a pass writes to are put
-back by :mod:`synflow_pl.graph.trace`, which sees each write.)
+That is: attributes of modules and of the objects that they hold, entries of containers, variables
+in the closures of hooks and other functions, attributes of the modules' classes, random number
+generators. (Tensors that a pass writes to are restored by :mod:`synflow_pl.graph.trace`, which
+observes each write.)
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["untouched"]
+__all__ = ["preserve_state"]
 
-# Objects of these packages, other than modules, are the machinery around a network (a trainer, a
-# logger) and none of its state.
+# Objects of these packages, other than modules, surround a network (a trainer, a logger) and are
+# not a part of its state.
 _HOLDERS = {"builtins", "collections", "types", "dataclasses", "weakref"}
 _MACHINERY = (sys.stdlib_module_names - _HOLDERS - {"__main__"}) | {
     "torch",
@@ -51,11 +51,10 @@ _ABSENT = object()
 
 
 @contextmanager
-def untouched(network: nn.Module) -> Iterator[None]:
-    """Afterwards the network, and the random state of torch, Python and NumPy, are what they were
-    before.
+def preserve_state(network: nn.Module) -> Iterator[None]:
+    """Restore the network and the random state of PyTorch, Python and NumPy after the context.
 
-    Inside, random numbers are those of a fixed seed.
+    Inside, random numbers come from a fixed seed.
     """
     restore: list[Callable[[], object]] = []
     _Walk(restore).over(network)
@@ -64,8 +63,8 @@ def untouched(network: nn.Module) -> Iterator[None]:
     state = None if numpy is None else numpy.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
-            # torch.manual_seed would also seed devices that are not initialised yet, and whose
-            # state cannot be put back.
+            # torch.manual_seed would also seed devices that are not initialised yet, whose state
+            # cannot be restored.
             (torch.manual_seed if devices else torch.default_generator.manual_seed)(0)
             random.seed(0)
             if numpy is not None:
@@ -80,15 +79,12 @@ def untouched(network: nn.Module) -> Iterator[None]:
 
 
 class _Walk:
-    """Visits all that can be reached from a network and can change, and notes how to put it
-    back.
-    """
+    """Visits every mutable object that a network refers to, and stores how to restore it."""
 
     def __init__(self, restore: list[Callable[[], object]]) -> None:
         self._restore = restore
-        self._seen: dict[
-            int, Any
-        ] = {}  # strong references, or an id could be given to another object
+        # Strong references, since the id of a deleted object may be reused.
+        self._seen: dict[int, Any] = {}
         self._ahead: list[Any] = []
         self._empty: list[Any] = []
         restore.append(self._put_back_empty)
@@ -137,7 +133,8 @@ class _Walk:
 
     def _contents(self, item: Any) -> None:
         if type(item) in _CONTAINERS and not item:
-            self._empty.append(item)  # most are: a module has a dozen empty dicts of hooks
+            # most containers are empty: a module has a dozen empty dicts of hooks
+            self._empty.append(item)
         elif isinstance(item, (dict, MutableMapping)):
             entries = dict(item.items())
             self._ahead += [value for value in entries.values() if not isinstance(value, _PLAIN)]

@@ -1,4 +1,4 @@
-"""Recording leaves the network as it was, whatever forward() stores or writes to."""
+"""Tracing leaves the network unchanged, whatever forward() stores or writes to."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ class Slots:
 
 
 class Storing(nn.Module):
-    """Two layers, and a forward pass that stores what ``store`` stores of the module and the hidden
-    values.
-    """
+    """Two layers, and a forward pass that calls ``store`` with the module and the hidden values."""
 
     shared: Any = None
 
@@ -162,7 +160,7 @@ STORES: dict[str, Callable[[], Callable[[Any, Tensor], Any]]] = {
 
 
 @pytest.mark.parametrize("name", STORES)
-def test_what_forward_stores_is_put_back_after_recording(name: str) -> None:
+def test_state_that_forward_stores_is_restored_after_tracing(name: str) -> None:
     torch.manual_seed(0)
     network = Storing(STORES[name]())
     state, python = torch.get_rng_state(), random.getstate()
@@ -175,7 +173,7 @@ def test_what_forward_stores_is_put_back_after_recording(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STORES)
-def test_a_network_that_stores_tensors_trains_and_is_copied_and_saved_after_pruning(
+def test_a_network_that_stores_tensors_can_be_trained_copied_and_saved_after_pruning(
     name: str,
 ) -> None:
     torch.manual_seed(0)
@@ -183,12 +181,12 @@ def test_a_network_that_stores_tensors_trains_and_is_copied_and_saved_after_prun
     prune(network, SynFlow(), density=0.5, rounds=3, input_shape=(5, 8))
     if name not in ("closure", "chance"):  # neither a local function nor a generator can be pickled
         torch.save(copy.deepcopy(network), io.BytesIO())
-    if name != "memory":  # which a backward pass forbids
+    if name != "memory":  # a write to a weight in the forward pass makes the backward pass fail
         network(torch.randn(2, 5, 8)).sum().backward()
         assert network.first.weight.grad is not None
 
 
-def test_what_forward_stores_is_put_back_when_it_fails() -> None:
+def test_state_that_forward_stores_is_restored_when_it_fails() -> None:
     def fail(module: Any, hidden: Tensor) -> None:
         _containers(module, hidden)
         _memory(module, hidden)
@@ -208,14 +206,14 @@ def test_an_input_that_forward_writes_to_keeps_its_values() -> None:
     assert torch.equal(inputs, before)
 
 
-def test_what_a_hook_collects_is_put_back() -> None:
+def test_tensors_that_a_hook_collects_are_removed_after_tracing() -> None:
     network, features = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)), list[Tensor]()
     network[0].register_forward_hook(lambda module, given, made: features.append(made))
     trace(network, (torch.randn(2, 8),))
     assert features == []
 
 
-def test_every_value_keeps_the_numbers_that_it_had_when_it_was_made() -> None:
+def test_every_traced_tensor_has_the_entries_that_it_was_computed_with() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -228,20 +226,20 @@ def test_every_value_keeps_the_numbers_that_it_had_when_it_was_made() -> None:
             table.add_(1)
             return self.layer(x * table * first)
 
-    recording = trace(Counting(), (torch.ones(1, 4),))
-    for operation in recording.operations:
+    graph = trace(Counting(), (torch.ones(1, 4),))
+    for operation in graph.operations:
         given = [
-            recording.tensors[item.number] if hasattr(item, "number") else item
+            graph.tensors[item.number] if hasattr(item, "number") else item
             for item in operation.args
         ]
         output = operation.outputs[0]
         assert output is not None
         torch.testing.assert_close(
-            operation.target(*given, **operation.kwargs), recording.tensors[output.number]
+            operation.target(*given, **operation.kwargs), graph.tensors[output.number]
         )
 
 
-def test_buffers_that_a_weight_is_computed_with_stay_in_train_mode() -> None:
+def test_buffers_of_spectral_normalisation_are_unchanged_in_train_mode() -> None:
     network = nn.Sequential(
         parametrizations.spectral_norm(nn.Linear(8, 8)),
         nn.utils.spectral_norm(nn.Linear(8, 8)),
@@ -260,7 +258,7 @@ def test_buffers_that_a_weight_is_computed_with_stay_in_train_mode() -> None:
     )
 
 
-def test_a_value_that_an_operation_gives_back_as_it_was_has_one_maker() -> None:
+def test_a_value_is_the_output_of_one_operation_only() -> None:
     class Cache(nn.Module):
         """Begins with an empty tensor, as caches of transformers do."""
 
@@ -273,10 +271,10 @@ def test_a_value_that_an_operation_gives_back_as_it_was_has_one_maker() -> None:
             return (cached.softmax(-1) * self.gate(x)) @ cached.t()
 
     network = Cache()
-    recording = trace(network, (torch.ones(2, 4),))
+    graph = trace(network, (torch.ones(2, 4),))
     made = [
         output.number
-        for operation in recording.operations
+        for operation in graph.operations
         for output in operation.outputs
         if output is not None
     ]
@@ -285,7 +283,7 @@ def test_a_value_that_an_operation_gives_back_as_it_was_has_one_maker() -> None:
     assert diagnose(network, masks, input_shape=(4,)).alive
 
 
-def test_a_network_that_creates_its_parameters_late_is_refused() -> None:
+def test_a_network_that_creates_parameters_in_its_forward_pass_is_refused() -> None:
     class Late(nn.Module):
         def __init__(self) -> None:
             super().__init__()

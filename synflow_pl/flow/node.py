@@ -1,0 +1,49 @@
+"""Node: one call in the positive linear network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils._pytree import tree_leaves
+
+from synflow_pl.graph.operation import Value
+
+__all__ = ["Node", "leaves"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One call ``outputs = function(*args, **kwargs)``, with a :class:`Value` for each tensor.
+
+    Attributes:
+        name: Name of the operation that the node was translated from.
+        function: Function that the node calls.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        outputs: Numbers of the outputs.
+        contraction: Whether weights act on the signal in this node, as in a convolution or a matrix
+            product.
+        weight: Name of the parameter that acts on the signal, if it is a plain tensor of shape
+            (units, inputs, kernel...) that no other node reads. Such a node can be computed on a
+            block of its weight (:class:`synflow_pl.flow.Block`).
+    """
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[int, ...]
+    contraction: bool
+    weight: str | None = None
+
+    @property
+    def operands(self) -> list[int]:
+        """Return the numbers of the values that this node reads."""
+        return [leaf.number for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
+
+
+def leaves(argument: Any) -> list[Any]:
+    """Return the leaves of a nested argument, a :class:`Value` being one of them."""
+    return tree_leaves(argument, is_leaf=lambda leaf: isinstance(leaf, Value))
