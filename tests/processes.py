@@ -205,7 +205,8 @@ class Command:
         while not reached():
             if self.process.poll() is not None and not reached():
                 raise AssertionError(
-                    f"{self._named} ended with {self.process.returncode} and did not {what}:\n{self._last_output}"
+                    f"{self._named} ended with {self.process.returncode} and did not "
+                    f"{what}:\n{self._last_output}"
                 )
             if time.monotonic() > end:
                 raise self._hanging(f"did not {what} within {limit:g} s")

@@ -76,7 +76,10 @@ def test_a_command_that_ends_gives_its_status_and_all_its_output(tmp_path: Path)
 def test_a_process_that_is_left_behind_in_a_session_of_its_own_is_ended_and_named(
     tmp_path: Path,
 ) -> None:
-    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'], start_new_session=True)"
+    code = (
+        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; "
+        "time.sleep(99)'], start_new_session=True)"
+    )
     with Command([sys.executable, "-c", code], tmp_path) as command:
         with pytest.raises(Hanging, match="ended with 0 and left processes behind") as raised:
             command.wait(30, grace=0.5)

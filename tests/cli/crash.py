@@ -303,7 +303,8 @@ def main(kills: int) -> None:
         for kind in dict.fromkeys(kill.kind for kill in done)
     )
     print(
-        f"{len(done)} kills ({kinds}; {writing} left a half-written checkpoint), at most {lost} steps lost; the same to the last bit"
+        f"{len(done)} kills ({kinds}; {writing} left a half-written checkpoint), at most {lost} "
+        "steps lost; the same to the last bit"
     )
 
 

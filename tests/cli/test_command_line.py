@@ -386,8 +386,8 @@ def test_weights_of_another_network_are_refused_before_a_run_is_opened(
     with pytest.raises(SystemExit):
         built("fit", "-c", "mnist_fc", "--network_weights", "weights.pt")
     assert (
-        "'weights.pt' does not fit FC: layers.1.weight (and 10 more) is (50, 784) in the file and (100, 784)"
-        in capsys.readouterr().err
+        "'weights.pt' does not fit FC: layers.1.weight (and 10 more) is (50, 784) in the file and "
+        "(100, 784)" in capsys.readouterr().err
     )
     assert not (folder / "lightning_logs").exists()
 

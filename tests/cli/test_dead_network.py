@@ -56,8 +56,10 @@ def test_it_ends_with_a_sentence_before_any_training(
         if line.startswith("synflow_pl: error: ")
     ]
     assert line == (
-        "synflow_pl: error: the network is dead: no path of living weights leads from input to output at density"
-        f" {density}; it breaks at '{layer}', which has no weight left; try more rounds, a larger density, another scope (local),"
+        "synflow_pl: error: the network is dead: no path of living weights leads from input to "
+        "output at density"
+        f" {density}; it breaks at '{layer}', which has no weight left; try more rounds, a larger "
+        "density, another scope (local),"
         " or on_collapse warn to train it anyway"
     )
     assert steps == []

@@ -267,7 +267,7 @@ def test_any_pruner_can_cut_and_levels_are_named_by_recipe_pruner_and_epoch(fits
     assert names == [f"demo-snip-density0.05-seed0-rewind1-level{number}of1" for number in (0, 1)]
     options = yaml.safe_load((Path("lightning_logs") / names[1] / "config.yaml").read_text())
     # What the level is can be read, and run again, from its configuration.
-    assert options["pruning"]["trained"] == f"lightning_logs/{names[0]}"
+    assert options["pruning"]["score_from"] == f"lightning_logs/{names[0]}"
     assert options["ckpt_path"] == f"lightning_logs/{names[0]}/rewind.ckpt"
     assert (options["pruning"]["density"], options["run"]) == (0.05, names[1])
 

@@ -21,24 +21,43 @@ MISTAKES = {
     "multishot -c demo": "the following arguments are required: --levels (a number of cuts",
     "multishot -c demo --levels two": "levels: 'two' is not a whole number",
     "multishot -c demo --levels 2 --rewnid 1": "there is no option rewnid; did you mean rewind?",
-    "multishot -c demo --levels 2 --pruning.densty 1": "there is no option pruning.densty; did you mean pruning.density?",
+    "multishot -c demo --levels 2 --pruning.densty 1": (
+        "there is no option pruning.densty; did you mean pruning.density?"
+    ),
     "prune -c demo --compre synflow snip": "there is no option compre; did you mean compare?",
-    "prune -c demo --compare synflow snip --pruning.densty 1": "there is no option pruning.densty; did you mean pruning.density?",
-    "experiment unit -c demo": "there is no experiment 'unit'; there are units, layers, magnitude, schedule; did you mean units?",
+    "prune -c demo --compare synflow snip --pruning.densty 1": (
+        "there is no option pruning.densty; did you mean pruning.density?"
+    ),
+    "experiment unit -c demo": (
+        "there is no experiment 'unit'; there are units, layers, magnitude, schedule; did you mean "
+        "units?"
+    ),
     "experiment units -c demo --pruner snip": "there is no option pruner; did you mean pruners?",
     "experiment units -c demo --noise much": "noise: 'much' is not a whole number",
-    "experiment schedule -c demo --schedules liner": "argument --schedules: invalid choice: 'liner' (choose from",
-    "experiment magnitude -c demo --trainer.max_epoch 1": "there is no option trainer.max_epoch; did you mean trainer.max_epochs?",
+    "experiment schedule -c demo --schedules liner": (
+        "argument --schedules: invalid choice: 'liner' (choose from"
+    ),
+    "experiment magnitude -c demo --trainer.max_epoch 1": (
+        "there is no option trainer.max_epoch; did you mean trainer.max_epochs?"
+    ),
     "sweep -c sweeps/digits --dry_rn": "there is no option dry_rn; did you mean dry_run?",
-    "sweep -c sweeps/digits --dry_run --pruning.densty 1": "there is no option pruning.densty; did you mean pruning.density?",
+    "sweep -c sweeps/digits --dry_run --pruning.densty 1": (
+        "there is no option pruning.densty; did you mean pruning.density?"
+    ),
     "sweep -c sweeps/digits --retires 2": "there is no option retires; did you mean retries?",
     "export --ckptpath x": "there is no option ckptpath; did you mean ckpt_path?",
     "export --ckpt_path x --format onx": "argument --format: invalid choice: 'onx' (choose from",
     "compact": "the following arguments are required: --ckpt_path (a run",
-    "predict --ckpt_path model.onnx --data.predict_dir . --outptu x": "there is no option outptu; did you mean output?",
-    "demo --trainer.max_epoch 1": "there is no option trainer.max_epoch; did you mean trainer.max_epochs?",
+    "predict --ckpt_path model.onnx --data.predict_dir . --outptu x": (
+        "there is no option outptu; did you mean output?"
+    ),
+    "demo --trainer.max_epoch 1": (
+        "there is no option trainer.max_epoch; did you mean trainer.max_epochs?"
+    ),
     "test --ckpt_pth x -c demo": "there is no option ckpt_pth; did you mean ckpt_path?",
-    "validate -c demo --data.batch_sise 5": "there is no option batch_sise; did you mean batch_size?",
+    "validate -c demo --data.batch_sise 5": (
+        "there is no option batch_sise; did you mean batch_size?"
+    ),
 }
 
 

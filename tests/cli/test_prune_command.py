@@ -206,8 +206,10 @@ def test_a_dead_network_is_a_sentence_and_leaves_its_table_behind(
     )
     assert status == 1
     assert line == (
-        "the network is dead: no path of living weights leads from input to output at density 0.01; it breaks at 'layers.1.weight',"
-        " which has no weight left; try more rounds, a larger density, another scope (local), or on_collapse warn to train it anyway"
+        "the network is dead: no path of living weights leads from input to output at density "
+        "0.01; it breaks at 'layers.1.weight',"
+        " which has no weight left; try more rounds, a larger density, another scope (local), or "
+        "on_collapse warn to train it anyway"
     )
     told = json.loads(
         (
@@ -278,7 +280,8 @@ def test_of_many_rounds_the_one_is_named_in_which_the_network_died(
         ("--compare snip snip", "compare: snip snip is not at least two different names"),
         (
             "--compare snip grapsp",
-            "no recipe 'pruners/grapsp': neither a file nor one of ours; did you mean 'pruners/grasp'?",
+            "no recipe 'pruners/grapsp': neither a file nor one of ours; did you mean "
+            "'pruners/grasp'?",
         ),
         ("--compare snip dense", "compare: 'dense' prunes nothing; leave it out"),
         ("--compare snip gradual", "compare: 'gradual' prunes during a training"),

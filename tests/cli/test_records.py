@@ -74,8 +74,8 @@ def test_a_run_that_has_ended_is_not_trained_again_however_it_ended(
     for again in ("last", "last", str(RUN)):
         run([*command, "--ckpt_path", again])
         assert (
-            f"lightning_logs/a has come to its end after {record.epochs} epochs ({record.steps} steps)"
-            in capsys.readouterr().out
+            f"lightning_logs/a has come to its end after {record.epochs} epochs ({record.steps} "
+            "steps)" in capsys.readouterr().out
         )
         assert find_checkpoint(RUN).read_bytes() == before
         assert read_record(RUN) == record

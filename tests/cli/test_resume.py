@@ -142,8 +142,8 @@ def test_last_takes_no_run_of_other_settings(
     stop(monkeypatch, "epoch")
     run([*FIT, "--model.optimizer.lr", "0.01", *LAST])
     assert (
-        f"No run with these settings to go on in, so a new one is begun; {RUN} has model.optimizer.init_args.lr=0.05, not 0.01."
-        in capsys.readouterr().out
+        f"No run with these settings to go on in, so a new one is begun; {RUN} has "
+        "model.optimizer.init_args.lr=0.05, not 0.01." in capsys.readouterr().out
     )
     assert runs() == [NAME, f"{NAME}-2"]
     assert read(RUN / "checkpoints/last.ckpt")["global_step"] == 4
@@ -174,7 +174,10 @@ def CLI_of(built: Callable[..., CLI], *args: str) -> str:
     return found.name
 
 
-OWNS = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+OWNS = (
+    "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); "
+    "print(flush=True); sys.stdin.read()"
+)
 
 
 def test_last_leaves_a_run_alone_that_another_process_works_in(
@@ -358,8 +361,8 @@ def test_another_optimiser_is_one_sentence(ended: Path, capsys: pytest.CaptureFi
     adamw = ["--model.optimizer", "AdamW", "--model.optimizer.lr", "0.01"]
     said = refused(capsys, *FIT, *adamw, "--ckpt_path", "lightning_logs/adam")
     assert (
-        "model.optimizer.class_path: the checkpoint was trained with torch.optim.Adam, not torch.optim.AdamW"
-        in said
+        "model.optimizer.class_path: the checkpoint was trained with torch.optim.Adam, not "
+        "torch.optim.AdamW" in said
     )
 
 
@@ -379,8 +382,8 @@ def test_another_width_is_one_sentence(
         str(ended),
     )
     assert (
-        "does not fit this network: network.layers.0.weight (and 4 more) is (2, 1, 3, 3) in the file and (4, 1, 3, 3)"
-        in said
+        "does not fit this network: network.layers.0.weight (and 4 more) is (2, 1, 3, 3) in the "
+        "file and (4, 1, 3, 3)" in said
     )
 
 
@@ -465,8 +468,8 @@ def test_a_full_disk_loses_no_checkpoint_and_is_one_sentence(
     assert left.value.code == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert (
-        f"'{RUN}/checkpoints/last.ckpt' could not be written (File too large); what was there before is whole"
-        in said
+        f"'{RUN}/checkpoints/last.ckpt' could not be written (File too large); what was there "
+        "before is whole" in said
     )
     assert [path.name for path in (RUN / "checkpoints").iterdir()] == ["last.ckpt"]
     assert same(run([*FIT, *LAST]).model.network, undisturbed_network)
@@ -496,8 +499,8 @@ def test_a_signal_leaves_a_checkpoint_and_says_where(
     assert left.value.code == status
     said = capsys.readouterr().err
     assert (
-        f"stopped by {number.name}; {RUN}/checkpoints/last.ckpt is whole; the same command with --ckpt_path last goes on there"
-        in said
+        f"stopped by {number.name}; {RUN}/checkpoints/last.ckpt is whole; the same command with "
+        "--ckpt_path last goes on there" in said
     )
     assert read(RUN / "checkpoints/last.ckpt")["global_step"] == 2
     assert same(run([*FIT, *LAST]).model.network, undisturbed_network)
@@ -521,8 +524,14 @@ def test_ctrl_c_in_pruning_says_that_it_starts_again(
 
 
 def test_a_second_ctrl_c_ends_it_at_once(folder: Path) -> None:
-    patience = "import os, signal, sys, time\nfrom synflow_pl import Classifier\nfrom synflow_pl.cli.main import run\n"
-    patience += "def wait(module, *_):\n    for _ in range(2):\n        os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(3000)\n"
+    patience = (
+        "import os, signal, sys, time\nfrom synflow_pl import Classifier\nfrom synflow_pl.cli.main "
+        "import run\n"
+    )
+    patience += (
+        "def wait(module, *_):\n    for _ in range(2):\n        os.kill(os.getpid(), "
+        "signal.SIGINT)\n    time.sleep(3000)\n"
+    )
     patience += "Classifier.on_train_batch_start = wait\nrun(sys.argv[1:])\n"
     environment = {
         **os.environ,
@@ -616,7 +625,8 @@ def test_a_stranger_s_file_runs_no_code_through_any_door(
         ),
         ("trainer: {default_root_dir: /tmp}", "trainer.default_root_dir: '/tmp' in a recipe"),
         (
-            "trainer: {callbacks: [{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {dirpath: ../up}}]}",
+            "trainer: {callbacks: [{class_path: pytorch_lightning.callbacks.ModelCheckpoint, "
+            "init_args: {dirpath: ../up}}]}",
             "trainer.callbacks: '../up' in a recipe",
         ),
     ],

@@ -56,7 +56,8 @@ def _slurm() -> Iterator[None]:
         return
     if not START.is_file() or os.geteuid() != 0 or shutil.which("slurmctld") is None:
         pytest.skip(
-            "no SLURM runs here, and none can be started (root, Debian's slurm-wlm and ../shared/slurm/start.sh are needed)"
+            "no SLURM runs here, and none can be started (root, Debian's slurm-wlm and "
+            "../shared/slurm/start.sh are needed)"
         )
     subprocess.run(["bash", str(START)], timeout=200, check=True, stdout=subprocess.DEVNULL)
     yield
@@ -95,7 +96,8 @@ def script(folder: Path, tasks: int, *options: str) -> Path:
     )
     head = "".join(f"#SBATCH --{option}\n" for option in options_of_job)
     path.write_text(
-        f"#!/bin/bash\n{head}export OMP_NUM_THREADS=1 PYTHONPATH={Path(__file__).parents[2]}\n{command}\n"
+        f"#!/bin/bash\n{head}export OMP_NUM_THREADS=1 "
+        f"PYTHONPATH={Path(__file__).parents[2]}\n{command}\n"
     )
     return path
 

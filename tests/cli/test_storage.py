@@ -153,17 +153,23 @@ def test_a_misspelt_subcommand_is_answered_with_all_of_them(
     assert left.value.code == 2
     said = capsys.readouterr().err
     assert (
-        "compact, demo, experiment, export, fit, multishot, predict, prune, report, sweep, test, validate"
-        in said
+        "compact, demo, experiment, export, fit, multishot, predict, prune, report, sweep, test, "
+        "validate" in said
     )
     assert len(said.splitlines()) == 1
 
 
 READ_ONLY = {
     "test --ckpt_path ro/a": "'ro/a/metrics.csv' could not be",
-    "export --ckpt_path ro/a": "--output: the folder 'ro/a/export' cannot be made: Read-only file system",
-    "report ro --out ro": "--out: nothing can be written into 'ro': Read-only file system; choose a folder",
-    "fit -c demo --trainer.default_root_dir ro": "choose a folder that can be written (--trainer.default_root_dir)",
+    "export --ckpt_path ro/a": (
+        "--output: the folder 'ro/a/export' cannot be made: Read-only file system"
+    ),
+    "report ro --out ro": (
+        "--out: nothing can be written into 'ro': Read-only file system; choose a folder"
+    ),
+    "fit -c demo --trainer.default_root_dir ro": (
+        "choose a folder that can be written (--trainer.default_root_dir)"
+    ),
 }
 
 
@@ -171,7 +177,8 @@ READ_ONLY = {
 def test_a_read_only_run_is_answered_in_one_sentence_that_says_what_to_do(tmp_path: Path) -> None:
     lines = [f'"$PY" -m synflow_pl {" ".join(FIT)} --model.network.width 1 --run a >log 2>&1']
     lines += [
-        "mkdir ro; mount -t tmpfs -o size=20m none ro; cp -r lightning_logs/a ro/; mount -o remount,ro ro"
+        "mkdir ro; mount -t tmpfs -o size=20m none ro; cp -r lightning_logs/a ro/; mount -o "
+        "remount,ro ro"
     ]
     lines += [f'"$PY" -m synflow_pl {command} 2>&1 | tail -n 1' for command in READ_ONLY]
     done = on_a_small_disk("; ".join(lines), tmp_path)

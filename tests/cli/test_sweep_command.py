@@ -162,8 +162,8 @@ def test_a_dry_run_lists_every_run_and_its_commands_and_writes_nothing(
     run_sweep("--dry_run")
     said = capsys.readouterr().out
     assert (
-        "  synflow_pl fit -c demo -c pruners/magnitude --pruning.density 0.5 --pruning.on_collapse warn --seed_everything 0"
-        in said
+        "  synflow_pl fit -c demo -c pruners/magnitude --pruning.density 0.5 --pruning.on_collapse "
+        "warn --seed_everything 0" in said
     )
     assert f"--run {NAMES[1]} --trainer.default_root_dir {grid}/sweeps/grid" in said
     assert said.endswith("2 runs, 0 of them finished, in sweeps/grid\n")
@@ -266,7 +266,10 @@ def test_ctrl_c_says_how_far_it_is_and_that_it_goes_on(
     with pytest.raises(SystemExit) as left:
         sweep(["-c", "grid.yaml", *SHORT])
     assert left.value.code == 130
-    assert "Stopped: 0 of 2 runs are finished; the same command goes on." in capsys.readouterr().out
+    assert (
+        "Stopped: 0 of 2 runs are finished; the same command resumes the sweep."
+        in capsys.readouterr().out
+    )
 
 
 # -- real processes
