@@ -1,6 +1,4 @@
-"""A mistake on the command line is one sentence on standard error, exit status 2, and no data has
-been touched.
-"""
+"""Tests of mistakes on the command line: one sentence, exit status 2, and no data is read."""
 
 import os
 import shlex
@@ -15,7 +13,7 @@ from synflow_pl.cli.main import run
 FIT = "fit -c mnist_fc"
 NAMED = "fit --model.network FC --data Digits --pruning.density 0.1"
 
-# What is typed -> what the sentence must say.
+# Command lines, with a part of the error message of each.
 MISTAKES = {
     # options
     f"{FIT} --pruning.densty 0.1": (
@@ -137,16 +135,16 @@ def files(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("typed", "said"), MISTAKES.items(), ids=MISTAKES)
-def test_a_mistake_is_answered_in_one_sentence(
-    typed: str, said: str, files: Path, touched: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("typed", "message"), MISTAKES.items(), ids=MISTAKES)
+def test_a_mistake_is_reported_in_one_sentence(
+    typed: str, message: str, files: Path, touched: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         run(shlex.split(typed))
 
     out, err = capsys.readouterr()
-    assert left.value.code == 2
-    assert said in err
+    assert raised.value.code == 2
+    assert message in err
     assert err.startswith("synflow_pl: error: ")
     assert err.count("\n") == 1
     assert "Traceback" not in err
@@ -156,7 +154,7 @@ def test_a_mistake_is_answered_in_one_sentence(
     assert not (files / "lightning_logs").exists()
 
 
-# These are found later than by the parser; they too are sentences.
+# Mistakes that are detected after parsing, with a part of the error message of each.
 LATER_MISTAKES = {
     f"{NAMED} --trainer.max_epochs -5": "max_epochs",
     f"{NAMED} --trainer.devices 0": "devices",
@@ -179,27 +177,27 @@ LATER_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("typed", "said"), LATER_MISTAKES.items(), ids=LATER_MISTAKES)
-def test_a_mistake_that_shows_later_is_answered_in_one_sentence_too(
-    typed: str, said: str, folder: Path, generated: None, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("typed", "message"), LATER_MISTAKES.items(), ids=LATER_MISTAKES)
+def test_a_mistake_that_is_detected_after_parsing_is_reported_in_one_sentence(
+    typed: str, message: str, folder: Path, generated: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         run(shlex.split(f"{typed} --trainer.enable_progress_bar false"))
 
-    assert left.value.code in (1, 2)
+    assert raised.value.code in (1, 2)
     lines = [
         line
         for line in capsys.readouterr().err.splitlines()
         if line.startswith("synflow_pl: error: ")
     ]
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
 
 
 @pytest.mark.parametrize(
     "refused", ["--trainer.max_epochs -5", "--model.optimizer SGD --model.optimizer.lr -1"]
 )
-def test_a_command_that_is_refused_leaves_no_run_behind(refused: str, folder: Path) -> None:
+def test_a_command_with_a_mistake_leaves_no_run_behind(refused: str, folder: Path) -> None:
     with pytest.raises(SystemExit):
         run(shlex.split(f"{NAMED} {refused}"))
     assert not (folder / "lightning_logs").exists()
@@ -222,7 +220,7 @@ def test_a_shell_sees_one_line_and_exit_status_2(typed: str, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_members_of_enums_are_written_as_what_their_class_is_called_with() -> None:
+def test_enum_members_are_written_as_text_that_their_class_accepts() -> None:
     import enum
 
     import yaml

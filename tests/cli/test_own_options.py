@@ -1,6 +1,4 @@
-"""A mistake in an option of any subcommand is one sentence that names the nearest option, whichever
-parser the option belongs to.
-"""
+"""Tests that a mistake in any subcommand's option is one sentence with the closest option."""
 
 from __future__ import annotations
 
@@ -66,17 +64,17 @@ def answer(
 ) -> tuple[int, str]:
     """Return the exit status and the only line that a command writes to standard error."""
     monkeypatch.setattr(sys, "argv", ["synflow_pl", *shlex.split(typed)])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         main()
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "Seed set" not in line]
     assert line.startswith("synflow_pl: error: ")
-    return int(left.value.code or 0), line.removeprefix("synflow_pl: error: ")
+    return int(raised.value.code or 0), line.removeprefix("synflow_pl: error: ")
 
 
-@pytest.mark.parametrize(("typed", "said"), MISTAKES.items(), ids=MISTAKES)
-def test_a_mistake_in_an_option_of_a_subcommand_is_one_sentence_with_the_nearest_option(
+@pytest.mark.parametrize(("typed", "message"), MISTAKES.items(), ids=MISTAKES)
+def test_a_mistake_in_an_option_of_a_subcommand_is_one_sentence_with_the_closest_option(
     typed: str,
-    said: str,
+    message: str,
     folder: Path,
     touched: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -84,7 +82,7 @@ def test_a_mistake_in_an_option_of_a_subcommand_is_one_sentence_with_the_nearest
 ) -> None:
     status, line = answer(typed, monkeypatch, capsys)
     assert status == 2
-    assert line.startswith(said)
+    assert line.startswith(message)
     assert touched == []
     assert not list(folder.rglob("lightning_logs"))
 
@@ -102,9 +100,14 @@ def test_a_mistake_in_an_option_of_a_subcommand_is_one_sentence_with_the_nearest
 )
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_a_folder_that_cannot_be_made_is_named_with_its_option_before_any_work(
-    command: str, option: str, kind: str, folder: Path, touched: list[str], monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    option: str,
+    kind: str,
+    folder: Path,
+    touched: list[str],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     if kind == "file":
         Path("place").touch()
     else:
