@@ -299,8 +299,8 @@ class CLI(LightningCLI):
             "--network_weights",
             type=str | None,
             default=None,
-            help="Weights to start from: of a run, a checkpoint, a state_dict or a safetensors "
-            "file. A --ckpt_path goes first.",
+            help="Weights to start from: a run, a checkpoint, a state_dict or a safetensors file. "
+            "A --ckpt_path takes precedence.",
         )
         parser.add_argument(
             "--network_weights_strict",
@@ -454,13 +454,13 @@ class CLI(LightningCLI):
 
     def _select_run_to_resume(self) -> None:
         """Select the run for ``--ckpt_path last``, or the run of this requeued SLURM job."""
-        asked = self.subcommand == "fit" and self.options.get("ckpt_path") == "last"
-        if asked:
+        requested = self.subcommand == "fit" and self.options.get("ckpt_path") == "last"
+        if requested:
             self.options["ckpt_path"] = None
         if (
             self.subcommand != "fit"
             or self.options.trainer.get("fast_dev_run")
-            or not (asked or slurm.restarted())
+            or not (requested or slurm.restarted())
         ):
             return
         if not self._is_first:
@@ -468,7 +468,7 @@ class CLI(LightningCLI):
         name = self.options.get("run")
         root = Path(self.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
         run, remarks = resume.find_run_to_resume(
-            root, resume.settings(self._config_text), name, asked=asked
+            root, resume.settings(self._config_text), name, requested=requested
         )
         if run is not None:
             self._resumed_run = run
@@ -486,11 +486,11 @@ class CLI(LightningCLI):
                 )
             return
         same = root / (name or self._default_name())
-        if asked and (same / CONFIG).is_file() and not remarks:
+        if requested and (same / CONFIG).is_file() and not remarks:
             was, now = resume.settings_of(same), resume.settings(self._config_text)
             if keys := resume.differing_options(was, now):
                 remarks = [f"{same} has {keys[0]}={was.get(keys[0])}, not {now.get(keys[0])}"]
-        if asked:
+        if requested:
             reasons = "".join(f"; {remark}" for remark in remarks)
             print(f"No run with these settings to resume, so a new one is begun{reasons}.")
 

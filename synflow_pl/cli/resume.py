@@ -156,7 +156,7 @@ def _newest(run: Path) -> float:
 
 
 def find_run_to_resume(
-    runs: Path, wanted: Mapping[str, Any], name: str | None, *, asked: bool
+    runs: Path, wanted: Mapping[str, Any], name: str | None, *, requested: bool
 ) -> tuple[Path | None, list[str]]:
     """Find the run to resume and lock it for this process.
 
@@ -168,8 +168,8 @@ def find_run_to_resume(
         runs: Folder of the runs.
         wanted: Settings of this command.
         name: Name of the run, if the command gives one; ``NAME-2`` and so on match as well.
-        asked: Whether the command has ``--ckpt_path last``; otherwise a requeued SLURM job looks
-            for the run that it began.
+        requested: Whether the command has ``--ckpt_path last``; otherwise a requeued SLURM job
+            looks for the run that it began.
 
     Returns:
         The run, or ``None``; and remarks about runs that did not qualify.
@@ -180,11 +180,11 @@ def find_run_to_resume(
     same = [run for run in found if settings_of(run) == wanted]
     for run in sorted(same, key=_newest, reverse=True):
         whose = _job_of(run)
-        if whose == job or (asked and not whose):
+        if whose == job or (requested and not whose):
             if acquire_run(run):
                 return run, []
             remarks.append(f"{run} is being worked in by another process")
-        elif asked:
+        elif requested:
             remarks.append(
                 f"{run} belongs to SLURM job {whose}; to resume it all the same: --run {run.name} "
                 f"--ckpt_path {run}"
