@@ -154,7 +154,7 @@ def _units(own: argparse.Namespace, plan: Plan, command: str) -> None:
     """
     linear_network = linearise(plan.network, plan.inputs)
     rows, panels, summary = [], {}, []
-    for overlay, scores in plan.scores(own.made, own.noise):
+    for overlay, scores in plan.scores(own.pruner_by_overlay, own.noise):
         sums = unit_sums(linear_network, scores)
         if not sums:
             raise ValueError(
@@ -185,7 +185,7 @@ def _layers(own: argparse.Namespace, plan: Plan, command: str) -> None:
     The table states how far the layers' total scores are from being equal.
     """
     rows, sizes, averages, summary = [], {}, {}, []
-    for overlay, scores in plan.scores(own.made, own.noise):
+    for overlay, scores in plan.scores(own.pruner_by_overlay, own.noise):
         layers = layer_scores(scores)
         totals = [layer.total for layer in layers]
         summary.append((overlay, f"{variation(totals):.4f}", f"{largest_difference(totals):.2e}"))
