@@ -813,9 +813,8 @@ class CLI(LightningCLI):
             if self.datamodule.predict_dir is not None
             else itertools.count()
         )
-        write_predictions(
-            (self.run_folder or Path(".")) / "predictions.csv", images, torch.cat(batches)
-        )  # type: ignore[arg-type]
+        probabilities = torch.cat(batches)  # type: ignore[arg-type]
+        write_predictions((self.run_folder or Path(".")) / "predictions.csv", images, probabilities)
 
 
 def _finished(run: Path, record: Training) -> str:
