@@ -813,8 +813,8 @@ class CLI(LightningCLI):
             if self.datamodule.predict_dir is not None
             else itertools.count()
         )
-        probabilities = torch.cat(batches)  # type: ignore[arg-type]
-        write_predictions((self.run_folder or Path(".")) / "predictions.csv", images, probabilities)
+        path = (self.run_folder or Path(".")) / "predictions.csv"
+        write_predictions(path, images, torch.cat(batches))  # type: ignore[arg-type]
 
 
 def _finished(run: Path, record: Training) -> str:
