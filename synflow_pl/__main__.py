@@ -1,4 +1,4 @@
-"""``python -m synflow_pl``: dispatch, before anything heavy is imported."""
+"""Dispatch the subcommands of ``python -m synflow_pl`` before torch or Lightning is imported."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
-from synflow_pl.cli import COMMANDS, OF_THE_TRAINER
+from synflow_pl.cli import COMMANDS, TRAINER_COMMANDS
 from synflow_pl.io import explain, storage_error
 
 
 def main() -> None:
-    """Run the command line; the console script ``synflow_pl`` comes here too."""
+    """Run the command line; this is also the entry point of the console script ``synflow_pl``."""
     try:
         _dispatch()
     except KeyboardInterrupt:
-        # A training that is stopped has its own sentence; nothing else has anything to resume from.
+        # Training has its own message when it is stopped; no other command can be resumed.
         _refuse("stopped by SIGINT", status=128 + signal.SIGINT)
     except Exception as error:
         cause = storage_error(error)
         if cause is None:
             raise
-        # An OSError without a number is a sentence of ours about the one that caused it.
+        # An OSError without an errno was raised by this package to explain the one behind it.
         ours = isinstance(error, OSError) and error.errno is None
         _refuse(explain(error if ours else cause), status=1)
 
@@ -35,12 +35,12 @@ def _dispatch() -> None:
 
         print(f"synflow_pl {__version__}")
         return
-    # `python -m` finds a class in the working directory, and so must the console script. The path
-    # is absolute, since the parser changes to the folder of each configuration file that it reads.
+    # `python -m` can import classes from the working directory, and so must the console script.
+    # The path is absolute because the parser changes into the folder of each configuration file.
     if (folder := os.getcwd()) not in sys.path:
         sys.path.insert(0, folder)
     _check_command(sys.argv[1:])
-    # `report` needs neither torch nor Lightning, and starts at once.
+    # Each command's module is imported on demand: `report` needs neither torch nor Lightning.
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         module, function = COMMANDS[sys.argv[1]]
         getattr(import_module(f"synflow_pl.cli.{module}"), function)(sys.argv[2:])
@@ -58,10 +58,8 @@ def _dispatch() -> None:
 
 
 def _check_command(args: list[str]) -> None:
-    """Refuse a command line without a subcommand, or with one that does not exist, and name all of
-    them.
-    """
-    names = sorted((*COMMANDS, *OF_THE_TRAINER))
+    """Exit with an error that lists the subcommands if none, or an unknown one, is given."""
+    names = sorted((*COMMANDS, *TRAINER_COMMANDS))
     if not args:
         _refuse(f"expected a subcommand; there are {', '.join(names)}")
     if not args[0].startswith("-") and args[0] not in names:

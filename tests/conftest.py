@@ -1,6 +1,4 @@
-"""What many tests share: small networks whose numbers can be worked out, and where the shared
-folder lies.
-"""
+"""Options, fixtures and functions that many tests share."""
 
 from __future__ import annotations
 
@@ -25,7 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--slice",
         metavar="K/N",
         type=parse_slice,
-        help="run the K-th of N slices of the selected tests (1 <= K <= N); each test is in one slice, by a fixed hash of its name",
+        help="run the K-th of N slices of the selected tests (1 <= K <= N); each test is in one "
+        "slice, by a fixed hash of its name",
     )
 
 
@@ -33,7 +32,7 @@ def parse_slice(text: str) -> tuple[int, int]:
     """Return ``(k, n)`` for ``"k/n"``.
 
     Raises:
-        ValueError: unless 1 <= k <= n.
+        ValueError: Unless 1 <= k <= n.
     """
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
@@ -42,7 +41,7 @@ def parse_slice(text: str) -> tuple[int, int]:
 
 
 def in_slice(name: str, index: int, count: int) -> bool:
-    """Return whether the test of this name is in slice ``index`` of ``count``, counted from 1."""
+    """Return whether a test is in slice ``index`` of ``count``, where indices start at 1."""
     return zlib.crc32(name.encode()) % count == index - 1
 
 
@@ -56,8 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Workers of pytest-xdist share the cores: with all threads in each, threads would wait for
-    # cores.
+    # The workers of pytest-xdist share the cores, so each gets its share of the threads.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
@@ -70,8 +68,9 @@ def _same_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_process_group_is_left() -> Iterator[None]:
-    """One that a test leaves behind would be taken for their own by forked ranks, which then wait
-    for ever.
+    """Destroy a process group that a test leaves behind.
+
+    Forked ranks would use it in place of their own and wait forever.
     """
     yield
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -80,8 +79,10 @@ def _no_process_group_is_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _signals_are_answered_as_before() -> Iterator[None]:
-    """A command sets what ends it for the rest of its process. Here the tests that follow would
-    inherit that, and forked workers too, which a pool ends by SIGTERM and waits for.
+    """Restore the signal handlers that a command installs.
+
+    The following tests would inherit them, and so would forked workers, which a pool ends by
+    SIGTERM and waits for.
     """
     before = {
         number: signal.getsignal(number)
@@ -94,13 +95,15 @@ def _signals_are_answered_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def one_thread(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
-    """For ranks that are forked: they do not have the threads that OpenMP keeps in this process,
-    and would wait for them for ever. Ranks that wait for each other fail the test instead of
-    holding it up.
+    """Use one thread, as tests that fork ranks need, and limit the time of the ranks.
+
+    Forked ranks do not have the threads that OpenMP keeps in this process, and would wait for them
+    forever. Ranks that wait for each other fail the test instead of blocking it.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # or Lightning sets it for good
+    # If the variable is not set, Lightning sets it, and it stays set after the test.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     try:
         with limited_ranks(600 if request.node.get_closest_marker("slow") else 60):
             yield
@@ -109,8 +112,9 @@ def one_thread(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
 
 
 def fill_by_formula(network: nn.Module) -> nn.Module:
-    """Weights as the golden masks' README gives them: layer i from the seed 1000 + i, He normal by
-    fan-in, zero biases.
+    """Fill a network with the weights of the golden masks, as their README defines them.
+
+    Layer i is drawn with seed 1000 + i from He's normal distribution by fan-in; biases are zero.
     """
     layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     for index, layer in enumerate(layers):
@@ -123,6 +127,7 @@ def fill_by_formula(network: nn.Module) -> nn.Module:
 
 
 def intersection_over_union(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """Return the intersection over union of the weights that two masks keep."""
     both = sum(int((left[name] & right[name]).sum()) for name in left)
     either = sum(int((left[name] | right[name]).sum()) for name in left)
     return both / either

@@ -1,5 +1,4 @@
-"""Commands and ranks that tests start: with a time limit, and with the stacks of all processes
-where they hang.
+"""Start commands and ranks with a time limit, and report the stacks of processes that hang.
 
 ``run_command`` is for a command that ends by itself, ``Command`` for one that the test sends
 signals to, ``limited_ranks`` for ranks that are forked from the test's own process. On a machine
@@ -27,10 +26,10 @@ __all__ = ["Command", "Finished", "Hanging", "limited_ranks", "run_command"]
 
 _MARK, _STACKS = "SYNFLOW_TEST_COMMAND", "SYNFLOW_TEST_STACKS"
 _PATIENCE = float(os.environ.get("SYNFLOW_TEST_PATIENCE", "1"))
-# Ignored by default, so that it ends no process that is not (or not yet) able to answer it.
+# Ignored by default, so that it does not end a process that has not installed the handler yet.
 _DUMP = signal.SIGURG
-# Python imports this module when it starts: in the command's own process, in ranks that it spawns
-# and in workers of data loaders.
+# Python imports sitecustomize when it starts: in the command's own process, in ranks that it
+# spawns and in workers of data loaders.
 _SITE = f"""
 import faulthandler, os, signal, sys
 
@@ -46,8 +45,9 @@ if "{_STACKS}" in os.environ:
 
 
 class Hanging(AssertionError):
-    """A command did not end within its limit, or left processes behind; the message has its output
-    and their stacks.
+    """Error of a command that did not end within its limit or left processes behind.
+
+    The message contains the output and the stacks of all processes.
     """
 
 
@@ -56,9 +56,9 @@ class Finished:
     """Exit status, output and duration of a command that ended.
 
     Attributes:
-        returncode: exit status, negative for a signal.
-        output: all that it and its processes wrote to stdout and stderr.
-        seconds: how long it ran.
+        returncode: Exit status, negative for a signal.
+        output: Output of the command and its processes to stdout and stderr.
+        seconds: Duration in seconds.
     """
 
     returncode: int
@@ -75,34 +75,34 @@ def run_command(
     """Run a command to its end.
 
     Args:
-        args: program and arguments; no shell.
-        cwd: working directory.
-        env: variables added to those of this process.
-        limit: seconds after which the command counts as hanging.
+        args: Program and arguments; no shell is used.
+        cwd: Working directory.
+        env: Environment variables to add to those of this process.
+        limit: Time limit in seconds.
 
     Returns:
         Exit status, output and duration. The exit status is not checked.
 
     Raises:
-        Hanging: if it does not end within ``limit`` or leaves processes behind. All its processes
-            are dead by then.
+        Hanging: If the command does not end within ``limit`` or leaves processes behind. All its
+            processes have been killed by then.
     """
     with Command(args, cwd, env) as command:
         return command.wait(limit)
 
 
 class Command:
-    """A command that runs in a session of its own; a context manager that ends all its processes.
+    """Context manager that runs a command in its own session and finally kills its processes.
 
-    A process belongs to the command if it inherited an environment variable from it, so ranks that
-    were put into another process group or session (as by torchrun) and processes whose parent has
-    ended belong to it too.
+    A process belongs to the command if it inherited an environment variable from it. So ranks in
+    another process group or session (as torchrun's) and processes whose parent has ended are
+    included.
 
     Args:
-        args: program and arguments; no shell.
-        cwd: working directory.
-        env: variables added to those of this process.
-        without: names of variables of this process that the command does not inherit.
+        args: Program and arguments; no shell is used.
+        cwd: Working directory.
+        env: Environment variables to add to those of this process.
+        without: Names of variables of this process that the command does not inherit.
         startup: Python source that each of its Python processes runs when it starts.
     """
 
@@ -130,7 +130,7 @@ class Command:
         self._stacks, self._output = place / "stacks", place / "output"
         with self._output.open("wb") as output:
             self._started = time.monotonic()
-            # Not a pipe: a process that is left behind would keep it open.
+            # A process that is left behind would keep a pipe open, so the output goes to a file.
             self.process = subprocess.Popen(
                 self.args,
                 cwd=cwd,
@@ -150,16 +150,18 @@ class Command:
 
     @property
     def output(self) -> str:
-        """All that it and its processes wrote so far to stdout and stderr."""
+        """Output of the command and its processes to stdout and stderr so far."""
         return self._output.read_text(errors="replace")
 
     def processes(self) -> list[int]:
-        """The ids of its processes that run, the first one included; by ``/proc``, and without it
-        the first one alone.
+        """Return the ids of the command's running processes, including the command itself.
+
+        They are read from ``/proc``; without it only the command itself is returned.
         """
         if not Path("/proc/self/environ").exists():
             return [self.process.pid] if self.process.poll() is None else []
-        self.process.poll()  # a process that has ended but was not waited for has an empty environment
+        # poll() waits for a command that has ended, whose environment could not be read.
+        self.process.poll()
         return sorted(
             pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._owns(pid)
         )
@@ -167,19 +169,23 @@ class Command:
     def _owns(self, pid: int) -> bool:
         try:
             return self._mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:  # it ended meanwhile, or is another user's
+        except OSError:  # the process has ended, or belongs to another user
             return False
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the whole process group, as a terminal does for Ctrl-C."""
+        """Send a signal to the command's process group, as a terminal does for Ctrl-C."""
         os.killpg(self.process.pid, number)
 
     def wait_for(self, text: str, limit: float = 60.0) -> None:
         """Wait until the output contains a text.
 
+        Args:
+            text: The text.
+            limit: Time limit in seconds.
+
         Raises:
-            Hanging: if it does not within ``limit`` seconds.
-            AssertionError: if the command ends without it.
+            Hanging: If the output does not contain it within ``limit`` seconds.
+            AssertionError: If the command ends without it.
         """
         self.wait_until(lambda: text in self.output, limit, f"print {text!r}")
 
@@ -192,30 +198,35 @@ class Command:
         """Wait until ``reached()`` is true.
 
         Args:
-            reached: called again and again.
-            limit: seconds to wait.
-            what: name of the event in messages, as a verb.
+            reached: Function that is called repeatedly.
+            limit: Time limit in seconds.
+            what: Verb phrase for the event in messages.
 
         Raises:
-            Hanging: if it is not within ``limit`` seconds.
-            AssertionError: if the command ends before.
+            Hanging: If it is not true within ``limit`` seconds.
+            AssertionError: If the command ends before.
         """
         limit *= _PATIENCE
         end = time.monotonic() + limit
         while not reached():
             if self.process.poll() is not None and not reached():
                 raise AssertionError(
-                    f"{self._named} ended with {self.process.returncode} and did not {what}:\n{self._last_output}"
+                    f"{self._named} ended with {self.process.returncode} and did not "
+                    f"{what}:\n{self._last_output}"
                 )
             if time.monotonic() > end:
                 raise self._hanging(f"did not {what} within {limit:g} s")
             time.sleep(0.02)
 
     def wait(self, limit: float = 60.0, grace: float = 10.0) -> Finished:
-        """Wait until it ends and, for ``grace`` seconds more, until its other processes end.
+        """Wait until the command ends, and then until its other processes end.
+
+        Args:
+            limit: Time limit of the command in seconds.
+            grace: Further seconds in which the other processes must end.
 
         Raises:
-            Hanging: if it or one of its processes does not.
+            Hanging: If the command or one of its processes does not end in time.
         """
         limit, grace = limit * _PATIENCE, grace * _PATIENCE
         try:
@@ -246,31 +257,30 @@ class Command:
         )
 
     def stacks(self) -> str:
-        """The Python stacks of all threads of its processes; a process that is not Python, or still
-        starts, has none.
+        """Return the Python stacks of all threads of the command's processes.
+
+        A process that is not Python, or is still starting, has none.
         """
         running = self.processes()
         for pid in running:
             os.kill(pid, _DUMP)
-        said = []
+        reports = []
         for pid in running:
             file, end = self._stacks / str(pid), time.monotonic() + 3
             size = -1
-            # The handler writes at once, also while Python waits in C++; until the file stops
-            # growing it may not be done.
+            # faulthandler writes at once, even while Python waits in C++. It has finished when the
+            # file no longer grows.
             while time.monotonic() < end and (
                 not file.exists() or not file.stat().st_size or file.stat().st_size != size
             ):
                 size = file.stat().st_size if file.exists() else -1
                 time.sleep(0.1)
             stack = file.read_text() if file.exists() else ""
-            said.append(f"--- process {pid}: {_command_line(pid)}\n{stack or 'no Python stack'}")
-        return "\n".join(said)
+            reports.append(f"--- process {pid}: {_command_line(pid)}\n{stack or 'no Python stack'}")
+        return "\n".join(reports)
 
     def _kill(self) -> None:
-        """End all its processes; again until none is left, since one may start another
-        meanwhile.
-        """
+        """Kill the command's processes repeatedly until none is left, since they may start more."""
         end = time.monotonic() + 10
         while running := self.processes():
             for pid in running:
@@ -299,19 +309,22 @@ def _command_line(pid: int) -> str:
 
 @contextmanager
 def limited_ranks(limit: float = 60.0) -> Iterator[None]:
-    """Let no process that is forked in this context by ``multiprocessing`` run longer than
-    ``limit`` seconds.
+    """Kill processes forked by ``multiprocessing`` in this context that run too long.
+
+    Args:
+        limit: Time limit of each process in seconds.
 
     Raises:
-        Hanging: at the end of the context, if one did; it was killed then, and the message has the
-            stacks of all of them.
+        Hanging: At the end of the context, if a process was killed. The message contains the
+            stacks of all forked processes.
     """
     limit *= _PATIENCE
-    said: list[str] = []
+    reports: list[str] = []
     over = threading.Event()
     with tempfile.TemporaryFile("w+") as stacks:
-        faulthandler.register(_DUMP, file=stacks, all_threads=True)  # the children inherit it
-        watching = threading.Thread(target=_limit, args=(limit, over, stacks, said), daemon=True)
+        # Forked processes inherit the handler and the open file.
+        faulthandler.register(_DUMP, file=stacks, all_threads=True)
+        watching = threading.Thread(target=_limit, args=(limit, over, stacks, reports), daemon=True)
         watching.start()
         try:
             yield
@@ -319,14 +332,14 @@ def limited_ranks(limit: float = 60.0) -> Iterator[None]:
             over.set()
             watching.join()
             faulthandler.unregister(_DUMP)
-    if said:
-        raise Hanging(f"forked processes ran longer than {limit:g} s\n{said[0]}")
+    if reports:
+        raise Hanging(f"forked processes ran longer than {limit:g} s\n{reports[0]}")
 
 
-def _limit(limit: float, over: threading.Event, stacks: Any, said: list[str]) -> None:
+def _limit(limit: float, over: threading.Event, stacks: Any, reports: list[str]) -> None:
     since: dict[int, float] = {}
     while not over.wait(0.2):
-        # Not active_children(), which waits for children that another thread waits for.
+        # active_children() would wait for children that another thread is waiting for.
         running = sorted(child.pid for child in list(multiprocessing.process._children))  # type: ignore[attr-defined]
         since = {pid: since.get(pid, time.monotonic()) for pid in running}
         if any(time.monotonic() - began > limit for began in since.values()):
@@ -336,7 +349,7 @@ def _limit(limit: float, over: threading.Event, stacks: Any, said: list[str]) ->
                 os.kill(pid, _DUMP)
                 time.sleep(1)
             stacks.seek(0)
-            said.append(stacks.read())
+            reports.append(stacks.read())
             for pid in running:
                 os.kill(pid, signal.SIGKILL)
             return

@@ -1,6 +1,4 @@
-"""The helper that starts commands: a command that hangs fails within its limit, with the stacks of
-all its processes.
-"""
+"""Tests of tests/processes.py: hanging commands fail in time, with the stacks of all processes."""
 
 from __future__ import annotations
 
@@ -16,8 +14,8 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from tests.processes import Command, Hanging, limited_ranks, run_command
 
-# Two ranks, of which the first waits for a tensor that is never sent and the second in a barrier
-# that the first never enters.
+# The first rank waits for a tensor that is never sent, the second waits in a barrier that the first
+# never enters.
 MISMATCH = """
 import datetime, sys, torch
 from torch import distributed, multiprocessing
@@ -59,13 +57,13 @@ def test_ranks_in_different_collectives_fail_within_the_limit_with_both_stacks(
         with pytest.raises(Hanging, match=r"mismatch.py[\s\S]*did not end within") as raised:
             command.wait(2)
         assert not command.processes()
-    said = str(raised.value)
-    assert "in receive_on_the_first_rank" in said
-    assert "in meet_on_the_second_rank" in said
+    message = str(raised.value)
+    assert "in receive_on_the_first_rank" in message
+    assert "in meet_on_the_second_rank" in message
     assert time.monotonic() - began < 60
 
 
-def test_a_command_that_ends_gives_its_status_and_all_its_output(tmp_path: Path) -> None:
+def test_a_command_that_ends_returns_its_status_and_all_its_output(tmp_path: Path) -> None:
     code = (
         "import os, sys; print(os.getcwd()); print(os.environ['ANY'], file=sys.stderr); sys.exit(3)"
     )
@@ -73,10 +71,13 @@ def test_a_command_that_ends_gives_its_status_and_all_its_output(tmp_path: Path)
     assert (done.returncode, done.output.split()) == (3, [str(tmp_path.resolve()), "value"])
 
 
-def test_a_process_that_is_left_behind_in_a_session_of_its_own_is_ended_and_named(
+def test_a_process_that_is_left_behind_in_another_session_is_killed_and_named(
     tmp_path: Path,
 ) -> None:
-    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'], start_new_session=True)"
+    code = (
+        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; "
+        "time.sleep(99)'], start_new_session=True)"
+    )
     with Command([sys.executable, "-c", code], tmp_path) as command:
         with pytest.raises(Hanging, match="ended with 0 and left processes behind") as raised:
             command.wait(30, grace=0.5)
@@ -121,7 +122,7 @@ def test_forked_ranks_in_different_collectives_fail_within_the_limit_with_both_s
         multiprocessing.start_processes(
             mismatch, (str(tmp_path / "store"),), nprocs=2, start_method="fork"
         )
-    said = str(raised.value)
-    assert said.count("--- process") == 2
-    assert "in recv" in said
-    assert "in barrier" in said
+    message = str(raised.value)
+    assert message.count("--- process") == 2
+    assert "in recv" in message
+    assert "in barrier" in message

@@ -1,4 +1,4 @@
-"""Slices of the suite: every test is in exactly one, whatever else is selected."""
+"""Tests of the option --slice: every test is in exactly one slice of the suite."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import in_slice, parse_slice
 
 
-def test_a_slice_is_given_as_its_number_and_the_number_of_slices() -> None:
+def test_a_slice_is_parsed_as_its_number_and_the_number_of_slices() -> None:
     assert parse_slice("1/1") == (1, 1)
     assert parse_slice("3/12") == (3, 12)
 

@@ -1,4 +1,4 @@
-"""The command line: the one room that knows all the others."""
+"""Command line of synflow_pl: one module per subcommand, and what the subcommands share."""
 
 COMMANDS = {
     **{
@@ -8,8 +8,9 @@ COMMANDS = {
     "compact": ("export", "compact_command"),
     "export": ("export", "export_command"),
 }
-"""Subcommands that are not LightningCLI's, each with the module here and the function in it that
-takes its arguments.
+"""Subcommands beside LightningCLI's: the module of this package and its function for each.
+
+The function takes the arguments that follow the subcommand's name.
 """
-OF_THE_TRAINER = ("fit", "predict", "test", "validate")
+TRAINER_COMMANDS = ("fit", "predict", "test", "validate")
 """Subcommands that are methods of Lightning's Trainer."""

@@ -1,6 +1,4 @@
-"""Overruled: where a checkpoint's own settings win over what the command says, it is said by
-name.
-"""
+"""Options of a command that have no effect because the checkpoint's own settings override them."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_info
 
-from synflow_pl.cli.resume import differing
+from synflow_pl.cli.resume import differing_options
 from synflow_pl.training.checkpoints import states
 
 __all__ = ["checkpoint_overrides", "warn_of_overrides"]
@@ -23,19 +21,21 @@ def checkpoint_overrides(
     trains: bool,
     same_run: bool,
 ) -> list[str]:
-    """Return the options that this command has otherwise than the run that a checkpoint is from,
-    and that have no effect.
+    """Return the options that differ from the checkpoint's run and that the checkpoint overrides.
 
-    Optimisers and schedules are restored with all that they were given, and weights too; a
-    checkpoint that has masks is not pruned again. A run that is resumed in its own folder keeps the
-    seed that its weights and masks were drawn with.
+    A checkpoint restores optimisers and schedules with their arguments, and the weights. A network
+    whose checkpoint has masks is not pruned again. A run that is resumed in its own folder keeps
+    the seed with which its weights and masks were drawn.
 
     Args:
-        was: settings of the checkpoint's run, by option.
-        now: settings of this command, by option.
-        checkpoint: content of the checkpoint.
-        trains: whether the checkpoint is resumed from, and not only evaluated.
-        same_run: whether the run is resumed in its own folder.
+        was: Settings of the checkpoint's run, by option.
+        now: Settings of this command, by option.
+        checkpoint: Content of the checkpoint.
+        trains: Whether training is resumed from the checkpoint; otherwise it is only evaluated.
+        same_run: Whether the run is resumed in its own folder.
+
+    Returns:
+        Names of the options, in alphabetical order.
     """
     fixed = ["model.optimizer.", "model.scheduler."]
     if not trains or any(state.get("masks") for state in states(checkpoint).values()):
@@ -44,10 +44,9 @@ def checkpoint_overrides(
         fixed.append("network_weights")
     if trains and same_run:
         fixed.append("seed_everything")
-    keys = [key for key in differing(was, now) if f"{key}.".startswith(tuple(fixed))]
-    return [
-        key for key in keys if not (trains and key == "pruning.compact")
-    ]  # that one the callback refuses
+    keys = [key for key in differing_options(was, now) if f"{key}.".startswith(tuple(fixed))]
+    # PruneAtInit itself refuses another value of `compact` when training is resumed.
+    return [key for key in keys if not (trains and key == "pruning.compact")]
 
 
 def warn_of_overrides(
@@ -58,17 +57,25 @@ def warn_of_overrides(
     trains: bool,
     same_run: bool,
 ) -> None:
-    """Name the options that :func:`checkpoint_overrides` returns for the same arguments.
+    """Print a note for each option that :func:`checkpoint_overrides` returns.
+
+    Args:
+        was: Settings of the checkpoint's run, by option.
+        now: Settings of this command, by option.
+        checkpoint: Content of the checkpoint.
+        trains: Whether training is resumed from the checkpoint; otherwise it is only evaluated.
+        same_run: Whether the run is resumed in its own folder.
 
     Raises:
-        ValueError: if training would be resumed with another optimiser or schedule.
+        ValueError: If training would be resumed with another optimiser or schedule.
     """
-    keys = differing(was, now)
+    keys = differing_options(was, now)
     for key in ("model.optimizer.class_path", "model.scheduler.class_path"):
         if trains and key in keys:
             raise ValueError(
-                f"{key}: the checkpoint was trained with {was.get(key)}, not {now.get(key)}, whose state it cannot give; go on with"
-                " that one, or start from the weights with --network_weights in place of --ckpt_path"
+                f"{key}: the checkpoint was trained with {was.get(key)}, not {now.get(key)}, whose "
+                "state it does not hold; resume with that one, or start from the weights with "
+                "--network_weights in place of --ckpt_path"
             )
     for key in checkpoint_overrides(was, now, checkpoint, trains=trains, same_run=same_run):
         rank_zero_info(

@@ -1,5 +1,7 @@
-"""The demo: prune `conv` to 5 % with 100 rounds of SynFlow, train it and its dense self on real
-digits, and compare the two.
+"""Prune `conv` to 5 % with SynFlow, and compare it with the dense network on real digits.
+
+The network is pruned in 100 rounds. Both networks are trained and tested, and the demo prints a
+diagnosis of the masks and the two test accuracies.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ __all__ = ["demo"]
 
 
 def demo(args: list[str]) -> None:
-    """Run the demo.
+    """Train and test a sparse and a dense network, and print their accuracies side by side.
 
     Args:
-        args: options of ``fit`` that both trainings get (``--trainer.max_epochs 1``).
+        args: Options of ``fit`` for both trainings, such as ``--trainer.max_epochs 1``.
     """
     if args[:1] in (["-h"], ["--help"]):
         print(f"usage: synflow_pl demo [OPTIONS OF fit]\n\n{__doc__}")
@@ -35,9 +37,8 @@ def demo(args: list[str]) -> None:
         ("sparse, SynFlow", sparse, callback.diagnosis.kept),
     ):
         print(f"{name:<18}{kept:>12,}{_accuracy(cli):>15.2%}")
-    print(
-        f"\nLook at both: {_beside_python('tensorboard')} --logdir {os.path.relpath(sparse.run_folder.parent)}"
-    )
+    folder = os.path.relpath(sparse.run_folder.parent)
+    print(f"\nLook at both: {_beside_python('tensorboard')} --logdir {folder}")
 
 
 def _train_and_test(args: list[str]) -> CLI:
@@ -52,9 +53,7 @@ def _accuracy(cli: CLI) -> Any:
 
 
 def _beside_python(command: str) -> str:
-    """The command as it is to be typed: from the environment that the demo runs in, if that is not
-    on the path.
-    """
+    """Return a command as it can be typed: by its path if it is installed but not on the PATH."""
     import shutil
     import sys
 

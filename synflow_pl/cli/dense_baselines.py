@@ -1,5 +1,7 @@
-"""Narrower dense networks: what a pruned network has to be better than, with as many weights or as
-many FLOPs as it has.
+"""Narrower dense networks with as many weights, or as many FLOPs, as a pruned network.
+
+A sweep trains them as baselines: pruning pays only where the sparse network is more accurate than
+a dense one of the same cost.
 """
 
 from __future__ import annotations
@@ -32,16 +34,26 @@ __all__ = ["DenseBaseline", "dense_baseline", "width_of"]
 
 _WIDTHS = ("width", "width_factor")
 _STEPS = 512
-"""Of a width that is a factor: the channels of the widest layer of a VGG or ResNet."""
+"""Number of values tried for a width factor: the channels of a VGG's or ResNet's widest layer."""
 
 
 @dataclass(frozen=True)
 class DenseBaseline:
-    """A narrower dense network beside the one that is pruned: weights, and FLOPs of one image, of
-    both.
+    """Sizes of a narrower dense network and of the full-width network that it is compared with.
 
-    ``like`` says in which of the two it is as near as a width can be to the whole one pruned to
-    ``density``; the width is the network's ``argument``.
+    The width is chosen so that the cost ``like`` is as close as possible to that of the full-width
+    network pruned to ``density``.
+
+    Attributes:
+        like: Cost that is matched, ``"parameters"`` or ``"flops"``.
+        density: Density of the pruned network.
+        argument: Name of the network's argument that sets its width.
+        width: Value of that argument in the narrower network.
+        whole_width: Value of that argument in the full-width network.
+        weights: Number of prunable weights of the narrower network.
+        flops: FLOPs of the narrower network for one image.
+        whole_weights: Number of prunable weights of the full-width network.
+        whole_flops: FLOPs of the full-width network for one image.
     """
 
     like: str
@@ -55,25 +67,31 @@ class DenseBaseline:
     whole_flops: int
 
     def save(self, run: Path) -> None:
-        """Write it into a run."""
+        """Write the sizes as JSON into the folder of a run."""
         with atomic_write(run / NARROWER) as file:
             file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
 def width_of(task: Task) -> str:
-    """The argument of the recipe's network that makes it narrower.
+    """Return the argument of a task's network that sets its width.
+
+    Args:
+        task: Task of a sweep.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: If the network has no such argument.
     """
     return _width_of(Plan.of(list(task.options)).options.model.network.class_path)
 
 
 def dense_baseline(task: Task) -> tuple[tuple[str, ...], DenseBaseline]:
-    """The width for a task of a sweep, as options of ``fit``, and what comes of it.
+    """Return options of ``fit`` that make the network narrower, and the resulting sizes.
+
+    Args:
+        task: Task of a sweep whose ``like`` names the cost to match.
 
     Raises:
-        ValueError: if the recipe's network has no width.
+        ValueError: If the network has no argument that sets its width.
     """
     assert task.like is not None
     network = Plan.of(list(task.options)).options.model.network
@@ -82,12 +100,14 @@ def dense_baseline(task: Task) -> tuple[tuple[str, ...], DenseBaseline]:
         key: tuple(value) if isinstance(value, list) else value
         for key, value in network.init_args.items()
     }
-    found = _found(network.class_path, tuple(given.items()), tuple(shape), task.density, task.like)
-    return (f"--model.network.{found.argument}", str(found.width)), found
+    baseline = _search(
+        network.class_path, tuple(given.items()), tuple(shape), task.density, task.like
+    )
+    return (f"--model.network.{baseline.argument}", str(baseline.width)), baseline
 
 
 @cache
-def _found(
+def _search(
     path: str,
     arguments: tuple[tuple[str, Any], ...],
     shape: tuple[int, ...],
@@ -107,7 +127,7 @@ def _found(
     )
     measure = _weights if like == "parameters" else lambda network: _flops(network, shape)
     if like == "parameters":
-        wanted = int(as_density(density) * _weights(build(full)))
+        target = int(as_density(density) * _weights(build(full)))
     else:
         torch.manual_seed(0)
         pruned = build(full, "cpu")
@@ -118,10 +138,10 @@ def _found(
             input_shape=shape,
             on_collapse="ignore",
         )
-        wanted = diagnose(pruned, masks, input_shape=shape).sparse_flops
-    above = bisect_left(widths, wanted, key=lambda width: measure(build(width)))
+        target = diagnose(pruned, masks, input_shape=shape).sparse_flops
+    above = bisect_left(widths, target, key=lambda width: measure(build(width)))
     near = widths[max(0, above - 1) : above + 1]
-    width = min(near, key=lambda width: abs(measure(build(width)) - wanted))
+    width = min(near, key=lambda width: abs(measure(build(width)) - target))
     sizes = [
         count
         for network in (build(width), build(full))
@@ -135,7 +155,8 @@ def _width_of(path: str) -> str:
         if name in inspect.signature(import_class(path)).parameters:
             return name
     raise ValueError(
-        f"{path} has no argument {' or '.join(_WIDTHS)}, so that there is no narrower one; take its control out of the sweep"
+        f"{path} has no argument {' or '.join(_WIDTHS)}, so that there is no narrower one; take its"
+        " control out of the sweep"
     )
 
 
@@ -148,7 +169,7 @@ def _weights(network: nn.Module) -> int:
 
 
 def _flops(network: nn.Module, shape: Sequence[int]) -> int:
-    """Of one image; two for each multiplication and addition."""
+    """Return the FLOPs of one image, counting a multiply-accumulate as two."""
     device = next(network.parameters()).device
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.empty(1, *shape, device=device))

@@ -1,8 +1,8 @@
-"""Messages: one clear sentence for a mistake, and help that fits on a few screens.
+"""Error messages of one sentence, and help texts that fit on a few screens.
 
-jsonargparse explains a mistake by every type that it tried, and an option by every class of torch
-that would do. Both are true and nobody reads them. Here its explanation is read for the option, the
-value and what was expected.
+jsonargparse explains a mistake by listing every type that it tried, and an option by listing every
+subclass that torch has. This module extracts the option, the value and what was expected from
+these explanations.
 """
 
 from __future__ import annotations
@@ -20,24 +20,31 @@ from typing import Any, NoReturn
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
-from synflow_pl.cli import COMMANDS, OF_THE_TRAINER
+from synflow_pl.cli import COMMANDS, TRAINER_COMMANDS
 from synflow_pl.cli.options import exit_with_error
 from synflow_pl.cli.options import near as _near
 
-__all__ = ["OURS", "Parser", "clarify", "exit_with_error", "import_class", "refuse_function"]
+__all__ = [
+    "PACKAGE_MODULES",
+    "Parser",
+    "clarify",
+    "exit_with_error",
+    "import_class",
+    "refuse_function",
+]
 
-OURS = {
+PACKAGE_MODULES = {
     "model.network": "synflow_pl.networks",
     "data": "synflow_pl.data",
     "pruning.pruner": "synflow_pl.pruners",
 }
-"""Options that take a class, and the room that ours come from."""
-_THEIRS = {
+"""Module of this package whose classes an option takes, by option."""
+_TORCH_MODULES = {
     "model.optimizer": "torch.optim",
     "model.scheduler": "torch.optim.lr_scheduler",
     "model.loss": "torch.nn",
 }
-_SUBCOMMANDS = sorted((*COMMANDS, *OF_THE_TRAINER))
+_SUBCOMMANDS = sorted((*COMMANDS, *TRAINER_COMMANDS))
 _NO_CLASS = (
     "Expected a dot import path string",
     "Problem with given class_path",
@@ -47,20 +54,18 @@ _NO_CLASS = (
 
 
 def _represent(dumper: yaml.SafeDumper, member: enum.Enum) -> yaml.Node:
-    """Write a member of an enum as what its class can be called with in a configuration: its text,
-    else its name.
-    """
+    """Write an enum member as the text that a configuration file uses for it."""
     return dumper.represent_str(member.value if isinstance(member, str) else member.name)
 
 
-# Arguments of other people's classes have enums as defaults where their type says text (Lightning's
-# Timer), which PyYAML refuses.
+# Third-party classes (such as Lightning's Timer) have enums as defaults of arguments annotated as
+# text, which PyYAML refuses to write.
 yaml.SafeDumper.add_multi_representer(enum.Enum, _represent)
 
 
 def classes(option: str) -> list[str]:
-    """Full paths of the classes that an option is usually given."""
-    room = OURS.get(option) or _THEIRS.get(option)
+    """Return the full paths of the classes to suggest for an option."""
+    room = PACKAGE_MODULES.get(option) or _TORCH_MODULES.get(option)
     if room is None:
         return []
     module = import_module(room)
@@ -79,17 +84,22 @@ def classes(option: str) -> list[str]:
 
 
 def refuse_function(path: str) -> None:
-    """Say what to do instead where a network is named by a function's path: what it is filled in
-    with cannot be read off a function.
+    """Raise an error that names an alternative if a network is given as a function's path.
+
+    Only a class has a signature from which the command line can fill in arguments such as
+    ``input_shape``.
+
+    Args:
+        path: Dotted path given as ``model.network``.
 
     Raises:
-        ValueError: if ``path`` is a function's.
+        ValueError: If ``path`` is that of a function.
     """
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name, None) if module else None
     except ImportError:
-        return  # said better where the class is looked for
+        return  # the parser's message about an unknown class is clearer
     if not inspect.isroutine(found):
         return
     kind = {"torchvision": "TorchVision", "timm": "Timm"}.get(module.partition(".")[0])
@@ -102,11 +112,11 @@ def refuse_function(path: str) -> None:
 
 
 def clarify(message: str, options: list[str]) -> str:
-    """Jsonargparse's explanation as one sentence.
+    """Return jsonargparse's explanation of a mistake as one sentence.
 
     Args:
-        message: what jsonargparse says.
-        options: the options there are, without leading dashes.
+        message: Message of jsonargparse.
+        options: Names of all options, without leading dashes, from which corrections are suggested.
     """
     for pattern in (
         r"unrecognized arguments: (?:--)?([^\s=]+)",
@@ -116,27 +126,40 @@ def clarify(message: str, options: list[str]) -> str:
         if unknown := re.search(pattern, message):
             return _no_option(unknown[1], message, options)
     if unknown := re.search(r"subcommand: invalid choice: '([^']*)'", message):
-        return f"there is no subcommand {unknown[1]!r}{_near(unknown[1], _SUBCOMMANDS)}; there are {', '.join(_SUBCOMMANDS)}"
+        hint = _near(unknown[1], _SUBCOMMANDS)
+        return f"there is no subcommand {unknown[1]!r}{hint}; there are {', '.join(_SUBCOMMANDS)}"
     if 'expected "subcommand"' in message:
         return f"expected a subcommand; there are {', '.join(_SUBCOMMANDS)}"
     if unknown := re.search(r"Option '(\w+)' is not accepted", message):
-        return f"there is no option {unknown[1]}{_near(unknown[1], _arguments()) or '; see its class with --...help CLASS'}"
+        hint = _near(unknown[1], _arguments()) or "; see its class with --...help CLASS'"
+        return f"there is no option {unknown[1]}{hint}"
     if missing := re.search(r"arguments are required: ([\w.]+)", message):
         if "." not in missing[1]:
             return f"{missing[1]} is missing, which the class that was named cannot do without"
         key = missing[1].partition(".")[2]
-        return f"{key} is missing; name a recipe with -c (mnist_fc), or give --{key} ({_some(classes(key))})"
+        return (
+            f"{key} is missing; name a recipe with -c (mnist_fc), or give --{key} "
+            f"({_some(classes(key))})"
+        )
     if absent := re.search(
-        r"given class_path '[\w.]*?(\w+)':\s+.*?(?:Requirement|Module) '([\w-]+)[^']*' not (?:met|found)",
+        r"given class_path '[\w.]*?(\w+)':\s+"
+        r".*?(?:Requirement|Module) '([\w-]+)[^']*' not (?:met|found)",
         message,
     ):
-        return f"{absent[1]} needs the package {absent[2]}, which is not installed: pip install {absent[2]}"
+        package = absent[2]
+        return (
+            f"{absent[1]} needs the package {package}, which is not installed: pip install "
+            f"{package}"
+        )
     found = re.search(r"Parser key [\"']([^\"']+)[\"']", message)
     key = found[1].removeprefix("fit.").removeprefix("test.") if found else ""
     wrong = re.search(r"(?:Expected a path but|given class_path) '?(\S+?)'?(?::| either)", message)
-    if wrong and (key in OURS or key in _THEIRS) and any(sign in message for sign in _NO_CLASS):
-        # The class may be right and one of its arguments wrong; the cause then stands on the line
-        # below the class.
+    if (
+        wrong
+        and (key in PACKAGE_MODULES or key in _TORCH_MODULES)
+        and any(sign in message for sign in _NO_CLASS)
+    ):
+        # If the class exists, one of its arguments is wrong, and the next line gives the cause.
         inner = re.search(r"Problem with given class_path '\S+?':\n\s+(\S.*)", message)
         if inner and _exists(wrong[1]):
             return f"{key}: {wrong[1].rpartition('.')[2]}: {inner[1]}"
@@ -153,7 +176,8 @@ def clarify(message: str, options: list[str]) -> str:
             0
         ].removeprefix("Problem with given class_path ")
     if given and key:
-        return f"{key}: {given[1].strip()!r} is not {_expected(message)}{_near(given[1].strip(), _choices(message))}"
+        value = given[1].strip()
+        return f"{key}: {value!r} is not {_expected(message)}{_near(value, _choices(message))}"
     return " ".join(message.split())
 
 
@@ -176,15 +200,17 @@ def _no_class(key: str, wrong: str) -> str:
 
 
 def _arguments() -> list[str]:
-    """Arguments of every class that an option is usually given."""
+    """Return the argument names of every class that :func:`classes` lists."""
     paths = [
-        path for option in (*OURS, "model.optimizer", "model.scheduler") for path in classes(option)
+        path
+        for option in (*PACKAGE_MODULES, "model.optimizer", "model.scheduler")
+        for path in classes(option)
     ]
     return [name for path in paths for name in inspect.signature(import_class(path)).parameters]
 
 
 def import_class(path: str) -> Any:
-    """What a dotted path names."""
+    """Import the object with a dotted path, such as ``torch.optim.SGD``."""
     module, _, name = path.rpartition(".")
     return getattr(import_module(module), name)
 
@@ -230,15 +256,16 @@ def _expected(message: str) -> str:
 
 
 class Parser(LightningArgumentParser):
-    """A parser whose errors are one sentence with the nearest right name, and whose help says each
-    option in a line or two.
+    """Argument parser with errors of one sentence and a help text of a line or two per option.
+
+    An error about an unknown name suggests the closest known one.
     """
 
     own: Sequence[str] = ()
-    """Names of options that the subcommand has beside these and parses by itself."""
+    """Names of further options, which the subcommand parses by itself."""
 
     def options(self) -> list[str]:
-        """All option names, of subcommands too, without leading dashes."""
+        """Return the names of all options, subcommands' included, without leading dashes."""
         names: list[str] = [*self.own]
         for action in self._actions:
             names += [
@@ -252,11 +279,11 @@ class Parser(LightningArgumentParser):
         return list(dict.fromkeys(names))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """One sentence to standard error, exit status 2."""
+        """Print the mistake as one sentence to standard error and exit with status 2."""
         exit_with_error(clarify(message, self.options()))
 
     def format_help(self, *args: Any) -> str:
-        """Help of a subcommand: each option with its first sentence and its default."""
+        """Return the help of a subcommand: each option's first sentence and default."""
         if not any(action.dest.startswith("trainer") for action in self._actions):
             text: str = super().format_help(*args)
             return text
@@ -279,7 +306,8 @@ class Parser(LightningArgumentParser):
                     "",
                 ]
         lines.append(
-            "Options of one class: --data.help, --model.network.help, --pruning.pruner.help CLASS. All values: --print_config."
+            "Options of one class: --data.help, --model.network.help, --pruning.pruner.help CLASS. "
+            "All values: --print_config."
         )
         return "\n".join(lines) + "\n"
 
@@ -289,10 +317,14 @@ class Parser(LightningArgumentParser):
         about = _first(str(action.help or "")).rstrip(".")
         option = action.dest
         if known := classes(option):
-            about += f": {', '.join(_names(known))}, or a class path" if option in OURS else ""
+            about += (
+                f": {', '.join(_names(known))}, or a class path"
+                if option in PACKAGE_MODULES
+                else ""
+            )
         default = action.default
         if (
-            option in OURS
+            option in PACKAGE_MODULES
             or default in (None, argparse.SUPPRESS, "==SUPPRESS==")
             or isinstance(default, dict)
             or callable(default)
@@ -308,7 +340,7 @@ class Parser(LightningArgumentParser):
 
 
 def _first(text: str) -> str:
-    """The first sentence, without markup."""
+    """Return the first sentence of a docstring or help text, without markup."""
     plain = " ".join(text.replace("``", "").replace("%%", "%").split())
     plain = re.sub(r"\s*\(type: .*$", "", plain)
     return re.split(r"(?<=[a-z\])0-9\"'])\. ", plain, maxsplit=1)[0]

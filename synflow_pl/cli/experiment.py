@@ -1,10 +1,11 @@
-"""The experiment command: what the theory says about scores, looked at in any network; each writes
-a table and a figure.
+"""Check what the theory says about scores in any network, and write a table and a figure.
 
-units      for every hidden unit, the sum of the scores into it against the sum of those out of it
-layers     the average score of each layer against its size magnitude  the average squared weight of
-each layer against its size, before, while and after the recipe trains it schedule   the most that a
-round takes of the scores, against what a whole layer has, by schedule, rounds and compression
+units      for every hidden unit, the sum of the scores into it and the sum of those out of it
+layers     the average score of each layer against its size
+magnitude  the average squared weight of each layer against its size, before and after each epoch
+           of dense training
+schedule   the largest score that a round removes, relative to the smallest score of a whole layer,
+           by schedule, number of rounds and compression
 """
 
 from __future__ import annotations
@@ -42,25 +43,29 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPERIMENTS", "experiment", "planned"]
 
-# What Tanaka et al. 2020 compare in Figures 3 and 4, and what Figure 7 goes through.
+# Pruners of Figures 3 and 4 of Tanaka et al. 2020; rounds and exponents of their Figure 7.
 _PRUNERS = ["random", "magnitude", "snip", "grasp", "synflow"]
 _ROUNDS = [1, 10, 20, 30, 40, 50, 100]
 _EXPONENTS = [0.5, 1, 1.5, 2, 2.5, 3]
 
 
 def experiment(args: list[str]) -> None:
-    """Run one experiment. What cannot be is a sentence on standard error and exit status 2, or 1
-    once work has begun.
+    """Run one experiment.
+
+    A mistake in the options is one sentence on standard error and exit status 2; an error after
+    work has begun has exit status 1.
 
     Args:
-        args: the experiment's name, its own options, and options of ``fit``.
+        args: Name of the experiment, its own options, and options of ``fit``.
     """
     if args[:1] in ([], ["-h"], ["--help"]):
         print(
-            f"usage: synflow_pl experiment {{{','.join(EXPERIMENTS)}}} [OPTIONS] [OPTIONS OF fit]\n\n{__doc__}"
+            f"usage: synflow_pl experiment {{{','.join(EXPERIMENTS)}}} [OPTIONS] [OPTIONS OF "
+            f"fit]\n\n{__doc__}"
         )
         print(
-            "Options of one experiment: synflow_pl experiment NAME --help. The network and the data are those of fit."
+            "Options of one experiment: synflow_pl experiment NAME --help. The network and the "
+            "data are those of fit."
         )
         return
     own, plan = planned(args)
@@ -71,11 +76,19 @@ def experiment(args: list[str]) -> None:
 
 
 def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
-    """The experiment's own options, and the network and data that are built of the others."""
+    """Parse an experiment's own options, and build the network and data from the other options.
+
+    Args:
+        args: Name of the experiment, its own options, and options of ``fit``.
+
+    Returns:
+        The own options, with the pruners in ``pruner_by_overlay``, and the network and data.
+    """
     name = args[0]
     if name not in EXPERIMENTS:
         exit_with_error(
-            f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}{near(name, list(EXPERIMENTS))}"
+            f"there is no experiment {name!r}; there are "
+            f"{', '.join(EXPERIMENTS)}{near(name, list(EXPERIMENTS))}"
         )
     parser = Options(
         f"experiment {name}",
@@ -120,10 +133,12 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
         exit_with_error(f"noise: {own.noise} must be a number of images, at least 1")
     if name == "schedule" and (min(own.rounds) < 1 or min(own.exponents) <= 0):
         exit_with_error(
-            f"rounds {own.rounds} must be at least 1 each, and exponents {own.exponents} positive: density is 10^-exponent"
+            f"rounds {own.rounds} must be at least 1 each, and exponents {own.exponents} positive: "
+            "density is 10^-exponent"
         )
     try:
-        own.made = {overlay: pruner_of(overlay) for overlay in getattr(own, "pruners", ())}
+        overlays = getattr(own, "pruners", ())
+        own.pruner_by_overlay = {overlay: pruner_of(overlay) for overlay in overlays}
         prepared = _prepare(["fit", *options])
     except (FileNotFoundError, ValueError) as error:
         exit_with_error(str(error))
@@ -132,17 +147,19 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
 
 
 def _units(own: argparse.Namespace, plan: Plan, command: str) -> None:
-    """For every hidden unit, the sum of the scores of the weights into it and of those out of it
-    (Figure 3). A unit that more leads out of than weights (a shortcut) has no such sum; a layer's
-    others are numbered in turn.
+    """Sum the scores of the weights into and out of every hidden unit (Figure 3).
+
+    A unit whose output also reaches other units without a weight (through a shortcut) is left out;
+    the remaining units of a layer are numbered consecutively.
     """
-    skeleton = linearise(plan.network, plan.inputs)
-    rows, panels, told = [], {}, []
-    for overlay, scores in plan.scores(own.made, own.noise):
-        sums = unit_sums(skeleton, scores)
+    linear_network = linearise(plan.network, plan.inputs)
+    rows, panels, summary = [], {}, []
+    for overlay, scores in plan.scores(own.pruner_by_overlay, own.noise):
+        sums = unit_sums(linear_network, scores)
         if not sums:
             raise ValueError(
-                "units: no unit of this network is left by weights alone, so there are no sums to compare"
+                "units: no unit of this network is left by weights alone, so there are no sums to"
+                " compare"
             )
         panels[overlay] = [(into.tolist(), out.tolist()) for into, out in sums.values()]
         rows += [
@@ -157,20 +174,21 @@ def _units(own: argparse.Namespace, plan: Plan, command: str) -> None:
             for unit, (into, out) in enumerate(zip(*both, strict=True))
         ]
         off = unit_differences(sums.values())
-        told.append((overlay, f"{len(off):,}", f"{off.median():.2e}", f"{off.max():.2e}"))
-    _print(("pruner", "units", "difference between in and out: median", "largest"), told)
+        summary.append((overlay, f"{len(off):,}", f"{off.median():.2e}", f"{off.max():.2e}"))
+    _print(("pruner", "units", "difference between in and out: median", "largest"), summary)
     _write(plan.folder, "units", rows, figures.unit_conservation(panels), command)
 
 
 def _layers(own: argparse.Namespace, plan: Plan, command: str) -> None:
-    """The average score of each layer against its size (Figure 4), and how far the layers' totals
-    are from all being the same.
+    """Compare each layer's average score with its size (Figure 4).
+
+    The table states how far the layers' total scores are from being equal.
     """
-    rows, sizes, averages, told = [], {}, {}, []
-    for overlay, scores in plan.scores(own.made, own.noise):
+    rows, sizes, averages, summary = [], {}, {}, []
+    for overlay, scores in plan.scores(own.pruner_by_overlay, own.noise):
         layers = layer_scores(scores)
         totals = [layer.total for layer in layers]
-        told.append((overlay, f"{variation(totals):.4f}", f"{largest_difference(totals):.2e}"))
+        summary.append((overlay, f"{variation(totals):.4f}", f"{largest_difference(totals):.2e}"))
         sizes[overlay] = [layer.size for layer in layers]
         averages[overlay] = [layer.average for layer in layers]
         rows += [
@@ -185,19 +203,21 @@ def _layers(own: argparse.Namespace, plan: Plan, command: str) -> None:
         ]
     _print(
         ("pruner", "layers' totals: coefficient of variation", "largest difference from the mean"),
-        told,
+        summary,
     )
     _write(plan.folder, "layers", rows, figures.layer_averages(sizes, averages), command)
 
 
 def _magnitude(own: argparse.Namespace, plan: Training, command: str) -> None:
-    """The average squared weight of each layer against its size, before and after each epoch of a
-    dense training (Figure 5b).
+    """Compare each layer's average squared weight with its size during training (Figure 5b).
+
+    The weights are recorded before dense training and after each of its epochs.
     """
-    snapshots = plan.watch.snapshots
+    snapshots = plan.recorder.snapshots
     if plan.run_folder is None or len(snapshots) < 2:
         raise ValueError(
-            "magnitude: there was no training to look at; leave out fast_dev_run, and train for an epoch at least"
+            "magnitude: there was no training to look at; leave out fast_dev_run, and train for an "
+            "epoch at least"
         )
     if not plan.trainer.is_global_zero:
         return
@@ -212,24 +232,27 @@ def _magnitude(own: argparse.Namespace, plan: Training, command: str) -> None:
         for x in snapshots
         for y in x.layers
     ]
-    told = [
+    summary = [
         (str(x.epoch), f"{variation([layer.total for layer in x.layers]):.4f}") for x in snapshots
     ]
-    _print(("epoch", "layers' totals: coefficient of variation"), told)
+    _print(("epoch", "layers' totals: coefficient of variation"), summary)
     averages = {x.epoch: [layer.average for layer in x.layers] for x in snapshots}
     sizes = [layer.size for layer in snapshots[0].layers]
     _write(plan.run_folder, "magnitude", rows, figures.magnitude_growth(sizes, averages), command)
 
 
 def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:
-    """For each schedule, number of rounds and compression 10^x: the largest over the rounds of
-    prune size (the scores that the round removes) over cut size (the smallest total of a layer);
-    below 1 no layer can be emptied before it must (Theorem 3, Figure 7).
+    """Compare the scores that a round removes with the scores of a whole layer (Figure 7).
+
+    For each schedule, number of rounds and compression 10^x, the ratio is that of the prune size
+    (the scores that a round removes) to the cut size (the smallest total score of a layer), and
+    the largest over the rounds is written. Below 1 no layer collapses before it must (Theorem 3).
     """
-    batches, loss = plan.batches(own.made.values(), own.noise), find_loss(plan.model)
+    batches = plan.batches(own.pruner_by_overlay.values(), own.noise)
+    loss = find_loss(plan.model)
     cases = [
         (o, s, x, n)
-        for o in own.made
+        for o in own.pruner_by_overlay
         for s in own.schedules
         for x in own.exponents
         for n in own.rounds
@@ -238,23 +261,31 @@ def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:
     with tqdm(total=sum(case[-1] for case in cases), unit="round", leave=False) as bar:
         for overlay, schedule, exponent, rounds in cases:
             bar.set_description(f"{overlay}, {schedule}, 10^{exponent:g} in {rounds}")
-            found = largest_ratio(
-                plan.network, own.made[overlay], 10**-exponent, rounds, schedule, example_input=plan.inputs, batches=batches, loss=loss,
-                scope=plan.options.pruning.scope, on_round=lambda *_: bar.update(), **plan.scoring,
-            )  # fmt: skip
+            result = largest_ratio(
+                plan.network,
+                own.pruner_by_overlay[overlay],
+                10**-exponent,
+                rounds,
+                schedule,
+                example_input=plan.inputs,
+                batches=batches,
+                loss=loss,
+                scope=plan.options.pruning.scope,
+                on_round=lambda *_: bar.update(),
+                **plan.scoring,
+            )
             rows.append(
                 {
                     "pruner": overlay,
                     "schedule": schedule,
                     "exponent": exponent,
                     "rounds": rounds,
-                    "ratio": found.ratio,
-                    "at": found.round,
+                    "ratio": result.ratio,
+                    "at": result.round,
                 }
             )
-            write_csv(
-                plan.folder / "schedule.csv", rows
-            )  # hours may lie between the first and the last
+            # Written after each row, since all of them may take hours.
+            write_csv(plan.folder / "schedule.csv", rows)
     keys = ("pruner", "schedule", "exponent", "rounds", "ratio", "at")
     _print(
         keys,
@@ -281,7 +312,7 @@ EXPERIMENTS: dict[str, Callable[[argparse.Namespace, Any, str], None]] = {
 def _write(
     folder: Path, name: str, rows: list[dict[str, Any]], figure: Figure, command: str
 ) -> None:
-    """Write table, figure and the command that made them, and say where they lie."""
+    """Write the table, the figure and the command that made them, and print their paths."""
     (folder / "command.txt").write_text(f"{command}\n")
     paths = [folder / f"{name}.csv", *save(figure, folder / name)]
     write_csv(paths[0], rows)

@@ -1,6 +1,4 @@
-"""What an experiment's command line means: a network, data, pruners by name, and a folder to write
-into.
-"""
+"""Build what an experiment's command line specifies: network, data, pruners and output folder."""
 
 from __future__ import annotations
 
@@ -28,26 +26,35 @@ __all__ = ["Plan", "Training", "pruner_of"]
 
 
 def pruner_of(overlay: str) -> Pruner:
-    """The pruner that ``configs/pruners/OVERLAY.yaml`` names.
+    """Return the pruner of ``configs/pruners/OVERLAY.yaml``.
+
+    Args:
+        overlay: Name of the overlay.
 
     Raises:
-        FileNotFoundError: if there is no such overlay.
-        ValueError: if it names none.
+        FileNotFoundError: If there is no such overlay.
+        ValueError: If the overlay has no pruner.
     """
-    said = yaml.safe_load(find_recipe(f"pruners/{overlay}").read_text())["pruning"]["pruner"]
-    if said is None:
+    entry = yaml.safe_load(find_recipe(f"pruners/{overlay}").read_text())["pruning"]["pruner"]
+    if entry is None:
         raise ValueError(f"pruners: {overlay!r} prunes nothing, so it has no scores")
-    pruner: Pruner = import_class(said["class_path"])(**said.get("init_args", {}))
+    pruner: Pruner = import_class(entry["class_path"])(**entry.get("init_args", {}))
     return pruner
 
 
-def _leave_dense(parser: LightningArgumentParser) -> None:
-    """Keep every weight where neither a recipe nor an option gives a density."""
+def _default_to_dense(parser: LightningArgumentParser) -> None:
+    """Set the default density to 1, for recipes and options that give none."""
     parser.set_defaults({"pruning.density": 1.0})
 
 
 class Plan(CLI):
-    """The network and the data that a command line means; nothing is trained."""
+    """Network and data of an experiment's command line; nothing is trained.
+
+    Args:
+        args: Resolved command line.
+        experiment: Name of the experiment.
+        own: Names of the experiment's own options.
+    """
 
     def __init__(self, args: list[str], experiment: str, own: Sequence[str] = ()) -> None:
         self.experiment = experiment
@@ -55,19 +62,17 @@ class Plan(CLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        _leave_dense(parser)
+        _default_to_dense(parser)
 
     def _open_run(self) -> None:
-        """Nothing: the folder is made when there is something to write into it."""
+        """Do nothing: the folder is made when there is something to write into it."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
 
     @cached_property
     def folder(self) -> Path:
-        """The folder of this experiment, under ``lightning_logs`` like a run's; made when it is
-        first asked for.
-        """
+        """Folder of this experiment under ``lightning_logs``, created at the first access."""
         root = Path(self.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
         return claim(root, self.options.get("run") or self._default_name())
 
@@ -76,18 +81,18 @@ class Plan(CLI):
 
     @property
     def network(self) -> torch.nn.Module:
-        """On the device that it would be trained on."""
+        """The network, on the device on which it would be trained."""
         network: torch.nn.Module = self.model.network
         return network.to(self.trainer.strategy.root_device)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """An example of its inputs."""
+        """Example inputs of the network."""
         return example_of(self.network, self.datamodule.input_shape, None)
 
     @property
     def scoring(self) -> dict[str, Any]:
-        """The options of ``pruning`` that say what is scored, and how."""
+        """Options of ``pruning`` that affect the scores."""
         pruning = self.options.pruning
         exclude = pruning.exclude
         return {
@@ -96,8 +101,11 @@ class Plan(CLI):
         }
 
     def batches(self, pruners: Iterable[Pruner], noise: int | None) -> list[tuple[Tensor, Tensor]]:
-        """What those pruners score on that need data: so many images of noise, or what the data set
-        gives for it.
+        """Return the batches to score on; none if no pruner needs data.
+
+        Args:
+            pruners: The pruners.
+            noise: Number of images of Gaussian noise; ``None`` for the data set's pruning batches.
         """
         if not any(pruner.needs_batches for pruner in pruners):
             return []
@@ -113,7 +121,12 @@ class Plan(CLI):
     def scores(
         self, pruners: Mapping[str, Pruner], noise: int | None
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """By overlay, its first scores of the network."""
+        """Yield each overlay's name and its scores of the unpruned network.
+
+        Args:
+            pruners: Pruners, by overlay.
+            noise: Number of images of Gaussian noise; ``None`` for the data set's pruning batches.
+        """
         inputs, batches = self.inputs, self.batches(pruners.values(), noise)
         density = self.options.pruning.density
         with tqdm(pruners.items(), unit="pruner", leave=False) as bar:
@@ -135,20 +148,26 @@ class Plan(CLI):
 
 
 class Training(CLI):
-    """A dense training that is looked at."""
+    """Dense training whose weights are recorded after each epoch.
+
+    Args:
+        args: Resolved command line.
+        experiment: Name of the experiment.
+        own: Names of the experiment's own options.
+    """
 
     def __init__(self, args: list[str], experiment: str, own: Sequence[str] = ()) -> None:
         self.experiment = experiment
-        self.watch = SquaredMagnitudes()
+        self.recorder = SquaredMagnitudes()
         super().__init__([*args, "--config", str(find_recipe("pruners/dense"))], own)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        _leave_dense(parser)
+        _default_to_dense(parser)
 
     def _open_run(self) -> None:
         super()._open_run()
-        self.callbacks.append(self.watch)
+        self.callbacks.append(self.recorder)
 
     def _default_name(self) -> str:
         return f"{self.experiment}-{self.recipe_name}-seed{self.options.seed_everything}"

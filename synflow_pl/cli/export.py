@@ -1,4 +1,4 @@
-"""The commands compact and export: a run's network, made smaller, as files that others run."""
+"""Run the commands ``compact`` and ``export``: write a run's network to deployable files."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ from synflow_pl.training.checkpoints import load_masks, read
 __all__ = ["compact_command", "export_command"]
 
 _IMAGES = 64
-"""Real images that a file is verified on."""
+"""Number of real images on which a file is verified."""
 
 
 def compact_command(args: list[str]) -> None:
-    """Take the units that cannot change the output out of a run's network, and save what is left as
-    safetensors.
+    """Remove the units that cannot change the output from a run's network, and save the rest.
+
+    The file is in safetensors format.
 
     Args:
         args: ``--ckpt_path RUN``, ``--output PATH``, and options of ``validate`` for a checkpoint
-            that is in no run.
+            that is not in a run.
     """
     parser = _parser("compact", compact_command)
     own, rest = parser.parse_known_args(args)
@@ -47,8 +48,9 @@ def compact_command(args: list[str]) -> None:
 
 
 def export_command(args: list[str]) -> None:
-    """Write a run's network to safetensors, ONNX and torch.export's .pt2, each verified against the
-    network it was.
+    """Write a run's network to safetensors, ONNX and torch.export's .pt2, and verify each file.
+
+    A file is verified by comparing its outputs with the network's.
 
     Args:
         args: ``--ckpt_path RUN``, ``--format NAME ...``, ``--compact false``, ``--output PATH``,
@@ -85,7 +87,7 @@ def _parser(name: str, command: Any) -> Options:
 
 
 class _Loaded(CLI):
-    """A run's network and data, built and filled, and nothing run."""
+    """Network and data of a run, built without running a subcommand."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
@@ -102,10 +104,10 @@ def _write(
 ) -> None:
     try:
         if own.output is not None:
-            _check_place(Path(own.output), formats)
+            _check_output(Path(own.output), formats)
         checkpoint = find_checkpoint(own.ckpt_path)
         if own.output is None:
-            _check_place((run_of(checkpoint) or Path(".")) / "export" / "model", formats)
+            _check_output((run_of(checkpoint) or Path(".")) / "export" / "model", formats)
         _quieten()
         cli = _Loaded(
             _prepare(
@@ -117,49 +119,55 @@ def _write(
         masks = load_masks(checkpoint)
         if masks is None and table:
             raise ValueError(
-                f"{str(checkpoint)!r} was trained dense: it has no masks, so there is nothing to take out; prune first"
+                f"{str(checkpoint)!r} was trained dense: it has no masks, so there is nothing to "
+                "take out; prune first"
             )
         shape = tuple(cli.datamodule.input_shape)
         inputs = example_of(network, shape, None)
-        told, small = _told(cli, network, masks, checkpoint), network
+        entries, small = _card_entries(cli, network, masks, checkpoint), network
         if masks is not None and compacted:
             masks.apply(network)
             compaction = Compaction(network, masks, inputs)
             small = compaction.network.eval()
-            told["parameters"] = f"{_size(small):,} of {_size(network):,}"
+            entries["parameters"] = f"{_size(small):,} of {_size(network):,}"
             if table:
                 print(compaction.table())
             else:
                 for note in compaction.notes:
                     print(f"Kept: {note}.")
-        facts = _facts(cli, told)
+        metadata = _metadata(cli, entries)
         output = (
             Path(own.output) if own.output else (cli.run_folder or Path(".")) / "export" / "model"
         )
-        images = _real(cli)
+        images = _real_images(cli)
         differences: dict[str, float] = {}
         try:
             for name in formats:
                 path = output.with_name(f"{output.name}.{name}")
-                differences[name] = export(small, network, facts, path, images)
+                differences[name] = export(small, network, metadata, path, images)
                 print(
-                    f"{os.path.relpath(path)}: {path.stat().st_size:,} bytes, within {differences[name]:.1e} of the largest output"
+                    f"{os.path.relpath(path)}: {path.stat().st_size:,} bytes, within "
+                    f"{differences[name]:.1e} of the largest output"
                 )
         finally:
-            if differences:  # whatever became of the others
-                print(
-                    f"{os.path.relpath(write_card(output, facts, differences))} says what they are"
-                )
+            # The card describes the files that were written, even if another format failed.
+            if differences:
+                card = os.path.relpath(write_card(output, metadata, differences))
+                print(f"{card} says what they are")
     except (ValueError, OSError, ImportError) as error:
         exit_with_error(explain(error), status=1)
 
 
-def _check_place(output: Path, formats: Sequence[str]) -> None:
-    """Refuse before any work what cannot become files.
+def _check_output(output: Path, formats: Sequence[str]) -> None:
+    """Check before any work that the files can be written.
+
+    Args:
+        output: Path of the files without ending.
+        formats: Formats to write.
 
     Raises:
-        ValueError: if the name cannot be that of a file.
-        OSError: if the folder cannot be made or written into.
+        ValueError: If the path has an ending that will be added, or names a folder.
+        OSError: If the folder cannot be made or written into.
     """
     if output.suffix.removeprefix(".") in FORMATS:
         raise ValueError(
@@ -177,28 +185,28 @@ def _size(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _real(cli: CLI) -> Tensor:
-    """Images that the network was not tested on, as many as there are up to a number."""
+def _real_images(cli: CLI) -> Tensor:
+    """Return up to ``_IMAGES`` images of the validation set, or of the training set."""
     data = cli.datamodule
     data.prepare_data()
     data.setup("fit")
     loader = data.val_dataloader() or data.train_dataloader()
-    found: list[Tensor] = []
+    batches: list[Tensor] = []
     for images, _ in loader:
-        found.append(images)
-        if sum(map(len, found)) >= _IMAGES:
+        batches.append(images)
+        if sum(map(len, batches)) >= _IMAGES:
             break
-    return torch.cat(found)[:_IMAGES]
+    return torch.cat(batches)[:_IMAGES]
 
 
-def _facts(cli: CLI, told: dict[str, Any]) -> Metadata:
+def _metadata(cli: CLI, entries: dict[str, Any]) -> Metadata:
     model, data = cli.options.model.network, cli.datamodule
     signature = inspect.signature(import_class(model.class_path)).parameters
     arguments = {}
     for key, value in (model.get("init_args") or {}).items():
         value = list(value) if isinstance(value, tuple) else value
         default = signature[key].default if key in signature else None
-        # Trained weights are in the file; they need not be downloaded to be replaced.
+        # The exported file has the weights, so loading it must not download pretrained ones.
         if value != (list(default) if isinstance(default, tuple) else default) and key not in (
             "weights",
             "pretrained",
@@ -211,44 +219,49 @@ def _facts(cli: CLI, told: dict[str, Any]) -> Metadata:
         tuple(data.std),
         model.class_path,
         arguments,
-        told,
+        entries,
     )
 
 
-def _told(cli: CLI, network: nn.Module, masks: Masks | None, checkpoint: Path) -> dict[str, Any]:
-    told: dict[str, Any] = {
+def _card_entries(
+    cli: CLI, network: nn.Module, masks: Masks | None, checkpoint: Path
+) -> dict[str, Any]:
+    entries: dict[str, Any] = {
         "name": cli.run_folder.name if cli.run_folder else type(network).__name__
     }
-    told["data"] = type(cli.datamodule).__name__
+    entries["data"] = type(cli.datamodule).__name__
     if masks is not None:
-        found = diagnose(network, masks, input_shape=cli.datamodule.input_shape)
-        told["density"] = f"{found.density:.6g} ({found.kept:,} of {found.total:,} weights)"
-        told["effective density"] = f"{found.effective_density:.6g}"
-    if (accuracy := _tested(cli.run_folder, checkpoint)) is not None:
-        told["test/accuracy"] = f"{accuracy:.2%}"
-    if (accuracy := _last(cli.run_folder, "val/accuracy")) is not None:
-        told["val/accuracy, the last in the run's metrics.csv"] = f"{accuracy:.2%}"
-    told["torch"] = str(torch.__version__)
-    return told
+        diagnosis = diagnose(network, masks, input_shape=cli.datamodule.input_shape)
+        entries["density"] = (
+            f"{diagnosis.density:.6g} ({diagnosis.kept:,} of {diagnosis.total:,} weights)"
+        )
+        entries["effective density"] = f"{diagnosis.effective_density:.6g}"
+    if (accuracy := _test_accuracy(cli.run_folder, checkpoint)) is not None:
+        entries["test/accuracy"] = f"{accuracy:.2%}"
+    if (accuracy := _last_logged(cli.run_folder, "val/accuracy")) is not None:
+        entries["val/accuracy, the last in the run's metrics.csv"] = f"{accuracy:.2%}"
+    entries["torch"] = str(torch.__version__)
+    return entries
 
 
-def _tested(run: Path | None, checkpoint: Path) -> float | None:
-    """Return the accuracy that a test of this checkpoint had; in runs of older versions, that of
-    the last test.
+def _test_accuracy(run: Path | None, checkpoint: Path) -> float | None:
+    """Return the test accuracy of a checkpoint, or of the last test in a run of an older version.
+
+    Older versions did not record which checkpoint a test was of.
     """
     if run is None or not (run / "metrics.csv").is_file():
         return None
-    told = progress(run)
-    content = read(checkpoint) if told.tests else None
+    logged = progress(run)
+    content = read(checkpoint) if logged.tests else None
     return (
-        told.tests.get(int(content.get("global_step", -1)))
+        logged.tests.get(int(content.get("global_step", -1)))
         if isinstance(content, Mapping)
-        else told.final
+        else logged.final
     )
 
 
-def _last(run: Path | None, metric: str) -> float | None:
-    """The last value of a metric that the run's metrics.csv holds."""
+def _last_logged(run: Path | None, metric: str) -> float | None:
+    """Return the last value of a metric in a run's metrics.csv, if there is one."""
     if run is None or not (run / "metrics.csv").is_file():
         return None
     with open(run / "metrics.csv", newline="") as file:

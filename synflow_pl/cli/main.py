@@ -1,5 +1,7 @@
-"""The LightningCLI of synflow_pl: what each option means to whom, where a run writes, and what is
-printed at its end.
+"""The LightningCLI of synflow_pl, which builds a training or evaluation from the command line.
+
+It links options between the data, the network and the classifier, opens or resumes the run's
+folder, checks the checkpoint, and prints where the results are.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from synflow_pl.cli import COMMANDS, resume, slurm
 from synflow_pl.cli.checkpoint_overrides import checkpoint_overrides, warn_of_overrides
 from synflow_pl.cli.errors import (
-    OURS,
+    PACKAGE_MODULES,
     Parser,
     clarify,
     exit_with_error,
@@ -71,16 +73,20 @@ from synflow_pl.training.visualization import show_hyperparameters
 __all__ = ["CLI", "resolved", "run"]
 
 _EVALUATIONS = ("validate", "test", "predict")
-# The run that the first process of several claimed; the others are started by it.
+# Environment variable with the run's folder, which rank 0 claims and other ranks inherit.
 _CLAIMED = "SYNFLOW_PL_RUN"
 
 
 def run(args: list[str]) -> CLI:
-    """Run one command. A mistake in the options is one sentence on standard error and exit status
-    2.
+    """Run one command.
+
+    A mistake in the options is one sentence on standard error and exit status 2.
 
     Args:
-        args: what stands after ``synflow_pl`` on the command line.
+        args: Arguments after ``synflow_pl`` on the command line.
+
+    Returns:
+        The CLI after its subcommand has run.
     """
     args = resolved(args)
     _quieten()
@@ -88,8 +94,12 @@ def run(args: list[str]) -> CLI:
 
 
 def resolved(args: list[str]) -> list[str]:
-    """The command line with every recipe and class of ours by its full path; a mistake is a
-    sentence and exit status 2.
+    """Return a command line with the full path of every recipe and every class of this package.
+
+    A mistake is one sentence on standard error and exit status 2.
+
+    Args:
+        args: Arguments after ``synflow_pl`` on the command line.
     """
     try:
         return _prepare(args)
@@ -98,23 +108,25 @@ def resolved(args: list[str]) -> list[str]:
 
 
 def _quieten() -> None:
-    """Leave out what Lightning says at every start: advertisements, and the seed, which the run's
-    name and config.yaml have.
+    """Silence messages that Lightning logs at every start, and a deprecation within Lightning.
+
+    They are advertisements, checkpoint paths, and the seed, which is in the run's name already.
     """
     for name in (
         "pytorch_lightning.utilities.rank_zero",
         "lightning_fabric.utilities.seed",
         "lightning_fabric.utilities.rank_zero",
     ):
-        logging.getLogger(name).addFilter(_worth_saying)
-    # A deprecation within Lightning that its user can do nothing about.
+        logging.getLogger(name).addFilter(_is_informative)
+    # Only a new version of Lightning can mend this deprecation.
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
     threading.excepthook = _report_thread
 
 
 def _report_thread(failure: threading.ExceptHookArgs) -> None:
-    """Report an error in a thread, unless the thread writes TensorBoard's events: the process
-    itself raises that error again.
+    """Report an error in a thread, unless it is a storage error in TensorBoard's writer thread.
+
+    TensorBoard raises such an error again in the main thread.
     """
     if (
         type(failure.thread).__module__.startswith("tensorboard.")
@@ -124,7 +136,7 @@ def _report_thread(failure: threading.ExceptHookArgs) -> None:
     threading.__excepthook__(failure)
 
 
-def _worth_saying(record: logging.LogRecord) -> bool:
+def _is_informative(record: logging.LogRecord) -> bool:
     message = record.getMessage()
     return not any(
         text in message
@@ -133,11 +145,14 @@ def _worth_saying(record: logging.LogRecord) -> bool:
 
 
 def _prepare(args: list[str]) -> list[str]:
-    """Resolve recipes by name, and let an evaluation of a run start from that run's own
-    configuration.
+    """Resolve recipes and classes by name, and add a run's config.yaml to its evaluation.
 
-    Files come before all options, in their own order: the parser lets the later of two win, and
-    options win over files wherever they are typed. A file before the subcommand stays there.
+    Files are moved before all options, in their own order: of two settings the parser keeps the
+    later, so options override files wherever they are typed. A file before the subcommand stays
+    there.
+
+    Args:
+        args: Arguments after ``synflow_pl`` on the command line.
     """
     prepared: list[str] = []
     before: list[str] = []
@@ -145,10 +160,8 @@ def _prepare(args: list[str]) -> list[str]:
     checkpoint = None
     index = 0
     while index < len(args):
-        if args[index].startswith("-c") and args[index][2:3] not in (
-            "",
-            "=",
-        ):  # "-cNAME", as argparse allows
+        if args[index].startswith("-c") and args[index][2:3] not in ("", "="):
+            # argparse allows "-cNAME".
             args = [*args[:index], "-c", args[index][2:], *args[index + 1 :]]
         option, equals, value = args[index].partition("=")
         if not before and not option.startswith("-"):
@@ -164,13 +177,13 @@ def _prepare(args: list[str]) -> list[str]:
         elif option == "--ckpt_path" and value:
             checkpoint = value
             prepared += ["--ckpt_path", value]
-        elif (kind := option.removeprefix("--").removesuffix(".help")) in OURS:
+        elif (kind := option.removeprefix("--").removesuffix(".help")) in PACKAGE_MODULES:
             if not equals and index + 1 < len(args):
                 index += 1
                 value = args[index]
             if option == "--model.network":
                 refuse_function(value)
-            prepared += [option, _full_path(OURS[kind], value)]
+            prepared += [option, _full_path(PACKAGE_MODULES[kind], value)]
         else:
             prepared.append(args[index])
         index += 1
@@ -181,16 +194,18 @@ def _prepare(args: list[str]) -> list[str]:
     return [*before, *files, *prepared]
 
 
-def _full_path(room: str, name: str) -> str:
-    """Our class of that name: others may have one too (torchvision has a VGG), and ours is
-    meant.
+def _full_path(module: str, name: str) -> str:
+    """Return the full path of a class of this package, or ``name`` if there is no such class.
+
+    A bare name could otherwise be ambiguous: torchvision has a VGG too.
     """
-    return f"{room}.{name}" if name in import_module(room).__all__ else name
+    return f"{module}.{name}" if name in import_module(module).__all__ else name
 
 
 class _ShowConfig(SaveConfigCallback):
-    """Shows the settings of a run in the HPARAMS tab; config.yaml is there since the run was
-    opened.
+    """Show the settings of a run in TensorBoard's HPARAMS tab.
+
+    It does not write config.yaml, which is written when the run is opened.
     """
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -198,7 +213,7 @@ class _ShowConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        # In the order of the columns: what runs are compared by comes first.
+        # In the order of the columns: the metrics by which runs are compared come first.
         metrics = [
             "test/accuracy",
             "val/accuracy",
@@ -212,17 +227,22 @@ class _ShowConfig(SaveConfigCallback):
 
 
 class CLI(LightningCLI):
-    """``fit``, ``validate``, ``test``, ``predict``: LightningCLI with our data, classifier and
-    callback.
+    """LightningCLI for ``fit``, ``validate``, ``test`` and ``predict`` of pruned classifiers.
 
     Args:
-        args: the command line, resolved.
-        own: names of options that the subcommand parses by itself; they are named where a misspelt
-            option is near to them.
+        args: Resolved command line.
+        own: Names of options that the subcommand parses by itself, for suggestions in errors about
+            misspelt options.
+
+    Attributes:
+        typed: Resolved command line.
+        recipes: Configuration files of the command line, in their order.
+        run_folder: Folder of the run, if the command writes into one.
+        metrics: Metrics of the last test.
     """
 
     trainer_kind: type[Trainer] = Trainer
-    """Its methods are the subcommands."""
+    """Class of the trainer, whose methods are the subcommands."""
 
     def __init__(self, args: list[str], own: Sequence[str] = ()) -> None:
         self.typed = args
@@ -234,9 +254,9 @@ class CLI(LightningCLI):
         ]
         self.run_folder: Path | None = None
         self.metrics: list[Any] | None = None
-        self._going_on: Path | None = None
+        self._resumed_run: Path | None = None
         self._typed_settings: dict[str, Any] = {}
-        self._recorded: str | None = None
+        self._recorded_config: str | None = None
         self._finished = False
         super().__init__(
             Classifier,
@@ -251,7 +271,8 @@ class CLI(LightningCLI):
             parser_kwargs={
                 "allow_abbrev": False,
                 "prog": "synflow_pl",
-                "description": f"Prune networks at initialisation, train them sparse. Further commands: {', '.join(sorted(COMMANDS))}.",
+                "description": "Prune networks at initialisation, train them sparse. "
+                f"Further commands: {', '.join(sorted(COMMANDS))}.",
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -278,19 +299,22 @@ class CLI(LightningCLI):
             "--network_weights",
             type=str | None,
             default=None,
-            help="Weights to start from: of a run, a checkpoint, a state_dict or a safetensors file. A --ckpt_path goes first.",
+            help="Weights to start from: a run, a checkpoint, a state_dict or a safetensors file. "
+            "A --ckpt_path takes precedence.",
         )
         parser.add_argument(
             "--network_weights_strict",
             type=bool,
             default=True,
-            help="Whether network_weights must be this network's to the last tensor; false loads what fits.",
+            help="Whether network_weights must match the network tensor by tensor; false loads "
+            "what fits.",
         )
         parser.add_argument(
             "--checkpoint_every_n_steps",
             type=int,
             default=500,
-            help="Optimiser steps after which a checkpoint is written, as at the end of each epoch.",
+            help="Number of optimiser steps between checkpoints; one is also written after each "
+            "epoch.",
         )
         parser.add_lightning_class_args(PruneAtInit, "pruning")
         parser.set_defaults({"pruning.pruner": {"class_path": "synflow_pl.pruners.SynFlow"}})
@@ -300,17 +324,17 @@ class CLI(LightningCLI):
 
     @property
     def options(self) -> Namespace:
-        """The options of this subcommand."""
+        """Options of the subcommand."""
         options: Namespace = self.config[self.subcommand]
         return options
 
     @property
     def _is_first(self) -> bool:
-        """Return whether this is the first of several processes, or the only one."""
+        """True in the process of rank 0."""
         return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: what a checkpoint says of itself shall not change what the command says."""
+        """Do nothing: hyperparameters stored in a checkpoint must not change the options."""
 
     def before_instantiate_classes(self) -> None:
         path = self.options.get("ckpt_path")
@@ -323,26 +347,26 @@ class CLI(LightningCLI):
                 exit_with_error(str(error))
 
     def instantiate_classes(self) -> None:
-        """Build everything; what a constructor refuses is one sentence, and no data has been
-        touched by then.
+        """Build data, classifier, callbacks and trainer, check the checkpoint, and open the run.
+
+        An error that a constructor raises is printed as one sentence. No data has been read by
+        then.
         """
         try:
             check_output_paths(self.options.trainer, self.typed)
             self._fill_in()
-            self._go_on()
-            self._take_over()
+            self._select_run_to_resume()
+            self._apply_checkpoint_settings()
             super().instantiate_classes()
             shape = getattr(self.datamodule, "input_shape", None)
             if shape is not None:
-                self.model.example_input_array = torch.ones(
-                    1, *shape
-                )  # lets Lightning's summary state shapes and FLOPs
-            built = None
+                # Lightning's summary needs it for shapes and FLOPs.
+                self.model.example_input_array = torch.ones(1, *shape)
+            optimizers = None
             if self.subcommand == "fit":
-                built = (
-                    self.model.configure_optimizers()
-                )  # what an optimiser or a schedule refuses shows now, not after pruning
-            self._check_checkpoint(built)
+                # Invalid arguments of an optimiser or a schedule are reported before pruning.
+                optimizers = self.model.configure_optimizers()
+            self._check_checkpoint(optimizers)
             self._load_network_weights()
             self._open_run()
         except (
@@ -357,10 +381,11 @@ class CLI(LightningCLI):
             exit_with_error(explain(error), status=1)
 
     def _fill_in(self) -> None:
-        """Give the network the data's ``input_shape`` and ``num_classes``, the classifier its
-        ``num_classes``, and the schedule the
-        number of epochs: in so far as a class has such an argument and the options leave it at its
-        default. A logger that names its runs otherwise by chance is given the run's name.
+        """Set options that follow from others, where a class has them and they are at the default.
+
+        The network gets the data's ``input_shape`` and ``num_classes``, the classifier gets its
+        ``num_classes``, and the schedule gets the number of epochs. A logger that would choose a
+        random name for the run gets the run's name.
         """
         model = self.options.model
         refuse_function(model.network.class_path)
@@ -375,17 +400,15 @@ class CLI(LightningCLI):
                 model.num_classes = value
         if isinstance(model.scheduler, Namespace):
             _set_default(model.scheduler, "epochs", self.options.trainer.max_epochs)
-        asked = self.options.trainer.get("logger")
-        for logger in asked if isinstance(asked, list) else [asked]:
+        configured = self.options.trainer.get("logger")
+        for logger in configured if isinstance(configured, list) else [configured]:
             if isinstance(logger, Namespace):
-                for name in ("name", "run_name"):  # as W&B and MLflow call it
+                for name in ("name", "run_name"):  # of W&B and of MLflow
                     if logger.get("init_args", {}).get(name, "") is None:
                         logger.init_args[name] = self.options.get("run") or self._default_name()
 
     def _load_network_weights(self) -> None:
-        """Start from the weights of a file, unless a checkpoint is to be loaded, which has them
-        all.
-        """
+        """Load ``--network_weights`` into the network, unless a checkpoint replaces them anyway."""
         if self.options.network_weights is not None and self.options.get("ckpt_path") is None:
             load_weights(
                 self.model.network,
@@ -396,11 +419,12 @@ class CLI(LightningCLI):
     # -- the run
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, without loggers: they come with the run, which is opened when nothing can be
-        refused any more.
+        """Build the trainer without loggers, which need the folder of the run.
+
+        The run is opened last, when all checks have passed.
         """
         trainer: Trainer = super().instantiate_trainer(**{"logger": False, **kwargs})
-        # With strategy ddp_spawn the trainer is pickled, so this cannot be a lambda.
+        # The strategy ddp_spawn pickles the trainer, so this cannot be a lambda.
         finished = partial(getattr, self, "_finished")
         trainer._checkpoint_connector = CheckpointConnector(
             trainer, self._rewind_metrics, finished=finished
@@ -424,30 +448,30 @@ class CLI(LightningCLI):
 
     @property
     def _config_text(self) -> str:
-        """The command as config.yaml holds it."""
+        """All options of the command, in the format of config.yaml."""
         text: str = self._parser(self.subcommand).dump(self.options, skip_unset=False)
         return text
 
-    def _go_on(self) -> None:
-        """Find the run that ``--ckpt_path last`` means, or that this SLURM job began before it was
-        queued again.
-        """
-        asked = self.subcommand == "fit" and self.options.get("ckpt_path") == "last"
-        if asked:
+    def _select_run_to_resume(self) -> None:
+        """Select the run for ``--ckpt_path last``, or the run of this requeued SLURM job."""
+        requested = self.subcommand == "fit" and self.options.get("ckpt_path") == "last"
+        if requested:
             self.options["ckpt_path"] = None
         if (
             self.subcommand != "fit"
             or self.options.trainer.get("fast_dev_run")
-            or not (asked or slurm.restarted())
+            or not (requested or slurm.restarted())
         ):
             return
         if not self._is_first:
-            return  # the first process says where to go on
+            return  # rank 0 selects the run and passes its folder on
         name = self.options.get("run")
         root = Path(self.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
-        run, remarks = resume.go_on(root, resume.settings(self._config_text), name, asked=asked)
+        run, remarks = resume.find_run_to_resume(
+            root, resume.settings(self._config_text), name, requested=requested
+        )
         if run is not None:
-            self._going_on = run
+            self._resumed_run = run
             self.options["run"] = run.name
             try:
                 self.options["ckpt_path"] = str(find_checkpoint(run))
@@ -455,26 +479,26 @@ class CLI(LightningCLI):
                 record = read_record(run)
                 if record is not None and record.ended:
                     raise ValueError(f"{_finished(run, record)} It kept no checkpoint.") from None
-                resume.begin_again(run)
+                resume.remove_training_files(run)
                 print(
-                    f"{run} was stopped before its first checkpoint; it starts again there, with pruning."
+                    f"{run} was stopped before its first checkpoint; it starts again there, with"
+                    " pruning."
                 )
             return
         same = root / (name or self._default_name())
-        if asked and (same / CONFIG).is_file() and not remarks:
+        if requested and (same / CONFIG).is_file() and not remarks:
             was, now = resume.settings_of(same), resume.settings(self._config_text)
-            if keys := resume.differing(was, now):
+            if keys := resume.differing_options(was, now):
                 remarks = [f"{same} has {keys[0]}={was.get(keys[0])}, not {now.get(keys[0])}"]
-        if asked:
-            print(
-                f"No run with these settings to go on in, so a new one is begun{''.join(f'; {remark}' for remark in remarks)}."
-            )
+        if requested:
+            reasons = "".join(f"; {remark}" for remark in remarks)
+            print(f"No run with these settings to resume, so a new one is begun{reasons}.")
 
-    def _take_over(self) -> None:
-        """Replace options that the checkpoint to resume from overrules by the settings of its run.
+    def _apply_checkpoint_settings(self) -> None:
+        """Replace the options that the checkpoint overrides by the settings of its run.
 
-        So config.yaml says what the run was trained with. A run that has come to its end, with
-        these settings, is not trained again.
+        So config.yaml states the options that are in effect. A run that has ended, with the same
+        settings, is not trained again.
         """
         text = self._config_text
         self._typed_settings = resume.settings(text)
@@ -484,9 +508,9 @@ class CLI(LightningCLI):
             return
         content = read(path)
         if not isinstance(content, Mapping):
-            return  # refused later, in words of its own
+            return  # _check_checkpoint raises an error about its content
         root = Path(self.options.trainer.get("default_root_dir") or ".")
-        same = self._going_on is not None or self._resumed(root) is not None
+        same = self._resumed_run is not None or self._run_of_checkpoint(root) is not None
         was, now = yaml.safe_load((run / CONFIG).read_text()), yaml.safe_load(text)
         settings = resume.settings_of(run)
         keys = checkpoint_overrides(
@@ -496,26 +520,37 @@ class CLI(LightningCLI):
             key.endswith("model.optimizer.class_path") or key.endswith("scheduler.class_path")
             for key in keys
         ):
-            effective = resume.replaced(now, was, keys)
+            effective = resume.replace_options(now, was, keys)
             if not resume.missing_files(effective["pruning"]):
                 self.config[self.subcommand] = self._parser(self.subcommand).parse_object(effective)
-            self._recorded = yaml.safe_dump(effective, sort_keys=False)
+            self._recorded_config = yaml.safe_dump(effective, sort_keys=False)
             if "seed_everything" in keys:
                 seed_everything(int(self.options.seed_everything), workers=True)
         record = read_record(run)
         if record is not None and record.ended and record.steps == content.get("global_step"):
             here = same or self.options.get("run") is None
-            if here and not resume.differing(settings, resume.settings(self._recorded or text)):
-                self._finished, self._going_on = True, run
+            if here and not resume.differing_options(
+                settings, resume.settings(self._recorded_config or text)
+            ):
+                self._finished, self._resumed_run = True, run
                 self.options["run"] = run.name
-                if self._is_first and not resume.own(run):
+                if self._is_first and not resume.acquire_run(run):
                     raise ValueError(
-                        f"run: another process works in {run}; wait for it or end it, or give another --run"
+                        f"run: another process works in {run}; wait for it or end it, or give "
+                        "another --run"
                     )
 
-    def _check_checkpoint(self, built: Any) -> None:
-        """Refuse a checkpoint that cannot be taken up, before a run is opened, and say what of this
-        command it overrules.
+    def _check_checkpoint(self, configured: Any) -> None:
+        """Check, before a run is opened, that the checkpoint can be loaded.
+
+        A note is printed for each option that the checkpoint overrides.
+
+        Args:
+            configured: Return value of the classifier's ``configure_optimizers``; ``None`` for an
+                evaluation.
+
+        Raises:
+            ValueError: If the checkpoint does not fit the network or the optimisers.
         """
         path = self.options.get("ckpt_path")
         if self.subcommand in _EVALUATIONS:
@@ -524,39 +559,38 @@ class CLI(LightningCLI):
             return
         content = read(path)
         optimizers = None
-        if built is not None:
+        if configured is not None:
             optimizers = (
-                built[0]
-                if isinstance(built, (tuple, list))
-                else [built["optimizer"] if isinstance(built, dict) else built]
+                configured[0]
+                if isinstance(configured, (tuple, list))
+                else [configured["optimizer"] if isinstance(configured, dict) else configured]
             )
         refuse(path, content, self.model, optimizers)
         run = run_of(Path(path))
-        if run is not None and run != self._going_on:
+        if run is not None and run != self._resumed_run:
             trains = self.subcommand == "fit"
             root = Path(self.options.trainer.get("default_root_dir") or ".")
-            same = trains and self._resumed(root) is not None
+            same = trains and self._run_of_checkpoint(root) is not None
             warn_of_overrides(
                 resume.settings_of(run), self._typed_settings, content, trains=trains, same_run=same
             )
 
     def _rewind_metrics(self, content: Mapping[str, Any]) -> None:
-        """Forget what was logged after the checkpoint, since it is trained again."""
+        """Remove what metrics.csv logged after the checkpoint, since those steps are repeated."""
         for logger in self.trainer.loggers:
             if isinstance(logger, RunCSV) and self.subcommand == "fit":
                 logger.rewind(content["global_step"])
 
     def _open_run(self) -> None:
-        """Find or make the folder that this command writes into, and let loggers and checkpoints do
-        so.
-        """
+        """Find or make the folder of the run, and set up loggers and callbacks that write to it."""
         config = self._get(self.config_init, "trainer")
         if not config.get("fast_dev_run"):
             self.run_folder = self._find_run(Path(config.get("default_root_dir") or "."))
             self.trainer.loggers = self._loggers(config.get("logger"))
         if self.trainer.loggers and self.subcommand == "fit":
             self.callbacks.insert(0, LearningRateMonitor())
-            self.callbacks.append(Throughput())  # after PruneAtInit
+            # After PruneAtInit, so that the time of pruning is not counted.
+            self.callbacks.append(Throughput())
         if self.run_folder is not None and self.subcommand == "fit":
             self.callbacks.insert(0, Recording(self.run_folder))
         if self.run_folder is not None and self.subcommand == "fit":
@@ -570,24 +604,25 @@ class CLI(LightningCLI):
             return run_of(Path(checkpoint)) if checkpoint else None
         if not self._is_first:
             return Path(os.environ[_CLAIMED]) if _CLAIMED in os.environ else None
-        folder = self._going_on or self._resumed(root)
+        folder = self._resumed_run or self._run_of_checkpoint(root)
         if folder is None:
             folder = claim(root / "lightning_logs", self.options.get("run") or self._default_name())
         os.environ[_CLAIMED] = str(folder)
         self.options["run"] = folder.name
-        if self._going_on is None:
-            if not resume.own(folder):
+        if self._resumed_run is None:
+            if not resume.acquire_run(folder):
                 raise ValueError(
-                    f"run: another process works in {folder}; wait for it or end it, or give another --run"
+                    f"run: another process works in {folder}; wait for it or end it, or give "
+                    "another --run"
                 )
-            resume.write_config(folder, self._recorded or self._config_text)
+            resume.write_config(folder, self._recorded_config or self._config_text)
         if self.subcommand == "fit" and not self._finished:
             write_record(folder, Training(False))
         record_environment(folder)
         return folder
 
-    def _resumed(self, root: Path) -> Path | None:
-        """The run that this one goes on in: the checkpoint's own, if its name was given."""
+    def _run_of_checkpoint(self, root: Path) -> Path | None:
+        """Return the checkpoint's own run if ``--run`` gives its name, so that it is resumed."""
         name, checkpoint = self.options.get("run"), self.options.get("ckpt_path")
         folder = run_of(Path(checkpoint)) if name and checkpoint else None
         own = folder is not None and (folder.resolve().parent, folder.name) == (
@@ -598,14 +633,12 @@ class CLI(LightningCLI):
 
     @property
     def recipe_name(self) -> str:
-        """The recipe's name, or what the data and the network are called."""
+        """Name of the recipe, or of data and network if there is no recipe."""
         recipe = next((path.stem for path in self.recipes if path.parent.name != "pruners"), None)
         network = self.options.model.network
-        # Of torchvision's and timm's networks the class says too little.
-        return (
-            recipe
-            or f"{_short(self.options.data)}_{network.get('init_args', {}).get('name') or _short(network)}"
-        )
+        # TorchVision and Timm networks have the architecture in `name`.
+        architecture = network.get("init_args", {}).get("name") or _class_name(network)
+        return recipe or f"{_class_name(self.options.data)}_{architecture}"
 
     def _default_name(self) -> str:
         pruning = self.options.pruning
@@ -627,8 +660,9 @@ class CLI(LightningCLI):
         )
 
     def _pruner_name(self) -> str:
-        """What a run's name calls the pruner: its overlay, else its class, and what is done about
-        it.
+        """Return the part of a run's name that identifies the pruner.
+
+        It is the overlay, or else the class, followed by the sanity check and the epoch of pruning.
         """
         pruning = self.options.pruning
         if pruning.masks_path:
@@ -637,16 +671,24 @@ class CLI(LightningCLI):
         overlay = next(
             (path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None
         )
-        pruner = overlay or (_short(pruning.pruner) if pruning.pruner else "dense")
+        pruner = overlay or (_class_name(pruning.pruner) if pruning.pruner else "dense")
         sanity = f"_{pruning.sanity}" if pruning.sanity else ""
         return f"{pruner}{sanity}_at{pruning.at_epoch}" if pruning.at_epoch else f"{pruner}{sanity}"
 
-    def _loggers(self, asked: Any) -> list[Any]:
-        """In a run metrics.csv always, and TensorBoard unless another logger, or none, was asked
-        for; elsewhere what was asked for.
+    def _loggers(self, configured: Any) -> list[Any]:
+        """Return the loggers of the command.
+
+        A run always has metrics.csv, and TensorBoard's events unless another logger, or none, is
+        configured.
+
+        Args:
+            configured: Option ``trainer.logger``, instantiated.
         """
-        default = asked is None or asked is True
-        others = [] if default or asked is False else asked if isinstance(asked, list) else [asked]
+        default = configured is None or configured is True
+        if default or configured is False:
+            others = []
+        else:
+            others = configured if isinstance(configured, list) else [configured]
         if self.run_folder is None:
             return others
         return [
@@ -656,12 +698,15 @@ class CLI(LightningCLI):
 
     @property
     def callbacks(self) -> list[Any]:
-        """The trainer's callbacks."""
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # the trainer's connectors set it
+        """Callbacks of the trainer."""
+        # The attribute is set by one of the trainer's connectors, so mypy does not know it.
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         return callbacks
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it. What our own code refuses and a storage that fails are a sentence; any other
+        """Run the subcommand, and print expected errors as one sentence.
+
+        Expected errors are those that this package raises and those of the storage; any other
         error keeps its traceback.
         """
         try:
@@ -673,22 +718,23 @@ class CLI(LightningCLI):
                 raise
             self._stopped(Stopped(signal.SIGINT))
         except Exception as error:
-            said = _said(error)
-            if said is None:
+            message = _expected_error(error)
+            if message is None:
                 raise
-            exit_with_error(" ".join(said.split()), status=1)
+            exit_with_error(" ".join(message.split()), status=1)
 
     def _stopped(self, stopped: Stopped) -> NoReturn:
-        """Say where training can go on, and leave with the signal's exit status."""
+        """Print how training can be resumed, and exit with the signal's exit status."""
         if self.trainer.is_global_zero:
             where = (
                 f"; {os.path.relpath(stopped.checkpoint)} is whole" if stopped.checkpoint else ""
             )
-            what = "goes on" if stopped.checkpoint else "starts again"
+            what = "resumes" if stopped.checkpoint else "starts again"
             if stopped.number == signal.SIGUSR1:
-                # Said first: to be queued again is to be killed.
+                # Printed first, since SLURM kills a job when it is requeued.
                 print(
-                    f"\nSLURM's time is nearly up{where}. The job is queued again and then {what} by itself.",
+                    f"\nSLURM's time is nearly up{where}. The job is queued again and then {what} "
+                    "by itself.",
                     flush=True,
                 )
                 slurm.queue_again()
@@ -698,25 +744,29 @@ class CLI(LightningCLI):
             exit_with_error(f"{stopped}{where}{again}", status=128 + stopped.number)
         raise SystemExit(0)
 
-    # -- what is said at the end
+    # -- results
 
     def after_fit(self) -> None:
-        """Say where the run lies, how to test it and how to look at it."""
+        """Print the run's folder and the commands that test it and show its curves."""
         if self.run_folder is not None and self.trainer.is_global_zero:
             folder = os.path.relpath(self.run_folder)
             if self._finished and (record := read_record(self.run_folder)) is not None:
                 print(f"\n{_finished(self.run_folder, record)}")
             print(
-                f"\nThe run lies in       {folder}\nTest it with          python -m synflow_pl test --ckpt_path {folder}"
+                f"\nThe run lies in       {folder}\n"
+                f"Test it with          python -m synflow_pl test --ckpt_path {folder}"
             )
             if any(isinstance(logger, TensorBoardLogger) for logger in self.trainer.loggers):
-                print(
-                    f"Look at all runs with tensorboard --logdir {os.path.relpath(self.run_folder.parent)}"
-                )
+                runs = os.path.relpath(self.run_folder.parent)
+                print(f"Look at all runs with tensorboard --logdir {runs}")
 
     def test(self, **kwargs: Any) -> None:
-        """Run the test, record in the run which checkpoint was tested with which other options, and
-        keep the metrics.
+        """Run the test and keep its metrics.
+
+        The run records which checkpoint was tested, and which options differed from training.
+
+        Args:
+            **kwargs: Arguments of ``Trainer.test``.
         """
         if self.run_folder is not None:
             tested = self._tested()
@@ -726,9 +776,7 @@ class CLI(LightningCLI):
         self.metrics = self.trainer.test(**kwargs)
 
     def _tested(self) -> Tested:
-        """The checkpoint that a test is of: that of the command ``test``, or the network as a
-        training has just left it.
-        """
+        """Return which checkpoint is tested; its name is empty for a network trained just now."""
         path = self.options.get("ckpt_path") if self.subcommand == "test" else None
         if path is None or self.run_folder is None:
             now = yaml.safe_load(self._config_text)
@@ -744,12 +792,20 @@ class CLI(LightningCLI):
         )
 
     def predict(self, **kwargs: Any) -> None:
-        """Predict, and write ``predictions.csv``: for each image its number or file, the likeliest
-        class and its probability.
+        """Predict, and write ``predictions.csv``.
+
+        The file has for each image its number or file, the likeliest class and its probability.
+
+        Args:
+            **kwargs: Arguments of ``Trainer.predict``.
+
+        Raises:
+            ValueError: If there is more than one device.
         """
         if self.trainer.world_size > 1:
             raise ValueError(
-                f"predict runs on one device, not {self.trainer.world_size}; add --trainer.devices 1"
+                f"predict runs on one device, not {self.trainer.world_size}; "
+                "add --trainer.devices 1"
             )
         batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
         images = (
@@ -763,15 +819,14 @@ class CLI(LightningCLI):
 
 def _finished(run: Path, record: Training) -> str:
     return (
-        f"{os.path.relpath(run)} has come to its end after {record.epochs} epochs ({record.steps} steps), so that nothing is left to"
-        " train; train longer with other options (--trainer.max_epochs) and --ckpt_path of that run."
+        f"{os.path.relpath(run)} has come to its end after {record.epochs} epochs ({record.steps} "
+        "steps), so that nothing is left to train; train longer with other options "
+        "(--trainer.max_epochs) and --ckpt_path of that run."
     )
 
 
-def _said(error: Exception) -> str | None:
-    """Return the sentence for an error that was refused by our own code or comes from the storage;
-    ``None`` for any other.
-    """
+def _expected_error(error: Exception) -> str | None:
+    """Return the message of an error of this package or of the storage; ``None`` for any other."""
     if isinstance(
         error,
         (
@@ -784,8 +839,9 @@ def _said(error: Exception) -> str | None:
         ),
     ):
         cause: BaseException | None = error
+        # A full disk also raises an error when the logger is closed, which hides the first one.
         while cause is not None and not _is_ours(cause):
-            cause = cause.__context__  # a full disk fails the logger too, while it is being closed
+            cause = cause.__context__
         if cause is not None:
             return explain(cause)
     failed = storage_error(error)
@@ -793,7 +849,7 @@ def _said(error: Exception) -> str | None:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether an error is one that our own code raised, or one of Lightning's about its options."""
+    """Return whether this package raised an error, or Lightning did about its options."""
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     return isinstance(error, MisconfigurationException) or Path(raised_in).is_relative_to(
         Path(__file__).parents[1]
@@ -801,9 +857,7 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _set_default(config: Namespace, name: str, value: Any) -> None:
-    """Set an argument of a class to ``value``, if the class has it and the options leave it at its
-    default.
-    """
+    """Set an argument of a class, if the class has it and the options leave it at its default."""
     argument = inspect.signature(import_class(config.class_path)).parameters.get(name)
     if argument is None:
         return
@@ -813,12 +867,12 @@ def _set_default(config: Namespace, name: str, value: Any) -> None:
         config[f"init_args.{name}"] = value
 
 
-def _short(config: Namespace) -> str:
+def _class_name(config: Namespace) -> str:
     return str(config.class_path).rpartition(".")[2].lower()
 
 
-def _plain(name: str, config: Any) -> dict[str, Any]:
-    """Those arguments of a class that are numbers or words, by ``settings/name/argument``."""
+def _scalar_arguments(name: str, config: Any) -> dict[str, Any]:
+    """Return a class's arguments that are numbers or text, by ``settings/name/argument``."""
     arguments = config.get("init_args", {}) if isinstance(config, Namespace) else {}
     return {
         f"settings/{name}/{key}": value
@@ -828,8 +882,10 @@ def _plain(name: str, config: Any) -> dict[str, Any]:
 
 
 def _settings(config: Namespace) -> dict[str, Any]:
-    """The options by which runs are compared: five that TensorBoard's table shows by itself, and
-    others below "settings/", in whose order it comes after them.
+    """Return the options by which runs are compared, for TensorBoard's HPARAMS table.
+
+    Five options have a short name; the others are prefixed with ``settings/``, so that the table,
+    which sorts by name, shows them after the five.
     """
     model, pruning, data, optimizer = (
         config.model,
@@ -844,7 +900,7 @@ def _settings(config: Namespace) -> dict[str, Any]:
         "at_epoch": pruning.at_epoch,
         "scope": pruning.scope,
         "schedule": pruning.schedule,
-        "optimizer": _short(optimizer) if isinstance(optimizer, Namespace) else "default",
+        "optimizer": _class_name(optimizer) if isinstance(optimizer, Namespace) else "default",
         "lr": optimizer.get("init_args", {}).get("lr")
         if isinstance(optimizer, Namespace)
         else None,
@@ -856,12 +912,12 @@ def _settings(config: Namespace) -> dict[str, Any]:
         "precision": config.trainer.precision,
     }
     return {
-        "data": _short(data),
+        "data": _class_name(data),
         "density": pruning.density if pruning.density is not None else 1.0,
-        "network": _short(model.network),
-        "pruner": _short(pruning.pruner) if pruning.pruner else "dense",
+        "network": _class_name(model.network),
+        "pruner": _class_name(pruning.pruner) if pruning.pruner else "dense",
         "seed": config.seed_everything,
         **{f"settings/{name}": value for name, value in others.items()},
-        **_plain("network", model.network),
-        **_plain("pruner", pruning.pruner),
+        **_scalar_arguments("network", model.network),
+        **_scalar_arguments("pruner", pruning.pruner),
     }

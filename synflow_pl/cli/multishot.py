@@ -1,6 +1,4 @@
-"""The multishot command: one ordinary run after another, each started from the masks of the one
-before and from rewound weights.
-"""
+"""Prune and train in several levels, each a run with the previous masks and rewound weights."""
 
 from __future__ import annotations
 
@@ -30,9 +28,9 @@ from synflow_pl.training.rewinding import REWIND, ended, level_density, mark_end
 
 __all__ = ["Plan", "multishot", "planned"]
 
-# What differs between a run that was begun and the same run gone on with.
-_OF_A_START = ("config", "ckpt_path")
-_OF_A_RUN = {
+# Options that may differ between the command that started a run and the one that resumes it.
+_START_OPTIONS = ("config", "ckpt_path")
+_RUN_FILES = {
     CONFIG,
     OWNER,
     MACHINES,
@@ -43,50 +41,59 @@ _OF_A_RUN = {
     "masks.safetensors",
     "checkpoints",
 }
-_OF_A_RUN |= {REWIND, "rewind.unfinished"}
+_RUN_FILES |= {REWIND, "rewind.unfinished"}
+"""Files of a run that was stopped; a folder with other files is not removed."""
 
 
 def multishot(args: list[str]) -> None:
-    """Train level 0 dense and then each level sparser, to the density of the recipe at the last.
+    """Train level 0 dense and each further level sparser; the last has the density of the recipe.
 
-    Started again with the same command it goes on where it was stopped: levels that have ended are
-        left alone.
+    To resume after it was stopped, run the command again: levels that have ended are skipped.
 
     Args:
-        args: ``--levels L``, ``--rewind K``, and options of ``fit`` that every level gets.
+        args: ``--levels L``, ``--rewind K``, and options of ``fit`` for every level.
     """
     own, plan = planned(args)
     base = plan.options.get("run") or f"{plan.default_name}-rewind{own.rewind}"
     root = Path(plan.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
     density = plan.options.pruning.density
     runs = [root / f"{base}-level{level}of{own.levels}" for level in range(own.levels + 1)]
-    with _alone(root, base) as lock:
+    with _locked(root, base) as lock:
         for level, run in enumerate(runs):
-            its_density = float(level_density(density, level, own.levels))
-            its = [*own.options, "--run", run.name, "--pruning.density", str(its_density)]
+            density_of_level = float(level_density(density, level, own.levels))
+            level_options = [
+                *own.options,
+                "--run",
+                run.name,
+                "--pruning.density",
+                str(density_of_level),
+            ]
             if level == 0:
-                its += [
+                level_options += [
                     "--trainer.callbacks+=synflow_pl.training.RewindPoint",
                     f"--trainer.callbacks.epoch={own.rewind}",
                 ]
-                start = []
+                start_options = []
             else:
-                its += ["--pruning.score_from", str(runs[level - 1])]
-                start = ["--ckpt_path", str(runs[0] / REWIND)]
-            _train(run, its, start, own.rewind if level == 0 else None, lock)
-            mark_ended(run, level, own.levels, own.rewind, its_density)
+                level_options += ["--pruning.score_from", str(runs[level - 1])]
+                start_options = ["--ckpt_path", str(runs[0] / REWIND)]
+            _train(run, level_options, start_options, own.rewind if level == 0 else None, lock)
+            mark_ended(run, level, own.levels, own.rewind, density_of_level)
     print(f"\n{_table(runs)}")
 
 
 def planned(args: list[str], own_options: Sequence[str] = ()) -> tuple[argparse.Namespace, Plan]:
-    """The command's own options (``levels``, ``rewind``, and ``options``, those of ``fit``), and
-    what those mean.
+    """Parse the options of ``multishot``.
 
-    What cannot be is a sentence on standard error and exit status 2.
+    A mistake is one sentence on standard error and exit status 2.
 
     Args:
-        args: what stands after ``multishot`` on the command line.
-        own_options: names of options of a command that these levels are part of.
+        args: Arguments after ``multishot`` on the command line.
+        own_options: Names of the calling command's own options, for suggestions in errors.
+
+    Returns:
+        The own options ``levels`` and ``rewind``, with the options of ``fit`` in ``options``; and
+        the parsed options of ``fit``.
     """
     parser = Options(
         "multishot", usage="%(prog)s --levels L [--rewind K] [OPTIONS OF fit]", description=__doc__
@@ -101,7 +108,7 @@ def planned(args: list[str], own_options: Sequence[str] = ()) -> tuple[argparse.
         "--rewind",
         type=int,
         default=0,
-        help="epoch of level 0 that survivors go back to; 0 is initialisation (default)",
+        help="epoch of level 0 to which kept weights are rewound; 0 is initialisation (default)",
     )
     own, options = parser.parse_known_args(args)
     own.options = options
@@ -113,50 +120,55 @@ def planned(args: list[str], own_options: Sequence[str] = ()) -> tuple[argparse.
 
 
 def _check(plan: Plan, rewind: int) -> None:
-    """Refuse what cannot go with levels, before the first of them."""
+    """Exit with an error for options that are incompatible with levels, before the first level."""
     pruning, trainer = plan.options.pruning, plan.options.trainer
     if pruning.pruner is None or pruning.density is None:
         exit_with_error(
-            "multishot needs a pruner and --pruning.density, which the last level will have; num_kept cannot be used here"
+            "multishot needs a pruner and --pruning.density, which the last level will have; "
+            "num_kept cannot be used here"
         )
     if import_class(pruning.pruner.class_path).end_fraction is not None:
         exit_with_error(
-            f"pruning.pruner: {pruning.pruner.class_path} prunes while it trains, and multishot between trainings; choose another"
+            f"pruning.pruner: {pruning.pruner.class_path} prunes while it trains, and multishot "
+            "between trainings; choose another"
         )
     given = [name for name in (("at_epoch", "masks_path", "score_from")) if pruning.get(name)]
     given += ["sanity"] if pruning.sanity in ("shuffle", "reinitialise") else []
     if given or plan.options.get("ckpt_path"):
         exit_with_error(
-            f"{f'pruning.{given[0]}' if given else 'ckpt_path'} cannot go with multishot, which sets it from level to level"
+            f"{f'pruning.{given[0]}' if given else 'ckpt_path'} cannot go with multishot, which "
+            "sets it from level to level"
         )
     if rewind < 0 or (trainer.max_epochs not in (None, -1) and rewind >= trainer.max_epochs):
         exit_with_error(
-            f"rewind: {rewind} must be an epoch of the training, at least 0 and less than max_epochs={trainer.max_epochs}"
+            f"rewind: {rewind} must be an epoch of the training, at least 0 and less than "
+            f"max_epochs={trainer.max_epochs}"
         )
 
 
 def _train(
-    run: Path, options: list[str], start: list[str], rewind: int | None, lock: IO[str]
+    run: Path, options: list[str], start_options: list[str], rewind: int | None, lock: IO[str]
 ) -> None:
-    """Train one level, or what is left of it."""
+    """Train one level, or resume it, or skip it if it has ended."""
     if run.exists():
         _compare(run, options)
         if ended(run):
             print(f"{run.name} has ended and is left as it is.")
             return
         try:
-            found = resumable(run, rewind)
+            checkpoint = resumable(run, rewind)
         except ValueError as error:
             exit_with_error(str(error))
-        if found is not None:
-            start = ["--ckpt_path", str(run)]
+        if checkpoint is not None:
+            start_options = ["--ckpt_path", str(run)]
         else:
             _clear(run)
-    status = fit(["fit", *options, *start], lock)
+    status = fit(["fit", *options, *start_options], lock)
     if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         name = signal.Signals(status - 128).name
         exit_with_error(
-            f"stopped by {name} in {run.name}; the same multishot command goes on there, without --ckpt_path",
+            f"stopped by {name} in {run.name}; the same multishot command resumes there, without "
+            "--ckpt_path",
             status,
         )
     if status != 0:
@@ -164,76 +176,81 @@ def _train(
 
 
 def _clear(run: Path) -> None:
-    """Remove a run that was stopped before there was anything to go on from; nothing else that may
-    bear its name.
+    """Remove a run that was stopped before its first checkpoint.
+
+    A folder that contains any other file is not removed, and the command exits with an error.
     """
-    strange = [
+    unknown = [
         path.name
         for path in run.iterdir()
-        if path.name not in _OF_A_RUN and not path.name.startswith("events.out.tfevents")
+        if path.name not in _RUN_FILES and not path.name.startswith("events.out.tfevents")
     ]
-    if strange:
+    if unknown:
         exit_with_error(
-            f"{run} is no run that was stopped: there is {strange[0]} in it; move it away, or give another --run"
+            f"{run} is no run that was stopped: there is {unknown[0]} in it; move it away, or give "
+            "another --run"
         )
     shutil.rmtree(run)
 
 
 def fit(args: list[str], lock: IO[str]) -> int:
-    """Run ``synflow_pl`` in a process of its own, so that every level starts alike and may start
-    further processes.
+    """Run ``synflow_pl`` in a separate process and return its exit status.
 
-    Ctrl-C reaches that process too, and SIGTERM is passed on to it; it is waited for then, since it
-    writes a checkpoint before it ends.
+    So every level starts from the same state and may itself start processes. Ctrl-C reaches the
+    process too, and SIGTERM is forwarded; the process is then waited for, since it writes a
+    checkpoint before it ends.
 
     Args:
-        args: subcommand and options.
-        lock: open file that the process holds as well.
+        args: Subcommand and options.
+        lock: Open lock file, inherited by the process.
 
     Returns:
-        Its exit status, 128 and the number of the signal that ended it or that came meanwhile.
+        The exit status; after a signal to either process, 128 plus the signal's number.
     """
-    came: list[int] = []
+    received: list[int] = []
     process = subprocess.Popen(
         [sys.executable, "-m", "synflow_pl", *args], pass_fds=[lock.fileno()]
     )
 
-    def note(number: int, _: FrameType | None) -> None:
-        came.append(number)
+    def handle(number: int, _: FrameType | None) -> None:
+        received.append(number)
         if number == signal.SIGTERM:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         status = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if came:
-        return 128 + came[0]
+    if received:
+        return 128 + received[0]
     return status if status >= 0 else 128 - status
 
 
 def _compare(run: Path, options: list[str]) -> None:
-    """Refuse to go on with a run that was begun with other options."""
+    """Exit with an error if a run was started with other options."""
     if not (run / CONFIG).is_file():
         return
-    was, asked = (Plan.of(args).flat for args in (["--config", str(run / CONFIG)], options))
-    for key in sorted(was.keys() | asked.keys()):
-        if was.get(key) != asked.get(key):
+    was, now = (Plan.of(args).flat for args in (["--config", str(run / CONFIG)], options))
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key):
             exit_with_error(
-                f"{run} was begun with {key}={was.get(key)}, not {asked.get(key)}; give the same options to go on,"
-                " or another --run to begin anew"
+                f"{run} was begun with {key}={was.get(key)}, not {now.get(key)}; give the same "
+                "options to resume it, or another --run to begin anew"
             )
 
 
 class Plan(CLI):
-    """A command line that has been parsed and filled in; nothing is built or run."""
+    """Parsed command line with its defaults filled in; nothing is built or run."""
 
     @classmethod
     def of(cls, options: list[str], own: Sequence[str] = ()) -> Plan:
-        """Return what these options of ``fit`` mean; ``own`` names options that the subcommand
-        parses by itself.
+        """Parse options of ``fit``.
+
+        Args:
+            options: The options.
+            own: Names of the calling command's own options, for suggestions in errors.
         """
         _quieten()
         try:
@@ -252,45 +269,48 @@ class Plan(CLI):
 
     @property
     def default_name(self) -> str:
-        """The name that a run of these options would have."""
+        """Default name of a run with these options."""
         return self._default_name()
 
     @property
     def flat(self) -> dict[str, str]:
-        """Every option by name, but for those that say where to start."""
+        """Every option as text, by name, except those that say where training starts."""
         flat: dict[str, Any] = vars(self.options.as_flat())
-        # A file gives back a default tuple as a list.
+        # A tuple is a list once it has been written to a configuration file and read again.
         plain = {
             key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()
         }
         return {
-            key: str(value) for key, value in plain.items() if key.split(".")[0] not in _OF_A_START
+            key: str(value)
+            for key, value in plain.items()
+            if key.split(".")[0] not in _START_OPTIONS
         }
 
 
 @contextmanager
-def _alone(root: Path, base: str) -> Iterator[IO[str]]:
-    """Nobody else works on these levels meanwhile. What is started holds the lock too: a run goes
-    on when this process is killed.
+def _locked(root: Path, base: str) -> Iterator[IO[str]]:
+    """Hold a lock on the levels, so that no other process works on them.
+
+    The processes of the levels inherit the lock, since they outlive this process if it is killed.
     """
     make_folder(root, "--trainer.default_root_dir")
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # so that the run that was started ends as well
+    # SystemExit, unlike the default action, lets `fit` end its process as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     path = root / f".{base}.lock"
     with open(path, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             exit_with_error(
-                f"another process works on {root / base}; wait for it or end it, or give another --run"
+                f"another process works on {root / base}; wait for it or end it, or give another "
+                "--run"
             )
         yield lock
         os.unlink(path)
 
 
 def _table(runs: list[Path]) -> str:
-    """What came of each level: the last validation accuracy that its metrics.csv holds."""
+    """Return a table of the levels with density and last validation accuracy in metrics.csv."""
     rows = [("run", "weights", "density", "val/accuracy")]
     for run in runs:
         masks = Masks.load(run / "masks.safetensors")

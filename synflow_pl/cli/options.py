@@ -1,6 +1,4 @@
-"""Own options of the subcommands, parsed without torch; a mistake in them is one sentence that
-names the nearest right option.
-"""
+"""Parser for the options of subcommands that are not LightningCLI's; it does not import torch."""
 
 from __future__ import annotations
 
@@ -17,26 +15,30 @@ _KINDS = {"int": "a whole number", "float": "a number", "Path": "a path"}
 
 
 def exit_with_error(message: str, status: int = 2) -> NoReturn:
-    """Print one sentence to standard error and leave; exit status 2 is a mistake in the options."""
+    """Print an error message of one sentence to standard error and exit.
+
+    Args:
+        message: The sentence.
+        status: Exit status; 2 stands for a mistake in the options.
+    """
     print(f"synflow_pl: error: {message}", file=sys.stderr)
     raise SystemExit(status)
 
 
 def near(wrong: str, known: Sequence[str]) -> str:
-    """Return "; did you mean NAME?" with the nearest of the known names, or an empty text if none
-    is near.
-    """
+    """Return "; did you mean NAME?" with the closest known name, or "" if none is close."""
     close = [] if wrong.isdigit() else get_close_matches(wrong, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 class Options(argparse.ArgumentParser):
-    """A parser of options whose errors are one sentence, with exit status 2; options may not be
-    abbreviated.
+    """Argument parser with errors of one sentence and exit status 2.
+
+    Options cannot be abbreviated, and an error about an unknown option suggests the closest one.
 
     Args:
-        name: name of the subcommand.
-        options: further arguments of ``argparse.ArgumentParser``.
+        name: Name of the subcommand.
+        options: Further arguments of ``argparse.ArgumentParser``.
     """
 
     def __init__(self, name: str, **options: Any) -> None:
@@ -45,7 +47,7 @@ class Options(argparse.ArgumentParser):
 
     @property
     def names(self) -> list[str]:
-        """Names of the options, without leading dashes."""
+        """Names of all options, without leading dashes."""
         return [
             option[2:]
             for action in self._actions
@@ -54,12 +56,12 @@ class Options(argparse.ArgumentParser):
         ]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and note what was typed for the errors."""
+        """Parse the known options, and remember the command line for error messages."""
         self._typed = list(args if args is not None else sys.argv[1:])
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Leave with one sentence."""
+        """Print the mistake as one sentence to standard error and exit with status 2."""
         exit_with_error(self._clear(message))
 
     def _clear(self, message: str) -> str:
@@ -76,7 +78,8 @@ class Options(argparse.ArgumentParser):
                 return f"there is no option {wrong[0]}; did you mean {name}?"
             return f"{message} ({self._help_of(name)})"
         if invalid := re.search(r"argument ([^:]+): invalid (\w+) value: '(.*)'", message):
-            return f"{self._long(invalid[1])}: {invalid[3]!r} is not {_KINDS.get(invalid[2], f'a {invalid[2]}')}"
+            kind = _KINDS.get(invalid[2], f"a {invalid[2]}")
+            return f"{self._long(invalid[1])}: {invalid[3]!r} is not {kind}"
         if choice := re.search(
             r"argument ([^:]+): invalid choice: '(.*)' \(choose from (.*)\)", message
         ):

@@ -1,4 +1,4 @@
-"""Inside: a recipe, which may be a stranger's, writes nowhere that its user has not named."""
+"""Check that a recipe, which may come from a stranger, writes only into folders its user chose."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ __all__ = ["check_output_paths"]
 
 
 def check_output_paths(trainer: Namespace, args: Sequence[str]) -> None:
-    """Refuse folders to write into that a recipe names outside of the working directory, or of the
-    folder given on the command line.
+    """Raise an error if a recipe would write outside the working directory.
+
+    The folder ``--trainer.default_root_dir`` is allowed too, if the command line gives it, and so
+    is any other folder that the command line gives.
 
     Args:
-        trainer: the options of the trainer.
-        args: the command line; what stands there is meant.
+        trainer: Options of the trainer.
+        args: The command line.
 
     Raises:
-        ValueError: naming the option and the folder.
+        ValueError: If a folder lies elsewhere; the message names the option and the folder.
     """
     given = {
         arg.removeprefix("--").partition("=")[0] for arg in args if arg.startswith("--trainer.")
@@ -35,8 +37,8 @@ def check_output_paths(trainer: Namespace, args: Sequence[str]) -> None:
             Path(folder).resolve().is_relative_to(inside) for inside in allowed
         ):
             raise ValueError(
-                f"{option}: {folder!r} in a recipe lies outside of the folder that this is started in; if it is meant, give it on the"
-                " command line"
+                f"{option}: {folder!r} in a recipe lies outside of the folder that this is started "
+                "in; if it is meant, give it on the command line"
             )
 
 

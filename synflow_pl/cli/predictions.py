@@ -1,4 +1,4 @@
-"""Predictions: ``predictions.csv``, and the command predict on exported files."""
+"""Write ``predictions.csv``, and run the command ``predict`` on exported files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _BATCH = 64
 
 
 def write_predictions(path: Path, images: Iterable[object], probabilities: Tensor) -> None:
-    """Write a line for each image: its number or file, the likeliest class and its probability.
+    """Write a CSV row for each image: its number or file, the likeliest class and its probability.
 
     Args:
-        path: of the CSV file, which appears whole or not at all.
-        images: numbers or files.
-        probabilities: (N, num_classes).
+        path: Path of the CSV file, which is written atomically.
+        images: Numbers or files of the images.
+        probabilities: Class probabilities, of shape (N, num_classes).
     """
     best, classes = probabilities.max(1)
     with atomic_write(path) as file:
@@ -48,7 +48,8 @@ def predict_exported(args: list[str]) -> None:
     """Classify the images of a folder with an exported file.
 
     Args:
-        args: ``--ckpt_path FILE``, ``--data.predict_dir FOLDER``, ``--output PATH``, ``--trust``.
+        args: Options: ``--ckpt_path FILE``, ``--data.predict_dir FOLDER``, ``--output PATH`` and
+            ``--trust``.
     """
     parser = Options(
         "predict",
@@ -73,18 +74,18 @@ def predict_exported(args: list[str]) -> None:
     try:
         check_folder(output.parent, "--output")
         exported = load_exported(network_file, trust=own.trust)
-        facts = exported.metadata
+        metadata = exported.metadata
         paths = image_files(Path(own.folder).expanduser())
-        transform = fitting(facts.input_shape[1:], facts.mean, facts.std)
+        transform = fitting(metadata.input_shape[1:], metadata.mean, metadata.std)
         pictures = Files(
-            paths, torch.full((len(paths),), -1), transform, channels=facts.input_shape[0]
+            paths, torch.full((len(paths),), -1), transform, channels=metadata.input_shape[0]
         )
-        found = []
+        probabilities = []
         for start in range(0, len(paths), _BATCH):
             images = torch.stack(
                 [pictures[index][0] for index in range(start, min(start + _BATCH, len(paths)))]
             )
-            found.append(exported(images).softmax(1))
-        write_predictions(output, paths, torch.cat(found))
+            probabilities.append(exported(images).softmax(1))
+        write_predictions(output, paths, torch.cat(probabilities))
     except (ValueError, OSError, ImportError) as error:
         exit_with_error(explain(error), status=1)

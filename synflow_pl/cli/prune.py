@@ -1,6 +1,4 @@
-"""The prune command: what a pruner makes of a network, without training it; with ``--compare``,
-what several make of the same one.
-"""
+"""Prune a network without training it; with ``--compare``, by several pruners side by side."""
 
 from __future__ import annotations
 
@@ -26,12 +24,13 @@ __all__ = ["prune"]
 
 
 def prune(args: list[str]) -> None:
-    """Prune a network and say what was kept, without training it; touch data only for a pruner that
-    scores on data.
+    """Prune a network without training it, and report what was kept.
+
+    Data is read only for a pruner that scores on data.
 
     Args:
-        args: options of ``fit``; ``--compare NAME NAME ...`` puts overlays of ``configs/pruners``
-            side by side.
+        args: Options of ``fit``; ``--compare NAME NAME ...`` compares overlays of
+            ``configs/pruners``.
     """
     own = Options("prune", add_help=False)
     own.add_argument("--compare", nargs="*")
@@ -48,11 +47,14 @@ def prune(args: list[str]) -> None:
 
 
 class _Trainer(Trainer):
-    """A trainer that can also prune without training."""
+    """Trainer with a method that prunes without training."""
 
     def prune(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
-        """Prune without training; with --compare NAME NAME ... by several overlays of
-        configs/pruners, side by side.
+        """Prune without training; --compare NAME NAME ... compares overlays of configs/pruners.
+
+        Args:
+            model: The classifier.
+            datamodule: Data, for a pruner that scores on data.
         """
         callback = pruning(self)
         model.to(self.strategy.root_device)
@@ -69,17 +71,18 @@ class _Trainer(Trainer):
 
 
 def pruning(trainer: Trainer) -> PruneAtInit:
-    """The callback that prunes."""
-    return next(callback for callback in trainer.callbacks if isinstance(callback, PruneAtInit))  # type: ignore[attr-defined]
+    """Return the trainer's :class:`~synflow_pl.training.PruneAtInit` callback."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback for callback in callbacks if isinstance(callback, PruneAtInit))
 
 
 class _Prune(CLI):
-    """``prune``, with every option of ``fit``.
+    """Command line of ``prune``, with every option of ``fit``.
 
     Args:
-        args: as they are typed, resolved.
-        folder: of the run; by default one of its own, named by recipe, pruner, density and seed.
-        own: names of options of this command alone.
+        args: Resolved command line.
+        own: Names of the command's own options, for suggestions in errors.
+        folder: Folder of the run; by default it is named by recipe, pruner, density and seed.
     """
 
     trainer_kind = _Trainer
@@ -92,7 +95,7 @@ class _Prune(CLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The one there is."""
+        """Return the only subcommand."""
         return {"prune": {"model", "datamodule"}}
 
     def _default_name(self) -> str:
@@ -114,9 +117,9 @@ class _Prune(CLI):
         super()._open_run()
 
     def prune(self, **kwargs: Any) -> None:
-        """Prune, and leave in the run's folder what came of it, of a dead network too."""
+        """Prune, and write the diagnosis into the run's folder, even for a disconnected network."""
         if self.run_folder is not None:
-            # A training that goes on from here has a name of its own.
+            # Training from these masks is another run, which must not get this run's name.
             self.options["run"] = None
             write_config(self.run_folder, self._config_text)
         try:
@@ -124,34 +127,33 @@ class _Prune(CLI):
         finally:
             callback = pruning(self.trainer)
             if callback.diagnosis is not None and self.run_folder is not None:
-                _leave(self.run_folder, callback.diagnosis, callback)
+                _write_diagnosis(self.run_folder, callback.diagnosis, callback)
 
     def after_prune(self) -> None:
-        """Say where the files lie, and how to go on from them."""
+        """Print where the files lie, and the command that trains from the masks."""
         if self.run_folder is None or self._folder is not None:
             return
         folder = os.path.relpath(self.run_folder)
         print(
             f"\nThe run lies in  {folder}\n"
-            f"Train it with    python -m synflow_pl fit -c {folder}/{CONFIG} --pruning.masks_path {folder}/masks.safetensors"
+            f"Train it with    python -m synflow_pl fit -c {folder}/{CONFIG}"
+            f" --pruning.masks_path {folder}/masks.safetensors"
         )
 
 
-def _leave(folder: Path, told: Diagnosis, callback: PruneAtInit) -> None:
-    """Write the table as CSV and JSON, and the pictures as PNG and PDF."""
-    told.to_csv(folder / "diagnosis.csv")
-    told.to_json(folder / "diagnosis.json")
-    if len(told.layers) > MOST_LAYERS:
-        print(
-            f"No pictures: of {len(told.layers)} layers, more than {MOST_LAYERS}, none could be read."
-        )
+def _write_diagnosis(folder: Path, diagnosis: Diagnosis, callback: PruneAtInit) -> None:
+    """Write the diagnosis as CSV and JSON, and its figures as PNG and PDF."""
+    diagnosis.to_csv(folder / "diagnosis.csv")
+    diagnosis.to_json(folder / "diagnosis.json")
+    layers = diagnosis.layers
+    if len(layers) > MOST_LAYERS:
+        print(f"No pictures: of {len(layers)} layers, more than {MOST_LAYERS}, none could be read.")
         return
-    names, effective = (
-        [layer.name for layer in told.layers],
-        [layer.effective_density for layer in told.layers],
-    )
+    names = [layer.name for layer in layers]
+    effective = [layer.effective_density for layer in layers]
+    densities = [layer.density for layer in layers]
     save(
-        density_per_layer(names, [layer.density for layer in told.layers], told.density, effective),
+        density_per_layer(names, densities, diagnosis.density, effective),
         folder / "density_per_layer",
     )
     if callback.survival is not None:
@@ -165,19 +167,20 @@ def _leave(folder: Path, told: Diagnosis, callback: PruneAtInit) -> None:
 
 
 class _Plan(multishot.Plan, _Prune):
-    """What one of those compared would do; nothing is built or run."""
+    """Parsed command line of one of the compared prunings; nothing is built or run."""
 
     def _pruner_name(self) -> str:
         return "compare"
 
 
 def _compare(overlays: list[str], name: str | None, options: list[str], own: Sequence[str]) -> None:
-    """Prune once with each overlay, from the same weights, and put what came of it side by side."""
+    """Prune with each overlay from the same weights, and write a comparison of the results."""
     if len(set(overlays)) < max(2, len(overlays)):
         exit_with_error(
-            f"compare: {' '.join(overlays) or 'no name'} is not at least two different names of pruners, such as snip grasp"
+            f"compare: {' '.join(overlays) or 'no name'} is not at least two different names of"
+            " pruners, such as snip grasp"
         )
-    commands = {overlay: _over(options, overlay) for overlay in overlays}
+    commands = {overlay: _with_overlay(options, overlay) for overlay in overlays}
     plans = {
         overlay: _Plan(resolved(["prune", *command]), own) for overlay, command in commands.items()
     }
@@ -186,9 +189,9 @@ def _compare(overlays: list[str], name: str | None, options: list[str], own: Seq
     first = plans[overlays[0]]
     root = Path(first.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
     group = claim(root, name or first.default_name)
-    told, seconds = {}, {}
+    diagnoses, seconds = {}, {}
     for overlay, command in commands.items():
-        # The seed that was drawn, if it was to be drawn: all begin with the same weights.
+        # If the seed is drawn at random, every pruner gets the drawn one and the same weights.
         same = [
             "--seed_everything",
             str(first.options.seed_everything),
@@ -199,29 +202,28 @@ def _compare(overlays: list[str], name: str | None, options: list[str], own: Seq
             _Prune(resolved(["prune", *command, *same]), folder=group / overlay).trainer
         )
         assert callback.diagnosis is not None
-        told[overlay], seconds[overlay] = callback.diagnosis, callback.seconds
-    comparison = Comparison(told, seconds)
+        diagnoses[overlay], seconds[overlay] = callback.diagnosis, callback.seconds
+    comparison = Comparison(diagnoses, seconds)
     comparison.to_csv(group / "comparison.csv")
     if len(comparison.layers) <= MOST_LAYERS:
         save(density_by_pruner(comparison.layers, comparison.densities), group / "comparison")
     print(f"\n{comparison.table()}\n\nThe runs lie in  {os.path.relpath(group)}")
 
 
-def _over(options: list[str], overlay: str) -> list[str]:
-    """Return the options with one more overlay, which wins over all other files; all options win
-    over it.
-    """
+def _with_overlay(options: list[str], overlay: str) -> list[str]:
+    """Return the options with one more overlay, which overrides all other configuration files."""
     return [*options, "-c", f"pruners/{overlay}"]
 
 
 def _check(overlay: str, plan: _Plan) -> None:
-    """Refuse what cannot be compared, before anything is pruned."""
+    """Exit with an error for an overlay that cannot be compared, before anything is pruned."""
     options = plan.options.pruning
     if options.pruner is None:
         exit_with_error(f"compare: {overlay!r} prunes nothing; leave it out")
     if import_class(options.pruner.class_path).end_fraction is not None:
         exit_with_error(
-            f"compare: {overlay!r} prunes during a training, and nothing is trained here; leave it out"
+            f"compare: {overlay!r} prunes during a training, and nothing is trained here; "
+            "leave it out"
         )
     if given := [option for option in ("masks_path", "at_epoch") if options.get(option)]:
         exit_with_error(

@@ -1,4 +1,4 @@
-"""Recipes: found by bare name from any folder."""
+"""Locate recipes and overlays by name, from any working directory."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ __all__ = ["find_recipe", "overlays", "recipe_folder"]
 
 
 def recipe_folder() -> Path:
-    """Where the recipes lie: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the recipes: in the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def find_recipe(name: str) -> Path:
-    """The file that ``-c NAME`` means: a path, or the name of a recipe (``mnist_fc``) or overlay
-    (``pruners/synflow``) of ours.
+    """Return the configuration file for ``-c NAME``.
+
+    Args:
+        name: Path of a file, or name of a recipe (``mnist_fc``) or overlay (``pruners/synflow``)
+            of this package.
 
     Raises:
-        FileNotFoundError: if there is none, with the nearest name there is.
+        FileNotFoundError: If there is no such file or recipe; the message gives the closest name.
     """
     if Path(name).is_file():
         return Path(name)
@@ -39,7 +42,7 @@ def find_recipe(name: str) -> Path:
 
 
 def overlays() -> dict[str, dict[str, Any]]:
-    """What the overlays of pruners hold, by name."""
+    """Return the content of each overlay in ``configs/pruners``, by name."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -1,6 +1,4 @@
-"""Recording: the callback that keeps a run's record, and the diagnosis of a run that begins with
-the masks of a checkpoint.
-"""
+"""Callback that records the end of training, and diagnoses masks restored from a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,38 +18,39 @@ __all__ = ["Recording"]
 
 
 class Recording(Callback):
-    """Records in a run that its training has come to its end, and describes masks that were
-    restored and not chosen here.
+    """Record in a run that its training has ended, and diagnose masks that were restored.
 
-    It comes before :class:`~synflow_pl.training.PruneAtInit`, which may make the network smaller.
+    It must come before :class:`~synflow_pl.training.PruneAtInit`, which may compact the network.
 
     Args:
-        run: folder of the run.
+        run: Folder of the run.
     """
 
     def __init__(self, run: Path) -> None:
         self._run = run
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``diagnosis.json`` if masks were restored into a run that has none."""
+        """Write ``diagnosis.json`` if masks were restored into a run without that file."""
         if not trainer.is_global_zero or (self._run / "diagnosis.json").is_file():
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the trainer's connectors set it
             if isinstance(callback, PruneAtInit) and callback.masks is not None:
                 network, _ = find_network(pl_module, callback.network)
-                found = diagnose(
+                diagnosis = diagnose(
                     network,
                     callback.masks,
                     example_input=find_example(trainer, pl_module, callback.input_shape),
                 )
                 show_diagnosis(
-                    [logger for logger in trainer.loggers if isinstance(logger, RunCSV)], found
+                    [logger for logger in trainer.loggers if isinstance(logger, RunCSV)], diagnosis
                 )
                 return
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the end; a training that a signal or an error stopped does not come here, one with
-        nothing left to train does.
+        """Record that training has ended.
+
+        Lightning does not call this after a signal or an error, but does when the checkpoint left
+        nothing to train.
         """
         if trainer.is_global_zero:
             epochs: Any = trainer.fit_loop.epoch_progress.current

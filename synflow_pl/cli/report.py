@@ -1,4 +1,4 @@
-"""The report command: a table and figures over many runs. Starts without torch."""
+"""Write a table and figures over many runs, without importing torch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ __all__ = ["report"]
 
 
 def report(args: list[str]) -> None:
-    """Write the report, print its table, and say which runs are left out and why. Exit status 2 if
-    there is nothing to report.
+    """Write the report, print its table, and list the runs that are left out with the reasons.
+
+    The exit status is 2 if there is nothing to report.
 
     Args:
-        args: folders of runs, and the command's options.
+        args: Folders of runs, and options of the command.
     """
     parser = Options(
         "report",
-        description="Read runs and write a table (CSV, Markdown, LaTeX) and figures: accuracy against compression, effective density"
-        " and FLOPs, with bands of a sample deviation; weights left in each layer.",
+        description="Read runs and write a table (CSV, Markdown, LaTeX) and figures: accuracy "
+        "against compression, effective density and FLOPs, with bands of a sample deviation; "
+        "weights left in each layer.",
     )
     parser.add_argument(
         "runs",
@@ -46,37 +48,46 @@ def report(args: list[str]) -> None:
 
     from synflow_pl.cli.recipes import overlays
     from synflow_pl.io import check_folder, explain
-    from synflow_pl.runs.report_files import report as written
+    from synflow_pl.runs.report_files import report as write_report
     from synflow_pl.runs.report_table import as_markdown
 
     try:
         check_folder(own.out, "--out")
-        told = written(own.runs, own.out, overlays(), reference=own.reference, paper=own.paper)
+        summary = write_report(
+            own.runs, own.out, overlays(), reference=own.reference, paper=own.paper
+        )
     except (OSError, ValueError) as error:
         exit_with_error(explain(error))
-    print(as_markdown(told.cells, own.reference))
-    if own.reference not in {cell.pruner for cell in told.cells}:
+    print(as_markdown(summary.cells, own.reference))
+    if own.reference not in {cell.pruner for cell in summary.cells}:
         print(
-            f"There is no run of {own.reference} to compare with; name another pruner with --reference."
+            f"There is no run of {own.reference} to compare with; name another pruner with "
+            "--reference."
         )
-    if own.paper and not any(path.name.startswith("published-") for path in told.written):
+    if own.paper and not any(path.name.startswith("published-") for path in summary.written):
         print("No published curve is of the network and data of these runs, so --paper draws none.")
-    elif own.paper and all(cell.accuracy("best_on_test") is None for cell in told.cells):
+    elif own.paper and all(cell.accuracy("best_on_test") is None for cell in summary.cells):
         print(
-            "The published curves stand alone: no run here was tested after each epoch (--data.test_each_epoch true)."
+            "The published curves stand alone: no run here was tested after each epoch "
+            "(--data.test_each_epoch true)."
         )
-    parts = sum(run.accuracies.final is None for cell in told.cells for run in cell.runs.values())
+    parts = sum(
+        run.accuracies.final is None for cell in summary.cells for run in cell.runs.values()
+    )
     if parts:
         print(
-            f"{parts} runs were tested on a part of the test set (trainer.limit_test_batches), and their accuracy is not told."
+            f"{parts} runs were tested on a part of the test set (trainer.limit_test_batches), and "
+            "their accuracy is not reported."
         )
-    for folder, reason in told.left_out.items():
+    for folder, reason in summary.left_out.items():
         print(f"left out: {os.path.relpath(folder)}: {reason}")
-    if told.between:
+    if summary.between:
         print(
-            f"{told.between} levels of multi-shot pruning are not reported, since they are not the last of theirs."
+            f"{summary.between} levels of multi-shot pruning are not reported, since they are not "
+            "the last of theirs."
         )
-    count = sum(len(cell.runs) for cell in told.cells)
+    count = sum(len(cell.runs) for cell in summary.cells)
     print(
-        f"{count} runs reported, {len(told.left_out)} left out; {len(told.written)} files in {os.path.relpath(own.out)}"
+        f"{count} runs reported, {len(summary.left_out)} left out; {len(summary.written)} files in "
+        f"{os.path.relpath(own.out)}"
     )

@@ -1,6 +1,4 @@
-"""Resume: which run a command goes on in, who works in a run, and what of a command a checkpoint
-overrules.
-"""
+"""Find the run that a command resumes, lock it, and compare its settings with the command's."""
 
 from __future__ import annotations
 
@@ -21,34 +19,40 @@ from synflow_pl.training import find_checkpoint
 
 __all__ = [
     "OWNER",
-    "begin_again",
-    "differing",
-    "go_on",
+    "acquire_run",
+    "differing_options",
+    "find_run_to_resume",
     "missing_files",
-    "own",
-    "replaced",
+    "remove_training_files",
+    "replace_options",
     "settings",
     "settings_of",
 ]
 
 OWNER = ".owner"
-"""In a run: the SLURM job that works in it, if one does, and the lock that the process holds."""
-# Says where to start and where to write, not what to compute.
-_OF_A_START = ("config", "ckpt_path", "run")
-# What a training writes into its run, but for its configuration.
-_OF_A_TRAINING = ["metrics.csv", "diagnosis.csv", "diagnosis.json", MACHINES, RECORD]
-_OF_A_TRAINING += ["masks.safetensors", "events.out.tfevents.*", "rewind.ckpt"]
+"""Lock file of a run, which contains the id of the SLURM job that writes the run, if any."""
+# Options that say where to start and where to write, not what to compute.
+_START_OPTIONS = ("config", "ckpt_path", "run")
+# Files that training writes into its run, except its configuration and checkpoints.
+_TRAINING_FILES = ["metrics.csv", "diagnosis.csv", "diagnosis.json", MACHINES, RECORD]
+_TRAINING_FILES += ["masks.safetensors", "events.out.tfevents.*", "rewind.ckpt"]
 _held: list[IO[str]] = []
 
 
-def own(run: Path) -> bool:
-    """Work in a run until this process ends; false if another one does. It cannot be forgotten: a
-    killed process owns nothing.
+def acquire_run(run: Path) -> bool:
+    """Lock a run until this process ends, and return whether the lock was acquired.
+
+    The lock is released when the process ends in any way, so a killed process leaves none behind.
+
+    Args:
+        run: Folder of the run.
+
+    Returns:
+        False if another process holds the lock.
     """
     file = open(run / OWNER, "a+")  # noqa: SIM115  # it has to stay open
     try:
-        # Of the process alone: workers that were forked and outlive it for some seconds do not keep
-        # it.
+        # lockf's locks are not inherited by forked workers, which may outlive the process.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.close()
@@ -60,22 +64,29 @@ def own(run: Path) -> bool:
     return True
 
 
-def _job(run: Path) -> str:
-    """The SLURM job that works, or worked last, in a run; empty if none did."""
+def _job_of(run: Path) -> str:
+    """Return the id of the SLURM job that last locked a run, or "" if it was not a SLURM job."""
     return (run / OWNER).read_text() if (run / OWNER).is_file() else ""
 
 
 def settings(text: str) -> dict[str, Any]:
-    """What a configuration says to compute, by option."""
+    """Return the options of a configuration that determine what is computed.
+
+    Args:
+        text: Configuration as YAML.
+
+    Returns:
+        Values by full name of the option, such as ``pruning.density``.
+    """
     return {
         key: value
         for key, value in _flat(yaml.safe_load(text) or {})
-        if key.partition(".")[0] not in _OF_A_START
+        if key.partition(".")[0] not in _START_OPTIONS
     }
 
 
 def settings_of(run: Path) -> dict[str, Any]:
-    """What a run computes."""
+    """Return the options of a run that determine what is computed, by full name."""
     return settings((run / CONFIG).read_text())
 
 
@@ -87,20 +98,23 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Options in which two configurations differ."""
+def differing_options(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of the options in which two configurations differ."""
     return [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
 
 
-def replaced(now: Mapping[str, Any], was: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Return a configuration in which parts are those of another one.
+def replace_options(
+    now: Mapping[str, Any], was: Mapping[str, Any], keys: Sequence[str]
+) -> dict[str, Any]:
+    """Return a configuration with some options replaced by those of another one.
 
-    A pruner and a schedule are one part each: their arguments belong to their class.
+    A pruner, an optimiser or a schedule is replaced as a whole, since its arguments belong to its
+    class.
 
     Args:
-        now: configuration as config.yaml holds it.
-        was: configuration that parts are taken from.
-        keys: options to take, by full name.
+        now: Configuration to change, as in config.yaml.
+        was: Configuration that the options are taken from.
+        keys: Full names of the options to take.
     """
     content: dict[str, Any] = copy.deepcopy(dict(now))
     for key in keys:
@@ -125,9 +139,7 @@ def replaced(now: Mapping[str, Any], was: Mapping[str, Any], keys: Sequence[str]
 
 
 def missing_files(pruning: Mapping[str, Any]) -> list[str]:
-    """Return the files of masks or trained weights that the options of pruning name and that do not
-    exist any more.
-    """
+    """Return the files of masks or trained weights in the options of pruning that do not exist."""
     return [
         str(pruning[name])
         for name in ("masks_path", "score_from")
@@ -136,58 +148,59 @@ def missing_files(pruning: Mapping[str, Any]) -> list[str]:
 
 
 def _newest(run: Path) -> float:
-    """When its last checkpoint was written; 0 if there is none."""
+    """Return the time when the last checkpoint was written, or 0 if there is none."""
     try:
         return find_checkpoint(run).stat().st_mtime
     except FileNotFoundError:
         return 0
 
 
-def go_on(
-    runs: Path, wanted: Mapping[str, Any], name: str | None, *, asked: bool
+def find_run_to_resume(
+    runs: Path, wanted: Mapping[str, Any], name: str | None, *, requested: bool
 ) -> tuple[Path | None, list[str]]:
-    """The run to go on in, which this process then works in.
+    """Find the run to resume and lock it for this process.
 
-    Runs qualify that compute what is wanted, that no living process works in, and that no other
-    SLURM job has worked in: it may be waiting to go on. Among them the one with the newest
-    checkpoint is taken.
+    A run qualifies if it has the settings of the command, no process holds its lock, and it does
+    not belong to another SLURM job, which may be waiting to resume it. Of several such runs, the
+    one with the newest checkpoint is returned.
 
     Args:
-        runs: folder of the runs.
-        wanted: settings of this command.
-        name: of the run, if the command has one; ``name-2`` and so on are meant too.
-        asked: by ``--ckpt_path last``; else a requeued SLURM job is looking for the run that it
-            began.
+        runs: Folder of the runs.
+        wanted: Settings of this command.
+        name: Name of the run, if the command gives one; ``NAME-2`` and so on match as well.
+        requested: Whether the command has ``--ckpt_path last``; otherwise a requeued SLURM job
+            looks for the run that it began.
 
     Returns:
-        The run, if there is one, and remarks about runs that did not qualify.
+        The run, or ``None``; and remarks about runs that did not qualify.
     """
     job, remarks = os.environ.get("SLURM_JOB_ID", ""), []
     named = re.compile(rf"{re.escape(name)}(-\d+)?" if name else r".*")
     found = [path.parent for path in runs.glob(f"*/{CONFIG}") if named.fullmatch(path.parent.name)]
     same = [run for run in found if settings_of(run) == wanted]
     for run in sorted(same, key=_newest, reverse=True):
-        whose = _job(run)
-        if whose == job or (asked and not whose):
-            if own(run):
+        whose = _job_of(run)
+        if whose == job or (requested and not whose):
+            if acquire_run(run):
                 return run, []
             remarks.append(f"{run} is being worked in by another process")
-        elif asked:
+        elif requested:
             remarks.append(
-                f"{run} belongs to SLURM job {whose}; to go on in it all the same: --run {run.name} --ckpt_path {run}"
+                f"{run} belongs to SLURM job {whose}; to resume it all the same: --run {run.name} "
+                f"--ckpt_path {run}"
             )
     return None, remarks
 
 
-def begin_again(run: Path) -> None:
-    """Remove what a training left that was killed before its first checkpoint."""
-    for pattern in _OF_A_TRAINING:
+def remove_training_files(run: Path) -> None:
+    """Remove the files of training that was killed before its first checkpoint."""
+    for pattern in _TRAINING_FILES:
         for path in run.glob(pattern):
             path.unlink()
     remove_partial_files(run)
 
 
 def write_config(run: Path, text: str) -> None:
-    """Write the configuration of a run."""
+    """Write config.yaml into the folder of a run, atomically."""
     with atomic_write(run / CONFIG) as file:
         file.write(text.encode())

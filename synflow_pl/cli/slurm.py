@@ -1,4 +1,4 @@
-"""SLURM: a job that is about to be stopped saves at the end of a step, and queues again."""
+"""SLURM: save at the end of a step when the job's time is nearly up, and requeue the job."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ __all__ = ["listen", "queue_again", "restarted"]
 
 
 def restarted() -> bool:
-    """Whether this is a job that ran before, was stopped and has been queued again."""
+    """Return whether this job ran before and has been requeued."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
 
 
 def listen(trainer: Trainer) -> None:
-    """Leave the signals to us: Lightning would save in the middle of a step, and where other jobs
-    find it.
+    """Handle SLURM's signals in place of Lightning.
+
+    Lightning would save in the middle of a step, and into a folder that other jobs read.
+
+    Args:
+        trainer: The trainer whose SLURM environment is changed.
     """
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment):
@@ -32,19 +36,20 @@ def listen(trainer: Trainer) -> None:
 
 
 def _stop(number: int, _: object) -> NoReturn:
-    """Before training there is nothing to save."""
+    """Stop at once: before training there is nothing to save."""
     raise Stopped(number)
 
 
 def queue_again() -> None:
-    """Put this job back into the queue.
+    """Requeue this job.
 
     Raises:
-        ValueError: if SLURM refuses.
+        ValueError: If SLURM refuses.
     """
     job = os.environ["SLURM_JOB_ID"]
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(
-            f"SLURM does not queue job {job} again ({done.stderr.strip()}); submit it with --requeue"
+            f"SLURM does not queue job {job} again ({done.stderr.strip()}); submit it with "
+            "--requeue"
         )

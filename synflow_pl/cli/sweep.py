@@ -1,6 +1,4 @@
-"""The sweep command: a grid of runs, each a ``fit`` and a ``test``; what is finished is skipped,
-what failed is tried again.
-"""
+"""Train and test a grid of runs; finished runs are skipped, and failed runs are retried."""
 
 from __future__ import annotations
 
@@ -33,28 +31,30 @@ __all__ = ["parsed", "sweep"]
 _QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
 _PRELOAD = ("synflow_pl.cli.sweep", "torch.utils.tensorboard", "matplotlib.figure")
 _BUSY = 75
-"""Exit status of a process that found its run held by another: EX_TEMPFAIL of sysexits.h."""
+"""Exit status of a process whose run is locked by another: EX_TEMPFAIL of sysexits.h."""
 
 _STOPPED = 128 + signal.SIGTERM
 
 
 def sweep(args: list[str]) -> None:
-    """Run a sweep, or with ``--dry_run`` list its runs. Exit status 1 if a run has failed each time
-    it was tried.
+    """Run a sweep, or with ``--dry_run`` list its runs.
+
+    The exit status is 1 if a run has failed in every attempt.
 
     Args:
-        args: ``-c configs/sweeps/NAME.yaml``, the sweep's own options, and options of ``fit`` that
-            every run gets.
+        args: ``-c configs/sweeps/NAME.yaml``, the sweep's own options, and options of ``fit`` for
+            every run.
     """
     own, grid, extra = parsed(args)
     folder = Path(own.folder or Path("sweeps") / own.name).resolve()
-    tasks = _checked(grid, extra, folder)
+    tasks = _checked_tasks(grid, extra, folder)
     left = [task for task in tasks if accuracy(folder, task) is None]
     if own.dry_run:
         for task in tasks:
             _show(task, folder, task not in left)
         print(
-            f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}"
+            f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in "
+            f"{os.path.relpath(folder)}"
         )
         return
     try:
@@ -62,27 +62,29 @@ def sweep(args: list[str]) -> None:
     except OSError as error:
         cause = storage_error(error) or error
         exit_with_error(
-            f"--folder: {str(folder)!r} cannot be made or written into ({cause.strerror}); choose another"
+            f"--folder: {str(folder)!r} cannot be made or written into ({cause.strerror}); choose "
+            "another"
         )
     try:
         _run(tasks, left, folder, own)
     except KeyboardInterrupt:
         done = sum(accuracy(folder, task) is not None for task in tasks)
         print(
-            f"Stopped: {done} of {len(tasks)} runs are finished; the same command goes on.",
+            f"Stopped: {done} of {len(tasks)} runs are finished; the same command resumes the "
+            "sweep.",
             flush=True,
         )
         raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _run(tasks: Sequence[Task], left: list[Task], folder: Path, own: Namespace) -> None:
-    """Make the runs that are left, with progress, and say what came of them."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(_STOPPED)
-    )  # so that the runs that were started end as well
+    """Make the remaining runs, print the progress, and report the failures at the end."""
+    # SystemExit, unlike the default action, lets the launcher end the processes of the runs.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))
     progress = _Progress(len(tasks), len(tasks) - len(left))
     print(
-        f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in {os.path.relpath(folder)}"
+        f"{len(tasks)} runs, {len(tasks) - len(left)} of them finished, in "
+        f"{os.path.relpath(folder)}"
     )
     share = own.parallel if own.launcher == "local" else 1
     busy: list[Task] = []
@@ -106,15 +108,17 @@ def _run(tasks: Sequence[Task], left: list[Task], folder: Path, own: Namespace) 
         left = [task for task in left if task.name in failures]
     if busy:
         print(
-            f"{len(busy)} runs are worked on by another process; start the sweep again to see what became of them."
+            f"{len(busy)} runs are worked on by another process; start the sweep again to see what "
+            "became of them."
         )
     if failures:
         print(
-            f"{len(failures)} of {len(tasks)} runs failed {1 + own.retries} times; start the sweep again to try them once more:"
+            f"{len(failures)} of {len(tasks)} runs failed {1 + own.retries} times; start the sweep "
+            "again to try them once more:"
         )
         for name, reason in failures.items():
             print(f"  {name}: {reason}\n    {os.path.relpath(folder / 'logs' / name)}.log")
-    print(f"Look at what came of it: synflow_pl report {os.path.relpath(folder)}")
+    print(f"Report the results with: synflow_pl report {os.path.relpath(folder)}")
     if failures:
         raise SystemExit(1)
 
@@ -162,7 +166,15 @@ def _parser() -> ArgumentParser:
 
 
 def parsed(args: Sequence[str]) -> tuple[Namespace, Sweep, list[str]]:
-    """The sweep's own options, its grid, and what is left: options of ``fit``."""
+    """Parse the options of ``sweep``.
+
+    Args:
+        args: Arguments after ``sweep`` on the command line.
+
+    Returns:
+        The sweep's own options, its grid, and the remaining arguments, which are options of
+        ``fit``.
+    """
     parser = _parser()
     flags = {
         option
@@ -197,9 +209,8 @@ def parsed(args: Sequence[str]) -> tuple[Namespace, Sweep, list[str]]:
             del ours[-1 if equals else -2 :]
         index += 1
     try:
-        own = parser.parse_args(
-            [*(f"--config={file}" for file in files), *ours]
-        )  # options win over files wherever they are typed
+        # Files come first, so that options override them wherever they are typed.
+        own = parser.parse_args([*(f"--config={file}" for file in files), *ours])
         grid = Sweep(**{name: own[name] for name in Sweep.__dataclass_fields__})
         own.slurm = Slurm(**own.slurm)
         if own.retries < 0:
@@ -219,9 +230,10 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _checked(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task]:
-    """The sweep's runs; what ``fit`` would refuse is refused before the first of them, for each
-    kind of run once.
+def _checked_tasks(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task]:
+    """Return the runs of the sweep after checking the options of each kind of run once.
+
+    So a mistake is reported before the first run starts.
     """
     own = [
         option[2:]
@@ -237,7 +249,8 @@ def _checked(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task]:
             if task.levels:
                 planned(["--levels", str(task.levels), *task.options], own)
             elif task.like:
-                width_of(task)  # what it is costs a pruning, and is found out when the run begins
+                # The width itself requires a pruning, so it is computed when the run starts.
+                width_of(task)
             else:
                 Plan.of(list(task.options), own)
         check_own(folder, tasks)
@@ -247,9 +260,7 @@ def _checked(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task]:
 
 
 def _show(task: Task, folder: Path, ended: bool) -> None:
-    """One run and its commands, as they can be typed, but for a width that is still to be found
-    out.
-    """
+    """Print a run and its commands; WIDTH stands for a width that is computed later."""
     print(f"{task.name}{' (finished)' if ended else ''}", flush=True)
     if not ended:
         more = (f"--model.network.{width_of(task)}", "WIDTH") if task.like else ()
@@ -257,7 +268,7 @@ def _show(task: Task, folder: Path, ended: bool) -> None:
             print(f"  synflow_pl {shlex.join(command)}")
 
 
-# -- one run, in a process of its own
+# -- one run, in a separate process
 
 
 @dataclass(frozen=True)
@@ -265,9 +276,7 @@ class _Job:
     folder: Path
     task: Task
     share: int
-    """How many runs this machine works on at a time: each has its share of the cores, and if there
-    are several, one GPU.
-    """
+    """Number of runs at a time on this machine, each with its share of the cores and one GPU."""
 
     @property
     def log(self) -> Path:
@@ -285,77 +294,77 @@ def _launched(jobs: Sequence[_Job], own: Namespace) -> Iterator[tuple[_Job, int]
 
 
 def _work(job: _Job, place: int) -> None:
-    """Make one run in a process of its own; what it says goes to its log."""
+    """Make one run in a separate process, with its output redirected to the run's log."""
     import torch
 
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C stops a run where it is: it shall not look like an error
+    # Ctrl-C must end the process without a KeyboardInterrupt, which would be logged as an error.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     with open(job.log, "a") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
     if job.share > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // job.share))
-        if gpus := _visible():
+        if gpus := _visible_gpus():
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     sys.exit(_attempt(job))
 
 
 def _attempt(job: _Job) -> int:
-    """Train and test one run, or what is left of it; an exit status."""
+    """Train and test one run, resuming it if it was stopped, and return an exit status."""
     folder, task = job.folder, job.task
-    made = folder / "lightning_logs" / task.name
+    run_folder = folder / "lightning_logs" / task.name
     with held(folder, task) as free:
         if not free:
             return _BUSY
-        if accuracy(folder, task) is not None:  # another machine has been here since we looked
+        # Another machine may have finished the run in the meantime.
+        if accuracy(folder, task) is not None:
             return 0
         try:
-            _train_and_test(folder, task, made)
+            _train_and_test(folder, task, run_folder)
         except SIGTERMException:
             return _STOPPED
         except SystemExit as left:
             if left.code in (0, _STOPPED):
                 return left.code
-            reason = _last_line(job.log)  # it has said why
+            reason = _last_line(job.log)  # the error message
         except Exception as error:
             traceback.print_exc()
             reason = " ".join(f"{type(error).__name__}: {error}".split())
         else:
             return 0
-        if made.is_dir():
-            (made / FAILED).write_text(f"{reason}\n")
+        if run_folder.is_dir():
+            (run_folder / FAILED).write_text(f"{reason}\n")
         return 1
 
 
-def _train_and_test(folder: Path, task: Task, made: Path) -> None:
+def _train_and_test(folder: Path, task: Task, run_folder: Path) -> None:
     if task.levels:
         multishot(task.train(folder)[1:])
         run(task.test(folder))
         return
-    more, about = dense_baseline(task) if task.like else ((), None)
-    goes_on = _goes_on(made)
-    if made.exists() and not goes_on:
-        shutil.rmtree(made)
-    cli = run(task.train(folder, goes_on, more))
-    if about is not None:
-        about.save(made)
+    more, baseline = dense_baseline(task) if task.like else ((), None)
+    resumable = _is_resumable(run_folder)
+    if run_folder.exists() and not resumable:
+        shutil.rmtree(run_folder)
+    cli = run(task.train(folder, resumable, more))
+    if baseline is not None:
+        baseline.save(run_folder)
     cli.test(model=cli.model, datamodule=cli.datamodule)
 
 
-def _goes_on(made: Path) -> bool:
-    """Whether a run was stopped, not ended by an error, and there is something to go on from."""
-    if (made / FAILED).exists():
+def _is_resumable(run_folder: Path) -> bool:
+    """Return whether a run has a checkpoint and was stopped, rather than ended by an error."""
+    if (run_folder / FAILED).exists():
         return False
     try:
-        find_checkpoint(made)
+        find_checkpoint(run_folder)
     except FileNotFoundError:
         return False
     return True
 
 
-def _visible() -> list[str]:
-    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+def _visible_gpus() -> list[str]:
+    """Return the names of the visible GPUs, as in CUDA_VISIBLE_DEVICES."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return (
         [name for name in given.split(",") if name]
@@ -364,12 +373,15 @@ def _visible() -> list[str]:
     )
 
 
-# -- what is said
+# -- messages
 
 
 class _Progress:
-    """Says after each run how many are done and how long the rest will take, if they take as long
-    as those before.
+    """Print after each run how many are done, and an estimate of the remaining time.
+
+    Args:
+        total: Number of runs.
+        done: Number of runs that were finished before.
     """
 
     def __init__(self, total: int, done: int) -> None:
@@ -404,7 +416,7 @@ def _duration(seconds: float) -> str:
 
 
 def _reason(job: _Job, status: int) -> str:
-    """Why a run has no result, in a line."""
+    """Return in one line why a run has no result."""
     if status < 0 or status == _STOPPED:
         return f"its process was ended by {signal.Signals(abs(status) % 128).name}"
     failed = job.folder / "lightning_logs" / job.task.name / FAILED

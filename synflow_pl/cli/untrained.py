@@ -1,4 +1,4 @@
-"""Untrained: the warning that an evaluation has no trained weights."""
+"""Warn that an evaluation has no trained weights."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def warn_untrained(subcommand: str, options: Namespace) -> None:
     trained = any(arguments.get(name) for name in _TRAINED)
     if options.get("ckpt_path") is None and options.network_weights is None and not trained:
         rank_zero_warn(
-            f"{subcommand} evaluates an untrained dense network with random weights, since no checkpoint is given; add --ckpt_path with"
-            " a run's folder or a checkpoint, or --network_weights with a file of weights"
+            f"{subcommand} evaluates an untrained dense network with random weights, since no "
+            "checkpoint is given; add --ckpt_path with a run's folder or a checkpoint, or "
+            "--network_weights with a file of weights"
         )

@@ -14,8 +14,9 @@ QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 
 
 def random_images(self: ImageDataModule, train: bool) -> tuple[Tensor, Tensor]:
-    """Random images of a data set's shape, twenty of each class: a tenth held out, there are enough
-    of each to prune on.
+    """Return random images of a data set's shape and their labels.
+
+    There are twenty of each class: enough to prune on after a tenth is held out for validation.
     """
     count = 20 * self.num_classes
     generator = torch.Generator().manual_seed(0)
@@ -25,17 +26,18 @@ def random_images(self: ImageDataModule, train: bool) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, with no data and no memory of other runs."""
+    """Change to an empty working directory, without data sets and without a claimed run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SYNFLOW_DATA", str(tmp_path / "no-data"))
-    monkeypatch.setenv(main._CLAIMED, "")  # so that it is restored afterwards
+    # Set before it is deleted, so that monkeypatch restores it even if it was not set.
+    monkeypatch.setenv(main._CLAIMED, "")
     monkeypatch.delenv(main._CLAIMED)
     return tmp_path
 
 
 @pytest.fixture
 def generated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every data set holds random images of the right shape, and none is downloaded."""
+    """Replace every data set's images by random ones of the same shape, without a download."""
     for kind in DATA_SETS:
         monkeypatch.setattr(kind, "prepare_data", lambda self: None)
         monkeypatch.setattr(kind, "images", random_images)
@@ -43,7 +45,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the data sets that were touched."""
+    """List the names of the data sets that are downloaded or read; their methods do nothing."""
     names: list[str] = []
     for kind in [ImageDataModule, *DATA_SETS]:
         for method in ("prepare_data", "setup", "images", "dataset"):
@@ -55,6 +57,6 @@ def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., main.CLI]:
-    """Parses a command line and builds everything, but runs nothing."""
+    """Return a function that parses a command line and builds everything, but runs nothing."""
     monkeypatch.setattr(main.CLI, "_run_subcommand", lambda self, name: None)
     return lambda *args: main.run(list(args))

@@ -1,8 +1,7 @@
-"""The crash test: one training, killed again and again, ends bit for bit as one that was left
-alone.
+"""Check that training which is killed and resumed repeatedly ends bit for bit as undisturbed.
 
-``python -m tests.cli.crash [KILLS]`` prints a line for each kill. A third of the restarts or so has
-its temporary folder on another file system.
+``python -m tests.cli.crash [KILLS]`` prints a line for each kill. About a third of the restarts
+have their temporary folder on another file system.
 """
 
 from __future__ import annotations
@@ -62,13 +61,12 @@ class Dropped(nn.Sequential):
 
 
 class Steps(Callback):
-    """Writes how many steps have been taken, at the end of each."""
+    """Write the number of optimiser steps to the file ``steps`` after each step."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         handle = os.open("steps", os.O_WRONLY | os.O_CREAT)
-        os.pwrite(
-            handle, f"{trainer.global_step:8}".encode(), 0
-        )  # in place, so that there is always a number
+        # Overwritten in place, so that the file contains a number at any time.
+        os.pwrite(handle, f"{trainer.global_step:8}".encode(), 0)
         os.close(handle)
 
 
@@ -126,13 +124,13 @@ def command(epochs: int, *more: str) -> list[str]:
 
 
 def start(folder: Path, epochs: int, temporary: Path | None, *more: str) -> subprocess.Popen[bytes]:
-    places = [str(Path(synflow_pl.__file__).parents[1]), str(Path(__file__).parent)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
+    paths = [str(Path(synflow_pl.__file__).parents[1]), str(Path(__file__).parent)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     environment |= {"TMPDIR": str(temporary)} if temporary is not None else {}
-    with open(folder / "said", "wb") as said:
+    with open(folder / "output", "wb") as output:
         started = [sys.executable, "-m", "synflow_pl", *command(epochs, *more)]
         return subprocess.Popen(
-            started, cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT
+            started, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
 
 
@@ -154,14 +152,21 @@ def taken_step(folder: Path) -> int:
 
 @dataclass
 class Kill:
-    """One of them: when, in which step, and what the process before it had left and what it had
-    gone on from.
+    """Record of one kill.
+
+    Attributes:
+        kind: Event during which the process was killed.
+        at: Number of steps taken.
+        resumed_from: Step of the checkpoint that the process had resumed from.
+        saved: Step of the newest checkpoint after the kill.
+        writing: Whether the kill left a partly written checkpoint.
+        temporary: Temporary folder of the process, if it was on another file system.
     """
 
     kind: str
     at: int
-    began: int | None
-    left: int | None
+    resumed_from: int | None
+    saved: int | None
     writing: bool
     temporary: Path | None
 
@@ -170,7 +175,7 @@ def wait(process: subprocess.Popen[bytes], folder: Path, until: Callable[[], boo
     end = time.monotonic() + 300
     while not until():
         if process.poll() is not None or time.monotonic() > end:
-            raise AssertionError((folder / "said").read_text())
+            raise AssertionError((folder / "output").read_text())
 
 
 def writes(folder: Path) -> bool:
@@ -183,7 +188,7 @@ def writes(folder: Path) -> bool:
 def wait_to_kill(
     kind: str, process: subprocess.Popen[bytes], folder: Path, chance: random.Random
 ) -> None:
-    """Until the process does what it is to be killed in."""
+    """Wait until the process is in the event ``kind`` in which it is to be killed."""
     if kind == "pruning":
         rounds = chance.randrange(1, ROUNDS - 10)
         wait(process, folder, lambda: len(rows(folder, "pruning/density")) >= rounds)
@@ -205,15 +210,15 @@ def wait_to_kill(
         time.sleep(chance.choice([0, 0.002, 0.02]))
 
 
-def went_on_from(folder: Path) -> int | None:
-    found = re.search(r"Resuming from step (\d+)", (folder / "said").read_text())
-    return int(found[1]) if found else None
+def resumed_step(folder: Path) -> int | None:
+    match = re.search(r"Resuming from step (\d+)", (folder / "output").read_text())
+    return int(match[1]) if match else None
 
 
 def crash(
     folder: Path, kinds: list[str], epochs: int, say: Callable[[str], None] = lambda _: None
 ) -> list[Kill]:
-    """Train, killed once in each of ``kinds``, then to the end."""
+    """Train with one kill for each of ``kinds``, then to the end, and return the kills."""
     chance, kills = random.Random(0), []
     with tempfile.TemporaryDirectory(dir=SHM if SHM.is_dir() else None) as elsewhere:
         for number, kind in enumerate([*kinds, "end"]):
@@ -222,24 +227,22 @@ def crash(
             process = start(folder, epochs, temporary, "--ckpt_path", "last")
             try:
                 if kind == "end":
-                    assert process.wait(300) == 0, (folder / "said").read_text()
+                    assert process.wait(300) == 0, (folder / "output").read_text()
                 else:
                     wait_to_kill(kind, process, folder, chance)
             finally:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-            began = went_on_from(folder)
-            assert began == newest, (
-                began,
-                newest,
-            )  # at the newest complete checkpoint, and anew only before the first
+            resumed_from = resumed_step(folder)
+            # It resumes from the newest complete checkpoint; only without one does it start again.
+            assert resumed_from == newest, (resumed_from, newest)
             assert [path.name for path in (folder / RUN.parent).iterdir()] == [RUN.name]
             if kind != "end":
                 kills.append(
                     Kill(
                         kind,
                         taken_step(folder),
-                        began,
+                        resumed_from,
                         saved_step(folder),
                         writes(folder),
                         temporary,
@@ -250,11 +253,9 @@ def crash(
 
 
 def check(folder: Path, whole: Path, kills: list[Kill]) -> None:
-    """Nothing was lost but the steps since the last checkpoint, and the end is the same to the last
-    bit.
-    """
+    """Check that a kill loses only steps since the last checkpoint, and the results are equal."""
     for kill in kills:
-        assert kill.at - (kill.left or 0) <= EVERY, kill
+        assert kill.at - (kill.saved or 0) <= EVERY, kill
     ended, expected = (read(place / LAST) for place in (folder, whole))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", KEY):
         assert same(ended[part], expected[part]), part
@@ -278,7 +279,7 @@ def same(left: Any, right: Any) -> bool:
 
 def undisturbed(folder: Path, epochs: int) -> None:
     process = start(folder, epochs, None)
-    assert process.wait(600) == 0, (folder / "said").read_text()
+    assert process.wait(600) == 0, (folder / "output").read_text()
 
 
 def main(kills: int) -> None:
@@ -297,13 +298,14 @@ def main(kills: int) -> None:
         done = crash(folder, parts[:kills], EPOCHS, print)
         check(folder, whole, done)
     writing = sum(kill.writing for kill in done)
-    lost = max(kill.at - (kill.left or 0) for kill in done)
+    lost = max(kill.at - (kill.saved or 0) for kill in done)
     kinds = ", ".join(
         f"{sum(kill.kind == kind for kill in done)} {kind}"
         for kind in dict.fromkeys(kill.kind for kill in done)
     )
     print(
-        f"{len(done)} kills ({kinds}; {writing} left a half-written checkpoint), at most {lost} steps lost; the same to the last bit"
+        f"{len(done)} kills ({kinds}; {writing} left a half-written checkpoint), at most {lost} "
+        "steps lost; the same to the last bit"
     )
 
 

@@ -1,6 +1,4 @@
-"""The command line from one end to the other: what is parsed, what is filled in, and what a run
-leaves behind.
-"""
+"""Tests of the command line: parsing, defaults that follow from the data, and a run's files."""
 
 import contextlib
 import csv
@@ -49,11 +47,11 @@ FC_ON_DIGITS = ["--model.network", "FC", "--data", "Digits"]
 
 
 def printed(*args: str) -> str:
-    """What a command that ends without running anything prints."""
+    """Return the output of a command that exits without running a subcommand."""
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as left:
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as raised:
         run(list(args))
-    assert left.value.code == 0
+    assert raised.value.code == 0
     return out.getvalue()
 
 
@@ -65,14 +63,13 @@ def rows(path: Path) -> list[dict[str, str]]:
 # -- help and version
 
 
-def test_help_fits_on_a_few_screens_and_names_our_classes_only() -> None:
+def test_help_fits_on_a_few_screens_and_names_only_classes_of_the_package() -> None:
     text = printed("fit", "--help")
     assert len(text.splitlines()) < 250
     for name in ("FC", "Conv", "VGG", "ResNet", "SynFlow", "Magnitude", "Digits", "CIFAR10"):
         assert re.search(rf"\b{name}\b", text), name
-    assert set(re.findall(r"torch\.nn\.\w+", text)) <= {
-        "torch.nn.CrossEntropyLoss"
-    }  # the default loss is said by name
+    # Of torch.nn only the default loss is named.
+    assert set(re.findall(r"torch\.nn\.\w+", text)) <= {"torch.nn.CrossEntropyLoss"}
     for name in ("BatchNorm2d", "TransformerEncoder", "ReLU6", "AdaptiveAvgPool2d"):
         assert name not in text
 
@@ -82,20 +79,20 @@ def test_help_names_every_option_of_pruning() -> None:
     for option in (
         "pruner",
         "density",
-        "kept",
+        "num_kept",
         "rounds",
         "schedule",
         "scope",
-        "bias",
-        "norm",
+        "mask_bias",
+        "mask_norm",
         "exclude",
         "train_mode",
         "fresh_batches",
         "sanity",
-        "masks",
+        "masks_path",
         "on_collapse",
         "at_epoch",
-        "trained",
+        "score_from",
         "effective_density",
     ):
         assert f"--pruning.{option}" in text
@@ -104,14 +101,15 @@ def test_help_names_every_option_of_pruning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "about"),
+    ("network", "help_text"),
     [("VGG", "A BatchNorm after each convolution"), ("TorchVision", "name of trained weights")],
 )
-def test_the_help_of_a_class_is_that_of_ours_and_says_what_its_arguments_are(
-    network: str, about: str
+def test_the_help_of_a_short_class_name_describes_the_arguments_of_the_package_s_class(
+    network: str, help_text: str
 ) -> None:
     assert (
-        about.lower() in " ".join(printed("fit", "--model.network.help", network).split()).lower()
+        help_text.lower()
+        in " ".join(printed("fit", "--model.network.help", network).split()).lower()
     )
 
 
@@ -154,7 +152,7 @@ def test_two_commands_build_the_same_network(built: Built) -> None:
     assert not torch.equal(first.get_parameter(name), other.get_parameter(name))
 
 
-def test_recipes_compose_and_the_last_word_counts(built: Built) -> None:
+def test_recipes_compose_and_later_settings_override_earlier_ones(built: Built) -> None:
     options = built(
         "fit", "-c", "mnist_fc", "-c", "pruners/magnitude", "--pruning.density", "0.01", *SHORT
     ).config.fit
@@ -163,9 +161,8 @@ def test_recipes_compose_and_the_last_word_counts(built: Built) -> None:
     assert options.pruning.pruner.class_path == "synflow_pl.pruners.Magnitude"
     assert (options.pruning.density, options.pruning.rounds) == (0.01, 1)
     assert options.trainer.max_epochs == 1
-    assert (
-        options.model.optimizer.init_args.lr == 0.05
-    )  # of the recipe, which nothing above touches
+    # No overlay or option overrides the recipe's learning rate.
+    assert options.model.optimizer.init_args.lr == 0.05
 
 
 @pytest.mark.parametrize(
@@ -177,7 +174,7 @@ def test_recipes_compose_and_the_last_word_counts(built: Built) -> None:
         (["pruners/magnitude"], "synflow_pl.pruners.Magnitude", 1),
     ],
 )
-def test_an_overlay_leaves_nothing_of_the_one_before(
+def test_an_overlay_of_a_pruner_replaces_the_previous_one_completely(
     overlays: list[str], pruner: str, rounds: int, built: Built
 ) -> None:
     pruning = built(
@@ -231,8 +228,8 @@ def test_a_recipe_may_be_given_in_any_form(form: list[str], built: Built) -> Non
     assert built("fit", *form).config.fit.trainer.max_epochs == 20
 
 
-def test_a_short_class_name_means_ours(built: Built) -> None:
-    # torchvision, imported by then, has a VGG and a ResNet too.
+def test_a_short_class_name_means_a_class_of_the_package(built: Built) -> None:
+    # torchvision, which is imported by then, has a VGG and a ResNet too.
     options = built(
         "fit",
         "--model.network",
@@ -252,7 +249,7 @@ def test_the_nonlinearity_is_given_by_its_class_path(built: Built) -> None:
     assert sum(isinstance(module, torch.nn.Tanh) for module in network.modules()) == 5
 
 
-# -- what the data fills in
+# -- defaults that follow from the data
 
 
 @pytest.mark.parametrize(("data", "shape"), [("Digits", (1, 28, 28)), ("CIFAR10", (3, 32, 32))])
@@ -281,7 +278,7 @@ def test_the_data_s_shape_and_classes_reach_the_network(
         "Timm --model.network.name vit_tiny_patch16_224 --model.network.options.patch_size 8",
     ],
 )
-def test_so_they_do_with_the_larger_networks(network: str, built: Built) -> None:
+def test_the_data_s_shape_and_classes_reach_the_larger_networks(network: str, built: Built) -> None:
     if network.startswith("Timm"):
         pytest.importorskip("timm")
     module = built(
@@ -386,13 +383,13 @@ def test_weights_of_another_network_are_refused_before_a_run_is_opened(
     with pytest.raises(SystemExit):
         built("fit", "-c", "mnist_fc", "--network_weights", "weights.pt")
     assert (
-        "'weights.pt' does not fit FC: layers.1.weight (and 10 more) is (50, 784) in the file and (100, 784)"
-        in capsys.readouterr().err
+        "'weights.pt' does not fit FC: layers.1.weight (and 10 more) is (50, 784) in the file and "
+        "(100, 784)" in capsys.readouterr().err
     )
     assert not (folder / "lightning_logs").exists()
 
 
-def test_what_fits_of_another_network_s_weights_can_be_had(built: Built, folder: Path) -> None:
+def test_the_weights_of_another_network_that_fit_can_be_loaded(built: Built, folder: Path) -> None:
     torch.save(FC(num_classes=7).state_dict(), folder / "weights.pt")
     with pytest.warns(UserWarning, match=r"fills 10 of 12 tensors of FC: layers\.11\.weight"):
         built(
@@ -411,14 +408,14 @@ def test_an_explicit_number_of_classes_is_kept(built: Built) -> None:
     assert network(torch.zeros(1, 1, 28, 28)).shape == (1, 12)
 
 
-def test_a_network_of_one_s_own_in_the_working_directory_needs_no_arguments(
+def test_a_user_s_network_in_the_working_directory_needs_no_arguments(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "my_plain_network.py").write_text(
         "from torch import nn\n\n\nclass Plain(nn.Sequential):\n"
         "    def __init__(self):\n        super().__init__(nn.Flatten(), nn.Linear(784, 10))\n"
     )
-    # The console script's path does not hold the working directory, as that of `python -m` does.
+    # Unlike `python -m`, the console script does not have the working directory in sys.path.
     monkeypatch.setattr(
         sys, "path", [entry for entry in sys.path if entry not in ("", ".", str(folder))]
     )
@@ -467,7 +464,9 @@ def test_a_printed_configuration_is_complete(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["mnist_fc", "cifar10_resnet20"])
-def test_a_printed_configuration_means_the_same_again(recipe: str, folder: Path) -> None:
+def test_a_printed_configuration_parses_to_the_same_configuration(
+    recipe: str, folder: Path
+) -> None:
     first = printed(
         "fit",
         "-c",
@@ -501,8 +500,8 @@ def test_a_run_is_named_by_recipe_pruner_density_and_seed(built: Built) -> None:
     assert cli.run_folder.is_dir()
 
 
-def test_the_trainer_can_be_sent_to_spawned_processes(built: Built) -> None:
-    # Strategy ddp_spawn pickles it, with the callbacks and the command line that hang on it.
+def test_the_trainer_can_be_pickled_for_spawned_processes(built: Built) -> None:
+    # The strategy ddp_spawn pickles the trainer with its callbacks and the CLI.
     cli = built("fit", *FC_ON_DIGITS, "--pruning.density", "0.1")
     assert pickle.loads(pickle.dumps(cli.trainer)).max_epochs == cli.trainer.max_epochs
 
@@ -513,7 +512,7 @@ def test_a_run_without_a_recipe_is_named_by_data_and_network(built: Built) -> No
     )
 
 
-def test_a_run_of_torchvision_s_network_bears_the_network_s_name(built: Built) -> None:
+def test_a_run_of_a_torchvision_network_is_named_by_the_architecture(built: Built) -> None:
     arguments = [
         "--model.network",
         "TorchVision",
@@ -527,7 +526,7 @@ def test_a_run_of_torchvision_s_network_bears_the_network_s_name(built: Built) -
     assert built("fit", *arguments).run_folder.name == "cifar10_resnet18-synflow-density0.2-seed0"
 
 
-def test_a_second_run_of_the_same_name_gets_a_two(built: Built) -> None:
+def test_further_runs_of_the_same_name_are_numbered(built: Built) -> None:
     names = [built("fit", "-c", "mnist_fc", "--run", "again").run_folder for _ in range(3)]
     assert [folder.name for folder in names if folder] == ["again", "again-2", "again-3"]
 
@@ -554,7 +553,7 @@ def test_csv_is_always_logged(option: list[str], kinds: list[type], built: Built
     ] * len(kinds)
 
 
-# A real run, short, that the following tests look at and then go on with.
+# The following tests inspect a short run, and then evaluate and resume it.
 
 # 5 % of FC's 119,400 weights: 119,400 - floor(0.95 * 119,400).
 KEPT = 119_400 - 113_430
@@ -562,9 +561,7 @@ KEPT = 119_400 - 113_430
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """The run's folder and what was printed at its end; the working directory is the one that it
-    was made in.
-    """
+    """Yield the folder of a short run and its output, in the working directory of the run."""
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("fitted"))
@@ -603,11 +600,12 @@ def test_a_run_holds_its_configuration_metrics_events_masks_and_checkpoints(
     patterns += ["training.json", "checkpoints/*.ckpt"]
     for pattern in patterns:
         assert len(list(folder.glob(pattern))) == 1, pattern
-    names = {path.name.partition(".")[0] for path in folder.iterdir()} - {""}  # that of .owner
+    # The name of .owner is empty before its dot.
+    names = {path.name.partition(".")[0] for path in folder.iterdir()} - {""}
     assert names == {pattern.partition(".")[0].partition("/")[0] for pattern in patterns}
 
 
-def test_the_masks_of_a_run_have_exactly_the_density_asked_for(fitted: tuple[Path, str]) -> None:
+def test_the_masks_of_a_run_have_exactly_the_given_density(fitted: tuple[Path, str]) -> None:
     folder, _ = fitted
     masks = Masks.load(folder / "masks.safetensors")
     assert (masks.kept, masks.total) == (KEPT, 119_400)
@@ -623,7 +621,7 @@ def test_the_checkpoint_of_a_run_loads_into_the_plain_network_with_its_zeros(
     assert sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(network)) == KEPT
 
 
-def test_the_configuration_of_a_run_says_what_was_asked_and_filled_in(
+def test_the_configuration_of_a_run_has_the_given_and_the_derived_options(
     fitted: tuple[Path, str],
 ) -> None:
     content = yaml.safe_load((fitted[0] / "config.yaml").read_text())
@@ -636,7 +634,7 @@ def test_the_configuration_of_a_run_says_what_was_asked_and_filled_in(
 def test_the_metrics_of_a_run_hold_each_round_and_each_epoch(fitted: tuple[Path, str]) -> None:
     written = rows(fitted[0] / "metrics.csv")
     densities = [float(row["pruning/density"]) for row in written if row.get("pruning/density")]
-    # Twenty equal steps on a logarithmic scale, from 1 to 0.05; whole weights, so to five decimals.
+    # Twenty equal steps on a logarithmic scale from 1 to 0.05, rounded to whole weights.
     assert densities == pytest.approx([0.05 ** (round / 20) for round in range(1, 21)], abs=1e-5)
     for metric in (
         "train/loss",
@@ -649,13 +647,13 @@ def test_the_metrics_of_a_run_hold_each_round_and_each_epoch(fitted: tuple[Path,
         assert len([row for row in written if row[metric]]) == 1, metric
 
 
-def test_fit_ends_by_saying_where_the_run_lies_and_what_to_do_next(
+def test_fit_ends_with_the_run_s_folder_and_the_next_commands(
     fitted: tuple[Path, str],
 ) -> None:
-    ours = fitted[1].strip().splitlines()[-3:]
-    assert ours[0].endswith("lightning_logs/real")
-    assert ours[1].endswith("python -m synflow_pl test --ckpt_path lightning_logs/real")
-    assert ours[2].endswith("tensorboard --logdir lightning_logs")
+    lines = fitted[1].strip().splitlines()[-3:]
+    assert lines[0].endswith("lightning_logs/real")
+    assert lines[1].endswith("python -m synflow_pl test --ckpt_path lightning_logs/real")
+    assert lines[2].endswith("tensorboard --logdir lightning_logs")
 
 
 @pytest.mark.parametrize("what", ["run", "file"])
@@ -679,7 +677,7 @@ def test_a_test_of_a_run_adds_to_that_run(what: str, fitted: tuple[Path, str]) -
     assert [path.name for path in folder.parent.iterdir()] == ["real"]
 
 
-def test_the_zeros_are_in_the_network_that_is_tested(fitted: tuple[Path, str]) -> None:
+def test_pruned_weights_are_zero_in_the_network_that_is_tested(fitted: tuple[Path, str]) -> None:
     folder, _ = fitted
     cli = run(
         ["test", "--ckpt_path", "lightning_logs/real", "--trainer.limit_test_batches", "1", *QUIET]
@@ -691,14 +689,13 @@ def test_the_zeros_are_in_the_network_that_is_tested(fitted: tuple[Path, str]) -
     )
 
 
-def test_validate_gives_the_number_that_training_ended_with(fitted: tuple[Path, str]) -> None:
+def test_validate_returns_the_accuracy_that_training_ended_with(fitted: tuple[Path, str]) -> None:
     folder, _ = fitted
     trained = next(
         float(row["val/accuracy"]) for row in rows(folder / "metrics.csv") if row["val/accuracy"]
     )
-    run(
-        ["validate", "--ckpt_path", str(folder), *QUIET]
-    )  # on as many batches as its own configuration says
+    # The run's own configuration sets the number of batches.
+    run(["validate", "--ckpt_path", str(folder), *QUIET])
     last = [
         float(row["val/accuracy"]) for row in rows(folder / "metrics.csv") if row["val/accuracy"]
     ][-1]
@@ -712,7 +709,8 @@ def test_predictions_are_one_line_per_test_image_and_as_accurate_as_the_test(
     run(["predict", "--ckpt_path", str(folder), *QUIET])
     written = rows(folder / "predictions.csv")
     assert [int(row["image"]) for row in written] == list(range(1000))
-    assert all(0.1 <= float(row["probability"]) <= 1 for row in written)  # the likeliest of ten
+    # The likeliest of ten classes has a probability of at least a tenth.
+    assert all(0.1 <= float(row["probability"]) <= 1 for row in written)
     (folder / "predictions.csv").unlink()
 
     labels = Digits().images(train=False)[1].tolist()
@@ -722,20 +720,20 @@ def test_predictions_are_one_line_per_test_image_and_as_accurate_as_the_test(
     assert cli.metrics[0]["test/accuracy"] == pytest.approx(right / 1000)
 
 
-def test_images_of_one_s_own_are_predicted_by_name(fitted: tuple[Path, str]) -> None:
+def test_a_user_s_images_are_predicted_by_file_name(fitted: tuple[Path, str]) -> None:
     folder, _ = fitted
     pixels, _labels = Digits().images(train=False)
     own = folder.parent.parent / "own"
     own.mkdir()
     for index in (2, 0, 1):
         Image.fromarray(pixels[index, 0].numpy()).save(own / f"{index}.png")
-    found = []
+    predictions = []
     for options in ([], ["--data.predict_dir", "own"]):
         run(["predict", "--ckpt_path", str(folder), *options, *QUIET])
-        found.append(rows(folder / "predictions.csv"))
+        predictions.append(rows(folder / "predictions.csv"))
         (folder / "predictions.csv").unlink()
-    assert [row["image"] for row in found[1]] == ["own/0.png", "own/1.png", "own/2.png"]
-    for mine, theirs in zip(found[1], found[0], strict=False):
+    assert [row["image"] for row in predictions[1]] == ["own/0.png", "own/1.png", "own/2.png"]
+    for mine, theirs in zip(predictions[1], predictions[0], strict=False):
         assert mine["class"] == theirs["class"]
         assert float(mine["probability"]) == pytest.approx(float(theirs["probability"]), abs=1e-5)
 
@@ -763,21 +761,20 @@ def test_predictions_of_several_devices_are_refused(
     )
 
 
-def test_a_folder_that_is_not_there_is_one_sentence(
+def test_a_folder_that_does_not_exist_is_reported_in_one_sentence(
     fitted: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         run(["predict", "--ckpt_path", str(fitted[0]), "--data.predict_dir", "nowhere", *QUIET])
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert (
-        last
-        == "synflow_pl: error: predict_dir: there is no folder 'nowhere'; give one that holds images"
+    assert last == (
+        "synflow_pl: error: predict_dir: there is no folder 'nowhere'; give one that holds images"
     )
 
 
 def test_a_resumed_run_keeps_its_masks_and_is_not_pruned_again(fitted: tuple[Path, str]) -> None:
     folder, _ = fitted
-    asked = [
+    options = [
         "-c",
         "lightning_logs/real/config.yaml",
         "--pruning.density",
@@ -785,7 +782,7 @@ def test_a_resumed_run_keeps_its_masks_and_is_not_pruned_again(fitted: tuple[Pat
         "--trainer.max_epochs",
         "2",
     ]
-    cli = run(["fit", *asked, "--ckpt_path", "lightning_logs/real", "--run", "resumed"])
+    cli = run(["fit", *options, "--ckpt_path", "lightning_logs/real", "--run", "resumed"])
     try:
         assert cli.trainer.current_epoch == 2
         before, after = (
@@ -799,13 +796,13 @@ def test_a_resumed_run_keeps_its_masks_and_is_not_pruned_again(fitted: tuple[Pat
 
 def test_masks_of_one_run_train_another(fitted: tuple[Path, str]) -> None:
     folder, _ = fitted
-    asked = [
+    options = [
         "--pruning.masks_path",
         "lightning_logs/real/masks.safetensors",
         "--trainer.default_root_dir",
         "elsewhere",
     ]
-    cli = run(["fit", *FC_ON_DIGITS, "--seed_everything", "1", *asked, *SHORT])
+    cli = run(["fit", *FC_ON_DIGITS, "--seed_everything", "1", *options, *SHORT])
     assert cli.run_folder is not None
     assert cli.run_folder.parts == (
         "elsewhere",
@@ -820,8 +817,8 @@ def test_masks_of_one_run_train_another(fitted: tuple[Path, str]) -> None:
 
 
 def test_two_processes_train_under_the_masks_of_the_first(folder: Path) -> None:
-    # A script with ranks of its own, as a user starts it. Forked ones would inherit threads that
-    # are not there.
+    # Started as a user does, in a new process: forked ranks would inherit locks of OpenMP threads
+    # that do not exist in them.
     options = ["--pruning.density", "0.05", "--pruning.pruner", "Random", "--run", "two", *SHORT]
     processes = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     command = [sys.executable, "-m", "synflow_pl", "fit", *FC_ON_DIGITS, *options, *processes]
@@ -836,8 +833,7 @@ def test_two_processes_train_under_the_masks_of_the_first(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     masks = Masks.load(folder / "lightning_logs/two/masks.safetensors")
     network = load_weights(FC(), folder / "lightning_logs/two")
-    # Had the second process held other masks, the sum of both gradients would have left more
-    # weights alive.
+    # If the second process had other masks, the sum of both gradients would change pruned weights.
     assert masks.kept == KEPT
     assert all(not parameter[~mask].any() for parameter, mask in masks.parameters(network))
     assert sum(int(parameter.count_nonzero()) for parameter, _ in masks.parameters(network)) == KEPT
@@ -866,7 +862,7 @@ def test_a_run_starts_from_the_weights_of_another(
     assert all(torch.equal(tensor, trained[name]) for name, tensor in network.state_dict().items())
 
 
-def test_a_checkpoint_goes_before_weights_from_a_file(fitted: tuple[Path, str]) -> None:
+def test_a_checkpoint_takes_precedence_over_weights_from_a_file(fitted: tuple[Path, str]) -> None:
     cli = run(
         ["test", "--ckpt_path", "lightning_logs/real", "--network_weights", "nowhere.pt", *QUIET]
     )
@@ -880,8 +876,8 @@ def test_a_checkpoint_goes_before_weights_from_a_file(fitted: tuple[Path, str]) 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pruner", "cuts"), [("Random", 1), ("GradualMagnitude", 7)])
 def test_two_processes_prune_at_the_same_later_step(pruner: str, cuts: int, folder: Path) -> None:
-    # Three steps in the dense epoch; a gradual pruning has the nine after them until three quarters
-    # of the training are over.
+    # The first three of twelve steps are dense, and gradual pruning ends after the ninth, at three
+    # quarters of the training.
     options = [
         "--pruning.density",
         "0.05",
@@ -933,7 +929,6 @@ def test_two_processes_prune_at_the_same_later_step(pruner: str, cuts: int, fold
         for row in rows(folder / "lightning_logs/two/metrics.csv")
         if row["pruning/density"]
     ]
-    assert len(densities) == min(
-        cuts, 6
-    )  # six steps, so one of seven cuts falls together with another
+    # There are six steps, so two of seven rounds coincide.
+    assert len(densities) == min(cuts, 6)
     assert densities == sorted(densities, reverse=True)

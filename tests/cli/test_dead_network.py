@@ -1,4 +1,4 @@
-"""A collapse provoked on purpose: one sentence and exit status 1, before any training."""
+"""Tests of layer collapse: the command exits with one sentence and status 1 before training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from synflow_pl.cli.main import run
 from synflow_pl.training import Classifier
 
 FC = ["-c", "mnist_fc", "--pruning.density", "0.01"]
-# Of one shot by magnitude, the classifier's 102,400 weights are all below what is kept at 0.03.
+# In one round of magnitude pruning to 0.03, none of the classifier's 102,400 weights is kept.
 RESNET18 = ["-c", "tiny_imagenet_resnet18", "--pruning.density", "0.03", "--data.batch_size", "8"]
 
 
@@ -23,7 +23,7 @@ RESNET18 = ["-c", "tiny_imagenet_resnet18", "--pruning.density", "0.03", "--data
     ],
     ids=["fc", "resnet18"],
 )
-def test_it_ends_with_a_sentence_before_any_training(
+def test_layer_collapse_is_reported_in_one_sentence_before_any_training(
     recipe: list[str],
     density: str,
     layer: str,
@@ -35,7 +35,7 @@ def test_it_ends_with_a_sentence_before_any_training(
     steps: list[object] = []
     monkeypatch.setattr(Classifier, "training_step", lambda self, *_: steps.append(self))
     monkeypatch.setattr(Classifier, "validation_step", lambda self, *_: steps.append(self))
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         run(
             [
                 "fit",
@@ -49,22 +49,24 @@ def test_it_ends_with_a_sentence_before_any_training(
                 *QUIET,
             ]
         )
-    assert left.value.code == 1
+    assert raised.value.code == 1
     (line,) = [
         line
         for line in capsys.readouterr().err.splitlines()
         if line.startswith("synflow_pl: error: ")
     ]
     assert line == (
-        "synflow_pl: error: the network is dead: no path of kept weights leads from input to output at density"
-        f" {density}; it breaks at '{layer}', which has no weight left; try more rounds, a larger density, another scope (local),"
-        " or on_collapse warn to train it anyway"
+        "synflow_pl: error: the network is dead: no path of kept weights leads from input to "
+        f"output at density {density}; it breaks at '{layer}', which has no weight left; try more "
+        "rounds, a larger density, another scope (local), or on_collapse warn to train it anyway"
     )
     assert steps == []
     assert not (folder / "lightning_logs" / "dead" / "checkpoints").exists()
 
 
-def test_a_warning_is_enough_if_one_wants_to_train_it(folder: Path, generated: None) -> None:
+def test_with_on_collapse_warn_a_disconnected_network_is_trained_after_a_warning(
+    folder: Path, generated: None
+) -> None:
     short = [
         "--trainer.max_epochs",
         "1",

@@ -5,7 +5,7 @@ import pytest
 from synflow_pl.cli.demo import demo
 
 
-def test_the_demo_ends_with_the_table_both_accuracies_and_where_to_look(
+def test_the_demo_ends_with_the_table_both_accuracies_and_the_tensorboard_command(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = [f"--trainer.limit_{part}_batches=1" for part in ("train", "val", "test")]
@@ -23,8 +23,8 @@ def test_the_demo_ends_with_the_table_both_accuracies_and_where_to_look(
     ending = lines[
         next(index for index, line in enumerate(lines) if line.startswith("parameter  ")) :
     ]
-    # Of width 4 instead of 32, conv has 9 * 4 + 9 * 4 * 4 + 4 * 784 * 10 = 31,540 weights; a
-    # twentieth of them live.
+    # With width 4, conv has 9 * 4 + 9 * 4 * 4 + 4 * 784 * 10 = 31,540 weights; a twentieth of them
+    # is kept.
     assert [line.split()[0] for line in ending if line.startswith("layers.")] == [
         "layers.0.weight",
         "layers.2.weight",
@@ -43,6 +43,6 @@ def test_the_demo_ends_with_the_table_both_accuracies_and_where_to_look(
     }
 
 
-def test_the_demo_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
     demo(["--help"])
     assert capsys.readouterr().out.startswith("usage: synflow_pl demo")

@@ -1,4 +1,4 @@
-"""Narrower dense networks: as many weights, or as many FLOPs, as the pruned one."""
+"""Tests of narrower dense networks with as many weights, or as many FLOPs, as a pruned one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def task(recipe: str, like: str, density: float) -> Task:
 
 
 def test_a_narrower_fc_has_as_many_weights_as_the_pruned_one() -> None:
-    options, about = dense_baseline(task("mnist_fc", "parameters", 0.1))
-    # Of width w: 784 w + 4 w^2 + 10 w weights; 100 gives 119,400, and 14 gives 11,900, nearest to
-    # 11,940 (15 gives 12,810).
+    options, baseline = dense_baseline(task("mnist_fc", "parameters", 0.1))
+    # Width w gives 784 w + 4 w^2 + 10 w weights: 119,400 for w = 100, and 11,900 for w = 14, which
+    # is the closest to 11,940 (w = 15 gives 12,810).
     assert options == ("--model.network.width", "14")
-    assert (about.weights, about.whole_weights) == (11_900, 119_400)
-    assert (about.flops, about.whole_flops) == (2 * 11_900, 2 * 119_400)
+    assert (baseline.weights, baseline.whole_weights) == (11_900, 119_400)
+    assert (baseline.flops, baseline.whole_flops) == (2 * 11_900, 2 * 119_400)
 
 
 def test_in_a_network_of_linear_layers_flops_follow_weights() -> None:
@@ -29,13 +29,13 @@ def test_in_a_network_of_linear_layers_flops_follow_weights() -> None:
     )
 
 
-def test_a_convolution_s_weights_go_with_the_square_of_the_width() -> None:
-    _, about = dense_baseline(task("cifar10_vgg16", "parameters", 0.01))
-    assert about.width == pytest.approx(0.1, rel=0.02)
-    assert about.weights == pytest.approx(0.01 * about.whole_weights, rel=0.01)
+def test_the_weights_of_convolutions_scale_with_the_square_of_the_width() -> None:
+    _, baseline = dense_baseline(task("cifar10_vgg16", "parameters", 0.01))
+    assert baseline.width == pytest.approx(0.1, rel=0.02)
+    assert baseline.weights == pytest.approx(0.01 * baseline.whole_weights, rel=0.01)
 
 
-def test_a_network_of_width_one_is_the_original_and_a_half_has_half_the_channels() -> None:
+def test_width_factor_one_is_the_original_network_and_a_half_has_half_the_channels() -> None:
     assert [
         layer.out_channels
         for layer in VGG(11, width_factor=0.5).features

@@ -1,6 +1,4 @@
-"""From the command line: two processes, however they are started, prune and train as one does, and
-end by themselves or by a signal.
-"""
+"""Tests that two processes prune and train as one does, and end by themselves or by a signal."""
 
 from __future__ import annotations
 
@@ -28,10 +26,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 OVERLAYS = sorted(path.stem for path in (recipe_folder() / "pruners").glob("*.yaml"))
 SHORT = {
-    "enable_progress_bar": "false", "enable_model_summary": "false", "accelerator": "cpu", "max_epochs": "3",
-    "limit_train_batches": "4", "limit_val_batches": "4",
-}  # fmt: skip
-# A network without BatchNorm, whose statistics each rank would take of its own share.
+    "enable_progress_bar": "false",
+    "enable_model_summary": "false",
+    "accelerator": "cpu",
+    "max_epochs": "3",
+    "limit_train_batches": "4",
+    "limit_val_batches": "4",
+}
+# The network has no BatchNorm, whose statistics would differ between one rank and two.
 FIT = [
     "fit",
     "-c",
@@ -41,7 +43,7 @@ FIT = [
 
 
 def options(overlay: str) -> list[str]:
-    """A shorter pruning, that kills no network."""
+    """Return options for a short pruning with an overlay, without an error for layer collapse."""
     if overlay == "dense":
         return ["-c", "pruners/dense"]
     return [
@@ -57,7 +59,7 @@ def options(overlay: str) -> list[str]:
 
 
 def outcome(run: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """A run's masks, and its losses and accuracies epoch by epoch."""
+    """Return a run's masks, and its losses and accuracies after each epoch."""
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     names = ("train/loss", "val/loss", "train/accuracy", "val/accuracy", "train/accuracy_top5")
@@ -70,12 +72,12 @@ def compare(two: Path, one: Path, *, trained: bool = False) -> None:
     (left, curves), (right, expected) = outcome(two), outcome(one)
     assert left.keys() == right.keys()
     differing = sum(int((left[name] ^ right[name]).sum()) for name in left)
-    # Weights that were trained before they were ranked differ in their last bits, and two that are
-    # as good as equal may change places.
+    # Weights that are trained before they are ranked differ in their last bits, so two almost
+    # equal ones may be ranked differently.
     assert differing <= (2 if trained else 0)
     assert expected.shape == (5, 3)
-    # Sums of floats in another order; accuracies are counts and may differ by an image on the edge,
-    # of 256.
+    # Two processes sum floats in another order; accuracies of 256 images may differ by one image
+    # near the decision boundary.
     torch.testing.assert_close(curves[:2], expected[:2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(curves[2:], expected[2:], rtol=0, atol=1.5 / 256)
 
@@ -102,7 +104,7 @@ def test_two_processes_choose_the_masks_of_one_and_follow_its_loss_curve(
     assert (folder / "lightning_logs/one/masks.safetensors").exists() == (overlay != "dense")
 
 
-# -- started in every other way
+# -- other ways to start two processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,11 +128,11 @@ def wait(*started: subprocess.Popen[str]) -> None:
     )
 
 
-OURS = [sys.executable, "-m", "synflow_pl"]
+SYNFLOW_PL = [sys.executable, "-m", "synflow_pl"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
-def settled(strategy: str, devices: int) -> list[str]:
+def fit_command(strategy: str, devices: int) -> list[str]:
     return [
         *FIT,
         *options("synflow"),
@@ -150,24 +152,25 @@ def port() -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "ddp_spawn", "torchrun"])
-def test_processes_that_are_started_otherwise_do_so_too(folder: Path, how: str, port: str) -> None:
-    wait(start(folder, *OURS, *settled("auto", 1), "--run", "one"))
-    (folder / "named.yaml").write_text(
-        "run: two\n"
-    )  # torchrun takes --run for an option of its own
+def test_processes_of_each_launcher_choose_the_masks_of_one(
+    folder: Path, how: str, port: str
+) -> None:
+    wait(start(folder, *SYNFLOW_PL, *fit_command("auto", 1), "--run", "one"))
+    # torchrun has an option --run itself, so the name is given in a file.
+    (folder / "named.yaml").write_text("run: two\n")
     launcher = (
         [*TORCHRUN, "--nproc_per_node", "2", "--master_port", port, "-m", "synflow_pl"]
         if how == "torchrun"
-        else OURS
+        else SYNFLOW_PL
     )
     strategy = "ddp" if how == "torchrun" else how
-    wait(start(folder, *launcher, *settled(strategy, 2), "-c", "named.yaml"))
+    wait(start(folder, *launcher, *fit_command(strategy, 2), "-c", "named.yaml"))
     compare(folder / "lightning_logs/two", folder / "lightning_logs/one")
     assert sorted(path.name for path in (folder / "lightning_logs").iterdir()) == ["one", "two"]
     wait(
         start(
             folder,
-            *OURS,
+            *SYNFLOW_PL,
             "test",
             "--ckpt_path",
             "lightning_logs/two",
@@ -181,19 +184,20 @@ def test_processes_that_are_started_otherwise_do_so_too(folder: Path, how: str, 
 
 @pytest.fixture
 def nodes() -> Iterator[list[tuple[str, str]]]:
-    """Two network namespaces with a cable between them: name and interface of each. The first has
-    the address 10.77.0.1.
+    """Yield the names and interfaces of two connected network namespaces.
+
+    The first has the address 10.77.0.1.
     """
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("network namespaces need the command ip and root")
     names = [f"synflow_{os.getpid()}_{node}" for node in range(2)]
-    made: list[str] = []
+    created: list[str] = []
     try:
         for name in names:
             done = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
             if done.returncode:
                 pytest.skip(f"no network namespace can be made here: {done.stderr.strip()}")
-            made.append(name)
+            created.append(name)
         commands = ["ip link add veth0 netns {0} type veth peer name veth1 netns {1}"]
         for node in range(2):
             own = f"ip -n {{{node}}} "
@@ -206,13 +210,15 @@ def nodes() -> Iterator[list[tuple[str, str]]]:
             subprocess.run(command.format(*names).split(), check=True)
         yield [(name, f"veth{node}") for node, name in enumerate(names)]
     finally:
-        for name in made:
+        for name in created:
             subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 @pytest.mark.slow
-def test_two_nodes_do_so_too(folder: Path, nodes: list[tuple[str, str]], port: str) -> None:
-    wait(start(folder, *OURS, *settled("auto", 1), "--run", "one"))
+def test_processes_on_two_nodes_choose_the_masks_of_one(
+    folder: Path, nodes: list[tuple[str, str]], port: str
+) -> None:
+    wait(start(folder, *SYNFLOW_PL, *fit_command("auto", 1), "--run", "one"))
     (folder / "named.yaml").write_text("run: two\n")
     started = []
     for rank, (name, interface) in enumerate(nodes):
@@ -227,7 +233,7 @@ def test_two_nodes_do_so_too(folder: Path, nodes: list[tuple[str, str]], port: s
             port,
         ]
         launcher = [*TORCHRUN, *rendezvous, "--nproc_per_node", "1", "-m", "synflow_pl"]
-        words = [*settled("ddp", 1), "--trainer.num_nodes", "2", "-c", "named.yaml"]
+        words = [*fit_command("ddp", 1), "--trainer.num_nodes", "2", "-c", "named.yaml"]
         started.append(
             start(
                 folder, "ip", "netns", "exec", name, *launcher, *words, GLOO_SOCKET_IFNAME=interface
@@ -240,7 +246,7 @@ def test_two_nodes_do_so_too(folder: Path, nodes: list[tuple[str, str]], port: s
 # -- with the default progress bar, summary and loggers
 
 TWO = [
-    *OURS,
+    *SYNFLOW_PL,
     "fit",
     "-c",
     "demo",
@@ -298,7 +304,7 @@ QUICK = [("default", "validated"), ("tqdm", "not validated")]
         if bar == "default" or validation in ("validated", "not validated")
     ],
 )
-def test_two_processes_that_show_their_progress_end_by_themselves(
+def test_two_processes_with_progress_bars_end_by_themselves(
     folder: Path, bar: str, validation: str
 ) -> None:
     done = run_command(
@@ -313,16 +319,18 @@ def test_two_processes_that_show_their_progress_end_by_themselves(
 
 
 @pytest.mark.slow
-def test_processes_that_torchrun_started_end_by_themselves_too(folder: Path, port: str) -> None:
+def test_processes_that_torchrun_started_end_by_themselves(folder: Path, port: str) -> None:
     (folder / "named.yaml").write_text("run: two\n")
     launcher = [*TORCHRUN, "--nproc_per_node", "2", "--master_port", port, "-m", "synflow_pl"]
-    done = run_command([*launcher, *TWO[len(OURS) :], *FEW, "-c", "named.yaml"], folder, PLACES)
+    done = run_command(
+        [*launcher, *TWO[len(SYNFLOW_PL) :], *FEW, "-c", "named.yaml"], folder, PLACES
+    )
     assert done.returncode == 0, done.output
     assert read(folder / "lightning_logs/two/checkpoints/last.ckpt")["global_step"] == 12
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_where_a_signal_stopped_them(folder: Path) -> None:
+def test_two_processes_resume_where_a_signal_stopped_them(folder: Path) -> None:
     words = [
         "--trainer.max_epochs",
         "2",
@@ -353,7 +361,7 @@ def test_two_processes_go_on_where_a_signal_stopped_them(folder: Path) -> None:
 
 
 def second_rank(command: Command) -> int:
-    """The process that the first one started as the second rank."""
+    """Return the id of the process of rank 1."""
     ranks = [
         pid
         for pid in command.processes()
@@ -396,13 +404,13 @@ def test_a_signal_ends_both_processes_within_a_batch(
             os.kill(command.process.pid if to == "first" else second_rank(command), number)
         done = command.wait()
     assert done.returncode == 128 + number, done.output
-    # One batch may end between the reading of the file and the signal, and one runs when the signal
-    # comes.
+    # One batch may end between reading the file and sending the signal, and another is running
+    # when the signal arrives.
     assert read(folder / "lightning_logs/two/checkpoints/last.ckpt")["global_step"] <= before + 2
 
 
 @pytest.mark.slow
-def test_a_signal_before_the_training_ends_both_processes(folder: Path) -> None:
+def test_a_signal_during_pruning_ends_both_processes(folder: Path) -> None:
     words = ["--pruning.rounds", "100000", "--run", "two"]
     pruned = folder / "lightning_logs/two/metrics.csv"
     with Command([*TWO, *words], folder, PLACES) as command:

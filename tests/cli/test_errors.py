@@ -1,6 +1,4 @@
-"""A mistake on the command line is one sentence on standard error, exit status 2, and no data has
-been touched.
-"""
+"""Tests of mistakes on the command line: one sentence, exit status 2, and no data is read."""
 
 import os
 import shlex
@@ -15,12 +13,18 @@ from synflow_pl.cli.main import run
 FIT = "fit -c mnist_fc"
 NAMED = "fit --model.network FC --data Digits --pruning.density 0.1"
 
-# What is typed -> what the sentence must say.
+# Command lines, with a part of the error message of each.
 MISTAKES = {
     # options
-    f"{FIT} --pruning.densty 0.1": "there is no option pruning.densty; did you mean pruning.density?",
-    f"{FIT} --pruning.densty=0.1": "there is no option pruning.densty; did you mean pruning.density?",
-    f"{FIT} --trainer.max_epoch 1": "there is no option trainer.max_epoch; did you mean trainer.max_epochs?",
+    f"{FIT} --pruning.densty 0.1": (
+        "there is no option pruning.densty; did you mean pruning.density?"
+    ),
+    f"{FIT} --pruning.densty=0.1": (
+        "there is no option pruning.densty; did you mean pruning.density?"
+    ),
+    f"{FIT} --trainer.max_epoch 1": (
+        "there is no option trainer.max_epoch; did you mean trainer.max_epochs?"
+    ),
     f"{FIT} --pruning.round 5": "there is no option pruning.round; did you mean pruning.rounds?",
     f"{FIT} --seed 5": "there is no option seed",
     f"{FIT} --model.network.widht 5": "there is no option widht; did you mean width?",
@@ -36,7 +40,9 @@ MISTAKES = {
     f"{FIT} --pruning.num_kept 5": "got density=0.1, num_kept=5",
     f"{FIT} --pruning.rounds 0": "rounds: 0 must be a whole number, at least 1",
     f"{FIT} --pruning.scope globl": "'globl' is not one of global, local; did you mean global?",
-    f"{FIT} --pruning.schedule exponental": "'exponental' is not one of exponential, linear, cubic or null; did you mean exponential?",
+    f"{FIT} --pruning.schedule exponental": (
+        "'exponental' is not one of exponential, linear, cubic or null; did you mean exponential?"
+    ),
     f"{FIT} --pruning.on_collapse eror": "'eror' is not one of error, warn; did you mean error?",
     f"{FIT} --trainer.max_epochs abc": "trainer.max_epochs: 'abc' is not a whole number",
     f"{FIT} --data.batch_size 0": "batch_size: 0 must be at least 1",
@@ -45,19 +51,33 @@ MISTAKES = {
     "fit -c cifar10_vgg16 --model.network.depth 12": "depth: '12' is not one of 11, 13, 16, 19",
     "fit -c cifar10_resnet20 --model.network.depth 21": "ResNet: depth=21 is not 6n + 2",
     f"{FIT} --run a/b": "run: 'a/b' cannot be a run's name",
-    "fit --model.network FC --data Digits": "give either density, in (0, 1], or kept",
+    "fit --model.network FC --data Digits": "give either density, in (0, 1], or num_kept",
     # classes
-    f"{FIT} --model.network Cnov": "'Cnov' is not a class that can be used here; did you mean Conv (synflow_pl.networks.Conv)?",
-    f"{FIT} --model.network synflow_pl.networks.ResNt": "did you mean ResNet (synflow_pl.networks.ResNet)?",
-    f"{FIT} --model.network nowhere.Nothing_": "'nowhere.Nothing_' is not a class that can be used here; there are FC, VGG",
+    f"{FIT} --model.network Cnov": (
+        "'Cnov' is not a class that can be used here; did you mean Conv (synflow_pl.networks.Conv)?"
+    ),
+    f"{FIT} --model.network synflow_pl.networks.ResNt": (
+        "did you mean ResNet (synflow_pl.networks.ResNet)?"
+    ),
+    f"{FIT} --model.network nowhere.Nothing_": (
+        "'nowhere.Nothing_' is not a class that can be used here; there are FC, VGG"
+    ),
     f"{FIT} --pruning.pruner SynFlo": "did you mean SynFlow (synflow_pl.pruners.SynFlow)?",
-    f"{FIT} --pruning.pruner torch.nn.Linear": "pruning.pruner: 'torch.nn.Linear' is not a class that can be used here; there are",
+    f"{FIT} --pruning.pruner torch.nn.Linear": (
+        "pruning.pruner: 'torch.nn.Linear' is not a class that can be used here; there are"
+    ),
     f"{FIT} --data MNISTT": "did you mean MNIST (synflow_pl.data.MNIST)?",
     f"{FIT} --model.optimizer SDG": "did you mean SGD (torch.optim.SGD)?",
     # what is missing
-    "fit --data Digits --pruning.density 0.1": "model.network is missing; name a recipe with -c (mnist_fc), or give --model.network",
-    "fit --model.network FC --pruning.density 0.1": "data is missing; name a recipe with -c (mnist_fc), or give --data",
-    "fit -c mnist_cf": "no recipe 'mnist_cf': neither a file nor one of ours; did you mean 'mnist_fc'?",
+    "fit --data Digits --pruning.density 0.1": (
+        "model.network is missing; name a recipe with -c (mnist_fc), or give --model.network"
+    ),
+    "fit --model.network FC --pruning.density 0.1": (
+        "data is missing; name a recipe with -c (mnist_fc), or give --data"
+    ),
+    "fit -c mnist_cf": (
+        "no recipe 'mnist_cf': neither a file nor one of ours; did you mean 'mnist_fc'?"
+    ),
     "fit --config=mnist_cf": "no recipe 'mnist_cf'",
     f"{FIT} -c": "expected one argument",
     f"{FIT} --pruning.masks_path nowhere.safetensors": "no masks at 'nowhere.safetensors'",
@@ -70,12 +90,21 @@ MISTAKES = {
         "model.network: 'torchvision.models.resnet18' is a function, expected a class;"
         " use --model.network TorchVision --model.network.name resnet18"
     ),
-    f"{FIT} --model.network=timm.models.resnet.resnet18": "use --model.network Timm --model.network.name resnet18",
-    f"{FIT} -c function.yaml": "'torchvision.models.vgg11' is a function, expected a class; use --model.network TorchVision",
+    f"{FIT} --model.network=timm.models.resnet.resnet18": (
+        "use --model.network Timm --model.network.name resnet18"
+    ),
+    f"{FIT} -c function.yaml": (
+        "'torchvision.models.vgg11' is a function, expected a class; use --model.network "
+        "TorchVision"
+    ),
     f"{FIT} --model.network my.Nothing": "'my.Nothing' is not a class that can be used here",
     f"{FIT} --model.network TorchVision": "name is missing",
-    f"{FIT} --model.network TorchVision --model.network.name resnet19": "no network 'resnet19'; the nearest name is 'resnet18'",
-    f"{FIT} --model.network TorchVision --model.network.name resnet18": "read 3 channels, the data has 1; use Timm",
+    f"{FIT} --model.network TorchVision --model.network.name resnet19": (
+        "no network 'resnet19'; the nearest name is 'resnet18'"
+    ),
+    f"{FIT} --model.network TorchVision --model.network.name resnet18": (
+        "read 3 channels, the data has 1; use Timm"
+    ),
     # weights
     f"{FIT} --network_weights nowhere.pt": "no checkpoint at 'nowhere.pt'",
     f"{FIT} --network_weights broken.yaml": "'broken.yaml' cannot be read with weights_only",
@@ -83,7 +112,9 @@ MISTAKES = {
     f"{FIT} -c wrong_key.yaml": "there is no option pruning.densty; did you mean pruning.density?",
     f"{FIT} -c wrong_section.yaml": "there is no option prunning",
     f"{FIT} -c wrong_argument.yaml": "there is no option widht; did you mean width?",
-    f"{FIT} -c wrong_value.yaml": "pruning.scope: 'globl' is not one of global, local; did you mean global?",
+    f"{FIT} -c wrong_value.yaml": (
+        "pruning.scope: 'globl' is not one of global, local; did you mean global?"
+    ),
     f"{FIT} -c broken.yaml": "Problems parsing config",
 }
 
@@ -104,16 +135,16 @@ def files(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("typed", "said"), MISTAKES.items(), ids=MISTAKES)
-def test_a_mistake_is_answered_in_one_sentence(
-    typed: str, said: str, files: Path, touched: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("typed", "message"), MISTAKES.items(), ids=MISTAKES)
+def test_a_mistake_is_reported_in_one_sentence(
+    typed: str, message: str, files: Path, touched: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         run(shlex.split(typed))
 
     out, err = capsys.readouterr()
-    assert left.value.code == 2
-    assert said in err
+    assert raised.value.code == 2
+    assert message in err
     assert err.startswith("synflow_pl: error: ")
     assert err.count("\n") == 1
     assert "Traceback" not in err
@@ -123,44 +154,50 @@ def test_a_mistake_is_answered_in_one_sentence(
     assert not (files / "lightning_logs").exists()
 
 
-# These are found later than by the parser; they too are sentences.
+# Mistakes that are detected after parsing, with a part of the error message of each.
 LATER_MISTAKES = {
     f"{NAMED} --trainer.max_epochs -5": "max_epochs",
     f"{NAMED} --trainer.devices 0": "devices",
     f"{NAMED} --trainer.accelerator nonsense": "nonsense",
     f"{NAMED} --model.network.num_classes 0": "num_classes=0 must be at least 1",
     f"{NAMED} --model.network.num_classes -1": "num_classes=-1 must be at least 1",
-    f"{NAMED} --model.network.nonlinearity torch.nn.Tnah": "model.network: FC: module 'torch.nn' has no attribute 'Tnah'",
+    f"{NAMED} --model.network.nonlinearity torch.nn.Tnah": (
+        "model.network: FC: module 'torch.nn' has no attribute 'Tnah'"
+    ),
     f"{NAMED} --data.val_size 5000": "val_size: 5000 leaves none",
     f"{NAMED} --pruning.exclude [nolayer.*]": "exclude: 'nolayer.*' matches no prunable parameter",
     f"{NAMED} --pruning.network backbon": "no submodule 'backbon'",
     f"{NAMED} --model.optimizer SGD --model.optimizer.lr -1": "nvalid learning rate",
-    "fit --model.network FC --data Digits --pruning.num_kept 500000": "num_kept: 500000 is more than the 119400 prunable weights",
-    "fit --model.network FC --data Digits --pruning.num_kept 5 --pruning.pruner Random": "the network is dead",
+    "fit --model.network FC --data Digits --pruning.num_kept 500000": (
+        "num_kept: 500000 is more than the 119400 prunable weights"
+    ),
+    "fit --model.network FC --data Digits --pruning.num_kept 5 --pruning.pruner Random": (
+        "the network is dead"
+    ),
 }
 
 
-@pytest.mark.parametrize(("typed", "said"), LATER_MISTAKES.items(), ids=LATER_MISTAKES)
-def test_a_mistake_that_shows_later_is_answered_in_one_sentence_too(
-    typed: str, said: str, folder: Path, generated: None, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("typed", "message"), LATER_MISTAKES.items(), ids=LATER_MISTAKES)
+def test_a_mistake_that_is_detected_after_parsing_is_reported_in_one_sentence(
+    typed: str, message: str, folder: Path, generated: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         run(shlex.split(f"{typed} --trainer.enable_progress_bar false"))
 
-    assert left.value.code in (1, 2)
+    assert raised.value.code in (1, 2)
     lines = [
         line
         for line in capsys.readouterr().err.splitlines()
         if line.startswith("synflow_pl: error: ")
     ]
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
 
 
 @pytest.mark.parametrize(
     "refused", ["--trainer.max_epochs -5", "--model.optimizer SGD --model.optimizer.lr -1"]
 )
-def test_a_command_that_is_refused_leaves_no_run_behind(refused: str, folder: Path) -> None:
+def test_a_command_with_a_mistake_leaves_no_run_behind(refused: str, folder: Path) -> None:
     with pytest.raises(SystemExit):
         run(shlex.split(f"{NAMED} {refused}"))
     assert not (folder / "lightning_logs").exists()
@@ -183,7 +220,7 @@ def test_a_shell_sees_one_line_and_exit_status_2(typed: str, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_members_of_enums_are_written_as_what_their_class_is_called_with() -> None:
+def test_enum_members_are_written_as_text_that_their_class_accepts() -> None:
     import enum
 
     import yaml

@@ -1,4 +1,4 @@
-"""The experiment command: what it writes, what it touches, and what it says when it cannot."""
+"""Tests of the command ``experiment``: its files, the data that it reads, and its errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from synflow_pl.networks import FC
 
 CPU = ["--trainer.accelerator", "cpu"]
 FC_SMALL = ["-c", "mnist_fc", "--model.network.width", "20", *CPU]
-# Of width 20 the six layers of fc on 28x28 images have these weights.
+# Numbers of weights in the six layers of fc with width 20 on 28x28 images.
 SIZES = [784 * 20, 400, 400, 400, 400, 200]
 
 
@@ -29,7 +29,7 @@ def files(folder: str) -> set[str]:
 
 
 @pytest.mark.usefixtures("folder")
-def test_layers_writes_a_row_for_each_pruner_and_layer_and_touches_no_data_for_noise(
+def test_layers_writes_a_row_for_each_pruner_and_layer_and_reads_no_data_for_noise(
     touched: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment(["layers", *FC_SMALL, "--pruners", "magnitude", "snip", "synflow", "--noise", "20"])
@@ -47,8 +47,8 @@ def test_layers_writes_a_row_for_each_pruner_and_layer_and_touches_no_data_for_n
     )
     totals = [float(row["total"]) for row in rows if row["pruner"] == "synflow"]
     assert totals == pytest.approx([totals[0]] * 6, rel=1e-5)
-    told = capsys.readouterr().out
-    assert "0.0000" in next(line for line in told.splitlines() if line.startswith("synflow"))
+    output = capsys.readouterr().out
+    assert "0.0000" in next(line for line in output.splitlines() if line.startswith("synflow"))
     assert (
         Path(folder, "command.txt")
         .read_text()
@@ -57,7 +57,7 @@ def test_layers_writes_a_row_for_each_pruner_and_layer_and_touches_no_data_for_n
 
 
 @pytest.mark.usefixtures("folder", "generated")
-def test_units_scores_on_the_data_where_a_pruner_needs_it() -> None:
+def test_units_scores_on_data_if_a_pruner_needs_it() -> None:
     experiment(["units", *FC_SMALL, "--pruners", "grasp", "synflow", "--run", "mine"])
     rows = table("lightning_logs/mine/units.csv")
     assert len(rows) == 2 * 5 * 20
@@ -66,7 +66,7 @@ def test_units_scores_on_the_data_where_a_pruner_needs_it() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_schedule_goes_through_every_case(touched: list[str]) -> None:
+def test_schedule_writes_a_row_for_each_combination_of_its_options(touched: list[str]) -> None:
     cases = ["--rounds", "1", "5", "--exponents", "1", "2", "--schedules", "linear", "exponential"]
     experiment(["schedule", *FC_SMALL, *cases])
     assert touched == []
@@ -76,14 +76,13 @@ def test_schedule_goes_through_every_case(touched: list[str]) -> None:
         for row in rows
     }
     assert len(rows) == len(ratios) == 8
-    assert (
-        ratios["linear", 2, 1] == ratios["exponential", 2, 1]
-    )  # in one round there is nothing to spread
+    # With one round, all schedules are the same.
+    assert ratios["linear", 2, 1] == ratios["exponential", 2, 1]
     assert ratios["exponential", 2, 5] < ratios["linear", 2, 5] < ratios["linear", 2, 1]
 
 
 @pytest.mark.usefixtures("folder", "generated")
-def test_magnitude_is_a_dense_run_that_is_looked_at() -> None:
+def test_magnitude_trains_dense_and_records_the_weights_of_each_epoch() -> None:
     experiment(["magnitude", *FC_SMALL, *QUIET, "--trainer.max_epochs", "2"])
     folder = "lightning_logs/magnitude-mnist_fc-seed0"
     assert files(folder) >= {
@@ -104,14 +103,13 @@ def test_magnitude_is_a_dense_run_that_is_looked_at() -> None:
         for name, parameter in drawn.named_parameters()
         if name.endswith("weight")
     ]
-    assert [float(row["average"]) for row in rows[:6]] == pytest.approx(
-        squares, rel=0.2
-    )  # of the same distributions
+    # Both networks are drawn from the same distributions.
+    assert [float(row["average"]) for row in rows[:6]] == pytest.approx(squares, rel=0.2)
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    ("args", "status", "said"),
+    ("args", "status", "message"),
     [
         (
             ["unit"],
@@ -140,16 +138,16 @@ def test_magnitude_is_a_dense_run_that_is_looked_at() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_one_sentence_and_leaves_no_folder(
-    args: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str]
+def test_a_mistake_is_reported_in_one_sentence_and_leaves_no_folder(
+    args: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         experiment(args)
-    assert left.value.code == status
+    assert raised.value.code == status
     error = next(
         line for line in capsys.readouterr().err.splitlines() if "synflow_pl: error:" in line
     )
-    assert said in error
+    assert message in error
     assert not Path("lightning_logs").exists()
 
 
@@ -158,8 +156,8 @@ def test_help_names_the_experiments_and_their_options(capsys: pytest.CaptureFixt
     assert "units,layers,magnitude,schedule" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         experiment(["schedule", "--help"])
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert all(
-        option in told
+        option in output
         for option in ("--schedules", "--rounds", "--exponents", "--pruners", "--noise")
     )

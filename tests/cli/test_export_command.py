@@ -1,4 +1,4 @@
-"""compact, export and predict, from a run to predictions."""
+"""Tests of the commands ``compact``, ``export`` and ``predict`` with exported files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def lines(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def test_a_run_becomes_files_that_predict_what_it_predicts(
+def test_exported_files_predict_the_same_as_the_run(
     fitted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = fitted.parents[1] / "own"
@@ -91,9 +91,9 @@ def test_a_run_becomes_files_that_predict_what_it_predicts(
                 *trust,
             ]
         )
-        found = lines(fitted / "export" / "predictions.csv")
-        assert [line[:2] for line in found] == [line[:2] for line in truth]
-        assert [float(line[2]) for line in found[1:]] == pytest.approx(
+        predictions = lines(fitted / "export" / "predictions.csv")
+        assert [line[:2] for line in predictions] == [line[:2] for line in truth]
+        assert [float(line[2]) for line in predictions[1:]] == pytest.approx(
             [float(line[2]) for line in truth[1:]], abs=1e-4
         )
     capsys.readouterr()
@@ -129,14 +129,14 @@ def test_a_run_becomes_files_that_predict_what_it_predicts(
         ),
     ],
 )
-def test_a_mistake_is_one_sentence(
+def test_a_mistake_in_an_option_is_reported_in_one_sentence(
     folder: Path, capsys: pytest.CaptureFixture[str], command, args, message
 ) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(SystemExit):
         command(args)
-    said = capsys.readouterr().err
-    assert message in said
-    assert len(said.splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert len(stderr.splitlines()) == 1
 
 
 def files(folder: Path) -> list[Path]:
@@ -146,26 +146,28 @@ def files(folder: Path) -> list[Path]:
 def refused(
     capsys: pytest.CaptureFixture[str], folder: Path, command, args: list[str], message: str
 ) -> None:  # type: ignore[no-untyped-def]
-    """One sentence, and no file more or less than there were."""
-    there = files(folder)
+    """Check that a command exits with one sentence and neither adds nor removes a file."""
+    before = files(folder)
     capsys.readouterr()
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         command(args)
-    assert left.value.code != 0
-    said = capsys.readouterr().err
-    assert message in said
-    assert len(said.splitlines()) == 1
-    assert files(folder) == there
+    assert raised.value.code != 0
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert len(stderr.splitlines()) == 1
+    assert files(folder) == before
 
 
-def test_a_damaged_or_foreign_checkpoint_is_refused_in_one_sentence(
+def test_a_damaged_or_incompatible_checkpoint_is_reported_in_one_sentence(
     fitted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = fitted / "checkpoints" / "last.ckpt"
     whole = checkpoint.read_bytes()
-    held = torch.load(checkpoint, weights_only=True)
-    held["state_dict"] = {f"network.{name}": tensor for name, tensor in FC().state_dict().items()}
-    torch.save(held, foreign := io.BytesIO())
+    checkpoint_content = torch.load(checkpoint, weights_only=True)
+    checkpoint_content["state_dict"] = {
+        f"network.{name}": tensor for name, tensor in FC().state_dict().items()
+    }
+    torch.save(checkpoint_content, foreign := io.BytesIO())
     for content, message in (
         (whole[: len(whole) // 2], "cannot be read"),
         (b"something else", "cannot be read"),
@@ -176,7 +178,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_in_one_sentence(
             refused(capsys, fitted.parents[1], command, ["--ckpt_path", str(checkpoint)], message)
 
 
-def test_damaged_and_foreign_files_are_not_predicted_from(
+def test_predicting_from_damaged_or_incompatible_files_is_an_error(
     fitted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, own = fitted.parents[1], fitted.parents[1] / "own"
@@ -210,7 +212,7 @@ def test_damaged_and_foreign_files_are_not_predicted_from(
     )
 
 
-def test_a_format_that_fails_takes_no_card_from_the_others(
+def test_a_failing_format_leaves_the_model_card_of_the_other_formats(
     fitted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(FORMATS, "onnx", lambda *_: 1 / 0)
@@ -224,7 +226,7 @@ def test_a_format_that_fails_takes_no_card_from_the_others(
     assert not Path("model.onnx").exists()
 
 
-def test_a_dense_run_has_nothing_to_compact(
+def test_compacting_a_dense_run_is_an_error(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(["fit", "-c", "demo", "-c", "pruners/dense", "--run", "dense", *SHORT])

@@ -1,4 +1,4 @@
-"""The multishot command: what its levels start from, and that it can be stopped anywhere."""
+"""Tests of the command ``multishot``: the weights its levels start from, and resuming."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from synflow_pl.cli.main import run
 from synflow_pl.cli.multishot import multishot
 from synflow_pl.networks import Conv
 
-# Of width 4 instead of 32, conv has 9 * 4 + 9 * 4 * 4 + 4 * 784 * 10 = 31,540 weights.
+# With width 4, conv has 9 * 4 + 9 * 4 * 4 + 4 * 784 * 10 = 31,540 weights.
 TOTAL = 31_540
 SHORT = [
     "--model.network.width",
@@ -54,7 +54,7 @@ Fits = list[list[str]]
 
 @pytest.fixture
 def fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Fits:
-    """What is run, in this process, since starting one takes seconds."""
+    """Run each level in this process, and list the command lines of the levels."""
     seen: Fits = []
 
     def fit(args: list[str], lock: Any) -> int:
@@ -80,7 +80,7 @@ def conv() -> Conv:
 
 
 class Starts:
-    """Weights, step and learning rate that each training starts with."""
+    """Record the weights and the step with which each training starts."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.weights: list[dict[str, torch.Tensor]] = []
@@ -103,10 +103,8 @@ def test_each_level_starts_rewound_under_the_largest_trained_weights(
     rewind: int, fits: Fits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     starts = Starts(monkeypatch)
-    milestones = [
-        "--model.scheduler.milestones",
-        "[1]",
-    ]  # so that the learning rate says which epoch it is
+    # The learning rate drops after the first epoch, so that it identifies the epoch.
+    milestones = ["--model.scheduler.milestones", "[1]"]
     multishot([*LOTTERY, "--rewind", str(rewind), *milestones])
 
     assert starts.steps == [0, 4 * rewind, 4 * rewind]
@@ -122,25 +120,26 @@ def test_each_level_starts_rewound_under_the_largest_trained_weights(
                 Masks.load(level(number - 1) / "masks.safetensors"),
                 load_weights(conv(), level(number - 1)),
             )
-            alive = torch.cat([mask.flatten() for mask in masks.values()])
+            kept_weights = torch.cat([mask.flatten() for mask in masks.values()])
             magnitudes = torch.cat(
                 [ranked.get_parameter(name).detach().abs().flatten() for name in masks]
             )
-            assert magnitudes[alive].min() >= magnitudes[~alive].max()
+            assert magnitudes[kept_weights].min() >= magnitudes[~kept_weights].max()
             assert all(not (mask & ~before[name]).any() for name, mask in masks.items())
         for name, weight in starts.weights[number].items():
             start = rewound if number else starts.weights[0]
             assert torch.equal(
                 weight, torch.where(masks[name], start[name], 0) if name in masks else start[name]
             )
-        # To the original end, whatever the level started from.
+        # Every level ends at the same epoch, regardless of where it started.
         assert [int(row["epoch"]) for row in rows(number, "val/loss")] == list(
             range(rewind if number else 0, 3)
         )
         assert [float(row["lr-SGD"]) for row in rows(number, "lr-SGD")] == pytest.approx(
             [0.05, 0.005, 0.005][rewind if number else 0 :]
         )
-    assert kept == [TOTAL, -(-TOTAL // 5), 1262]  # 1, 0.2 and 0.04 of them, rounded up
+    # Densities 1, 0.2 and 0.04, rounded up to whole weights.
+    assert kept == [TOTAL, -(-TOTAL // 5), 1262]
     table = capsys.readouterr().out.strip().splitlines()[-3:]
     assert [line.split()[:3] for line in table] == [
         [str(level(number)), f"{count:,}", f"{count / TOTAL:.6g}"]
@@ -148,7 +147,7 @@ def test_each_level_starts_rewound_under_the_largest_trained_weights(
     ]
 
 
-def test_a_second_call_does_nothing_twice_and_nothing_with_other_options(
+def test_a_second_call_skips_levels_that_have_ended_and_other_options_are_an_error(
     fits: Fits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     multishot(LOTTERY)
@@ -165,15 +164,15 @@ def test_a_second_call_does_nothing_twice_and_nothing_with_other_options(
         ),
         (["--rewind", "1"], "was begun with trainer.callbacks="),
     ):
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as raised:
             multishot([*LOTTERY, *other])
-        assert left.value.code == 2
+        assert raised.value.code == 2
         assert message in capsys.readouterr().err
     assert len(fits) == 3
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
-def test_a_level_that_was_stopped_is_gone_on_with_where_it_was(
+def test_a_level_that_was_stopped_is_resumed(
     epoch: int, fits: Fits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(module: Classifier) -> None:
@@ -190,7 +189,7 @@ def test_a_level_that_was_stopped_is_gone_on_with_where_it_was(
         next(name for name in reversed(args) if "level" in name and "/" not in name)
         for args in fits
     ] == [level(number).name for number in (0, 1, 1, 2)]
-    # Stopped before its first checkpoint it starts again, later it goes on.
+    # A level that was stopped before its first checkpoint starts again; a later one is resumed.
     assert fits[2][-1] == str(level(1) if epoch else level(0) / "rewind.ckpt")
     assert [int(row["epoch"]) for row in rows(1, "val/loss")] == [0, 1, 2]
     after = Masks.load(level(1) / "masks.safetensors")
@@ -219,7 +218,7 @@ def test_a_dense_level_that_was_stopped_before_its_rewind_point_was_written_star
     assert (dense / "rewind.ckpt").is_file()
 
 
-def test_a_folder_that_is_no_run_is_left_alone(
+def test_a_folder_that_is_not_a_run_is_not_removed(
     fits: Fits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     level(0).mkdir(parents=True)
@@ -250,33 +249,33 @@ def test_a_folder_that_is_no_run_is_left_alone(
         (["-c", "nothing"], "no recipe 'nothing'"),
     ],
 )
-def test_what_cannot_be_is_a_sentence_before_anything_is_trained(
+def test_an_option_that_levels_do_not_allow_is_an_error_before_any_training(
     other: list[str], message: str, fits: Fits, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         multishot([*LOTTERY, *other])
-    assert left.value.code == 2
+    assert raised.value.code == 2
     assert message in capsys.readouterr().err
     assert fits == []
     assert list(folder.iterdir()) == []
 
 
-def test_any_pruner_can_cut_and_levels_are_named_by_recipe_pruner_and_epoch(fits: Fits) -> None:
+def test_levels_work_with_any_pruner_and_are_named_by_recipe_pruner_and_epoch(fits: Fits) -> None:
     multishot(["-c", "demo", "-c", "pruners/snip", "--levels", "1", "--rewind", "1", *SHORT])
     names = sorted(path.name for path in Path("lightning_logs").iterdir())
     assert names == [f"demo-snip-density0.05-seed0-rewind1-level{number}of1" for number in (0, 1)]
     options = yaml.safe_load((Path("lightning_logs") / names[1] / "config.yaml").read_text())
-    # What the level is can be read, and run again, from its configuration.
-    assert options["pruning"]["trained"] == f"lightning_logs/{names[0]}"
+    # The configuration is complete, so that the level can be reproduced from it.
+    assert options["pruning"]["score_from"] == f"lightning_logs/{names[0]}"
     assert options["ckpt_path"] == f"lightning_logs/{names[0]}/rewind.ckpt"
     assert (options["pruning"]["density"], options["run"]) == (0.05, names[1])
 
 
-def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_multishot_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         multishot(["--help"])
-    told = capsys.readouterr().out
-    assert "usage: synflow_pl multishot --levels L [--rewind K] [OPTIONS OF fit]" in told
+    output = capsys.readouterr().out
+    assert "usage: synflow_pl multishot --levels L [--rewind K] [OPTIONS OF fit]" in output
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
@@ -288,23 +287,25 @@ def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_and_started_again_with_the_same_command_it_ends_as_asked(
+def test_a_multishot_training_that_is_killed_is_resumed_by_the_same_command(
     how: signal.Signals, folder: Path
 ) -> None:
     package = str(Path(command.__file__).parents[2])
-    started = [sys.executable, "-m", "synflow_pl", "multishot", *LOTTERY]
+    command_line = [sys.executable, "-m", "synflow_pl", "multishot", *LOTTERY]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package}
     process = subprocess.Popen(
-        started, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command_line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     wait_for(lambda: (level(1) / "config.yaml").is_file() or process.poll() is not None)
     process.send_signal(how)
     process.wait(60)
 
     def again() -> bool:
-        done = subprocess.run(started, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command_line, env=environment, capture_output=True, text=True, timeout=300
+        )
         if done.returncode:
-            # A run that outlives its command still holds the levels.
+            # A run that outlives the killed command still holds the lock on the levels.
             assert how == signal.SIGKILL, done.stderr
             assert "another process works on lightning_logs/ticket" in done.stderr, done.stderr
         return done.returncode == 0
@@ -326,7 +327,7 @@ while :; do sleep 0.05; done
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_level_that_a_signal_stops_is_waited_for_until_its_checkpoint_is_written(
+def test_after_a_signal_the_command_waits_until_the_level_has_written_its_checkpoint(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "level"
@@ -338,7 +339,7 @@ def test_a_level_that_a_signal_stops_is_waited_for_until_its_checkpoint_is_writt
     def stop() -> None:
         while not Path("started").is_file() or not Path("started").read_text().strip():
             time.sleep(0.02)
-        if number == signal.SIGINT:  # a terminal sends it to both
+        if number == signal.SIGINT:  # a terminal sends SIGINT to both processes
             os.kill(int(Path("started").read_text()), number)
         os.kill(os.getpid(), number)
 

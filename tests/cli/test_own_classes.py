@@ -1,6 +1,4 @@
-"""Classes of the user's own, from a file in the working directory, are found by every subcommand
-and from files in any folder.
-"""
+"""Tests that every subcommand imports a user's classes from the working directory."""
 
 from __future__ import annotations
 
@@ -41,15 +39,17 @@ model: {network: {class_path: mine.Net}}
 data: {class_path: mine.MyData}
 pruning: {pruner: {class_path: mine.MyPruner}, density: 0.3}
 trainer:
-  {max_epochs: 1, limit_train_batches: 2, limit_val_batches: 1, limit_test_batches: 1, accelerator: cpu, enable_progress_bar: false,
-   enable_model_summary: false, callbacks: [{class_path: mine.Say}]}
+  {max_epochs: 1, limit_train_batches: 2, limit_val_batches: 1, limit_test_batches: 1,
+   accelerator: cpu, enable_progress_bar: false, enable_model_summary: false,
+   callbacks: [{class_path: mine.Say}]}
 """
 
 
 @pytest.fixture
 def project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with classes and a recipe in a subfolder, which is not on the path, as
-    for the console script.
+    """Make a working directory with a module of classes, and a recipe in a subfolder.
+
+    As for the console script, the working directory is not in ``sys.path``.
     """
     (folder / "mine.py").write_text(MINE)
     (folder / "recipes").mkdir()
@@ -61,9 +61,7 @@ def project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
-    """Run a command as the console script does, with nothing imported from the working directory
-    yet.
-    """
+    """Run a command as the console script does, before the user's module has been imported."""
     sys.modules.pop("mine", None)
     monkeypatch.setattr(sys, "argv", ["synflow_pl", *args])
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(Path.cwd())])
@@ -75,7 +73,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
     assert status == 0
 
 
-def test_own_classes_are_found_by_every_subcommand_from_a_recipe_in_another_folder(
+def test_every_subcommand_imports_a_user_s_classes_of_a_recipe_in_another_folder(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, run = ["-c", "recipes/mine.yaml"], "lightning_logs/a"
@@ -111,7 +109,7 @@ def test_own_classes_are_found_by_every_subcommand_from_a_recipe_in_another_fold
 
 
 @pytest.mark.slow
-def test_own_classes_are_found_by_multishot_a_sweep_and_the_report(
+def test_multishot_sweep_and_report_import_a_user_s_classes(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = ["-c", "recipes/mine.yaml"]
@@ -132,7 +130,7 @@ def test_own_classes_are_found_by_multishot_a_sweep_and_the_report(
     assert "magnitude" in Path("report/table.md").read_text()
 
 
-def test_a_run_of_own_classes_is_evaluated_by_its_own_configuration_from_the_working_directory(
+def test_print_config_of_the_trainer_s_subcommands_contains_a_user_s_class(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("fit", "validate", "test", "predict"):

@@ -1,6 +1,4 @@
-"""A mistake in an option of any subcommand is one sentence that names the nearest option, whichever
-parser the option belongs to.
-"""
+"""Tests that a mistake in any subcommand's option is one sentence with the closest option."""
 
 from __future__ import annotations
 
@@ -21,24 +19,43 @@ MISTAKES = {
     "multishot -c demo": "the following arguments are required: --levels (a number of cuts",
     "multishot -c demo --levels two": "levels: 'two' is not a whole number",
     "multishot -c demo --levels 2 --rewnid 1": "there is no option rewnid; did you mean rewind?",
-    "multishot -c demo --levels 2 --pruning.densty 1": "there is no option pruning.densty; did you mean pruning.density?",
+    "multishot -c demo --levels 2 --pruning.densty 1": (
+        "there is no option pruning.densty; did you mean pruning.density?"
+    ),
     "prune -c demo --compre synflow snip": "there is no option compre; did you mean compare?",
-    "prune -c demo --compare synflow snip --pruning.densty 1": "there is no option pruning.densty; did you mean pruning.density?",
-    "experiment unit -c demo": "there is no experiment 'unit'; there are units, layers, magnitude, schedule; did you mean units?",
+    "prune -c demo --compare synflow snip --pruning.densty 1": (
+        "there is no option pruning.densty; did you mean pruning.density?"
+    ),
+    "experiment unit -c demo": (
+        "there is no experiment 'unit'; there are units, layers, magnitude, schedule; did you mean "
+        "units?"
+    ),
     "experiment units -c demo --pruner snip": "there is no option pruner; did you mean pruners?",
     "experiment units -c demo --noise much": "noise: 'much' is not a whole number",
-    "experiment schedule -c demo --schedules liner": "argument --schedules: invalid choice: 'liner' (choose from",
-    "experiment magnitude -c demo --trainer.max_epoch 1": "there is no option trainer.max_epoch; did you mean trainer.max_epochs?",
+    "experiment schedule -c demo --schedules liner": (
+        "argument --schedules: invalid choice: 'liner' (choose from"
+    ),
+    "experiment magnitude -c demo --trainer.max_epoch 1": (
+        "there is no option trainer.max_epoch; did you mean trainer.max_epochs?"
+    ),
     "sweep -c sweeps/digits --dry_rn": "there is no option dry_rn; did you mean dry_run?",
-    "sweep -c sweeps/digits --dry_run --pruning.densty 1": "there is no option pruning.densty; did you mean pruning.density?",
+    "sweep -c sweeps/digits --dry_run --pruning.densty 1": (
+        "there is no option pruning.densty; did you mean pruning.density?"
+    ),
     "sweep -c sweeps/digits --retires 2": "there is no option retires; did you mean retries?",
     "export --ckptpath x": "there is no option ckptpath; did you mean ckpt_path?",
     "export --ckpt_path x --format onx": "argument --format: invalid choice: 'onx' (choose from",
     "compact": "the following arguments are required: --ckpt_path (a run",
-    "predict --ckpt_path model.onnx --data.predict_dir . --outptu x": "there is no option outptu; did you mean output?",
-    "demo --trainer.max_epoch 1": "there is no option trainer.max_epoch; did you mean trainer.max_epochs?",
+    "predict --ckpt_path model.onnx --data.predict_dir . --outptu x": (
+        "there is no option outptu; did you mean output?"
+    ),
+    "demo --trainer.max_epoch 1": (
+        "there is no option trainer.max_epoch; did you mean trainer.max_epochs?"
+    ),
     "test --ckpt_pth x -c demo": "there is no option ckpt_pth; did you mean ckpt_path?",
-    "validate -c demo --data.batch_sise 5": "there is no option batch_sise; did you mean batch_size?",
+    "validate -c demo --data.batch_sise 5": (
+        "there is no option batch_sise; did you mean batch_size?"
+    ),
 }
 
 
@@ -47,17 +64,17 @@ def answer(
 ) -> tuple[int, str]:
     """Return the exit status and the only line that a command writes to standard error."""
     monkeypatch.setattr(sys, "argv", ["synflow_pl", *shlex.split(typed)])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         main()
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "Seed set" not in line]
     assert line.startswith("synflow_pl: error: ")
-    return int(left.value.code or 0), line.removeprefix("synflow_pl: error: ")
+    return int(raised.value.code or 0), line.removeprefix("synflow_pl: error: ")
 
 
-@pytest.mark.parametrize(("typed", "said"), MISTAKES.items(), ids=MISTAKES)
-def test_a_mistake_in_an_option_of_a_subcommand_is_one_sentence_with_the_nearest_option(
+@pytest.mark.parametrize(("typed", "message"), MISTAKES.items(), ids=MISTAKES)
+def test_a_mistake_in_an_option_of_a_subcommand_is_one_sentence_with_the_closest_option(
     typed: str,
-    said: str,
+    message: str,
     folder: Path,
     touched: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -65,7 +82,7 @@ def test_a_mistake_in_an_option_of_a_subcommand_is_one_sentence_with_the_nearest
 ) -> None:
     status, line = answer(typed, monkeypatch, capsys)
     assert status == 2
-    assert line.startswith(said)
+    assert line.startswith(message)
     assert touched == []
     assert not list(folder.rglob("lightning_logs"))
 
@@ -83,9 +100,14 @@ def test_a_mistake_in_an_option_of_a_subcommand_is_one_sentence_with_the_nearest
 )
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_a_folder_that_cannot_be_made_is_named_with_its_option_before_any_work(
-    command: str, option: str, kind: str, folder: Path, touched: list[str], monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    option: str,
+    kind: str,
+    folder: Path,
+    touched: list[str],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     if kind == "file":
         Path("place").touch()
     else:

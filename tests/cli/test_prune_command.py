@@ -1,6 +1,4 @@
-"""The prune command: no training, no data but for those who score on it, and everything about the
-masks left in the run.
-"""
+"""Tests of the command ``prune``: the data that it reads, the files of its run, comparisons."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from synflow_pl.pruners import SynFlow
 from synflow_pl.training import PruneAtInit
 
 CPU = ["--trainer.accelerator", "cpu", *QUIET]
-# Of width 4 instead of 32, conv has 9 * 4 + 9 * 4 * 4 + 4 * 784 * 10 = 31,540 weights.
+# With width 4, conv has 9 * 4 + 9 * 4 * 4 + 4 * 784 * 10 = 31,540 weights.
 SMALL = ["-c", "demo", "--model.network.width", "4", "--pruning.rounds", "5", *CPU]
 PICTURES = {
     f"{name}.{kind}"
@@ -40,18 +38,18 @@ def pruned(*args: str) -> command._Prune:
 
 
 def refused(*args: str) -> tuple[int, str]:
-    """Exit status of a command, and the one sentence that it ends with."""
+    """Return the exit status and the error message of a command that fails."""
     err = io.StringIO()
-    with contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
+    with contextlib.redirect_stderr(err), pytest.raises(SystemExit) as raised:
         command.prune(list(args))
     (line,) = [
         line for line in err.getvalue().splitlines() if line.startswith("synflow_pl: error: ")
     ]
-    assert isinstance(left.value.code, int)
-    return left.value.code, line.removeprefix("synflow_pl: error: ")
+    assert isinstance(raised.value.code, int)
+    return raised.value.code, line.removeprefix("synflow_pl: error: ")
 
 
-def test_a_pruner_without_data_touches_none(
+def test_a_data_free_pruner_reads_no_data(
     folder: Path, touched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -59,14 +57,15 @@ def test_a_pruner_without_data_touches_none(
     )
     main()
     assert touched == []
-    assert {path.name for path in folder.iterdir()} == {"lightning_logs"}  # nothing was downloaded
+    # Nothing was downloaded.
+    assert {path.name for path in folder.iterdir()} == {"lightning_logs"}
     assert (
         Masks.load("lightning_logs/mnist_fc-synflow-density0.1-seed0-pruned/masks.safetensors").kept
         == 11_940
     )
 
 
-def test_the_run_holds_masks_table_pictures_and_its_configuration(
+def test_the_run_contains_masks_diagnosis_figures_and_its_configuration(
     folder: Path, touched: list[str]
 ) -> None:
     cli = pruned(*SMALL, "--run", "small")
@@ -86,8 +85,8 @@ def test_the_run_holds_masks_table_pictures_and_its_configuration(
         assert [int(row["kept"]) for row in csv.DictReader(file)] == [
             int(masks[name].sum()) for name in masks
         ]
-    told = json.loads((run_folder / "diagnosis.json").read_text())
-    assert (told["kept"], told["alive"]) == (masks.kept, True)
+    diagnosis = json.loads((run_folder / "diagnosis.json").read_text())
+    assert (diagnosis["kept"], diagnosis["alive"]) == (masks.kept, True)
     with open(run_folder / "metrics.csv", newline="") as file:
         densities = [
             float(row["pruning/density"])
@@ -97,16 +96,16 @@ def test_the_run_holds_masks_table_pictures_and_its_configuration(
     assert densities == pytest.approx([0.05 ** (k / 5) for k in range(1, 6)], abs=1e-4)
 
 
-def test_the_masks_are_those_of_the_function(folder: Path, touched: list[str]) -> None:
+def test_the_masks_equal_those_of_the_python_function(folder: Path, touched: list[str]) -> None:
     cli = pruned(*SMALL)
     torch.manual_seed(0)
     network = type(cli.model.network)(width=4)
     masks = prune(network, SynFlow(), density=0.05, rounds=5, input_shape=(1, 28, 28))
-    found = Masks.load(cli.run_folder / "masks.safetensors")  # type: ignore[operator]
-    assert all(torch.equal(found[name], masks[name]) for name in masks)
+    saved = Masks.load(cli.run_folder / "masks.safetensors")  # type: ignore[operator]
+    assert all(torch.equal(saved[name], masks[name]) for name in masks)
 
 
-def test_there_is_a_progress_bar_over_the_rounds_and_the_table_is_printed(
+def test_prune_shows_a_progress_bar_over_the_rounds_and_prints_the_diagnosis(
     folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     options = SMALL[: -len(QUIET)]
@@ -118,7 +117,7 @@ def test_there_is_a_progress_bar_over_the_rounds_and_the_table_is_printed(
     )
 
 
-def test_a_training_goes_on_from_the_masks_by_the_command_that_is_printed(
+def test_the_printed_command_trains_from_the_masks(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network = pruned(*SMALL, "--seed_everything", "3").model.network
@@ -126,7 +125,7 @@ def test_a_training_goes_on_from_the_masks_by_the_command_that_is_printed(
     words = shlex.split(hint.partition("synflow_pl ")[2])
     cli = run([*words, "--trainer.limit_train_batches", "0"])
     masks = next(callback for callback in cli.callbacks if isinstance(callback, PruneAtInit)).masks
-    # The same initialisation under the same masks, before anything is trained.
+    # Before any training, the initialisation and the masks are those of the pruning.
     assert all(
         torch.equal(left, right)
         for left, right in zip(network.parameters(), cli.model.network.parameters(), strict=True)
@@ -151,7 +150,7 @@ def test_a_training_goes_on_from_the_masks_by_the_command_that_is_printed(
     )
 
 
-def test_a_pruner_that_scores_on_data_gets_them(
+def test_data_is_downloaded_for_a_pruner_that_scores_on_data(
     folder: Path, generated: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from synflow_pl.data import MNIST
@@ -161,11 +160,11 @@ def test_a_pruner_that_scores_on_data_gets_them(
     snip = pruned("-c", "mnist_fc", "-c", "pruners/snip", *CPU)
     assert fetched == ["MNIST"]
     assert snip.run_folder == Path("lightning_logs/mnist_fc-snip-density0.1-seed0-pruned")
-    # In one round there is no course of the rounds to be drawn.
+    # With one round there is no figure over the rounds.
     assert {path.suffix for path in snip.run_folder.glob("layers_over_rounds*")} == set()
 
 
-def test_fresh_batches_of_an_overlay_are_drawn_by_the_seed_and_change_the_masks(
+def test_fresh_batches_depend_on_the_seed_only_and_change_the_masks(
     folder: Path,
 ) -> None:
     force = [
@@ -198,7 +197,7 @@ def test_fresh_batches_of_an_overlay_are_drawn_by_the_seed_and_change_the_masks(
     assert not equal("first", "seed")
 
 
-def test_a_dead_network_is_a_sentence_and_leaves_its_table_behind(
+def test_a_disconnected_network_is_an_error_and_its_diagnosis_is_written(
     folder: Path, touched: list[str]
 ) -> None:
     status, line = refused(
@@ -206,18 +205,19 @@ def test_a_dead_network_is_a_sentence_and_leaves_its_table_behind(
     )
     assert status == 1
     assert line == (
-        "the network is dead: no path of kept weights leads from input to output at density 0.01; it breaks at 'layers.1.weight',"
-        " which has no weight left; try more rounds, a larger density, another scope (local), or on_collapse warn to train it anyway"
+        "the network is dead: no path of kept weights leads from input to output at density "
+        "0.01; it breaks at 'layers.1.weight', which has no weight left; try more rounds, a larger "
+        "density, another scope (local), or on_collapse warn to train it anyway"
     )
-    told = json.loads(
+    diagnosis = json.loads(
         (
             folder / "lightning_logs/mnist_fc-magnitude-density0.01-seed0-pruned/diagnosis.json"
         ).read_text()
     )
-    assert (told["alive"], told["broken"]) == (False, "layers.1.weight")
+    assert (diagnosis["alive"], diagnosis["broken"]) == (False, "layers.1.weight")
 
 
-def test_of_many_rounds_the_one_is_named_in_which_the_network_died(
+def test_the_error_names_the_round_after_which_the_network_is_disconnected(
     folder: Path, touched: list[str]
 ) -> None:
     options = [
@@ -233,12 +233,12 @@ def test_of_many_rounds_the_one_is_named_in_which_the_network_died(
     ]
     status, line = refused(*options, "--pruning.schedule", "exponential")
     assert status == 1
-    found = re.search(r"since round (\d+), at density ([\d.e-]+); it breaks at", line)
-    assert found
-    index, density = int(found[1]), float(found[2])
+    match = re.search(r"since round (\d+), at density ([\d.e-]+); it breaks at", line)
+    assert match
+    index, density = int(match[1]), float(match[2])
     assert density == pytest.approx(0.001 ** (index / 10), rel=1e-2)
-    # By magnitude a round of ten leaves what one cut would: one round earlier a path is left, and
-    # then none.
+    # Magnitude pruning in several rounds keeps the same weights as in one. One round earlier a path
+    # is left; in this round none.
     alive = [
         pruned(
             *options[:4],
@@ -254,7 +254,7 @@ def test_of_many_rounds_the_one_is_named_in_which_the_network_died(
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "message"),
     [
         ("-c pruners/dense", "there is no pruner to prune by"),
         (
@@ -278,28 +278,29 @@ def test_of_many_rounds_the_one_is_named_in_which_the_network_died(
         ("--compare snip snip", "compare: snip snip is not at least two different names"),
         (
             "--compare snip grapsp",
-            "no recipe 'pruners/grapsp': neither a file nor one of ours; did you mean 'pruners/grasp'?",
+            "no recipe 'pruners/grapsp': neither a file nor one of ours; did you mean "
+            "'pruners/grasp'?",
         ),
         ("--compare snip dense", "compare: 'dense' prunes nothing; leave it out"),
         ("--compare snip gradual", "compare: 'gradual' prunes during a training"),
         ("--compare snip grasp --pruning.at_epoch 1", "pruning.at_epoch cannot go with compare"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_touched(
-    typed: str, said: str, folder: Path, touched: list[str]
+def test_an_option_that_prune_does_not_allow_is_an_error_before_any_work(
+    typed: str, message: str, folder: Path, touched: list[str]
 ) -> None:
     status, line = refused("-c", "mnist_fc", *typed.split())
     assert status == 2
-    assert said in line
+    assert message in line
     assert touched == []
     assert not (folder / "lightning_logs").exists()
 
 
-def test_the_help_says_what_it_does_and_how_to_compare() -> None:
+def test_the_help_names_the_options_of_pruning_and_compare() -> None:
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as left:
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as raised:
         command.prune(["--help"])
-    assert left.value.code == 0
+    assert raised.value.code == 0
     assert "--compare NAME NAME" in out.getvalue()
     assert "--pruning.density" in out.getvalue()
 
@@ -308,22 +309,22 @@ def test_the_help_says_what_it_does_and_how_to_compare() -> None:
 
 
 @pytest.fixture
-def members(monkeypatch: pytest.MonkeyPatch) -> list[command._Prune]:
-    """Each pruning of a comparison, when it is over."""
-    over: list[command._Prune] = []
-    monkeypatch.setattr(command._Prune, "after_prune", lambda self: over.append(self))
-    return over
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[command._Prune]:
+    """List the prunings of a comparison after they have run."""
+    prunings: list[command._Prune] = []
+    monkeypatch.setattr(command._Prune, "after_prune", lambda self: prunings.append(self))
+    return prunings
 
 
-@pytest.mark.parametrize("seed", ["0", "true"])  # a seed that is drawn is drawn once
-def test_those_compared_begin_with_the_same_weights(
-    seed: str, folder: Path, touched: list[str], members: list[command._Prune]
+@pytest.mark.parametrize("seed", ["0", "true"])  # "true" draws a seed at random, once
+def test_compared_pruners_start_with_the_same_weights(
+    seed: str, folder: Path, touched: list[str], compared: list[command._Prune]
 ) -> None:
     options = ["-c", "mnist_fc", *CPU, "--seed_everything", seed]
     command.prune([*options, "--compare", "magnitude", "random", "--pruning.density", "0.5"])
-    networks = [cli.model.network for cli in members]
+    networks = [cli.model.network for cli in compared]
     assert len(networks) == 2
-    masks = [command.pruning(cli.trainer).masks for cli in members]
+    masks = [command.pruning(cli.trainer).masks for cli in compared]
     for network, mask in zip(networks[1:], masks[1:], strict=True):
         assert mask is not None
         assert masks[0] is not None
@@ -337,7 +338,7 @@ def test_those_compared_begin_with_the_same_weights(
     assert touched == []
 
 
-def test_a_training_from_masks_bears_the_name_of_the_run_that_has_them(
+def test_training_from_masks_is_named_after_the_run_of_the_masks(
     built: Callable[..., CLI], folder: Path
 ) -> None:
     masks = Masks({"layers.1.weight": torch.ones(100, 784, dtype=torch.bool)})
@@ -358,7 +359,7 @@ def test_a_training_from_masks_bears_the_name_of_the_run_that_has_them(
     ]
 
 
-def test_a_comparison_is_one_table_one_picture_and_a_run_for_each(
+def test_a_comparison_writes_one_table_one_figure_and_a_run_for_each_pruner(
     folder: Path, touched: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command.prune(
@@ -390,7 +391,8 @@ def test_a_comparison_is_one_table_one_picture_and_a_run_for_each(
         for line in capsys.readouterr().out.splitlines()
         if line
     }
-    assert lines["alive"] == ["yes", "no"]  # a dead network is a finding here, not an error
+    # In a comparison a disconnected network is a result, not an error.
+    assert lines["alive"] == ["yes", "no"]
     assert lines["density"] == ["0.0100", "0.0100"]
     assert lines["effective density"][1] == "0.0000"
     assert lines["layers.1.weight"][1] == "0.0000"
@@ -407,19 +409,18 @@ def test_a_comparison_is_one_table_one_picture_and_a_run_for_each(
         "seconds",
     ]
     assert float(rows["effective density"]["synflow"]) == rounds["effective_density"]
-    assert (
-        int(rows["FLOPs, sparse"]["magnitude"]) == 2 * 1194
-    )  # every weight of a fully connected network is used once
+    # Every weight of a fully connected network is used once, in a multiplication and an addition.
+    assert int(rows["FLOPs, sparse"]["magnitude"]) == 2 * 1194
 
 
-def test_what_is_compared_has_its_own_rounds_and_the_options_typed_go_over_all(
-    folder: Path, touched: list[str], members: list[command._Prune]
+def test_compared_overlays_keep_their_rounds_and_typed_options_override_all_of_them(
+    folder: Path, touched: list[str], compared: list[command._Prune]
 ) -> None:
     command.prune(
         ["-c", "mnist_fc", "--pruning.density", "0.3", "--compare", "synflow", "random_erk", *CPU]
     )
-    options = [cli.options.pruning for cli in members]
+    options = [cli.options.pruning for cli in compared]
     assert [(pruning.rounds, pruning.density) for pruning in options] == [(100, 0.3), (1, 0.3)]
-    assert members[0].run_folder == Path(
+    assert compared[0].run_folder == Path(
         "lightning_logs/mnist_fc-compare-density0.3-seed0-pruned/synflow"
     )

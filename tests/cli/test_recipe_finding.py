@@ -25,7 +25,7 @@ def test_an_overlay_is_found_by_its_folder_and_name(
     assert find_recipe(name) == recipe_folder() / "pruners" / "synflow.yaml"
 
 
-def test_a_file_of_one_s_own_comes_before_ours(
+def test_a_user_s_file_takes_precedence_over_a_recipe_of_the_same_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -43,12 +43,12 @@ def test_a_file_of_one_s_own_comes_before_ours(
         ("pruner/random", "pruners/random"),
     ],
 )
-def test_a_typo_is_answered_with_the_nearest_name(wrong: str, right: str) -> None:
+def test_a_misspelt_name_is_an_error_that_suggests_the_closest_name(wrong: str, right: str) -> None:
     with pytest.raises(FileNotFoundError, match=f"no recipe '{wrong}'.*did you mean '{right}'"):
         find_recipe(wrong)
 
 
-def test_a_name_like_none_of_ours_is_answered_with_all_of_them() -> None:
+def test_a_name_unlike_any_recipe_is_an_error_that_lists_all_recipes() -> None:
     with pytest.raises(
         FileNotFoundError,
         match=r"no recipe 'xyzzy'.*there are .*demo, .*mnist_fc, .*pruners/synflow",
@@ -56,6 +56,6 @@ def test_a_name_like_none_of_ours_is_answered_with_all_of_them() -> None:
         find_recipe("xyzzy")
 
 
-def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+def test_a_folder_is_not_accepted_as_a_recipe(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no recipe"):
         find_recipe(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Every recipe and every overlay, found by globbing, trains for one step on generated data."""
+"""Tests that every recipe and every overlay trains for one step on generated data."""
 
 import itertools
 import math
@@ -30,11 +30,11 @@ QUIET = [
 CONFIGS = recipe_folder()
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 PRUNERS = sorted(f"pruners/{path.stem}" for path in CONFIGS.glob("pruners/*.yaml"))
-# These have 45 million weights, or images four times as large.
+# Recipes with 45 million weights, or with images four times as large.
 LARGE = [
     recipe for recipe in RECIPES if recipe.endswith("_wrn18") or recipe.startswith("tiny_imagenet")
 ]
-# Where the real images lie, if they do: tests set the variable to an empty folder.
+# Folder of the real images; read here because the fixture `folder` changes the variable.
 REAL = os.environ.get("SYNFLOW_DATA")
 FOLDERS = {
     **{"MNIST": "MNIST", "FashionMNIST": "FashionMNIST", "CIFAR10": "cifar-10-batches-py"},
@@ -42,7 +42,7 @@ FOLDERS = {
 }
 SANITY = sorted(f"sanity/{path.stem}" for path in CONFIGS.glob("sanity/*.yaml"))
 LOGGERS = sorted(f"loggers/{path.stem}" for path in CONFIGS.glob("loggers/*.yaml"))
-# What has to be installed for those that do not come with the package.
+# Packages that loggers need and that are not dependencies of synflow_pl.
 PACKAGES = {"loggers/wandb": "wandb", "loggers/mlflow": "mlflow"}
 OPTIMS = sorted(f"optim/{path.stem}" for path in CONFIGS.glob("optim/*.yaml"))
 TRAINERS = sorted(f"trainer/{path.stem}" for path in CONFIGS.glob("trainer/*.yaml"))
@@ -61,10 +61,10 @@ def read(name: str) -> dict[str, Any]:
 
 
 def one_step(*names: str) -> CLI:
-    """One training step of a recipe and its overlays: at most 2 rounds, scores on few images.
+    """Run one training step of a recipe with overlays, after pruning in at most two rounds.
 
-    Collapse is no failure here: one round of magnitude leaves FC's first layer, the widest, without
-        a weight at density 0.1.
+    Pruners score on one image of each class instead of ten. Layer collapse is allowed: one round of
+    magnitude pruning removes FC's first layer at density 0.1.
     """
     args = [part for name in names for part in ("-c", name)] + ["--pruning.on_collapse", "warn"]
     rounds = read(names[-1]).get("pruning", {}).get("rounds", 100) if names[-1] in PRUNERS else 100
@@ -81,7 +81,7 @@ def pruning(cli: CLI) -> PruneAtInit:
 
 
 def check(cli: CLI) -> None:
-    """It trained one step, the density asked for is exact, and what was removed is still zero."""
+    """Check that one step was trained, the density is exact, and pruned weights are zero."""
     assert cli.trainer.state.finished
     assert cli.trainer.global_step == 1
     network, masks = cli.model.network, pruning(cli).masks
@@ -167,7 +167,7 @@ def test_every_overlay_trains(overlay: str, folder: Path, generated: None) -> No
 
 
 @pytest.mark.parametrize("overlay", LOGGERS)
-def test_every_logger_s_overlay_trains_or_names_the_package_that_is_not_installed(
+def test_every_logger_s_overlay_trains_or_names_the_missing_package(
     overlay: str,
     folder: Path,
     generated: None,
@@ -189,8 +189,8 @@ def test_every_logger_s_overlay_trains_or_names_the_package_that_is_not_installe
     if package is not None and find_spec(package) is None:
         with pytest.raises(SystemExit, match="2"):
             run(args)
-        *_, said = capsys.readouterr().err.strip().splitlines()
-        assert said.endswith(
+        *_, last_line = capsys.readouterr().err.strip().splitlines()
+        assert last_line.endswith(
             f"needs the package {package}, which is not installed: pip install {package}"
         )
         assert list(folder.iterdir()) == []
@@ -208,7 +208,7 @@ def test_every_logger_s_overlay_trains_or_names_the_package_that_is_not_installe
 
 @pytest.mark.parametrize("overlay", SANITY)
 @pytest.mark.parametrize("pruner", ["pruners/snip", "pruners/synflow"])
-def test_every_sanity_check_goes_over_a_pruner_s_overlay(
+def test_every_sanity_check_combines_with_a_pruner_s_overlay(
     overlay: str, pruner: str, folder: Path, generated: None
 ) -> None:
     cli = one_step("mnist_fc", pruner, overlay)
@@ -217,8 +217,10 @@ def test_every_sanity_check_goes_over_a_pruner_s_overlay(
 
 
 def combinations() -> list[tuple[str, str | None, str]]:
-    """Every recipe with every pruner's overlay, the overlays of the optimiser in turn: a Latin
-    square, in which any two of a recipe, an optimiser's overlay and a pruner's overlay meet.
+    """Return every recipe with every pruner's overlay, and the optimiser's overlays in turn.
+
+    This is a Latin square: any two of a recipe, an optimiser's overlay and a pruner's overlay occur
+    together.
     """
     optims = [None, *OPTIMS]
     pairs = itertools.product(enumerate(RECIPES), enumerate(PRUNERS))
@@ -232,12 +234,12 @@ def test_any_two_of_recipe_optimiser_and_pruner_are_tried_together() -> None:
         for pair in itertools.combinations(combination, 2)
     }
     sets = (RECIPES, [None, *OPTIMS], PRUNERS)
-    wanted = {
+    expected = {
         frozenset(pair)
         for a, b in itertools.combinations(sets, 2)
         for pair in itertools.product(a, b)
     }
-    assert tried == wanted
+    assert tried == expected
 
 
 @pytest.mark.slow
@@ -249,7 +251,7 @@ def test_every_recipe_trains_with_every_overlay(
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_says_how_to_train_and_of_pruning_the_density_only(recipe: str) -> None:
+def test_a_recipe_defines_the_training_and_only_the_density_of_pruning(recipe: str) -> None:
     content = read(recipe)
     assert content.keys() == {"model", "data", "pruning", "trainer"}
     assert content["pruning"].keys() == {"density"}
@@ -264,7 +266,7 @@ def test_a_pruner_s_overlay_sets_the_pruner_and_its_rounds(overlay: str) -> None
 
 
 @pytest.mark.parametrize("name", RECIPES + PRUNERS + SANITY + OPTIMS + LOGGERS + TRAINERS)
-def test_every_file_begins_with_a_sentence_that_says_what_it_is(name: str) -> None:
+def test_every_file_starts_with_a_comment_that_describes_it(name: str) -> None:
     first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# ")
     assert first.endswith(".")
@@ -276,11 +278,12 @@ def test_no_decay_on_norms_decays_weights_only(folder: Path, generated: None) ->
     assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-4, 0)
     assert {parameter.dim() for parameter in decayed["params"]} == {2, 4}
     assert {parameter.dim() for parameter in spared["params"]} == {1}
-    # 20 + 2 weights; 21 normalisations with gain and shift, and the classifier's bias.
+    # Weights of 20 layers and 2 shortcuts; gain and shift of 21 normalisations, and the
+    # classifier's bias.
     assert (len(decayed["params"]), len(spared["params"])) == (22, 43)
 
 
-def test_warmup_cosine_replaces_the_drops_and_knows_how_long_the_training_is(
+def test_warmup_cosine_replaces_the_recipe_s_schedule_and_gets_the_number_of_epochs(
     folder: Path, generated: None
 ) -> None:
     cli = one_step("mnist_fc", "optim/warmup_cosine")
@@ -292,9 +295,7 @@ def test_warmup_cosine_replaces_the_drops_and_knows_how_long_the_training_is(
     )
 
 
-def test_a_run_is_the_same_whatever_the_drawn_numbers_before_it(
-    folder: Path, generated: None
-) -> None:
+def test_a_run_does_not_depend_on_the_random_state_before_it(folder: Path, generated: None) -> None:
     first = one_step("mnist_fc").model.network.state_dict()
     torch.rand(7)
     again = one_step("mnist_fc").model.network.state_dict()

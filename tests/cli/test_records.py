@@ -1,6 +1,4 @@
-"""Tests of the record of a run: its configuration after a resume, its end, and the checkpoint of
-each test.
-"""
+"""Tests of a run's record: its configuration after resuming, its end, and its tests."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ EARLY += ["--trainer.callbacks.patience", "1", "--trainer.callbacks.min_delta", 
 RUN = Path("lightning_logs/a")
 
 
-def said_of(name: str, key: str) -> object:
+def setting_of(name: str, key: str) -> object:
     content = yaml.safe_load(Path("lightning_logs", name, "config.yaml").read_text())
     for part in key.split("."):
         content = content[part]
@@ -74,8 +72,8 @@ def test_a_run_that_has_ended_is_not_trained_again_however_it_ended(
     for again in ("last", "last", str(RUN)):
         run([*command, "--ckpt_path", again])
         assert (
-            f"lightning_logs/a has come to its end after {record.epochs} epochs ({record.steps} steps)"
-            in capsys.readouterr().out
+            f"lightning_logs/a has come to its end after {record.epochs} epochs ({record.steps} "
+            "steps)" in capsys.readouterr().out
         )
         assert find_checkpoint(RUN).read_bytes() == before
         assert read_record(RUN) == record
@@ -83,7 +81,7 @@ def test_a_run_that_has_ended_is_not_trained_again_however_it_ended(
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["a"]
 
 
-def test_an_ended_run_is_trained_further_with_more_epochs_and_its_test_is_no_longer_final(
+def test_after_more_epochs_of_an_ended_run_its_earlier_test_is_no_longer_final(
     folder: Path,
 ) -> None:
     run([*FIT, *EARLY, "--trainer.max_epochs", "2", "--run", "a"])
@@ -97,7 +95,7 @@ def test_an_ended_run_is_trained_further_with_more_epochs_and_its_test_is_no_lon
     assert read(RUN, overlays()).accuracies.final is not None
 
 
-def test_the_final_accuracy_is_that_of_the_last_checkpoint_whatever_is_tested_later(
+def test_the_final_accuracy_is_that_of_the_last_checkpoint_despite_later_tests(
     folder: Path,
 ) -> None:
     keep = [
@@ -123,7 +121,7 @@ def test_the_final_accuracy_is_that_of_the_last_checkpoint_whatever_is_tested_la
     ]
 
 
-def test_the_configuration_of_a_resumed_run_says_what_it_was_trained_with(folder: Path) -> None:
+def test_the_configuration_of_a_resumed_run_has_the_options_in_effect(folder: Path) -> None:
     run([*FIT, "--trainer.max_epochs", "1", "--run", "a"])
     other = [
         "--model.optimizer.lr",
@@ -148,15 +146,15 @@ def test_the_configuration_of_a_resumed_run_says_what_it_was_trained_with(folder
     for name in ("b", "a"):
         cli = run([*FIT, *other, "--run", name])
         (group,) = cli.trainer.optimizers[0].param_groups
-        assert said_of(name, "model.optimizer.init_args.lr") == group["initial_lr"] == 0.05
-        assert said_of(name, "model.scheduler.init_args.gamma") == 0.1
-        assert said_of(name, "pruning.density") == 0.05
-        assert said_of(name, "pruning.scope") == "global"
-        assert said_of(name, "pruning.pruner.class_path") == "synflow_pl.pruners.SynFlow"
-        assert said_of(name, "trainer.max_epochs") == 2
-    # Weights and masks were drawn with the seed of the run; a run of another name may draw its
-    # batches otherwise.
-    assert (said_of("a", "seed_everything"), said_of("b", "seed_everything")) == (0, 3)
+        assert setting_of(name, "model.optimizer.init_args.lr") == group["initial_lr"] == 0.05
+        assert setting_of(name, "model.scheduler.init_args.gamma") == 0.1
+        assert setting_of(name, "pruning.density") == 0.05
+        assert setting_of(name, "pruning.scope") == "global"
+        assert setting_of(name, "pruning.pruner.class_path") == "synflow_pl.pruners.SynFlow"
+        assert setting_of(name, "trainer.max_epochs") == 2
+    # Weights and masks were drawn with the run's seed; a run with another name may draw its batches
+    # with another seed.
+    assert (setting_of("a", "seed_everything"), setting_of("b", "seed_everything")) == (0, 3)
 
 
 def test_a_run_resumed_under_another_name_is_reported_like_any_other(folder: Path) -> None:
@@ -169,13 +167,13 @@ def test_a_run_resumed_under_another_name_is_reported_like_any_other(folder: Pat
     for key in ("kept", "total", "density", "effective_density", "alive", "flops", "sparse_flops"):
         assert was[key] == now[key], key
     run(["test", "--ckpt_path", "lightning_logs/b", *QUIET])
-    found = read(Path("lightning_logs/b"), overlays())
-    assert found.accuracies.final is not None
-    assert found.kept == pytest.approx(0.05, abs=0.01)
+    record_of_run = read(Path("lightning_logs/b"), overlays())
+    assert record_of_run.accuracies.final is not None
+    assert record_of_run.kept == pytest.approx(0.05, abs=0.01)
 
 
 @pytest.mark.parametrize("form", [["-c", "demo"], ["-c=demo"], ["--config=demo"], ["-cdemo"]])
-def test_an_option_typed_before_a_file_wins_over_it(
+def test_an_option_typed_before_a_file_overrides_it(
     form: list[str], built: Callable[..., CLI]
 ) -> None:
     options = built(

@@ -1,6 +1,4 @@
-"""Going on: which run ``--ckpt_path last`` and a requeued SLURM job take up, which they leave
-alone, and what is said.
-"""
+"""Tests of resuming: ``--ckpt_path last``, requeued SLURM jobs, checkpoints and signals."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ def runs() -> list[str]:
 
 
 def stop(monkeypatch: pytest.MonkeyPatch, at: str, *args: str) -> None:
-    """Begin a run that ends as if it were killed: in pruning, or after the first epoch."""
+    """Start a run that ends as if it were killed, in pruning or after the first epoch."""
 
     def killed(*_: object) -> None:
         raise RuntimeError("killed")
@@ -64,12 +62,12 @@ def stop(monkeypatch: pytest.MonkeyPatch, at: str, *args: str) -> None:
             if at == "pruning"
             else (Classifier, "on_validation_epoch_start")
         )
-        begun: list[int] = []
+        epochs: list[int] = []
         patch.setattr(
             *where,
             killed
             if at == "pruning"
-            else lambda module: begun.append(1) or (len(begun) == 3 and killed()),
+            else lambda module: epochs.append(1) or (len(epochs) == 3 and killed()),
         )
         with pytest.raises(RuntimeError, match="killed"):
             run([*FIT, *args])
@@ -89,7 +87,7 @@ def same(network: nn.Module, expected: dict[str, torch.Tensor]) -> bool:
 # -- --ckpt_path last
 
 
-def test_last_goes_on_in_the_run_that_was_stopped(
+def test_last_resumes_the_run_that_was_stopped(
     folder: Path, monkeypatch: pytest.MonkeyPatch, undisturbed_network: dict[str, torch.Tensor]
 ) -> None:
     stop(monkeypatch, "epoch")
@@ -104,7 +102,7 @@ def test_last_goes_on_in_the_run_that_was_stopped(
     assert len([row for row in rows if row["pruning/density"]]) == 2
 
 
-def test_stopped_in_pruning_it_starts_again_in_the_same_run_and_says_so(
+def test_a_run_that_was_stopped_in_pruning_starts_again_in_the_same_folder(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     undisturbed_network: dict[str, torch.Tensor],
@@ -136,20 +134,20 @@ def test_stopped_in_pruning_it_starts_again_in_the_same_run_and_says_so(
         assert len([row for row in csv.DictReader(file) if row["pruning/density"]]) == 2
 
 
-def test_last_takes_no_run_of_other_settings(
+def test_last_does_not_resume_a_run_with_other_settings(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop(monkeypatch, "epoch")
     run([*FIT, "--model.optimizer.lr", "0.01", *LAST])
     assert (
-        f"No run with these settings to go on in, so a new one is begun; {RUN} has model.optimizer.init_args.lr=0.05, not 0.01."
-        in capsys.readouterr().out
+        f"No run with these settings to resume, so a new one is begun; {RUN} has "
+        "model.optimizer.init_args.lr=0.05, not 0.01." in capsys.readouterr().out
     )
     assert runs() == [NAME, f"{NAME}-2"]
     assert read(RUN / "checkpoints/last.ckpt")["global_step"] == 4
 
 
-def test_of_several_runs_the_one_with_the_newest_checkpoint_goes_on_and_a_name_narrows_the_choice(
+def test_last_resumes_the_run_with_the_newest_checkpoint_or_the_one_that_is_named(
     built: Callable[..., CLI],
 ) -> None:
     for name in (NAME, f"{NAME}-2", "other"):
@@ -164,25 +162,26 @@ def test_of_several_runs_the_one_with_the_newest_checkpoint_goes_on_and_a_name_n
 
 
 def CLI_of(built: Callable[..., CLI], *args: str) -> str:
-    """The run that a command goes on in; the checkpoints here are empty, so that nothing is
-    restored.
-    """
+    """Return the name of the run that a command resumes, without checking its empty checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CLI, "_check_checkpoint", lambda *_: None)
-        found = built(*args).run_folder
-    assert found is not None
-    return found.name
+        run_folder = built(*args).run_folder
+    assert run_folder is not None
+    return run_folder.name
 
 
-OWNS = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+OWNS = (
+    "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); "
+    "print(flush=True); sys.stdin.read()"
+)
 
 
-def test_last_leaves_a_run_alone_that_another_process_works_in(
+def test_last_does_not_resume_a_run_that_another_process_has_locked(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop(monkeypatch, "epoch")
     while resume._held:
-        resume._held.pop().close()  # as when that process had ended
+        resume._held.pop().close()  # releases the lock, as the end of the process would
     command = [sys.executable, "-c", OWNS, str(RUN / OWNER)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
@@ -196,7 +195,7 @@ def test_last_leaves_a_run_alone_that_another_process_works_in(
 
 
 @pytest.mark.parametrize("word", ["best", "hpc", "registry"])
-def test_other_words_of_lightning_s_name_no_checkpoint(
+def test_lightning_s_other_keywords_for_checkpoints_are_not_accepted(
     word: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -215,13 +214,14 @@ def job(monkeypatch: pytest.MonkeyPatch, number: int, restarts: int) -> None:
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
 
 
-def test_a_requeued_job_goes_on_in_its_own_run_and_in_no_other(
+def test_a_requeued_job_resumes_its_own_run_and_no_other(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     undisturbed_network: dict[str, torch.Tensor],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # SIGUSR1 stays as it is
+    # The handler of SIGUSR1 is not changed.
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     for number in (7, 8):
         job(monkeypatch, number, 0)
         stop(monkeypatch, "epoch")
@@ -238,12 +238,12 @@ def test_a_requeued_job_goes_on_in_its_own_run_and_in_no_other(
     capsys.readouterr()
     assert run([*FIT, *LAST]).run_folder == Path("lightning_logs") / f"{NAME}-4"
     assert (
-        f"{RUN} belongs to SLURM job 7; to go on in it all the same: --run {NAME} --ckpt_path {RUN}"
+        f"{RUN} belongs to SLURM job 7; to resume it all the same: --run {NAME} --ckpt_path {RUN}"
         in capsys.readouterr().out
     )
 
 
-def test_a_job_takes_no_checkpoint_that_lies_about(
+def test_a_job_ignores_lightning_s_checkpoint_of_another_job(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("hpc_ckpt_1.ckpt").write_text("a stranger's")
@@ -274,18 +274,19 @@ def _open(number: int) -> str:
 def test_eight_jobs_that_start_at_once_get_eight_runs(built: Callable[..., CLI]) -> None:
     with multiprocessing.get_context("fork").Pool(8) as pool:
         names = pool.map(_open, range(8), chunksize=1)
-        pool.close()  # Left open, they are ended by SIGTERM, and a process with runs in it may answer that otherwise.
+        # Without close() the workers would be ended by SIGTERM, for which a run has a handler.
+        pool.close()
         pool.join()
     assert sorted(names) == [NAME, *(f"{NAME}-{number}" for number in range(2, 9))]
     assert all((Path("lightning_logs") / name / "config.yaml").is_file() for name in names)
 
 
-# -- what a checkpoint and a command line say of each other
+# -- differences between a checkpoint and the command line
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run that has ended, in a working directory of its own."""
+    """Yield the folder of a run that has ended, in its own working directory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("ended"))
         patch.delenv("SYNFLOW_PL_RUN", raising=False)
@@ -294,19 +295,19 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """What a command says that is refused before a run is opened."""
+    """Return the error message of a command that fails before a run is opened."""
     before = runs()
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         run(list(args))
-    assert left.value.code == 2
+    assert raised.value.code == 2
     assert runs() == before
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_options_that_a_checkpoint_overrules_are_named(
+def test_a_note_names_each_option_that_a_checkpoint_overrides(
     ended: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked = [
+    options = [
         "--pruning.density",
         "0.3",
         "--model.optimizer.lr",
@@ -315,9 +316,9 @@ def test_options_that_a_checkpoint_overrules_are_named(
         "[1]",
     ]
     with caplog.at_level("INFO"):
-        run([*FIT, *asked, "--ckpt_path", str(ended), "--run", "other"])
-    said = [message for message in caplog.messages if "has no effect" in message]
-    assert said == [
+        run([*FIT, *options, "--ckpt_path", str(ended), "--run", "other"])
+    notes = [message for message in caplog.messages if "has no effect" in message]
+    assert notes == [
         "model.optimizer.init_args.lr: 0.01 has no effect; the checkpoint's 0.05 stays.",
         "model.scheduler.init_args.milestones: [1] has no effect; the checkpoint's [4, 5] stays.",
         "pruning.density: 0.3 has no effect; the checkpoint's 0.05 stays.",
@@ -338,7 +339,7 @@ def test_options_that_a_checkpoint_overrules_are_named(
     assert "pruning.density: 0.3 has no effect; the checkpoint's 0.05 stays." in caplog.messages
 
 
-def test_a_smaller_network_is_asked_for_alike_and_not_said_to_have_no_effect(
+def test_another_value_of_compact_is_an_error_and_not_a_note(
     ended: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"), pytest.raises(SystemExit):
@@ -347,27 +348,28 @@ def test_a_smaller_network_is_asked_for_alike_and_not_said_to_have_no_effect(
     assert not [message for message in caplog.messages if "has no effect" in message]
 
 
-def test_another_optimiser_is_one_sentence(ended: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_with_another_optimiser_is_an_error(
+    ended: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     adam = ["--model.optimizer", "Adam", "--model.optimizer.lr", "0.01"]
-    said = refused(capsys, *FIT, *adam, "--ckpt_path", str(ended))
-    assert "not trained with Adam (it has no amsgrad, betas" in said
-    assert "in place of --ckpt_path" in said
-    # RAdam's and NAdam's states have other names still; AdamW's and Adam's do not, so there the
-    # runs' settings are compared.
+    stderr = refused(capsys, *FIT, *adam, "--ckpt_path", str(ended))
+    assert "not trained with Adam (it has no amsgrad, betas" in stderr
+    assert "in place of --ckpt_path" in stderr
+    # The states of Adam and AdamW have the same names, so the settings of the runs are compared.
     run([*FIT, *adam, "--run", "adam", "--trainer.max_epochs", "1"])
     adamw = ["--model.optimizer", "AdamW", "--model.optimizer.lr", "0.01"]
-    said = refused(capsys, *FIT, *adamw, "--ckpt_path", "lightning_logs/adam")
+    stderr = refused(capsys, *FIT, *adamw, "--ckpt_path", "lightning_logs/adam")
     assert (
-        "model.optimizer.class_path: the checkpoint was trained with torch.optim.Adam, not torch.optim.AdamW"
-        in said
+        "model.optimizer.class_path: the checkpoint was trained with torch.optim.Adam, not "
+        "torch.optim.AdamW" in stderr
     )
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])
-def test_another_width_is_one_sentence(
+def test_a_checkpoint_of_another_width_is_an_error(
     command: str, ended: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(
+    stderr = refused(
         capsys,
         command,
         "-c",
@@ -379,12 +381,12 @@ def test_another_width_is_one_sentence(
         str(ended),
     )
     assert (
-        "does not fit this network: network.layers.0.weight (and 4 more) is (2, 1, 3, 3) in the file and (4, 1, 3, 3)"
-        in said
+        "does not fit this network: network.layers.0.weight (and 4 more) is (2, 1, 3, 3) in the "
+        "file and (4, 1, 3, 3)" in stderr
     )
 
 
-def test_settings_that_a_checkpoint_says_of_itself_change_nothing(ended: Path) -> None:
+def test_hyperparameters_in_a_checkpoint_do_not_change_the_options(ended: Path) -> None:
     content = read(ended / "checkpoints/last.ckpt")
     torch.save({**content, "hyper_parameters": {"num_classes": 7}}, "told.ckpt")
     assert (
@@ -395,7 +397,7 @@ def test_settings_that_a_checkpoint_says_of_itself_change_nothing(ended: Path) -
     )
 
 
-def test_weights_alone_cannot_be_gone_on_from_and_the_choice_is_named(
+def test_resuming_from_weights_alone_is_an_error_that_names_the_alternative(
     ended: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = read(ended / "checkpoints/last.ckpt")
@@ -403,12 +405,12 @@ def test_weights_alone_cannot_be_gone_on_from_and_the_choice_is_named(
         {key: content[key] for key in ("state_dict", "epoch", "global_step", "loops")},
         "weights.ckpt",
     )
-    said = refused(capsys, *FIT, "--ckpt_path", "weights.ckpt")
-    assert "'weights.ckpt' holds weights only" in said
-    assert "--network_weights weights.ckpt in place of --ckpt_path" in said
+    stderr = refused(capsys, *FIT, "--ckpt_path", "weights.ckpt")
+    assert "'weights.ckpt' holds weights only" in stderr
+    assert "--network_weights weights.ckpt in place of --ckpt_path" in stderr
 
 
-def test_a_dense_checkpoint_is_not_pruned_in_mid_training_unless_that_lies_ahead(
+def test_a_dense_checkpoint_is_pruned_in_mid_training_only_at_a_later_at_epoch(
     ended: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dense = [
@@ -438,14 +440,14 @@ def test_a_dense_checkpoint_is_not_pruned_in_mid_training_unless_that_lies_ahead
 # -- a full disk, a signal
 
 
-def test_a_full_disk_loses_no_checkpoint_and_is_one_sentence(
+def test_a_full_disk_is_reported_in_one_sentence_and_keeps_the_last_checkpoint(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     undisturbed_network: dict[str, torch.Tensor],
 ) -> None:
-    # A second checkpoint beyond the size that files may have fails as on a full disk, for root as
-    # well.
+    # A limit on the size of files makes the second checkpoint fail as on a full disk, even for
+    # root.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(module: Classifier) -> None:
@@ -458,15 +460,15 @@ def test_a_full_disk_loses_no_checkpoint_and_is_one_sentence(
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "on_validation_epoch_end", fill)
         try:
-            with pytest.raises(SystemExit) as left:
+            with pytest.raises(SystemExit) as raised:
                 run(FIT)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert left.value.code == 1
-    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert raised.value.code == 1
+    stderr = capsys.readouterr().err.strip().splitlines()[-1]
     assert (
-        f"'{RUN}/checkpoints/last.ckpt' could not be written (File too large); what was there before is whole"
-        in said
+        f"'{RUN}/checkpoints/last.ckpt' could not be written (File too large); what was there "
+        "before is whole" in stderr
     )
     assert [path.name for path in (RUN / "checkpoints").iterdir()] == ["last.ckpt"]
     assert same(run([*FIT, *LAST]).model.network, undisturbed_network)
@@ -474,7 +476,7 @@ def test_a_full_disk_loses_no_checkpoint_and_is_one_sentence(
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_checkpoint_and_says_where(
+def test_after_a_signal_the_checkpoint_is_written_and_named(
     number: signal.Signals,
     status: int,
     folder: Path,
@@ -491,46 +493,52 @@ def test_a_signal_leaves_a_checkpoint_and_says_where(
 
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "on_train_batch_start", send)
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as raised:
             run(FIT)
-    assert left.value.code == status
-    said = capsys.readouterr().err
+    assert raised.value.code == status
+    stderr = capsys.readouterr().err
     assert (
-        f"stopped by {number.name}; {RUN}/checkpoints/last.ckpt is whole; the same command with --ckpt_path last goes on there"
-        in said
+        f"stopped by {number.name}; {RUN}/checkpoints/last.ckpt is whole; the same command with "
+        "--ckpt_path last resumes there" in stderr
     )
     assert read(RUN / "checkpoints/last.ckpt")["global_step"] == 2
     assert same(run([*FIT, *LAST]).model.network, undisturbed_network)
 
 
-def test_ctrl_c_in_pruning_says_that_it_starts_again(
+def test_the_message_after_ctrl_c_in_pruning_says_that_the_run_starts_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(PruneAtInit, "_report", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
     try:
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as raised:
             run(FIT)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert left.value.code == 130
+    assert raised.value.code == 130
     assert (
         "stopped by SIGINT; the same command with --ckpt_path last starts again there"
         in capsys.readouterr().err
     )
 
 
-def test_a_second_ctrl_c_ends_it_at_once(folder: Path) -> None:
-    patience = "import os, signal, sys, time\nfrom synflow_pl import Classifier\nfrom synflow_pl.cli.main import run\n"
-    patience += "def wait(module, *_):\n    for _ in range(2):\n        os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(3000)\n"
-    patience += "Classifier.on_train_batch_start = wait\nrun(sys.argv[1:])\n"
+def test_a_second_ctrl_c_ends_the_training_at_once(folder: Path) -> None:
+    script = (
+        "import os, signal, sys, time\nfrom synflow_pl import Classifier\nfrom synflow_pl.cli.main "
+        "import run\n"
+    )
+    script += (
+        "def wait(module, *_):\n    for _ in range(2):\n        os.kill(os.getpid(), "
+        "signal.SIGINT)\n    time.sleep(3000)\n"
+    )
+    script += "Classifier.on_train_batch_start = wait\nrun(sys.argv[1:])\n"
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     done = subprocess.run(
-        [sys.executable, "-c", patience, *FIT],
+        [sys.executable, "-c", script, *FIT],
         env=environment,
         capture_output=True,
         text=True,
@@ -540,11 +548,11 @@ def test_a_second_ctrl_c_ends_it_at_once(folder: Path) -> None:
     assert "SIGINT: training stops after this batch" in done.stderr
 
 
-# -- strangers' files
+# -- untrusted files
 
 
 class Evil:
-    """Makes a folder when it is unpickled."""
+    """Object that makes a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -554,7 +562,7 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    "door",
+    "args",
     [
         ["fit", "--ckpt_path", "evil"],
         ["fit", "--ckpt_path", "evil.ckpt"],
@@ -572,8 +580,8 @@ class Evil:
     ],
     ids=" ".join,
 )
-def test_a_stranger_s_file_runs_no_code_through_any_door(
-    door: list[str],
+def test_an_untrusted_file_runs_no_code_by_any_option(
+    args: list[str],
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -587,27 +595,27 @@ def test_a_stranger_s_file_runs_no_code_through_any_door(
     ):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(evil, path)
-    if "last" in door:
+    if "last" in args:
         monkeypatch.setattr(CLI, "_run_subcommand", lambda *_: None)
         run(FIT)
         (RUN / "checkpoints").mkdir()
         torch.save(evil, RUN / "checkpoints/last.ckpt")
         monkeypatch.undo()
         monkeypatch.chdir(folder)
-    command = multishot if door[0] == "multishot" else lambda args: run([door[0], *args])
-    with pytest.raises(SystemExit) as left:
-        command(["-c", "demo", *SHORT, *door[1:]])
-    assert left.value.code not in (0, None)
+    command = multishot if args[0] == "multishot" else lambda others: run([args[0], *others])
+    with pytest.raises(SystemExit) as raised:
+        command(["-c", "demo", *SHORT, *args[1:]])
+    assert raised.value.code not in (0, None)
     assert not (folder / "ran").exists()
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert any(
-        word in said
+        word in stderr
         for word in ("weights_only", "cannot be read as safetensors", "not a file of masks")
     )
 
 
 @pytest.mark.parametrize(
-    ("recipe", "said"),
+    ("recipe", "message"),
     [
         ("run: ../../elsewhere", "cannot be a run's name"),
         (
@@ -616,14 +624,15 @@ def test_a_stranger_s_file_runs_no_code_through_any_door(
         ),
         ("trainer: {default_root_dir: /tmp}", "trainer.default_root_dir: '/tmp' in a recipe"),
         (
-            "trainer: {callbacks: [{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {dirpath: ../up}}]}",
+            "trainer: {callbacks: [{class_path: pytorch_lightning.callbacks.ModelCheckpoint, "
+            "init_args: {dirpath: ../up}}]}",
             "trainer.callbacks: '../up' in a recipe",
         ),
     ],
 )
-def test_a_recipe_writes_nowhere_that_was_not_named(
+def test_a_recipe_cannot_write_outside_of_the_working_directory(
     recipe: str,
-    said: str,
+    message: str,
     built: Callable[..., CLI],
     folder: Path,
     capsys: pytest.CaptureFixture[str],
@@ -633,12 +642,14 @@ def test_a_recipe_writes_nowhere_that_was_not_named(
     Path("stranger.yaml").write_text(recipe + "\n")
     with pytest.raises(SystemExit):
         built("fit", "-c", "demo", "-c", "stranger.yaml")
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["in"]
     assert [path.name for path in Path().iterdir()] == ["stranger.yaml"]
 
 
-def test_what_is_typed_may_lie_anywhere(built: Callable[..., CLI], folder: Path) -> None:
+def test_a_folder_on_the_command_line_may_be_anywhere(
+    built: Callable[..., CLI], folder: Path
+) -> None:
     (folder / "in").mkdir()
     os.chdir(folder / "in")
     assert (
@@ -655,14 +666,14 @@ def test_what_is_typed_may_lie_anywhere(built: Callable[..., CLI], folder: Path)
 
 
 @pytest.mark.slow
-def test_killed_thirty_times_it_ends_the_same_to_the_last_bit(
+def test_training_that_is_killed_thirty_times_ends_bitwise_the_same(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     main(30)
     assert "30 kills (6 pruning, 10 writing, 10 epoch, 4 boundary;" in capsys.readouterr().out
 
 
-def test_killed_in_pruning_in_an_epoch_and_in_writing_it_ends_the_same_to_the_last_bit(
+def test_training_killed_in_pruning_an_epoch_and_writing_ends_bitwise_the_same(
     tmp_path: Path,
 ) -> None:
     folder, whole = tmp_path / "killed", tmp_path / "whole"

@@ -1,4 +1,4 @@
-"""Jobs of a real SLURM on this machine; skipped where none can be had."""
+"""Tests with jobs of a real SLURM on this machine; skipped if it is not available."""
 
 from __future__ import annotations
 
@@ -50,13 +50,14 @@ def is_up() -> bool:
 
 @pytest.fixture(scope="module")
 def _slurm() -> Iterator[None]:
-    """SLURM: the one that runs, else one that is started for these tests and ended after them."""
+    """Use the running SLURM, or start one for these tests and stop it after them."""
     if is_up():
         yield
         return
     if not START.is_file() or os.geteuid() != 0 or shutil.which("slurmctld") is None:
         pytest.skip(
-            "no SLURM runs here, and none can be started (root, Debian's slurm-wlm and ../shared/slurm/start.sh are needed)"
+            "no SLURM runs here, and none can be started (root, Debian's slurm-wlm and "
+            "../shared/slurm/start.sh are needed)"
         )
     subprocess.run(["bash", str(START)], timeout=200, check=True, stdout=subprocess.DEVNULL)
     yield
@@ -66,13 +67,13 @@ def _slurm() -> Iterator[None]:
 def wait(what: Callable[[], object], folder: Path, seconds: float = 500) -> None:
     end = time.monotonic() + seconds
     while not what():
-        told = "\n".join(path.read_text() for path in folder.glob("*.out"))
-        assert time.monotonic() < end, told
+        outputs = "\n".join(path.read_text() for path in folder.glob("*.out"))
+        assert time.monotonic() < end, outputs
         time.sleep(0.2)
 
 
 def queued(job: str) -> str:
-    """R for a job that runs, PD for one that waits, nothing for one that is over."""
+    """Return the state of a job: "R" if it runs, "PD" if it waits, "" if it has ended."""
     done = subprocess.run(
         ["squeue", "-h", "-j", job, "-o", "%t"], capture_output=True, text=True, check=False
     )
@@ -80,7 +81,7 @@ def queued(job: str) -> str:
 
 
 def script(folder: Path, tasks: int, *options: str) -> Path:
-    """A job that trains the demo's recipe, shortened."""
+    """Write the script of a job that trains the demo's recipe for a short time."""
     path = folder / "job.sh"
     command = " ".join(
         ["srun", sys.executable, "-m", "synflow_pl", "fit", "-c", "demo", *SHORT, *options]
@@ -95,7 +96,8 @@ def script(folder: Path, tasks: int, *options: str) -> Path:
     )
     head = "".join(f"#SBATCH --{option}\n" for option in options_of_job)
     path.write_text(
-        f"#!/bin/bash\n{head}export OMP_NUM_THREADS=1 PYTHONPATH={Path(__file__).parents[2]}\n{command}\n"
+        f"#!/bin/bash\n{head}export OMP_NUM_THREADS=1 "
+        f"PYTHONPATH={Path(__file__).parents[2]}\n{command}\n"
     )
     return path
 
@@ -106,11 +108,11 @@ def submit(path: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_slurm")
-def test_two_jobs_in_one_folder_that_are_stopped_and_requeued_each_go_on_in_their_own_run(
+def test_two_requeued_jobs_in_one_folder_each_resume_their_own_run(
     tmp_path: Path,
 ) -> None:
-    # The same command twice, one job stopped by SLURM's warning and one without; a stranger's
-    # checkpoint lies about.
+    # Both jobs have the same command; one is stopped after SLURM's warning and one without it.
+    # Lightning's checkpoint of another job is in the folder.
     (tmp_path / "hpc_ckpt_1.ckpt").write_text("a stranger's")
     jobs = [submit(script(tmp_path, 1)) for _ in range(2)]
     try:
@@ -140,15 +142,15 @@ def test_two_jobs_in_one_folder_that_are_stopped_and_requeued_each_go_on_in_thei
     finally:
         for job in jobs:
             subprocess.run(["scancel", job], check=False)
-    said = {job: (tmp_path / f"{job}.out").read_text() for job in jobs}
-    assert "SLURM's time is nearly up" in said[jobs[0]]
+    output = {job: (tmp_path / f"{job}.out").read_text() for job in jobs}
+    assert "SLURM's time is nearly up" in output[jobs[0]]
     for job in jobs:
-        went_on = re.findall(r"Resuming from step (\d+): (\S+)", said[job])
-        assert [path for _, path in went_on] == [
+        resumed = re.findall(r"Resuming from step (\d+): (\S+)", output[job])
+        assert [path for _, path in resumed] == [
             str(runs[job].relative_to(tmp_path) / "checkpoints/last.ckpt")
-        ], said[job]
-        assert int(went_on[0][0]) > 0
-        assert "`max_epochs=12` reached" in said[job]
+        ], output[job]
+        assert int(resumed[0][0]) > 0
+        assert "`max_epochs=12` reached" in output[job]
     assert len(list((tmp_path / "lightning_logs").iterdir())) == 2
     one, other = (read(runs[job] / "checkpoints/last.ckpt")["state_dict"] for job in jobs)
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
@@ -156,7 +158,7 @@ def test_two_jobs_in_one_folder_that_are_stopped_and_requeued_each_go_on_in_thei
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_slurm")
-def test_a_job_of_two_tasks_is_one_training_that_is_warned_on_both_and_goes_on_on_both(
+def test_a_job_of_two_tasks_is_stopped_and_resumed_on_both(
     tmp_path: Path,
 ) -> None:
     two = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
@@ -169,10 +171,10 @@ def test_a_job_of_two_tasks_is_one_training_that_is_warned_on_both_and_goes_on_o
         wait(lambda: not queued(job), tmp_path)
     finally:
         subprocess.run(["scancel", job], check=False)
-    said = (tmp_path / f"{job}.out").read_text()
-    assert said.count("SLURM's time is nearly up") == 1, said
-    assert len(re.findall(r"Resuming from step [1-9]", said)) == 1, said
-    assert said.count("`max_epochs=12` reached") == 1, said
+    output = (tmp_path / f"{job}.out").read_text()
+    assert output.count("SLURM's time is nearly up") == 1, output
+    assert len(re.findall(r"Resuming from step [1-9]", output)) == 1, output
+    assert output.count("`max_epochs=12` reached") == 1, output
     (run,) = (tmp_path / "lightning_logs").iterdir()
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()

@@ -1,6 +1,4 @@
-"""A storage that fails: a full disk, a read-only folder and a file in the place of a folder are one
-sentence, at every write.
-"""
+"""Tests of storage errors: a full disk, a read-only folder, and a file in place of a folder."""
 
 from __future__ import annotations
 
@@ -57,28 +55,43 @@ from synflow_pl.runs import RunCSV
 from synflow_pl.runs.training_record import Training, write_record
 from synflow_pl.training import DurableCheckpointIO
 
-checkpoint = lambda size: DurableCheckpointIO().save_checkpoint({"weights": torch.zeros(size)}, "last.ckpt")
+def checkpoint(size):
+    DurableCheckpointIO().save_checkpoint({"weights": torch.zeros(size)}, "last.ckpt")
+
+
+def masks():
+    Masks({"w": torch.ones(3_000_000, dtype=torch.bool)}).save("masks.safetensors")
+
+
+def metrics():
+    logger.experiment.log_metrics({"value": "x" * 4_000_000}, 1)
+    logger.save()
+
+
 checkpoint(1000)
 whole = Path("last.ckpt").read_bytes()
 rows = [{"value": "x" * 100000}] * 40
 writes = {
     "last.ckpt": lambda: checkpoint(1_000_000),
-    "masks.safetensors": lambda: Masks({"w": torch.ones(3_000_000, dtype=torch.bool)}).save("masks.safetensors"),
+    "masks.safetensors": masks,
     "diagnosis.csv": lambda: write_csv("diagnosis.csv", rows),
     "diagnosis.json": lambda: write_json("diagnosis.json", rows),
-    "metrics.csv": lambda: RunCSV(Path(".")).experiment.log_metrics({"value": "x" * 4_000_000}) or logger.save(),
+    "metrics.csv": metrics,
 }
 logger = RunCSV(Path("."))
-writes["metrics.csv"] = lambda: (logger.experiment.log_metrics({"value": "x" * 4_000_000}, 1), logger.save())
-small = {"training.json": lambda: write_record(Path("."), Training(True)), "picture.png": lambda: save(Figure(), "picture")}
+small = {
+    "training.json": lambda: write_record(Path("."), Training(True)),
+    "picture.png": lambda: save(Figure(), "picture"),
+}
 
 
 def fails(name, write):
     try:
         write()
     except OSError as error:
-        assert f"{name}' could not be written (No space left on device)" in str(error), (name, error)
-        assert "make room" in str(error)
+        message = str(error)
+        assert f"{name}' could not be written (No space left on device)" in message, (name, message)
+        assert "make room" in message
     else:
         raise AssertionError(name)
 
@@ -100,7 +113,7 @@ print("right")
 """
 
 
-def test_every_write_to_a_full_disk_is_one_sentence_and_what_was_there_survives(
+def test_every_write_to_a_full_disk_is_one_sentence_and_keeps_the_existing_file(
     tmp_path: Path,
 ) -> None:
     script = tmp_path.parent / f"{tmp_path.name}.py"
@@ -111,21 +124,22 @@ def test_every_write_to_a_full_disk_is_one_sentence_and_what_was_there_survives(
 
 def test_a_training_on_a_full_disk_ends_with_one_sentence(tmp_path: Path) -> None:
     done = on_a_small_disk(
-        f'"$PY" -m synflow_pl {" ".join(FIT)}; status=$?; find . -name "*.ckpt" -size 0; exit $status',
+        f'"$PY" -m synflow_pl {" ".join(FIT)}; status=$?; '
+        'find . -name "*.ckpt" -size 0; exit $status',
         tmp_path,
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    said = done.stderr.strip().splitlines()[-1]
-    assert said.startswith("synflow_pl: error: ")
-    assert "No space left on device" in said
+    output = done.stderr.strip().splitlines()[-1]
+    assert output.startswith("synflow_pl: error: ")
+    assert "No space left on device" in output
     assert ".ckpt\n" not in done.stdout
 
 
 @pytest.mark.parametrize(
     "command", [FIT, ["prune", "-c", "demo"], ["multishot", "--levels", "1", "-c", "demo"]]
 )
-def test_a_file_called_lightning_logs_is_named(
+def test_the_error_for_a_file_called_lightning_logs_names_it(
     command: list[str],
     folder: Path,
     touched: list[str],
@@ -134,50 +148,57 @@ def test_a_file_called_lightning_logs_is_named(
 ) -> None:
     Path("lightning_logs").touch()
     monkeypatch.setattr(sys, "argv", ["synflow_pl", *command])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         main()
-    assert left.value.code == 1
-    said = capsys.readouterr().err.strip().splitlines()
-    assert said[-1].startswith("synflow_pl: error: ")
-    assert "'lightning_logs' cannot be made: 'lightning_logs' is a file; move it away" in said[-1]
+    assert raised.value.code == 1
+    output = capsys.readouterr().err.strip().splitlines()
+    assert output[-1].startswith("synflow_pl: error: ")
+    assert "'lightning_logs' cannot be made: 'lightning_logs' is a file; move it away" in output[-1]
     assert touched == []
 
 
 @pytest.mark.parametrize("typed", [["fti", "-c", "demo"], ["Fit"], ["trian"], []])
-def test_a_misspelt_subcommand_is_answered_with_all_of_them(
+def test_a_misspelt_subcommand_is_an_error_that_lists_all_subcommands(
     typed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["synflow_pl", *typed])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         main()
-    assert left.value.code == 2
-    said = capsys.readouterr().err
+    assert raised.value.code == 2
+    output = capsys.readouterr().err
     assert (
-        "compact, demo, experiment, export, fit, multishot, predict, prune, report, sweep, test, validate"
-        in said
+        "compact, demo, experiment, export, fit, multishot, predict, prune, report, sweep, test, "
+        "validate" in output
     )
-    assert len(said.splitlines()) == 1
+    assert len(output.splitlines()) == 1
 
 
 READ_ONLY = {
     "test --ckpt_path ro/a": "'ro/a/metrics.csv' could not be",
-    "export --ckpt_path ro/a": "--output: the folder 'ro/a/export' cannot be made: Read-only file system",
-    "report ro --out ro": "--out: nothing can be written into 'ro': Read-only file system; choose a folder",
-    "fit -c demo --trainer.default_root_dir ro": "choose a folder that can be written (--trainer.default_root_dir)",
+    "export --ckpt_path ro/a": (
+        "--output: the folder 'ro/a/export' cannot be made: Read-only file system"
+    ),
+    "report ro --out ro": (
+        "--out: nothing can be written into 'ro': Read-only file system; choose a folder"
+    ),
+    "fit -c demo --trainer.default_root_dir ro": (
+        "choose a folder that can be written (--trainer.default_root_dir)"
+    ),
 }
 
 
 @pytest.mark.slow
-def test_a_read_only_run_is_answered_in_one_sentence_that_says_what_to_do(tmp_path: Path) -> None:
+def test_a_read_only_run_is_an_error_of_one_sentence_that_says_what_to_do(tmp_path: Path) -> None:
     lines = [f'"$PY" -m synflow_pl {" ".join(FIT)} --model.network.width 1 --run a >log 2>&1']
     lines += [
-        "mkdir ro; mount -t tmpfs -o size=20m none ro; cp -r lightning_logs/a ro/; mount -o remount,ro ro"
+        "mkdir ro; mount -t tmpfs -o size=20m none ro; cp -r lightning_logs/a ro/; mount -o "
+        "remount,ro ro"
     ]
     lines += [f'"$PY" -m synflow_pl {command} 2>&1 | tail -n 1' for command in READ_ONLY]
     done = on_a_small_disk("; ".join(lines), tmp_path)
-    said = done.stdout.splitlines()
-    assert len(said) == len(READ_ONLY), done.stderr
-    for line, expected in zip(said, READ_ONLY.values(), strict=True):
+    output = done.stdout.splitlines()
+    assert len(output) == len(READ_ONLY), done.stderr
+    for line, expected in zip(output, READ_ONLY.values(), strict=True):
         assert line.startswith("synflow_pl: error: ")
         assert expected in line
         assert "Errno" not in line

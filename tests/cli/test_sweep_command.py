@@ -1,4 +1,4 @@
-"""The sweep command: no run is done twice, none is lost, and what went wrong is said."""
+"""Tests of the command ``sweep``: finished runs are skipped, failed ones retried and reported."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ SHORT += [
     f"--trainer.limit_{part}_batches={count}"
     for part, count in (("train", 2), ("val", 1), ("test", 1))
 ]
-# In sorted order of densities and as the pruners stand: magnitude at 0.5, then SynFlow, of which
-# two rounds are enough here.
+# Runs are sorted by density; at the same density the pruners are in the order of the list.
 GRID = """# A sweep for tests.
 recipes: [demo]
 pruners: [magnitude, random]
@@ -43,7 +42,7 @@ def grid(folder: Path) -> Path:
 
 @pytest.fixture
 def attempts(grid: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is attempted, in this process, since starting one takes seconds."""
+    """Make each run in this process, and list the names of the runs that are attempted."""
     seen: list[str] = []
 
     def launched(jobs: Sequence[Any], own: Any) -> Iterator[tuple[Any, int]]:
@@ -70,7 +69,7 @@ def rows(name: str, column: str) -> list[str]:
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, error: BaseException, times: int = 1) -> None:
-    """In epoch 1 of the first run that gets there."""
+    """Raise an error in epoch 1 of the first runs that reach it."""
     left = [error] * times
 
     def on_train_epoch_start(classifier: Classifier) -> None:
@@ -86,15 +85,15 @@ def test_every_run_is_trained_and_tested_once_and_then_skipped(
     run_sweep()
     assert attempts == NAMES
     assert [rows(name, "test/accuracy") for name in NAMES] == [["3"], ["3"]]
-    said = capsys.readouterr().out
-    assert "[1/2] demo-magnitude-density0.5-seed0: test accuracy" in said
-    assert "left" in said
+    output = capsys.readouterr().out
+    assert "[1/2] demo-magnitude-density0.5-seed0: test accuracy" in output
+    assert "left" in output
     run_sweep()
     assert attempts == NAMES
     assert "2 runs, 2 of them finished" in capsys.readouterr().out
 
 
-def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(
+def test_a_run_that_was_stopped_resumes_from_its_checkpoint(
     attempts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_once(monkeypatch, SIGTERMException())
@@ -104,7 +103,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(
     assert sorted(path.name for path in Path("sweeps/grid/lightning_logs").iterdir()) == NAMES
 
 
-def test_a_run_that_failed_starts_anew_is_tried_again_and_the_reason_is_told(
+def test_a_run_that_failed_is_retried_from_the_start_and_the_reason_is_printed(
     attempts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fail_once(monkeypatch, RuntimeError("the disk is full"))
@@ -115,7 +114,7 @@ def test_a_run_that_failed_starts_anew_is_tried_again_and_the_reason_is_told(
     assert not (Path("sweeps/grid/lightning_logs") / NAMES[0] / FAILED).exists()
 
 
-def test_a_run_that_fails_each_time_is_reported_and_the_others_are_finished(
+def test_a_run_that_fails_in_every_attempt_is_reported_and_the_others_are_finished(
     attempts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(classifier: Classifier) -> None:
@@ -123,26 +122,26 @@ def test_a_run_that_fails_each_time_is_reported_and_the_others_are_finished(
             raise RuntimeError("no luck")
 
     monkeypatch.setattr(Classifier, "on_train_start", fail)
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         run_sweep("--retries", "1")
-    assert left.value.code == 1
-    said = capsys.readouterr().out
-    assert "1 of 2 runs failed 2 times" in said
-    assert f"  {NAMES[0]}: RuntimeError: no luck\n    sweeps/grid/logs/{NAMES[0]}.log" in said
+    assert raised.value.code == 1
+    output = capsys.readouterr().out
+    assert "1 of 2 runs failed 2 times" in output
+    assert f"  {NAMES[0]}: RuntimeError: no luck\n    sweeps/grid/logs/{NAMES[0]}.log" in output
     assert rows(NAMES[1], "test/accuracy") == ["3"]
 
 
-def test_a_dead_network_is_a_result(
+def test_a_disconnected_network_is_a_result_of_a_sweep(
     attempts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Of the 31,540 weights of conv at width 4, the 31,360 of the linear layer are the smallest:
-    # magnitude leaves none at 0.001.
+    # conv with width 4 has 31,540 weights, of which the 31,360 of the linear layer are the
+    # smallest: magnitude pruning to 0.001 keeps none of them.
     run_sweep("--pruners", "[magnitude]", "--densities", "[0.001]")
     assert attempts == ["demo-magnitude-density0.001-seed0"]
     assert "demo-magnitude-density0.001-seed0: test accuracy" in capsys.readouterr().out
 
 
-def test_a_run_that_another_process_holds_is_left_to_it(
+def test_a_run_that_another_process_has_locked_is_skipped(
     attempts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep(["-c", "grid.yaml", *SHORT, "--dry_run"])
@@ -160,18 +159,18 @@ def test_a_dry_run_lists_every_run_and_its_commands_and_writes_nothing(
     grid: Path, capsys: pytest.CaptureFixture[str], attempts: list[str]
 ) -> None:
     run_sweep("--dry_run")
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        "  synflow_pl fit -c demo -c pruners/magnitude --pruning.density 0.5 --pruning.on_collapse warn --seed_everything 0"
-        in said
+        "  synflow_pl fit -c demo -c pruners/magnitude --pruning.density 0.5 --pruning.on_collapse "
+        "warn --seed_everything 0" in output
     )
-    assert f"--run {NAMES[1]} --trainer.default_root_dir {grid}/sweeps/grid" in said
-    assert said.endswith("2 runs, 0 of them finished, in sweeps/grid\n")
+    assert f"--run {NAMES[1]} --trainer.default_root_dir {grid}/sweeps/grid" in output
+    assert output.endswith("2 runs, 0 of them finished, in sweeps/grid\n")
     assert attempts == []
     assert [path.name for path in grid.iterdir()] == ["grid.yaml"]
 
 
-def test_a_dry_run_does_not_look_for_the_width_of_a_narrower_network(
+def test_a_dry_run_does_not_compute_the_width_of_a_narrower_network(
     grid: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
@@ -184,10 +183,10 @@ def test_a_dry_run_does_not_look_for_the_width_of_a_narrower_network(
     )
 
 
-def test_a_network_that_has_no_width_is_refused_before_any_run(
+def test_a_narrower_network_without_a_width_is_an_error_before_any_run(
     grid: Path, attempts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         sweep(
             [
                 "-c",
@@ -198,7 +197,7 @@ def test_a_network_that_has_no_width_is_refused_before_any_run(
                 "torch.nn.Flatten",
             ]
         )
-    assert left.value.code == 2
+    assert raised.value.code == 2
     assert (
         "torch.nn.Flatten has no argument width or width_factor, so that there is no narrower one"
         in capsys.readouterr().err
@@ -238,7 +237,7 @@ def test_a_network_that_has_no_width_is_refused_before_any_run(
         (["-c", "no_such_sweep"], "no recipe 'sweeps/no_such_sweep'"),
     ],
 )
-def test_a_mistake_is_one_sentence_before_any_run(
+def test_a_mistake_in_a_sweep_is_one_sentence_before_any_run(
     args: list[str],
     message: str,
     grid: Path,
@@ -247,26 +246,29 @@ def test_a_mistake_is_one_sentence_before_any_run(
 ) -> None:
     import re
 
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         sweep(["-c", "grid.yaml", *SHORT, *args])
-    said = capsys.readouterr().err
-    assert left.value.code == 2
-    assert re.search(message, said), said
-    assert len(said.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert raised.value.code == 2
+    assert re.search(message, output), output
+    assert len(output.splitlines()) == 1
     assert attempts == []
 
 
-def test_ctrl_c_says_how_far_it_is_and_that_it_goes_on(
+def test_the_message_after_ctrl_c_states_the_progress_and_how_to_resume(
     grid: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("synflow_pl.cli.sweep._launched", interrupted)
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         sweep(["-c", "grid.yaml", *SHORT])
-    assert left.value.code == 130
-    assert "Stopped: 0 of 2 runs are finished; the same command goes on." in capsys.readouterr().out
+    assert raised.value.code == 130
+    assert (
+        "Stopped: 0 of 2 runs are finished; the same command resumes the sweep."
+        in capsys.readouterr().out
+    )
 
 
 # -- real processes
@@ -286,7 +288,7 @@ def started(*args: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_sweep_that_is_killed_goes_on_and_does_no_run_twice(
+def test_a_sweep_that_was_killed_is_resumed_and_repeats_no_finished_run(
     how: signal.Signals, grid: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
@@ -299,7 +301,7 @@ def test_a_sweep_that_is_killed_goes_on_and_does_no_run_twice(
     if how == signal.SIGKILL:
         os.killpg(first.pid, how)
         first.wait()
-    else:  # as timeout does when a lease is over: what the sweep has started ends with it
+    else:  # the processes that the sweep has started end with it
         os.kill(first.pid, how)
         assert first.wait(timeout=60) == 128 + how
         end = time.monotonic() + 60
@@ -313,8 +315,8 @@ def test_a_sweep_that_is_killed_goes_on_and_does_no_run_twice(
         if "test/accuracy" in _head(path)
     }
     assert 1 <= len(done) < 4
-    said, _ = started(*four).communicate(timeout=600)
-    assert f"4 runs, {len(done)} of them finished" in said
+    output, _ = started(*four).communicate(timeout=600)
+    assert f"4 runs, {len(done)} of them finished" in output
     assert sorted(path.name for path in logs.iterdir()) == sorted(
         f"demo-{pruner}-density0.5-seed{seed}"
         for pruner in ("magnitude", "random")
@@ -341,7 +343,7 @@ def _head(run: Path) -> str:
 
 
 @pytest.mark.slow
-def test_when_only_the_sweep_is_killed_its_runs_go_on_and_a_second_one_leaves_them_alone(
+def test_runs_continue_when_only_the_sweep_is_killed_and_a_second_sweep_skips_them(
     grid: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
@@ -351,11 +353,10 @@ def test_when_only_the_sweep_is_killed_its_runs_go_on_and_a_second_one_leaves_th
         time.sleep(0.1)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    os.killpg(
-        first.pid, signal.SIGSTOP
-    )  # so that its run is not over before the second sweep has looked
-    said, _ = started("--trainer.max_epochs", "60").communicate(timeout=600)
-    assert "1 runs are worked on by another process" in said
+    # The run is paused, so that it has not ended when the second sweep starts.
+    os.killpg(first.pid, signal.SIGSTOP)
+    output, _ = started("--trainer.max_epochs", "60").communicate(timeout=600)
+    assert "1 runs are worked on by another process" in output
     os.killpg(first.pid, signal.SIGCONT)
     while "test/accuracy" not in _head(logs / NAMES[0]):
         time.sleep(0.1)

@@ -1,6 +1,4 @@
-"""Every sweep that is shipped, found by globbing, is a grid of recipes and pruners that there
-are.
-"""
+"""Tests that every sweep in configs/sweeps is a grid of existing recipes and pruners."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ def grid(path: Path) -> Sweep:
     return Sweep(**yaml.safe_load(path.read_text()))
 
 
-def test_there_are_sweeps_for_the_published_figures_the_table_and_a_small_one() -> None:
+def test_there_are_sweeps_for_the_published_figures_the_table_and_the_controls() -> None:
     names = {path.stem for path in FILES}
     assert {
         "figure1",
@@ -38,7 +36,7 @@ def test_there_are_sweeps_for_the_published_figures_the_table_and_a_small_one() 
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_it_begins_with_a_sentence_and_names_recipes_and_overlays_that_there_are(
+def test_a_sweep_starts_with_a_comment_and_names_existing_recipes_and_overlays(
     path: Path,
 ) -> None:
     first = path.read_text().splitlines()[0]
@@ -50,7 +48,7 @@ def test_it_begins_with_a_sentence_and_names_recipes_and_overlays_that_there_are
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_its_options_are_understood_by_fit(path: Path) -> None:
+def test_the_options_of_a_sweep_are_accepted_by_fit(path: Path) -> None:
     task = next(task for task in grid(path).tasks() if task.density < 1 and not task.like)
     pruning = Plan.of(list(task.options)).options.pruning
     assert pruning.density == task.density
@@ -59,7 +57,7 @@ def test_its_options_are_understood_by_fit(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_each_kind_of_its_runs_is_a_command_that_means_what_the_grid_says(
+def test_the_command_of_each_kind_of_run_has_the_settings_of_the_grid(
     path: Path, tmp_path: Path
 ) -> None:
     for task in {
@@ -88,7 +86,7 @@ def test_the_mnist_sweep_has_the_five_classic_pruners_six_densities_and_three_se
     assert (len(sweep.densities), len(sweep.seeds)) == (6, 3)
 
 
-def test_magnitude_in_a_hundred_rounds_makes_the_masks_of_one() -> None:
+def test_magnitude_pruning_in_a_hundred_rounds_keeps_the_same_weights_as_in_one() -> None:
     network = FC(width=10)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     masks: list[Masks] = []

@@ -1,6 +1,4 @@
-"""A sweep through a real SLURM: the same results as here, and a job that SLURM ends is seen and
-tried again.
-"""
+"""Tests of sweeps on a real SLURM: results equal local ones, and cancelled jobs are retried."""
 
 from __future__ import annotations
 
@@ -11,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import QUIET  # noqa: F401  # finds the room's conftest
 
 from synflow_pl.cli.recipes import overlays
 from synflow_pl.runs.report_files import report
@@ -30,7 +27,7 @@ TASKS = Sweep(["demo"], ["magnitude", "random"], [0.5]).tasks()
 
 @pytest.fixture
 def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, where a SLURM with a node that is up is at hand."""
+    """Return the working directory with a sweep's file; skip if no node of SLURM is up."""
     pytest.importorskip("submitit")
     up = (
         shutil.which("sinfo")
@@ -53,25 +50,25 @@ def sweep(*args: str) -> subprocess.Popen[str]:
 SLURM = ["--launcher", "slurm", "--slurm.time", "10", "--slurm.width", "2"]
 
 
-def test_it_gives_the_same_results_and_the_same_table_as_this_machine(cluster: Path) -> None:
+def test_a_sweep_on_slurm_has_the_same_results_and_table_as_a_local_one(cluster: Path) -> None:
     for args in (["--folder", "here"], ["--folder", "there", *SLURM]):
-        said, _ = sweep(*args).communicate(timeout=900)
-        assert "2/2" in said, said
+        output, _ = sweep(*args).communicate(timeout=900)
+        assert "2/2" in output, output
     assert [accuracy(cluster / "there", task) for task in TASKS] == [
         accuracy(cluster / "here", task) for task in TASKS
     ]
     assert None not in [accuracy(cluster / "there", task) for task in TASKS]
     tables = []
     for folder in ("here", "there"):
-        told = report(
+        summary = report(
             [Path(folder)], Path("report") / folder, overlays(), reference="random", paper=False
         )
-        assert told.left_out == {}
+        assert summary.left_out == {}
         tables.append((Path("report") / folder / "table.csv").read_text())
     assert tables[0] == tables[1]
 
 
-def test_a_job_that_slurm_ends_is_seen_tried_again_and_reported(cluster: Path) -> None:
+def test_a_job_that_slurm_cancels_is_reported_and_retried(cluster: Path) -> None:
     process = sweep("--folder", "there", "--trainer.max_epochs", "6", *SLURM)
     name = TASKS[0].name
     while not list((cluster / "there" / "lightning_logs" / name).glob("checkpoints/*.ckpt")):
@@ -81,8 +78,8 @@ def test_a_job_that_slurm_ends_is_seen_tried_again_and_reported(cluster: Path) -
         ["squeue", "--me", "-h", "-r", "-o", "%F_%K"], capture_output=True, text=True, check=True
     ).stdout.split()
     subprocess.run(["scancel", next(job for job in jobs if job.endswith("_0"))], check=True)
-    said, _ = process.communicate(timeout=900)
-    assert f"{name} failed: its job ended without a result" in said
-    assert "Trying 1 again that failed." in said
+    output, _ = process.communicate(timeout=900)
+    assert f"{name} failed: its job ended without a result" in output
+    assert "Trying 1 again that failed." in output
     assert process.returncode == 0
     assert accuracy(cluster / "there", TASKS[0]) is not None

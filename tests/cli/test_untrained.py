@@ -1,4 +1,4 @@
-"""An evaluation without trained weights says so, and an export needs a checkpoint."""
+"""Tests that evaluating an untrained network warns, and that an export requires a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from synflow_pl.cli.main import CLI, run
 from synflow_pl.networks import Conv
 from tests.cli.conftest import QUIET
 
-SAID = r"{} evaluates an untrained dense network with random weights, since no checkpoint is given; add --ckpt_path"
+WARNING = (
+    r"{} evaluates an untrained dense network with random weights, since no checkpoint is given; "
+    "add --ckpt_path"
+)
 COMMANDS = ("validate", "test", "predict")
 
 
@@ -33,7 +36,7 @@ def warned(args: list[str]) -> list[str]:
 def test_an_evaluation_without_a_checkpoint_warns_that_the_network_is_untrained(
     command: str, folder: Path
 ) -> None:
-    with pytest.warns(UserWarning, match=SAID.format(command)) as caught:
+    with pytest.warns(UserWarning, match=WARNING.format(command)) as caught:
         run([command, "-c", "demo", *QUIET])
     assert sum("untrained" in str(warning.message) for warning in caught) == 1
 
@@ -51,12 +54,12 @@ def test_a_training_does_not_warn_that_the_network_is_untrained(folder: Path) ->
 
 
 @pytest.mark.parametrize("command", [compact_command, export_command])
-def test_an_export_without_a_checkpoint_is_refused_by_the_name_of_the_option(
+def test_an_export_without_a_checkpoint_is_an_error_that_names_the_option(
     command, capsys: pytest.CaptureFixture[str]
 ) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         command([])
-    assert left.value.code == 2
-    said = capsys.readouterr().err
-    assert "--ckpt_path" in said
-    assert said.count("\n") == 1
+    assert raised.value.code == 2
+    stderr = capsys.readouterr().err
+    assert "--ckpt_path" in stderr
+    assert stderr.count("\n") == 1
