@@ -14,7 +14,7 @@ import yaml
 
 from synflow_pl.cli.main import CLI, run
 from synflow_pl.cli.recipes import recipe_folder
-from synflow_pl.data import Images
+from synflow_pl.data import ImageDataModule
 from synflow_pl.masks import prunable
 from synflow_pl.pruners.sanity import SANITY as SANITY_CLASSES
 from synflow_pl.training import PruneAtInit, WarmupCosine
@@ -50,9 +50,13 @@ TRAINERS = sorted(f"trainer/{path.stem}" for path in CONFIGS.glob("trainer/*.yam
 
 @pytest.fixture(autouse=True)
 def _two_batches_to_score_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Score on the first two batches: all classes of Tiny ImageNet would take minutes, and recipes go together with few images too."""
-    whole = Images.pruning_batches
-    monkeypatch.setattr(Images, "pruning_batches", lambda self, *args, **options: whole(self, *args, **options)[:2])
+    """Score on the first two batches; all classes of Tiny ImageNet would take minutes."""
+    whole = ImageDataModule.pruning_batches
+    monkeypatch.setattr(
+        ImageDataModule,
+        "pruning_batches",
+        lambda self, *args, **options: whole(self, *args, **options)[:2],
+    )
 
 
 def read(name: str) -> dict[str, Any]:

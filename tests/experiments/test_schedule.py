@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from textbook import first_scores, prunable_of, positive_copy
+from textbook import first_scores, positive_copy, prunable_of
 from torch import Tensor, nn
 
 from synflow_pl.experiments import largest_ratio
