@@ -55,7 +55,7 @@ def _two_batches_to_score_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         ImageDataModule,
         "pruning_batches",
-        lambda self, *args, **options: whole(self, *args, **options)[:2],
+        lambda *args, **options: whole(*args, **options)[:2],
     )
 
 
