@@ -332,7 +332,8 @@ def details(rows: list[dict[str, str]]) -> str:
 
 def tell(rows: list[dict[str, str]]) -> None:
     print(
-        f"Times fewer FLOPs; times as fast on {' / '.join(ENGINES)} at batch {'; '.join(map(str, BATCHES))}. † no path left.\n"
+        f"Times fewer FLOPs; times as fast on {' / '.join(ENGINES)} at batch"
+        f" {'; '.join(map(str, BATCHES))}. † no path left.\n"
     )
     print(summary(rows))
     print(

@@ -73,7 +73,8 @@ def main() -> None:
         options.runs,
     )
     print(
-        f"{'':<36}{'parameters':>12}{'FLOPs':>8}{'s (clock)':>11}   times faster by the clock   by the processor's seconds"
+        f"{'':<36}{'parameters':>12}{'FLOPs':>8}{'s (clock)':>11}   times faster by the clock   by"
+        " the processor's seconds"
     )
     for (name, last), mine in zip(runs, taken.values(), strict=True):
         # Each beside the whole network in the same memory format.
@@ -92,7 +93,8 @@ def main() -> None:
         )
         label = f"{name}{', channels last' * last}"
         print(
-            f"{label:<36}{size(networks[name]):>12,}{fewer:>8.2f}{seconds:>11.3f}   {told[0]:<28}{told[1]}"
+            f"{label:<36}{size(networks[name]):>12,}{fewer:>8.2f}{seconds:>11.3f}  "
+            f" {told[0]:<28}{told[1]}"
         )
     for name in ("whole", "compacted"):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -139,10 +139,12 @@ def main() -> None:
         total = sum(parameter.numel() for parameter in prunable(dense).values())
         least = fewest_weights(dense)
         print(
-            f"\n{name}: {total:,} weights; no path has fewer than {least}: compression at most {total / least:,.0f}"
+            f"\n{name}: {total:,} weights; no path has fewer than {least}: compression at most"
+            f" {total / least:,.0f}"
         )
         print(
-            f"{'pruner':22} {'rounds':>6} {'kept':>9} {'compression':>12} {'of the maximum':>15} {'seconds':>8}",
+            f"{'pruner':22} {'rounds':>6} {'kept':>9} {'compression':>12} {'of the maximum':>15}"
+            f" {'seconds':>8}",
             flush=True,
         )
         for label in options.pruners:
@@ -154,7 +156,8 @@ def main() -> None:
             kept = smallest_alive(alive, total, least, options.steps)
             seconds = time.perf_counter() - started
             print(
-                f"{label:22} {rounds:6} {kept:9,} {total / kept:12,.0f} {least / kept:15.2%} {seconds:8.1f}",
+                f"{label:22} {rounds:6} {kept:9,} {total / kept:12,.0f} {least / kept:15.2%}"
+                f" {seconds:8.1f}",
                 flush=True,
             )
         if "synflow" in options.pruners:
@@ -168,7 +171,8 @@ def main() -> None:
             )
             reached = f"after {enough} rounds" if enough else f"not within {LADDER[-1]} rounds"
             print(
-                f"synflow leaves a path of {least} weights and nothing else {reached} (tried {', '.join(map(str, LADDER))})",
+                f"synflow leaves a path of {least} weights and nothing else {reached} (tried"
+                f" {', '.join(map(str, LADDER))})",
                 flush=True,
             )
 

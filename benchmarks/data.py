@@ -94,7 +94,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(environment())
     print(
-        f"{options.threads} threads in memory, {options.workers} workers of torchvision, batches of 128, crops and flips"
+        f"{options.threads} threads in memory, {options.workers} workers of torchvision, batches"
+        " of 128, crops and flips"
     )
     for kind, count in SETS:
         shape = "x".join(map(str, kind.input_shape))
@@ -109,7 +110,8 @@ def main() -> None:
             theirs.teardown("fit")
             ratios.append(fast / slow)
             print(
-                f"{shape:8} in memory {fast:10,.0f} images/s   torchvision {slow:8,.0f} images/s   ratio {ratios[-1]:5.1f}"
+                f"{shape:8} in memory {fast:10,.0f} images/s   torchvision {slow:8,.0f} images/s  "
+                f" ratio {ratios[-1]:5.1f}"
             )
         print(f"{shape:8} median ratio {statistics.median(ratios):.1f}")
     context = multiprocessing.get_context("spawn")
@@ -123,7 +125,8 @@ def main() -> None:
         process.join()
         size = count * torch.Size(kind.input_shape).numel()
         print(
-            f"{'x'.join(map(str, kind.input_shape)):8} first batch of an epoch after {' '.join(f'{1000 * s:.1f}' for s in starts)} ms;"
+            f"{'x'.join(map(str, kind.input_shape)):8} first batch of an epoch after"
+            f" {' '.join(f'{1000 * s:.1f}' for s in starts)} ms;"
             f" images {size / 1e6:.0f} MB, an epoch adds {grown / 1e6:.1f} MB"
         )
 

@@ -81,7 +81,8 @@ def main() -> None:
             by_size.append((total, spent))
             print(f"{name:<28}{total:>13,} weights, 10 rounds {spent:>9.2f} s", flush=True)
     print(
-        f"rounds: seconds grow with their power {slope(by_rounds[2:]):.2f} from 10 on; weights: {slope(by_size):.2f}"
+        f"rounds: seconds grow with their power {slope(by_rounds[2:]):.2f} from 10 on; weights:"
+        f" {slope(by_size):.2f}"
     )
     _draw(by_rounds, by_size, options.picture)
 

@@ -192,7 +192,8 @@ def check(name: str, options: argparse.Namespace) -> None:
     both = sum(int((ours[key] & mask).sum()) for key, mask in expected.items())
     either = sum(int((ours[key] | mask).sum()) for key, mask in expected.items())
     print(
-        f"{name}: kept {ours.kept} of {ours.total}; intersection over union with the textbook loop in float64 {both / either:.6f}"
+        f"{name}: kept {ours.kept} of {ours.total}; intersection over union with the textbook loop"
+        f" in float64 {both / either:.6f}"
     )
 
 
@@ -230,7 +231,8 @@ def main() -> None:
                 for what in ("in use", "held", "plain pass")
             }
         print(
-            f"  peak memory {peak['in use']:.2f} times the parameters' bytes ({peak['held']:.2f} with what the allocator keeps);"
+            f"  peak memory {peak['in use']:.2f} times the parameters' bytes ({peak['held']:.2f}"
+            " with what the allocator keeps);"
             f" a plain pass {peak['plain pass']:.2f}",
             flush=True,
         )

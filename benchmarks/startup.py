@@ -66,7 +66,8 @@ def main() -> None:
                     spent = seconds(arguments, folder)
                 except subprocess.CalledProcessError as error:
                     print(
-                        f"{name}: left out, since it failed: {error.stderr.decode().strip().splitlines()[-1:]}"
+                        f"{name}: left out, since it failed:"
+                        f" {error.stderr.decode().strip().splitlines()[-1:]}"
                     )
                     del COMMANDS[name], taken[name]
                     continue

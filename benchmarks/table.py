@@ -132,7 +132,8 @@ def fill(readme: Path, details: Path, folders: Sequence[Path]) -> None:
         with atomic_write(path) as file:
             file.write(text.encode())
     print(
-        f"{sum(entry.run is not None for of in told.values() for entry in of)} accuracies in {readme} and {details}"
+        f"{sum(entry.run is not None for of in told.values() for entry in of)} accuracies in"
+        f" {readme} and {details}"
     )
 
 

@@ -74,7 +74,10 @@ def measure(name: str, density: float, rounds: int) -> str:
     )
     state = "alive" if told.alive else "dead"
     empty = f", {len(told.collapsed)} layers empty" if told.collapsed else ""
-    return f"{name:<22}{masks.total:>13,}{masks.kept:>13,}{seconds:>10.1f}{peak:>10.2f}   {state}{empty}"
+    return (
+        f"{name:<22}{masks.total:>13,}{masks.kept:>13,}{seconds:>10.1f}{peak:>10.2f}  "
+        f" {state}{empty}"
+    )
 
 
 def main() -> None:

@@ -114,7 +114,10 @@ def could_not_write(path: str | os.PathLike[str] | None, error: OSError) -> str:
         instead = "see to the disk or the connection and start again"
     else:
         instead = "make room and start again"
-    return f"{what} could not be {action} ({error.strerror or error}); what was there before is whole, {instead}"
+    return (
+        f"{what} could not be {action} ({error.strerror or error}); what was there before is"
+        f" whole, {instead}"
+    )
 
 
 def explain(error: BaseException) -> str:
@@ -159,7 +162,10 @@ def cannot_make(path: Path, error: OSError, option: str = "") -> str:
         None,
     )
     if file is not None and file.is_symlink() and not file.exists():
-        why = f"{str(file)!r} is a link to {os.readlink(file)!r}, which does not exist; remove the link, or choose another folder{by}"
+        why = (
+            f"{str(file)!r} is a link to {os.readlink(file)!r}, which does not exist; remove the"
+            f" link, or choose another folder{by}"
+        )
     elif file is not None:
         why = f"{str(file)!r} is a file; move it away, or choose another folder{by}"
     elif error.errno in _FULL:

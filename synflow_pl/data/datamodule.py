@@ -112,7 +112,8 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"pipeline: {pipeline!r} is not one of memory, torchvision")
         if test_each_epoch and (validate_on_test or val_size == 0):
             raise ValueError(
-                "test_each_epoch goes beside a validation, and there is none; leave out validate_on_test and val_size 0"
+                "test_each_epoch goes beside a validation, and there is none; leave out"
+                " validate_on_test and val_size 0"
             )
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
         self.batch_size = batch_size
@@ -185,7 +186,8 @@ class ImageDataModule(LightningDataModule, ABC):
             self._split(self._count(train=True))
             if self.validate_on_test:
                 warnings.warn(
-                    "validate_on_test: the validation numbers of this run are test numbers; choose nothing by them.",
+                    "validate_on_test: the validation numbers of this run are test numbers;"
+                    " choose nothing by them.",
                     stacklevel=2,
                 )
                 self._count(train=False)
@@ -358,7 +360,10 @@ class ImageDataModule(LightningDataModule, ABC):
         if not small:
             return
         first, least = small[0], int(available.min())
-        has = f"images_per_class: class {first} has {int(available[first])} training images, not {count}"
+        has = (
+            f"images_per_class: class {first} has {int(available[first])} training images, not"
+            f" {count}"
+        )
         also = f" (and {len(small) - 1} more classes have too few)" if len(small) > 1 else ""
         instead = (
             "leave --data.images_per_class out, which takes all images of a class that has too few"
@@ -415,7 +420,8 @@ class ImageDataModule(LightningDataModule, ABC):
         )
         if self.batch_size % ranks:
             raise ValueError(
-                f"batch_size: {self.batch_size} images cannot be shared evenly by {ranks} devices; choose a multiple"
+                f"batch_size: {self.batch_size} images cannot be shared evenly by {ranks} devices;"
+                " choose a multiple"
             )
         return Loader(
             source,

@@ -46,7 +46,8 @@ def written(path: Path) -> Iterator[Path]:
         if error.errno not in _DISK:
             raise
         raise OSError(
-            f"{str(path)!r} cannot be written ({error.strerror}); make room or choose another folder with --data.data_dir"
+            f"{str(path)!r} cannot be written ({error.strerror}); make room or choose another"
+            " folder with --data.data_dir"
         ) from error
     finally:
         if temporary.is_dir():
@@ -64,13 +65,15 @@ def check_md5(path: Path, md5: str) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no file {str(path)!r}; delete its folder, and the data set will be downloaded again"
+            f"there is no file {str(path)!r}; delete its folder, and the data set will be"
+            " downloaded again"
         )
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != md5:
         raise ValueError(
-            f"{str(path)!r} is not the file that was published: its md5 is {found}, expected {md5}; delete it, and the data set will be"
+            f"{str(path)!r} is not the file that was published: its md5 is {found}, expected"
+            f" {md5}; delete it, and the data set will be"
             " downloaded again"
         )
 
@@ -106,21 +109,24 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> None:
                 told.append(f"{url} ({error})")
         else:
             raise ConnectionError(
-                f"{path.name} cannot be downloaded from {' nor from '.join(told)}; try again, or put it into {str(path.parent)!r}"
+                f"{path.name} cannot be downloaded from {' nor from '.join(told)}; try again, or"
+                f" put it into {str(path.parent)!r}"
                 " yourself"
             )
         with temporary.open("rb") as file:
             found = hashlib.file_digest(file, "md5").hexdigest()
         if found != md5:
             raise ValueError(
-                f"the download of {path.name} has md5 {found}, expected {md5}; it was thrown away, try again"
+                f"the download of {path.name} has md5 {found}, expected {md5}; it was thrown away,"
+                " try again"
             )
 
 
 def _save(answer: Any, temporary: Path, path: Path) -> None:
     size = int(answer.headers.get("Content-Length") or 0)
     rank_zero_info(
-        f"Downloading {path.name} ({f'{size / 1e6:,.0f} MB' if size else 'size not told'}) to {path.parent}"
+        f"Downloading {path.name} ({f'{size / 1e6:,.0f} MB' if size else 'size not told'}) to"
+        f" {path.parent}"
     )
     if size:
         _check_room(path, size)
@@ -175,7 +181,8 @@ def unpack(archive: Path, folder: Path) -> None:
                 _check_inside(member, archive, folder.name)
             size = sum(member.size for member in members)
             rank_zero_info(
-                f"Unpacking {archive.name} ({size / 1e6:,.0f} MB in {len(members):,} files) to {folder}"
+                f"Unpacking {archive.name} ({size / 1e6:,.0f} MB in {len(members):,} files) to"
+                f" {folder}"
             )
             with written(folder) as temporary, _bar(size, "Unpacking") as bar:
                 _check_room(folder, size)
@@ -230,7 +237,8 @@ def _check_inside(member: _Member, archive: Path, folder: str) -> None:
         or len(parts) == 1
     ):
         raise ValueError(
-            f"{str(archive)!r} holds {member.name!r}, which is no plain file within the folder {folder!r}; nothing was unpacked, do not"
+            f"{str(archive)!r} holds {member.name!r}, which is no plain file within the folder"
+            f" {folder!r}; nothing was unpacked, do not"
             " trust this archive"
         )
 

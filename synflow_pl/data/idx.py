@@ -38,13 +38,15 @@ def read_idx(path: Path, axes: int) -> Tensor:
     header = path.open("rb").read(start)
     if len(header) < start or header[:4] != bytes([0, 0, _BYTES, axes]):
         raise ValueError(
-            f"{str(path)!r} is no IDX file of bytes along {axes} axes; delete it, and it will be downloaded again"
+            f"{str(path)!r} is no IDX file of bytes along {axes} axes; delete it, and it will be"
+            " downloaded again"
         )
     shape = np.frombuffer(header, ">i4", axes, offset=4).tolist()
     size, expected = path.stat().st_size, start + prod(shape)
     if size != expected:
         raise ValueError(
-            f"{str(path)!r} has {size:,} bytes, and an array of shape {tuple(shape)} has {expected:,}; delete it, and it will be"
+            f"{str(path)!r} has {size:,} bytes, and an array of shape {tuple(shape)} has"
+            f" {expected:,}; delete it, and it will be"
             " downloaded again"
         )
     return torch.from_numpy(np.fromfile(path, np.uint8, offset=start)).view(shape)

@@ -128,11 +128,13 @@ class ImageNet(ImageDataModule):
             name = min(odd)
             has, lacks = ("train", "val") if name in names["train"] else ("val", "train")
             raise ValueError(
-                f"the class folder {name!r} is in {str(self.data_dir / has)!r} but not in {str(self.data_dir / lacks)!r}"
+                f"the class folder {name!r} is in {str(self.data_dir / has)!r} but not in"
+                f" {str(self.data_dir / lacks)!r}"
             )
         if len(names["train"]) != self.num_classes:
             raise ValueError(
-                f"{str(self.data_dir / 'train')!r} has {len(names['train'])} class folders, expected {self.num_classes}"
+                f"{str(self.data_dir / 'train')!r} has {len(names['train'])} class folders,"
+                f" expected {self.num_classes}"
             )
         return sorted(names["train"])
 
@@ -140,6 +142,7 @@ class ImageNet(ImageDataModule):
 def _folders(path: Path) -> set[str]:
     if not path.is_dir():
         raise FileNotFoundError(
-            f"there is no folder {str(path)!r}; point --data.data_dir at the folder that holds train/ and val/"
+            f"there is no folder {str(path)!r}; point --data.data_dir at the folder that holds"
+            " train/ and val/"
         )
     return {folder.name for folder in path.iterdir() if folder.is_dir()}

@@ -179,7 +179,8 @@ class Loader:
                 for order in (was, self._order())
             ]
             raise ValueError(
-                f"the checkpoint stopped after batch {self.batch} of an epoch with {told[0]}, and this run has {told[1]}; resume with"
+                f"the checkpoint stopped after batch {self.batch} of an epoch with {told[0]}, and"
+                f" this run has {told[1]}; resume with"
                 " the same, or from a checkpoint at the end of an epoch"
             )
         return self.batch

@@ -47,7 +47,8 @@ class MNIST(ImageDataModule):
         labels = read_idx(self._folder / f"{part}-labels-idx1-ubyte", axes=1)
         if len(images) != len(labels):
             raise ValueError(
-                f"the files {part}-* in {str(self._folder)!r} hold {len(images)} images and {len(labels)} labels; delete them, and they"
+                f"the files {part}-* in {str(self._folder)!r} hold {len(images)} images and"
+                f" {len(labels)} labels; delete them, and they"
                 " will be downloaded again"
             )
         return images.unsqueeze(1), labels.long()

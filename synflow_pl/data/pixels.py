@@ -26,7 +26,10 @@ _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _BYTES = ("1", "L", "P", "RGB", "RGBX", "LA", "La", "PA", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV")
 """Modes with at most 8 bits per channel, which Pillow converts to grey and RGB without clipping."""
-_TRANSPARENT = "has transparent pixels, and the background behind them is not known; save it without transparency"
+_TRANSPARENT = (
+    "has transparent pixels, and the background behind them is not known; save it without"
+    " transparency"
+)
 
 
 class UnreadableImage(ValueError):
@@ -74,15 +77,18 @@ def _opaque(image: Image.Image) -> Image.Image:
     """
     if image.mode == "F":
         raise ValueError(
-            "has floating-point pixels, and whether white is 1 or 255 is not stored in it; save it with 8 or 16 bits per channel"
+            "has floating-point pixels, and whether white is 1 or 255 is not stored in it; save"
+            " it with 8 or 16 bits per channel"
         )
     if image.mode not in _BYTES:
         raise ValueError(
-            f"is an image of mode {image.mode}, which Pillow cannot convert to RGB; save it as 8-bit grey or RGB"
+            f"is an image of mode {image.mode}, which Pillow cannot convert to RGB; save it as"
+            " 8-bit grey or RGB"
         )
     if any(kind != 1 for kind in _tag(image, _SAMPLE_FORMAT, 1)):
         raise ValueError(
-            "has signed pixels, and which value is black is not stored in it; save it with unsigned 8 or 16 bits per channel"
+            "has signed pixels, and which value is black is not stored in it; save it with"
+            " unsigned 8 or 16 bits per channel"
         )
     if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("LA") if image.mode == "La" else image
@@ -102,7 +108,8 @@ def _scaled(image: Image.Image) -> Image.Image:
     plain = plain and (_tag(image, _BITS, 16), _tag(image, _PHOTOMETRIC, 1)) == ((16,), (1,))
     if not (plain or image.format in ("PNG", "PPM")):
         raise ValueError(
-            f"is a {image.format} of mode {image.mode} with {_tag(image, _BITS, 16)[0]} bits per pixel, and which value is white is not"
+            f"is a {image.format} of mode {image.mode} with {_tag(image, _BITS, 16)[0]} bits per"
+            " pixel, and which value is white is not"
             " known; save it as 8-bit grey, or as a PNG of 16 bits"
         )
     pixels = np.asarray(image).astype(np.int64)
@@ -135,7 +142,8 @@ def _upright(image: Image.Image, source: Image.Image, path: Path) -> Image.Image
         struct.error,
     ) as error:
         warnings.warn(
-            f"{str(path)!r} has EXIF data that cannot be read ({error}); the image is taken as it is stored",
+            f"{str(path)!r} has EXIF data that cannot be read ({error}); the image is taken as it"
+            " is stored",
             stacklevel=2,
         )
         return image

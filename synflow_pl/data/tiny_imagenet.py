@@ -70,7 +70,8 @@ class TinyImageNet(ImageDataModule):
         path = self._folder / "wnids.txt"
         if not path.is_file():
             raise FileNotFoundError(
-                f"there is no file {str(path)!r}; download the data set, or point --data.data_dir at it"
+                f"there is no file {str(path)!r}; download the data set, or point --data.data_dir"
+                " at it"
             )
         names = sorted(path.read_text().split())
         if len(set(names)) != self.num_classes:
@@ -91,7 +92,8 @@ class TinyImageNet(ImageDataModule):
             images = _images(folder)
             if not images:
                 raise FileNotFoundError(
-                    f"the class folder {str(folder)!r} is missing or empty; unpack the data set anew"
+                    f"the class folder {str(folder)!r} is missing or empty; unpack the data set"
+                    " anew"
                 )
             found += [(path, label) for path in images]
         return found
@@ -106,13 +108,15 @@ class TinyImageNet(ImageDataModule):
             image, name = [*line.split("\t"), ""][:2]
             if name not in classes:
                 raise ValueError(
-                    f"{str(path)!r} line {number}: {name!r} is not one of the {len(classes)} classes in wnids.txt"
+                    f"{str(path)!r} line {number}: {name!r} is not one of the {len(classes)}"
+                    " classes in wnids.txt"
                 )
             labels[image] = classes[name]
         images = _images(self._folder / "val" / "images")
         if odd := labels.keys() ^ {image.name for image in images}:
             raise ValueError(
-                f"{str(path)!r} and the folder images beside it do not name the same files: {min(odd)!r} is in one only; unpack the"
+                f"{str(path)!r} and the folder images beside it do not name the same files:"
+                f" {min(odd)!r} is in one only; unpack the"
                 " data set anew"
             )
         return [(image, labels[image.name]) for image in images]

@@ -41,17 +41,20 @@ def check_images(
             else type(returned).__name__
         )
         raise ValueError(
-            f"{source} returned {parts or 'nothing'}, expected a tuple of two tensors, images and labels"
+            f"{source} returned {parts or 'nothing'}, expected a tuple of two tensors, images and"
+            " labels"
         )
     images, labels = returned
     if images.dtype != torch.uint8:
         raise ValueError(
-            f"{source} returned images of {images.dtype}, expected torch.uint8 from 0 to 255; convert pixels in [0, 1] by"
+            f"{source} returned images of {images.dtype}, expected torch.uint8 from 0 to 255;"
+            " convert pixels in [0, 1] by"
             " (255 * images).round().to(torch.uint8)"
         )
     if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
         raise ValueError(
-            f"{source} returned images of shape {tuple(images.shape)}, expected (N, {', '.join(map(str, shape))}) as input_shape says"
+            f"{source} returned images of shape {tuple(images.shape)}, expected (N,"
+            f" {', '.join(map(str, shape))}) as input_shape says"
         )
     return images, check_labels(labels, source, len(images), num_classes)
 
@@ -73,21 +76,25 @@ def check_labels(labels: Any, source: str, count: int, num_classes: int) -> Tens
     """
     if labels is None:
         raise ValueError(
-            f"{source} has no labels, expected an attribute labels, a tensor of int64 with one label for each image"
+            f"{source} has no labels, expected an attribute labels, a tensor of int64 with one"
+            " label for each image"
         )
     try:
         labels = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{source} has labels of type {type(labels).__name__}, expected a tensor of int64: {error}"
+            f"{source} has labels of type {type(labels).__name__}, expected a tensor of int64:"
+            f" {error}"
         ) from error
     if labels.dtype not in _INTEGERS:
         raise ValueError(
-            f"{source} has labels of {labels.dtype}, expected torch.int64 from 0 to {num_classes - 1}"
+            f"{source} has labels of {labels.dtype}, expected torch.int64 from 0 to"
+            f" {num_classes - 1}"
         )
     if labels.ndim != 1 or len(labels) != count:
         raise ValueError(
-            f"{source} has {count} images and labels of shape {tuple(labels.shape)}, expected the shape ({count},), one label for each"
+            f"{source} has {count} images and labels of shape {tuple(labels.shape)}, expected the"
+            f" shape ({count},), one label for each"
             " image"
         )
     if not count:
@@ -98,7 +105,8 @@ def check_labels(labels: Any, source: str, count: int, num_classes: int) -> Tens
         index = int(wrong[0])
         also = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise ValueError(
-            f"{source} has label {int(labels[index])} for image {index}{also}, expected 0 to {num_classes - 1} as num_classes"
+            f"{source} has label {int(labels[index])} for image {index}{also}, expected 0 to"
+            f" {num_classes - 1} as num_classes"
             f" {num_classes} says"
         )
     return labels
@@ -120,12 +128,14 @@ def check_sample(sample: Any, source: str, shape: tuple[int, int, int], label: i
         isinstance(sample, (tuple, list)) and len(sample) == 2 and isinstance(sample[0], Tensor)
     ):
         raise ValueError(
-            f"{source}[0] is a {type(sample).__name__}, expected a tuple of a transformed image (a tensor) and a label"
+            f"{source}[0] is a {type(sample).__name__}, expected a tuple of a transformed image (a"
+            " tensor) and a label"
         )
     image, own = sample
     if not image.is_floating_point() or tuple(image.shape) != tuple(shape):
         raise ValueError(
-            f"{source}[0] has an image of {image.dtype} in the shape {tuple(image.shape)}, expected floating point in the shape"
+            f"{source}[0] has an image of {image.dtype} in the shape {tuple(image.shape)},"
+            " expected floating point in the shape"
             f" {tuple(shape)} as input_shape says; apply the transform that dataset() is given"
         )
     if int(own) != label:

@@ -150,7 +150,8 @@ class _Weighing(PrunerWrapper):
             lowest, sums[name] = lowest_and_sum(score, mask)
             if lowest < 0:
                 raise ValueError(
-                    f"{type(self.pruner).__name__} gives negative scores (in {name!r}), and what a round takes of a layer can only be"
+                    f"{type(self.pruner).__name__} gives negative scores (in {name!r}), and what a"
+                    " round takes of a layer can only be"
                     " weighed for positive ones; choose SynFlow, SNIP or another such pruner"
                 )
         return sums

@@ -54,7 +54,8 @@ def first_scores(
     subject.density, subject.train_mode = as_density(density), train_mode
     if pruner.needs_batches and not batches:
         raise ValueError(
-            f"{type(pruner).__name__} scores on data: give batches=, a list of (images, labels) pairs"
+            f"{type(pruner).__name__} scores on data: give batches=, a list of (images, labels)"
+            " pairs"
         )
     pruner.prepare(subject)
     found = {}

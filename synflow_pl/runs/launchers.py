@@ -137,7 +137,8 @@ def on_slurm(
     missing = [command for command in ("sbatch", "srun", "squeue") if shutil.which(command) is None]
     if missing:
         raise LauncherError(
-            f"--launcher slurm: there is no {missing[0]} here; start the sweep where jobs are submitted, or leave the option out"
+            f"--launcher slurm: there is no {missing[0]} here; start the sweep where jobs are"
+            " submitted, or leave the option out"
         )
 
     class Job(submitit.helpers.Checkpointable):

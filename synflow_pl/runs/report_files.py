@@ -64,7 +64,8 @@ def report(
     found = find_runs(paths)
     if not found:
         raise ValueError(
-            f"there are no runs in {', '.join(map(str, paths))}; give a run, a folder of runs such as lightning_logs, or a sweep's"
+            f"there are no runs in {', '.join(map(str, paths))}; give a run, a folder of runs such"
+            " as lightning_logs, or a sweep's"
         )
     for folder in found:
         try:

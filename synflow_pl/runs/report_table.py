@@ -182,8 +182,10 @@ def as_latex(cells: Sequence[Cell], reference: str) -> str:
 
 
 _LEGEND = (
-    "Test accuracy in percent: mean over seeds ± sample deviation [95 % interval of the mean, by Student's t]; differences are taken"
-    " seed by seed. Best on test is the best of all epochs, chosen on the test set: not to be compared with the other two."
+    "Test accuracy in percent: mean over seeds ± sample deviation [95 % interval of the mean, by"
+    " Student's t]; differences are taken"
+    " seed by seed. Best on test is the best of all epochs, chosen on the test set: not to be"
+    " compared with the other two."
 )
 
 

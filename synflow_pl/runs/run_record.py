@@ -118,7 +118,8 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.is_dir():
             raise FileNotFoundError(
-                f"there is no folder {str(path)!r}; give a run, a folder of runs such as lightning_logs, or a sweep's"
+                f"there is no folder {str(path)!r}; give a run, a folder of runs such as"
+                " lightning_logs, or a sweep's"
             )
         found |= dict.fromkeys([path] if _looks_like_a_run(path) else _within(path))
     return list(found)
@@ -183,7 +184,8 @@ def _read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> RunRecord:
         pruning.get("pruner") is not None or pruning.get("masks_path") is not None
     ):
         raise SkippedRun(
-            "there is no diagnosis.json in it, which says what was kept; it was made by an older version, or is broken"
+            "there is no diagnosis.json in it, which says what was kept; it was made by an older"
+            " version, or is broken"
         )
     name, density = _named(pruning, overlays), _density(pruning, told)
     if level is not None:
@@ -303,7 +305,8 @@ def _config(folder: Path) -> dict[str, Any]:
         and isinstance(config.get("seed_everything"), int)
     ):
         raise SkippedRun(
-            f"it is no run of synflow_pl: its {CONFIG} has no model.network, data, pruning and seed_everything"
+            f"it is no run of synflow_pl: its {CONFIG} has no model.network, data, pruning and"
+            " seed_everything"
         )
     for name, part in (
         ("model.network", config["model"]["network"]),

@@ -121,7 +121,8 @@ class Sweep:
                 raise ValueError(f"{name}: there is none; a sweep needs at least one")
             if len(set(values)) < len(values):
                 raise ValueError(
-                    f"{name}: {next(value for value in values if values.count(value) > 1)!r} stands there twice"
+                    f"{name}: {next(value for value in values if values.count(value) > 1)!r}"
+                    " stands there twice"
                 )
         for density in self.densities:
             if not 0 < density <= 1:
@@ -150,7 +151,8 @@ class Sweep:
             name = part.partition("=")[0].removeprefix("--")
             if part.startswith("--") and name in _OF_THE_GRID:
                 raise ValueError(
-                    f"--{name} cannot be the same for every run of a sweep, which sets it itself; give --{_OF_THE_GRID[name]}"
+                    f"--{name} cannot be the same for every run of a sweep, which sets it itself;"
+                    f" give --{_OF_THE_GRID[name]}"
                 )
         tasks: dict[str, Task] = {}
         for seed in self.seeds:
@@ -167,7 +169,8 @@ class Sweep:
                                     if len(set(pair)) > 1
                                 )
                                 raise ValueError(
-                                    f"{one} and {other} would both be called {task.name}; rename one of the two files"
+                                    f"{one} and {other} would both be called {task.name}; rename"
+                                    " one of the two files"
                                 )
         return list(tasks.values())
 
@@ -270,7 +273,8 @@ def check_own(folder: Path, tasks: Sequence[Task]) -> None:
         was = note.read_text()
         if was != _made_with(task):
             raise ValueError(
-                f"{run} was made with {was!r}, not with {_made_with(task)!r}; give the same options to go on, or another --folder"
+                f"{run} was made with {was!r}, not with {_made_with(task)!r}; give the same"
+                " options to go on, or another --folder"
             )
 
 

@@ -60,7 +60,8 @@ def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def real_fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if not Path("/usr/share/datasets/fashion-mnist").is_dir():
         pytest.skip(
-            "real fashion-mnist: the Debian package dataset-fashion-mnist is not installed, and a test installs nothing"
+            "real fashion-mnist: the Debian package dataset-fashion-mnist is not installed, and a"
+            " test installs nothing"
         )
     yield from build("fashion-mnist", tmp_path_factory.mktemp("fashion_mnist"))
 
@@ -84,7 +85,8 @@ def real_tiny_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     archive = SHARED.with_name("tiny-imagenet-200-trainval.tar.xz")
     if not archive.is_file():
         pytest.skip(
-            "real tiny-imagenet: there is no ../shared/data/tiny-imagenet-200-trainval.tar.xz beside the repository"
+            "real tiny-imagenet: there is no ../shared/data/tiny-imagenet-200-trainval.tar.xz"
+            " beside the repository"
         )
     folder = tmp_path_factory.mktemp("tiny_classes")
     classes: list[str] = []

@@ -248,7 +248,10 @@ def test_a_label_beyond_the_classes_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_of_another_md5_is_refused(tmp_path: Path) -> None:
     cifar(CIFAR10, tmp_path, 10)
-    expected = "data_batch_1' is not the file that was published: its md5 is [0-9a-f]{32}, expected c99cafc152244af753f735de768cd75f"
+    expected = (
+        "data_batch_1' is not the file that was published: its md5 is [0-9a-f]{32}, expected"
+        " c99cafc152244af753f735de768cd75f"
+    )
     with pytest.raises(ValueError, match=expected):
         CIFAR10(data_dir=str(tmp_path)).prepare_data()
 

@@ -324,12 +324,12 @@ def test_a_broken_an_unfinished_and_a_foreign_run_are_told_and_the_rest_is_repor
     assert "| synflow | 0.1 | 0.05 | 1 | 90.00 |" in said
     assert "left out: lightning_logs/broken: its config.yaml cannot be read: while parsing" in said
     assert (
-        "left out: lightning_logs/unfinished: it is not tested yet: synflow_pl test --ckpt_path lightning_logs/unfinished"
-        in said
+        "left out: lightning_logs/unfinished: it is not tested yet: synflow_pl test --ckpt_path"
+        " lightning_logs/unfinished" in said
     )
     assert (
-        "left out: lightning_logs/version_0: it is no run of synflow_pl: its config.yaml has no model.network"
-        in said
+        "left out: lightning_logs/version_0: it is no run of synflow_pl: its config.yaml has no"
+        " model.network" in said
     )
     assert "left out: lightning_logs/empty: there is no config.yaml in it" in said
     assert "left out: lightning_logs/failed: it failed: FloatingPointError: no number" in said
@@ -398,7 +398,8 @@ def test_a_run_that_was_tested_before_its_training_ended_is_unfinished_and_told_
     with pytest.raises(SkippedRun) as why:
         read(folder, OVERLAYS)
     assert str(why.value) == (
-        f"it is unfinished: stopped after 3 epochs; it goes on with synflow_pl fit -c {folder}/config.yaml --ckpt_path {folder}"
+        "it is unfinished: stopped after 3 epochs; it goes on with synflow_pl fit -c"
+        f" {folder}/config.yaml --ckpt_path {folder}"
     )
 
 
@@ -532,7 +533,13 @@ def test_where_there_are_no_curves_of_the_paper_or_none_of_ours_the_figures_say_
 
 
 def test_the_report_starts_without_torch() -> None:
-    code = "import sys; sys.argv = ['synflow_pl', 'report', '--help']\nfrom synflow_pl.__main__ import main\n"
+    code = (
+        "import sys; sys.argv = ['synflow_pl', 'report', '--help']\nfrom synflow_pl.__main__"
+        " import main\n"
+    )
     code += "try: main()\nexcept SystemExit: pass\n"
-    code += "import synflow_pl.runs.report_files\nassert not {'torch', 'pytorch_lightning', 'numpy', 'matplotlib'} & set(sys.modules), 'heavy'"
+    code += (
+        "import synflow_pl.runs.report_files\nassert not"
+        " {'torch', 'pytorch_lightning', 'numpy', 'matplotlib'} & set(sys.modules), 'heavy'"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
