@@ -25,7 +25,7 @@ from synflow_pl.cli.multishot import Plan
 from synflow_pl.cli.recipes import overlays, recipe_folder
 from synflow_pl.io import atomic_write
 from synflow_pl.runs import MACHINES
-from synflow_pl.runs.run_record import RunRecord, SkippedRun, compared, find_runs, read
+from synflow_pl.runs.run_record import RunRecord, SkippedRun, comparison_keys, find_runs, read_run
 
 README = Path(__file__).parents[1] / "README.md"
 DETAILS = README.parent / "docs" / "accuracies.md"
@@ -140,7 +140,7 @@ def fill(readme: Path, details: Path, folders: Sequence[Path]) -> None:
 def _readable(folders: Iterable[Path]) -> Iterator[RunRecord]:
     for folder in folders:
         try:
-            yield read(folder, overlays())
+            yield read_run(folder, overlays())
         except SkippedRun as reason:
             print(f"left out: {folder}: {reason}")
 
@@ -169,7 +169,7 @@ def _entries(recipe: str, runs: Sequence[RunRecord]) -> Iterator[Entry]:
 @cache
 def _compared(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a run of these options would be compared by."""
-    return compared(yaml.safe_load(Plan.of(list(options))._config_text))
+    return comparison_keys(yaml.safe_load(Plan.of(list(options))._config_text))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Runs: the folder, the loggers that write into it, sweeps of many, and the report over them.
+"""Run folders, the loggers that write into them, sweeps of runs, and reports over runs.
 
-Lazy, since the report needs neither torch nor Lightning, and the loggers do.
+The loggers are imported on first use: they need torch and Lightning, which reports do not.
 """
 
 from __future__ import annotations

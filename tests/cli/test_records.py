@@ -16,7 +16,7 @@ from conftest import QUIET
 from synflow_pl.cli.main import CLI, run
 from synflow_pl.cli.recipes import overlays
 from synflow_pl.runs.progress import progress
-from synflow_pl.runs.run_record import SkippedRun, read
+from synflow_pl.runs.run_record import SkippedRun, read_run
 from synflow_pl.runs.training_record import read_record
 from synflow_pl.training import find_checkpoint
 from synflow_pl.training.checkpoints import read as content_of
@@ -88,13 +88,13 @@ def test_an_ended_run_is_trained_further_with_more_epochs_and_its_test_is_no_lon
 ) -> None:
     run([*FIT, *EARLY, "--trainer.max_epochs", "2", "--run", "a"])
     run(["test", "--ckpt_path", str(RUN), *QUIET])
-    assert read(RUN, overlays()).accuracies.final is not None
+    assert read_run(RUN, overlays()).accuracies.final is not None
     run([*FIT, *EARLY, "--trainer.max_epochs", "3", "--run", "a", "--ckpt_path", str(RUN)])
     assert content_of(find_checkpoint(RUN))["global_step"] == 9
     with pytest.raises(SkippedRun, match="it is not tested yet"):
-        read(RUN, overlays())
+        read_run(RUN, overlays())
     run(["test", "--ckpt_path", str(RUN), *QUIET])
-    assert read(RUN, overlays()).accuracies.final is not None
+    assert read_run(RUN, overlays()).accuracies.final is not None
 
 
 def test_the_final_accuracy_is_that_of_the_last_checkpoint_whatever_is_tested_later(
@@ -112,7 +112,7 @@ def test_the_final_accuracy_is_that_of_the_last_checkpoint_whatever_is_tested_la
     (first,) = (RUN / "checkpoints").glob("epoch=0*")
     run(["test", "--ckpt_path", str(first), *QUIET])
     run(["test", "--ckpt_path", str(RUN), "--trainer.limit_test_batches", "1", *QUIET])
-    assert progress(RUN).final == final == read(RUN, overlays()).accuracies.final
+    assert progress(RUN).final == final == read_run(RUN, overlays()).accuracies.final
     assert [
         (row["epoch"], row["step"], row["test/checkpoint"], row["test/otherwise"])
         for row in rows_of_tests(RUN)
@@ -169,7 +169,7 @@ def test_a_run_resumed_under_another_name_is_reported_like_any_other(folder: Pat
     for key in ("kept", "total", "density", "effective_density", "alive", "flops", "sparse_flops"):
         assert was[key] == now[key], key
     run(["test", "--ckpt_path", "lightning_logs/b", *QUIET])
-    found = read(Path("lightning_logs/b"), overlays())
+    found = read_run(Path("lightning_logs/b"), overlays())
     assert found.accuracies.final is not None
     assert found.kept == pytest.approx(0.05, abs=0.01)
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import QUIET  # noqa: F401  # finds the room's conftest
 
 from synflow_pl.cli.recipes import overlays
-from synflow_pl.runs.report_files import report
+from synflow_pl.runs.report_writer import report
 from synflow_pl.runs.sweep_grid import Sweep, accuracy
 
 pytestmark = pytest.mark.slow

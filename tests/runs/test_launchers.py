@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from synflow_pl.runs import launchers
-from synflow_pl.runs.launchers import LauncherError, Slurm, here, on_slurm
+from synflow_pl.runs.launchers import LauncherError, Slurm, run_locally, run_on_slurm
 
 
 def _note(item: tuple[Path, int], place: int) -> None:
@@ -49,7 +49,7 @@ def test_items_are_worked_on_once_each_in_a_process_of_its_own_and_never_more_at
     parallel: int, tmp_path: Path
 ) -> None:
     items = [(tmp_path, number) for number in range(5)]
-    ended = list(here(_note, items, parallel, []))
+    ended = list(run_locally(_note, items, parallel, []))
     assert sorted(ended) == [((tmp_path, number), number) for number in range(5)]
     noted = [(tmp_path / f"{number}").read_text().split() for number in range(5)]
     assert len({process for process, *_ in noted} | {str(os.getpid())}) == 6
@@ -65,16 +65,16 @@ def test_items_are_worked_on_once_each_in_a_process_of_its_own_and_never_more_at
 
 def test_of_processes_that_end_while_others_begin_each_has_its_own_status() -> None:
     items = list(range(150))  # when every place asked by itself, 20 of these were told 255
-    assert sorted(here(_leave, items, 8, [])) == [(item, item) for item in items]
+    assert sorted(run_locally(_leave, items, 8, [])) == [(item, item) for item in items]
 
 
 def test_a_process_that_a_signal_ended_is_told_with_that_signal() -> None:
-    assert list(here(_end_itself, [int(signal.SIGKILL)], 1, [])) == [(9, -9)]
+    assert list(run_locally(_end_itself, [int(signal.SIGKILL)], 1, [])) == [(9, -9)]
 
 
 def test_whoever_leaves_early_ends_what_has_begun_and_begins_nothing_more(tmp_path: Path) -> None:
     items = [tmp_path / "one", tmp_path / "two", tmp_path / "three"]
-    runs: Iterator[Any] = here(_wait, items, 2, [])
+    runs: Iterator[Any] = run_locally(_wait, items, 2, [])
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -131,7 +131,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         SimpleNamespace(SlurmExecutor=Executor, helpers=helpers, core=failed),
     )  # type: ignore[arg-type]
     monkeypatch.setattr(launchers.shutil, "which", lambda command: f"/usr/bin/{command}")
-    monkeypatch.setattr(launchers, "_BETWEEN_LOOKS", 0)
+    monkeypatch.setattr(launchers, "_POLL_INTERVAL", 0)
     return told
 
 
@@ -151,7 +151,7 @@ def test_a_job_is_over_when_the_queue_has_it_no_more_and_not_when_the_queue_does
     submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     answers(monkeypatch, "7_0\n7_1\n7_2\n", None, "7_0\n7_2\n9_1\n", "")
-    assert [item for item, _ in on_slurm(_nothing, ["a", "b", "c"], Slurm(), tmp_path, [])] == [
+    assert [item for item, _ in run_on_slurm(_nothing, ["a", "b", "c"], Slurm(), tmp_path, [])] == [
         "b",
         "a",
         "c",
@@ -164,7 +164,7 @@ def test_slurm_is_asked_for_what_the_options_say(
 ) -> None:
     answers(monkeypatch, "")
     list(
-        on_slurm(
+        run_on_slurm(
             _nothing, ["a"], Slurm(partition="big", gpus=1, cpus=4, time=90, width=8), tmp_path, []
         )
     )
@@ -182,7 +182,7 @@ def test_whoever_leaves_early_cancels_the_jobs_that_are_not_over(
     submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     answers(monkeypatch, "7_1\n")
-    jobs = on_slurm(_nothing, ["a", "b"], Slurm(), tmp_path, [])
+    jobs = run_on_slurm(_nothing, ["a", "b"], Slurm(), tmp_path, [])
     assert next(jobs) == ("a", 0)
     jobs.close()  # type: ignore[attr-defined]
     assert submitted["cancelled"] == ["7_1"]
@@ -195,9 +195,9 @@ def test_where_there_is_no_slurm_or_no_submitit_a_sentence_says_so(
     with pytest.raises(
         LauncherError, match="there is no sbatch here; start the sweep where jobs are submitted"
     ):
-        list(on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))
+        list(run_on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(
         LauncherError, match=r"needs submitit, an extra: pip install synflow_pl\[slurm\]"
     ):
-        list(on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))
+        list(run_on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))

@@ -15,8 +15,8 @@ import yaml
 
 from synflow_pl.cli.recipes import overlays
 from synflow_pl.cli.report import report as command
-from synflow_pl.runs.report_files import report
-from synflow_pl.runs.run_record import SkippedRun, find_runs, read
+from synflow_pl.runs.report_writer import report
+from synflow_pl.runs.run_record import SkippedRun, find_runs, read_run
 from synflow_pl.runs.sweep_grid import NARROWER
 
 Epochs = Sequence[tuple[float, float]]
@@ -27,7 +27,7 @@ OVERLAYS = overlays()
 def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """They take a second or two, and most tests are of numbers."""
     if "figures" not in request.node.name:
-        monkeypatch.setattr("synflow_pl.runs.report_files._figures", lambda *_: [])
+        monkeypatch.setattr("synflow_pl.runs.report_writer._figures", lambda *_: [])
 
 
 def a_run(
@@ -116,7 +116,7 @@ def reported(root: Path, **options: Any) -> list[dict[str, str]]:
 def test_the_accuracy_at_the_best_validation_epoch_is_not_the_best_on_test(tmp_path: Path) -> None:
     # Validation is best at epochs 1 and 2 (0.9), of which the first counts: 0.85 on test. The best
     # on test is epoch 2.
-    run = read(a_run(tmp_path, final=0.94), OVERLAYS)
+    run = read_run(a_run(tmp_path, final=0.94), OVERLAYS)
     assert (
         run.accuracies.final,
         run.accuracies.at_best_validation,
@@ -127,7 +127,7 @@ def test_the_accuracy_at_the_best_validation_epoch_is_not_the_best_on_test(tmp_p
 def test_of_a_run_that_validated_on_the_test_set_no_validation_epoch_is_told(
     tmp_path: Path,
 ) -> None:
-    run = read(a_run(tmp_path, validate_on_test=True), OVERLAYS)
+    run = read_run(a_run(tmp_path, validate_on_test=True), OVERLAYS)
     assert (run.accuracies.at_best_validation, run.accuracies.best_on_test) == (None, 0.9)
 
 
@@ -135,7 +135,7 @@ def test_an_epoch_that_stands_twice_counts_as_it_stands_last(tmp_path: Path) -> 
     folder = a_run(tmp_path, epochs=[(0.5, 0.5)])
     with open(folder / "metrics.csv", "a") as file:
         file.write("0,0.6,0.4,\n")
-    assert read(folder, OVERLAYS).accuracies.best_on_test == 0.4
+    assert read_run(folder, OVERLAYS).accuracies.best_on_test == 0.4
 
 
 def test_the_table_has_mean_deviation_and_interval_over_seeds(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_dead_network_is_a_result(tmp_path: Path) -> None:
 
 def test_pruners_are_called_by_the_overlay_that_says_most_of_them(tmp_path: Path) -> None:
     names = ["random", "random_erk", "snip", "snip_iterative", "grasp", "grasp_inverted", "dense"]
-    assert [read(a_run(tmp_path, name), OVERLAYS).pruner for name in names] == names
+    assert [read_run(a_run(tmp_path, name), OVERLAYS).pruner for name in names] == names
 
 
 @pytest.mark.parametrize("pruner", ["synflow", "snip", "grasp", "force"])
@@ -396,7 +396,7 @@ def test_a_run_that_was_tested_before_its_training_ended_is_unfinished_and_told_
 ) -> None:
     folder = a_run(tmp_path, of=5)
     with pytest.raises(SkippedRun) as why:
-        read(folder, OVERLAYS)
+        read_run(folder, OVERLAYS)
     assert str(why.value) == (
         "it is unfinished: stopped after 3 epochs; it goes on with synflow_pl fit -c"
         f" {folder}/config.yaml --ckpt_path {folder}"
@@ -408,7 +408,7 @@ def test_metrics_that_are_no_numbers_are_a_reason(text: str, tmp_path: Path) -> 
     folder = a_run(tmp_path)
     (folder / "metrics.csv").write_text(text)
     with pytest.raises(SkippedRun, match=r"its metrics.csv cannot be read"):
-        read(folder, OVERLAYS)
+        read_run(folder, OVERLAYS)
 
 
 def test_nothing_to_report_is_one_sentence(
@@ -501,12 +501,12 @@ def test_the_published_curve_stands_beside_a_run_of_its_network(tmp_path: Path) 
         "class_path": "synflow_pl.networks.VGG",
         "init_args": {"depth": 16, "batch_norm": True},
     }
-    run = read(a_run(tmp_path, network=network, data="CIFAR10"), OVERLAYS)
+    run = read_run(a_run(tmp_path, network=network, data="CIFAR10"), OVERLAYS)
     curves = {curve.pruner: curve for curve in published(run)}
     assert set(curves) == {"random", "magnitude", "snip", "grasp_inverted", "synflow"}
     at = dict(zip(curves["synflow"].compression, curves["synflow"].mean, strict=True))
     assert [at[10.0], at[100.0], at[1000.0]] == pytest.approx([0.9326, 0.9008, 0.8039])
-    assert published(read(a_run(tmp_path, "snip"), OVERLAYS)) == []
+    assert published(read_run(a_run(tmp_path, "snip"), OVERLAYS)) == []
 
 
 @pytest.mark.parametrize(
@@ -539,7 +539,7 @@ def test_the_report_starts_without_torch() -> None:
     )
     code += "try: main()\nexcept SystemExit: pass\n"
     code += (
-        "import synflow_pl.runs.report_files\nassert not"
+        "import synflow_pl.runs.report_writer\nassert not"
         " {'torch', 'pytorch_lightning', 'numpy', 'matplotlib'} & set(sys.modules), 'heavy'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)

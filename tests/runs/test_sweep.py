@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from synflow_pl.runs.sweep_grid import FAILED, Sweep, Task, accuracy, check_own, held
+from synflow_pl.runs.sweep_grid import FAILED, Sweep, Task, accuracy, check_existing_runs, lock_run
 
 
 def names(**grid: object) -> list[str]:
@@ -80,7 +80,7 @@ def test_a_run_is_an_ordinary_fit_and_test_that_trains_a_dead_network_too(task: 
         *("--seed_everything", "0", "--trainer.max_epochs", "5"),
         *("--run", "mnist_fc-snip-density0.1-seed0", "--trainer.default_root_dir", "/s"),
     ]
-    assert task.train(Path("/s"), goes_on=True)[-2:] == [
+    assert task.train(Path("/s"), resume=True)[-2:] == [
         "--ckpt_path",
         "/s/lightning_logs/mnist_fc-snip-density0.1-seed0",
     ]
@@ -171,27 +171,27 @@ def test_a_run_whose_metrics_are_damaged_is_not_finished(
 
 
 def test_a_run_is_held_by_one_at_a_time(task: Task, tmp_path: Path) -> None:
-    with held(tmp_path, task) as first:
+    with lock_run(tmp_path, task) as first:
         assert first
-        with held(tmp_path, task) as second:
+        with lock_run(tmp_path, task) as second:
             assert not second
-    with held(tmp_path, task) as again:
+    with lock_run(tmp_path, task) as again:
         assert again
 
 
 def test_a_run_of_the_same_options_is_gone_on_with_and_another_is_not_touched(
     task: Task, tmp_path: Path
 ) -> None:
-    check_own(tmp_path, [task])
-    with held(tmp_path, task):
+    check_existing_runs(tmp_path, [task])
+    with lock_run(tmp_path, task):
         metrics(tmp_path, task, "")
-    check_own(tmp_path, [task])
+    check_existing_runs(tmp_path, [task])
     other = Sweep(["mnist_fc"], ["snip"], [0.1], options={"trainer.max_epochs": 6}).tasks()
     with pytest.raises(
         ValueError,
         match=r"was made with '.*max_epochs 5', not with '.*max_epochs 6'; give the same options",
     ):
-        check_own(tmp_path, other)
+        check_existing_runs(tmp_path, other)
 
 
 def test_a_run_that_no_sweep_made_is_not_touched(task: Task, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_run_that_no_sweep_made_is_not_touched(task: Task, tmp_path: Path) -> 
     with pytest.raises(
         ValueError, match="was not made by a sweep; move it away, or give another --folder"
     ):
-        check_own(tmp_path, [task])
+        check_existing_runs(tmp_path, [task])
 
 
 def test_a_file_system_that_cannot_lock_is_an_error(
@@ -209,5 +209,5 @@ def test_a_file_system_that_cannot_lock_is_an_error(
         raise OSError("No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(OSError, match="No locks available"), held(tmp_path, task):
+    with pytest.raises(OSError, match="No locks available"), lock_run(tmp_path, task):
         pass
