@@ -174,7 +174,7 @@ class Sweep:
             name = part.partition("=")[0].removeprefix("--")
             if part.startswith("--") and name in _OF_THE_GRID:
                 raise ValueError(
-                    f"--{name} cannot be the first for every run of a sweep, which sets it itself;"
+                    f"--{name} cannot be the same for every run of a sweep, which sets it itself;"
                     f" give --{_OF_THE_GRID[name]}"
                 )
         tasks: dict[str, Task] = {}
