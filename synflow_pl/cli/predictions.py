@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from synflow_pl.cli.options import Options, exit_with_error
-from synflow_pl.data.image_folder import fitting, image_files
-from synflow_pl.data.torchvision_loader import Files
+from synflow_pl.data.image_folder import image_files, resize_transform
+from synflow_pl.data.torchvision_loader import ImageFiles
 from synflow_pl.export import load_exported
 from synflow_pl.io import atomic_write, check_folder, explain
 
@@ -75,8 +75,8 @@ def predict_exported(args: list[str]) -> None:
         exported = load_exported(network_file, trust=own.trust)
         facts = exported.facts
         paths = image_files(Path(own.folder).expanduser())
-        transform = fitting(facts.input_shape[1:], facts.mean, facts.std)
-        pictures = Files(
+        transform = resize_transform(facts.input_shape[1:], facts.mean, facts.std)
+        pictures = ImageFiles(
             paths, torch.full((len(paths),), -1), transform, channels=facts.input_shape[0]
         )
         found = []

@@ -1,4 +1,4 @@
-"""Pixels: how an image file of any mode becomes an upright 8-bit image, grey or RGB."""
+"""Decode image files of any mode to upright 8-bit images, grey or RGB."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""The transposition that undoes each EXIF orientation."""
+"""Transposition that undoes each EXIF orientation."""
 _ORIENTATION = 0x0112
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -39,26 +39,25 @@ class UnreadableImage(ValueError):
 def decode(path: Path, channels: int) -> Image.Image:
     """Decode an image file to 8 bits per channel, turned upright by its EXIF orientation.
 
-    Grey images of 16 bits are scaled by 255 / 65535 and rounded; from colours of 16 bits Pillow
-    keeps the upper 8. An alpha channel is dropped where it is opaque everywhere. Where EXIF data is
-    damaged, the image is taken as it is stored, and a warning names the file. Only the first page
-    of several is read.
+    Grey images of 16 bits are scaled by 255 / 65535 and rounded; of colours of 16 bits Pillow keeps
+    the upper 8. An alpha channel is dropped if it is opaque everywhere. If EXIF data is damaged,
+    the image is not turned, and a warning names the file. Only the first page of several is read.
 
     Args:
         path: Path of the file.
-        channels: 1 converts to grey (mode L), 3 to RGB.
+        channels: Number of channels: 1 converts to grey (mode L), 3 to RGB.
 
     Raises:
-        UnreadableImage: If the file cannot be decoded, has a transparent pixel, or holds
+        UnreadableImage: If the file cannot be decoded, has a transparent pixel, or has
             floating-point, signed or 32-bit pixels, whose values for black and white are not stored
             in it.
     """
     try:
-        # From an open file: given a path, Pillow maps the file into memory, and mixes up width and
-        # height of a rotated TIFF.
+        # Passed as an open file: of a path, Pillow maps the file into memory, and then swaps width
+        # and height of a rotated TIFF.
         with path.open("rb") as file, Image.open(file) as image:
             image.load()
-    except Exception as error:  # the decoders of Pillow share no base class of errors
+    except Exception as error:  # the errors of Pillow's decoders have no common base class
         raise UnreadableImage(
             f"{str(path)!r} cannot be read as an image ({error}); replace it by a whole one"
         ) from error
@@ -73,7 +72,7 @@ def _opaque(image: Image.Image) -> Image.Image:
     """Remove the alpha channel of an image with at most 8 bits per channel.
 
     Raises:
-        ValueError: If the 8-bit value of a pixel is not known.
+        ValueError: If the 8-bit value of a pixel is ambiguous.
     """
     if image.mode == "F":
         raise ValueError(
@@ -99,10 +98,10 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits.
+    """Scale a 16-bit grey image to 8 bits.
 
     Raises:
-        ValueError: If 65535 is not the white of the file, or a pixel is transparent.
+        ValueError: If white is not 65535 in this format, or a pixel is transparent.
     """
     plain = image.format == "TIFF" and image.mode != "I"
     plain = plain and (_tag(image, _BITS, 16), _tag(image, _PHOTOMETRIC, 1)) == ((16,), (1,))
@@ -119,16 +118,15 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def _tag(image: Image.Image, tag: int, default: int) -> tuple[int, ...]:
-    """Return a tag of a TIFF, one value for each channel; ``(default,)`` for other formats and
-    where it is missing.
-    """
+    """Return the values of a TIFF tag, one per channel, or ``(default,)`` if there are none."""
     value = getattr(image, "tag_v2", {}).get(tag, default)
     return value if isinstance(value, tuple) else (value,)
 
 
 def _upright(image: Image.Image, source: Image.Image, path: Path) -> Image.Image:
-    """Turn ``image`` by the EXIF orientation of ``source``, which Pillow has already applied to a
-    TIFF.
+    """Turn ``image`` by the EXIF orientation of ``source``.
+
+    Pillow has already applied the orientation of a TIFF.
     """
     try:
         orientation = source.getexif().get(_ORIENTATION, 1)

@@ -1,4 +1,4 @@
-"""Validity: whether the images and labels of a data set are what its class says."""
+"""Check that the images and labels of a data set agree with its class attributes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def check_images(
     Args:
         returned: Pair of images, uint8 (N, C, H, W), and labels, integers (N,) in [0,
             ``num_classes``).
-        source: Where they come from, as messages name it.
-        shape: (C, H, W) of each image.
+        source: Expression that returned them, as messages name it.
+        shape: Shape (C, H, W) of each image.
         num_classes: Number of classes.
 
     Returns:
         The images, and the labels as int64 (N,).
 
     Raises:
-        ValueError: If they are anything else.
+        ValueError: If the images or labels have another type, shape or range.
     """
     if not (
         isinstance(returned, (tuple, list))
@@ -64,7 +64,7 @@ def check_labels(labels: Any, source: str, count: int, num_classes: int) -> Tens
 
     Args:
         labels: Integers (N,) in [0, ``num_classes``), a tensor, array or list.
-        source: Where they come from, as messages name it.
+        source: Expression that returned them, as messages name it.
         count: Number of images.
         num_classes: Number of classes.
 
@@ -72,7 +72,7 @@ def check_labels(labels: Any, source: str, count: int, num_classes: int) -> Tens
         The labels as int64 (N,).
 
     Raises:
-        ValueError: If they are anything else, or there are none.
+        ValueError: If the labels have another type, shape or range, or there are none.
     """
     if labels is None:
         raise ValueError(
@@ -117,12 +117,12 @@ def check_sample(sample: Any, source: str, shape: tuple[int, int, int], label: i
 
     Args:
         sample: Pair of a normalised image, floating point (C, H, W), and its label, an integer.
-        source: Where it comes from, as messages name it.
-        shape: (C, H, W) of each image.
+        source: Expression that returned it, as messages name it.
+        shape: Shape (C, H, W) of each image.
         label: Label that the data set lists for the sample.
 
     Raises:
-        ValueError: If it is anything else.
+        ValueError: If the sample has another type, shape or label.
     """
     if not (
         isinstance(sample, (tuple, list)) and len(sample) == 2 and isinstance(sample[0], Tensor)

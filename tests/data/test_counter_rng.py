@@ -1,6 +1,6 @@
 import torch
 
-from synflow_pl.data.counter_rng import _INCREMENT, _mix, draws, permutation
+from synflow_pl.data.counter_rng import _INCREMENT, _mix, permutation, random_numbers
 
 IMAGES = torch.arange(20_000)
 
@@ -15,11 +15,15 @@ def test_the_mixer_is_splitmix64() -> None:
 
 
 def test_a_draw_is_a_function_of_seed_epoch_and_image() -> None:
-    whole = draws(3, 7, IMAGES)
+    whole = random_numbers(3, 7, IMAGES)
     some = torch.tensor([17, 5, 19_999, 5])
-    assert torch.equal(draws(3, 7, some), whole[some])
+    assert torch.equal(random_numbers(3, 7, some), whole[some])
     assert whole.unique().numel() == len(IMAGES)
-    for other in (draws(4, 7, IMAGES), draws(3, 8, IMAGES), draws(3 + 2**40, 7, IMAGES)):
+    for other in (
+        random_numbers(4, 7, IMAGES),
+        random_numbers(3, 8, IMAGES),
+        random_numbers(3 + 2**40, 7, IMAGES),
+    ):
         assert not (other == whole).any()
 
 
@@ -27,12 +31,12 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    draws(0, 0, IMAGES), permutation(0, 0, 10)
+    random_numbers(0, 0, IMAGES), permutation(0, 0, 10)
     assert torch.equal(torch.rand(1), expected)
 
 
 def test_every_bit_of_a_draw_is_set_half_the_time() -> None:
-    numbers = draws(0, 0, IMAGES)
+    numbers = random_numbers(0, 0, IMAGES)
     assert (numbers >= 0).all()
     for bit in range(63):
         # Standard deviation sqrt(20,000 / 4) = 71; five of them.

@@ -22,7 +22,7 @@ import pytest
 
 from synflow_pl.data import CIFAR10, MNIST
 from synflow_pl.data import cifar10 as cifar10_module
-from synflow_pl.data.downloads import fetch, gunzip, unpack, written
+from synflow_pl.data.downloads import atomic_path, fetch, gunzip, unpack
 from tests.data.generated import TwoClasses, cifar, mnist, tiny_imagenet
 
 
@@ -375,7 +375,7 @@ def test_a_read_only_disk_is_one_sentence(
 
 def test_what_is_interrupted_is_cleaned_up(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with written(tmp_path / "folder") as temporary:
+        with atomic_path(tmp_path / "folder") as temporary:
             temporary.mkdir()
             (temporary / "half").write_text("half")
             raise KeyboardInterrupt

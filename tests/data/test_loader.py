@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from synflow_pl.data.loader import Batch, Key, Loader, sizes
+from synflow_pl.data.loader import Batch, Key, Loader, batch_sizes
 
 
 class Indices:
@@ -56,7 +56,7 @@ def epoch(of: Loader) -> list[list[int]]:
 def test_an_epoch_is_cut_into_batches(
     count: int, batch_size: int, ranks: int, expected: list[int]
 ) -> None:
-    assert sizes(count, batch_size, ranks) == expected
+    assert batch_sizes(count, batch_size, ranks) == expected
 
 
 def test_fewer_images_than_devices_are_refused() -> None:

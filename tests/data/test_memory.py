@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as F
 
-from synflow_pl.data.memory import Memory, crop_and_flip, normalise, offsets_and_flips
+from synflow_pl.data.memory import MemorySource, crop_and_flip, normalise, offsets_and_flips
 
 
 def test_a_window_of_a_surrounded_image() -> None:
@@ -50,7 +50,7 @@ def test_offsets_and_flips_lie_where_they_may() -> None:
 
 def test_images_without_a_number_stay_as_they_are() -> None:
     images = torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8)
-    memory = Memory(images, torch.arange(5), mean=(0.0,) * 3, std=(1.0,) * 3, padding=4)
+    memory = MemorySource(images, torch.arange(5), mean=(0.0,) * 3, std=(1.0,) * 3, padding=4)
     ((found, labels),) = memory.read([(torch.tensor([3, 1]), None)])
     torch.testing.assert_close(found * 255, images[[3, 1]].float())
     assert labels.tolist() == [3, 1]
@@ -62,7 +62,7 @@ def test_a_gpu_crops_and_flips_as_the_cpu_does() -> None:
     numbers = torch.randint(2**62, (64,))
     batches = []
     for device in ("cpu", "cuda"):
-        memory = Memory(
+        memory = MemorySource(
             images, torch.arange(64), mean=(0.5,) * 3, std=(0.2,) * 3, padding=4, device=device
         )
         ((found, labels),) = memory.read([(torch.arange(64), numbers)])

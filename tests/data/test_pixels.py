@@ -13,7 +13,7 @@ from PIL import Image
 
 from synflow_pl.data import Digits, ImageDataModule
 from synflow_pl.data.pixels import UnreadableImage, decode
-from synflow_pl.data.torchvision_loader import Files
+from synflow_pl.data.torchvision_loader import ImageFiles
 from tests.data.generated import FORMATS, TwoClasses, TwoLarge
 
 RANDOM = np.random.default_rng(0)
@@ -357,4 +357,4 @@ def test_a_refused_image_is_one_sentence_from_a_worker_process_too(
 def test_files_outside_a_loader_raise_the_refusal(tmp_path: Path) -> None:
     transparent(tmp_path / "a.png", "alpha")
     with pytest.raises(UnreadableImage, match="transparent"):
-        Files([tmp_path / "a.png"], torch.tensor([0]), None)[0]
+        ImageFiles([tmp_path / "a.png"], torch.tensor([0]), None)[0]
