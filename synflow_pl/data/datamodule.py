@@ -443,7 +443,9 @@ class ImageDataModule(LightningDataModule, ABC):
             device=device,
         )
 
-    def _torchvision_loader(self, dataset: Dataset[tuple[Any, int]], labels: Tensor) -> TorchvisionLoader:
+    def _torchvision_loader(
+        self, dataset: Dataset[tuple[Any, int]], labels: Tensor
+    ) -> TorchvisionLoader:
         self._loaders.append(TorchvisionLoader(dataset, labels, self.num_workers))
         return self._loaders[-1]
 
