@@ -1,5 +1,4 @@
-"""Figure of the weights kept per layer over the rounds of one pruning (cf. Figure 2 of the paper).
-"""
+"""Figure of the weights kept per layer over the rounds of one pruning, in the style of Figure 2."""
 
 from __future__ import annotations
 
