@@ -1,4 +1,4 @@
-"""Images of any shape are made to fit a network without distortion and without a border."""
+"""Images of any shape are resized to the input of a network without distortion and border."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On which machines a run was made."""
+"""Record of the machines that a run was made on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from synflow_pl.runs import MACHINES
 from synflow_pl.runs import environment as module
 
 
-def test_a_run_names_each_machine_that_worked_on_it_once_in_order(
+def test_a_run_lists_each_machine_that_worked_on_it_once_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a laptop", "a laptop", "a GPU", "a laptop"):
@@ -20,7 +20,7 @@ def test_a_run_names_each_machine_that_worked_on_it_once_in_order(
     assert [path.name for path in tmp_path.iterdir()] == [MACHINES]
 
 
-def test_a_machine_is_its_processor_its_gpus_and_the_versions_of_python_and_torch(
+def test_a_machine_is_described_by_processor_gpus_and_versions_of_python_and_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 2)
