@@ -44,8 +44,8 @@ def drawn(data: CIFAR10, epochs: int = 1) -> list[tuple[int, int, int]]:
             middle = (images[:, :, 16, 15:17] * 255).round().long()
             left, right = middle[:, 1].T
             row, flip = middle[:, 0, 0] - 12, (left > right).long()
-            # Pixel 15 of the crop at column c is pixel 15 + c - 4 of the image; in a flipped crop it
-            # is pixel 16.
+            # Pixel 15 of the crop at column c is pixel 15 + c - 4 of the image; in a flipped crop
+            # it is pixel 16.
             column = torch.minimum(left, right) - 11
             found += list(zip(row.tolist(), column.tolist(), flip.tolist(), strict=True))
     return found

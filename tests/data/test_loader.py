@@ -1,4 +1,4 @@
-"""Order of an epoch: divided among ranks, shuffled, resumable; with a source that returns indices."""
+"""Order of an epoch: divided among ranks, shuffled, resumable; the source returns indices."""
 
 from collections.abc import Iterable, Iterator
 
