@@ -133,10 +133,10 @@ def with_zeros(dense: Path, masks: Masks, path: Path) -> None:
     from onnx import numpy_helper
 
     model = onnx.load(dense)
-    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, mask in masks.items():
-        found[name].CopyFrom(
-            numpy_helper.from_array(numpy_helper.to_array(found[name]) * mask.numpy(), name)
+        tensors[name].CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(tensors[name]) * mask.numpy(), name)
         )
     onnx.save(model, path)
 
@@ -155,20 +155,20 @@ def engines(network: nn.Module, path: Path, images: Tensor) -> dict[str, Callabl
         with torch.inference_mode():
             return network(images)
 
-    found: dict[str, Callable[[], Tensor]] = {"torch": eager}
+    runners: dict[str, Callable[[], Tensor]] = {"torch": eager}
     if not path.is_file():
-        return found
+        return runners
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    found["onnxruntime"] = lambda: torch.from_numpy(session.run(None, {name: fed})[0])
+    runners["onnxruntime"] = lambda: torch.from_numpy(session.run(None, {name: fed})[0])
     try:
         import openvino
     except ImportError:
-        return found
+        return runners
     core = openvino.Core()
     model = core.read_model(path)
     model.reshape(list(images.shape))
@@ -176,8 +176,8 @@ def engines(network: nn.Module, path: Path, images: Tensor) -> dict[str, Callabl
     compiled = core.compile_model(
         model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     )
-    found["openvino"] = lambda: torch.from_numpy(compiled(fed)[0])
-    return found
+    runners["openvino"] = lambda: torch.from_numpy(compiled(fed)[0])
+    return runners
 
 
 def has_onnx() -> bool:
@@ -287,9 +287,9 @@ def cell(
         images = torch.randn(batch, *SHAPE)
         runs = {}
         for what, one in networks.items():
-            found = engines(one, paths[what], images)
-            truth = found["torch"]()
-            for engine, run in found.items():
+            runners = engines(one, paths[what], images)
+            truth = runners["torch"]()
+            for engine, run in runners.items():
                 if not torch.allclose(run(), truth, rtol=0, atol=1e-4 * float(truth.abs().max())):
                     raise ValueError(f"{engine} gives something else than torch for {name}, {what}")
                 runs[what, engine] = run
@@ -363,8 +363,8 @@ def details(rows: list[dict[str, str]]) -> str:
                 *(f"{float(row[column]):.1f}" for column in SIZES[1:]),
             ]
             for column in columns:
-                beside = "" if row is typical else f" ({_over(other, row, column)})"
-                cells.append(f"{float(row[column]):.1f}{beside}" if row[column] else "")
+                ratio = "" if row is typical else f" ({_over(other, row, column)})"
+                cells.append(f"{float(row[column]):.1f}{ratio}" if row[column] else "")
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)

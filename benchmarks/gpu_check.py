@@ -184,9 +184,9 @@ def steps(
     }
     callbacks = [watch] if masks is not None else [pruning, watch]
     plain_trainer(options, *callbacks, **limits, **plugins).fit(module, batches(SMALL))
-    found = masks if masks is not None else pruning.masks
-    assert found is not None
-    return watch, found
+    used_masks = masks if masks is not None else pruning.masks
+    assert used_masks is not None
+    return watch, used_masks
 
 
 def fitted_masks(
@@ -264,12 +264,12 @@ def masks_by_precision(options: Options) -> Facts:
     facts: dict[str, dict[str, float]] = {}
     for name, build, shape in (("Conv", Conv, DIGITS), ("ResNet-20", partial(ResNet, 20), CIFAR)):
         for pruner in (SynFlow(), SNIP()):
-            found = {
+            masks = {
                 precision: fitted_masks(options, build, shape, pruner, precision=precision)
                 for precision in PRECISIONS
             }
             facts[f"{name} {type(pruner).__name__}"] = {
-                precision: overlap(found["32-true"], found[precision]) for precision in PRECISIONS
+                precision: overlap(masks["32-true"], masks[precision]) for precision in PRECISIONS
             }
     least = {(pruned, "64-true"): 0.999 for pruned in facts if pruned.endswith("SNIP")}
     holds = all(
@@ -324,11 +324,11 @@ def channels_last(options: Options) -> Facts:
     build = partial(ResNet, 20)
     facts = {}
     for precision in ("32-true", "16-mixed", "bf16-mixed"):
-        found = [
+        masks = [
             fitted_masks(options, build, CIFAR, SynFlow(), precision=precision, channels_last=on)
             for on in (False, True)
         ]
-        facts[precision] = same(*found)
+        facts[precision] = same(*masks)
     return held(all(facts.values()), {"same masks": facts})
 
 
@@ -365,16 +365,16 @@ def as_on_the_cpu(options: Options) -> Facts:
             torch.manual_seed(0)
             network: nn.Module = build().to(dtype)
             scored = [(images, labels) for images, labels in batches(shape, size=32)]
-            found = []
+            masks = []
             for device in ("cpu", options.device):
                 rounds = options.rounds if isinstance(pruner, SynFlow) else None
                 twin = copy.deepcopy(network).to(device)
-                found.append(
+                masks.append(
                     prune(
                         twin, pruner, density=0.1, rounds=rounds, input_shape=shape, batches=scored
                     )
                 )
-            facts[f"{name}, {type(pruner).__name__}"] = overlap(*found)
+            facts[f"{name}, {type(pruner).__name__}"] = overlap(*masks)
     return held(min(facts.values()) >= 0.999, {"intersection over union": facts})
 
 

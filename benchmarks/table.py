@@ -79,10 +79,10 @@ class Entry:
         )
 
     def row(self) -> list[str]:
-        noted = self.run.folder / MACHINES if self.run else None
+        machines_file = self.run.folder / MACHINES if self.run else None
         machines = (
-            noted.read_text().splitlines()
-            if noted and noted.is_file()
+            machines_file.read_text().splitlines()
+            if machines_file and machines_file.is_file()
             else ["not noted" if self.run else "not run"]
         )
         seed = str(self.run.seed) if self.run else ""

@@ -81,10 +81,10 @@ def check_md5(path: Path, md5: str) -> None:
             " downloaded again"
         )
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != md5:
+        actual = hashlib.file_digest(file, "md5").hexdigest()
+    if actual != md5:
         raise ValueError(
-            f"{str(path)!r} is not the file that was published: its md5 is {found}, expected"
+            f"{str(path)!r} is not the file that was published: its md5 is {actual}, expected"
             f" {md5}; delete it, and the data set will be"
             " downloaded again"
         )
@@ -125,10 +125,10 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> None:
                 f" or put it into {str(path.parent)!r} yourself"
             )
         with temporary.open("rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
-        if found != md5:
+            actual = hashlib.file_digest(file, "md5").hexdigest()
+        if actual != md5:
             raise ValueError(
-                f"the download of {path.name} has md5 {found}, expected {md5}; it was thrown away,"
+                f"the download of {path.name} has md5 {actual}, expected {md5}; it was thrown away,"
                 " try again"
             )
 

@@ -88,11 +88,11 @@ class TinyImageNet(ImageDataModule):
 
         Training images are sorted by class and name, test images by name.
         """
-        found = self._train_files() if train else self._val_files()
-        return [path for path, _ in found], torch.tensor([label for _, label in found])
+        samples = self._train_files() if train else self._val_files()
+        return [path for path, _ in samples], torch.tensor([label for _, label in samples])
 
     def _train_files(self) -> list[tuple[Path, int]]:
-        found = []
+        samples = []
         for name, label in self._classes().items():
             folder = self._folder / "train" / name / "images"
             images = _images(folder)
@@ -101,8 +101,8 @@ class TinyImageNet(ImageDataModule):
                     f"the class folder {str(folder)!r} is missing or empty; unpack the data set"
                     " anew"
                 )
-            found += [(path, label) for path in images]
-        return found
+            samples += [(path, label) for path in images]
+        return samples
 
     def _val_files(self) -> list[tuple[Path, int]]:
         path = self._folder / "val" / "val_annotations.txt"

@@ -163,14 +163,16 @@ def as_grid(cells: Sequence[Cell]) -> str:
     """
     text = []
     for setting, of in _by_setting(cells):
-        found = {(cell.pruner, cell.density): cell for cell in of}
+        entries = {(cell.pruner, cell.density): cell for cell in of}
         densities = sorted({cell.density for cell in of}, reverse=True)
         rows = [
             ["pruner", *(f"{density:.4g}" for density in densities)],
             ["---"] * (1 + len(densities)),
         ]
         for pruner in sorted({cell.pruner for cell in of}):
-            rows.append([pruner, *(_short(found.get((pruner, density))) for density in densities)])
+            rows.append(
+                [pruner, *(_short(entries.get((pruner, density))) for density in densities)]
+            )
         text.append(f"**{setting}**\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
     return "\n".join(text)
 

@@ -68,13 +68,13 @@ def report(
     runs: list[RunRecord] = []
     left_out: dict[Path, str] = {}
     between = 0
-    found = find_runs(paths)
-    if not found:
+    folders = find_runs(paths)
+    if not folders:
         raise ValueError(
             f"there are no runs in {', '.join(map(str, paths))}; give a run, a folder of runs such"
             " as lightning_logs, or a sweep's"
         )
-    for folder in found:
+    for folder in folders:
         try:
             runs.append(read_run(folder, overlays))
         except IntermediateLevel:

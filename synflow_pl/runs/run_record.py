@@ -148,15 +148,15 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     Raises:
         FileNotFoundError: If a path is not a folder.
     """
-    found: dict[Path, None] = {}
+    runs: dict[Path, None] = {}
     for path in paths:
         if not path.is_dir():
             raise FileNotFoundError(
                 f"there is no folder {str(path)!r}; give a run, a folder of runs such as"
                 " lightning_logs, or a sweep's"
             )
-        found |= dict.fromkeys([path] if _is_run(path) else _find_within(path))
-    return list(found)
+        runs |= dict.fromkeys([path] if _is_run(path) else _find_within(path))
+    return list(runs)
 
 
 def _is_run(folder: Path) -> bool:
@@ -278,12 +278,12 @@ def _density(pruning: Mapping[str, Any], diagnosis: Mapping[str, Any] | None) ->
     """
     if diagnosis is None:
         return 1.0
-    asked = (
+    requested = (
         None
         if pruning.get("masks_path")
         else pruning.get("effective_density") or pruning.get("density")
     )
-    return float(diagnosis["density"] if asked is None else asked)
+    return float(diagnosis["density"] if requested is None else requested)
 
 
 def comparison_keys(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -382,12 +382,12 @@ def _json(path: Path, *keys: str) -> Any:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise SkippedRun(f"its {path.name} cannot be read: {error}") from error
-    if missing := [key for key in keys if not isinstance(found, dict) or key not in found]:
+    if missing := [key for key in keys if not isinstance(content, dict) or key not in content]:
         raise SkippedRun(f"it is broken: there is no {missing[0]} in its {path.name}")
-    return found
+    return content
 
 
 def _accuracies(folder: Path, trainer: Mapping[str, Any], validated_on_test: bool) -> Accuracies:

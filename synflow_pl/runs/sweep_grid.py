@@ -165,7 +165,7 @@ class Sweep:
 
         Raises:
             ValueError: If an option is one that the grid sets, or if two different runs would have
-                the first name.
+                the same name.
         """
         options = [
             part for name, value in self.options.items() for part in (f"--{name}", _as_typed(value))
@@ -277,7 +277,7 @@ def lock_run(folder: Path, task: Task) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        # The options of the run, which check_existing_runs compares when the sweep is started again.
+        # The options of the run, which check_existing_runs reads when the sweep is restarted.
         note.seek(0)
         if note.read() != _made_with(task):
             note.truncate(0)
@@ -313,7 +313,7 @@ def check_existing_runs(folder: Path, tasks: Sequence[Task]) -> None:
         was = note.read_text()
         if was != _made_with(task):
             raise ValueError(
-                f"{run} was made with {was!r}, not with {_made_with(task)!r}; give the first"
+                f"{run} was made with {was!r}, not with {_made_with(task)!r}; give the same"
                 " options to go on, or another --folder"
             )
 
