@@ -172,7 +172,7 @@ def engines(network: nn.Module, path: Path, images: Tensor) -> dict[str, Callabl
     core = openvino.Core()
     model = core.read_model(path)
     model.reshape(list(images.shape))
-    # By default it computes in bfloat16 where the processor can.
+    # The default is bfloat16 on processors that support it.
     compiled = core.compile_model(
         model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     )
@@ -298,7 +298,7 @@ def cell(
     return list(rows.values())
 
 
-# -- telling
+# -- tables
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -403,12 +403,13 @@ def main() -> None:
     parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.01, 0.001])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument(
-        "--seconds", type=float, default=2.0, help="of each cell and batch, if that is three turns"
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="seconds per cell and batch size, at least three runs",
     )
     parser.add_argument("--output", type=Path, default=Path("compact.csv"))
-    parser.add_argument(
-        "--table", action="store_true", help="print what the CSV holds as Markdown, and stop"
-    )
+    parser.add_argument("--table", action="store_true", help="print the CSV as Markdown and exit")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.table:
@@ -416,7 +417,7 @@ def main() -> None:
     print(environment())
     multiprocessing.set_forkserver_preload(["torch", "synflow_pl.networks"])
     os.environ["MALLOC_MMAP_THRESHOLD_"] = (
-        "131072"  # for the processes of `peak`: glibc hands back each tensor as it is freed
+        "131072"  # for the processes of `peak`: glibc releases each tensor when it is freed
     )
     with tempfile.TemporaryDirectory() as made:
         for name in options.networks:

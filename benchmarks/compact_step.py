@@ -76,7 +76,7 @@ def main() -> None:
         " the processor's seconds"
     )
     for (name, last), mine in zip(runs, taken.values(), strict=True):
-        # Each beside the whole network in the same memory format.
+        # Relative to the full network in the same memory format.
         other = taken["whole, channels last" if last else "whole"]
         faster = [
             sorted(b[clock] / a[clock] for a, b in zip(mine, other, strict=True))

@@ -140,10 +140,10 @@ def main() -> None:
         "--rounds",
         type=int,
         default=100,
-        help="at most, for iterated pruners that need passes of many images",
+        help="limit for iterative pruners that need many passes over data",
     )
     parser.add_argument(
-        "--images", type=int, default=20, help="of noise, for pruners that score on labelled images"
+        "--images", type=int, default=20, help="images of noise for data-driven pruners"
     )
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)

@@ -477,8 +477,8 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "."))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--rounds", type=int, default=100, help="of SynFlow")
-    parser.add_argument("--backend", default="inductor", help="of torch.compile")
+    parser.add_argument("--rounds", type=int, default=100, help="rounds of SynFlow")
+    parser.add_argument("--backend", default="inductor", help="backend of torch.compile")
     parser.add_argument(
         "--only", nargs="+", choices=[check.__name__ for check in CHECKS], metavar="NAME"
     )

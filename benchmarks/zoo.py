@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=["*"])
     parser.add_argument("--density", type=float, default=0.01)
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    parser.add_argument("--list", action="store_true", help="print the names and exit")
     options = parser.parse_args()
     names = [
         name for name in ZOO if any(fnmatch.fnmatchcase(name, pattern) for pattern in options.names)

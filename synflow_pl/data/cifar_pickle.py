@@ -125,12 +125,12 @@ def open_pickled(path: Path, shape: tuple[int, int, int], key: bytes, classes: i
     try:
         try:
             content, block = _load(path, _LARGE)
-            skipped_pixels = block is None or block[1] == content[b"data"].nbytes
+            located = block is None or block[1] == content[b"data"].nbytes
         except ValueError:
-            skipped_pixels = False
+            located = False
         # Python 3 writes old protocols differently: the block is the pixels encoded as UTF-8, which
         # the unpickler has to decode.
-        if not skipped_pixels:
+        if not located:
             content, block = _load(path, path.stat().st_size + 1)
         pixels, labels = content[b"data"], torch.tensor(content[key], dtype=torch.int64)
         if (

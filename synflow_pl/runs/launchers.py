@@ -99,7 +99,7 @@ def run_locally(
                 process.join()
                 yield item, process.exitcode or 0
     finally:
-        # Processes are left only if the generator is closed early; they end with it.
+        # Processes are still running only if the generator is closed early; they end with it.
         for process, *_ in running.values():
             process.terminate()
 
@@ -176,7 +176,7 @@ def run_on_slurm(
             for name in [] if queued is None else [name for name in left if name not in queued]:
                 yield left.pop(name), 0
     finally:
-        # Jobs are left only if the generator is closed early.
+        # Jobs are still queued or running only if the generator is closed early.
         for job in jobs:
             if job.job_id in left:
                 job.cancel()
