@@ -58,7 +58,7 @@ def a_run(
         **(OVERLAYS[pruner]["pruning"]),
         "density": density,
         "sanity": None,
-        "masks": None,
+        "masks_path": None,
     }
     config = {
         "seed_everything": seed,
@@ -260,13 +260,14 @@ def test_a_run_that_repeats_another_in_everything_is_left_out_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    "asked", [{"density": None, "num_kept": 100}, {"density": 0.5, "masks": "masks.safetensors"}]
+    "options",
+    [{"density": None, "num_kept": 100}, {"density": 0.5, "masks_path": "masks.safetensors"}],
 )
 def test_with_num_kept_or_given_masks_the_density_is_the_one_reached(
-    asked: dict[str, Any], tmp_path: Path
+    options: dict[str, Any], tmp_path: Path
 ) -> None:
     for density in (0.1, 0.01):
-        change(a_run(tmp_path, "synflow", density), "pruning", asked)
+        change(a_run(tmp_path, "synflow", density), "pruning", options)
     assert [row["density"] for row in reported(tmp_path)] == ["0.1", "0.01"]
 
 
