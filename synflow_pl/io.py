@@ -58,7 +58,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise OSError(f"{str(path)!r} is there and is no ordinary file; choose another path")
+        raise OSError(f"{str(path)!r} exists and is not a regular file; choose another path")
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

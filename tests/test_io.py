@@ -26,7 +26,7 @@ def test_a_path_that_is_not_a_regular_file_is_not_replaced(tmp_path: Path) -> No
     for name in ("folder", "pipe"):
         with (
             pytest.raises(
-                OSError, match=rf"{name}' is there and is no ordinary file; choose another path"
+                OSError, match=rf"{name}' exists and is not a regular file; choose another path"
             ),
             atomic_write(tmp_path / name),
         ):

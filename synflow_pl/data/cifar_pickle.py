@@ -151,7 +151,9 @@ def open_pickled(path: Path, shape: tuple[int, int, int], key: bytes, classes: i
         IndexError,
         OverflowError,
     ) as error:
-        raise ValueError(f"{str(path)!r} is truncated or no CIFAR file ({error}){again}") from error
+        raise ValueError(
+            f"{str(path)!r} is truncated or not a CIFAR file ({error}){again}"
+        ) from error
     if wrong := [label for label in labels.tolist() if not 0 <= label < classes]:
         raise ValueError(
             f"{str(path)!r} holds the label {wrong[0]}, expected 0 to {classes - 1}{again}"

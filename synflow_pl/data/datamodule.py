@@ -124,7 +124,7 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"pipeline: {pipeline!r} is not one of memory, torchvision")
         if test_each_epoch and (validate_on_test or val_size == 0):
             raise ValueError(
-                "test_each_epoch goes beside a validation, and there is none; leave out"
+                "test_each_epoch needs a validation set, and there is none; leave out"
                 " validate_on_test and val_size 0"
             )
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()

@@ -49,7 +49,7 @@ def decode_cached(paths: Sequence[Path], shape: tuple[int, int, int], cache: Pat
     except FileNotFoundError:
         pass
     except (ValueError, EOFError) as error:
-        rank_zero_info(f"The cache {path} is not whole ({error}) and is made anew.")
+        rank_zero_info(f"The cache {path} is not whole ({error}) and is created again.")
     stale = [other for other in path.parent.glob(f"{cache.name}-*.npy") if other != path]
     size = len(paths) * int(np.prod(shape))
     rank_zero_info(f"Decoding {len(paths):,} images once, to {path} ({size / 1e6:,.0f} MB)")

@@ -128,7 +128,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> None:
             actual = hashlib.file_digest(file, "md5").hexdigest()
         if actual != md5:
             raise ValueError(
-                f"the download of {path.name} has md5 {actual}, expected {md5}; it was thrown away,"
+                f"the download of {path.name} has md5 {actual}, expected {md5}; it was deleted,"
                 " try again"
             )
 
@@ -136,7 +136,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> None:
 def _save(answer: Any, temporary: Path, path: Path) -> None:
     size = int(answer.headers.get("Content-Length") or 0)
     rank_zero_info(
-        f"Downloading {path.name} ({f'{size / 1e6:,.0f} MB' if size else 'size not told'}) to"
+        f"Downloading {path.name} ({f'{size / 1e6:,.0f} MB' if size else 'size unknown'}) to"
         f" {path.parent}"
     )
     if size:
@@ -256,7 +256,7 @@ def _check_inside(member: _Member, archive: Path, folder: str) -> None:
         or len(parts) == 1
     ):
         raise ValueError(
-            f"{str(archive)!r} holds {member.name!r}, which is no plain file within the folder"
+            f"{str(archive)!r} holds {member.name!r}, which is not a regular file within the folder"
             f" {folder!r}; nothing was unpacked, do not"
             " trust this archive"
         )

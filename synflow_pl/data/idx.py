@@ -41,8 +41,8 @@ def read_idx(path: Path, axes: int) -> Tensor:
     header = path.open("rb").read(start)
     if len(header) < start or header[:4] != bytes([0, 0, _BYTES, axes]):
         raise ValueError(
-            f"{str(path)!r} is no IDX file of bytes along {axes} axes; delete it, and it will be"
-            " downloaded again"
+            f"{str(path)!r} is not an IDX file of bytes along {axes} axes; delete it, and it will"
+            " be downloaded again"
         )
     shape = np.frombuffer(header, ">i4", axes, offset=4).tolist()
     size, expected = path.stat().st_size, start + prod(shape)

@@ -124,7 +124,7 @@ class ImageNet(ImageDataModule):
             )
             if not images:
                 raise FileNotFoundError(
-                    f"the class folder {str(folder)!r} holds no image; copy the data set anew"
+                    f"the class folder {str(folder)!r} holds no image; copy the data set again"
                 )
             paths += images
             labels += [label] * len(images)

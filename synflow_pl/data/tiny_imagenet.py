@@ -99,7 +99,7 @@ class TinyImageNet(ImageDataModule):
             if not images:
                 raise FileNotFoundError(
                     f"the class folder {str(folder)!r} is missing or empty; unpack the data set"
-                    " anew"
+                    " again"
                 )
             samples += [(path, label) for path in images]
         return samples
@@ -107,7 +107,7 @@ class TinyImageNet(ImageDataModule):
     def _val_files(self) -> list[tuple[Path, int]]:
         path = self._folder / "val" / "val_annotations.txt"
         if not path.is_file():
-            raise FileNotFoundError(f"there is no file {str(path)!r}; unpack the data set anew")
+            raise FileNotFoundError(f"there is no file {str(path)!r}; unpack the data set again")
         classes = self._classes()
         labels = {}
         for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -123,7 +123,7 @@ class TinyImageNet(ImageDataModule):
             raise ValueError(
                 f"{str(path)!r} and the folder images beside it do not name the same files:"
                 f" {min(odd)!r} is in one only; unpack the"
-                " data set anew"
+                " data set again"
             )
         return [(image, labels[image.name]) for image in images]
 

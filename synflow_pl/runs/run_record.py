@@ -341,7 +341,7 @@ def _config(folder: Path) -> dict[str, Any]:
     """
     if not (folder / CONFIG).is_file():
         raise SkippedRun(
-            f"there is no {CONFIG} in it: it was stopped before it began, or is no run"
+            f"there is no {CONFIG} in it: it was stopped before it began, or is not a run"
         )
     try:
         config: dict[str, Any] = configuration(folder)
@@ -357,7 +357,7 @@ def _config(folder: Path) -> dict[str, Any]:
         and isinstance(config.get("seed_everything"), int)
     ):
         raise SkippedRun(
-            f"it is no run of synflow_pl: its {CONFIG} has no model.network, data, pruning and"
+            f"it is not a run of synflow_pl: its {CONFIG} has no model.network, data, pruning and"
             " seed_everything"
         )
     for name, part in (
@@ -399,10 +399,10 @@ def _accuracies(folder: Path, trainer: Mapping[str, Any], validated_on_test: boo
         raise SkippedRun(str(error)) from error
     if not ended(trainer, state):
         trained = (
-            f"after {state.epochs} epochs" if state.epochs else "before its first epoch was over"
+            f"after {state.epochs} epochs" if state.epochs else "before the end of its first epoch"
         )
         on = f"synflow_pl fit -c {folder / CONFIG} --ckpt_path {folder}"
-        raise SkippedRun(f"it is unfinished: stopped {trained}; it goes on with {on}")
+        raise SkippedRun(f"it is unfinished: stopped {trained}; resume it with {on}")
     if state.final is None:
         raise SkippedRun(f"it is not tested yet: synflow_pl test --ckpt_path {folder}")
     if state.part or (not state.tests and not _whole(trainer.get("limit_test_batches"))):

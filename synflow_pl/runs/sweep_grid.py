@@ -144,7 +144,7 @@ class Sweep:
             if len(set(values)) < len(values):
                 raise ValueError(
                     f"{name}: {next(value for value in values if values.count(value) > 1)!r}"
-                    " stands there twice"
+                    " is given twice"
                 )
         for density in self.densities:
             if not 0 < density <= 1:
@@ -314,7 +314,7 @@ def check_existing_runs(folder: Path, tasks: Sequence[Task]) -> None:
         if was != _made_with(task):
             raise ValueError(
                 f"{run} was made with {was!r}, not with {_made_with(task)!r}; give the same"
-                " options to go on, or another --folder"
+                " options to resume it, or another --folder"
             )
 
 

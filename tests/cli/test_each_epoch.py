@@ -55,7 +55,7 @@ def test_the_test_set_is_met_after_each_epoch_and_the_training_is_the_same_to_th
 
 def test_it_needs_a_validation_beside_it() -> None:
     for options in ({"validate_on_test": True}, {"val_size": 0}):
-        with pytest.raises(ValueError, match="test_each_epoch goes beside a validation"):
+        with pytest.raises(ValueError, match="test_each_epoch needs a validation set"):
             Digits(test_each_epoch=True, **options)  # type: ignore[arg-type]
 
 

@@ -85,7 +85,7 @@ def test_an_error_of_every_address_is_one_sentence(source: Path, target: Path) -
 def test_a_download_with_another_md5_is_deleted(source: Path, target: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"has md5 {md5_of(source)}, expected {'0' * 32}; it was thrown away, try again",
+        match=rf"has md5 {md5_of(source)}, expected {'0' * 32}; it was deleted, try again",
     ):
         fetch([source.as_uri()], target, "0" * 32)
     assert left(target.parent) == []
@@ -191,7 +191,7 @@ def test_a_path_outside_the_folder_is_refused(name: str, pack: object, tmp_path:
     archive = pack(inside, {"set/a.txt": b"1", name: b"2"})  # type: ignore[operator]
     with pytest.raises(
         ValueError,
-        match=r"evil', which is no plain file within the folder 'set'; nothing was unpacked",
+        match=r"evil', which is not a regular file within the folder 'set'; nothing was unpacked",
     ):
         unpack(archive, inside / "set")
     assert left(inside) == [archive.name]
@@ -201,7 +201,7 @@ def test_a_path_outside_the_folder_is_refused(name: str, pack: object, tmp_path:
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_a_link_in_an_archive_is_refused(pack: object, tmp_path: Path) -> None:
     archive = pack(tmp_path, {"set/a.txt": b"1"}, {"set/passwd": "/etc/passwd"})  # type: ignore[operator]
-    with pytest.raises(ValueError, match="holds 'set/passwd', which is no plain file"):
+    with pytest.raises(ValueError, match="holds 'set/passwd', which is not a regular file"):
         unpack(archive, tmp_path / "set")
     assert left(tmp_path) == [archive.name]
 

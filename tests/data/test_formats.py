@@ -175,7 +175,7 @@ def test_the_error_for_a_truncated_idx_file_has_both_sizes(tmp_path: Path) -> No
 def test_a_file_that_is_not_an_idx_file_is_refused(content: bytes, tmp_path: Path) -> None:
     mnist(MNIST, tmp_path, 4)
     (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(ValueError, match="is no IDX file of bytes along 3 axes; delete it"):
+    with pytest.raises(ValueError, match="is not an IDX file of bytes along 3 axes; delete it"):
         MNIST(data_dir=str(tmp_path)).setup("fit")
 
 
@@ -193,7 +193,8 @@ def test_a_truncated_batch_file_is_refused(keep: int, tmp_path: Path) -> None:
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(
-        ValueError, match=r"data_batch_3' is truncated or no CIFAR file \(.*\); delete its folder"
+        ValueError,
+        match=r"data_batch_3' is truncated or not a CIFAR file \(.*\); delete its folder",
     ):
         CIFAR10(data_dir=str(tmp_path)).setup("fit")
 
@@ -203,7 +204,7 @@ def test_a_large_truncated_batch_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cifar-100-python" / "train"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="train' is truncated or no CIFAR file"):
+    with pytest.raises(ValueError, match="train' is truncated or not a CIFAR file"):
         CIFAR100(data_dir=str(tmp_path)).setup("fit")
 
 

@@ -343,7 +343,7 @@ def test_damaged_unfinished_and_foreign_runs_are_listed_and_the_others_reported(
         " lightning_logs/unfinished" in said
     )
     assert (
-        "left out: lightning_logs/version_0: it is no run of synflow_pl: its config.yaml has no"
+        "left out: lightning_logs/version_0: it is not a run of synflow_pl: its config.yaml has no"
         " model.network" in said
     )
     assert "left out: lightning_logs/empty: there is no config.yaml in it" in said
@@ -413,7 +413,7 @@ def test_a_run_tested_before_its_training_ended_is_unfinished_with_the_command_t
     with pytest.raises(SkippedRun) as why:
         read_run(folder, OVERLAYS)
     assert str(why.value) == (
-        "it is unfinished: stopped after 3 epochs; it goes on with synflow_pl fit -c"
+        "it is unfinished: stopped after 3 epochs; resume it with synflow_pl fit -c"
         f" {folder}/config.yaml --ckpt_path {folder}"
     )
 

@@ -135,7 +135,7 @@ def test_options_are_typed_as_they_would_be_on_the_command_line() -> None:
         ),
         ({"densities": [0.0]}, "densities: 0.0 is not in"),
         ({"densities": []}, "densities: there is none"),
-        ({"pruners": ["snip", "snip"]}, "pruners: 'snip' stands there twice"),
+        ({"pruners": ["snip", "snip"]}, "pruners: 'snip' is given twice"),
         ({"seeds": [0, -1]}, "seeds: -1 must be at least 0"),
     ],
 )
