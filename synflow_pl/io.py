@@ -15,13 +15,13 @@ from typing import IO
 
 __all__ = [
     "atomic_write",
-    "cannot_make",
     "check_folder",
-    "could_not_write",
     "explain",
+    "folder_error_message",
     "make_folder",
     "remove_partial_files",
     "storage_error",
+    "write_error_message",
 ]
 
 # Suffix of a file that is being written; no pattern that the package searches for matches it.
@@ -83,7 +83,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         # An OSError without errno but with a cause already has a message made by this module.
         if cause is None or (cause.errno is None and cause.__cause__ is not None):
             raise
-        raise OSError(could_not_write(path, cause)) from error
+        raise OSError(write_error_message(path, cause)) from error
 
 
 def storage_error(error: BaseException | None) -> OSError | None:
@@ -110,7 +110,7 @@ def storage_error(error: BaseException | None) -> OSError | None:
     return None
 
 
-def could_not_write(path: str | os.PathLike[str] | None, error: OSError) -> str:
+def write_error_message(path: str | os.PathLike[str] | None, error: OSError) -> str:
     """Return a one-sentence message: which file could not be written, why, and what to do.
 
     Args:
@@ -137,14 +137,15 @@ def could_not_write(path: str | os.PathLike[str] | None, error: OSError) -> str:
 def explain(error: BaseException) -> str:
     """Return a one-sentence message about an error.
 
-    An error of the storage is explained by :func:`could_not_write`; any other error keeps its own
-    message, on one line.
+    An error of the storage is explained by :func:`write_error_message`; any other error keeps its
+    own message, on one line.
 
     Args:
         error: Error of the operating system, or an error whose message is already a sentence.
     """
     raw = isinstance(error, OSError) and storage_error(error) is error
-    return " ".join((could_not_write(None, error) if raw else str(error)).split())  # type: ignore[arg-type]
+    message = write_error_message(None, error) if raw else str(error)  # type: ignore[arg-type]
+    return " ".join(message.split())
 
 
 def make_folder(path: str | os.PathLike[str], option: str = "") -> None:
@@ -162,10 +163,10 @@ def make_folder(path: str | os.PathLike[str], option: str = "") -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(cannot_make(path, error, option)) from error
+        raise OSError(folder_error_message(path, error, option)) from error
 
 
-def cannot_make(path: Path, error: OSError, option: str = "") -> str:
+def folder_error_message(path: Path, error: OSError, option: str = "") -> str:
     """Return a one-sentence message: which folder cannot be created, why, and what to do.
 
     Args:

@@ -46,8 +46,15 @@ from synflow_pl.cli.record_callback import Recording
 from synflow_pl.cli.untrained import warn_untrained
 from synflow_pl.data import ImageDataModule
 from synflow_pl.diagnosis import DeadNetwork
-from synflow_pl.io import could_not_write, explain, storage_error
-from synflow_pl.runs import CONFIG, PRUNED, RunCSV, RunTensorBoard, claim, run_of
+from synflow_pl.io import explain, storage_error, write_error_message
+from synflow_pl.runs import (
+    CONFIG,
+    PRUNED,
+    RunCSV,
+    RunTensorBoard,
+    create_run_folder,
+    find_run_folder,
+)
 from synflow_pl.runs.environment import record_environment
 from synflow_pl.runs.loggers import Tested
 from synflow_pl.runs.run_record import test_differences
@@ -175,7 +182,7 @@ def _prepare(args: list[str]) -> list[str]:
             prepared.append(args[index])
         index += 1
     if not files and checkpoint is not None and len(before) == 1 and before[0] in _EVALUATIONS:
-        folder = run_of(find_checkpoint(checkpoint))
+        folder = find_run_folder(find_checkpoint(checkpoint))
         if folder is not None:
             files = ["--config", str(folder / CONFIG)]
     return [*before, *files, *prepared]
@@ -479,7 +486,7 @@ class CLI(LightningCLI):
         text = self._config_text
         self._typed_settings = resume.settings(text)
         path = self.options.get("ckpt_path")
-        run = run_of(Path(path)) if path is not None else None
+        run = find_run_folder(Path(path)) if path is not None else None
         if path is None or run is None or self.subcommand != "fit":
             return
         content = read(path)
@@ -531,7 +538,7 @@ class CLI(LightningCLI):
                 else [built["optimizer"] if isinstance(built, dict) else built]
             )
         refuse(path, content, self.model, optimizers)
-        run = run_of(Path(path))
+        run = find_run_folder(Path(path))
         if run is not None and run != self._going_on:
             trains = self.subcommand == "fit"
             root = Path(self.options.trainer.get("default_root_dir") or ".")
@@ -567,12 +574,14 @@ class CLI(LightningCLI):
     def _find_run(self, root: Path) -> Path | None:
         if self.subcommand in _EVALUATIONS:
             checkpoint = self.options.get("ckpt_path")
-            return run_of(Path(checkpoint)) if checkpoint else None
+            return find_run_folder(Path(checkpoint)) if checkpoint else None
         if not self._is_first:
             return Path(os.environ[_CLAIMED]) if _CLAIMED in os.environ else None
         folder = self._going_on or self._resumed(root)
         if folder is None:
-            folder = claim(root / "lightning_logs", self.options.get("run") or self._default_name())
+            folder = create_run_folder(
+                root / "lightning_logs", self.options.get("run") or self._default_name()
+            )
         os.environ[_CLAIMED] = str(folder)
         self.options["run"] = folder.name
         if self._going_on is None:
@@ -589,7 +598,7 @@ class CLI(LightningCLI):
     def _resumed(self, root: Path) -> Path | None:
         """The run that this one goes on in: the checkpoint's own, if its name was given."""
         name, checkpoint = self.options.get("run"), self.options.get("ckpt_path")
-        folder = run_of(Path(checkpoint)) if name and checkpoint else None
+        folder = find_run_folder(Path(checkpoint)) if name and checkpoint else None
         own = folder is not None and (folder.resolve().parent, folder.name) == (
             (root / "lightning_logs").resolve(),
             name,
@@ -633,7 +642,7 @@ class CLI(LightningCLI):
         pruning = self.options.pruning
         if pruning.masks_path:
             path = Path(pruning.masks_path).resolve()
-            return f"masks_{path.parent.name if run_of(path) is not None else path.stem}"
+            return f"masks_{path.parent.name if find_run_folder(path) is not None else path.stem}"
         overlay = next(
             (path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None
         )
@@ -790,7 +799,7 @@ def _said(error: Exception) -> str | None:
         if cause is not None:
             return explain(cause)
     failed = storage_error(error)
-    return could_not_write(None, failed) if failed is not None else None
+    return write_error_message(None, failed) if failed is not None else None
 
 
 def _is_ours(error: BaseException) -> bool:

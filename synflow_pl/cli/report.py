@@ -46,8 +46,8 @@ def report(args: list[str]) -> None:
 
     from synflow_pl.cli.recipes import overlays
     from synflow_pl.io import check_folder, explain
-    from synflow_pl.runs.report_writer import report as written
     from synflow_pl.runs.report_table import as_markdown
+    from synflow_pl.runs.report_writer import report as written
 
     try:
         check_folder(own.out, "--out")

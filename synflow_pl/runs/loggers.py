@@ -13,7 +13,7 @@ from typing import Any
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from synflow_pl.io import atomic_write, could_not_write, storage_error
+from synflow_pl.io import atomic_write, storage_error, write_error_message
 from synflow_pl.runs.progress import CHECKPOINT, OTHERWISE
 
 __all__ = ["RunCSV", "RunTensorBoard", "Tested"]
@@ -69,7 +69,7 @@ class _AppendingWriter(_ExperimentWriter):
         except OSError as error:
             if storage_error(error) is not error:
                 raise
-            raise OSError(could_not_write(self.metrics_file_path, error)) from error
+            raise OSError(write_error_message(self.metrics_file_path, error)) from error
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self.rewrite(lambda row: True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from synflow_pl.io import cannot_make, make_folder
+from synflow_pl.io import folder_error_message, make_folder
 
-__all__ = ["CONFIG", "MACHINES", "PRUNED", "claim", "run_of"]
+__all__ = ["CONFIG", "MACHINES", "PRUNED", "create_run_folder", "find_run_folder"]
 
 CONFIG = "config.yaml"
 MACHINES = "machines.txt"
@@ -20,7 +20,7 @@ PRUNED = "-pruned"
 """Suffix of the name of a run that pruned a network without training it."""
 
 
-def claim(root: Path, name: str) -> Path:
+def create_run_folder(root: Path, name: str) -> Path:
     """Create the folder ``root/name``, or ``name-2``, ``name-3``, ... if it exists already.
 
     Two processes never get the same folder.
@@ -49,12 +49,14 @@ def claim(root: Path, name: str) -> Path:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise OSError(cannot_make(folder, error, "--trainer.default_root_dir")) from error
+            raise OSError(
+                folder_error_message(folder, error, "--trainer.default_root_dir")
+            ) from error
         else:
             return folder
 
 
-def run_of(path: Path) -> Path | None:
+def find_run_folder(path: Path) -> Path | None:
     """Return the run folder that contains a checkpoint or a folder, or ``None``.
 
     Args:

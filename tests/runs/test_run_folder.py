@@ -6,35 +6,40 @@ from pathlib import Path
 
 import pytest
 
-from synflow_pl.runs import RunCSV, RunTensorBoard, claim, run_of
+from synflow_pl.runs import RunCSV, RunTensorBoard, create_run_folder, find_run_folder
 from synflow_pl.training import find_checkpoint
 
-# -- claim
+# -- create_run_folder
 
 
 def test_a_free_name_becomes_the_name_of_the_folder(tmp_path: Path) -> None:
-    folder = claim(tmp_path / "lightning_logs", "first")
+    folder = create_run_folder(tmp_path / "lightning_logs", "first")
     assert folder == tmp_path / "lightning_logs" / "first"
     assert folder.is_dir()
 
 
 def test_a_run_name_that_exists_gets_the_suffix_2_and_then_3(tmp_path: Path) -> None:
-    assert [claim(tmp_path, "run").name for _ in range(4)] == ["run", "run-2", "run-3", "run-4"]
+    assert [create_run_folder(tmp_path, "run").name for _ in range(4)] == [
+        "run",
+        "run-2",
+        "run-3",
+        "run-4",
+    ]
 
 
 def test_the_first_free_suffix_is_used(tmp_path: Path) -> None:
     for name in ("run", "run-3"):
         (tmp_path / name).mkdir()
-    assert [claim(tmp_path, "run").name for _ in range(2)] == ["run-2", "run-4"]
+    assert [create_run_folder(tmp_path, "run").name for _ in range(2)] == ["run-2", "run-4"]
 
 
 def test_the_name_of_a_file_counts_as_taken(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    assert claim(tmp_path, "run").name == "run-2"
+    assert create_run_folder(tmp_path, "run").name == "run-2"
 
 
 def test_run_names_with_a_common_prefix_do_not_collide(tmp_path: Path) -> None:
-    assert [claim(tmp_path, name).name for name in ("run-2", "run", "ru", "run")] == [
+    assert [create_run_folder(tmp_path, name).name for name in ("run-2", "run", "ru", "run")] == [
         "run-2",
         "run",
         "ru",
@@ -44,7 +49,7 @@ def test_run_names_with_a_common_prefix_do_not_collide(tmp_path: Path) -> None:
 
 def test_two_threads_never_get_the_same_folder(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
-        folders = list(pool.map(lambda _: claim(tmp_path / "logs", "run"), range(64)))
+        folders = list(pool.map(lambda _: create_run_folder(tmp_path / "logs", "run"), range(64)))
     assert {folder.name for folder in folders} == {
         "run",
         *(f"run-{number}" for number in range(2, 65)),
@@ -52,7 +57,7 @@ def test_two_threads_never_get_the_same_folder(tmp_path: Path) -> None:
 
 
 def _claim_often(root: Path) -> list[str]:
-    return [claim(root, "run").name for _ in range(20)]
+    return [create_run_folder(root, "run").name for _ in range(20)]
 
 
 def test_two_processes_never_get_the_same_folder(tmp_path: Path) -> None:
@@ -72,7 +77,7 @@ def test_two_processes_never_get_the_same_folder(tmp_path: Path) -> None:
     "name", ["mnist_fc-synflow-density0.1-seed0", "a", "v1.0", "kept=5", "a+b@c", "größe"]
 )
 def test_ordinary_run_names_are_used_unchanged(name: str, tmp_path: Path) -> None:
-    assert claim(tmp_path, name).name == name
+    assert create_run_folder(tmp_path, name).name == name
 
 
 @pytest.mark.parametrize(
@@ -95,17 +100,17 @@ def test_ordinary_run_names_are_used_unchanged(name: str, tmp_path: Path) -> Non
 def test_an_invalid_run_name_is_refused(name: str, tmp_path: Path) -> None:
     root = tmp_path / "logs"
     with pytest.raises(ValueError, match=r"^run: .* cannot be a run's name") as refused:
-        claim(root, name)
+        create_run_folder(root, name)
     assert repr(name) in str(refused.value)
     assert not root.exists()
 
 
-# -- run_of and find_checkpoint
+# -- find_run_folder and find_checkpoint
 
 
 @pytest.fixture
 def a_run(tmp_path: Path) -> Path:
-    folder = claim(tmp_path / "lightning_logs", "run")
+    folder = create_run_folder(tmp_path / "lightning_logs", "run")
     (folder / "config.yaml").write_text("")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "epoch=0.ckpt").write_text("")
@@ -113,18 +118,18 @@ def a_run(tmp_path: Path) -> Path:
 
 
 def test_a_run_is_found_from_its_folder_and_from_its_checkpoint(a_run: Path) -> None:
-    assert run_of(a_run) == a_run
-    assert run_of(a_run / "checkpoints" / "epoch=0.ckpt") == a_run
-    assert run_of(a_run / "masks.safetensors") == a_run
+    assert find_run_folder(a_run) == a_run
+    assert find_run_folder(a_run / "checkpoints" / "epoch=0.ckpt") == a_run
+    assert find_run_folder(a_run / "masks.safetensors") == a_run
 
 
 def test_a_checkpoint_outside_of_run_folders_belongs_to_no_run(tmp_path: Path) -> None:
     (tmp_path / "some.ckpt").write_text("")
-    assert run_of(tmp_path / "some.ckpt") is None
+    assert find_run_folder(tmp_path / "some.ckpt") is None
 
 
 def test_a_folder_without_a_configuration_is_not_a_run(tmp_path: Path) -> None:
-    assert run_of(claim(tmp_path / "lightning_logs", "run")) is None
+    assert find_run_folder(create_run_folder(tmp_path / "lightning_logs", "run")) is None
 
 
 def test_a_checkpoint_is_found_by_its_path_or_as_the_newest_of_a_run(a_run: Path) -> None:
@@ -155,7 +160,7 @@ def test_a_path_that_does_not_exist_is_named_in_the_error(tmp_path: Path) -> Non
 
 def test_a_run_without_a_checkpoint_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"the run .*run' has no checkpoint"):
-        find_checkpoint(claim(tmp_path, "run"))
+        find_checkpoint(create_run_folder(tmp_path, "run"))
 
 
 # -- the loggers
@@ -210,7 +215,7 @@ def test_saving_twice_writes_a_row_once(tmp_path: Path) -> None:
 def test_both_loggers_write_directly_into_the_run_folder(
     logger: type[RunCSV | RunTensorBoard], tmp_path: Path
 ) -> None:
-    folder = claim(tmp_path, "run")
+    folder = create_run_folder(tmp_path, "run")
     writer = logger(folder)
     assert writer.log_dir == str(folder)
     writer.log_metrics({"loss": 1.0}, step=0)
