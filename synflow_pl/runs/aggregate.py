@@ -77,7 +77,7 @@ class Cell:
         return None if None in values else fmean(values)
 
     @property
-    def dead(self) -> int:
+    def num_disconnected(self) -> int:
         """Number of runs whose network is disconnected: no path leads from input to output."""
         return sum(not run.connected for run in self.runs.values())
 

@@ -57,7 +57,13 @@ def as_csv(cells: Sequence[Cell], reference: str) -> str:
             for part in _parts(summary)
         ]
         writer.writerow(
-            [*row, len(cell.runs), cell.dead, *parts, difference.count if difference else None]
+            [
+                *row,
+                len(cell.runs),
+                cell.num_disconnected,
+                *parts,
+                difference.count if difference else None,
+            ]
         )
     return text.getvalue()
 
@@ -130,7 +136,7 @@ def _row(cells: Sequence[Cell], cell: Cell, reference: str, plus_minus: str) -> 
         str(len(cell.runs)),
         *(percent(cell.accuracy(which)) for which in _ACCURACIES),
         percent(cell.difference_to(_cell_of(cells, cell, reference)), "+"),
-        f"{cell.dead} of {len(cell.runs)}" if cell.dead else "",
+        f"{cell.num_disconnected} of {len(cell.runs)}" if cell.num_disconnected else "",
     ]
 
 
@@ -185,7 +191,7 @@ def _short(cell: Cell | None) -> str:
     spread = (
         "" if summary is None or summary.deviation is None else f" ± {100 * summary.deviation:.2f}"
     )
-    return f"{number}{spread}{' †' if cell.dead == len(cell.runs) else ''}".lstrip()
+    return f"{number}{spread}{' †' if cell.num_disconnected == len(cell.runs) else ''}".lstrip()
 
 
 def as_latex(cells: Sequence[Cell], reference: str) -> str:

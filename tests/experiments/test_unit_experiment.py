@@ -29,10 +29,10 @@ class Saliency(Pruner):
 
     needs_batches = True
 
-    def score(self, subject: PruningState) -> dict[str, Tensor]:
-        with stateless_forward(subject) as forward:
-            gradients = loss_gradients(subject, forward, subject.weights)
-        return {name: gradient * subject.weights[name] for name, gradient in gradients.items()}
+    def score(self, state: PruningState) -> dict[str, Tensor]:
+        with stateless_forward(state) as forward:
+            gradients = loss_gradients(state, forward, state.weights)
+        return {name: gradient * state.weights[name] for name, gradient in gradients.items()}
 
 
 def differences(network: nn.Module, shape: tuple[int, ...], pruner: Pruner) -> Tensor:
