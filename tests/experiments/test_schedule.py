@@ -36,14 +36,15 @@ def test_the_prune_size_of_one_round_is_the_sum_of_the_removed_scores(
 
 
 def test_each_round_is_measured_by_its_own_scores() -> None:
-    # Round 1 leaves half: 1 + 1 of 4. Then the scores are 3 and 3, and round 2 takes one of them: 3
-    # of 3.
+    # Round 1 removes 1 + 1 of the total 4. Then the scores are 3 and 3, and round 2 removes one of
+    # them: 3 of 3.
     found = largest_ratio(two_paths(), SynFlow(), 0.25, 2, "exponential", input_shape=(1,))
     assert (found.ratio, found.round) == (pytest.approx(1), 2)
 
 
 def test_the_cut_size_is_the_total_of_the_smallest_layer() -> None:
-    # |w|: 1 + 3 in, 1 + 1 out. Half removed: two of the ones. One weight left: all three of them.
+    # The magnitudes are 1 and 3 into the units, 1 and 1 out of them. At density 0.5 two of the ones
+    # are removed, at 0.25 all three.
     assert largest_ratio(two_paths(), Magnitude(), 0.5, 1, "linear").ratio == pytest.approx(2 / 2)
     assert largest_ratio(two_paths(), Magnitude(), 0.25, 1, "linear").ratio == pytest.approx(3 / 2)
 

@@ -38,7 +38,7 @@ class Saliency(Pruner):
 def differences(network: nn.Module, shape: tuple[int, ...], pruner: Pruner) -> Tensor:
     network = network.double()
     for name, parameter in network.named_parameters():
-        if name.endswith("bias"):  # what comes in through a bias is not among the scores of weights
+        if name.endswith("bias"):  # the scores of weights do not include the flow through a bias
             parameter.data.zero_()
     inputs = example_of(network, shape, None)
     batches = [(torch.randn(8, *shape, dtype=torch.float64), torch.arange(8))]

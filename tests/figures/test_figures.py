@@ -89,7 +89,7 @@ def test_pruners_have_a_panel_each_on_common_axes_and_one_legend_of_layers() -> 
     assert [len(drawn.lines) for drawn in (left, right)] == [
         2,
         3,
-    ]  # a cross where a layer was emptied
+    ]  # a cross before the collapse of a layer
     assert (left.get_xlim(), left.get_ylim()) == (right.get_xlim(), right.get_ylim())
     assert left.get_xlim()[1] >= 100
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]

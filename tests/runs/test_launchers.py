@@ -54,7 +54,7 @@ def test_each_item_runs_once_in_its_own_process_within_the_limit_of_parallel_pro
     for begun, _, slot in times:
         at_work = [other for start, over, other in times if start <= begun < over]
         assert len(at_work) <= parallel
-        assert at_work.count(slot) == 1  # no GPU for two
+        assert at_work.count(slot) == 1  # a slot, and its GPU, is never used twice at once
     if parallel == 1:
         assert [begun for begun, *_ in times] == sorted(begun for begun, *_ in times)
 
@@ -132,7 +132,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *texts: str | None) -> None:
-    """Of squeue, one after the other; ``None`` is none."""
+    """Return a function that replaces squeue with the given answers; ``None`` is a failure."""
     left = list(texts)
 
     def run(command: list[str], **_: Any) -> Any:

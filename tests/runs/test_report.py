@@ -126,8 +126,8 @@ def reported(root: Path, **options: Any) -> list[dict[str, str]]:
 
 
 def test_the_accuracy_at_the_best_validation_epoch_is_not_the_best_on_test(tmp_path: Path) -> None:
-    # Validation is best at epochs 1 and 2 (0.9), of which the first counts: 0.85 on test. The best
-    # on test is epoch 2.
+    # Validation is best at epochs 1 and 2 (0.9); the first counts, with 0.85 on test. The best epoch
+    # on test is 2.
     run = read_run(a_run(tmp_path, final=0.94), OVERLAYS)
     assert (
         run.accuracies.final,
@@ -190,7 +190,7 @@ def test_one_accuracy_that_was_not_measured_leaves_the_cell_empty(tmp_path: Path
 def test_the_accuracy_on_a_part_of_the_test_set_is_not_reported(
     limit: float | None, known: bool, tmp_path: Path
 ) -> None:
-    # One batch is 1, and all of them are 1.0.
+    # Lightning's limit 1 is one batch, and 1.0 is all batches.
     folder = a_run(tmp_path)
     a_run(tmp_path, "snip")
     change(folder, "trainer", {"limit_test_batches": limit})

@@ -45,7 +45,7 @@ def test_one_seed_has_a_mean_without_a_spread_and_no_seeds_have_no_summary() -> 
 
 
 def test_pairs_are_compared_over_the_seeds_that_both_have() -> None:
-    # 3 - 1 and 5 - 4; seed 2 and seed 7 have no partner.
+    # The differences are 3 - 1 and 5 - 4; seeds 2 and 7 are in one sample only.
     difference = paired({0: 3.0, 1: 5.0, 2: 100.0}, {0: 1.0, 1: 4.0, 7: 100.0})
     assert difference is not None
     assert (difference.count, difference.mean) == (2, 1.5)
