@@ -132,7 +132,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *texts: str | None) -> None:
-    """Return a function that replaces squeue with the given answers; ``None`` is a failure."""
+    """Replace squeue by the given answers, in order; ``None`` is a failure."""
     left = list(texts)
 
     def run(command: list[str], **_: Any) -> Any:

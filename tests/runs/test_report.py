@@ -126,8 +126,8 @@ def reported(root: Path, **options: Any) -> list[dict[str, str]]:
 
 
 def test_the_accuracy_at_the_best_validation_epoch_is_not_the_best_on_test(tmp_path: Path) -> None:
-    # Validation is best at epochs 1 and 2 (0.9); the first counts, with 0.85 on test. The best epoch
-    # on test is 2.
+    # Validation is best at epochs 1 and 2 (0.9); the first counts, with 0.85 on test. The best
+    # epoch on test is 2.
     run = read_run(a_run(tmp_path, final=0.94), OVERLAYS)
     assert (
         run.accuracies.final,
