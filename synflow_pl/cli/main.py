@@ -57,7 +57,7 @@ from synflow_pl.runs import (
 )
 from synflow_pl.runs.environment import record_environment
 from synflow_pl.runs.loggers import Tested
-from synflow_pl.runs.run_record import test_differences
+from synflow_pl.runs.run_record import changed_test_options
 from synflow_pl.runs.training_record import Training, read_record, write_record
 from synflow_pl.training import (
     Classifier,
@@ -741,9 +741,9 @@ class CLI(LightningCLI):
         path = self.options.get("ckpt_path") if self.subcommand == "test" else None
         if path is None or self.run_folder is None:
             now = yaml.safe_load(self._config_text)
-            return Tested("", None, self.trainer.global_step, test_differences(now, now))
+            return Tested("", None, self.trainer.global_step, changed_test_options(now, now))
         content = read(path)
-        changed = test_differences(
+        changed = changed_test_options(
             yaml.safe_load((self.run_folder / CONFIG).read_text()),
             yaml.safe_load(self._config_text),
         )

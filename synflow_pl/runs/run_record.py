@@ -22,11 +22,11 @@ __all__ = [
     "Layer",
     "RunRecord",
     "SkippedRun",
+    "changed_test_options",
     "comparison_keys",
     "find_runs",
     "flatten",
     "read_run",
-    "test_differences",
 ]
 
 # Two runs are comparable if they agree in the network, the training and the data. Options of the
@@ -416,7 +416,7 @@ def _accuracies(folder: Path, trainer: Mapping[str, Any], validated_on_test: boo
     )
 
 
-def test_differences(run: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+def changed_test_options(run: Mapping[str, Any], test: Mapping[str, Any]) -> str:
     """Return the options for which a test accuracy is not that of the run, as ``name=value``.
 
     These are options of the network and the data that differ, and a limit to a part of the test
