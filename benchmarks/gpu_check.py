@@ -66,7 +66,7 @@ class Options(argparse.Namespace):
 
 
 class Failed(AssertionError):
-    """A check failed; the message has its facts as JSON."""
+    """Raised by a check that fails; the message is its facts as JSON."""
 
 
 def held(holds: bool, facts: Facts) -> Facts:

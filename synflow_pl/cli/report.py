@@ -72,9 +72,9 @@ def report(args: list[str]) -> None:
         )
     for folder, reason in told.left_out.items():
         print(f"left out: {os.path.relpath(folder)}: {reason}")
-    if told.between:
+    if told.num_intermediate:
         print(
-            f"{told.between} levels of multi-shot pruning are not reported, since they are not the last of theirs."
+            f"{told.num_intermediate} levels of multi-shot pruning are not reported, since they are not the last of theirs."
         )
     count = sum(len(cell.runs) for cell in told.cells)
     print(

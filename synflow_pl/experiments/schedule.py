@@ -66,6 +66,9 @@ def largest_ratio(
         on_round: Callback of :func:`synflow_pl.prune`.
         **options: Further arguments of :func:`synflow_pl.prune`.
 
+    Returns:
+        The ratio, and the round in which it occurs.
+
     Raises:
         ValueError: If an argument is invalid, as for :func:`synflow_pl.prune`, or a score is
             negative, to which the theorem does not apply.
@@ -89,7 +92,7 @@ def largest_ratio(
 
 
 class _LastCutMeasured(Exception):
-    """Ends the pruning after the ratio of the last round was recorded."""
+    """Raised to end the pruning after the ratio of the last round was recorded."""
 
 
 class _RatioRecorder(PrunerWrapper):

@@ -31,7 +31,7 @@ _POLL_INTERVAL = 2.0
 
 
 class LauncherError(RuntimeError):
-    """SLURM does not accept the jobs; the message is one sentence that gives the reason."""
+    """Raised if SLURM does not accept the jobs; the message is one sentence with the reason."""
 
 
 @dataclass(frozen=True)

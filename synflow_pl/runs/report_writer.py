@@ -29,14 +29,14 @@ class Report:
     Attributes:
         cells: Rows of the table.
         left_out: Reason by folder, for each run that was left out.
-        between: Number of levels of multi-shot prunings that were skipped, since a later level of
-            the same pruning exists.
+        num_intermediate: Number of levels of multi-shot prunings that were skipped, since a later
+            level of the same pruning exists.
         written: Paths of the files that were written.
     """
 
     cells: list[Cell]
     left_out: dict[Path, str]
-    between: int
+    num_intermediate: int
     written: list[Path]
 
 
@@ -67,7 +67,7 @@ def report(
     """
     runs: list[RunRecord] = []
     left_out: dict[Path, str] = {}
-    between = 0
+    num_intermediate = 0
     folders = find_runs(paths)
     if not folders:
         raise ValueError(
@@ -78,7 +78,7 @@ def report(
         try:
             runs.append(read_run(folder, overlays))
         except IntermediateLevel:
-            between += 1
+            num_intermediate += 1
         except SkippedRun as reason:
             left_out[folder] = str(reason)
     cells, repeated = aggregate(runs)
@@ -101,7 +101,7 @@ def report(
         written.append(out / name)
     for setting, of in groupby(cells, key=lambda cell: cell.setting):
         written += _figures(setting, list(of), out, paper)
-    return Report(cells, left_out, between, written)
+    return Report(cells, left_out, num_intermediate, written)
 
 
 def _figures(setting: str, cells: Sequence[Cell], out: Path, paper: bool) -> list[Path]:

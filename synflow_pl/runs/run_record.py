@@ -56,11 +56,11 @@ _OF_DIAGNOSIS = ("density", "effective_density", "flops", "sparse_flops", "alive
 
 
 class SkippedRun(ValueError):
-    """A folder cannot be reported; the message gives the reason without naming the folder."""
+    """Raised for a folder that cannot be reported; the message gives the reason."""
 
 
 class IntermediateLevel(SkippedRun):
-    """The run is a level of a multi-shot pruning before the last one, which is reported instead."""
+    """Raised for a level of a multi-shot pruning before the last one, which is reported instead."""
 
 
 @dataclass(frozen=True)

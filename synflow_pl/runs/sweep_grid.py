@@ -269,7 +269,7 @@ def lock_run(folder: Path, task: Task) -> Iterator[bool]:
     Raises:
         OSError: If the file system does not support locks.
     """
-    path = _note(folder, task)
+    path = _lock_path(folder, task)
     path.parent.mkdir(exist_ok=True)
     with open(path, "a+") as note:
         try:
@@ -279,9 +279,9 @@ def lock_run(folder: Path, task: Task) -> Iterator[bool]:
             return
         # The options of the run, which check_existing_runs reads when the sweep is restarted.
         note.seek(0)
-        if note.read() != _made_with(task):
+        if note.read() != _options_line(task):
             note.truncate(0)
-            note.write(_made_with(task))
+            note.write(_options_line(task))
             note.flush()
         yield True
 
@@ -305,23 +305,23 @@ def check_existing_runs(folder: Path, tasks: Sequence[Task]) -> None:
         run = next((run for run in runs if run.exists()), None)
         if run is None:
             continue
-        note = _note(folder, task)
+        note = _lock_path(folder, task)
         if not note.is_file():
             raise ValueError(
                 f"{run} was not made by a sweep; move it away, or give another --folder"
             )
         was = note.read_text()
-        if was != _made_with(task):
+        if was != _options_line(task):
             raise ValueError(
-                f"{run} was made with {was!r}, not with {_made_with(task)!r}; give the same"
+                f"{run} was made with {was!r}, not with {_options_line(task)!r}; give the same"
                 " options to resume it, or another --folder"
             )
 
 
-def _note(folder: Path, task: Task) -> Path:
+def _lock_path(folder: Path, task: Task) -> Path:
     """Return the path of the lock file of a run, which also stores the options of the run."""
     return folder / ".sweep" / task.name
 
 
-def _made_with(task: Task) -> str:
+def _options_line(task: Task) -> str:
     return shlex.join(task.options)
