@@ -65,7 +65,7 @@ def classes(option: str) -> list[str]:
         return []
     module = import_module(room)
     names = getattr(module, "__all__", None) or dir(module)
-    base = {"data": "Images", "pruning.pruner": "Pruner"}.get(option)
+    base = {"data": "ImageDataModule", "pruning.pruner": "Pruner"}.get(option)
     found = [
         name
         for name in names

@@ -9,7 +9,7 @@ from synflow_pl import data
 from synflow_pl.cli import main
 from synflow_pl.data import ImageDataModule
 
-DATA_SETS = [getattr(data, name) for name in data.__all__ if name != "Images"]
+DATA_SETS = [getattr(data, name) for name in data.__all__ if name != "ImageDataModule"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 

@@ -14,7 +14,7 @@ from synflow_pl import data as room
 from synflow_pl.data import MNIST, Digits
 from synflow_pl.data.loader import Loader
 
-KINDS = [getattr(room, name) for name in room.__all__ if name != "Images"]
+KINDS = [getattr(room, name) for name in room.__all__ if name != "ImageDataModule"]
 
 
 @pytest.fixture
