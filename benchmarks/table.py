@@ -99,7 +99,9 @@ class Entry:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUNS", help="runs, or folders of runs"
     )
