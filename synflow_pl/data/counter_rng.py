@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["random_numbers", "permutation"]
+__all__ = ["permutation", "random_numbers"]
 
 
 def _signed(value: int) -> int:

@@ -24,7 +24,7 @@ from urllib.request import Request, urlopen
 from pytorch_lightning.utilities import rank_zero_info
 from tqdm import tqdm
 
-__all__ = ["check_md5", "fetch", "gunzip", "unpack", "atomic_path"]
+__all__ = ["atomic_path", "check_md5", "fetch", "gunzip", "unpack"]
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 _TIMEOUT = 60  # seconds without a byte after which a download is abandoned

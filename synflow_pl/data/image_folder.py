@@ -11,7 +11,7 @@ from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import resize
 
-__all__ = ["resize_transform", "image_files"]
+__all__ = ["image_files", "resize_transform"]
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -196,7 +196,9 @@ def test_every_recipe_overlay_pruner_network_and_data_set_stands_in_it() -> None
     text = README.read_text()
     folder = recipe_folder()
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
-    names += [name for room in (data, networks) for name in room.__all__ if name != "ImageDataModule"]
+    names += [
+        name for room in (data, networks) for name in room.__all__ if name != "ImageDataModule"
+    ]
     names += [name for name in pruners.__all__ if name not in ("Pruner", "Saliency", "Subject")]
     told = {name for quoted in re.findall(r"`([^`\n]+)`", text) for name in expanded(quoted)}
     assert set(names) - told == set()
