@@ -1,18 +1,19 @@
-"""What sparsity buys on real engines: latency, FLOPs, parameters, file size and memory of dense,
-pruned and compacted networks.
+"""Measure latency, size and memory of dense, pruned and compacted networks on several engines.
 
-    python -m benchmarks.compact [--networks VGG-16 ...] [--pruners synflow ...] [--densities 0.1
-    ...] [--threads 2] python -m benchmarks.compact --table             # what `--output
-    compact.csv` holds as Markdown, and nothing measured
+    python -m benchmarks.compact [--networks VGG-16 ...] [--pruners synflow ...]
+        [--densities 0.1 ...] [--threads 2]
+    python -m benchmarks.compact --table    # print compact.csv as Markdown, measure nothing
 
-Each cell (network, pruner, density) is added to the CSV as it ends; started again, what is there is
-skipped. In a cell the dense, the pruned and the compacted network take turns on torch, ONNX Runtime
-and OpenVINO (where these are installed), at batch 1 and 64, in float32, so that a busy machine
-slows them alike; latencies are medians. The networks are those for CIFAR-10 and have not been
-trained, but the shifts of BatchNorm are random, as training leaves them: else hardly a constant
-would stand in compaction's way. SNIP scores on noise. Peak memory is that of a process that loads
-the network and classifies 64 images in torch, above what Python and torch take (Linux). Files are
-safetensors. Each engine's logits are held against torch's before it is timed.
+The rows of a cell (network, pruner, density) are appended to the CSV when the cell ends; a later
+call skips the cells in it. In a cell the dense, the pruned and the compacted network take turns on
+torch, ONNX Runtime and OpenVINO (those that are installed), at batch sizes 1 and 64, in float32.
+Taking turns makes a busy machine slow them alike; latencies are medians.
+
+The networks are those for CIFAR-10, untrained, but with random BatchNorm shifts as training leaves
+them: with zero shifts, compaction would have hardly any constants to propagate. SNIP scores on
+noise. Peak memory is that of a process that loads the network and classifies 64 images with torch,
+minus the memory of Python and torch (Linux only). Files are safetensors. The logits of each engine
+are compared with those of torch before it is timed.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ ENGINES = ("torch", "onnxruntime", "openvino")
 BATCHES = (1, 64)
 SIZES = ("parameters", "MFLOPs", "file MB", "peak MB")
 LATENCIES = {batch: [f"{engine} {batch}" for engine in ENGINES] for batch in BATCHES}
-"""Columns of milliseconds, by the number of images."""
+"""Columns of latencies in milliseconds, by batch size."""
 COLUMNS = (
     "network",
     "pruner",
@@ -64,7 +65,11 @@ COLUMNS = (
 
 @torch.no_grad()
 def build(name: str) -> nn.Module:
-    """The same network every time."""
+    """Return a network with the same weights on every call.
+
+    Args:
+        name: Key of ``NETWORKS``.
+    """
     torch.manual_seed(0)
     network = NETWORKS[name]().eval()
     for module in network.modules():
@@ -74,13 +79,19 @@ def build(name: str) -> nn.Module:
 
 
 def cut(network: nn.Module, pruner: str, density: float) -> Masks:
-    """Prune a network; only SNIP looks at data."""
+    """Prune a network; SNIP scores on noise.
+
+    Args:
+        network: Network to prune in place.
+        pruner: Key of ``PRUNERS``.
+        density: Fraction of weights kept, in (0, 1].
+    """
     batches = [(torch.randn(100, *SHAPE), torch.arange(100) % 10)] if pruner == "snip" else ()
     return prune(network, PRUNERS[pruner](), density=density, input_shape=SHAPE, batches=batches)
 
 
 def flops(network: nn.Module) -> int:
-    """Of one image; a multiplication and an addition are two."""
+    """Return the FLOPs of one image; a multiplication and an addition count as two."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, *SHAPE))
     return counter.get_total_flops()
@@ -109,52 +120,64 @@ def to_onnx(network: nn.Module, path: Path) -> None:
 
 
 def with_zeros(dense: Path, masks: Masks, path: Path) -> None:
-    """The pruned network's file from the dense one's: BatchNorm is folded into weights row by row,
-    which moves no zero.
+    """Write the ONNX file of the pruned network by masking the weights in that of the dense one.
+
+    The export folds BatchNorm into the weights row by row, which keeps zeros.
+
+    Args:
+        dense: Path of the dense network's file.
+        masks: Masks of the pruned network.
+        path: Path of the file to write.
     """
     import onnx
     from onnx import numpy_helper
 
     model = onnx.load(dense)
-    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, mask in masks.items():
-        found[name].CopyFrom(
-            numpy_helper.from_array(numpy_helper.to_array(found[name]) * mask.numpy(), name)
+        tensors[name].CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(tensors[name]) * mask.numpy(), name)
         )
     onnx.save(model, path)
 
 
 def engines(network: nn.Module, path: Path, images: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """By engine, what runs the network on these images."""
+    """Return, for each engine, a function that runs the network on a batch.
+
+    Args:
+        network: Network in eval mode.
+        path: Path of its ONNX file; without that file only torch is returned.
+        images: Batch of images, (N, C, H, W).
+    """
     threads, fed = torch.get_num_threads(), images.numpy()
 
     def eager() -> Tensor:
         with torch.inference_mode():
             return network(images)
 
-    found: dict[str, Callable[[], Tensor]] = {"torch": eager}
+    runners: dict[str, Callable[[], Tensor]] = {"torch": eager}
     if not path.is_file():
-        return found
+        return runners
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    found["onnxruntime"] = lambda: torch.from_numpy(session.run(None, {name: fed})[0])
+    runners["onnxruntime"] = lambda: torch.from_numpy(session.run(None, {name: fed})[0])
     try:
         import openvino
     except ImportError:
-        return found
+        return runners
     core = openvino.Core()
     model = core.read_model(path)
     model.reshape(list(images.shape))
-    # By default it computes in bfloat16 where the processor can.
+    # The default is bfloat16 on processors that support it.
     compiled = core.compile_model(
         model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     )
-    found["openvino"] = lambda: torch.from_numpy(compiled(fed)[0])
-    return found
+    runners["openvino"] = lambda: torch.from_numpy(compiled(fed)[0])
+    return runners
 
 
 def has_onnx() -> bool:
@@ -173,8 +196,11 @@ def has_onnx() -> bool:
 def medians(
     runs: Mapping[tuple[str, str], Callable[[], Tensor]], seconds: float
 ) -> dict[tuple[str, str], float]:
-    """Milliseconds of each, which has run before, measured in turn for so long and at least three
-    times.
+    """Return the median latency of each function in milliseconds, measured in turn.
+
+    Args:
+        runs: Functions to time, each of which has run before.
+        seconds: Duration of the measurement; each function runs at least three times.
     """
     taken: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     until = time.perf_counter() + seconds
@@ -189,9 +215,8 @@ def medians(
 def _peak(path: str, threads: int) -> int:
     torch.set_num_threads(threads)
     with torch.inference_mode():
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(1))(
-            torch.zeros(1, *SHAPE)
-        )  # the libraries' own pages
+        # A first pass, so that memory of the libraries themselves is not counted.
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(1))(torch.zeros(1, *SHAPE))
         held = reset_peak()
         network = torch.load(path, weights_only=False)
         network(torch.zeros(64, *SHAPE))
@@ -199,8 +224,14 @@ def _peak(path: str, threads: int) -> int:
 
 
 def peak(network: nn.Module, path: Path) -> int:
-    """Bytes on top of what Python and torch hold, of loading the network and classifying 64 images:
-    the least of two processes, each forked from one that has torch loaded and has computed nothing.
+    """Return the peak memory, in bytes, of loading the network and classifying 64 images.
+
+    The memory of Python and torch is subtracted. The result is the smaller one of two processes,
+    each forked from one that has imported torch and computed nothing.
+
+    Args:
+        network: Network to measure.
+        path: Path of the file that the processes load it from.
     """
     torch.save(network, path)
     with multiprocessing.get_context("forkserver").Pool(1, maxtasksperchild=1) as alone:
@@ -210,7 +241,15 @@ def peak(network: nn.Module, path: Path) -> int:
 def cell(
     name: str, pruner: str, density: float, seconds: float, folder: Path
 ) -> list[dict[str, object]]:
-    """The rows of one network, pruned by one pruner to one density."""
+    """Return the rows of one network, pruned by one pruner to one density.
+
+    Args:
+        name: Key of ``NETWORKS``.
+        pruner: Key of ``PRUNERS``.
+        density: Fraction of weights kept, in (0, 1].
+        seconds: Duration of the measurement of each batch size.
+        folder: Folder for the files of the networks.
+    """
     dense, network = build(name), build(name)
     masks = cut(network, pruner, density)
     inputs = example_of(network, SHAPE, None)
@@ -234,18 +273,23 @@ def cell(
         )
         memory = peak(one, folder / "network.pt")
         rows[what] = {
-            "network": name, "pruner": pruner, "density": density, "what": what,
+            "network": name,
+            "pruner": pruner,
+            "density": density,
+            "what": what,
             "alive": what == "dense" or is_connected(network, masks, inputs),
-            "parameters": size(one), "MFLOPs": round(flops(one) / 1e6, 2),
-            "file MB": round((folder / "network.safetensors").stat().st_size / 1e6, 3), "peak MB": round(memory / 1e6, 1),
-        }  # fmt: skip
+            "parameters": size(one),
+            "MFLOPs": round(flops(one) / 1e6, 2),
+            "file MB": round((folder / "network.safetensors").stat().st_size / 1e6, 3),
+            "peak MB": round(memory / 1e6, 1),
+        }
     for batch in BATCHES:
         images = torch.randn(batch, *SHAPE)
         runs = {}
         for what, one in networks.items():
-            found = engines(one, paths[what], images)
-            truth = found["torch"]()
-            for engine, run in found.items():
+            runners = engines(one, paths[what], images)
+            truth = runners["torch"]()
+            for engine, run in runners.items():
                 if not torch.allclose(run(), truth, rtol=0, atol=1e-4 * float(truth.abs().max())):
                     raise ValueError(f"{engine} gives something else than torch for {name}, {what}")
                 runs[what, engine] = run
@@ -254,7 +298,7 @@ def cell(
     return list(rows.values())
 
 
-# -- telling
+# -- tables
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -265,9 +309,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def summary(rows: list[dict[str, str]]) -> str:
-    """How many times fewer FLOPs, and how many times as fast, the compacted network is than the
-    dense one of its cell.
-    """
+    """Return a Markdown table of FLOPs and speed of compacted networks relative to dense ones."""
     pruners = [*dict.fromkeys(row["pruner"] for row in rows)]
     lines = [
         f"| network | density | {' | '.join(pruners)} |",
@@ -275,28 +317,26 @@ def summary(rows: list[dict[str, str]]) -> str:
     ]
     cells = {(row["network"], row["density"], row["pruner"], row["what"]): row for row in rows}
     for name, density in dict.fromkeys((row["network"], row["density"]) for row in rows):
-        told = []
+        entries = []
         for pruner in pruners:
             dense, small = (
                 cells.get((name, density, pruner, what)) for what in ("dense", "compacted")
             )
             if dense is None or small is None:
-                told.append("")
+                entries.append("")
                 continue
             fewer = _over(dense, small, "MFLOPs")
             faster = [
                 " / ".join(_over(dense, small, column) for column in LATENCIES[batch])
                 for batch in BATCHES
             ]
-            told.append(f"{fewer}; {'; '.join(faster)}{_dead(small)}")
-        lines.append(f"| {name} | {density} | {' | '.join(told)} |")
+            entries.append(f"{fewer}; {'; '.join(faster)}{_dead(small)}")
+        lines.append(f"| {name} | {density} | {' | '.join(entries)} |")
     return "\n".join(lines)
 
 
 def details(rows: list[dict[str, str]]) -> str:
-    """A table for each network: sizes, and milliseconds by batch and engine, with how many times as
-    fast that is as dense.
-    """
+    """Return a Markdown table for each network: sizes, latencies, and speed relative to dense."""
     columns = [column for batch in BATCHES for column in LATENCIES[batch]]
     lines = []
     for name in dict.fromkeys(row["network"] for row in rows):
@@ -323,8 +363,8 @@ def details(rows: list[dict[str, str]]) -> str:
                 *(f"{float(row[column]):.1f}" for column in SIZES[1:]),
             ]
             for column in columns:
-                beside = "" if row is typical else f" ({_over(other, row, column)})"
-                cells.append(f"{float(row[column]):.1f}{beside}" if row[column] else "")
+                ratio = "" if row is typical else f" ({_over(other, row, column)})"
+                cells.append(f"{float(row[column]):.1f}{ratio}" if row[column] else "")
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -332,7 +372,8 @@ def details(rows: list[dict[str, str]]) -> str:
 
 def tell(rows: list[dict[str, str]]) -> None:
     print(
-        f"Times fewer FLOPs; times as fast on {' / '.join(ENGINES)} at batch {'; '.join(map(str, BATCHES))}. † no path left.\n"
+        f"Times fewer FLOPs; times as fast on {' / '.join(ENGINES)} at batch"
+        f" {'; '.join(map(str, BATCHES))}. † no path left.\n"
     )
     print(summary(rows))
     print(
@@ -362,12 +403,13 @@ def main() -> None:
     parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.01, 0.001])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument(
-        "--seconds", type=float, default=2.0, help="of each cell and batch, if that is three turns"
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="seconds per cell and batch size, at least three runs",
     )
     parser.add_argument("--output", type=Path, default=Path("compact.csv"))
-    parser.add_argument(
-        "--table", action="store_true", help="print what the CSV holds as Markdown, and stop"
-    )
+    parser.add_argument("--table", action="store_true", help="print the CSV as Markdown and exit")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.table:
@@ -375,7 +417,7 @@ def main() -> None:
     print(environment())
     multiprocessing.set_forkserver_preload(["torch", "synflow_pl.networks"])
     os.environ["MALLOC_MMAP_THRESHOLD_"] = (
-        "131072"  # for the processes of `peak`: glibc hands back each tensor as it is freed
+        "131072"  # for the processes of `peak`: glibc releases each tensor when it is freed
     )
     with tempfile.TemporaryDirectory() as made:
         for name in options.networks:

@@ -1,11 +1,10 @@
-"""What compaction does for training: a step of VGG-16 pruned by SynFlow to 0.01, at batch 128,
-beside that of the whole network.
+"""Compare a training step of a compacted network with that of the dense network.
 
     python -m benchmarks.compact_step [--density 0.01] [--batch 128] [--runs 10] [--threads 2]
 
-A step is forward, backward and SGD with momentum. The contenders take turns; told is the median of
-the ratios, turn by turn, by the clock and by the processor's seconds, beside the ratio of their
-FLOPs, and where the time goes. `channels last` is `--model.channels_last true`.
+The network is VGG-16, pruned by SynFlow. A step is forward, backward and SGD with momentum. The
+contenders take turns; the results are the medians of the ratios, turn by turn, in wall-clock and
+CPU seconds, the ratio of the FLOPs, and a profile. `channels last` is `--model.channels_last true`.
 """
 
 from __future__ import annotations
@@ -73,16 +72,17 @@ def main() -> None:
         options.runs,
     )
     print(
-        f"{'':<36}{'parameters':>12}{'FLOPs':>8}{'s (clock)':>11}   times faster by the clock   by the processor's seconds"
+        f"{'':<36}{'parameters':>12}{'FLOPs':>8}{'s (clock)':>11}   times faster by the clock   by"
+        " the processor's seconds"
     )
     for (name, last), mine in zip(runs, taken.values(), strict=True):
-        # Each beside the whole network in the same memory format.
+        # Relative to the full network in the same memory format.
         other = taken["whole, channels last" if last else "whole"]
         faster = [
             sorted(b[clock] / a[clock] for a, b in zip(mine, other, strict=True))
             for clock in (0, 1)
         ]
-        told = [
+        ratios_text = [
             f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
             for ratios in faster
         ]
@@ -92,7 +92,8 @@ def main() -> None:
         )
         label = f"{name}{', channels last' * last}"
         print(
-            f"{label:<36}{size(networks[name]):>12,}{fewer:>8.2f}{seconds:>11.3f}   {told[0]:<28}{told[1]}"
+            f"{label:<36}{size(networks[name]):>12,}{fewer:>8.2f}{seconds:>11.3f}  "
+            f" {ratios_text[0]:<28}{ratios_text[1]}"
         )
     for name in ("whole", "compacted"):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -1,16 +1,17 @@
-"""Critical compression: how far each pruner can go before no path is left from input to output,
-beside the most that any could do.
+"""Find the highest compression at which each pruner leaves a path from input to output.
 
-    python benchmarks/critical_compression.py [--networks VGG-16 ResNet-20] [--pruners synflow snip
-    ...] [--rounds 100] [--images 20]
+    python benchmarks/critical_compression.py [--networks VGG-16 ResNet-20]
+        [--pruners synflow snip ...] [--rounds 100] [--images 20]
 
 The maximal compression of a network (Tanaka et al. 2020, Section 3) keeps one path and nothing
-else: on a chain one weight per layer, with identity shortcuts the fewest weights on a shortest
-path. SynFlow's axiom says that it gets there, given enough rounds; the figures of the others are
-what they are. For each pruner the number of weights kept is doubled from that least on until a path
-is left, then narrowed down between the last number that left none and the first that did. (That
-need not be the smallest number there is: for iterated pruners paths may come and go.) ``--rounds``
-bounds the rounds of pruners that want many on data; ``--steps`` how closely it is narrowed down.
+else: in a chain one weight per layer, with identity shortcuts the weights on a shortest path.
+According to its axiom, SynFlow reaches it with enough rounds.
+
+For each pruner the number of weights kept is doubled, from that least number on, until the network
+is connected, and then bisected between the last number that left no path and the first that did.
+(The result need not be the smallest such number: under iterative pruners connectivity is not
+monotonic.) ``--rounds`` limits the rounds of pruners that need many passes over data; ``--steps``
+is the number of bisections.
 """
 
 from __future__ import annotations
@@ -71,28 +72,36 @@ COSTLY = ("snip_iterative", "force", "ntk_sap")
 
 
 def fewest_weights(network: nn.Module) -> int:
-    """The fewest weights on any path from input to output, one for each layer that it goes
-    through.
+    """Return the smallest number of weights on a path from input to output.
+
+    A path has one weight of each layer that it passes through.
     """
     layers = {name: parameter.detach() for name, parameter in prunable(network).items()}
-    wires = layer_graph(linearise(network, example_of(network, SHAPE, None)), layers)
-    fewest = {name: 1 for name, entry in wires.entries.items() if entry.any()}
+    graph = layer_graph(linearise(network, example_of(network, SHAPE, None)), layers)
+    fewest = {name: 1 for name, entry in graph.entries.items() if entry.any()}
     for _ in layers:
-        for reader, source in wires.feeds:
+        for reader, source in graph.feeds:
             if source in fewest:
                 fewest[reader] = min(fewest.get(reader, len(layers)), fewest[source] + 1)
-    return min(count for name, count in fewest.items() if wires.exits[name].any())
+    return min(count for name, count in fewest.items() if graph.exits[name].any())
 
 
-def smallest_alive(alive: Callable[[int], bool], total: int, least: int, steps: int) -> int:
-    """The number of weights at which a path is left: doubled until one is, then narrowed down."""
+def smallest_connected(connected: Callable[[int], bool], total: int, least: int, steps: int) -> int:
+    """Return a number of weights at which a pruned network is connected, by doubling and bisection.
+
+    Args:
+        connected: Function that returns whether the network with that many weights is connected.
+        total: Number of weights of the dense network.
+        least: Smallest number of weights to try.
+        steps: Number of bisections.
+    """
     low, high = least - 1, least
-    while high < total and not alive(high):
+    while high < total and not connected(high):
         low, high = high, min(2 * high, total)
     for _ in range(steps):
         if (middle := (low + high) // 2) == low:
             break
-        low, high = (low, middle) if alive(middle) else (middle, high)
+        low, high = (low, middle) if connected(middle) else (middle, high)
     return high
 
 
@@ -103,7 +112,15 @@ def leaves_a_path(
     batches: list[tuple[Tensor, Tensor]],
     kept: int,
 ) -> bool:
-    """Whether a path is left in a copy of the network when ``kept`` weights are."""
+    """Return whether a pruned copy of a network is connected.
+
+    Args:
+        dense: Network, which is left unchanged.
+        make: Function that returns the pruner.
+        rounds: Number of rounds.
+        batches: Batches for data-driven pruners.
+        kept: Number of weights kept.
+    """
     network = copy.deepcopy(dense)
     inputs = example_of(network, SHAPE, None)
     return is_connected(
@@ -123,10 +140,10 @@ def main() -> None:
         "--rounds",
         type=int,
         default=100,
-        help="at most, for iterated pruners that need passes of many images",
+        help="limit for iterative pruners that need many passes over data",
     )
     parser.add_argument(
-        "--images", type=int, default=20, help="of noise, for pruners that score on labelled images"
+        "--images", type=int, default=20, help="images of noise for data-driven pruners"
     )
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
@@ -139,22 +156,25 @@ def main() -> None:
         total = sum(parameter.numel() for parameter in prunable(dense).values())
         least = fewest_weights(dense)
         print(
-            f"\n{name}: {total:,} weights; no path has fewer than {least}: compression at most {total / least:,.0f}"
+            f"\n{name}: {total:,} weights; no path has fewer than {least}: compression at most"
+            f" {total / least:,.0f}"
         )
         print(
-            f"{'pruner':22} {'rounds':>6} {'kept':>9} {'compression':>12} {'of the maximum':>15} {'seconds':>8}",
+            f"{'pruner':22} {'rounds':>6} {'kept':>9} {'compression':>12} {'of the maximum':>15}"
+            f" {'seconds':>8}",
             flush=True,
         )
         for label in options.pruners:
             make, rounds = PRUNERS[label]
             if label in COSTLY:
                 rounds = min(rounds, options.rounds)
-            alive = partial(leaves_a_path, dense, make, rounds, batches)
+            connected = partial(leaves_a_path, dense, make, rounds, batches)
             started = time.perf_counter()
-            kept = smallest_alive(alive, total, least, options.steps)
+            kept = smallest_connected(connected, total, least, options.steps)
             seconds = time.perf_counter() - started
             print(
-                f"{label:22} {rounds:6} {kept:9,} {total / kept:12,.0f} {least / kept:15.2%} {seconds:8.1f}",
+                f"{label:22} {rounds:6} {kept:9,} {total / kept:12,.0f} {least / kept:15.2%}"
+                f" {seconds:8.1f}",
                 flush=True,
             )
         if "synflow" in options.pruners:
@@ -168,7 +188,8 @@ def main() -> None:
             )
             reached = f"after {enough} rounds" if enough else f"not within {LADDER[-1]} rounds"
             print(
-                f"synflow leaves a path of {least} weights and nothing else {reached} (tried {', '.join(map(str, LADDER))})",
+                f"synflow leaves a path of {least} weights and nothing else {reached} (tried"
+                f" {', '.join(map(str, LADDER))})",
                 flush=True,
             )
 

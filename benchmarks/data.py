@@ -1,14 +1,13 @@
-"""Images per second of both pipelines, with crops and flips, in batches of 128: ours in memory, and
-torchvision's image by image.
+"""Measure the images per second of the data pipelines "memory" and "torchvision".
 
     python benchmarks/data.py [--threads N] [--workers 2] [--seconds 3] [--pairs 3]
 
-The images are random bytes of CIFAR-10's shape and of Tiny ImageNet's; nothing is downloaded. Both
-pipelines are timed in turn, so that a busy machine slows them alike; what counts is the median of
-the ratios. Ours has torch's own number of threads, as in training; on a machine that is busy
-otherwise they wait for each other longer than they work, and `--threads 1` is faster. Then, in a
-process of its own for each, how long the first batch of an epoch takes, and by how much memory
-grows beyond the one copy of the images.
+Images are random bytes in the shapes of CIFAR-10 and Tiny ImageNet, cropped and flipped, in batches
+of 128; nothing is downloaded. The pipelines are timed in turn, so that a busy machine slows them
+alike, and the result is the median of the ratios. The pipeline "memory" uses torch's default number
+of threads, as in training; on a busy machine the threads wait for each other longer than they work,
+and `--threads 1` is faster. Then separate processes measure the time until the first batch of an
+epoch and the memory that an epoch adds to the one copy of the images.
 """
 
 from __future__ import annotations
@@ -31,16 +30,21 @@ SETS: list[tuple[type[ImageDataModule], int]] = [(CIFAR10, 50_000), (TinyImageNe
 
 
 def random_images(kind: type[ImageDataModule], count: int, **options: object) -> ImageDataModule:
-    """A data set of that kind that holds random images."""
+    """Return a data module of random images.
+
+    Args:
+        kind: Class whose shape and augmentation are used.
+        count: Number of images.
+        **options: Arguments of the class.
+    """
     images = torch.empty(count, *kind.input_shape, dtype=torch.uint8).random_()
 
     class Random(kind):  # type: ignore[valid-type, misc]
         def images(self, train: bool) -> tuple[Tensor, Tensor]:
             return images, torch.arange(count) % self.num_classes
 
-        dataset = (
-            ImageDataModule.dataset
-        )  # also Tiny ImageNet's are not decoded: what is measured is what comes after
+        # Tiny ImageNet's files are not decoded either: the transforms are measured.
+        dataset = ImageDataModule.dataset
 
     data: ImageDataModule = Random(val_size=0, **options)
     data.setup("fit")
@@ -48,7 +52,12 @@ def random_images(kind: type[ImageDataModule], count: int, **options: object) ->
 
 
 def speed(loader: Loader, seconds: float) -> float:
-    """Images per second, after ten batches to warm up."""
+    """Return the images per second of a loader, after ten batches of warm-up.
+
+    Args:
+        loader: Loader to measure.
+        seconds: Duration of the measurement.
+    """
     batches = itertools.chain.from_iterable(loader for _ in itertools.count())
     for _ in range(10):
         next(batches)
@@ -62,10 +71,15 @@ def start_and_memory(
     kind: type[ImageDataModule],
     count: int,
     threads: int,
-    told: multiprocessing.Queue[tuple[list[float], float]],
+    results: multiprocessing.Queue[tuple[list[float], float]],
 ) -> None:
-    """Seconds until the first batch of three epochs, and the bytes by which an epoch raises the
-    peak of memory.
+    """Measure the seconds until the first batch of three epochs, and the memory that an epoch adds.
+
+    Args:
+        kind: Class whose shape and augmentation are used.
+        count: Number of images.
+        threads: Number of torch's threads.
+        results: Queue that receives the three times, and the increase of the peak memory in bytes.
     """
     torch.set_num_threads(threads)
     data = random_images(kind, count)
@@ -79,7 +93,7 @@ def start_and_memory(
         starts.append(time.perf_counter() - started)
     for _ in loader:
         pass
-    told.put((starts, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) * 1024))
+    results.put((starts, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) * 1024))
 
 
 def main() -> None:
@@ -94,7 +108,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(environment())
     print(
-        f"{options.threads} threads in memory, {options.workers} workers of torchvision, batches of 128, crops and flips"
+        f"{options.threads} threads in memory, {options.workers} workers of torchvision, batches"
+        " of 128, crops and flips"
     )
     for kind, count in SETS:
         shape = "x".join(map(str, kind.input_shape))
@@ -109,21 +124,23 @@ def main() -> None:
             theirs.teardown("fit")
             ratios.append(fast / slow)
             print(
-                f"{shape:8} in memory {fast:10,.0f} images/s   torchvision {slow:8,.0f} images/s   ratio {ratios[-1]:5.1f}"
+                f"{shape:8} in memory {fast:10,.0f} images/s   torchvision {slow:8,.0f} images/s  "
+                f" ratio {ratios[-1]:5.1f}"
             )
         print(f"{shape:8} median ratio {statistics.median(ratios):.1f}")
     context = multiprocessing.get_context("spawn")
     for kind, count in SETS:
-        told = context.Queue()
+        results = context.Queue()
         process = context.Process(
-            target=start_and_memory, args=(kind, count, options.threads, told)
+            target=start_and_memory, args=(kind, count, options.threads, results)
         )
         process.start()
-        starts, grown = told.get()
+        starts, grown = results.get()
         process.join()
         size = count * torch.Size(kind.input_shape).numel()
         print(
-            f"{'x'.join(map(str, kind.input_shape)):8} first batch of an epoch after {' '.join(f'{1000 * s:.1f}' for s in starts)} ms;"
+            f"{'x'.join(map(str, kind.input_shape)):8} first batch of an epoch after"
+            f" {' '.join(f'{1000 * s:.1f}' for s in starts)} ms;"
             f" images {size / 1e6:.0f} MB, an epoch adds {grown / 1e6:.1f} MB"
         )
 

@@ -1,14 +1,14 @@
-"""How long an epoch takes through the command line (Lightning, metrics, logging, masks) beside a
-bare loop: CIFAR-10's shape.
+"""Compare an epoch through the command line with an epoch of a bare training loop.
 
-    python -m benchmarks.epoch [--epochs 4] [--images 4096] [--threads N] [--recipe
-    cifar10_resnet20] python -m benchmarks.epoch --device cuda --recipe cifar10_vgg16 --images 50000
-    --epochs 6 --precision bf16-mixed
+    python -m benchmarks.epoch [--epochs 4] [--images 4096] [--threads N]
+        [--recipe cifar10_resnet20]
+    python -m benchmarks.epoch --device cuda --recipe cifar10_vgg16 --images 50000 --epochs 6
+        --precision bf16-mixed
 
-Images are random bytes, held in memory. The bare loop reads the same batches from the same kind of
-loader and knows no Lightning, no metric, logger or mask. It runs an epoch before each of the
-command line's, in the same process; what counts is from one start of an epoch to the next,
-checkpoint and logging included. The first epoch of each does not count.
+Images are random bytes in the shape of CIFAR-10, held in memory. The bare loop reads the same
+batches from the same kind of loader, without Lightning, metrics, loggers and masks. It runs an
+epoch before each epoch of the command line, in the same process. An epoch is timed from its start
+to the start of the next, with checkpoints and logging. The first epoch of each does not count.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ NETWORKS = {"cifar10_resnet20": ResNet, "cifar10_vgg16": VGG}
 
 
 class MadeUp(CIFAR10):
-    """Random bytes in the shape of CIFAR-10."""
+    """CIFAR-10 with random bytes as images."""
 
     def prepare_data(self) -> None:
-        """Nothing to download."""
+        """Do nothing, since nothing is downloaded."""
 
     def images(self, train: bool) -> tuple[Tensor, Tensor]:
         count = int(os.environ["IMAGES"])
@@ -49,7 +49,7 @@ class MadeUp(CIFAR10):
 
 
 class Clock(Callback):
-    """Times the epochs of the fit that it is part of, and before each a bare one."""
+    """Callback that times the epochs of a fit, and a bare epoch before each of them."""
 
     def __init__(self) -> None:
         self.taken: dict[str, list[Seconds]] = {"bare loop": [], "command line": []}
@@ -76,7 +76,7 @@ class Clock(Callback):
         self._loader = data.train_dataloader()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last epoch is over; run a bare one."""
+        """Record the time of the previous epoch, and run and time a bare epoch."""
         if self._began is not None:
             self.taken["command line"].append(_since(self._began))
         began = _now()
@@ -92,9 +92,7 @@ class Clock(Callback):
         self._began = _now()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what it came to; the last epoch through the command line has no next start, and so no
-        time.
-        """
+        """Print the times, except that of the last epoch, which has no next start."""
         count = len(self.taken["command line"])
         table(
             {name: runs[1:count] for name, runs in self.taken.items()},
@@ -134,10 +132,15 @@ def main() -> None:
     print(environment())
     with tempfile.TemporaryDirectory() as folder:
         trainer: dict[str, Any] = {
-            "accelerator": options.device, "devices": 1, "max_epochs": options.epochs + 2, "precision": options.precision,
-            "default_root_dir": folder, "enable_progress_bar": "false", "enable_model_summary": "false",
+            "accelerator": options.device,
+            "devices": 1,
+            "max_epochs": options.epochs + 2,
+            "precision": options.precision,
+            "default_root_dir": folder,
+            "enable_progress_bar": "false",
+            "enable_model_summary": "false",
             "callbacks+": "benchmarks.epoch.Clock",
-        }  # fmt: skip
+        }
         given = [f"--trainer.{key}={value}" for key, value in trainer.items()]
         run(
             [

@@ -1,12 +1,12 @@
-"""What the tests hold on a CPU, held on a GPU: one command, no data to download.
+"""Run checks on a GPU that the tests run on a CPU, in one command and without downloads.
 
-    python benchmarks/gpu_check.py [--out FOLDER] [--device cuda] [--rounds 100] [--backend
-    inductor] [--only NAME ...]
+    python benchmarks/gpu_check.py [--out FOLDER] [--device cuda] [--rounds 100]
+        [--backend inductor] [--only NAME ...]
 
-Writes gpu_check.json and gpu_check.md into the folder (by default $OUT, else this one); ends with
-status 1 if anything failed. ``--device cpu --rounds 3 --backend aot_eager`` rehearses all of it in
-a few minutes without a GPU: gloo stands in for NCCL then, and "as on the CPU" compares it with
-itself.
+Writes gpu_check.json and gpu_check.md into the folder (by default $OUT, else the current one), and
+exits with status 1 if a check failed. ``--device cpu --rounds 3 --backend aot_eager`` rehearses all
+checks in a few minutes without a GPU: gloo replaces NCCL then, and "as on the CPU" compares the CPU
+with itself.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # so that it runs where the package is not installed
+# The script also runs where the package is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytorch_lightning
 import torch
@@ -59,7 +58,7 @@ Facts = dict[str, Any]
 
 
 class Options(argparse.Namespace):
-    """Of the command line."""
+    """Options of the command line."""
 
     device: str
     rounds: int
@@ -67,14 +66,18 @@ class Options(argparse.Namespace):
 
 
 class Failed(AssertionError):
-    """A check that does not hold; its facts say why."""
+    """Raised by a check that fails; the message is its facts as JSON."""
 
 
 def held(holds: bool, facts: Facts) -> Facts:
-    """The facts of a check.
+    """Return the facts of a check that holds.
+
+    Args:
+        holds: Whether the check holds.
+        facts: Measured values.
 
     Raises:
-        Failed: if it does not hold.
+        Failed: If the check does not hold.
     """
     if not holds:
         raise Failed(json.dumps(facts))
@@ -103,7 +106,7 @@ def plain_trainer(options: Options, *callbacks: Callback, **others: Any) -> Trai
 
 
 def without_biases(network: nn.Module) -> nn.Module:
-    """Muon takes matrices only."""
+    """Remove the biases of linear layers, since Muon optimises only matrices."""
     for layer in network.modules():
         if isinstance(layer, nn.Linear):
             layer.bias = None  # type: ignore[assignment]
@@ -111,7 +114,7 @@ def without_biases(network: nn.Module) -> nn.Module:
 
 
 class Watch(Callback):
-    """Weights after each optimiser step, and how often the scaler skipped one."""
+    """Callback that records the weights after each optimiser step, and counts the skipped steps."""
 
     def __init__(self) -> None:
         self.weights: list[dict[str, Tensor]] = []
@@ -131,7 +134,7 @@ class Watch(Callback):
 
 
 class InForward(Classifier):
-    """The reference: nothing is held at zero, but the forward pass multiplies by the mask."""
+    """Reference without zeros in the weights: the forward pass multiplies them by the masks."""
 
     masks: dict[str, Tensor]
 
@@ -147,8 +150,16 @@ class InForward(Classifier):
 def steps(
     options: Options, optimizer: str, precision: Any, masks: Masks | None = None
 ) -> tuple[Watch, Masks]:
-    """200 steps of a small network, two batches to each, gradients clipped by norm; with masks
-    given, those of the reference.
+    """Train a small network for 200 steps of two batches, with gradients clipped by norm.
+
+    Args:
+        options: Options of the command line.
+        optimizer: Key of ``OPTIMIZERS``.
+        precision: Precision of the trainer.
+        masks: Masks of the reference run; ``None`` prunes with the callback.
+
+    Returns:
+        The recorded weights, and the masks.
     """
     torch.manual_seed(0)
     network = (
@@ -162,7 +173,7 @@ def steps(
         module.masks = dict(masks)
     plugins: dict[str, Any] = {"precision": precision}
     if precision == "16-mixed":
-        # So large a scale overflows float16 at once, and again whenever it has grown.
+        # This scale overflows float16 at once, and again whenever the scaler has increased it.
         scaler = torch.amp.GradScaler(options.device, init_scale=2.0**24, growth_interval=10)
         plugins = {"plugins": [MixedPrecision(precision, options.device, scaler)]}
     limits: dict[str, Any] = {
@@ -173,9 +184,9 @@ def steps(
     }
     callbacks = [watch] if masks is not None else [pruning, watch]
     plain_trainer(options, *callbacks, **limits, **plugins).fit(module, batches(SMALL))
-    found = masks if masks is not None else pruning.masks
-    assert found is not None
-    return watch, found
+    used_masks = masks if masks is not None else pruning.masks
+    assert used_masks is not None
+    return watch, used_masks
 
 
 def fitted_masks(
@@ -203,7 +214,7 @@ def same(left: Masks, right: Masks) -> bool:
 
 
 def overlap(left: Masks, right: Masks) -> float:
-    """Intersection over union of what lives."""
+    """Return the intersection over union of the kept weights."""
     both = sum(int((left[name].cpu() & right[name].cpu()).sum()) for name in left)
     return both / sum(int((left[name].cpu() | right[name].cpu()).sum()) for name in left)
 
@@ -212,8 +223,9 @@ def overlap(left: Masks, right: Masks) -> float:
 
 
 def zeros_after_every_step(options: Options) -> Facts:
-    """No removed weight is other than zero after any of 200 steps, under any precision; fp16's
-    scaler skips some.
+    """Check that pruned weights are zero after each of 200 steps, in every precision.
+
+    The scaler of 16-mixed skips some steps.
     """
     revived, skipped = {}, {}
     for precision in PRECISIONS:
@@ -234,9 +246,7 @@ def zeros_after_every_step(options: Options) -> Facts:
 
 
 def as_masked_forward(options: Options) -> Facts:
-    """In float64 the living weights are those of a run that multiplies by the mask in its forward
-    pass, to 1e-12.
-    """
+    """Check that in float64 kept weights equal those of a masked forward pass, to 1e-12."""
     worst = {}
     for optimizer in OPTIMIZERS:
         ours, masks = steps(options, optimizer, "64-true")
@@ -250,18 +260,16 @@ def as_masked_forward(options: Options) -> Facts:
 
 
 def masks_by_precision(options: Options) -> Facts:
-    """The masks of every precision are those of 32-true, bit for bit (SNIP's under 64-true to
-    0.999).
-    """
+    """Check that the masks are equal in every precision (SNIP in 64-true: overlap 0.999)."""
     facts: dict[str, dict[str, float]] = {}
     for name, build, shape in (("Conv", Conv, DIGITS), ("ResNet-20", partial(ResNet, 20), CIFAR)):
         for pruner in (SynFlow(), SNIP()):
-            found = {
+            masks = {
                 precision: fitted_masks(options, build, shape, pruner, precision=precision)
                 for precision in PRECISIONS
             }
             facts[f"{name} {type(pruner).__name__}"] = {
-                precision: overlap(found["32-true"], found[precision]) for precision in PRECISIONS
+                precision: overlap(masks["32-true"], masks[precision]) for precision in PRECISIONS
             }
     least = {(pruned, "64-true"): 0.999 for pruned in facts if pruned.endswith("SNIP")}
     holds = all(
@@ -273,13 +281,14 @@ def masks_by_precision(options: Options) -> Facts:
 
 
 def compiled(options: Options) -> Facts:
-    """A pruned network compiles without a graph break to the same outputs; a compiled run's
-    checkpoint loads into the plain network.
+    """Check that a pruned network compiles without a graph break and with equal outputs.
+
+    A checkpoint of a compiled run loads into the plain network.
     """
     facts: Facts = {}
     for name, build, shape in (("Conv", Conv, DIGITS), ("ResNet-20", partial(ResNet, 20), CIFAR)):
         torch.manual_seed(0)
-        # In float64, or the TF32 that cuDNN uses would be what differs.
+        # In float64, since in float32 cuDNN's TF32 would make a difference.
         network: nn.Module = build().to(options.device, torch.float64).eval()
         prune(network, SynFlow(), density=0.1, rounds=options.rounds, input_shape=shape)
         images = torch.randn(16, *shape, device=options.device, dtype=torch.float64)
@@ -311,21 +320,22 @@ def compiled(options: Options) -> Facts:
 
 
 def channels_last(options: Options) -> Facts:
-    """Channels-last networks get the masks of contiguous ones."""
+    """Check that networks in channels-last format get the masks of contiguous ones."""
     build = partial(ResNet, 20)
     facts = {}
     for precision in ("32-true", "16-mixed", "bf16-mixed"):
-        found = [
+        masks = [
             fitted_masks(options, build, CIFAR, SynFlow(), precision=precision, channels_last=on)
             for on in (False, True)
         ]
-        facts[precision] = same(*found)
+        facts[precision] = same(*masks)
     return held(all(facts.values()), {"same masks": facts})
 
 
 def one_device_ddp(options: Options) -> Facts:
-    """DDP with one device (NCCL on a GPU) prunes as without; with synchronised BatchNorm too, where
-    torch has it.
+    """Check that DDP with one device gives the masks of a run without DDP.
+
+    On a GPU this uses NCCL, and synchronised BatchNorm is checked too.
     """
     build = partial(ResNet, 20)
     alone = fitted_masks(options, build, CIFAR, SynFlow())
@@ -340,7 +350,7 @@ def one_device_ddp(options: Options) -> Facts:
 
 
 def as_on_the_cpu(options: Options) -> Facts:
-    """Masks chosen on this device and on the CPU overlap to 0.999."""
+    """Check that masks computed on this device and on the CPU overlap to 0.999."""
     cases: list[tuple[str, Callable[[], nn.Module], Any, torch.dtype]] = [
         ("Conv, float32", Conv, DIGITS, torch.float32),
         ("ResNet-20, float32", partial(ResNet, 20), CIFAR, torch.float32),
@@ -355,23 +365,21 @@ def as_on_the_cpu(options: Options) -> Facts:
             torch.manual_seed(0)
             network: nn.Module = build().to(dtype)
             scored = [(images, labels) for images, labels in batches(shape, size=32)]
-            found = []
+            masks = []
             for device in ("cpu", options.device):
                 rounds = options.rounds if isinstance(pruner, SynFlow) else None
                 twin = copy.deepcopy(network).to(device)
-                found.append(
+                masks.append(
                     prune(
                         twin, pruner, density=0.1, rounds=rounds, input_shape=shape, batches=scored
                     )
                 )
-            facts[f"{name}, {type(pruner).__name__}"] = overlap(*found)
+            facts[f"{name}, {type(pruner).__name__}"] = overlap(*masks)
     return held(min(facts.values()) >= 0.999, {"intersection over union": facts})
 
 
 def digits(options: Options) -> Facts:
-    """An epoch on the digits that ship with the package, by precision: sparse at the end, and
-    better than chance.
-    """
+    """Check that an epoch on the digits ends sparse and better than chance, by precision."""
     facts: Facts = {}
     for precision, others in (
         ("32-true", {}),
@@ -406,8 +414,15 @@ def digits(options: Options) -> Facts:
 
 
 CHECKS = (
-    zeros_after_every_step, as_masked_forward, masks_by_precision, compiled, channels_last, one_device_ddp, as_on_the_cpu, digits,
-)  # fmt: skip
+    zeros_after_every_step,
+    as_masked_forward,
+    masks_by_precision,
+    compiled,
+    channels_last,
+    one_device_ddp,
+    as_on_the_cpu,
+    digits,
+)
 
 
 # -- the report
@@ -420,10 +435,16 @@ def machine(options: Options) -> Facts:
         else "none: a rehearsal, not run on a GPU"
     )
     return {
-        "gpu": gpu, "device": options.device, "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "torch": torch.__version__, "torchvision": torchvision.__version__, "pytorch-lightning": pytorch_lightning.__version__,
-        "rounds": options.rounds, "backend of torch.compile": options.backend,
-    }  # fmt: skip
+        "gpu": gpu,
+        "device": options.device,
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pytorch-lightning": pytorch_lightning.__version__,
+        "rounds": options.rounds,
+        "backend of torch.compile": options.backend,
+    }
 
 
 def markdown(about: Facts, results: list[Facts]) -> str:
@@ -456,8 +477,8 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "."))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--rounds", type=int, default=100, help="of SynFlow")
-    parser.add_argument("--backend", default="inductor", help="of torch.compile")
+    parser.add_argument("--rounds", type=int, default=100, help="rounds of SynFlow")
+    parser.add_argument("--backend", default="inductor", help="backend of torch.compile")
     parser.add_argument(
         "--only", nargs="+", choices=[check.__name__ for check in CHECKS], metavar="NAME"
     )
@@ -476,10 +497,11 @@ def main() -> int:
             facts = check(options)
         except Failed as failed:
             holds, facts = False, json.loads(str(failed))
-        except Exception:  # the other checks shall be made all the same; the report and the exit status tell of this one
+        # The other checks still run; the report and the exit status include this failure.
+        except Exception:
             holds, facts = False, {"error": traceback.format_exc()}
         seconds = round(time.perf_counter() - started, 1)
-        says = (check.__doc__ or "").strip()
+        says = " ".join((check.__doc__ or "").split())
         results.append(
             {
                 "check": check.__name__,
@@ -490,7 +512,7 @@ def main() -> int:
             }
         )
         print(f"{'holds' if holds else 'FAILS'}  {check.__name__}  {seconds} s", flush=True)
-        # After each check, so that what was found is kept if the time runs out.
+        # Written after each check, so that results are kept if the time runs out.
         write(
             options.out / "gpu_check.json",
             json.dumps({"machine": about, "checks": results}, indent=1) + "\n",

@@ -1,10 +1,9 @@
-"""How SynFlow's cost grows with the number of rounds and with the number of parameters; draws
-docs/growth.png.
+"""Measure how SynFlow's time grows with rounds and parameters, and draw docs/growth.png.
 
     python -m benchmarks.growth [--threads 1] [--most 150e6] [--longest 1000]
 
-Rounds 1 to 1000 on ResNet-20, and 10 rounds on networks of 0.1 M to 140 M parameters, the largest
-VGG-19 at 224x224. The processor's seconds, density 0.01.
+The measurements are CPU seconds at density 0.01: 1 to 1000 rounds on ResNet-20, and 10 rounds on
+networks of 0.1 M to 140 M parameters, the largest being VGG-19 at 224x224.
 """
 
 from __future__ import annotations
@@ -40,7 +39,13 @@ SIZES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
 def seconds(
     build: Callable[[], nn.Module], shape: tuple[int, int, int], rounds: int
 ) -> tuple[int, float]:
-    """Prunable weights, and seconds of the processor."""
+    """Prune a network with SynFlow; return the number of prunable weights and the CPU seconds.
+
+    Args:
+        build: Function that returns the network.
+        shape: Shape (C, H, W) of its input.
+        rounds: Number of rounds.
+    """
     torch.manual_seed(0)
     network = build()
     started = time.process_time()
@@ -49,7 +54,11 @@ def seconds(
 
 
 def slope(points: list[tuple[float, float]]) -> float:
-    """Least squares through the logarithms: 1 is linear."""
+    """Return the exponent of a power law, fitted by least squares to the logarithms; 1 is linear.
+
+    Args:
+        points: Pairs of size and time.
+    """
     xs, ys = ([math.log(point[axis]) for point in points] for axis in (0, 1))
     x, y = sum(xs) / len(xs), sum(ys) / len(ys)
     return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum(
@@ -81,7 +90,8 @@ def main() -> None:
             by_size.append((total, spent))
             print(f"{name:<28}{total:>13,} weights, 10 rounds {spent:>9.2f} s", flush=True)
     print(
-        f"rounds: seconds grow with their power {slope(by_rounds[2:]):.2f} from 10 on; weights: {slope(by_size):.2f}"
+        f"rounds: seconds grow with their power {slope(by_rounds[2:]):.2f} from 10 on; weights:"
+        f" {slope(by_size):.2f}"
     )
     _draw(by_rounds, by_size, options.picture)
 

@@ -1,16 +1,16 @@
-"""How long SynFlow takes beside plain passes and beside a textbook loop, and how much memory: 100
-rounds to density 0.01.
+"""Compare the time and memory of SynFlow with plain passes and with a textbook implementation.
 
     python -m benchmarks.pruning [--networks vgg16 resnet18 resnet20] [--threads N] [--runs 3]
-    [--share 0.1] [--rounds 100] python -m benchmarks.pruning --device cuda --networks vgg16
-    resnet50 --share 0     # seconds on a GPU
+        [--share 0.1] [--rounds 100]
+    python -m benchmarks.pruning --device cuda --networks vgg16 resnet50 --share 0   # on a GPU
 
-The textbook loop works the way the authors' code does: masks multiplied into the weights of each
-layer in each pass, magnitudes taken and signs put back in every round, `kthvalue` over all scores,
-`where`. It and the plain passes (forward and backward of the dense network at batch 1) do the same
-work in every round, so only a `--share` of their rounds is timed and multiplied out; 0 leaves the
-loop out. Memory is the peak above the loaded network in a process of its own, in bytes of the
-network's parameters. `--check` compares masks in float64 instead.
+All prune to density 0.01 in 100 rounds. The textbook loop works like the code of the paper's
+authors: every pass multiplies masks into the weights of each layer; every round takes magnitudes
+and restores signs, calls `kthvalue` on all scores, and `where`. The textbook loop and the plain
+passes (forward and backward of the dense network at batch size 1) do the same work in every round,
+so only the fraction `--share` of their rounds is timed and extrapolated; 0 skips the textbook loop.
+Memory is the peak above the loaded network in a separate process, relative to the size of the
+parameters. `--check` compares masks in float64 instead.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NETWORKS = {
 
 
 class _Masked(nn.Module):
-    """A convolution or linear layer whose weight is multiplied by a mask in each pass."""
+    """Convolution or linear layer whose weight is multiplied by a mask in each pass."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class _Masked(nn.Module):
 
 
 def masked(network: nn.Module) -> tuple[nn.Module, dict[str, _Masked]]:
-    """A copy of the network in masked layers, and these by the name of their weight."""
+    """Return a copy of a network with masked layers, and these layers by weight name."""
     network = copy.deepcopy(network)
     layers = {}
     for name, module in list(network.named_modules()):
@@ -66,7 +66,18 @@ def masked(network: nn.Module) -> tuple[nn.Module, dict[str, _Masked]]:
 def textbook(
     network: nn.Module, shape: tuple[int, ...], density: float, rounds: int, stop: int
 ) -> dict[str, Tensor]:
-    """SynFlow as the authors' code works, stopped after some rounds; masks by weight name."""
+    """Prune with SynFlow as implemented by the paper's authors.
+
+    Args:
+        network: Network to prune, which is copied.
+        shape: Shape (C, H, W) of its input.
+        density: Fraction of weights kept, in (0, 1].
+        rounds: Number of rounds of the schedule.
+        stop: Number of rounds to run, at most ``rounds``.
+
+    Returns:
+        Masks by the name of the weight.
+    """
     network, layers = masked(network.eval())
     one = next(network.parameters())
     image = torch.ones(1, *shape, dtype=one.dtype, device=one.device)
@@ -77,8 +88,8 @@ def textbook(
             signs = {name: tensor.sign() for name, tensor in state.items()}
             for tensor in state.values():
                 tensor.abs_()
-        # Biases and running means are additive terms; ours counts them as zero, and so the masks
-        # can be compared.
+        # Biases and running means are additive terms, which synflow_pl treats as zero. They are
+        # zeroed here too, so that the masks can be compared.
         kept = {
             name: tensor.clone()
             for name, tensor in state.items()
@@ -108,7 +119,7 @@ def textbook(
 
 
 def compare(name: str, options: argparse.Namespace) -> None:
-    """Plain passes, our loop and the textbook's, in turn."""
+    """Time plain passes, synflow_pl and the textbook loop in turn, and print the ratios."""
     network, shape = _network(name, options)
     image = torch.ones(1, *shape, device=options.device)
     some = max(1, round(options.rounds * (options.share or 0.1)))
@@ -143,13 +154,15 @@ def compare(name: str, options: argparse.Namespace) -> None:
 
 
 def memory(name: str, options: argparse.Namespace, what: str) -> float:
-    """Peak above the loaded network, in bytes of its parameters; in a process of its own.
+    """Return the peak memory above the loaded network, relative to the size of its parameters.
+
+    It is called in a process of its own.
 
     Args:
-        name: of the network.
-        options: of the command line.
-        what: ``"in use"`` while it is pruned, or ``"held"``, with what the allocator keeps of what
-            is freed; or ``"plain pass"``, in use while a plain forward and backward pass runs.
+        name: Key of ``NETWORKS``.
+        options: Options of the command line.
+        what: ``"in use"``: memory in use while pruning; ``"held"``: the same plus freed memory that
+            the allocator keeps; ``"plain pass"``: memory in use during a forward and backward pass.
     """
     torch.set_num_threads(options.threads)
     network, shape = _network(name, options)
@@ -162,8 +175,7 @@ def memory(name: str, options: argparse.Namespace, what: str) -> float:
 
     if options.device == "cpu" and what != "held":
         give_back_at_once()
-    # What is imported and set up once is not the pruning's, nor what the libraries' kernels keep
-    # for the next time.
+    # A first run, so that imports and buffers that the libraries keep are not counted.
     work(copy.deepcopy(network), 3)
     size = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     if options.device == "cuda":
@@ -178,7 +190,7 @@ def memory(name: str, options: argparse.Namespace, what: str) -> float:
 
 
 def check(name: str, options: argparse.Namespace) -> None:
-    """Masks of the textbook loop and ours, both in float64."""
+    """Compare the masks of the textbook loop and of synflow_pl in float64."""
     network, shape = _network(name, options)
     network.double()
     expected = textbook(network, shape, options.density, options.rounds, options.rounds)
@@ -192,7 +204,8 @@ def check(name: str, options: argparse.Namespace) -> None:
     both = sum(int((ours[key] & mask).sum()) for key, mask in expected.items())
     either = sum(int((ours[key] | mask).sum()) for key, mask in expected.items())
     print(
-        f"{name}: kept {ours.kept} of {ours.total}; intersection over union with the textbook loop in float64 {both / either:.6f}"
+        f"{name}: kept {ours.kept} of {ours.total}; intersection over union with the textbook loop"
+        f" in float64 {both / either:.6f}"
     )
 
 
@@ -230,7 +243,8 @@ def main() -> None:
                 for what in ("in use", "held", "plain pass")
             }
         print(
-            f"  peak memory {peak['in use']:.2f} times the parameters' bytes ({peak['held']:.2f} with what the allocator keeps);"
+            f"  peak memory {peak['in use']:.2f} times the parameters' bytes ({peak['held']:.2f}"
+            " with what the allocator keeps);"
             f" a plain pass {peak['plain pass']:.2f}",
             flush=True,
         )

@@ -1,10 +1,10 @@
-"""How long the command line takes to start, beside what it cannot do without.
+"""Measure the start-up time of the command line.
 
     python -m benchmarks.startup [--runs 5]
 
-Whole processes in turn, by the processor's seconds and the clock's: `--version` beside a Python
-that does nothing, `--help` beside importing pytorch_lightning, and `fit` of the demo recipe to the
-end of its first step (on one batch, to density 0.05).
+Processes are timed in turn, in CPU seconds and wall-clock seconds: `--version` against a Python
+that does nothing, `--help` against importing pytorch_lightning, and `fit` of the demo recipe up to
+the end of its first step (one batch, density 0.05).
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ COMMANDS = {
 
 
 def seconds(arguments: list[str], folder: str) -> Seconds:
-    """Of one process."""
+    """Return the time of one process.
+
+    Args:
+        arguments: Arguments of the Python interpreter.
+        folder: Working directory.
+    """
     before, started = os.times(), time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     subprocess.run(
@@ -60,13 +65,14 @@ def main() -> None:
     print(environment())
     taken: dict[str, list[Seconds]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:
-        for index in range(options.runs + 1):  # the first does not count: caches are cold
+        for index in range(options.runs + 1):  # the first run, with cold caches, does not count
             for name, arguments in list(COMMANDS.items()):
                 try:
                     spent = seconds(arguments, folder)
                 except subprocess.CalledProcessError as error:
                     print(
-                        f"{name}: left out, since it failed: {error.stderr.decode().strip().splitlines()[-1:]}"
+                        f"{name}: left out, since it failed:"
+                        f" {error.stderr.decode().strip().splitlines()[-1:]}"
                     )
                     del COMMANDS[name], taken[name]
                     continue

@@ -1,10 +1,11 @@
-"""Fill in the accuracies of the README's hyperparameter table, and how each was made: ``python
-benchmarks/table.py sweeps/table``.
+"""Write measured accuracies into the README's hyperparameter table and docs/accuracies.md.
 
-A cell gets the final test accuracies of the dense network and of SynFlow at 10x and 100x, of runs
-that agree with the recipe in every option. ``docs/accuracies.md`` has a row for each, with its
-seed, the machines that it was made on and a command that makes it again. What has not been run is
-empty in the one and said in the other.
+    python benchmarks/table.py sweeps/table
+
+The table has the final test accuracies of the dense network and of SynFlow at 10x and 100x, of runs
+that agree with the recipe in every option. ``docs/accuracies.md`` has a row for each accuracy, with
+the seed, the machines and a command that repeats the run. An accuracy that was not measured is
+empty in the table, and its row says so.
 """
 
 from __future__ import annotations
@@ -25,23 +26,31 @@ from synflow_pl.cli.multishot import Plan
 from synflow_pl.cli.recipes import overlays, recipe_folder
 from synflow_pl.io import atomic_write
 from synflow_pl.runs import MACHINES
-from synflow_pl.runs.run_record import RunRecord, SkippedRun, compared, find_runs, read
+from synflow_pl.runs.run_record import RunRecord, SkippedRun, comparison_keys, find_runs, read_run
 
 README = Path(__file__).parents[1] / "README.md"
 DETAILS = README.parent / "docs" / "accuracies.md"
 _COLUMNS = (("dense", 1.0), ("synflow", 0.1), ("synflow", 0.01))
-_HEAD = """# Accuracies
-
-Test accuracy in percent after the last epoch, each of one run that agrees with its recipe in every option. After a command comes
-`synflow_pl test --ckpt_path` with its run; `synflow_pl sweep -c sweeps/table --recipes "[RECIPE]"` does both for a recipe. Written by
-`python benchmarks/table.py`.
-
-"""
+_HEAD = (
+    "# Accuracies\n\n"
+    "Test accuracy in percent after the last epoch, each of one run that agrees with its recipe in"
+    " every option. After a command comes\n"
+    "`synflow_pl test --ckpt_path` with its run; `synflow_pl sweep -c sweeps/table --recipes"
+    ' "[RECIPE]"` does both for a recipe. Written by\n'
+    "`python benchmarks/table.py`.\n\n"
+)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One pruner at one density in one recipe, and the run of the lowest seed if there is one."""
+    """Accuracy of one pruner at one density in one recipe.
+
+    Attributes:
+        recipe: Name of the recipe.
+        pruner: Name of the pruner's overlay.
+        density: Fraction of weights kept, in (0, 1].
+        run: Run with the lowest seed; ``None`` if there is no run.
+    """
 
     recipe: str
     pruner: str
@@ -70,10 +79,10 @@ class Entry:
         )
 
     def row(self) -> list[str]:
-        noted = self.run.folder / MACHINES if self.run else None
+        machines_file = self.run.folder / MACHINES if self.run else None
         machines = (
-            noted.read_text().splitlines()
-            if noted and noted.is_file()
+            machines_file.read_text().splitlines()
+            if machines_file and machines_file.is_file()
             else ["not noted" if self.run else "not run"]
         )
         seed = str(self.run.seed) if self.run else ""
@@ -90,7 +99,9 @@ class Entry:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUNS", help="runs, or folders of runs"
     )
@@ -98,13 +109,17 @@ def main() -> None:
 
 
 def fill(readme: Path, details: Path, folders: Sequence[Path]) -> None:
-    """Write the accuracies of these runs into the table of a README, and how they were made into
-    ``details``.
+    """Write the accuracies of runs into the README's table, and their origin into ``details``.
+
+    Args:
+        readme: Path of the README.
+        details: Path of the file with one row for each accuracy.
+        folders: Runs, or folders of runs.
     """
     runs = list(_readable(find_runs(folders)))
     lines = readme.read_text().splitlines(keepends=True)
     start = next(index for index, line in enumerate(lines) if line.startswith("| recipe | lr |"))
-    told: dict[str, list[Entry]] = {}
+    entries_by_recipe: dict[str, list[Entry]] = {}
     for index in range(start + 2, len(lines)):
         if not lines[index].startswith("| "):
             break
@@ -112,40 +127,43 @@ def fill(readme: Path, details: Path, folders: Sequence[Path]) -> None:
         names = [
             name for quoted in re.findall(r"`([^`]+)`", entries[0]) for name in _expanded(quoted)
         ]
-        told |= {name: list(_entries(name, runs)) for name in names}
+        entries_by_recipe |= {name: list(_entries(name, runs)) for name in names}
         cells = [
-            (name, " / ".join(entry.accuracy for entry in told[name]))
+            (name, " / ".join(entry.accuracy for entry in entries_by_recipe[name]))
             for name in names
-            if any(entry.run for entry in told[name])
+            if any(entry.run for entry in entries_by_recipe[name])
         ]
         cell = "; ".join(cell if len(names) == 1 else f"`{name}` {cell}" for name, cell in cells)
         lines[index] = f"|{'|'.join(entries[:-1])}| {cell} |\n".replace("|  |\n", "| |\n")
-    asked = yaml.safe_load((recipe_folder() / "sweeps" / "table.yaml").read_text())["recipes"]
-    order = [name for name in asked if name in told]
-    order += [name for name in told if name not in asked and any(entry.run for entry in told[name])]
+    recipes = yaml.safe_load((recipe_folder() / "sweeps" / "table.yaml").read_text())["recipes"]
+    order = [name for name in recipes if name in entries_by_recipe]
+    order += [
+        name
+        for name in entries_by_recipe
+        if name not in recipes and any(entry.run for entry in entries_by_recipe[name])
+    ]
     rows = [["recipe", "pruner", "density", "accuracy", "seed", "machine", "command"], ["---"] * 7]
-    rows += [entry.row() for name in order for entry in told[name]]
+    rows += [entry.row() for name in order for entry in entries_by_recipe[name]]
     for path, text in (
         (readme, "".join(lines)),
         (details, _HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)),
     ):
         with atomic_write(path) as file:
             file.write(text.encode())
-    print(
-        f"{sum(entry.run is not None for of in told.values() for entry in of)} accuracies in {readme} and {details}"
-    )
+    count = sum(entry.run is not None for of in entries_by_recipe.values() for entry in of)
+    print(f"{count} accuracies in {readme} and {details}")
 
 
 def _readable(folders: Iterable[Path]) -> Iterator[RunRecord]:
     for folder in folders:
         try:
-            yield read(folder, overlays())
+            yield read_run(folder, overlays())
         except SkippedRun as reason:
             print(f"left out: {folder}: {reason}")
 
 
 def _expanded(text: str) -> Iterable[str]:
-    """As a shell reads braces."""
+    """Return the texts that a shell expands braces to."""
     parts = [
         part[1:-1].split(",") if part.startswith("{") else [part]
         for part in re.split(r"(\{[^{}]*\})", text)
@@ -167,8 +185,8 @@ def _entries(recipe: str, runs: Sequence[RunRecord]) -> Iterator[Entry]:
 
 @cache
 def _compared(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a run of these options would be compared by."""
-    return compared(yaml.safe_load(Plan.of(list(options))._config_text))
+    """Return the comparison keys of a run with the given options of ``fit``."""
+    return comparison_keys(yaml.safe_load(Plan.of(list(options))._config_text))
 
 
 if __name__ == "__main__":

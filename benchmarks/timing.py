@@ -1,8 +1,8 @@
-"""What the benchmarks of speed share: contenders timed in turn, and the peak of memory.
+"""Functions shared by the benchmarks: timing in turn, and peak memory.
 
-A busy machine slows all contenders alike if they are timed in turn, so what counts is the median of
-the ratios, run by run. With one thread the processor's own seconds are told beside the clock's: on
-a machine that others use they are the steadier ones.
+Contenders are timed in turn, so that a busy machine slows them alike, and compared by the median of
+the ratios run by run. With one thread, CPU seconds are reported beside wall-clock seconds: on a
+shared machine they vary less.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from synflow_pl.runs.environment import environment as kind_of_machine
 
 __all__ = ["Seconds", "environment", "give_back_at_once", "grown", "in_turn", "reset_peak", "table"]
 
-# Of malloc.h.
+# Parameters of mallopt in malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 class Seconds(NamedTuple):
-    """How long one run took."""
+    """Duration of one run in wall-clock seconds and CPU seconds."""
 
     wall: float
     cpu: float
 
 
 def environment() -> str:
-    """Where and on what this is measured."""
+    """Return one line that describes the machine, the number of threads and the load."""
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return f"{kind_of_machine()}, {torch.get_num_threads()} threads{load}"
 
@@ -42,12 +42,12 @@ def environment() -> str:
 def in_turn(
     contenders: Mapping[str, Callable[[], float | None]], runs: int
 ) -> dict[str, list[Seconds]]:
-    """Time each contender ``runs`` times, in turn, after one run of each that does not count.
+    """Time each contender ``runs`` times, in turn, after one untimed run of each.
 
     Args:
-        contenders: by name. One that does only a share of the work returns by how much its seconds
-            are to be multiplied.
-        runs: at least 1.
+        contenders: Functions to time, by name. A function that does only a fraction of the work
+            returns the factor by which its seconds are multiplied.
+        runs: Number of timed runs, at least 1.
     """
     taken: dict[str, list[Seconds]] = {name: [] for name in contenders}
     for index in range(runs + 1):
@@ -66,8 +66,12 @@ def in_turn(
 
 
 def table(taken: Mapping[str, list[Seconds]], against: str, title: str = "") -> None:
-    """Print the medians of all contenders, and of their ratios to one of them with the least and
-    the most.
+    """Print the median times, and the median, least and greatest ratio to one contender.
+
+    Args:
+        taken: Times of the runs of each contender.
+        against: Contender that the ratios refer to.
+        title: Heading of the first column.
     """
     print(f"{title:<34}{'s (clock)':>11}{'s (CPU)':>10}   ratio by clock        ratio by CPU")
     for name, runs in taken.items():
@@ -85,11 +89,9 @@ def table(taken: Mapping[str, list[Seconds]], against: str, title: str = "") -> 
 
 
 def reset_peak() -> int:
-    """Start counting the peak of this process's memory anew; returns the bytes held now. Linux with
-    glibc.
+    """Reset the peak memory of this process, and return the bytes that it uses (Linux with glibc).
 
-    Memory that is free, but that the allocator would keep for what comes, is given back first: it
-        is not held.
+    Free memory that the allocator keeps is released first, so that it does not count as used.
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -98,8 +100,9 @@ def reset_peak() -> int:
 
 
 def give_back_at_once() -> None:
-    """Let the allocator keep nothing of what is freed in this process, so that what it holds is
-    what is in use. Linux with glibc.
+    """Make the allocator release freed memory at once (Linux with glibc).
+
+    The memory of the process is then the memory in use.
     """
     for parameter, size in ((_MMAP_THRESHOLD, 1 << 16), (_TRIM_THRESHOLD, 1 << 17)):
         if not ctypes.CDLL(None).mallopt(parameter, size):
@@ -107,7 +110,11 @@ def give_back_at_once() -> None:
 
 
 def grown(held: int) -> int:
-    """Bytes of the peak since :func:`reset_peak` above what it returned."""
+    """Return the peak memory since :func:`reset_peak`, minus the bytes that it returned.
+
+    Args:
+        held: Result of :func:`reset_peak`.
+    """
     return _status("VmHWM") - held
 
 

@@ -1,12 +1,11 @@
-"""How long a sparse training step takes beside a dense one, and pruning's scores beside the passes
-that they are made of.
+"""Compare sparse with dense training steps, and scoring with the passes that it consists of.
 
     python -m benchmarks.training [--what steps scores] [--threads N] [--runs 7] [--device cpu]
 
-A step is forward, backward and SGD with Nesterov momentum: ResNet-20 at batch 128 and VGG-16 at
-batch 32, density 0.1, four ways: dense; with masks held as the callback holds them; with
-`torch.nn.utils.prune`; with layers that multiply a mask into their weight. SNIP and GraSP, one
-round on two batches of 64, stand beside one and two plain backward passes over the same batches.
+A step is forward, backward and SGD with Nesterov momentum, for ResNet-20 at batch size 128 and
+VGG-16 at batch size 32. Density 0.1 is held in three ways: by masks as the callback holds them; by
+`torch.nn.utils.prune`; and by layers that multiply a mask into their weight. One round of SNIP and
+of GraSP, on two batches of 64, is compared with one and two backward passes over these batches.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ NETWORKS = {"ResNet-20": (lambda: ResNet(20), 128), "VGG-16": (lambda: VGG(16), 
 
 
 def steps(name: str, options: argparse.Namespace) -> None:
-    """Training steps of one network, dense and sparse in three ways."""
+    """Time the training steps of one network, dense and sparse in three ways."""
     torch.manual_seed(0)
     build, batch = NETWORKS[name]
     images = torch.randn(batch, 3, 32, 32, device=options.device)
@@ -70,7 +69,7 @@ def steps(name: str, options: argparse.Namespace) -> None:
 
 
 def scores(name: str, options: argparse.Namespace) -> None:
-    """SNIP and GraSP beside plain passes over the same batches."""
+    """Time SNIP and GraSP and plain passes over the same batches."""
     torch.manual_seed(0)
     network: nn.Module = NETWORKS[name][0]().eval().to(options.device)
     batches = [

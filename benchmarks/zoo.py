@@ -1,11 +1,10 @@
-"""What SynFlow takes in time and memory for each network of the zoo, and whether a path is left:
-100 rounds, from random weights.
+"""Measure SynFlow's time and memory on every network, and whether the result is connected.
 
     python benchmarks/zoo.py [NAME ...] [--density 0.01] [--rounds 100] [--list]
 
-Names may hold wildcards ("tiny_*"); without any, all are run, the largest take many minutes. Each
-runs in a process of its own, whose peak memory counts Python and torch too (what `fc` shows is
-nearly nothing else).
+Names may contain wildcards ("tiny_*"); without names all networks are pruned, from random weights,
+and the largest take many minutes. Each network has a process of its own, whose peak memory includes
+Python and torch (nearly all of the value of `fc`).
 """
 
 from __future__ import annotations
@@ -54,27 +53,36 @@ ZOO: dict[str, tuple[Build, tuple[int, int, int]]] = {
     },
     "tiny_resnet18_gains": (of(TinyResNet, 18, residual_gains=True), TINY),
 }
-"""Every network of ours by a name, and the shape of its images. Tests go through this list too."""
+"""Every network of the package by name, and the shape of its images; tests use this list too."""
 
 
 def measure(name: str, density: float, rounds: int) -> str:
-    """Prune one network and say how it went, in one line."""
+    """Prune one network and return a line with the results.
+
+    Args:
+        name: Key of ``ZOO``.
+        density: Fraction of weights kept, in (0, 1].
+        rounds: Number of rounds.
+    """
     torch.manual_seed(0)
     build, shape = ZOO[name]
     network = build()
     started = time.perf_counter()
     masks = prune(network, SynFlow(), density=density, rounds=rounds, input_shape=shape)
     seconds = time.perf_counter() - started
-    told = diagnose(network, masks, input_shape=shape)
+    diagnosis = diagnose(network, masks, input_shape=shape)
     # Linux counts in KiB, macOS in bytes.
     peak = (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if platform.system() == "Darwin" else 1024)
         / 1e9
     )
-    state = "alive" if told.alive else "dead"
-    empty = f", {len(told.collapsed)} layers empty" if told.collapsed else ""
-    return f"{name:<22}{masks.total:>13,}{masks.kept:>13,}{seconds:>10.1f}{peak:>10.2f}   {state}{empty}"
+    state = "alive" if diagnosis.alive else "dead"
+    empty = f", {len(diagnosis.collapsed)} layers empty" if diagnosis.collapsed else ""
+    return (
+        f"{name:<22}{masks.total:>13,}{masks.kept:>13,}{seconds:>10.1f}{peak:>10.2f}  "
+        f" {state}{empty}"
+    )
 
 
 def main() -> None:
@@ -84,7 +92,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=["*"])
     parser.add_argument("--density", type=float, default=0.01)
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    parser.add_argument("--list", action="store_true", help="print the names and exit")
     options = parser.parse_args()
     names = [
         name for name in ZOO if any(fnmatch.fnmatchcase(name, pattern) for pattern in options.names)

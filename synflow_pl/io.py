@@ -1,5 +1,6 @@
-"""Durable files: one appears under its name whole or not at all, whatever happens meanwhile, and
-then stays.
+"""Write files atomically: a file appears under its name complete or not at all.
+
+The functions that turn a failure of the storage into a one-sentence message are here too.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from typing import IO
 
 __all__ = [
     "atomic_write",
-    "cannot_make",
     "check_folder",
-    "could_not_write",
     "explain",
+    "folder_error_message",
     "make_folder",
     "remove_partial_files",
     "storage_error",
+    "write_error_message",
 ]
 
-# Ends the name of a file that is being written; nothing that is looked for ends so.
+# Suffix of a file that is being written; no pattern that the package searches for matches it.
 _UNFINISHED = ".unfinished"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -33,18 +34,31 @@ _NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write into, which replaces ``path`` at the end of the ``with``, or not at all if
-    that is left by an error.
+    """Open a temporary file that replaces ``path`` when the ``with`` block ends without an error.
 
-    It is written beside its target, since a rename is one step only within a file system, and
-    reaches the disk before its name does.
+    The temporary file is in the folder of ``path``, since a rename is atomic only within a file
+    system, and its content is flushed to the disk before it is renamed.
+
+    Args:
+        path: Path of the file to write; missing parent folders are created.
+
+    Yields:
+        The temporary file, open for writing bytes.
 
     Raises:
-        OSError: if it cannot be written; what was there before is whole.
+        OSError: If the file cannot be written; a previous file at ``path`` is unchanged.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with atomic_write(folder / "numbers.txt") as file:
+        ...     _ = file.write(b"1 2 3")
+        >>> (folder / "numbers.txt").read_bytes()
+        b'1 2 3'
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise OSError(f"{str(path)!r} is there and is no ordinary file; choose another path")
+        raise OSError(f"{str(path)!r} exists and is not a regular file; choose another path")
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,29 +74,29 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         _sync_folder(path.parent)
     except BaseException as error:
         if temporary is not None:
-            with suppress(
-                OSError
-            ):  # a file system that became read-only or went away; the error below says so
+            # This fails too if the file system is now read-only or gone; the error below says so.
+            with suppress(OSError):
                 Path(temporary).unlink(missing_ok=True)
-        # torch.save turns a full disk into a RuntimeError about positions in the file; the OSError
-        # is its context.
+        # torch.save raises a RuntimeError about file positions if the disk is full, with the
+        # OSError as its context.
         cause = error if isinstance(error, OSError) else storage_error(error)
-        if cause is None or (
-            cause.errno is None and cause.__cause__ is not None
-        ):  # the latter is a sentence of this module already
+        # An OSError without errno but with a cause already has a message made by this module.
+        if cause is None or (cause.errno is None and cause.__cause__ is not None):
             raise
-        raise OSError(could_not_write(path, cause)) from error
+        raise OSError(write_error_message(path, cause)) from error
 
 
 def storage_error(error: BaseException | None) -> OSError | None:
-    """Return the first error in a chain of causes and contexts which says that the storage failed,
-    or ``None``.
+    """Return the first error in a chain of causes and contexts that reports a storage failure.
 
-    Storage fails when it is full, over a quota, read-only, forbidden, unreachable, or when a file
-    is in the place of a folder.
+    A storage failure is a disk that is full, over quota, read-only, forbidden or unreachable, or a
+    file in the place of a folder.
 
     Args:
-        error: outermost error of the chain.
+        error: Outermost error of the chain.
+
+    Returns:
+        The error, or ``None`` if no error of the chain reports such a failure.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in (
@@ -96,12 +110,12 @@ def storage_error(error: BaseException | None) -> OSError | None:
     return None
 
 
-def could_not_write(path: str | os.PathLike[str] | None, error: OSError) -> str:
-    """Return one sentence which says that a file could not be written, why, and what to do.
+def write_error_message(path: str | os.PathLike[str] | None, error: OSError) -> str:
+    """Return a one-sentence message: which file could not be written, why, and what to do.
 
     Args:
-        path: path of the file; by default the one that the error names.
-        error: error of the operating system.
+        path: Path of the file; ``None`` takes the path stored in ``error``.
+        error: Error of the operating system.
     """
     name = path if path is not None else error.filename
     what = repr(str(name)) if name is not None else "a file"
@@ -114,44 +128,51 @@ def could_not_write(path: str | os.PathLike[str] | None, error: OSError) -> str:
         instead = "see to the disk or the connection and start again"
     else:
         instead = "make room and start again"
-    return f"{what} could not be {action} ({error.strerror or error}); what was there before is whole, {instead}"
+    return (
+        f"{what} could not be {action} ({error.strerror or error}); what was there before is"
+        f" whole, {instead}"
+    )
 
 
 def explain(error: BaseException) -> str:
-    """Return one sentence about an error: what :func:`could_not_write` says of a storage that
-    failed, else the error's own message.
+    """Return a one-sentence message about an error.
+
+    An error of the storage is explained by :func:`write_error_message`; any other error keeps its
+    own message, on one line.
 
     Args:
-        error: an error of the operating system, or one whose message is a sentence already.
+        error: Error of the operating system, or an error whose message is already a sentence.
     """
     raw = isinstance(error, OSError) and storage_error(error) is error
-    return " ".join((could_not_write(None, error) if raw else str(error)).split())  # type: ignore[arg-type]
+    message = write_error_message(None, error) if raw else str(error)  # type: ignore[arg-type]
+    return " ".join(message.split())
 
 
 def make_folder(path: str | os.PathLike[str], option: str = "") -> None:
-    """Make a folder and its parents, if they do not exist.
+    """Create a folder and its parents if they do not exist.
 
     Args:
-        path: path of the folder.
-        option: option of the command line that chooses the folder.
+        path: Path of the folder.
+        option: Command-line option that sets the folder, named in the error message.
 
     Raises:
-        OSError: naming the folder, and the file that is in its place if one is.
+        OSError: If the folder cannot be created; the message names the folder and, if there is one,
+            the file in its place.
     """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(cannot_make(path, error, option)) from error
+        raise OSError(folder_error_message(path, error, option)) from error
 
 
-def cannot_make(path: Path, error: OSError, option: str = "") -> str:
-    """Return one sentence which says that a folder cannot be made, why, and what to do.
+def folder_error_message(path: Path, error: OSError, option: str = "") -> str:
+    """Return a one-sentence message: which folder cannot be created, why, and what to do.
 
     Args:
-        path: path of the folder.
-        error: error of the operating system.
-        option: option of the command line that chooses the folder.
+        path: Path of the folder.
+        error: Error of the operating system.
+        option: Command-line option that sets the folder, named in the message.
     """
     by = f" ({option})" if option else ""
     file = next(
@@ -159,7 +180,10 @@ def cannot_make(path: Path, error: OSError, option: str = "") -> str:
         None,
     )
     if file is not None and file.is_symlink() and not file.exists():
-        why = f"{str(file)!r} is a link to {os.readlink(file)!r}, which does not exist; remove the link, or choose another folder{by}"
+        why = (
+            f"{str(file)!r} is a link to {os.readlink(file)!r}, which does not exist; remove the"
+            f" link, or choose another folder{by}"
+        )
     elif file is not None:
         why = f"{str(file)!r} is a file; move it away, or choose another folder{by}"
     elif error.errno in _FULL:
@@ -170,15 +194,17 @@ def cannot_make(path: Path, error: OSError, option: str = "") -> str:
 
 
 def check_folder(path: str | os.PathLike[str], option: str) -> None:
-    """Make a folder if it does not exist, and check before long work that files can be written into
-    it.
+    """Create a folder if it does not exist, and check that files can be written into it.
+
+    Called before long computations, so that an unusable folder is reported before they start.
 
     Args:
-        path: path of the folder.
-        option: option of the command line that chooses the folder.
+        path: Path of the folder.
+        option: Command-line option that sets the folder, named in the error message.
 
     Raises:
-        OSError: naming the folder, the cause and the option.
+        OSError: If the folder cannot be created or written to; the message names the folder, the
+            cause and the option.
     """
     try:
         make_folder(path)
@@ -201,6 +227,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what a killed process left half-written in a folder that nobody else writes into."""
+    """Remove the unfinished files that killed processes left in a folder.
+
+    Args:
+        folder: Folder that no other process is writing to.
+    """
     for path in folder.glob(f".*{_UNFINISHED}"):
         path.unlink(missing_ok=True)

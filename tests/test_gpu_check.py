@@ -1,4 +1,4 @@
-"""The GPU check: rehearsed on the CPU; where there is a GPU, run."""
+"""The GPU check, rehearsed on the CPU, and run on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ SCRIPT = [sys.executable, str(ROOT / "benchmarks/gpu_check.py")]
 
 
 @pytest.fixture(autouse=True)
-def _lightning_speaks_again() -> Iterator[None]:
-    """The script silences Lightning in its own process, which is this one where ``main`` is
-    called.
-    """
+def _restore_lightning_log_level() -> Iterator[None]:
+    """Restore the log level of Lightning, which the script changes in its process."""
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     yield
@@ -36,7 +34,7 @@ def report(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_what_does_not_hold_or_fails_is_reported_and_the_other_checks_go_on(
+def test_a_failing_check_is_reported_and_the_other_checks_still_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(options: Any) -> Any:
@@ -54,14 +52,14 @@ def test_what_does_not_hold_or_fails_is_reported_and_the_other_checks_go_on(
     monkeypatch.setattr(gpu_check, "CHECKS", (broken, unequal, equal))
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--device", "cpu", "--out", str(tmp_path)])
     assert gpu_check.main() == 1
-    told = report(tmp_path)
-    assert [row["holds"] for row in told["checks"]] == [False, False, True]
-    assert "no such luck" in told["checks"][0]["facts"]["error"]
-    assert told["checks"][1]["facts"] == {"two": 2}
-    assert "not run on a GPU" in told["machine"]["gpu"]
+    results = report(tmp_path)
+    assert [row["holds"] for row in results["checks"]] == [False, False, True]
+    assert "no such luck" in results["checks"][0]["facts"]["error"]
+    assert results["checks"][1]["facts"] == {"two": 2}
+    assert "not run on a GPU" in results["machine"]["gpu"]
 
 
-def test_a_machine_without_a_gpu_is_told_how_to_rehearse(tmp_path: Path) -> None:
+def test_the_error_without_a_gpu_says_how_to_rehearse(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     done = subprocess.run(
@@ -73,7 +71,7 @@ def test_a_machine_without_a_gpu_is_told_how_to_rehearse(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_it_can_be_rehearsed_on_a_cpu(tmp_path: Path) -> None:
+def test_the_gpu_check_can_be_rehearsed_on_a_cpu(tmp_path: Path) -> None:
     cheap = ["masks_by_precision", "compiled", "channels_last", "one_device_ddp", "digits"]
     words = [
         "--device",
@@ -93,6 +91,6 @@ def test_it_can_be_rehearsed_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_everything_holds_on_a_gpu(tmp_path: Path) -> None:
+def test_every_check_holds_on_a_gpu(tmp_path: Path) -> None:
     done = subprocess.run([*SCRIPT, "--out", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "gpu_check.md").read_text()

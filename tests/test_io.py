@@ -1,4 +1,4 @@
-"""Durable files: whole under their name, or not there."""
+"""Atomic writing: a file is complete under its name or does not exist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from synflow_pl.io import atomic_write
 
 
-def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
+def test_an_error_leaves_the_previous_file_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "made" / "file"
     with atomic_write(path) as file:
         file.write(b"first")
@@ -20,13 +20,13 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     for name in ("folder", "pipe"):
         with (
             pytest.raises(
-                OSError, match=rf"{name}' is there and is no ordinary file; choose another path"
+                OSError, match=rf"{name}' exists and is not a regular file; choose another path"
             ),
             atomic_write(tmp_path / name),
         ):
@@ -34,7 +34,7 @@ def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_a_folder_that_cannot_be_made_is_named_in_a_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(OSError, match=r"file/more' could not be written \(File exists\)"),

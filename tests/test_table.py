@@ -1,6 +1,4 @@
-"""The table of accuracies is filled in with what was run, as the recipe says, and with nothing
-else.
-"""
+"""The table of accuracies contains exactly the runs that agree with their recipe."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ def a_run(
     *options: str,
     recipe: str = "mnist_fc",
 ) -> Path:
-    """A run as ``fit`` and ``test`` leave it."""
+    """Write the folder of a run as ``fit`` and ``test`` leave it."""
     folder = root / f"{recipe}-{pruner}-{density}-{seed}{len(options)}"
     folder.mkdir(parents=True)
     amount = (
@@ -52,11 +50,13 @@ def a_run(
     )
     (folder / "config.yaml").write_text(plan._config_text)
     (folder / "metrics.csv").write_text(
-        f"epoch,step,train/loss,test/accuracy\n{plan.options.trainer.max_epochs - 1},9,0.5,\n0,0,,{accuracy}\n"
+        "epoch,step,train/loss,test/accuracy\n"
+        f"{plan.options.trainer.max_epochs - 1},9,0.5,\n"
+        f"0,0,,{accuracy}\n"
     )
     (folder / MACHINES).write_text("a laptop\na GPU\n")
     if pruner != "dense":
-        told = {
+        diagnosis = {
             "density": density,
             "effective_density": density,
             "flops": 2,
@@ -64,7 +64,7 @@ def a_run(
             "alive": True,
             "layers": [],
         }
-        (folder / "diagnosis.json").write_text(json.dumps(told))
+        (folder / "diagnosis.json").write_text(json.dumps(diagnosis))
     return folder
 
 
@@ -76,7 +76,7 @@ def rows(text: str) -> list[list[str]]:
     ]
 
 
-def test_a_cell_is_dense_and_synflow_at_ten_and_a_hundred_times_and_each_has_seed_machines_and_command(
+def test_a_cell_has_three_accuracies_each_with_seed_machines_and_command(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     a_run(tmp_path / "runs", "dense", 1.0, 3, 0.98)
@@ -84,40 +84,51 @@ def test_a_cell_is_dense_and_synflow_at_ten_and_a_hundred_times_and_each_has_see
     a_run(tmp_path / "runs", "synflow", 0.1, 2, 0.94567)
     fill(*files, [tmp_path / "runs"])
     assert files[0].read_text() == TABLE.replace("12.34", "98.00 / 94.57 / ")
-    told = {(row[0], row[1], row[2]): row[3:] for row in rows(files[1].read_text())}
+    filled = {(row[0], row[1], row[2]): row[3:] for row in rows(files[1].read_text())}
     command = (
         "synflow_pl fit -c mnist_fc -c pruners/synflow --pruning.density 0.1 --seed_everything 2"
     )
-    assert told["`mnist_fc`", "synflow", "0.1"] == ["94.57", "2", "a laptop; a GPU", f"`{command}`"]
+    assert filled["`mnist_fc`", "synflow", "0.1"] == [
+        "94.57",
+        "2",
+        "a laptop; a GPU",
+        f"`{command}`",
+    ]
     assert (
-        told["`mnist_fc`", "dense", "1"][-1]
+        filled["`mnist_fc`", "dense", "1"][-1]
         == "`synflow_pl fit -c mnist_fc -c pruners/dense --seed_everything 3`"
     )
-    assert told["`mnist_fc`", "synflow", "0.01"][:3] == ["", "", "not run"]
+    assert filled["`mnist_fc`", "synflow", "0.01"][:3] == ["", "", "not run"]
 
 
-def test_what_was_not_run_is_empty_and_said_and_a_number_without_a_run_goes(
+def test_accuracies_without_a_run_are_removed_and_listed_as_not_run(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "runs").mkdir()
     fill(*files, [tmp_path / "runs"])
     assert files[0].read_text() == TABLE.replace(" 12.34 |", " |")
-    (head, _line, *told) = rows(files[1].read_text())
+    (head, _line, *filled) = rows(files[1].read_text())
     assert head == ["recipe", "pruner", "density", "accuracy", "seed", "machine", "command"]
-    # Those of configs/sweeps/table.yaml that this table has.
-    assert [row[0] for row in told] == ["`cifar10_vgg16`"] * 3 + ["`cifar100_vgg16`"] * 3
-    assert {tuple(row[3:6]) for row in told} == {("", "", "not run")}
+    # The recipes of configs/sweeps/table.yaml that are in this README.
+    assert [row[0] for row in filled] == ["`cifar10_vgg16`"] * 3 + ["`cifar100_vgg16`"] * 3
+    assert {tuple(row[3:6]) for row in filled} == {("", "", "not run")}
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ("--model.optimizer.lr", "0.1"), ("--trainer.max_epochs", "3"), ("--trainer.limit_train_batches", "5"),
-        ("--trainer.precision", "bf16-mixed"), ("--data.batch_size", "64"), ("--data.validate_on_test", "true"),
-        ("--pruning.rounds", "3"), ("--pruning.scope", "local"), ("--model.network.width", "50"),
+        ("--model.optimizer.lr", "0.1"),
+        ("--trainer.max_epochs", "3"),
+        ("--trainer.limit_train_batches", "5"),
+        ("--trainer.precision", "bf16-mixed"),
+        ("--data.batch_size", "64"),
+        ("--data.validate_on_test", "true"),
+        ("--pruning.rounds", "3"),
+        ("--pruning.scope", "local"),
+        ("--model.network.width", "50"),
     ],
-)  # fmt: skip
-def test_a_run_that_differs_from_the_recipe_in_an_option_is_not_taken(
+)
+def test_a_run_that_differs_from_the_recipe_in_an_option_is_not_used(
     options: tuple[str, str], files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     a_run(tmp_path / "runs", "synflow", 0.1, 0, 0.95, *options)
@@ -125,7 +136,7 @@ def test_a_run_that_differs_from_the_recipe_in_an_option_is_not_taken(
     assert "95.00" not in files[0].read_text() + files[1].read_text()
 
 
-def test_options_that_change_no_number_make_no_other_run(
+def test_a_run_that_differs_only_in_options_without_effect_is_used(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     a_run(
@@ -143,7 +154,7 @@ def test_options_that_change_no_number_make_no_other_run(
     assert " / 95.00 / |" in files[0].read_text().replace("  ", " ")
 
 
-def test_a_command_of_the_table_means_what_it_says() -> None:
+def test_a_command_of_the_table_parses_to_the_options_of_its_row() -> None:
     plan = Plan.of(list(Entry("cifar10_vgg16", "synflow", 0.01, None).options))
     assert (
         plan.options.pruning.density,
@@ -152,7 +163,7 @@ def test_a_command_of_the_table_means_what_it_says() -> None:
     ) == (0.01, 0, 160)
 
 
-def test_a_broken_run_is_told(
+def test_a_damaged_run_is_reported(
     files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (a_run(tmp_path / "runs", "dense", 1.0, 0, 0.9) / "metrics.csv").write_text(

@@ -19,7 +19,7 @@ from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.experiments import SquaredMagnitudes, first_scores
 from synflow_pl.flow import example_of
 from synflow_pl.pruners import Pruner
-from synflow_pl.runs import claim
+from synflow_pl.runs import create_run_folder
 from synflow_pl.training.introspection import find_loss
 
 __all__ = ["Plan", "Training", "pruner_of"]
@@ -74,7 +74,7 @@ class Plan(CLI):
     def folder(self) -> Path:
         """Folder of this experiment under ``lightning_logs``, created at the first access."""
         root = Path(self.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
-        return claim(root, self.options.get("run") or self._default_name())
+        return create_run_folder(root, self.options.get("run") or self._default_name())
 
     def _default_name(self) -> str:
         return f"{self.experiment}-{self.recipe_name}-seed{self.options.seed_everything}"

@@ -22,7 +22,7 @@ from synflow_pl.export import FORMATS, Metadata, export, write_card
 from synflow_pl.flow import example_of
 from synflow_pl.io import check_folder, explain
 from synflow_pl.masks import Masks
-from synflow_pl.runs import run_of
+from synflow_pl.runs import find_run_folder
 from synflow_pl.runs.progress import progress
 from synflow_pl.training import find_checkpoint, load_weights
 from synflow_pl.training.checkpoints import load_masks, read
@@ -107,7 +107,7 @@ def _write(
             _check_output(Path(own.output), formats)
         checkpoint = find_checkpoint(own.ckpt_path)
         if own.output is None:
-            _check_output((run_of(checkpoint) or Path(".")) / "export" / "model", formats)
+            _check_output((find_run_folder(checkpoint) or Path(".")) / "export" / "model", formats)
         _quieten()
         cli = _Loaded(
             _prepare(

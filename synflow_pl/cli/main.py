@@ -48,11 +48,18 @@ from synflow_pl.cli.record_callback import Recording
 from synflow_pl.cli.untrained import warn_untrained
 from synflow_pl.data import ImageDataModule
 from synflow_pl.diagnosis import DeadNetwork
-from synflow_pl.io import could_not_write, explain, storage_error
-from synflow_pl.runs import CONFIG, PRUNED, RunCSV, RunTensorBoard, claim, run_of
+from synflow_pl.io import explain, storage_error, write_error_message
+from synflow_pl.runs import (
+    CONFIG,
+    PRUNED,
+    RunCSV,
+    RunTensorBoard,
+    create_run_folder,
+    find_run_folder,
+)
 from synflow_pl.runs.environment import record_environment
 from synflow_pl.runs.loggers import Tested
-from synflow_pl.runs.run_record import untested
+from synflow_pl.runs.run_record import changed_test_options
 from synflow_pl.runs.training_record import Training, read_record, write_record
 from synflow_pl.training import (
     Classifier,
@@ -188,7 +195,7 @@ def _prepare(args: list[str]) -> list[str]:
             prepared.append(args[index])
         index += 1
     if not files and checkpoint is not None and len(before) == 1 and before[0] in _EVALUATIONS:
-        folder = run_of(find_checkpoint(checkpoint))
+        folder = find_run_folder(find_checkpoint(checkpoint))
         if folder is not None:
             files = ["--config", str(folder / CONFIG)]
     return [*before, *files, *prepared]
@@ -503,7 +510,7 @@ class CLI(LightningCLI):
         text = self._config_text
         self._typed_settings = resume.settings(text)
         path = self.options.get("ckpt_path")
-        run = run_of(Path(path)) if path is not None else None
+        run = find_run_folder(Path(path)) if path is not None else None
         if path is None or run is None or self.subcommand != "fit":
             return
         content = read(path)
@@ -566,7 +573,7 @@ class CLI(LightningCLI):
                 else [configured["optimizer"] if isinstance(configured, dict) else configured]
             )
         refuse(path, content, self.model, optimizers)
-        run = run_of(Path(path))
+        run = find_run_folder(Path(path))
         if run is not None and run != self._resumed_run:
             trains = self.subcommand == "fit"
             root = Path(self.options.trainer.get("default_root_dir") or ".")
@@ -601,12 +608,14 @@ class CLI(LightningCLI):
     def _find_run(self, root: Path) -> Path | None:
         if self.subcommand in _EVALUATIONS:
             checkpoint = self.options.get("ckpt_path")
-            return run_of(Path(checkpoint)) if checkpoint else None
+            return find_run_folder(Path(checkpoint)) if checkpoint else None
         if not self._is_first:
             return Path(os.environ[_CLAIMED]) if _CLAIMED in os.environ else None
         folder = self._resumed_run or self._run_of_checkpoint(root)
         if folder is None:
-            folder = claim(root / "lightning_logs", self.options.get("run") or self._default_name())
+            folder = create_run_folder(
+                root / "lightning_logs", self.options.get("run") or self._default_name()
+            )
         os.environ[_CLAIMED] = str(folder)
         self.options["run"] = folder.name
         if self._resumed_run is None:
@@ -624,7 +633,7 @@ class CLI(LightningCLI):
     def _run_of_checkpoint(self, root: Path) -> Path | None:
         """Return the checkpoint's own run if ``--run`` gives its name, so that it is resumed."""
         name, checkpoint = self.options.get("run"), self.options.get("ckpt_path")
-        folder = run_of(Path(checkpoint)) if name and checkpoint else None
+        folder = find_run_folder(Path(checkpoint)) if name and checkpoint else None
         own = folder is not None and (folder.resolve().parent, folder.name) == (
             (root / "lightning_logs").resolve(),
             name,
@@ -667,7 +676,7 @@ class CLI(LightningCLI):
         pruning = self.options.pruning
         if pruning.masks_path:
             path = Path(pruning.masks_path).resolve()
-            return f"masks_{path.parent.name if run_of(path) is not None else path.stem}"
+            return f"masks_{path.parent.name if find_run_folder(path) is not None else path.stem}"
         overlay = next(
             (path.stem for path in reversed(self.recipes) if path.parent.name == "pruners"), None
         )
@@ -780,9 +789,9 @@ class CLI(LightningCLI):
         path = self.options.get("ckpt_path") if self.subcommand == "test" else None
         if path is None or self.run_folder is None:
             now = yaml.safe_load(self._config_text)
-            return Tested("", None, self.trainer.global_step, untested(now, now))
+            return Tested("", None, self.trainer.global_step, changed_test_options(now, now))
         content = read(path)
-        changed = untested(
+        changed = changed_test_options(
             yaml.safe_load((self.run_folder / CONFIG).read_text()),
             yaml.safe_load(self._config_text),
         )
@@ -845,7 +854,7 @@ def _expected_error(error: Exception) -> str | None:
         if cause is not None:
             return explain(cause)
     failed = storage_error(error)
-    return could_not_write(None, failed) if failed is not None else None
+    return write_error_message(None, failed) if failed is not None else None
 
 
 def _is_ours(error: BaseException) -> bool:

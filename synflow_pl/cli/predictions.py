@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from synflow_pl.cli.options import Options, exit_with_error
-from synflow_pl.data.image_folder import fitting, image_files
-from synflow_pl.data.torchvision_loader import Files
+from synflow_pl.data.image_folder import image_files, resize_transform
+from synflow_pl.data.torchvision_loader import ImageFiles
 from synflow_pl.export import load_exported
 from synflow_pl.io import atomic_write, check_folder, explain
 
@@ -76,8 +76,8 @@ def predict_exported(args: list[str]) -> None:
         exported = load_exported(network_file, trust=own.trust)
         metadata = exported.metadata
         paths = image_files(Path(own.folder).expanduser())
-        transform = fitting(metadata.input_shape[1:], metadata.mean, metadata.std)
-        pictures = Files(
+        transform = resize_transform(metadata.input_shape[1:], metadata.mean, metadata.std)
+        pictures = ImageFiles(
             paths, torch.full((len(paths),), -1), transform, channels=metadata.input_shape[0]
         )
         probabilities = []

@@ -17,7 +17,7 @@ from synflow_pl.cli.resume import write_config
 from synflow_pl.diagnosis import Comparison, Diagnosis
 from synflow_pl.figures import density_by_pruner, density_per_layer, layers_over_rounds
 from synflow_pl.figures.style import MOST_LAYERS, save
-from synflow_pl.runs import CONFIG, PRUNED, claim
+from synflow_pl.runs import CONFIG, PRUNED, create_run_folder
 from synflow_pl.training import PruneAtInit
 
 __all__ = ["prune"]
@@ -105,7 +105,7 @@ class _Prune(CLI):
         return (
             super()._find_run(root)
             if self._folder is None
-            else claim(self._folder.parent, self._folder.name)
+            else create_run_folder(self._folder.parent, self._folder.name)
         )
 
     def _open_run(self) -> None:
@@ -188,7 +188,7 @@ def _compare(overlays: list[str], name: str | None, options: list[str], own: Seq
         _check(overlay, plan)
     first = plans[overlays[0]]
     root = Path(first.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
-    group = claim(root, name or first.default_name)
+    group = create_run_folder(root, name or first.default_name)
     diagnoses, seconds = {}, {}
     for overlay, command in commands.items():
         # If the seed is drawn at random, every pruner gets the drawn one and the same weights.

@@ -48,8 +48,8 @@ def report(args: list[str]) -> None:
 
     from synflow_pl.cli.recipes import overlays
     from synflow_pl.io import check_folder, explain
-    from synflow_pl.runs.report_files import report as write_report
     from synflow_pl.runs.report_table import as_markdown
+    from synflow_pl.runs.report_writer import report as written
 
     try:
         check_folder(own.out, "--out")
@@ -81,9 +81,9 @@ def report(args: list[str]) -> None:
         )
     for folder, reason in summary.left_out.items():
         print(f"left out: {os.path.relpath(folder)}: {reason}")
-    if summary.between:
+    if summary.num_intermediate:
         print(
-            f"{summary.between} levels of multi-shot pruning are not reported, since they are not "
+            f"{summary.num_intermediate} levels of multi-shot pruning are not reported, since they are not "
             "the last of theirs."
         )
     count = sum(len(cell.runs) for cell in summary.cells)

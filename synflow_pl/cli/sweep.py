@@ -22,8 +22,8 @@ from synflow_pl.cli.main import run
 from synflow_pl.cli.multishot import Plan, multishot, planned
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.io import check_folder, storage_error
-from synflow_pl.runs.launchers import LauncherError, Slurm, here, on_slurm
-from synflow_pl.runs.sweep_grid import FAILED, Sweep, Task, accuracy, check_own, held
+from synflow_pl.runs.launchers import LauncherError, Slurm, run_locally, run_on_slurm
+from synflow_pl.runs.sweep_grid import FAILED, Sweep, Task, accuracy, check_existing_runs, lock_run
 from synflow_pl.training import find_checkpoint
 
 __all__ = ["parsed", "sweep"]
@@ -253,7 +253,7 @@ def _checked_tasks(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task
                 width_of(task)
             else:
                 Plan.of(list(task.options), own)
-        check_own(folder, tasks)
+        check_existing_runs(folder, tasks)
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error))
     return tasks
@@ -285,10 +285,10 @@ class _Job:
 
 def _launched(jobs: Sequence[_Job], own: Namespace) -> Iterator[tuple[_Job, int]]:
     if own.launcher == "local":
-        yield from here(_work, jobs, own.parallel, _PRELOAD)
+        yield from run_locally(_work, jobs, own.parallel, _PRELOAD)
         return
     try:
-        yield from on_slurm(_work, jobs, own.slurm, jobs[0].folder / "slurm", _PRELOAD)
+        yield from run_on_slurm(_work, jobs, own.slurm, jobs[0].folder / "slurm", _PRELOAD)
     except LauncherError as error:
         exit_with_error(str(error))
 
@@ -313,7 +313,7 @@ def _attempt(job: _Job) -> int:
     """Train and test one run, resuming it if it was stopped, and return an exit status."""
     folder, task = job.folder, job.task
     run_folder = folder / "lightning_logs" / task.name
-    with held(folder, task) as free:
+    with lock_run(folder, task) as free:
         if not free:
             return _BUSY
         # Another machine may have finished the run in the meantime.

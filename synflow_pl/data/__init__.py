@@ -1,4 +1,4 @@
-"""Data sets as LightningDataModules, one per file."""
+"""Data sets as LightningDataModules, one data set per file."""
 
 from synflow_pl.data.cifar10 import CIFAR10
 from synflow_pl.data.cifar100 import CIFAR100

@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009): 50,000 small photographs to train on, 10,000 to test."""
+"""CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,15 @@ __all__ = ["CIFAR10"]
 
 
 class CIFAR10(ImageDataModule):
-    """Photographs, 32x32 colour, 10 classes; 170 MB to download. Crops and flips as in Tanaka et
-    al. 2020.
+    """CIFAR-10: photographs, 32x32 colour, 10 classes; 170 MB to download.
+
+    Training images are cropped and flipped at random as in Tanaka et al. 2020. The arguments are
+    those of :class:`ImageDataModule`.
+
+    Example:
+        >>> data = CIFAR10(batch_size=256, val_size=5000)
+        >>> data.input_shape, data.num_classes
+        ((3, 32, 32), 10)
     """
 
     input_shape = (3, 32, 32)
@@ -28,9 +35,7 @@ class CIFAR10(ImageDataModule):
     crop_padding = 4
 
     origin: type[datasets.CIFAR10] = datasets.CIFAR10
-    """The class of torchvision that knows the address, the names of the files and their
-    checksums.
-    """
+    """Class of torchvision that has the address, the names of the files and their checksums."""
     label_key: ClassVar[bytes] = b"labels"
 
     @property
@@ -38,7 +43,7 @@ class CIFAR10(ImageDataModule):
         return self.data_dir / self.origin.base_folder
 
     def prepare_data(self) -> None:
-        """Download and unpack what is not there yet, and check it."""
+        """Download and unpack the data set if its folder does not exist, and check the files."""
         if not self._folder.exists():
             archive = self.data_dir / self.origin.filename
             fetch([self.origin.url], archive, self.origin.tgz_md5)

@@ -1,6 +1,4 @@
-"""CIFAR-100 (Krizhevsky 2009): 50,000 small photographs of 100 classes to train on, 10,000 to
-test.
-"""
+"""CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 100 classes."""
 
 from __future__ import annotations
 
@@ -12,8 +10,15 @@ __all__ = ["CIFAR100"]
 
 
 class CIFAR100(CIFAR10):
-    """Photographs, 32x32 colour, 100 classes; 169 MB to download. Crops and flips as for
-    CIFAR-10.
+    """CIFAR-100: photographs, 32x32 colour, 100 classes; 169 MB to download.
+
+    Training images are cropped and flipped at random as for CIFAR-10. The arguments are those of
+    :class:`ImageDataModule`.
+
+    Example:
+        >>> data = CIFAR100(batch_size=256)
+        >>> data.input_shape, data.num_classes
+        ((3, 32, 32), 100)
     """
 
     num_classes = 100

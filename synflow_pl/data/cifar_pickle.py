@@ -1,6 +1,4 @@
-"""The pickled format of CIFAR (Krizhevsky 2009): a dictionary of pixels and labels, read without
-running what a pickle may ask for.
-"""
+"""Read CIFAR's pickle files (Krizhevsky 2009) without executing code that a pickle may contain."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from torch import Tensor
 
 __all__ = ["CifarPickle", "open_pickled"]
 
-# What an array is built from, by numpy 1 and numpy 2.
+# Globals that the pickle of an array refers to, under NumPy 1 and NumPy 2.
 _ALLOWED = {
     (f"numpy.{core}{module}", name)
     for core in ("core.", "_core.", "")
@@ -35,39 +33,39 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Source:
-    """A memory-mapped file as the unpickler reads one. Of a large block it gets as many zeros, and
-    where it lies is noted: the unpickler copies what it reads, and the pixels shall be in memory
-    once.
+    """Memory-mapped file as the unpickler reads it, which leaves out one large block.
+
+    The unpickler copies what it reads, and the pixels are to be in memory only once. So it gets
+    zeros in place of a large block, whose position is stored in ``block``.
 
     Args:
-        mapped: the file.
-        large: bytes from which on a block is.
+        mapped: Memory map of the file.
+        large: Number of bytes from which on a block is left out.
     """
 
     def __init__(self, mapped: mmap.mmap, large: int) -> None:
         self.mapped, self.large, self.at = mapped, large, 0
         self.block: tuple[int, int] | None = None
-        """First byte and number of bytes."""
+        """Position of the block that was left out: first byte and number of bytes."""
 
     def peek(self, count: int) -> bytes:
         return self.mapped[self.at : self.at + count]
 
     def read(self, count: int) -> bytes | memoryview:
         if self._skips(count):
-            return memoryview(
-                mmap.mmap(-1, count, access=mmap.ACCESS_COPY)
-            )  # pages of zeros that take no memory
-        found = self.peek(count)
-        self.at += len(found)
-        return found
+            # Pages of zeros that are never written to take no memory.
+            return memoryview(mmap.mmap(-1, count, access=mmap.ACCESS_COPY))
+        content = self.peek(count)
+        self.at += len(content)
+        return content
 
     def readinto(self, buffer: memoryview) -> int:
         if self._skips(len(buffer)):
             return len(buffer)
-        found = self.peek(len(buffer))
-        self.at += len(found)
-        buffer[: len(found)] = found
-        return len(found)
+        content = self.peek(len(buffer))
+        self.at += len(content)
+        buffer[: len(content)] = content
+        return len(content)
 
     def readline(self) -> bytes:
         start, self.at = self.at, self.mapped.find(b"\n", self.at) + 1
@@ -83,38 +81,41 @@ class _Source:
 
 @dataclass
 class CifarPickle:
-    """One file: its labels, and its pixels where they are."""
+    """One CIFAR file: its labels, and its pixels or their position in the file."""
 
     path: Path
     labels: Tensor
-    """int64 (N,)."""
+    """Labels, int64 (N,)."""
     pixels: np.ndarray | int
-    """The array of a small file, or where in the file the pixels begin."""
+    """Pixels of a small file, or the offset in bytes at which the pixels begin in the file."""
 
     def read_into(self, images: Tensor) -> None:
-        """Read the pixels to their place, uint8 (N, C, H, W)."""
+        """Read the pixels into a tensor.
+
+        Args:
+            images: Tensor to write to, uint8 (N, C, H, W), contiguous.
+        """
         if isinstance(self.pixels, int):
             with self.path.open("rb") as file:
                 file.seek(self.pixels)
                 file.readinto(images.numpy().data.cast("B"))
         else:
-            images.copy_(
-                torch.from_numpy(self.pixels.reshape(images.shape).copy())
-            )  # the array of a pickle is read-only
+            # Copied, since torch.from_numpy warns about the read-only array of a pickle.
+            images.copy_(torch.from_numpy(self.pixels.reshape(images.shape).copy()))
 
 
 def open_pickled(path: Path, shape: tuple[int, int, int], key: bytes, classes: int) -> CifarPickle:
-    """Look into one file.
+    """Read the labels of a CIFAR file and locate its pixels.
 
     Args:
-        path: of the file.
-        shape: (C, H, W) of an image.
-        key: of the labels.
-        classes: labels lie in 0 ... ``classes`` - 1.
+        path: Path of the file.
+        shape: Shape (C, H, W) of an image.
+        key: Key of the labels.
+        classes: Number of classes; labels are in [0, ``classes``).
 
     Raises:
-        FileNotFoundError: if there is no file.
-        ValueError: if it does not hold that.
+        FileNotFoundError: If there is no file.
+        ValueError: If the content is not that of a CIFAR file with this shape and these labels.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -124,10 +125,12 @@ def open_pickled(path: Path, shape: tuple[int, int, int], key: bytes, classes: i
     try:
         try:
             content, block = _load(path, _LARGE)
-            found = block is None or block[1] == content[b"data"].nbytes
+            located = block is None or block[1] == content[b"data"].nbytes
         except ValueError:
-            found = False
-        if not found:  # Python 3 writes old protocols otherwise: the block is the pixels as UTF-8, and has to be read
+            located = False
+        # Python 3 writes old protocols differently: the block is the pixels encoded as UTF-8, which
+        # the unpickler has to decode.
+        if not located:
             content, block = _load(path, path.stat().st_size + 1)
         pixels, labels = content[b"data"], torch.tensor(content[key], dtype=torch.int64)
         if (
@@ -148,7 +151,9 @@ def open_pickled(path: Path, shape: tuple[int, int, int], key: bytes, classes: i
         IndexError,
         OverflowError,
     ) as error:
-        raise ValueError(f"{str(path)!r} is truncated or no CIFAR file ({error}){again}") from error
+        raise ValueError(
+            f"{str(path)!r} is truncated or not a CIFAR file ({error}){again}"
+        ) from error
     if wrong := [label for label in labels.tolist() if not 0 <= label < classes]:
         raise ValueError(
             f"{str(path)!r} holds the label {wrong[0]}, expected 0 to {classes - 1}{again}"
@@ -159,8 +164,7 @@ def open_pickled(path: Path, shape: tuple[int, int, int], key: bytes, classes: i
 def _load(path: Path, large: int) -> tuple[dict[bytes, Any], tuple[int, int] | None]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         source = _Source(mapped, large)
-        # Strings as bytes, for then an array takes its block as it is; as text it would be copied
-        # twice.
+        # With encoding="bytes" an array uses its block directly; text would be copied twice.
         content = _Unpickler(source, encoding="bytes").load()  # type: ignore[arg-type]  # it takes any buffer
     return {
         name if isinstance(name, bytes) else name.encode(): value for name, value in content.items()

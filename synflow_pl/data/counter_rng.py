@@ -1,5 +1,6 @@
-"""Draws: random numbers that are a function of seed, epoch and image, so that ranks, workers and a
-resumed run agree on them.
+"""Counter-based random numbers: functions of a seed, an epoch and an image, without a state.
+
+Ranks, worker processes and a resumed run therefore agree on them.
 """
 
 from __future__ import annotations
@@ -7,40 +8,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["draws", "permutation"]
+__all__ = ["permutation", "random_numbers"]
 
 
 def _signed(value: int) -> int:
-    """The int64 that has the same lowest 64 bits."""
+    """Return the int64 with the same lowest 64 bits."""
     return (value + 2**63) % 2**64 - 2**63
 
 
-# SplitMix64 (Steele, Lea & Flood 2014): its increment and its two multipliers.
+# Increment and multipliers of SplitMix64 (Steele, Lea & Flood 2014).
 _INCREMENT, _FIRST, _SECOND = map(
     _signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
 
 
 def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser. int64 wraps around in torch; the masks make its arithmetic shifts
-    logical ones.
+    """Apply SplitMix64's finaliser to int64 numbers.
+
+    torch's int64 arithmetic wraps around; the masks turn its arithmetic shifts into logical ones.
     """
     z = (z ^ (z >> 30 & 2**34 - 1)) * _FIRST
     z = (z ^ (z >> 27 & 2**37 - 1)) * _SECOND
     return z ^ (z >> 31 & 2**33 - 1)
 
 
-def draws(seed: int, epoch: int, images: Tensor) -> Tensor:
-    """A uniform number for each image, int64 in [0, 2**63), from a counter-based generator: there
-    is no state to carry along.
+def random_numbers(seed: int, epoch: int, images: Tensor) -> Tensor:
+    """Return a uniform random number for each image, as a function of seed, epoch and image.
 
     Args:
-        seed: any integer.
-        epoch: any integer.
-        images: indices of images, int64 (N,).
+        seed: Any integer.
+        epoch: Any integer.
+        images: Indices of images, int64 (N,).
 
     Returns:
-        int64 (N,).
+        Random numbers, int64 (N,), in [0, 2**63).
     """
     z = torch.zeros_like(images)
     for value in (_signed(seed), epoch, images):
@@ -49,6 +50,15 @@ def draws(seed: int, epoch: int, images: Tensor) -> Tensor:
 
 
 def permutation(seed: int, epoch: int, count: int) -> Tensor:
-    """An order of ``count`` images, int64 (count,), another in each epoch."""
-    start = int(draws(seed, epoch, torch.tensor([-1])))  # no image has this index
+    """Return a random order of images that is different in each epoch.
+
+    Args:
+        seed: Any integer.
+        epoch: Any integer.
+        count: Number of images.
+
+    Returns:
+        A permutation of 0 ... ``count`` - 1, int64 (count,).
+    """
+    start = int(random_numbers(seed, epoch, torch.tensor([-1])))  # no image has this index
     return torch.randperm(count, generator=torch.Generator().manual_seed(start))

@@ -1,4 +1,4 @@
-"""Images: the LightningDataModule that every image data set here is one of."""
+"""Base class of the data modules of image data sets."""
 
 from __future__ import annotations
 
@@ -16,73 +16,85 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from synflow_pl.data.counter_rng import draws, permutation
-from synflow_pl.data.image_folder import fitting, image_files
+from synflow_pl.data.counter_rng import permutation, random_numbers
+from synflow_pl.data.image_folder import image_files, resize_transform
 from synflow_pl.data.loader import Batch, Loader, Source
-from synflow_pl.data.memory import Memory
-from synflow_pl.data.torchvision_loader import Files, Pictures, TorchvisionLoader
+from synflow_pl.data.memory import MemorySource
+from synflow_pl.data.torchvision_loader import ImageFiles, TensorImages, TorchvisionLoader
 from synflow_pl.data.validity import check_images, check_labels, check_sample
 
 __all__ = ["ImageDataModule", "default_data_dir"]
 
 _PRUNING = -1
-"""Stands for an epoch where images are drawn to prune on, so that they are not those that training
-begins with. Draw k has -1 - k.
+"""Epoch of the images that pruning scores on, which are thus not the first of the training.
+
+Sample k has the epoch -1 - k.
 """
 _IMAGES_PER_CLASS = 10
-"""Images of each class to prune on, unless the options give a number."""
+"""Default number of images of each class that pruning scores on."""
 
 
 def default_data_dir() -> Path:
-    """Where data sets lie unless told otherwise: ``$SYNFLOW_DATA``, else
-    ``~/.cache/synflow_pl``.
-    """
+    """Return the default folder of data sets: ``$SYNFLOW_DATA``, else ``~/.cache/synflow_pl``."""
     return Path(os.environ.get("SYNFLOW_DATA") or Path.home() / ".cache" / "synflow_pl")
 
 
 class ImageDataModule(LightningDataModule, ABC):
-    """Labelled images: downloaded in ``prepare_data``, a validation split held out by seed, the
-    test set met only at ``test``.
+    """Base class for labelled images.
 
-    A subclass names its shape, classes, normalisation and augmentation, and says where its images
-    come from.
+    Images are downloaded in ``prepare_data``, a validation split is held out by seed, and the test
+    set is opened only for ``test``. A subclass defines the shape, the classes, the normalisation
+    and the augmentation of its images as class attributes, and reads them in :meth:`images`.
 
-    The order of an epoch and each image's crop and flip are functions of the seed, the epoch and
-    the image: devices, workers and a run resumed in the middle of an epoch agree on them. The seed
-    is ``seed`` together with that of Lightning's ``seed_everything``.
+    The order of the images in an epoch, and the crop and flip of each image, are functions of the
+    seed, the epoch and the image. So devices, worker processes and a run resumed within an epoch
+    agree on them. The seed combines ``seed`` with the seed of Lightning's ``seed_everything``.
 
     Args:
-        data_dir: folder of the files; by default ``$SYNFLOW_DATA``, else ``~/.cache/synflow_pl``.
-        batch_size: images per training step over all devices together, at least 1; must divide by
-            their number.
-        val_size: training images held out for validation, at least 0; ``None`` is a tenth of them.
-        seed: of the split, and with the run's own seed of the order, the augmentation and the
-            pruning batches.
-        pipeline: ``memory`` holds all images as bytes and crops, flips and normalises whole batches
-            on the device; ``torchvision`` reads and transforms them one by one.
-        num_workers: processes that load images in the pipeline ``torchvision``, per device; 0 loads
-            them in the training process.
-        augment: random crops and flips of training images, where the data set's paper has them.
-        validate_on_test: validate on the test set, as some papers did; nothing is held out then.
-            Warns.
-        predict_dir: folder of images of one's own for ``predict``, in place of the test set.
-        test_each_epoch: run the test set too after each epoch, logged as ``test_each_epoch/...``
-            and never used to choose anything, so that a report can say what the test accuracy was
-            at the best validation epoch.
-        images_per_class: Training images of each class that data-driven pruners score on, at least
-            1, an error if a class has fewer; ``None`` takes 10, or all images of a class that has
-            fewer, with a warning.
+        data_dir: Folder of the files; ``None`` is ``$SYNFLOW_DATA``, else ``~/.cache/synflow_pl``.
+        batch_size: Images per training step over all devices together, at least 1; must be a
+            multiple of the number of devices.
+        val_size: Number of training images held out for validation, at least 0; ``None`` is a tenth
+            of them.
+        seed: Seed of the split and, combined with the seed of the run, of the order, the
+            augmentation and the images that pruning scores on.
+        pipeline: ``"memory"`` holds all images in memory as bytes and crops, flips and normalises
+            whole batches on the device; ``"torchvision"`` reads and transforms images one by one.
+        num_workers: Worker processes per device that load images in the pipeline ``"torchvision"``;
+            0 loads them in the training process.
+        augment: Whether training images are cropped and flipped at random, if the data set defines
+            an augmentation.
+        validate_on_test: Whether to validate on the test set, as some papers did. No images are
+            held out then, and a warning is issued.
+        predict_dir: Folder of the user's own images for ``predict``; ``None`` predicts the test
+            set.
+        test_each_epoch: Whether to evaluate the test set after each epoch too. The results are
+            logged as ``test_each_epoch/...`` and never used to choose a checkpoint; a report reads
+            the test accuracy at the best validation epoch from them.
+        images_per_class: Number of training images of each class that data-driven pruners score on,
+            at least 1, an error if a class has fewer; ``None`` takes 10, or all images of a class
+            that has fewer, with a warning.
+
+    Example:
+        >>> from synflow_pl.data import Digits
+        >>> data = Digits(batch_size=100)
+        >>> data.setup("fit")
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.shape, labels.shape
+        (torch.Size([100, 1, 28, 28]), torch.Size([100]))
     """
 
     input_shape: ClassVar[tuple[int, int, int]]
-    """(C, H, W)."""
+    """Shape (C, H, W) of an image."""
     num_classes: ClassVar[int]
+    """Number of classes."""
     mean: ClassVar[tuple[float, ...]]
-    """Of each channel, for pixels in [0, 1]."""
+    """Mean of each channel, for pixels in [0, 1]."""
     std: ClassVar[tuple[float, ...]]
+    """Standard deviation of each channel, for pixels in [0, 1]."""
     crop_padding: ClassVar[int | None] = None
-    """Pixels of zeros around an image before a random crop to its size, and flips; ``None``: no
-    augmentation.
+    """Zero padding in pixels before a random crop to the size of the image, which is also flipped
+    at random; ``None`` is no augmentation.
     """
 
     def __init__(
@@ -112,7 +124,8 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"pipeline: {pipeline!r} is not one of memory, torchvision")
         if test_each_epoch and (validate_on_test or val_size == 0):
             raise ValueError(
-                "test_each_epoch goes beside a validation, and there is none; leave out validate_on_test and val_size 0"
+                "test_each_epoch needs a validation set, and there is none; leave out"
+                " validate_on_test and val_size 0"
             )
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
         self.batch_size = batch_size
@@ -126,41 +139,52 @@ class ImageDataModule(LightningDataModule, ABC):
         self.test_each_epoch = test_each_epoch
         self.images_per_class = images_per_class
         self.split: dict[str, Tensor] = {}
-        """Which images of the training set are ``train`` and which ``val``, int64 indices."""
-        self._held: dict[bool, tuple[Tensor, Tensor]] = {}
-        self._streams: list[TorchvisionLoader] = []
+        """Indices, int64, of the ``"train"`` and the ``"val"`` images in the training set."""
+        self._in_memory_sets: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._loaders: list[TorchvisionLoader] = []
 
-    # -- what a data set says
+    # -- definition of a data set
 
     @abstractmethod
     def images(self, train: bool) -> tuple[Tensor, Tensor]:
-        """The training or test images, uint8 (N, C, H, W), and labels, integers (N,) in [0,
-        ``num_classes``).
+        """Return all images and labels of the training or the test set.
 
-        Files are read here and never downloaded.
+        Implementations read files and never download any.
+
+        Args:
+            train: Whether to return the training set.
+
+        Returns:
+            Images, uint8 (N, C, H, W), and labels, integers (N,) in [0, ``num_classes``).
         """
 
     def dataset(self, train: bool, transform: Any) -> Dataset[tuple[Any, int]]:
-        """The same for the pipeline ``torchvision``: each image passed through ``transform``, and
-        all the ``labels``.
+        """Return the training or the test set as a data set for the pipeline ``"torchvision"``.
+
+        Args:
+            train: Whether to return the training set.
+            transform: torchvision transform that each image is passed through.
+
+        Returns:
+            A data set of (image, label) pairs with an attribute ``labels``, integers (N,).
         """
-        return Pictures(*self._in_memory(train), transform)
+        return TensorImages(*self._in_memory(train), transform)
 
     @property
     def evaluation_transform(self) -> transforms.Compose:
-        """Pixels to normalised float tensors."""
+        """Transform of a PIL image to a normalised tensor."""
         return transforms.Compose(
             [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
         )
 
     @property
     def has_augmentation(self) -> bool:
-        """Whether training images are cropped and flipped at random."""
+        """Flag that says whether the data set defines an augmentation of training images."""
         return self.crop_padding is not None
 
     @property
     def training_transform(self) -> transforms.Compose:
-        """The same, after a random crop and flip where the data set has them."""
+        """Transform for training: random crop and flip if defined, then to a normalised tensor."""
         if self.crop_padding is None:
             return self.evaluation_transform
         random = [
@@ -172,20 +196,24 @@ class ImageDataModule(LightningDataModule, ABC):
     # -- stages
 
     def setup(self, stage: str) -> None:
-        """Open and check what ``stage`` needs, and nothing else.
+        """Open and check the images that a stage needs, and no others.
 
-        The test set is opened for ``test``, for ``predict`` without ``predict_dir``, with
-        ``validate_on_test``, and for ``fit`` with ``test_each_epoch``.
+        The test set is opened for ``"test"``, for ``"predict"`` without ``predict_dir``, with
+        ``validate_on_test``, and for ``"fit"`` with ``test_each_epoch``.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
 
         Raises:
-            ValueError: If the images or labels are not what the class says, or none are left to
-                train on.
+            ValueError: If the images or labels do not agree with the class attributes, or no images
+                are left to train on.
         """
         if stage in ("fit", "validate"):
             self._split(self._count(train=True))
             if self.validate_on_test:
                 warnings.warn(
-                    "validate_on_test: the validation numbers of this run are test numbers; choose nothing by them.",
+                    "validate_on_test: the validation numbers of this run are test numbers;"
+                    " choose nothing by them.",
                     stacklevel=2,
                 )
                 self._count(train=False)
@@ -195,12 +223,12 @@ class ImageDataModule(LightningDataModule, ABC):
             self._count(train=False)
 
     def teardown(self, stage: str) -> None:
-        """End the workers."""
-        while self._streams:
-            self._streams.pop().close()
+        """Stop the worker processes."""
+        while self._loaders:
+            self._loaders.pop().close()
 
     def _count(self, train: bool) -> int:
-        """Images of the training or test set, which is opened."""
+        """Open the training or the test set, and return its number of images."""
         if self.pipeline == "memory":
             return len(self._in_memory(train)[1])
         dataset, labels = self._dataset(train, self.evaluation_transform)
@@ -214,15 +242,15 @@ class ImageDataModule(LightningDataModule, ABC):
         return len(labels)
 
     def _in_memory(self, train: bool) -> tuple[Tensor, Tensor]:
-        if train not in self._held:
+        if train not in self._in_memory_sets:
             source = f"{type(self).__name__}.images(train={train})"
-            self._held[train] = check_images(
+            self._in_memory_sets[train] = check_images(
                 self.images(train), source, self.input_shape, self.num_classes
             )
-        return self._held[train]
+        return self._in_memory_sets[train]
 
     def _dataset(self, train: bool, transform: Any) -> tuple[Dataset[tuple[Any, int]], Tensor]:
-        """The data set for the pipeline ``torchvision``, and its labels, int64 (N,)."""
+        """Return the data set for the pipeline ``"torchvision"`` and its labels, int64 (N,)."""
         dataset: Any = self.dataset(train, transform)
         source = f"{type(self).__name__}.dataset(train={train})"
         return dataset, check_labels(
@@ -243,8 +271,9 @@ class ImageDataModule(LightningDataModule, ABC):
     # -- batches
 
     def train_dataloader(self) -> Loader:
-        """Batches in another order in each epoch, augmented; a last batch that is not full is
-        kept.
+        """Return batches of augmented training images in a different order in each epoch.
+
+        The last batch is kept if it is not full.
         """
         shuffle = not getattr(self.trainer, "overfit_batches", 0)
         augment = self.augment and self.has_augmentation
@@ -253,8 +282,9 @@ class ImageDataModule(LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> Loader | list[Any]:
-        """The held-out images in order; none if ``val_size`` is 0. While training with
-        ``test_each_epoch``, the test images too.
+        """Return batches of the held-out images in order; an empty list if ``val_size`` is 0.
+
+        While training with ``test_each_epoch``, a second loader has the test images.
         """
         if self.validate_on_test:
             return self.test_dataloader()
@@ -274,30 +304,28 @@ class ImageDataModule(LightningDataModule, ABC):
         )
 
     def test_dataloader(self) -> Loader:
-        """The test images in order."""
+        """Return batches of the test images in order."""
         source = self._source(train=False)
         return self._loader(source, torch.arange(len(source.labels)))
 
     def predict_dataloader(self) -> Loader:
-        """The test images in order, or those of the folder ``predict_dir`` in the order of their
-        names.
-        """
+        """Return batches of the test images in order, or of the images in ``predict_dir``."""
         if self.predict_dir is None:
             return self.test_dataloader()
         files = self.predict_files
-        transform = fitting(self.input_shape[1:], self.mean, self.std)
+        transform = resize_transform(self.input_shape[1:], self.mean, self.std)
         unknown = torch.full((len(files),), -1)
-        stream = self._stream(
-            Files(files, unknown, transform, channels=self.input_shape[0]), unknown
+        source = self._torchvision_loader(
+            ImageFiles(files, unknown, transform, channels=self.input_shape[0]), unknown
         )
-        return self._loader(stream, torch.arange(len(files)))
+        return self._loader(source, torch.arange(len(files)))
 
     @property
     def predict_files(self) -> list[Path]:
-        """The images of the folder ``predict_dir``, and of those within it, by name.
+        """Paths of the images in the folder ``predict_dir`` and its subfolders, sorted.
 
         Raises:
-            FileNotFoundError: if there is no such folder, or no image in it.
+            FileNotFoundError: If there is no such folder, or it has no image.
         """
         assert self.predict_dir is not None
         return image_files(self.predict_dir)
@@ -305,28 +333,34 @@ class ImageDataModule(LightningDataModule, ABC):
     def pruning_batches(
         self, images_per_class: int | None = None, augment: bool = False, draw: int = 0
     ) -> list[Batch]:
-        """Training images to score on, drawn by seed: the same on every rank.
+        """Return training images to score on, drawn by seed and equal on every rank.
 
         Args:
-            images_per_class: Images of each class, at least 1; ``None`` is the option of the data
-                module, and where that is ``None`` too, 10, or all images of a class that has fewer,
-                with a warning.
-            augment: crop and flip them as for training.
-            draw: number of the sample, at least 0: another one draws other images, for fresh
-                batches in every round of a pruning.
+            images_per_class: Number of images of each class, at least 1; ``None`` is the option of
+                the data module, and if that is ``None`` too, 10, or all images of a class that has
+                fewer, with a warning.
+            augment: Whether the images are cropped and flipped as for training.
+            draw: Index of the sample, at least 0; each index draws other images, for fresh batches
+                in every round of a pruning.
 
         Returns:
-            Pairs of normalised images, float (N, C, H, W), and labels, int64 (N,), of
-            ``batch_size`` images at most. Classes alternate, so that each batch holds about as many
-            of one as of another.
+            Pairs of normalised images, float (N, C, H, W), and labels, int64 (N,), of at most
+            ``batch_size`` images. Classes alternate, so each batch has about as many images of
+            every class.
 
         Raises:
-            ValueError: if a class has fewer training images than a number that was given, or
+            ValueError: If a class has fewer training images than the number that was given, or
                 ``draw`` is negative.
+
+        Example:
+            >>> from synflow_pl.data import Digits
+            >>> [(images, labels)] = Digits().pruning_batches(images_per_class=2)
+            >>> labels.tolist()
+            [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
         """
-        asked = self.images_per_class if images_per_class is None else images_per_class
-        if asked is not None and asked < 1:
-            raise ValueError(f"images_per_class: {asked} must be at least 1")
+        requested = self.images_per_class if images_per_class is None else images_per_class
+        if requested is not None and requested < 1:
+            raise ValueError(f"images_per_class: {requested} must be at least 1")
         if draw < 0:
             raise ValueError(f"draw: {draw} must be at least 0")
         if not self.split:
@@ -335,30 +369,37 @@ class ImageDataModule(LightningDataModule, ABC):
         augment = augment and self.has_augmentation
         source = self._source(train=True, augment=augment)
         images = self.split["train"][permutation(self._run_seed, epoch, len(self.split["train"]))]
-        count = _IMAGES_PER_CLASS if asked is None else asked
+        count = _IMAGES_PER_CLASS if requested is None else requested
         self._check_classes(
             source.labels[images].bincount(minlength=self.num_classes),
             count,
-            given=asked is not None,
+            given=requested is not None,
         )
-        in_turn = _in_turn(images, source.labels, count)
-        batches = in_turn.split(self.batch_size)
+        interleaved = _interleave_classes(images, source.labels, count)
+        batches = interleaved.split(self.batch_size)
         return list(
             source.read(
-                (batch, draws(self._run_seed, epoch, batch) if augment else None)
+                (batch, random_numbers(self._run_seed, epoch, batch) if augment else None)
                 for batch in batches
             )
         )
 
     def _check_classes(self, available: Tensor, count: int, given: bool) -> None:
-        """Refuse or report classes with fewer than ``count`` training images; ``available`` counts
-        them, int64 (num_classes,).
+        """Raise an error or warn if a class has fewer than ``count`` training images.
+
+        Args:
+            available: Number of training images of each class, int64 (num_classes,).
+            count: Number of images that are needed of each class.
+            given: Whether the user gave the number: an error instead of a warning.
         """
         small = (available < count).nonzero().flatten().tolist()
         if not small:
             return
         first, least = small[0], int(available.min())
-        has = f"images_per_class: class {first} has {int(available[first])} training images, not {count}"
+        has = (
+            f"images_per_class: class {first} has {int(available[first])} training images, not"
+            f" {count}"
+        )
         also = f" (and {len(small) - 1} more classes have too few)" if len(small) > 1 else ""
         instead = (
             "leave --data.images_per_class out, which takes all images of a class that has too few"
@@ -374,25 +415,26 @@ class ImageDataModule(LightningDataModule, ABC):
         )
         rank_zero_warn(f"{has}{also}, so pruning scores on all that there are{equal}")
 
-    # -- how they are read
+    # -- sources of the pipelines
 
     @property
     def _run_seed(self) -> int:
-        """The data's seed in the upper bits, and in the lower ones that of the run, which Lightning
-        keeps in the environment.
+        """Seed of the data in the upper bits and seed of the run in the lower bits.
+
+        Lightning stores the seed of the run in an environment variable.
         """
         return (self.seed << 32) + int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     def _source(self, train: bool, augment: bool = False) -> Source:
         if self.pipeline == "torchvision":
-            return self._stream(
+            return self._torchvision_loader(
                 *self._dataset(
                     train, self.training_transform if augment else self.evaluation_transform
                 )
             )
         images, labels = self._in_memory(train)
         device = self.trainer.strategy.root_device if self.trainer is not None else "cpu"
-        return Memory(
+        return MemorySource(
             images,
             labels,
             mean=self.mean,
@@ -401,9 +443,11 @@ class ImageDataModule(LightningDataModule, ABC):
             device=device,
         )
 
-    def _stream(self, dataset: Dataset[tuple[Any, int]], labels: Tensor) -> TorchvisionLoader:
-        self._streams.append(TorchvisionLoader(dataset, labels, self.num_workers))
-        return self._streams[-1]
+    def _torchvision_loader(
+        self, dataset: Dataset[tuple[Any, int]], labels: Tensor
+    ) -> TorchvisionLoader:
+        self._loaders.append(TorchvisionLoader(dataset, labels, self.num_workers))
+        return self._loaders[-1]
 
     def _loader(
         self, source: Source, images: Tensor, shuffle: bool = False, augment: bool = False
@@ -415,7 +459,8 @@ class ImageDataModule(LightningDataModule, ABC):
         )
         if self.batch_size % ranks:
             raise ValueError(
-                f"batch_size: {self.batch_size} images cannot be shared evenly by {ranks} devices; choose a multiple"
+                f"batch_size: {self.batch_size} images cannot be shared evenly by {ranks} devices;"
+                " choose a multiple"
             )
         return Loader(
             source,
@@ -429,13 +474,13 @@ class ImageDataModule(LightningDataModule, ABC):
         )
 
 
-def _in_turn(images: Tensor, labels: Tensor, count: int) -> Tensor:
+def _interleave_classes(images: Tensor, labels: Tensor, count: int) -> Tensor:
     """Choose the first ``count`` images of each class, and order them so that classes alternate.
 
     Args:
         images: Indices of images, int64 (N,).
         labels: Labels of all images that ``images`` indexes, int64.
-        count: Images of each class; a class that has fewer gives all of its images.
+        count: Number of images of each class; of a class that has fewer, all are chosen.
 
     Returns:
         Indices, int64 (at most N,): the first image of each class by label, then the second of each
@@ -443,8 +488,7 @@ def _in_turn(images: Tensor, labels: Tensor, count: int) -> Tensor:
     """
     by_class = images[labels[images].argsort(stable=True)]
     sizes = labels[by_class].unique_consecutive(return_counts=True)[1]
-    place = torch.arange(len(by_class)) - (sizes.cumsum(0) - sizes).repeat_interleave(
-        sizes
-    )  # among the images of its class
-    chosen = place < count
-    return by_class[chosen][place[chosen].argsort(stable=True)]
+    starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    index_in_class = torch.arange(len(by_class)) - starts
+    chosen = index_in_class < count
+    return by_class[chosen][index_in_class[chosen].argsort(stable=True)]

@@ -1,6 +1,4 @@
-"""Decoded: many small image files as one array, decoded once to a file beside them that every later
-run maps into memory.
-"""
+"""Cache of decoded images: many small image files as one array that later runs map into memory."""
 
 from __future__ import annotations
 
@@ -17,30 +15,33 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
 
-from synflow_pl.data.downloads import written
+from synflow_pl.data.downloads import atomic_path
 from synflow_pl.data.pixels import decode
 
 __all__ = ["decode_cached"]
 
-_DECODER = b"2"  # part of the fingerprint; raised when decode() gives other pixels for some file
+_DECODER = b"2"  # part of the fingerprint; incremented when decode() changes the pixels of a file
 _CHUNK = 256  # images that one thread decodes at a time
 
 
 def decode_cached(paths: Sequence[Path], shape: tuple[int, int, int], cache: Path) -> Tensor:
-    """The images in ``paths``, from a cache file that is made if it is not there, not whole, or not
-    of these files as they now are.
+    """Return the images in files, from a cache file that is created if necessary.
+
+    The cache is created if it does not exist, is incomplete, or belongs to other files or to
+    earlier versions of these files.
 
     Args:
-        paths: of image files, in order; read in as many threads as there are cores.
-        shape: (C, H, W) of each.
-        cache: where to keep them; a fingerprint of the files and ``.npy`` are added to its name.
+        paths: Paths of the image files, in order; decoded in as many threads as there are cores.
+        shape: Shape (C, H, W) of every image.
+        cache: Path of the cache file, to which a fingerprint of the files and ``.npy`` are
+            appended.
 
     Returns:
-        uint8 (N, C, H, W), mapped from the file: what is written to it is seen by nobody else.
+        Images, uint8 (N, C, H, W), mapped from the cache copy-on-write: changes are not saved.
 
     Raises:
         ValueError: If a file cannot be decoded unambiguously, or is an image of another shape.
-        OSError: if the cache cannot be written.
+        OSError: If the cache cannot be written.
     """
     path = cache.with_name(f"{cache.name}-{_fingerprint(paths)}.npy")
     try:
@@ -48,11 +49,11 @@ def decode_cached(paths: Sequence[Path], shape: tuple[int, int, int], cache: Pat
     except FileNotFoundError:
         pass
     except (ValueError, EOFError) as error:
-        rank_zero_info(f"The cache {path} is not whole ({error}) and is made anew.")
+        rank_zero_info(f"The cache {path} is not whole ({error}) and is created again.")
     stale = [other for other in path.parent.glob(f"{cache.name}-*.npy") if other != path]
     size = len(paths) * int(np.prod(shape))
     rank_zero_info(f"Decoding {len(paths):,} images once, to {path} ({size / 1e6:,.0f} MB)")
-    with written(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), *shape)}
         np.lib.format.write_array_header_1_0(file, header)
         _decode_all(paths, shape, file)
@@ -69,13 +70,11 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def _fingerprint(paths: Sequence[Path]) -> str:
-    """Of names, sizes and times: a file that was added, removed, renamed or written anew changes
-    it.
-    """
+    """Return a hash of the names, sizes and modification times of files."""
     digest = hashlib.blake2b(_DECODER, digest_size=8)
     for path in paths:
-        told = os.stat(path)  # a hundred thousand times: Path.stat is slower
-        digest.update(f"{path.name}\0{told.st_size}\0{told.st_mtime_ns}\n".encode())
+        status = os.stat(path)  # faster than Path.stat, for a hundred thousand files
+        digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -87,7 +86,7 @@ def _decode_all(paths: Sequence[Path], shape: tuple[int, int, int], file: IO[byt
             place[:] = _array(path, shape)
         return images
 
-    pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes without the interpreter's lock
+    pool = ThreadPoolExecutor(os.cpu_count())  # Pillow releases the GIL while it decodes
     try:
         with tqdm(total=len(paths), desc="Decoding", unit="image", leave=False) as bar:
             for images in pool.map(chunk, range(0, len(paths), _CHUNK)):

@@ -1,5 +1,6 @@
-"""Digits: real MNIST images that ship inside the package, for the demo and the tests. Licence and
-origin: DIGITS.md.
+"""A subset of MNIST that is part of the package, for the demo and the tests.
+
+DIGITS.md in this folder gives its licence and origin.
 """
 
 from __future__ import annotations
@@ -16,8 +17,16 @@ __all__ = ["Digits"]
 
 
 class Digits(ImageDataModule):
-    """5,000 training and 1,000 test images of MNIST, 500 and 100 of each digit, 28x28 grey; nothing
-    to download.
+    """6,000 images of MNIST, 28x28 grey, 10 classes; nothing to download.
+
+    There are 500 training and 100 test images of each digit. The arguments are those of
+    :class:`ImageDataModule`.
+
+    Example:
+        >>> data = Digits(batch_size=64)
+        >>> data.setup("fit")
+        >>> len(data.split["train"]), len(data.split["val"])
+        (4500, 500)
     """
 
     input_shape = (1, 28, 28)

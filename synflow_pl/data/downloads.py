@@ -1,5 +1,6 @@
-"""Downloads: a file or a folder is there whole, or not at all. Everything is written beside its
-place and then renamed.
+"""Download and unpack files: a file or folder appears under its name complete or not at all.
+
+Everything is written to a temporary path beside its target and then renamed.
 """
 
 from __future__ import annotations
@@ -23,19 +24,26 @@ from urllib.request import Request, urlopen
 from pytorch_lightning.utilities import rank_zero_info
 from tqdm import tqdm
 
-__all__ = ["check_md5", "fetch", "gunzip", "unpack", "written"]
+__all__ = ["atomic_path", "check_md5", "fetch", "gunzip", "unpack"]
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-_SILENCE = 60  # seconds without a byte after which a server is given up
+_TIMEOUT = 60  # seconds without a byte after which a download is abandoned
 
 
 @contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, which takes its name at the end; after an error nothing is
-    left of it.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Provide a temporary path beside ``path`` that is renamed to ``path`` at the end of the block.
+
+    After an error the temporary file or folder is removed.
+
+    Args:
+        path: Path of the file or folder to write.
+
+    Yields:
+        The temporary path.
 
     Raises:
-        OSError: with one sentence, if the disk is full or may not be written to.
+        OSError: If the disk is full or not writable, with a one-sentence message.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -46,81 +54,90 @@ def written(path: Path) -> Iterator[Path]:
         if error.errno not in _DISK:
             raise
         raise OSError(
-            f"{str(path)!r} cannot be written ({error.strerror}); make room or choose another folder with --data.data_dir"
+            f"{str(path)!r} cannot be written ({error.strerror}); make room or choose another"
+            " folder with --data.data_dir"
         ) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
-        elif temporary.exists():  # on a read-only disk even taking away what is not there fails
+        elif temporary.exists():  # on a read-only disk unlink fails even if there is no file
             temporary.unlink()
 
 
 def check_md5(path: Path, md5: str) -> None:
-    """Refuse a file that is not the one meant.
+    """Check the MD5 of a file.
+
+    Args:
+        path: Path of the file.
+        md5: Expected MD5, in hexadecimal.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if its MD5 is another.
+        FileNotFoundError: If there is no file.
+        ValueError: If its MD5 is another.
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no file {str(path)!r}; delete its folder, and the data set will be downloaded again"
+            f"there is no file {str(path)!r}; delete its folder, and the data set will be"
+            " downloaded again"
         )
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != md5:
+        actual = hashlib.file_digest(file, "md5").hexdigest()
+    if actual != md5:
         raise ValueError(
-            f"{str(path)!r} is not the file that was published: its md5 is {found}, expected {md5}; delete it, and the data set will be"
+            f"{str(path)!r} is not the file that was published: its md5 is {actual}, expected"
+            f" {md5}; delete it, and the data set will be"
             " downloaded again"
         )
 
 
 def fetch(urls: Sequence[str], path: Path, md5: str) -> None:
-    """Download a file, unless it is there. Says how large it is and shows progress.
+    """Download a file if it does not exist, with a message about its size and a progress bar.
 
     Args:
-        urls: addresses, tried in turn.
-        path: of the file.
-        md5: checked also where the file is there.
+        urls: Addresses, tried in order.
+        path: Path of the file.
+        md5: Expected MD5, in hexadecimal; also checked if the file exists already.
 
     Raises:
-        ConnectionError: if no address answers with the whole file.
-        ValueError: if the MD5 is another.
-        OSError: if it cannot be written.
+        ConnectionError: If no address delivers the complete file.
+        ValueError: If the MD5 is another.
+        OSError: If the file cannot be written.
     """
     if path.exists():
         check_md5(path, md5)
         return
-    with written(path) as temporary:
-        told = []
+    with atomic_path(path) as temporary:
+        failures = []
         for url in urls:
             try:
                 with urlopen(
-                    Request(url, headers={"User-Agent": "synflow_pl"}), timeout=_SILENCE
+                    Request(url, headers={"User-Agent": "synflow_pl"}), timeout=_TIMEOUT
                 ) as answer:
                     _save(answer, temporary, path)
                 break
             except OSError as error:
                 if error.errno in _DISK:
                     raise
-                told.append(f"{url} ({error})")
+                failures.append(f"{url} ({error})")
         else:
             raise ConnectionError(
-                f"{path.name} cannot be downloaded from {' nor from '.join(told)}; try again, or put it into {str(path.parent)!r}"
-                " yourself"
+                f"{path.name} cannot be downloaded from {' nor from '.join(failures)}; try again,"
+                f" or put it into {str(path.parent)!r} yourself"
             )
         with temporary.open("rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
-        if found != md5:
+            actual = hashlib.file_digest(file, "md5").hexdigest()
+        if actual != md5:
             raise ValueError(
-                f"the download of {path.name} has md5 {found}, expected {md5}; it was thrown away, try again"
+                f"the download of {path.name} has md5 {actual}, expected {md5}; it was deleted,"
+                " try again"
             )
 
 
 def _save(answer: Any, temporary: Path, path: Path) -> None:
     size = int(answer.headers.get("Content-Length") or 0)
     rank_zero_info(
-        f"Downloading {path.name} ({f'{size / 1e6:,.0f} MB' if size else 'size not told'}) to {path.parent}"
+        f"Downloading {path.name} ({f'{size / 1e6:,.0f} MB' if size else 'size unknown'}) to"
+        f" {path.parent}"
     )
     if size:
         _check_room(path, size)
@@ -137,12 +154,20 @@ def _save(answer: Any, temporary: Path, path: Path) -> None:
 def gunzip(archive: Path, path: Path) -> None:
     """Decompress a ``.gz`` file.
 
+    Args:
+        archive: Path of the compressed file.
+        path: Path of the result.
+
     Raises:
-        ValueError: if it is damaged.
-        OSError: if the result cannot be written.
+        ValueError: If the archive is damaged.
+        OSError: If the result cannot be written.
     """
     try:
-        with written(path) as temporary, gzip.open(archive) as source, temporary.open("wb") as file:
+        with (
+            atomic_path(path) as temporary,
+            gzip.open(archive) as source,
+            temporary.open("wb") as file,
+        ):
             shutil.copyfileobj(source, file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(
@@ -151,18 +176,18 @@ def gunzip(archive: Path, path: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack the folder of the same name in a zip or tar file. Says how large it is and shows
-    progress.
+    """Unpack the folder in a zip or tar archive, with a message about its size and a progress bar.
 
     Args:
-        archive: ``.zip`` or a tar file, compressed or not; holds one folder, named ``folder.name``.
-            A zip file has checksums, a tar file has none: check its MD5 before.
-        folder: where it shall lie; must not exist.
+        archive: Path of a ``.zip`` file or of a tar file, compressed or not, that contains one
+            folder named ``folder.name``. Zip files contain checksums; tar files do not, so check
+            their MD5 first.
+        folder: Path of the unpacked folder, which must not exist.
 
     Raises:
-        ValueError: if the archive is damaged, or holds a path that leads out of the folder or a
-            link; nothing is unpacked then.
-        OSError: if it cannot be written.
+        ValueError: If the archive is damaged, or contains a link or a path outside the folder;
+            nothing is unpacked then.
+        OSError: If the folder cannot be written.
     """
     try:
         with (
@@ -175,9 +200,10 @@ def unpack(archive: Path, folder: Path) -> None:
                 _check_inside(member, archive, folder.name)
             size = sum(member.size for member in members)
             rank_zero_info(
-                f"Unpacking {archive.name} ({size / 1e6:,.0f} MB in {len(members):,} files) to {folder}"
+                f"Unpacking {archive.name} ({size / 1e6:,.0f} MB in {len(members):,} files) to"
+                f" {folder}"
             )
-            with written(folder) as temporary, _bar(size, "Unpacking") as bar:
+            with atomic_path(folder) as temporary, _bar(size, "Unpacking") as bar:
                 _check_room(folder, size)
                 for member in members:
                     target = temporary.joinpath(*PurePosixPath(member.name).parts[1:])
@@ -195,7 +221,7 @@ def unpack(archive: Path, folder: Path) -> None:
 class _Member(NamedTuple):
     name: str
     size: int  # bytes
-    plain: bool  # no link, no device
+    plain: bool  # a regular file: not a link and not a device
     open: Callable[[], IO[bytes]]
 
 
@@ -214,7 +240,7 @@ def _zip(archive: zipfile.ZipFile) -> list[_Member]:
 
 def _tar(archive: tarfile.TarFile) -> list[_Member]:
     return [
-        _Member(info.name, info.size, info.isfile(), partial(archive.extractfile, info))  # type: ignore[arg-type]  # no plain file is None
+        _Member(info.name, info.size, info.isfile(), partial(archive.extractfile, info))  # type: ignore[arg-type]  # None only for members that are not regular files
         for info in archive.getmembers()
         if not info.isdir()
     ]
@@ -230,7 +256,8 @@ def _check_inside(member: _Member, archive: Path, folder: str) -> None:
         or len(parts) == 1
     ):
         raise ValueError(
-            f"{str(archive)!r} holds {member.name!r}, which is no plain file within the folder {folder!r}; nothing was unpacked, do not"
+            f"{str(archive)!r} holds {member.name!r}, which is not a regular file within the folder"
+            f" {folder!r}; nothing was unpacked, do not"
             " trust this archive"
         )
 

@@ -1,5 +1,7 @@
-"""The IDX format of MNIST (LeCun et al. 1998): two zeros, the type, the number of axes, their
-sizes, then the bytes.
+"""Read the IDX format of MNIST (LeCun et al. 1998).
+
+A file consists of two zero bytes, the data type, the number of axes, the size of each axis, and the
+data.
 """
 
 from __future__ import annotations
@@ -13,22 +15,23 @@ from torch import Tensor
 
 __all__ = ["read_idx"]
 
-_BYTES = 8  # the code of unsigned bytes
+_BYTES = 8  # code of the data type unsigned byte
 
 
 def read_idx(path: Path, axes: int) -> Tensor:
-    """The array in an uncompressed file, read straight into its place.
+    """Return the array in an uncompressed IDX file, read without a second copy.
 
     Args:
-        path: of the file.
-        axes: how many it must have.
+        path: Path of the file.
+        axes: Number of axes that the array must have.
 
     Returns:
-        uint8, of as many dimensions as there are axes.
+        The array, uint8, with ``axes`` dimensions.
 
     Raises:
-        FileNotFoundError: if there is no file.
-        ValueError: if it is no such array, or not all of it.
+        FileNotFoundError: If there is no file.
+        ValueError: If the file is not an IDX file of bytes with this number of axes, or is
+            incomplete.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -38,13 +41,15 @@ def read_idx(path: Path, axes: int) -> Tensor:
     header = path.open("rb").read(start)
     if len(header) < start or header[:4] != bytes([0, 0, _BYTES, axes]):
         raise ValueError(
-            f"{str(path)!r} is no IDX file of bytes along {axes} axes; delete it, and it will be downloaded again"
+            f"{str(path)!r} is not an IDX file of bytes along {axes} axes; delete it, and it will"
+            " be downloaded again"
         )
     shape = np.frombuffer(header, ">i4", axes, offset=4).tolist()
     size, expected = path.stat().st_size, start + prod(shape)
     if size != expected:
         raise ValueError(
-            f"{str(path)!r} has {size:,} bytes, and an array of shape {tuple(shape)} has {expected:,}; delete it, and it will be"
+            f"{str(path)!r} has {size:,} bytes, and an array of shape {tuple(shape)} has"
+            f" {expected:,}; delete it, and it will be"
             " downloaded again"
         )
     return torch.from_numpy(np.fromfile(path, np.uint8, offset=start)).view(shape)

@@ -1,4 +1,4 @@
-"""Folder: images of one's own in files, made to fit a network."""
+"""Read a folder of the user's own images, resized to the input of a network."""
 
 from __future__ import annotations
 
@@ -11,37 +11,42 @@ from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import resize
 
-__all__ = ["fitting", "image_files"]
+__all__ = ["image_files", "resize_transform"]
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images in a folder, and of those within it, by name.
+    """Return the paths of the images in a folder and its subfolders, sorted.
+
+    Args:
+        folder: Path of the folder.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or no image in it.
+        FileNotFoundError: If there is no such folder, or it has no image.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
             f"predict_dir: there is no folder {str(folder)!r}; give one that holds images"
         )
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-    if not found:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    if not paths:
         raise FileNotFoundError(
             f"predict_dir: the folder {str(folder)!r} holds no image ({', '.join(IMG_EXTENSIONS)})"
         )
-    return found
+    return paths
 
 
-def fitting(size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> transforms.Compose:
+def resize_transform(
+    size: Sequence[int], mean: Sequence[float], std: Sequence[float]
+) -> transforms.Compose:
     """Return the transform of a PIL image to a normalised tensor of a given size.
 
     The image is resized, without distortion, to the smallest size that covers ``size``, and its
     centre is cut out.
 
     Args:
-        size: (H, W) of the tensor.
+        size: Height and width of the tensor.
         mean: Mean of each channel, for pixels in [0, 1].
-        std: Standard deviation of each channel.
+        std: Standard deviation of each channel, for pixels in [0, 1].
     """
     height, width = size
     shrink = [

@@ -1,6 +1,4 @@
-"""ImageNet (Russakovsky et al. 2015, ILSVRC 2012): 1,281,167 photographs of 1,000 classes to train
-on, 50,000 to test.
-"""
+"""ImageNet (Russakovsky et al. 2015, ILSVRC 2012): 1,281,167 training and 50,000 test images."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from synflow_pl.data.datamodule import ImageDataModule
-from synflow_pl.data.torchvision_loader import Files
+from synflow_pl.data.torchvision_loader import ImageFiles
 
 __all__ = ["ImageNet"]
 
@@ -24,30 +22,38 @@ _NOT_HELD = (
 
 
 class ImageNet(ImageDataModule):
-    """Photographs at 224x224, 1,000 classes, from ``train/`` and ``val/`` with a folder for each
-    class; nothing is downloaded.
+    """ImageNet: photographs at 224x224, 1,000 classes; has to be downloaded by the user.
 
-    Its own ``val`` images are the test set here, since the labels of its ``test`` images were never
-    published. Images are streamed: random crops resized to 224 and flips for training; else the
-    shorter side resized to 256 and the centre cut out (He et al. 2016).
+    ``train/`` and ``val/`` have one folder for each class. ImageNet's ``val`` images are the test
+    set here, since the labels of its ``test`` images were never published. Images are read one by
+    one. For training, random crops are resized to 224x224 and flipped at random; otherwise the
+    shorter side is resized to 256 and the centre is cut out (He et al. 2016).
 
     Args:
-        data_dir: folder that holds ``train/`` and ``val/``; by default ``$SYNFLOW_DATA``, else
+        data_dir: Folder that contains ``train/`` and ``val/``; ``None`` is ``$SYNFLOW_DATA``, else
             ``~/.cache/synflow_pl``.
-        batch_size: images per training step over all devices together, at least 1; must divide by
-            their number.
-        val_size: training images held out for validation, at least 0; ``None`` is a tenth of them.
-        seed: of the split, and with the run's own seed of the order, the augmentation and the
-            pruning batches.
-        pipeline: ``torchvision``; there is no other for images that do not fit in memory.
-        num_workers: processes that load images, per device; 0 loads them in the training process.
-        augment: random crops and flips of training images.
-        validate_on_test: validate on the test set, as most papers did; nothing is held out then.
-            Warns.
-        predict_dir: folder of images of one's own for ``predict``, in place of the test set.
-        images_per_class: Training images of each class that data-driven pruners score on, at least
-            1, an error if a class has fewer; ``None`` takes 10, or all images of a class that has
-            fewer, with a warning.
+        batch_size: Images per training step over all devices together, at least 1; must be a
+            multiple of the number of devices.
+        val_size: Number of training images held out for validation, at least 0; ``None`` is a tenth
+            of them.
+        seed: Seed of the split and, combined with the seed of the run, of the order, the
+            augmentation and the images that pruning scores on.
+        pipeline: ``"torchvision"``; the images do not fit in memory.
+        num_workers: Worker processes per device that load images; 0 loads them in the training
+            process.
+        augment: Whether training images are cropped and flipped at random.
+        validate_on_test: Whether to validate on the test set, as most papers did. No images are
+            held out then, and a warning is issued.
+        predict_dir: Folder of the user's own images for ``predict``; ``None`` predicts the test
+            set.
+        images_per_class: Number of training images of each class that data-driven pruners score on,
+            at least 1, an error if a class has fewer; ``None`` takes 10, or all images of a class
+            that has fewer, with a warning.
+
+    Example:
+        >>> data = ImageNet(batch_size=512, num_workers=16)
+        >>> data.input_shape, data.num_classes
+        ((3, 224, 224), 1000)
     """
 
     input_shape = (3, 224, 224)
@@ -100,7 +106,10 @@ class ImageNet(ImageDataModule):
         return transforms.Compose([*random, *super().evaluation_transform.transforms])
 
     def prepare_data(self) -> None:
-        """See that both folders have every class; ImageNet is not to be had without an account."""
+        """Check that ``train/`` and ``val/`` have a folder for every class.
+
+        Nothing is downloaded, since ImageNet requires an account.
+        """
         self._classes()
 
     def images(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -110,29 +119,31 @@ class ImageNet(ImageDataModule):
         paths, labels = [], []
         for label, name in enumerate(self._classes()):
             folder = self.data_dir / ("train" if train else "val") / name
-            found = sorted(
+            images = sorted(
                 path for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS
             )
-            if not found:
+            if not images:
                 raise FileNotFoundError(
-                    f"the class folder {str(folder)!r} holds no image; copy the data set anew"
+                    f"the class folder {str(folder)!r} holds no image; copy the data set again"
                 )
-            paths += found
-            labels += [label] * len(found)
-        return Files(paths, torch.tensor(labels), transform, channels=3)
+            paths += images
+            labels += [label] * len(images)
+        return ImageFiles(paths, torch.tensor(labels), transform, channels=3)
 
     def _classes(self) -> list[str]:
-        """The names of the classes, sorted: a class's label is its place among them."""
+        """Return the names of the classes, sorted; the label of a class is its index."""
         names = {part: _folders(self.data_dir / part) for part in ("train", "val")}
         if odd := names["train"] ^ names["val"]:
             name = min(odd)
             has, lacks = ("train", "val") if name in names["train"] else ("val", "train")
             raise ValueError(
-                f"the class folder {name!r} is in {str(self.data_dir / has)!r} but not in {str(self.data_dir / lacks)!r}"
+                f"the class folder {name!r} is in {str(self.data_dir / has)!r} but not in"
+                f" {str(self.data_dir / lacks)!r}"
             )
         if len(names["train"]) != self.num_classes:
             raise ValueError(
-                f"{str(self.data_dir / 'train')!r} has {len(names['train'])} class folders, expected {self.num_classes}"
+                f"{str(self.data_dir / 'train')!r} has {len(names['train'])} class folders,"
+                f" expected {self.num_classes}"
             )
         return sorted(names["train"])
 
@@ -140,6 +151,7 @@ class ImageNet(ImageDataModule):
 def _folders(path: Path) -> set[str]:
     if not path.is_dir():
         raise FileNotFoundError(
-            f"there is no folder {str(path)!r}; point --data.data_dir at the folder that holds train/ and val/"
+            f"there is no folder {str(path)!r}; point --data.data_dir at the folder that holds"
+            " train/ and val/"
         )
     return {folder.name for folder in path.iterdir() if folder.is_dir()}

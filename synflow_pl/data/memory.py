@@ -1,6 +1,4 @@
-"""Memory: images held once as bytes; whole batches are gathered, moved, and then cropped, flipped
-and normalised on the device.
-"""
+"""Source that holds all images in memory, and crops, flips and normalises batches on the device."""
 
 from __future__ import annotations
 
@@ -12,20 +10,19 @@ from torch.nn.functional import pad
 
 from synflow_pl.data.loader import Batch, Key
 
-__all__ = ["Memory", "crop_and_flip", "normalise", "offsets_and_flips"]
+__all__ = ["MemorySource", "crop_and_flip", "normalise", "offsets_and_flips"]
 
 
-class Memory:
-    """A source of images that are all in memory.
+class MemorySource:
+    """Source of images that are held in memory.
 
     Args:
-        images: uint8 (N, C, H, W).
-        labels: int64 (N,).
-        mean: of each channel, for pixels in [0, 1].
-        std: of each channel.
-        padding: pixels of zeros around an image before it is cropped to its size, for images that a
-            number was drawn for.
-        device: where batches are worked on and handed out.
+        images: Images, uint8 (N, C, H, W).
+        labels: Labels, int64 (N,).
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        padding: Zero padding in pixels before the random crop of images that have a random number.
+        device: Device of the batches.
     """
 
     def __init__(
@@ -47,7 +44,11 @@ class Memory:
         )
 
     def read(self, keys: Iterable[Key]) -> Iterator[Batch]:
-        """One batch for each key, on the device."""
+        """Yield one batch for each key, on the device.
+
+        Args:
+            keys: Images of each batch.
+        """
         for indices, numbers in keys:
             images = self._move(self.images.index_select(0, indices))
             if numbers is not None:
@@ -62,23 +63,21 @@ class Memory:
     def _move(self, tensor: Tensor) -> Tensor:
         if self.device.type != "cuda":
             return tensor.to(self.device)
-        # From pinned memory the copy runs beside the network's work.
+        # A copy from pinned memory overlaps with the computation of the network.
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 def offsets_and_flips(numbers: Tensor, padding: int) -> Tensor:
-    """The crop's row and column in 0 ... 2 ``padding``, and the flip in {0, 1}, of each image, from
-    the number drawn for it.
+    """Return the row and column of each image's crop, and whether the image is flipped.
 
     Args:
-        numbers: int64 (N,), uniform in [0, 2**63).
-        padding: pixels on each side.
+        numbers: Random numbers, int64 (N,), uniform in [0, 2**63).
+        padding: Padding in pixels on each side.
 
     Returns:
-        int64 (3, N).
+        Rows and columns in 0 ... 2 ``padding``, and flips in {0, 1}: int64 (3, N).
     """
-    # 31 bits for each offset: modulo the number of places, one is favoured over another by less
-    # than a part in 10^7.
+    # With 31 bits for each offset, the remainders have equal probability to within a part in 10^7.
     places = 2 * padding + 1
     return torch.stack(
         [(numbers & 2**31 - 1) % places, (numbers >> 31 & 2**31 - 1) % places, numbers >> 62]
@@ -86,23 +85,22 @@ def offsets_and_flips(numbers: Tensor, padding: int) -> Tensor:
 
 
 def crop_and_flip(images: Tensor, drawn: Tensor, padding: int) -> Tensor:
-    """Surround each image by ``padding`` zeros, cut its own window out, and mirror it left to right
-    where told to.
+    """Pad each image with zeros, crop it at its own offset, and mirror it left to right if flipped.
 
     Args:
-        images: uint8 (N, C, H, W).
-        drawn: int64 (3, N): the window's row and column, and 1 where it is mirrored.
-        padding: pixels on each side.
+        images: Images, uint8 (N, C, H, W).
+        drawn: Row and column of each crop, and 1 for each image to flip, int64 (3, N).
+        padding: Padding in pixels on each side.
 
     Returns:
-        uint8 (N, C, H, W).
+        Images, uint8 (N, C, H, W).
     """
     count, channels, height, width = images.shape
     row, column, flip = drawn
     surrounded = pad(images, (padding,) * 4)
     rows, columns = surrounded.shape[-2:]
-    # A row of the window is `width` bytes in a row. One gather of all of them, each from its own
-    # place, costs about as much as a copy.
+    # A row of a crop is `width` consecutive bytes. One gather of all rows costs about as much as a
+    # copy.
     corner = (torch.arange(count, device=images.device) * channels * rows + row) * columns + column
     channel = torch.arange(channels, device=images.device)[:, None] * (rows * columns)
     line = torch.arange(height, device=images.device) * columns
@@ -110,15 +108,20 @@ def crop_and_flip(images: Tensor, drawn: Tensor, padding: int) -> Tensor:
     windows = surrounded.flatten().unfold(0, width, 1).index_select(0, begins).view(images.shape)
     chosen = flip.nonzero().squeeze(1)
     mirrored = windows.index_select(0, chosen).flip(-1)
-    # Gathered from both, not copied into place: copying single bytes to given places costs many
-    # times as much.
+    # A gather from both is many times as fast as copying the mirrored images by index.
     place = torch.arange(count, device=images.device)
     place[chosen] = count + torch.arange(len(chosen), device=images.device)
     return torch.cat([windows, mirrored]).index_select(0, place)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Bytes to float32 of about zero mean and unit deviation, in the steps that torchvision takes,
-    so that the floats are the same.
+    """Convert bytes to float32 of about zero mean and unit deviation.
+
+    The operations are those of torchvision, so that the results are equal bit for bit.
+
+    Args:
+        images: Images, uint8 (N, C, H, W).
+        mean: Mean of each channel, (C, 1, 1), for pixels in [0, 1].
+        std: Standard deviation of each channel, (C, 1, 1), for pixels in [0, 1].
     """
     return images.float().div_(255).sub_(mean).div_(std)

@@ -1,4 +1,4 @@
-"""MNIST (LeCun et al. 1998): 60,000 handwritten digits to train on, 10,000 to test."""
+"""MNIST (LeCun et al. 1998): 60,000 training and 10,000 test images of handwritten digits."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ __all__ = ["MNIST"]
 
 
 class MNIST(ImageDataModule):
-    """Handwritten digits, 28x28 grey, 10 classes; 12 MB to download. No augmentation, as in Tanaka
-    et al. 2020.
+    """MNIST: handwritten digits, 28x28 grey, 10 classes; 12 MB to download.
+
+    There is no augmentation, as in Tanaka et al. 2020. The arguments are those of
+    :class:`ImageDataModule`.
+
+    Example:
+        >>> data = MNIST(batch_size=64, val_size=5000)
+        >>> data.input_shape, data.num_classes
+        ((1, 28, 28), 10)
     """
 
     input_shape = (1, 28, 28)
@@ -25,16 +32,14 @@ class MNIST(ImageDataModule):
     std = (0.3081,)
 
     origin: type[datasets.MNIST] = datasets.MNIST
-    """The class of torchvision that knows addresses and checksums; the files lie where it would put
-    them.
-    """
+    """Class of torchvision that has the addresses, the checksums and the name of the folder."""
 
     @property
     def _folder(self) -> Path:
         return self.data_dir / self.origin.__name__ / "raw"
 
     def prepare_data(self) -> None:
-        """Download and decompress what is not there yet."""
+        """Download and decompress the files that do not exist."""
         for name, md5 in self.origin.resources:
             archive = self._folder / name
             if not archive.with_suffix("").exists():
@@ -47,7 +52,8 @@ class MNIST(ImageDataModule):
         labels = read_idx(self._folder / f"{part}-labels-idx1-ubyte", axes=1)
         if len(images) != len(labels):
             raise ValueError(
-                f"the files {part}-* in {str(self._folder)!r} hold {len(images)} images and {len(labels)} labels; delete them, and they"
+                f"the files {part}-* in {str(self._folder)!r} hold {len(images)} images and"
+                f" {len(labels)} labels; delete them, and they"
                 " will be downloaded again"
             )
         return images.unsqueeze(1), labels.long()

@@ -1,4 +1,4 @@
-"""Pixels: how an image file of any mode becomes an upright 8-bit image, grey or RGB."""
+"""Decode image files of any mode to upright 8-bit images, grey or RGB."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""The transposition that undoes each EXIF orientation."""
+"""Transposition that undoes each EXIF orientation."""
 _ORIENTATION = 0x0112
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _BYTES = ("1", "L", "P", "RGB", "RGBX", "LA", "La", "PA", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV")
 """Modes with at most 8 bits per channel, which Pillow converts to grey and RGB without clipping."""
-_TRANSPARENT = "has transparent pixels, and the background behind them is not known; save it without transparency"
+_TRANSPARENT = (
+    "has transparent pixels, and the background behind them is not known; save it without"
+    " transparency"
+)
 
 
 class UnreadableImage(ValueError):
@@ -36,26 +39,25 @@ class UnreadableImage(ValueError):
 def decode(path: Path, channels: int) -> Image.Image:
     """Decode an image file to 8 bits per channel, turned upright by its EXIF orientation.
 
-    Grey images of 16 bits are scaled by 255 / 65535 and rounded; from colours of 16 bits Pillow
-    keeps the upper 8. An alpha channel is dropped where it is opaque everywhere. Where EXIF data is
-    damaged, the image is taken as it is stored, and a warning names the file. Only the first page
-    of several is read.
+    Grey images of 16 bits are scaled by 255 / 65535 and rounded; of colours of 16 bits Pillow keeps
+    the upper 8. An alpha channel is dropped if it is opaque everywhere. If EXIF data is damaged,
+    the image is not turned, and a warning names the file. Only the first page of several is read.
 
     Args:
         path: Path of the file.
-        channels: 1 converts to grey (mode L), 3 to RGB.
+        channels: Number of channels: 1 converts to grey (mode L), 3 to RGB.
 
     Raises:
-        UnreadableImage: If the file cannot be decoded, has a transparent pixel, or holds
+        UnreadableImage: If the file cannot be decoded, has a transparent pixel, or has
             floating-point, signed or 32-bit pixels, whose values for black and white are not stored
             in it.
     """
     try:
-        # From an open file: given a path, Pillow maps the file into memory, and mixes up width and
-        # height of a rotated TIFF.
+        # Passed as an open file: of a path, Pillow maps the file into memory, and then swaps width
+        # and height of a rotated TIFF.
         with path.open("rb") as file, Image.open(file) as image:
             image.load()
-    except Exception as error:  # the decoders of Pillow share no base class of errors
+    except Exception as error:  # the errors of Pillow's decoders have no common base class
         raise UnreadableImage(
             f"{str(path)!r} cannot be read as an image ({error}); replace it by a whole one"
         ) from error
@@ -70,19 +72,22 @@ def _opaque(image: Image.Image) -> Image.Image:
     """Remove the alpha channel of an image with at most 8 bits per channel.
 
     Raises:
-        ValueError: If the 8-bit value of a pixel is not known.
+        ValueError: If the 8-bit value of a pixel is ambiguous.
     """
     if image.mode == "F":
         raise ValueError(
-            "has floating-point pixels, and whether white is 1 or 255 is not stored in it; save it with 8 or 16 bits per channel"
+            "has floating-point pixels, and whether white is 1 or 255 is not stored in it; save"
+            " it with 8 or 16 bits per channel"
         )
     if image.mode not in _BYTES:
         raise ValueError(
-            f"is an image of mode {image.mode}, which Pillow cannot convert to RGB; save it as 8-bit grey or RGB"
+            f"is an image of mode {image.mode}, which Pillow cannot convert to RGB; save it as"
+            " 8-bit grey or RGB"
         )
     if any(kind != 1 for kind in _tag(image, _SAMPLE_FORMAT, 1)):
         raise ValueError(
-            "has signed pixels, and which value is black is not stored in it; save it with unsigned 8 or 16 bits per channel"
+            "has signed pixels, and which value is black is not stored in it; save it with"
+            " unsigned 8 or 16 bits per channel"
         )
     if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("LA") if image.mode == "La" else image
@@ -93,16 +98,17 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits.
+    """Scale a 16-bit grey image to 8 bits.
 
     Raises:
-        ValueError: If 65535 is not the white of the file, or a pixel is transparent.
+        ValueError: If white is not 65535 in this format, or a pixel is transparent.
     """
     plain = image.format == "TIFF" and image.mode != "I"
     plain = plain and (_tag(image, _BITS, 16), _tag(image, _PHOTOMETRIC, 1)) == ((16,), (1,))
     if not (plain or image.format in ("PNG", "PPM")):
         raise ValueError(
-            f"is a {image.format} of mode {image.mode} with {_tag(image, _BITS, 16)[0]} bits per pixel, and which value is white is not"
+            f"is a {image.format} of mode {image.mode} with {_tag(image, _BITS, 16)[0]} bits per"
+            " pixel, and which value is white is not"
             " known; save it as 8-bit grey, or as a PNG of 16 bits"
         )
     pixels = np.asarray(image).astype(np.int64)
@@ -112,16 +118,15 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def _tag(image: Image.Image, tag: int, default: int) -> tuple[int, ...]:
-    """Return a tag of a TIFF, one value for each channel; ``(default,)`` for other formats and
-    where it is missing.
-    """
+    """Return the values of a TIFF tag, one per channel, or ``(default,)`` if there are none."""
     value = getattr(image, "tag_v2", {}).get(tag, default)
     return value if isinstance(value, tuple) else (value,)
 
 
 def _upright(image: Image.Image, source: Image.Image, path: Path) -> Image.Image:
-    """Turn ``image`` by the EXIF orientation of ``source``, which Pillow has already applied to a
-    TIFF.
+    """Turn ``image`` by the EXIF orientation of ``source``.
+
+    Pillow has already applied the orientation of a TIFF.
     """
     try:
         orientation = source.getexif().get(_ORIENTATION, 1)
@@ -135,7 +140,8 @@ def _upright(image: Image.Image, source: Image.Image, path: Path) -> Image.Image
         struct.error,
     ) as error:
         warnings.warn(
-            f"{str(path)!r} has EXIF data that cannot be read ({error}); the image is taken as it is stored",
+            f"{str(path)!r} has EXIF data that cannot be read ({error}); the image is taken as it"
+            " is stored",
             stacklevel=2,
         )
         return image

@@ -1,6 +1,4 @@
-"""Tiny ImageNet (Stanford CS231N, 2015): 100,000 photographs of 200 classes to train on, and 10,000
-whose labels are known to test.
-"""
+"""Tiny ImageNet (Stanford CS231N, 2015): 100,000 training and 10,000 labelled test images."""
 
 from __future__ import annotations
 
@@ -15,18 +13,23 @@ from torch.utils.data import Dataset
 from synflow_pl.data.datamodule import ImageDataModule
 from synflow_pl.data.decode_cache import decode_cached
 from synflow_pl.data.downloads import fetch, unpack
-from synflow_pl.data.torchvision_loader import Files
+from synflow_pl.data.torchvision_loader import ImageFiles
 
 __all__ = ["TinyImageNet"]
 
 
 class TinyImageNet(ImageDataModule):
-    """Photographs, 64x64 colour, 200 classes; 248 MB to download. Crops and flips as in Tanaka et
-    al. 2020.
+    """Tiny ImageNet: photographs, 64x64 colour, 200 classes; 248 MB to download.
 
-    Its own ``val`` images are the test set here, as in the papers; the labels of its ``test``
-    images were never published. Files are read where they lie. In the pipeline ``memory`` they are
-    decoded once, to a cache of 1.4 GB beside their folder.
+    Training images are cropped and flipped at random as in Tanaka et al. 2020. The ``val`` images
+    are the test set here, as in the papers, since the labels of the ``test`` images were never
+    published. The pipeline ``"memory"`` decodes the files once, to a cache of 1.4 GB beside their
+    folder. The arguments are those of :class:`ImageDataModule`.
+
+    Example:
+        >>> data = TinyImageNet(batch_size=256)
+        >>> data.input_shape, data.num_classes
+        ((3, 64, 64), 200)
     """
 
     input_shape = (3, 64, 64)
@@ -43,7 +46,7 @@ class TinyImageNet(ImageDataModule):
         return self.data_dir / "tiny-imagenet-200"
 
     def prepare_data(self) -> None:
-        """Download and unpack what is not there yet, and decode it."""
+        """Download and unpack the data set if its folder does not exist, and decode its images."""
         if not self._folder.exists():
             archive = self.data_dir / "tiny-imagenet-200.zip"
             fetch([self.url], archive, self.md5)
@@ -61,16 +64,17 @@ class TinyImageNet(ImageDataModule):
 
     def dataset(self, train: bool, transform: Any) -> Dataset[tuple[Any, int]]:
         paths, labels = self._files(train)
-        return Files(paths, labels, transform, channels=3)
+        return ImageFiles(paths, labels, transform, channels=3)
 
-    # -- what lies where
+    # -- files
 
     def _classes(self) -> dict[str, int]:
-        """The label of each class: its place among the sorted names."""
+        """Return the label of each class: its index among the sorted names."""
         path = self._folder / "wnids.txt"
         if not path.is_file():
             raise FileNotFoundError(
-                f"there is no file {str(path)!r}; download the data set, or point --data.data_dir at it"
+                f"there is no file {str(path)!r}; download the data set, or point --data.data_dir"
+                " at it"
             )
         names = sorted(path.read_text().split())
         if len(set(names)) != self.num_classes:
@@ -80,47 +84,53 @@ class TinyImageNet(ImageDataModule):
         return {name: label for label, name in enumerate(names)}
 
     def _files(self, train: bool) -> tuple[list[Path], Tensor]:
-        """Images by class and name, or the test images by name; and their labels, int64 (N,)."""
-        found = self._train_files() if train else self._val_files()
-        return [path for path, _ in found], torch.tensor([label for _, label in found])
+        """Return the paths of the images and their labels, int64 (N,).
+
+        Training images are sorted by class and name, test images by name.
+        """
+        samples = self._train_files() if train else self._val_files()
+        return [path for path, _ in samples], torch.tensor([label for _, label in samples])
 
     def _train_files(self) -> list[tuple[Path, int]]:
-        found = []
+        samples = []
         for name, label in self._classes().items():
             folder = self._folder / "train" / name / "images"
             images = _images(folder)
             if not images:
                 raise FileNotFoundError(
-                    f"the class folder {str(folder)!r} is missing or empty; unpack the data set anew"
+                    f"the class folder {str(folder)!r} is missing or empty; unpack the data set"
+                    " again"
                 )
-            found += [(path, label) for path in images]
-        return found
+            samples += [(path, label) for path in images]
+        return samples
 
     def _val_files(self) -> list[tuple[Path, int]]:
         path = self._folder / "val" / "val_annotations.txt"
         if not path.is_file():
-            raise FileNotFoundError(f"there is no file {str(path)!r}; unpack the data set anew")
+            raise FileNotFoundError(f"there is no file {str(path)!r}; unpack the data set again")
         classes = self._classes()
         labels = {}
         for number, line in enumerate(path.read_text().splitlines(), 1):
             image, name = [*line.split("\t"), ""][:2]
             if name not in classes:
                 raise ValueError(
-                    f"{str(path)!r} line {number}: {name!r} is not one of the {len(classes)} classes in wnids.txt"
+                    f"{str(path)!r} line {number}: {name!r} is not one of the {len(classes)}"
+                    " classes in wnids.txt"
                 )
             labels[image] = classes[name]
         images = _images(self._folder / "val" / "images")
         if odd := labels.keys() ^ {image.name for image in images}:
             raise ValueError(
-                f"{str(path)!r} and the folder images beside it do not name the same files: {min(odd)!r} is in one only; unpack the"
-                " data set anew"
+                f"{str(path)!r} and the folder images beside it do not name the same files:"
+                f" {min(odd)!r} is in one only; unpack the"
+                " data set again"
             )
         return [(image, labels[image.name]) for image in images]
 
 
 def _images(folder: Path) -> list[Path]:
-    """The images in a folder, by name; none if there is no folder."""
-    # os.listdir: Path.glob takes seconds for a hundred thousand files.
+    """Return the paths of the images in a folder, sorted; empty if there is no folder."""
+    # os.listdir, since Path.glob takes seconds for a hundred thousand files.
     names = (
         sorted(name for name in os.listdir(folder) if name.endswith(".JPEG"))
         if folder.is_dir()

@@ -1,6 +1,4 @@
-"""Stream: images that are read, transformed and collated one by one by torchvision, in as many
-processes as one likes.
-"""
+"""Source that reads, transforms and collates images one by one, optionally in worker processes."""
 
 from __future__ import annotations
 
@@ -17,18 +15,18 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from synflow_pl.data.loader import Batch, Key
 from synflow_pl.data.pixels import UnreadableImage, decode
 
-__all__ = ["Files", "Pictures", "TorchvisionLoader"]
+__all__ = ["ImageFiles", "TensorImages", "TorchvisionLoader"]
 
 Transform = Callable[[Image.Image], Any]
 
 
-class Pictures(Dataset[tuple[Any, int]]):
-    """Images in memory, each passed through a torchvision transform.
+class TensorImages(Dataset[tuple[Any, int]]):
+    """Data set of images in memory, each passed through a torchvision transform.
 
     Args:
-        images: uint8 (N, C, H, W), of one channel or three.
-        labels: int64 (N,).
-        transform: of a PIL image; ``None`` leaves it.
+        images: Images, uint8 (N, C, H, W), with C = 1 or 3.
+        labels: Labels, int64 (N,).
+        transform: Transform of a PIL image; ``None`` returns the PIL image.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Transform | None) -> None:
@@ -45,15 +43,14 @@ class Pictures(Dataset[tuple[Any, int]]):
         )
 
 
-class Files(Dataset[tuple[Any, int]]):
-    """Images in files, each decoded and passed through a torchvision transform when it is asked
-    for.
+class ImageFiles(Dataset[tuple[Any, int]]):
+    """Data set of image files, each decoded and passed through a torchvision transform on access.
 
     Args:
-        paths: of the files.
-        labels: int64 (N,).
-        transform: of a PIL image; ``None`` leaves it.
-        channels: 1 makes every image grey, 3 makes it coloured.
+        paths: Paths of the files.
+        labels: Labels, int64 (N,).
+        transform: Transform of a PIL image; ``None`` returns the PIL image.
+        channels: Number of channels: 1 converts every image to grey, 3 to RGB.
     """
 
     def __init__(
@@ -72,9 +69,7 @@ class Files(Dataset[tuple[Any, int]]):
 
 
 class _Seeded(Dataset[Any]):
-    """Takes (index, number drawn) instead of an index; what the transform draws is a function of
-    that number.
-    """
+    """Data set indexed by (index, random number); the number seeds the random transforms."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -84,13 +79,12 @@ class _Seeded(Dataset[Any]):
         try:
             return self._draw(index, number)
         except UnreadableImage as error:
-            return error  # a worker process would wrap an exception that is raised in its traceback
+            return error  # raised by read(): a worker would add its traceback to the message
 
     def _draw(self, index: int, number: int | None) -> Any:
         if number is None:
             return self.dataset[index]
-        # torchvision's transforms draw from the CPU's generator; only that one is touched, and left
-        # as it was.
+        # torchvision's transforms use torch's CPU generator, whose state is restored afterwards.
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(number)
         try:
@@ -107,18 +101,18 @@ def _collate(samples: list[Any]) -> Any:
 
 
 class TorchvisionLoader:
-    """A source of images that go through torchvision's transforms one by one.
+    """Source of images that are passed through torchvision's transforms one by one.
 
     Args:
-        dataset: images and labels by index.
-        labels: Labels of all its images, int64 (N,).
-        num_workers: processes that load images; 0 loads them in this one.
+        dataset: Data set of images and labels.
+        labels: Labels of all images of the data set, int64 (N,).
+        num_workers: Number of worker processes; 0 loads images in the calling process.
     """
 
     def __init__(self, dataset: Dataset[Any], labels: Tensor, num_workers: int = 0) -> None:
         self.labels = labels
         self._keys: list[list[tuple[int, int | None]]] = []
-        # Its workers live as long as it does; they are handed the keys of each epoch anew.
+        # The workers persist between epochs; read() puts the keys of each epoch into the list.
         self._loader = DataLoader(
             _Seeded(dataset),
             batch_sampler=self._keys,
@@ -126,11 +120,14 @@ class TorchvisionLoader:
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
-            generator=torch.Generator(),  # or it would draw from the global one
+            generator=torch.Generator(),  # the default is the global generator
         )
 
     def read(self, keys: Iterable[Key]) -> Iterator[Batch]:
-        """One batch for each key, in this process's memory.
+        """Yield one batch for each key, in CPU memory.
+
+        Args:
+            keys: Images of each batch.
 
         Raises:
             UnreadableImage: If an image file cannot be decoded unambiguously.
@@ -151,8 +148,9 @@ class TorchvisionLoader:
             yield tuple(batch)
 
     def close(self) -> None:
-        """End the workers. Left to the garbage collector, which takes their queues away first, each
-        is waited for in vain for 5 s.
+        """Stop the worker processes.
+
+        The garbage collector would delete their queues first and then wait 5 s for each worker.
         """
         if isinstance(self._loader._iterator, _MultiProcessingDataLoaderIter):
             self._loader._iterator._shutdown_workers()

@@ -1,4 +1,4 @@
-"""Validity: whether the images and labels of a data set are what its class says."""
+"""Check that the images and labels of a data set agree with its class attributes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def check_images(
     Args:
         returned: Pair of images, uint8 (N, C, H, W), and labels, integers (N,) in [0,
             ``num_classes``).
-        source: Where they come from, as messages name it.
-        shape: (C, H, W) of each image.
+        source: Expression that returned them, as messages name it.
+        shape: Shape (C, H, W) of each image.
         num_classes: Number of classes.
 
     Returns:
         The images, and the labels as int64 (N,).
 
     Raises:
-        ValueError: If they are anything else.
+        ValueError: If the images or labels have another type, shape or range.
     """
     if not (
         isinstance(returned, (tuple, list))
@@ -41,17 +41,20 @@ def check_images(
             else type(returned).__name__
         )
         raise ValueError(
-            f"{source} returned {parts or 'nothing'}, expected a tuple of two tensors, images and labels"
+            f"{source} returned {parts or 'nothing'}, expected a tuple of two tensors, images and"
+            " labels"
         )
     images, labels = returned
     if images.dtype != torch.uint8:
         raise ValueError(
-            f"{source} returned images of {images.dtype}, expected torch.uint8 from 0 to 255; convert pixels in [0, 1] by"
+            f"{source} returned images of {images.dtype}, expected torch.uint8 from 0 to 255;"
+            " convert pixels in [0, 1] by"
             " (255 * images).round().to(torch.uint8)"
         )
     if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
         raise ValueError(
-            f"{source} returned images of shape {tuple(images.shape)}, expected (N, {', '.join(map(str, shape))}) as input_shape says"
+            f"{source} returned images of shape {tuple(images.shape)}, expected (N,"
+            f" {', '.join(map(str, shape))}) as input_shape says"
         )
     return images, check_labels(labels, source, len(images), num_classes)
 
@@ -61,7 +64,7 @@ def check_labels(labels: Any, source: str, count: int, num_classes: int) -> Tens
 
     Args:
         labels: Integers (N,) in [0, ``num_classes``), a tensor, array or list.
-        source: Where they come from, as messages name it.
+        source: Expression that returned them, as messages name it.
         count: Number of images.
         num_classes: Number of classes.
 
@@ -69,25 +72,29 @@ def check_labels(labels: Any, source: str, count: int, num_classes: int) -> Tens
         The labels as int64 (N,).
 
     Raises:
-        ValueError: If they are anything else, or there are none.
+        ValueError: If the labels have another type, shape or range, or there are none.
     """
     if labels is None:
         raise ValueError(
-            f"{source} has no labels, expected an attribute labels, a tensor of int64 with one label for each image"
+            f"{source} has no labels, expected an attribute labels, a tensor of int64 with one"
+            " label for each image"
         )
     try:
         labels = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{source} has labels of type {type(labels).__name__}, expected a tensor of int64: {error}"
+            f"{source} has labels of type {type(labels).__name__}, expected a tensor of int64:"
+            f" {error}"
         ) from error
     if labels.dtype not in _INTEGERS:
         raise ValueError(
-            f"{source} has labels of {labels.dtype}, expected torch.int64 from 0 to {num_classes - 1}"
+            f"{source} has labels of {labels.dtype}, expected torch.int64 from 0 to"
+            f" {num_classes - 1}"
         )
     if labels.ndim != 1 or len(labels) != count:
         raise ValueError(
-            f"{source} has {count} images and labels of shape {tuple(labels.shape)}, expected the shape ({count},), one label for each"
+            f"{source} has {count} images and labels of shape {tuple(labels.shape)}, expected the"
+            f" shape ({count},), one label for each"
             " image"
         )
     if not count:
@@ -98,7 +105,8 @@ def check_labels(labels: Any, source: str, count: int, num_classes: int) -> Tens
         index = int(wrong[0])
         also = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise ValueError(
-            f"{source} has label {int(labels[index])} for image {index}{also}, expected 0 to {num_classes - 1} as num_classes"
+            f"{source} has label {int(labels[index])} for image {index}{also}, expected 0 to"
+            f" {num_classes - 1} as num_classes"
             f" {num_classes} says"
         )
     return labels
@@ -109,23 +117,25 @@ def check_sample(sample: Any, source: str, shape: tuple[int, int, int], label: i
 
     Args:
         sample: Pair of a normalised image, floating point (C, H, W), and its label, an integer.
-        source: Where it comes from, as messages name it.
-        shape: (C, H, W) of each image.
+        source: Expression that returned it, as messages name it.
+        shape: Shape (C, H, W) of each image.
         label: Label that the data set lists for the sample.
 
     Raises:
-        ValueError: If it is anything else.
+        ValueError: If the sample has another type, shape or label.
     """
     if not (
         isinstance(sample, (tuple, list)) and len(sample) == 2 and isinstance(sample[0], Tensor)
     ):
         raise ValueError(
-            f"{source}[0] is a {type(sample).__name__}, expected a tuple of a transformed image (a tensor) and a label"
+            f"{source}[0] is a {type(sample).__name__}, expected a tuple of a transformed image (a"
+            " tensor) and a label"
         )
     image, own = sample
     if not image.is_floating_point() or tuple(image.shape) != tuple(shape):
         raise ValueError(
-            f"{source}[0] has an image of {image.dtype} in the shape {tuple(image.shape)}, expected floating point in the shape"
+            f"{source}[0] has an image of {image.dtype} in the shape {tuple(image.shape)},"
+            " expected floating point in the shape"
             f" {tuple(shape)} as input_shape says; apply the transform that dataset() is given"
         )
     if int(own) != label:

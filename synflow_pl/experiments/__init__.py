@@ -1,11 +1,12 @@
-"""The theory's experiments, one a file: each turns a network and a pruner into the rows of a
-table.
+"""Experiments on the theory of SynFlow, one per file.
+
+Each turns a network and a pruner into the rows of a table.
 """
 
+from synflow_pl.experiments.first_round_scores import first_scores
 from synflow_pl.experiments.layers import LayerScore, largest_difference, layer_scores, variation
-from synflow_pl.experiments.magnitude import Snapshot, SquaredMagnitudes
+from synflow_pl.experiments.magnitude_conservation import Snapshot, SquaredMagnitudes
 from synflow_pl.experiments.schedule import RoundRatio, largest_ratio
-from synflow_pl.experiments.scores import first_scores
 from synflow_pl.experiments.units import unit_differences
 
 __all__ = [

@@ -1,10 +1,8 @@
-"""Layers: every layer has the same total, so small ones score high (Tanaka et al. 2020, Theorem 2
-and Figure 4).
+"""Total scores of layers, which conservation makes equal (Tanaka et al. 2020, Theorem 2, Figure 4).
 
-Where a conserved score flows through one layer after another, each has the same total, and the
-average score of its weights is in
-inverse proportion to their number. Shortcuts and branches share the flow with the layers beside
-    them: those have less.
+Where a conserved score flows through layers in sequence, each layer has the same total, so the
+average score of its weights is inversely proportional to their number: small layers have high
+scores. Layers in parallel, such as shortcuts and branches, share the flow and have lower totals.
 """
 
 from __future__ import annotations
@@ -20,8 +18,12 @@ __all__ = ["LayerScore", "largest_difference", "layer_scores", "variation"]
 
 @dataclass(frozen=True)
 class LayerScore:
-    """Of one layer: the name of its weight, how many weights there are, and the sum of their
-    scores, signed where scores are.
+    """Total score of one layer.
+
+    Attributes:
+        layer: Name of the layer's weight.
+        size: Number of weights.
+        total: Sum of the scores, signed if the scores are.
     """
 
     layer: str
@@ -30,15 +32,15 @@ class LayerScore:
 
     @property
     def average(self) -> float:
-        """The average score of a weight."""
+        """Average score of a weight of the layer."""
         return self.total / self.size
 
 
 def layer_scores(scores: Mapping[str, Tensor]) -> list[LayerScore]:
-    """The sum of the scores of each layer, in float64.
+    """Return the total score of each layer, computed in float64.
 
     Args:
-        scores: by the name of the weight.
+        scores: Scores of each layer, by the name of its weight.
     """
     return [
         LayerScore(name, score.numel(), float(score.sum(dtype=torch.float64)))
@@ -47,11 +49,16 @@ def layer_scores(scores: Mapping[str, Tensor]) -> list[LayerScore]:
 
 
 def variation(totals: list[float]) -> float:
-    """Coefficient of variation of the layers' totals: sample deviation (n - 1) over the magnitude
-    of the mean; 0 where all agree.
+    """Return the coefficient of variation of the layers' totals.
+
+    This is the sample standard deviation (divisor n - 1) over the magnitude of the mean; 0 if all
+    totals are equal.
+
+    Args:
+        totals: Total score of each layer.
 
     Raises:
-        ValueError: for fewer than two layers.
+        ValueError: If there are fewer than two layers.
     """
     if len(totals) < 2:
         raise ValueError(f"a coefficient of variation needs two layers or more, got {len(totals)}")
@@ -60,6 +67,10 @@ def variation(totals: list[float]) -> float:
 
 
 def largest_difference(totals: list[float]) -> float:
-    """How far the layers' totals are from their mean, at most, in units of it."""
+    """Return the largest deviation of a layer's total from the mean, relative to the mean.
+
+    Args:
+        totals: Total score of each layer.
+    """
     values = torch.tensor(totals, dtype=torch.float64)
     return float((values / values.mean() - 1).abs().max())

@@ -1,14 +1,14 @@
-"""Schedule: how much of a layer's flow one round may take (Tanaka et al. 2020, Theorem 3 and Figure
-7).
+"""Share of a layer's total score that one round removes (Tanaka et al. 2020, Theorem 3, Figure 7).
 
-A pruning that conserves the score layer by layer never empties a layer before it has to, if in each
+If the score is conserved layer by layer, pruning causes no avoidable layer collapse if in each
 round
 
     prune size < cut size,
 
-the total score of the weights that the round removes against that of one whole layer, which for
-SynFlow all layers share. One round takes too much; enough small ones do not. Where layers differ, a
-round can empty the one of smallest total first, so that is the cut size.
+where the prune size is the total score of the weights that the round removes, and the cut size is
+the total score of one whole layer, which for SynFlow is equal in all layers. One round removes too
+much; many small rounds do not. Where the totals of layers differ, a round can empty the layer with
+the smallest total first, so that is the cut size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.experiments.scores import lowest_and_sum
+from synflow_pl.experiments.first_round_scores import lowest_and_sum
 from synflow_pl.flow import Block
 from synflow_pl.pruners import Pruner, PruningState, Saliency
 from synflow_pl.pruners.base import PrunerWrapper
@@ -32,8 +32,11 @@ __all__ = ["RoundRatio", "largest_ratio"]
 
 @dataclass(frozen=True)
 class RoundRatio:
-    """The round of one pruning in which prune size over cut size, ``ratio``, is largest; ``round``
-    counts from 1.
+    """Round of a pruning with the largest ratio of prune size to cut size.
+
+    Attributes:
+        ratio: Prune size over cut size.
+        round: Number of the round, counted from 1.
     """
 
     ratio: float
@@ -50,31 +53,32 @@ def largest_ratio(
     on_round: Callable[[int, float, Mapping[str, Tensor]], None] | None = None,
     **options: Any,
 ) -> RoundRatio:
-    """Prune ``network``, but for the end, and look at what each round takes.
+    """Return the largest ratio of prune size to cut size over the rounds of a pruning.
+
+    Theorem 3 holds if it is below 1.
 
     Args:
-        network: left as it is.
-        pruner: whose scores are not negative.
-        density: fraction of prunable weights kept, in (0, 1).
-        rounds: at least 1.
-        schedule: density after each round.
-        on_round: as that of :func:`synflow_pl.prune`.
-        options: the others of :func:`synflow_pl.prune`.
+        network: Network under study, which is left unchanged.
+        pruner: Pruner with nonnegative scores.
+        density: Fraction of prunable weights kept, in (0, 1).
+        rounds: Number of rounds, at least 1.
+        schedule: Schedule of the density over the rounds.
+        on_round: Callback of :func:`synflow_pl.prune`.
+        **options: Further arguments of :func:`synflow_pl.prune`.
 
     Returns:
-        The largest prune size over cut size; below 1 Theorem 3 holds.
+        The ratio, and the round in which it occurs.
 
     Raises:
-        ValueError: as :func:`synflow_pl.prune`, or if a score is negative, which the theorem does
-            not speak of.
+        ValueError: If an argument is invalid, as for :func:`synflow_pl.prune`, or a score is
+            negative, to which the theorem does not apply.
     """
-    weighing = _Weighing(pruner)
-    # A pruning that is interrupted before its end leaves the network dense: that saves a copy of
-    # it.
-    with suppress(_Weighed):
+    recorder = _RatioRecorder(pruner)
+    # A pruning that is interrupted before its end leaves the network dense, so no copy is needed.
+    with suppress(_LastCutMeasured):
         prune(
             network,
-            weighing,
+            recorder,
             density=density,
             rounds=rounds,
             schedule=schedule,
@@ -83,22 +87,21 @@ def largest_ratio(
             **options,
         )
     return RoundRatio(
-        *max(
-            ((ratio, index) for index, ratio in weighing.ratios.items()), key=lambda found: found[0]
-        )
+        *max(((ratio, index) for index, ratio in recorder.ratios.items()), key=lambda pair: pair[0])
     )
 
 
-class _Weighed(Exception):
-    """The last cut has been weighed."""
+class _LastCutMeasured(Exception):
+    """Raised to end the pruning after the ratio of the last round was recorded."""
 
 
-class _Weighing(PrunerWrapper):
-    """Weighs what each cut takes: the scores under the masks before it, and under those that it
-    leaves.
+class _RatioRecorder(PrunerWrapper):
+    """Pruner wrapper that records the ratio of prune size to cut size of each round.
+
+    The scores of a round are summed under the masks before its cut and under those after it.
 
     Args:
-        pruner: gives the scores.
+        pruner: Pruner that computes the scores.
     """
 
     def __init__(self, pruner: Pruner) -> None:
@@ -110,35 +113,43 @@ class _Weighing(PrunerWrapper):
         self._totals: dict[str, float] = {}
 
     def score(self, state: PruningState) -> Mapping[str, Tensor | Saliency]:
-        self._weigh(state)
+        self._measure_cut(state)
         self._round += 1
         scores = super().score(state)
-        # Multiplied out, in tensors of their own: the cut works in the place of what it is given.
+        # Products and copies, since the selection overwrites the scores that it is given.
         self._scores = {
             name: s.weight * s.gradient if isinstance(s, Saliency) else s.clone()
             for name, s in scores.items()
         }
         self._blocks = dict(state.blocks)
-        # Where removed weights may come back, they all compete.
+        # If the pruner can regrow weights, the pruned ones compete too.
         self._totals = self._sums(state, all_compete=self.regrows)
         return scores
 
     def finish(self, state: PruningState) -> None:
-        self._weigh(state)
-        raise _Weighed
+        self._measure_cut(state)
+        raise _LastCutMeasured
 
-    def _weigh(self, state: PruningState) -> None:
-        """Weigh the cut that has been made since the last scores."""
+    def _measure_cut(self, state: PruningState) -> None:
+        """Record the ratio of the cut that was made since the last scores."""
         if not self._scores:
             return
-        taken = sum(self._totals.values()) - sum(self._sums(state).values())
-        left = [total for total in self._totals.values() if total > 0]
-        if left:  # else no path is left, and there is nothing to take
-            self.ratios[self._round] = taken / min(left)
+        prune_size = sum(self._totals.values()) - sum(self._sums(state).values())
+        layer_totals = [total for total in self._totals.values() if total > 0]
+        if layer_totals:  # else the network is disconnected, and there is nothing to remove
+            self.ratios[self._round] = prune_size / min(layer_totals)
         self._scores = {}
 
     def _sums(self, state: PruningState, all_compete: bool = False) -> dict[str, float]:
-        """By parameter name, the sum of the scores of what lives."""
+        """Return the sum of the scores of kept weights, by parameter name.
+
+        Args:
+            state: State of the pruning.
+            all_compete: Whether pruned weights are included.
+
+        Raises:
+            ValueError: If a score is negative.
+        """
         sums = {}
         for name, score in self._scores.items():
             mask = torch.ones_like(state.masks[name]) if all_compete else state.masks[name]
@@ -150,7 +161,8 @@ class _Weighing(PrunerWrapper):
             lowest, sums[name] = lowest_and_sum(score, mask)
             if lowest < 0:
                 raise ValueError(
-                    f"{type(self.pruner).__name__} gives negative scores (in {name!r}), and what a round takes of a layer can only be"
+                    f"{type(self.pruner).__name__} gives negative scores (in {name!r}), and what a"
+                    " round takes of a layer can only be"
                     " weighed for positive ones; choose SynFlow, SNIP or another such pruner"
                 )
         return sums

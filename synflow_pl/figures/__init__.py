@@ -1,4 +1,7 @@
-"""Figures: the house style and one picture a file. Knows arrays, not networks."""
+"""Figures, one per file, in a common style.
+
+They are drawn from arrays and need no network.
+"""
 
 from synflow_pl.figures.accuracy_against import Curve, accuracy_against
 from synflow_pl.figures.density_by_pruner import density_by_pruner

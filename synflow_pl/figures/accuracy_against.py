@@ -1,6 +1,4 @@
-"""Accuracy against how much of a network is left: Figures 1 and 6 of Tanaka et al. 2020, and 5a,
-where the curves are of one pruner.
-"""
+"""Figure of accuracy against density or compression (Figures 1, 5a and 6 of Tanaka et al. 2020)."""
 
 from __future__ import annotations
 
@@ -18,11 +16,15 @@ __all__ = ["Curve", "accuracy_against"]
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one line: where they stand, positive; the mean accuracy there, in [0, 1]; and its
-    deviation, 0 where it is not known.
+    """One curve of a figure.
 
-    Curves of the same ``style`` look alike; one that was ``published`` by others is drawn thin and
-    dotted.
+    Attributes:
+        name: Name in the legend.
+        style: Index of the line style; curves with the same index look alike.
+        x: Positions on the horizontal axis, positive.
+        mean: Mean accuracy at each position, in [0, 1].
+        deviation: Standard deviation of the accuracy at each position; 0 if unknown.
+        published: Whether the curve is a published one, which is drawn thin and dotted.
     """
 
     name: str
@@ -41,15 +43,16 @@ def accuracy_against(
     title: str = "",
     falling: bool = False,
 ) -> Figure:
-    """One line with a band of a deviation up and down for each curve, over a logarithmic axis.
+    """Draw accuracies over a logarithmic axis: a line and a band of one deviation per curve.
 
     Args:
-        what: is on that axis.
-        curves: to draw.
-        dense: mean accuracy of the dense network, in [0, 1], and its deviation: a line across.
-        title: of the picture.
-        falling: the axis runs from large to small, so that networks get sparser to the right
-            whatever is measured.
+        what: Label of the horizontal axis.
+        curves: Curves to draw.
+        dense: Mean accuracy of the dense network and its standard deviation, in [0, 1], drawn as a
+            horizontal line.
+        title: Title of the figure.
+        falling: Whether the horizontal axis runs from large to small values, so that networks get
+            sparser to the right.
     """
     figure = blank(height=3.6)
     drawn = axes(figure, what, "test accuracy, %", log="x")
@@ -71,8 +74,7 @@ def accuracy_against(
                 "markerfacecolor": "white",
             }
         drawn.plot(x, [100 * y for y in mean_], label=one.name, **look)
-        # No accuracy is below nothing or above everything, whatever the deviation of a few seeds
-        # is.
+        # The band is clipped to [0, 1], which the deviation of a few seeds can exceed.
         low = [100 * max(y - d, 0) for y, d in zip(mean_, deviation_, strict=True)]
         high = [100 * min(y + d, 1) for y, d in zip(mean_, deviation_, strict=True)]
         drawn.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)

@@ -1,4 +1,4 @@
-"""How several pruners spread the same number of weights over the layers of a network."""
+"""Figure of the densities of layers under several pruners at the same number of weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ __all__ = ["density_by_pruner"]
 
 
 def density_by_pruner(names: Sequence[str], densities: Mapping[str, Sequence[float]]) -> Figure:
-    """One line per pruner over the layers, input first: the fraction of each layer's weights that
-    it kept, on a logarithmic axis.
+    """Draw the density of each layer, on a logarithmic axis, with one line per pruner.
 
-    A layer that was emptied has a cross at the foot, and breaks the line.
+    A layer without kept weights interrupts the line and is marked by a cross at the bottom.
 
     Args:
-        names: of the layers' weights, input first.
-        densities: by the pruner's name, one per layer, in [0, 1].
+        names: Names of the layers' weights, input first.
+        densities: Density of each layer, in [0, 1], by the pruner's name.
     """
     figure = blank(width=max(WIDTH, 1.5 + 0.2 * len(names)), height=4.2)
     drawn = axes(figure, "layer, input first", "density: fraction of the layer's weights", log="y")

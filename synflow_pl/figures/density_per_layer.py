@@ -1,4 +1,4 @@
-"""How much of each layer was kept, and how much of that does anything."""
+"""Figure of the density and the effective density of each layer."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ def density_per_layer(
     overall: float,
     effective: Sequence[float] | None = None,
 ) -> Figure:
-    """Horizontal bars, first layer on top: the fraction of each layer's weights that was kept, on a
-    logarithmic axis.
+    """Draw the density of each layer as a horizontal bar on a logarithmic axis, first layer on top.
 
     Args:
-        names: of the layers' weights, input first.
-        densities: one per layer, in [0, 1].
-        overall: density of the whole network, drawn as a line, in (0, 1].
-        effective: the fraction of each layer's weights that is kept and on a living path, in [0,
-            1]; each a second bar.
+        names: Names of the layers' weights, input first.
+        densities: Density of each layer, in [0, 1].
+        overall: Density of the whole network, in (0, 1], drawn as a line.
+        effective: Effective density of each layer, in [0, 1], drawn as a second bar: the fraction
+            of weights on a path of kept weights from input to output.
     """
     figure = blank(height=1.2 + (0.22 if effective is None else 0.3) * len(names))
     drawn = axes(figure, "density: fraction of the layer's weights", "", log="x")
     floor = min(density for density in [overall, *densities, *(effective or ())] if density > 0) / 3
     series = [("kept", densities, FIRST, "")]
     if effective is not None:
-        series.append(("effective: on a living path", effective, SECOND, "////"))
+        series.append(("effective: on a path of kept weights", effective, SECOND, "////"))
     height = 0.8 / len(series)
     for index, (label, values, colour, hatch) in enumerate(series):
         places = [layer + (index - (len(series) - 1) / 2) * height for layer in range(len(names))]
@@ -51,9 +50,9 @@ def density_per_layer(
             label=label,
         )
         for place, value in zip(places, values, strict=True):
-            told = f"{100 * value:.3g} %" if value > 0 else "none"
+            label_text = f"{100 * value:.3g} %" if value > 0 else "none"
             drawn.annotate(
-                told,
+                label_text,
                 (max(value, floor), place),
                 xytext=(3, 0),
                 textcoords="offset points",

@@ -1,6 +1,4 @@
-"""The average score of a layer against its size, pruner beside pruner: Figure 4 of Tanaka et al.
-2020.
-"""
+"""Figure of the average score of a layer against its size (Figure 4 of Tanaka et al. 2020)."""
 
 from __future__ import annotations
 
@@ -18,13 +16,14 @@ __all__ = ["layer_averages"]
 def layer_averages(
     sizes: Mapping[str, Sequence[int]], averages: Mapping[str, Sequence[float]]
 ) -> Figure:
-    """One panel for each pruner, one dot for each layer, on logarithmic axes; where all layers have
-    the same total score, they lie on the dashed line.
+    """Draw the average score of each layer against its size, with logarithmic axes, by pruner.
+
+    Layers with equal total scores lie on the dashed line.
 
     Args:
-        sizes: by pruner, how many weights each layer has.
-        averages: by pruner, the average score of each layer's weights. Of a negative one the
-            magnitude is drawn; zero is left out.
+        sizes: Number of weights of each layer, by pruner.
+        averages: Average score of each layer's weights, by pruner. The magnitude of negative
+            averages is drawn; zeros are left out.
     """
     rows, columns = grid(len(averages))
     figure = blank(width=WIDTH * columns / 3, height=2.3 * rows)
@@ -52,7 +51,7 @@ def layer_averages(
             color=FIRST,
             alpha=0.8,
         )
-        mean = sum(score / x for x, score in dots) / len(dots)  # of the layers' totals
+        mean = sum(score / x for x, score in dots) / len(dots)  # mean of the layers' totals
         ends = [min(x for x, _ in dots), max(x for x, _ in dots)]
         drawn.plot(
             ends, [mean * x for x in ends], color="black", linestyle="--", linewidth=1, zorder=1

@@ -1,6 +1,4 @@
-"""What is left of each layer the more a network is pruned, pruner beside pruner: Figure 2 of Tanaka
-et al. 2020.
-"""
+"""Figure of the weights kept per layer against compression (Figure 2 of Tanaka et al. 2020)."""
 
 from __future__ import annotations
 
@@ -21,12 +19,14 @@ _LEGEND_ROWS = 26
 def layers_by_pruner(
     prunings: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[int]]]],
 ) -> Figure:
-    """One panel for each pruner, on the same axes; in it a line for each layer, darkest at the
-    input. One that ends in a cross was cut to nothing at the next compression.
+    """Draw the weights kept per layer against compression, a panel per pruner on common axes.
+
+    Layers are darkest at the input. A line that ends in a cross is a layer without weights at the
+    next compression.
 
     Args:
-        prunings: by pruner, compressions of the whole network, at least 1 and rising, and for each
-            layer, by name and input first, how many of its weights were left at each.
+        prunings: By pruner, the increasing compressions of the whole network, each at least 1, and
+            for each layer, by name and input first, the number of weights kept at each compression.
     """
     rows, columns = grid(len(prunings))
     figure = blank(width=(WIDTH - 1.2) * columns / 3 + 1.2, height=max(2.3 * rows, 4.0))
@@ -47,7 +47,7 @@ def layers_by_pruner(
     )
     figure.supylabel("weights left in the layer", fontsize=8, color=MUTED)
     handles = [line for line in panels[0].lines if not str(line.get_label()).startswith("_")]
-    if len(handles) > _LEGEND_ROWS:  # too many to be read: the shades say which is where
+    if len(handles) > _LEGEND_ROWS:  # too many to read; the first and the last explain the shades
         handles = [handles[0], handles[-1]]
     labels = [short(str(line.get_label())) for line in handles]
     figure.legend(

@@ -1,6 +1,4 @@
-"""What was left of each layer as the network got sparser: Figure 2 of Tanaka et al. 2020, for one
-pruning.
-"""
+"""Figure of the weights kept per layer over the rounds of one pruning, in the style of Figure 2."""
 
 from __future__ import annotations
 
@@ -20,15 +18,15 @@ _DASHES = ("-", "--", ":")
 
 
 def layers_over_rounds(compression: Sequence[float], kept: Mapping[str, Sequence[int]]) -> Figure:
-    """One line per layer, darkest at the input: how many of its weights were left after each round,
-    on logarithmic axes.
+    """Draw the weights kept per layer after each round, on logarithmic axes, darkest at the input.
 
-    A line that ends on the way was cut to nothing there: layer collapse, marked with a cross at the
-        last round that left something.
+    A line that ends early is a layer collapse: the cross marks the last round in which the layer
+    kept a weight.
 
     Args:
-        compression: of the whole network after each round, weights over weights kept, at least 1.
-        kept: how many weights of each layer were left after each round, by name, input first.
+        compression: Compression of the whole network after each round: weights over weights kept,
+            at least 1.
+        kept: Number of weights of each layer after each round, by name, input first.
     """
     columns = -(-len(kept) // _LEGEND_ROWS)
     small = 8 if columns == 1 else 6
@@ -50,7 +48,13 @@ def layers_over_rounds(compression: Sequence[float], kept: Mapping[str, Sequence
 
 
 def lines(drawn: Axes, compression: Sequence[float], kept: Mapping[str, Sequence[int]]) -> None:
-    """The lines and crosses alone, on logarithmic axes that there are; as above."""
+    """Draw the lines and crosses of :func:`layers_over_rounds` on existing logarithmic axes.
+
+    Args:
+        drawn: Axes to draw on.
+        compression: Compression of the whole network after each round, at least 1.
+        kept: Number of weights of each layer after each round, by name, input first.
+    """
     for index, ((name, counts), shade) in enumerate(
         zip(kept.items(), shades(len(kept)), strict=True)
     ):

@@ -1,6 +1,4 @@
-"""Average squared magnitude of a layer against its size, while it is trained: Figure 5b of Tanaka
-et al. 2020.
-"""
+"""Figure of squared weights against layer size in training (Figure 5b of Tanaka et al. 2020)."""
 
 from __future__ import annotations
 
@@ -16,13 +14,14 @@ __all__ = ["magnitude_growth"]
 
 
 def magnitude_growth(sizes: Sequence[int], averages: Mapping[int, Sequence[float]]) -> Figure:
-    """One dot for each layer before training and one after, with the way between, on logarithmic
-    axes. The dashed line is where layers lie that have the same total.
+    """Draw the average squared weight of each layer against its size, before and after training.
+
+    A line connects the values of a layer in between. Layers with equal totals lie on the dashed
+    line.
 
     Args:
-        sizes: how many weights each layer has.
-        averages: by epochs of training, first and last included: the average square of each layer's
-            weights.
+        sizes: Number of weights of each layer.
+        averages: Average squared weight of each layer, by the number of epochs trained.
     """
     figure = blank(width=4.5, height=3.4)
     drawn = axes(figure, "1 / weights in the layer", "average squared weight", log="xy")

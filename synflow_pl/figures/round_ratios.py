@@ -1,6 +1,4 @@
-"""What a round takes, against the number of rounds, schedule beside schedule: Figure 7 of Tanaka et
-al. 2020.
-"""
+"""Figure of prune size over cut size against rounds (Figure 7 of Tanaka et al. 2020)."""
 
 from __future__ import annotations
 
@@ -16,12 +14,14 @@ __all__ = ["round_ratios"]
 
 
 def round_ratios(panels: Mapping[str, Mapping[float, Mapping[int, float]]]) -> Figure:
-    """One panel for each schedule, one line for each compression, lightest the highest. Below the
-    dashed line no round can empty a layer.
+    """Draw the largest ratio of prune size to cut size against rounds, a panel per schedule.
+
+    There is one line for each compression, lightest for the highest. Below the dashed line no round
+    can empty a layer.
 
     Args:
-        panels: by title, by exponent x of the compression 10^x, by number of rounds: the largest
-            prune size over cut size.
+        panels: Largest ratio by title of the panel, by exponent x of the compression 10^x, and by
+            number of rounds.
     """
     rows, columns = grid(len(panels))
     figure = blank(height=3.1 * rows)

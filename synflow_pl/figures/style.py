@@ -1,7 +1,7 @@
-"""The house style: one look for every picture, readable by every eye, in grey, and in print.
+"""Common style of all figures, readable with colour blindness, in grey and in print.
 
-A picture is a matplotlib ``Figure`` of its own: no ``pyplot``, so no global state, no backend and
-nothing to close. Matplotlib is imported when the first picture is drawn.
+Figures are matplotlib ``Figure`` objects made without ``pyplot``: no global state, no backend and
+nothing to close. Matplotlib is imported when the first figure is drawn.
 """
 
 from __future__ import annotations
@@ -34,25 +34,29 @@ __all__ = [
     "title",
 ]
 
-# Okabe & Ito 2008, which differ for every kind of colour vision, without their yellow, which is
-# lost on white. The first four differ in grey too (lightness 46, 71, 0, 58 of 100); after that
-# lines differ by dash and marker.
+# Colours of Okabe & Ito 2008, which differ for every kind of colour vision, without their yellow,
+# which is hard to see on white. The first four differ in grey too (lightness 46, 71, 0, 58 of 100);
+# all lines differ by dash and marker as well.
 _COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = "os^Dv<>P"
 FIRST, SECOND, MUTED = _COLOURS[0], _COLOURS[1], "#999999"
 
-# The text width of a page, in inches, and sizes in points that are still read when a column's width
-# is all there is.
+# Text width of a page in inches. The font sizes, in points, are readable at the width of a column.
 WIDTH = 6.75
-# With more layers than this no picture of them all can be read.
+# Largest number of layers that a readable figure can show.
 MOST_LAYERS = 150
 _TEXT, _SMALL = 9, 8
 _DOTS_PER_INCH = 150
 
 
 def blank(width: float = WIDTH, height: float = 4.0) -> Figure:
-    """An empty figure in house style; sizes in inches."""
+    """Return an empty figure in the common style.
+
+    Args:
+        width: Width in inches.
+        height: Height in inches.
+    """
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=_DOTS_PER_INCH)
@@ -61,14 +65,14 @@ def blank(width: float = WIDTH, height: float = 4.0) -> Figure:
 def axes(
     figure: Figure, x: str, y: str, *, log: str = "", place: tuple[int, int, int] = (1, 1, 1)
 ) -> Axes:
-    """Axes in house style, labelled.
+    """Add labelled axes in the common style to a figure.
 
     Args:
-        figure: to draw in, from :func:`blank`.
-        x: what the horizontal axis shows, with its unit.
-        y: the same of the vertical axis; "" where its ticks are names.
-        log: which axes are logarithmic: "", "x", "y" or "xy".
-        place: (rows, columns, number from 1) within the figure.
+        figure: Figure made by :func:`blank`.
+        x: Label of the horizontal axis, with its unit.
+        y: Label of the vertical axis, with its unit; "" if its ticks are names.
+        log: Names of the logarithmic axes: "", "x", "y" or "xy".
+        place: Position in the figure: (rows, columns, number counted from 1).
     """
     from matplotlib.ticker import LogFormatterSciNotation
 
@@ -82,17 +86,22 @@ def axes(
     for name, axis in (("x", made.xaxis), ("y", made.yaxis)):
         if name in log:
             made.set(**{f"{name}scale": "log"})
-            # By default numbers stand between powers of ten on an axis of one decade, where they
-            # overlap.
+            # The default labels minor ticks on an axis of one decade, where the labels overlap.
             axis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(0.6, 0.3)))
     return made
 
 
 def curve(index: int) -> dict[str, Any]:
-    """Colour, dash and marker of the ``index``-th of a few things that are compared; all three
-    differ, so that one is enough.
+    """Return the colour, dash and marker of the ``index``-th curve of a figure.
 
-    These are keyword arguments of ``Axes.plot``; 56 indices look different from each other.
+    All three differ between curves, so that each of them is enough to tell them apart. 56 indices
+    give different styles.
+
+    Args:
+        index: Index of the curve, at least 0.
+
+    Returns:
+        Keyword arguments of ``Axes.plot``.
     """
     return {
         "color": _COLOURS[index % len(_COLOURS)],
@@ -104,63 +113,90 @@ def curve(index: int) -> dict[str, Any]:
 
 
 def marker(index: int) -> str:
-    """The marker of the ``index``-th of a few things."""
+    """Return the marker of the ``index``-th curve of a figure.
+
+    Args:
+        index: Index of the curve, at least 0.
+    """
     return _MARKERS[index % len(_MARKERS)]
 
 
 def grid(panels: int) -> tuple[int, int]:
-    """(rows, columns) for as many panels in one figure, three in a row at most."""
+    """Return the numbers of rows and columns of a figure, with at most three panels per row.
+
+    Args:
+        panels: Number of panels, at least 1.
+    """
     columns = min(panels, 3) if panels != 4 else 2
     return -(-panels // columns), columns
 
 
 def title(axes: Axes, text: str) -> None:
-    """What a panel among others shows."""
+    """Set the title of a panel.
+
+    Args:
+        axes: Axes of the panel.
+        text: Title.
+    """
     axes.set_title(text, fontsize=_TEXT)
 
 
 def shades(number: int) -> list[tuple[float, ...]]:
-    """As many colours, dark to light, for things that have an order, such as layers by depth: even
-    steps of lightness, in grey too.
+    """Return colours from dark to light, for things that have an order, such as layers by depth.
+
+    Args:
+        number: Number of colours.
+
+    Returns:
+        RGBA colours in equal steps of lightness, also in grey.
     """
     from matplotlib import colormaps
 
-    # The lightest fifth is lost on white.
+    # The lightest fifth is hard to see on white.
     return [
         tuple(colormaps["viridis"](0.8 * index / max(number - 1, 1))) for index in range(number)
     ]
 
 
 def legend(axes: Axes, **options: Any) -> None:
-    """The legend, of what has a label; ``options`` are those of ``Axes.legend``."""
+    """Add a legend in the common style.
+
+    Args:
+        axes: Axes whose labelled artists are listed.
+        **options: Further arguments of ``Axes.legend``.
+    """
     axes.legend(**{"fontsize": _SMALL, "frameon": False, "handlelength": 2.6, **options})
 
 
 def short(name: str) -> str:
-    """A parameter's name as a layer is called in a picture: "features.0.weight" is "features.0"."""
+    """Return the name of the layer of a weight: "features.0" for "features.0.weight".
+
+    Args:
+        name: Name of the parameter.
+    """
     return name.removesuffix(".weight")
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> list[Path]:
-    """Write a figure as PNG and as PDF, each of which appears whole or not at all.
+    """Write a figure as PNG and as PDF, each file atomically.
+
+    Equal figures give equal bytes.
 
     Args:
-        figure: to write.
-        path: without a suffix; folders on the way are made.
+        figure: Figure to write.
+        path: Path of the files without suffix; missing folders are created.
 
     Returns:
-        The paths of the two files. The same figure always gives the same bytes.
+        Paths of the two files.
     """
     from matplotlib import rc_context
 
     path = Path(path)
     written = []
-    for kind, unsaid in (("png", "Software"), ("pdf", "CreationDate")):
+    for kind, omitted in (("png", "Software"), ("pdf", "CreationDate")):
         target = path.with_name(f"{path.name}.{kind}")
-        with (
-            atomic_write(target) as file,
-            rc_context({"pdf.fonttype": 42}),
-        ):  # TrueType: publishers refuse matplotlib's default
-            figure.savefig(file, format=kind, metadata={unsaid: None})
+        # Fonts are embedded as TrueType (42), since publishers reject matplotlib's default.
+        with atomic_write(target) as file, rc_context({"pdf.fonttype": 42}):
+            figure.savefig(file, format=kind, metadata={omitted: None})
         written.append(target)
     return written

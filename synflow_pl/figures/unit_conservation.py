@@ -1,4 +1,4 @@
-"""Conservation at every hidden unit, pruner beside pruner: Figure 3 of Tanaka et al. 2020."""
+"""Figure of conservation at every hidden unit by pruner (Figure 3 of Tanaka et al. 2020)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ __all__ = ["unit_conservation"]
 def unit_conservation(
     pruners: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
 ) -> Figure:
-    """One panel for each pruner, one dot for each unit, on logarithmic axes; conserved scores lie
-    on the diagonal.
+    """Draw outgoing against incoming scores of each unit, on logarithmic axes, a panel per pruner.
+
+    Conserved scores lie on the diagonal.
 
     Args:
-        pruners: by name, and within it by layer, input first: the sums of the scores into each unit
-            and out of each. Of a negative sum the magnitude is drawn; a dot is hollow where the two
-            have different signs, and left out where one is zero.
+        pruners: By the pruner's name, for each layer, input first: the sums of the scores into each
+            unit and out of each unit. The magnitude of negative sums is drawn; a dot is hollow if
+            the signs of the two sums differ, and left out if a sum is zero.
     """
     rows, columns = grid(len(pruners))
     figure = blank(width=WIDTH * columns / 3, height=2.3 * rows)
@@ -46,9 +47,15 @@ def unit_conservation(
                 ]
                 if dots:
                     drawn.plot(
-                        *zip(*dots, strict=True), linestyle="", marker="o", markersize=2.4, rasterized=True,
-                        color=shade, markerfacecolor=shade if alike else "none", markeredgewidth=0.4,
-                    )  # fmt: skip
+                        *zip(*dots, strict=True),
+                        linestyle="",
+                        marker="o",
+                        markersize=2.4,
+                        rasterized=True,
+                        color=shade,
+                        markerfacecolor=shade if alike else "none",
+                        markeredgewidth=0.4,
+                    )
                     ends += [value for dot in dots for value in dot]
         if ends:
             drawn.axline(
@@ -58,7 +65,7 @@ def unit_conservation(
                 linestyle="--",
                 linewidth=1,
             )
-            # Whole decades, so that there are ticks to read and none between them to collide.
+            # Whole decades, so that major ticks suffice and minor labels cannot overlap.
             limits = (
                 10 ** math.floor(math.log10(min(ends) * 0.9)),
                 10 ** math.ceil(math.log10(max(ends) * 1.1)),

@@ -1,6 +1,4 @@
-"""Conservation: what flows into a unit flows out of it (Tanaka et al. 2020, Theorem 1 and Figure
-3).
-"""
+"""Figure of conservation at the units of one network (Figure 3 of Tanaka et al. 2020)."""
 
 from __future__ import annotations
 
@@ -14,18 +12,19 @@ if TYPE_CHECKING:
 
 __all__ = ["unit_scores"]
 
-# More entries than this cover the dots.
+# Largest number of entries of the legend; more would cover the dots.
 _MOST_ENTRIES = 20
 
 
 def unit_scores(units: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """One dot per unit on logarithmic axes, with the diagonal on which it lies if its scores are
-    conserved.
+    """Draw outgoing against incoming scores of each unit, on logarithmic axes.
+
+    Conserved scores lie on the diagonal.
 
     Args:
-        units: by layer, input first: the sums of the scores of the weights into each of its units,
-            and out of each. Of a negative sum the magnitude is drawn, and the dot is hollow if the
-            two signs differ; a unit with a sum of zero is left out.
+        units: For each layer, by name and input first: the sums of the scores into each of its
+            units and out of each unit. The magnitude of negative sums is drawn; a dot is hollow if
+            the signs of the two sums differ, and left out if a sum is zero.
     """
     figure = blank(width=5.4, height=4.4)
     drawn = axes(

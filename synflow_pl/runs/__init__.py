@@ -1,6 +1,6 @@
-"""Runs: the folder, the loggers that write into it, sweeps of many, and the report over them.
+"""Run folders, the loggers that write into them, sweeps of runs, and reports over runs.
 
-Lazy, since the report needs neither torch nor Lightning, and the loggers do.
+The loggers are imported on first use: they need torch and Lightning, which reports do not.
 """
 
 from __future__ import annotations
@@ -8,12 +8,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from synflow_pl.runs.run_folder import CONFIG, MACHINES, PRUNED, claim, run_of
+from synflow_pl.runs.run_folder import CONFIG, MACHINES, PRUNED, create_run_folder, find_run_folder
 
 if TYPE_CHECKING:
     from synflow_pl.runs.loggers import RunCSV, RunTensorBoard
 
-__all__ = ["CONFIG", "MACHINES", "PRUNED", "RunCSV", "RunTensorBoard", "claim", "run_of"]
+__all__ = [
+    "CONFIG",
+    "MACHINES",
+    "PRUNED",
+    "RunCSV",
+    "RunTensorBoard",
+    "create_run_folder",
+    "find_run_folder",
+]
 
 
 def __getattr__(name: str) -> Any:

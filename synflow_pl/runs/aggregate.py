@@ -1,6 +1,4 @@
-"""Cells: runs that repeat each other but for their seed, brought together; a cell is one pruner at
-one density in one setting.
-"""
+"""Group runs into cells: runs of one pruner at one density in one setting, one for each seed."""
 
 from __future__ import annotations
 
@@ -18,8 +16,13 @@ __all__ = ["Cell", "aggregate"]
 
 @dataclass(frozen=True)
 class Cell:
-    """Runs of one pruner at one density in one setting, one for each seed, and what is said of them
-    together.
+    """Runs of one pruner at one density in one setting, and statistics over their seeds.
+
+    Attributes:
+        setting: Label of the setting: data set, network, and options that differ between settings.
+        pruner: Label of the pruner.
+        density: Density that was requested, in (0, 1].
+        runs: Runs by seed.
     """
 
     setting: str
@@ -28,14 +31,26 @@ class Cell:
     runs: Mapping[int, RunRecord]
 
     def accuracy(self, which: str) -> Summary | None:
-        """Of ``final``, ``at_best_validation`` or ``best_on_test``; ``None`` if a run of the cell
-        has not measured it.
-        """
-        found = [getattr(run.accuracies, which) for run in self.runs.values()]
-        return None if None in found else summarise(found)
+        """Return the statistics of one kind of test accuracy over the seeds.
 
-    def beside(self, reference: Cell | None) -> Summary | None:
-        """Of the differences in final accuracy to another pruner's, seed by seed."""
+        Args:
+            which: ``"final"``, ``"at_best_validation"`` or ``"best_on_test"``.
+
+        Returns:
+            The summary, or ``None`` if a run of the cell has not measured this accuracy.
+        """
+        values = [getattr(run.accuracies, which) for run in self.runs.values()]
+        return None if None in values else summarise(values)
+
+    def difference_to(self, reference: Cell | None) -> Summary | None:
+        """Return the statistics of the differences in final accuracy to another cell, by seed.
+
+        Args:
+            reference: Cell whose accuracies are subtracted; ``None`` if there is none.
+
+        Returns:
+            The summary, or ``None`` if the cells have no seed in common or there is no reference.
+        """
         if reference is None:
             return None
         known = (
@@ -50,38 +65,48 @@ class Cell:
         )
 
     def mean(self, what: str) -> float | None:
-        """Over seeds, of ``kept``, ``effective_density``, ``flops`` or ``whole_flops``; ``None`` if
-        a run of the cell does not say.
+        """Return the mean over seeds of one attribute of the runs.
+
+        Args:
+            what: ``"kept"``, ``"effective_density"``, ``"flops"`` or ``"whole_flops"``.
+
+        Returns:
+            The mean, or ``None`` if the value is missing for a run of the cell.
         """
-        found = [getattr(run, what) for run in self.runs.values()]
-        return None if None in found else fmean(found)
+        values = [getattr(run, what) for run in self.runs.values()]
+        return None if None in values else fmean(values)
 
     @property
-    def dead(self) -> int:
-        """How many of its networks have no path from input to output left."""
-        return sum(not run.alive for run in self.runs.values())
+    def num_disconnected(self) -> int:
+        """Number of runs whose network is disconnected: no path leads from input to output."""
+        return sum(not run.connected for run in self.runs.values())
 
 
 def aggregate(runs: Sequence[RunRecord]) -> tuple[list[Cell], list[tuple[RunRecord, str]]]:
-    """All cells, by setting, density (from dense to sparse) and pruner, and the runs that are left
-    out with the reason.
+    """Group runs into cells.
 
-    Of two runs that differ in nothing, the second is left out.
+    Args:
+        runs: Runs of any settings, pruners, densities and seeds.
+
+    Returns:
+        The cells, sorted by setting, density (dense to sparse) and pruner; and the runs that were
+        left out, each with the reason. Of two runs with equal options and seed the second is left
+        out.
     """
     settings = _labels(runs, lambda run: run.setting, lambda run: f"{run.data}, {run.network}")
     pruners = _labels(runs, lambda run: run.pruning, lambda run: run.pruner)
-    found: dict[tuple[str, float, str], dict[int, RunRecord]] = {}
-    out: list[tuple[RunRecord, str]] = []
+    groups: dict[tuple[str, float, str], dict[int, RunRecord]] = {}
+    left_out: list[tuple[RunRecord, str]] = []
     for run, setting, pruner in zip(runs, settings, pruners, strict=True):
-        cell = found.setdefault((setting, -run.density, pruner), {})
+        cell = groups.setdefault((setting, -run.density, pruner), {})
         if run.seed in cell:
-            out.append((run, f"it repeats {cell[run.seed].folder} in everything"))
+            left_out.append((run, f"it repeats {cell[run.seed].folder} in everything"))
         else:
             cell[run.seed] = run
     return [
         Cell(setting, pruner, -density, dict(sorted(of.items())))
-        for (setting, density, pruner), of in sorted(found.items())
-    ], out
+        for (setting, density, pruner), of in sorted(groups.items())
+    ], left_out
 
 
 def _labels(
@@ -89,8 +114,12 @@ def _labels(
     options: Callable[[RunRecord], Mapping[str, Any]],
     short: Callable[[RunRecord], str],
 ) -> list[str]:
-    """What each run is called: shortly, and where two called alike differ in an option, with the
-    options in which they differ.
+    """Return a label for each run: a short name, followed by the options in which namesakes differ.
+
+    Args:
+        runs: Runs to label.
+        options: Function that returns the options of a run by which labels must be distinct.
+        short: Function that returns the short name of a run.
     """
     keys = [json.dumps(options(run), sort_keys=True, default=str) for run in runs]
     alike: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -106,6 +135,6 @@ def _labels(
             > 1
         ]
         for key, variant in variants.items():
-            told = [f"{name.rpartition('.')[2]}={variant.get(name)}" for name in differing]
-            labels[label, key] = ", ".join([label, *told])
+            values = [f"{name.rpartition('.')[2]}={variant.get(name)}" for name in differing]
+            labels[label, key] = ", ".join([label, *values])
     return [labels[short(run), key] for run, key in zip(runs, keys, strict=True)]

@@ -1,5 +1,6 @@
-"""The machines on which a run was made: accuracies differ in the last digits from one kind to
-another.
+"""Record the kind of machine that a run was made on.
+
+Accuracies differ in the last digits between kinds of machines.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ __all__ = ["environment", "record_environment"]
 
 
 def environment() -> str:
-    """What is worked on here, in a line and without its name: processor and cores, GPUs, Python and
-    torch.
+    """Return one line that describes this machine: processor, cores, GPUs, Python and torch.
+
+    The host name is not part of it.
     """
     gpus = torch.cuda.device_count()
     gpu = [f"{gpus} x {torch.cuda.get_device_name()}"] if gpus else []
@@ -27,11 +29,15 @@ def environment() -> str:
 
 
 def record_environment(run: Path) -> None:
-    """Write into a run that this machine works on it; it may be one of several, since a run can go
-    on anywhere.
+    """Add the description of this machine to the file of machines in a run folder.
+
+    The file lists several machines if the run was resumed on another one.
+
+    Args:
+        run: Folder of the run.
     """
     path = run / MACHINES
-    noted = path.read_text().splitlines() if path.is_file() else []
-    if environment() not in noted:
+    lines = path.read_text().splitlines() if path.is_file() else []
+    if environment() not in lines:
         with atomic_write(path) as file:
-            file.write("".join(f"{line}\n" for line in [*noted, environment()]).encode())
+            file.write("".join(f"{line}\n" for line in [*lines, environment()]).encode())

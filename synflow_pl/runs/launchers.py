@@ -1,10 +1,12 @@
-"""Launchers: where the runs of a sweep are worked on. Each takes a function and its arguments and
-yields these as they come to an end.
+"""Launchers: execute the runs of a sweep on this machine or on a SLURM cluster.
 
-On this machine every run is a process of its own, forked from a server (multiprocessing's) that has
-imported torch and Lightning once
-and done nothing else: a run starts in a moment instead of the seconds that the imports take, and
-yet none sees anything of another. On SLURM every run is a job of an array, by submitit.
+Each launcher takes a function and a list of items, calls the function on every item, and yields the
+items as their calls end.
+
+On this machine every call has a process of its own, forked from a server (multiprocessing's
+forkserver) that has imported torch and Lightning and done nothing else. A run starts within a
+moment instead of the seconds that the imports take, and runs share no state. On SLURM every call is
+a job of a job array, submitted through submitit.
 """
 
 from __future__ import annotations
@@ -21,28 +23,28 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["LauncherError", "Slurm", "here", "on_slurm"]
+__all__ = ["LauncherError", "Slurm", "run_locally", "run_on_slurm"]
 
 Item = TypeVar("Item")
-_BETWEEN_LOOKS = 2.0
-"""Seconds between two looks at SLURM's queue."""
+_POLL_INTERVAL = 2.0
+"""Seconds between two queries of SLURM's queue."""
 
 
 class LauncherError(RuntimeError):
-    """Why SLURM takes no jobs, in a sentence."""
+    """Raised if SLURM does not accept the jobs; the message is one sentence with the reason."""
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """What is asked of SLURM for each run.
+    """Resources that each run requests from SLURM.
 
     Args:
-        partition: to submit to; by default the cluster's own.
-        gpus: for each run, at least 0.
-        cpus: for each run, at least 1.
-        time: minutes for each run, at least 1. One that is cut off is put back into the queue, up
-            to three times (submitit's number), and goes on from its last checkpoint.
-        width: runs at a time, at least 1.
+        partition: Partition that jobs are submitted to; ``None`` is the default of the cluster.
+        gpus: GPUs of each run, at least 0.
+        cpus: CPU cores of each run, at least 1.
+        time: Time limit of each run in minutes, at least 1. A run that reaches it is queued again,
+            up to three times (the default of submitit), and resumes from its last checkpoint.
+        width: Largest number of runs at the same time, at least 1.
     """
 
     partition: str | None = None
@@ -57,21 +59,21 @@ class Slurm:
                 raise ValueError(f"slurm.{name}: {getattr(self, name)} must be at least {least}")
 
 
-def here(
+def run_locally(
     work: Callable[[Item, int], None], items: Sequence[Item], parallel: int, preload: Sequence[str]
 ) -> Iterator[tuple[Item, int]]:
-    """Work on this machine, ``parallel`` at a time, each in a process of its own.
+    """Call a function on every item on this machine, each call in a process of its own.
 
     Args:
-        work: importable by name; called with an item and with which of the ``parallel`` places it
-            has, counted from 0.
-        items: in the order in which they begin.
-        parallel: at least 1.
-        preload: modules that the processes find imported.
+        work: Function that can be imported by name; called with an item and the index of its slot,
+            in 0 ... ``parallel`` - 1.
+        items: Items in the order in which their processes start.
+        parallel: Largest number of processes at the same time, at least 1.
+        preload: Names of the modules that the processes start with already imported.
 
     Yields:
-        Each item as it ends, and the exit status of its process, negative for the signal that ended
-        it.
+        Each item when its process ends, and the exit status of the process: negative for the signal
+        that ended it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
@@ -80,53 +82,52 @@ def here(
 
     def fill() -> None:
         while free and waiting:
-            item, place = waiting.popleft(), free.popleft()
-            process = context.Process(target=work, args=(item, place))
+            item, slot = waiting.popleft(), free.popleft()
+            process = context.Process(target=work, args=(item, slot))
             process.start()
-            running[process.sentinel] = process, item, place
+            running[process.sentinel] = process, item, slot
 
-    # All in one thread: whoever starts a process asks after all others too, and of two threads that
-    # ask after one that has just ended only one is told its exit status.
+    # All in one thread: starting a process also polls all others, and if two threads poll a process
+    # that has just ended, only one of them gets its exit status.
     try:
         fill()
         while running:
             ended = [running.pop(sentinel) for sentinel in wait(list(running))]
-            free.extend(place for *_, place in ended)
+            free.extend(slot for *_, slot in ended)
             fill()
             for process, item, _ in ended:
                 process.join()
                 yield item, process.exitcode or 0
     finally:
-        # Only if this is left early: what has begun ends with us.
+        # Processes are still running only if the generator is closed early; they end with it.
         for process, *_ in running.values():
             process.terminate()
 
 
-def on_slurm(
+def run_on_slurm(
     work: Callable[[Item, int], None],
     items: Sequence[Item],
-    asked: Slurm,
+    resources: Slurm,
     folder: Path,
     preload: Sequence[str],
 ) -> Iterator[tuple[Item, int]]:
-    """Work in one job array of SLURM, a job each.
+    """Call a function on every item in a SLURM job array, one job per item.
 
-    That a job is over is read from SLURM's queue, where it no longer is, so that no accounting
-    database is needed.
+    A job has ended when it is no longer in SLURM's queue, so no accounting database is needed.
 
     Args:
-        work: as for :func:`here`; its place is 0.
-        items: one job each.
-        asked: of SLURM.
-        folder: for the jobs' files, shared by all machines.
-        preload: as for :func:`here`.
+        work: Function as for :func:`run_locally`; the index of the slot is always 0.
+        items: Items, one job for each.
+        resources: Resources of each job.
+        folder: Folder for the files of the jobs, on a file system that all machines share.
+        preload: Names of modules to import, as for :func:`run_locally`.
 
     Yields:
-        Each item as its job leaves the queue, and 0: what came of it is to be read from its run.
+        Each item when its job leaves the queue, and 0: the result has to be read from the run.
 
     Raises:
-        Refused: if submitit is not installed, if there is no SLURM here, or if it does not take the
-            jobs.
+        LauncherError: If submitit is not installed, SLURM is not available on this machine, or
+            SLURM does not accept the jobs.
     """
     try:
         import submitit
@@ -137,29 +138,29 @@ def on_slurm(
     missing = [command for command in ("sbatch", "srun", "squeue") if shutil.which(command) is None]
     if missing:
         raise LauncherError(
-            f"--launcher slurm: there is no {missing[0]} here; start the sweep where jobs are submitted, or leave the option out"
+            f"--launcher slurm: there is no {missing[0]} here; start the sweep where jobs are"
+            " submitted, or leave the option out"
         )
 
     class Job(submitit.helpers.Checkpointable):
-        """Cut off by the time limit or preempted, a job is put back into the queue by submitit; the
-        run knows how far it is.
+        """Run one item; submitit queues the job again after its time limit or a preemption.
 
-        The run has a process of its own here too: signals that submitit answers must not look like
-            an error of the run.
+        The run resumes from its own folder, so the job keeps no state. The run has a process of its
+        own here too, so that a signal that submitit handles does not look like an error of the run.
         """
 
         def __call__(self, item: Item) -> None:
-            for _ in here(work, [item], 1, preload):
+            for _ in run_locally(work, [item], 1, preload):
                 pass
 
     executor = submitit.SlurmExecutor(folder=folder)
     executor.update_parameters(
         job_name="synflow_pl",
-        time=asked.time,
-        cpus_per_task=asked.cpus,
-        array_parallelism=asked.width,
-        **({"partition": asked.partition} if asked.partition else {}),
-        **({"gpus_per_node": asked.gpus} if asked.gpus else {}),
+        time=resources.time,
+        cpus_per_task=resources.cpus,
+        array_parallelism=resources.width,
+        **({"partition": resources.partition} if resources.partition else {}),
+        **({"gpus_per_node": resources.gpus} if resources.gpus else {}),
     )
     try:
         jobs = executor.map_array(Job(), items)
@@ -170,27 +171,26 @@ def on_slurm(
     left = {job.job_id: item for job, item in zip(jobs, items, strict=True)}
     try:
         while left:
-            time.sleep(_BETWEEN_LOOKS)
+            time.sleep(_POLL_INTERVAL)
             queued = _queued()
             for name in [] if queued is None else [name for name in left if name not in queued]:
                 yield left.pop(name), 0
     finally:
-        # Only if this is left early.
+        # Jobs are still queued or running only if the generator is closed early.
         for job in jobs:
             if job.job_id in left:
                 job.cancel()
 
 
 def _queued() -> set[str] | None:
-    """Jobs of ours that wait, run or are being tidied away, by the name that submitit has for them.
+    """Return the submitit names of this user's jobs that are pending, running or completing.
 
-    ``None`` if SLURM does not answer, as a busy one does now and then; jobs are not over because of
-    that.
+    ``None`` if SLURM does not answer, which happens on a busy cluster and does not mean that jobs
+    have ended.
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%F_%K"]
     answer = subprocess.run(command, check=False, capture_output=True, text=True)
     if answer.returncode:
         return None
-    return {
-        name.removesuffix("_N/A") for name in answer.stdout.split()
-    }  # one item alone is a job, not an array
+    # A single item is a plain job, not an array: SLURM lists it with the task index N/A.
+    return {name.removesuffix("_N/A") for name in answer.stdout.split()}

@@ -1,6 +1,4 @@
-"""The loggers that write into a run: ``metrics.csv`` and TensorBoard's events, both straight into
-its folder.
-"""
+"""Loggers that write ``metrics.csv`` and TensorBoard's events directly into a run folder."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from typing import Any
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from synflow_pl.io import atomic_write, could_not_write, storage_error
+from synflow_pl.io import atomic_write, storage_error, write_error_message
 from synflow_pl.runs.progress import CHECKPOINT, OTHERWISE
 
 __all__ = ["RunCSV", "RunTensorBoard", "Tested"]
@@ -23,16 +21,16 @@ __all__ = ["RunCSV", "RunTensorBoard", "Tested"]
 
 @dataclass(frozen=True)
 class Tested:
-    """The subject of a test: a checkpoint and the options it is tested with.
+    """Checkpoint that a test evaluates, and the options of the test.
 
     Attributes:
-        checkpoint: path of the checkpoint within the run; empty for the network as a training in
-            this process left it.
-        epoch: epoch of the checkpoint, counted from 0; ``None`` for a network that was just
-            trained, whose epoch the trainer knows.
-        steps: optimiser steps that the checkpoint was trained for, at least 0.
-        otherwise: options that matter to the test and differ from those of the run; empty if none
-            does.
+        checkpoint: Path of the checkpoint within the run; empty for the network that was just
+            trained in this process.
+        epoch: Epoch of the checkpoint, counted from 0; ``None`` for a network that was just
+            trained, whose epoch the trainer logs.
+        steps: Optimiser steps that the checkpoint was trained for, at least 0.
+        otherwise: Options that affect the test accuracy and differ from those of the run, as text;
+            empty if none does.
     """
 
     checkpoint: str
@@ -42,44 +40,47 @@ class Tested:
 
     @property
     def step(self) -> int:
-        """The step of its row, counted from 0 as in the rows of a training."""
+        """Step of the row that a test logs, counted from 0 as in the rows of a training."""
         return max(0, self.steps - 1)
 
 
 class _AppendingWriter(_ExperimentWriter):
-    """Goes on in a ``metrics.csv`` that is there; Lightning's own would delete it."""
+    """Writer that appends to an existing ``metrics.csv``; Lightning's own would delete the file."""
 
     def _check_log_dir_exists(self) -> None:
         if os.path.isfile(self.metrics_file_path):
-            with open(
-                self.metrics_file_path, "rb+"
-            ) as file:  # a line that a kill cut short would run into the next one
+            # A kill may have left an incomplete last line; the next row would be appended to it.
+            with open(self.metrics_file_path, "rb+") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)
             with open(self.metrics_file_path, newline="") as file:
                 self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
 
     def log_hparams(self, params: dict[str, Any]) -> None:
-        """Nothing: config.yaml has them."""
+        """Do nothing, since ``config.yaml`` has the hyperparameters."""
 
     def save(self) -> None:
-        """Append what was logged.
+        """Append the logged metrics to the file.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: If the file cannot be written.
         """
         try:
             super().save()
         except OSError as error:
             if storage_error(error) is not error:
                 raise
-            raise OSError(could_not_write(self.metrics_file_path, error)) from error
+            raise OSError(write_error_message(self.metrics_file_path, error)) from error
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self.rewrite(lambda row: True)
 
     def rewrite(self, keep: Callable[[dict[str, str]], bool]) -> None:
-        """Write the rows that are kept anew, under the present columns; a kill leaves the old file
-        or the new one.
+        """Rewrite the file with a subset of its rows and the present columns.
+
+        The file is replaced atomically: a kill leaves the old file or the new one.
+
+        Args:
+            keep: Function that returns whether a row, by column, is kept.
         """
         with open(self.metrics_file_path, newline="") as file:
             rows = [row for row in csv.DictReader(file) if keep(row)]
@@ -92,21 +93,20 @@ class _AppendingWriter(_ExperimentWriter):
 
 
 class RunCSV(CSVLogger):
-    """``metrics.csv`` of a run, appended to.
+    """Logger that appends metrics to ``metrics.csv`` in a run folder.
 
     Args:
-        run: folder of the run.
+        run: Folder of the run.
     """
 
     def __init__(self, run: Path) -> None:
-        super().__init__(
-            save_dir=run.parent, name=run.name, version="", flush_logs_every_n_steps=1
-        )  # nothing waits to be lost
+        # Every row is written at once, so that a kill loses none.
+        super().__init__(save_dir=run.parent, name=run.name, version="", flush_logs_every_n_steps=1)
         self._run = str(run)
         self.tested: Tested | None = None
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Log metrics; a row of a test says which checkpoint was tested."""
+        """Log metrics; the row of a test also names the checkpoint that was tested."""
         if self.tested is not None and _of_a_test(metrics):
             tested = self.tested
             epoch = {} if tested.epoch is None else {"epoch": tested.epoch}
@@ -120,8 +120,12 @@ class RunCSV(CSVLogger):
         super().log_metrics(metrics, step)
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged from a step on, before it is trained again; rounds of pruning are
-        no steps.
+        """Remove the rows of a step and all later steps, which are about to be trained again.
+
+        Rows of pruning are kept: their step is the pruning round.
+
+        Args:
+            step: First step to remove, counted from 0.
         """
         if (Path(self._run) / "metrics.csv").is_file():
 
@@ -135,22 +139,22 @@ class RunCSV(CSVLogger):
 
     @property
     def log_dir(self) -> str:
-        """The run's folder."""
+        """Folder of the run."""
         return self._run
 
     @property
     def experiment(self) -> Any:
-        """What writes the file."""
+        """Writer of the file, created on first use."""
         if self._experiment is None:
             self._experiment = _AppendingWriter(self._run)
         return self._experiment
 
 
 class RunTensorBoard(TensorBoardLogger):
-    """TensorBoard's events of a run.
+    """Logger that writes TensorBoard's events into a run folder.
 
     Args:
-        run: folder of the run.
+        run: Folder of the run.
     """
 
     def __init__(self, run: Path) -> None:
@@ -159,20 +163,18 @@ class RunTensorBoard(TensorBoardLogger):
         self.tested: Tested | None = None
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log metrics; those of a test stand at the step of the checkpoint that was tested."""
+        """Log metrics; those of a test are logged at the step of the checkpoint that was tested."""
         if self.tested is not None and _of_a_test(metrics):
             step = self.tested.step
         super().log_metrics(metrics, step)
 
     @property
     def log_dir(self) -> str:
-        """The run's folder."""
+        """Folder of the run."""
         return self._run
 
     def save(self) -> None:
-        """Nothing: events are flushed as they come, and config.yaml has what Lightning would write
-        here.
-        """
+        """Do nothing: events are flushed as they are logged, and ``config.yaml`` has the rest."""
 
 
 def _of_a_test(metrics: Mapping[str, Any]) -> bool:

@@ -1,6 +1,4 @@
-"""Progress: how far a run is, and how well it did there, by its ``metrics.csv`` and
-``config.yaml``.
-"""
+"""Read how far a run has trained, and its accuracies, from ``metrics.csv`` and ``config.yaml``."""
 
 from __future__ import annotations
 
@@ -20,29 +18,31 @@ from synflow_pl.runs.training_record import read_record
 __all__ = ["CHECKPOINT", "OTHERWISE", "Progress", "configuration", "ended", "progress"]
 
 CHECKPOINT = "test/checkpoint"
-"""Column of metrics.csv: the checkpoint that a test was of; rows that older versions wrote have
-none.
-"""
+"""Column of metrics.csv: the checkpoint that was tested; rows of older versions have none."""
 OTHERWISE = "test/otherwise"
-"""Column of metrics.csv: options that matter to the test and differ from those of the run."""
+"""Column of metrics.csv: options that affect the test accuracy and differ from the run's."""
 
 _PART = "trainer.limit_test_batches"
-# The callbacks of Lightning that end a training; of those that are neither Lightning's nor ours
-# nobody knows.
+# Lightning's callbacks that can stop a training early. Callbacks of other packages may do so too.
 _ENDING = ("EarlyStopping", "Timer", "LambdaCallback")
 _KNOWN = ("pytorch_lightning.", "lightning.", "synflow_pl.")
 
 
 @dataclass
 class Progress:
-    """What is told of a run so far.
+    """State of a run: the length of its training and its accuracies, in [0, 1].
 
-    ``epochs`` and ``steps`` are those of the whole training up to the end of the last epoch that
-    ended, 0 if none has; ``ended`` is whether the training came to its end, ``None`` in runs of
-    older versions, which do not say. Accuracies are in [0, 1]: ``final`` on the test set for the
-    last checkpoint, with the settings of the run (``None`` if that was not tested), ``part``
-    whether only a part of the test set was used; ``tests`` by optimiser steps of the checkpoint;
-    the others by epoch, counted from 0.
+    Attributes:
+        epochs: Epochs of the whole training up to the end of the last complete epoch, at least 0.
+        steps: Optimiser steps up to the end of the last complete epoch, at least 0.
+        ended: Whether the training has ended; ``None`` for runs of older versions, which do not
+            record it.
+        final: Test accuracy of the last checkpoint with the settings of the run; ``None`` if it was
+            not tested.
+        part: Whether ``final`` was measured on only a part of the test set.
+        tests: Test accuracies by the optimiser steps of the checkpoint.
+        validation: Validation accuracies by epoch, counted from 0.
+        test_each_epoch: Test accuracies by epoch, counted from 0.
     """
 
     epochs: int = 0
@@ -56,23 +56,26 @@ class Progress:
 
 
 def progress(run: Path) -> Progress:
-    """Read the whole lines of ``metrics.csv``; of an epoch that stands there twice, since a run
-    went on before it, the later counts.
+    """Read the progress of a run from the complete lines of its ``metrics.csv``.
+
+    If an epoch occurs twice, because the run was resumed from before it, the later row counts.
+
+    Args:
+        run: Folder of the run.
 
     Raises:
-        OSError: if there is none.
-        ValueError: if it is damaged.
+        OSError: If there is no ``metrics.csv``.
+        ValueError: If a file is damaged.
     """
     record = read_record(run)
-    told = Progress()
+    state = Progress()
     tests: list[tuple[int, float, str]] = []
     try:
         with open(run / "metrics.csv", newline="") as file:
-            for row in csv.DictReader(
-                line for line in file if line.endswith("\n")
-            ):  # one cut short may end within a number
-                if row.get("train/loss"):  # is there once for each epoch, at its end
-                    told.epochs, told.steps, told.final = (
+            # An incomplete last line may end within a number.
+            for row in csv.DictReader(line for line in file if line.endswith("\n")):
+                if row.get("train/loss"):  # logged once per epoch, at its end
+                    state.epochs, state.steps, state.final = (
                         int(row["epoch"]) + 1,
                         int(row["step"]) + 1,
                         None,
@@ -86,19 +89,21 @@ def progress(run: Path) -> Progress:
                         )
                     )
                 elif row.get("test/accuracy"):
-                    told.final = float(row["test/accuracy"])
+                    state.final = float(row["test/accuracy"])
                 if row.get("val/accuracy"):
-                    told.validation[int(row["epoch"])] = float(row["val/accuracy"])
+                    state.validation[int(row["epoch"])] = float(row["val/accuracy"])
                 if row.get("test_each_epoch/accuracy"):
-                    told.test_each_epoch[int(row["epoch"])] = float(row["test_each_epoch/accuracy"])
+                    state.test_each_epoch[int(row["epoch"])] = float(
+                        row["test_each_epoch/accuracy"]
+                    )
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise ValueError(f"its metrics.csv cannot be read: {error}") from error
     if record is not None:
-        told.ended = record.ended
+        state.ended = record.ended
         if record.ended:
-            told.epochs, told.steps = record.epochs, record.steps
-    # Of several tests of a checkpoint the later counts, and one on the whole test set before one on
-    # a part.
+            state.epochs, state.steps = record.epochs, record.steps
+    # A test on the whole test set replaces one on a part; otherwise the latest test of a checkpoint
+    # counts.
     for of_part in (True, False):
         for steps, accuracy, otherwise in tests:
             if (
@@ -106,18 +111,21 @@ def progress(run: Path) -> Progress:
                 if not of_part
                 else re.fullmatch(rf"{re.escape(_PART)}=\S+", otherwise)
             ):
-                told.tests[steps] = accuracy
-                if steps == max(1, told.steps):
-                    told.final, told.part = accuracy, of_part
-    return told
+                state.tests[steps] = accuracy
+                if steps == max(1, state.steps):
+                    state.final, state.part = accuracy, of_part
+    return state
 
 
 def configuration(run: Path) -> Any:
-    """What ``config.yaml`` holds.
+    """Return the content of ``config.yaml`` in a run folder.
+
+    Args:
+        run: Folder of the run.
 
     Raises:
-        OSError: if there is none.
-        ValueError: if it is damaged.
+        OSError: If there is no ``config.yaml``.
+        ValueError: If the file is damaged.
     """
     try:
         with open(run / CONFIG) as file:
@@ -126,23 +134,25 @@ def configuration(run: Path) -> Any:
         raise ValueError(f"its {CONFIG} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def ended(trainer: Mapping[str, Any], told: Progress) -> bool:
-    """Whether the training has come to its end. Where nobody can tell, since it may have ended
-    early, it has.
+def ended(trainer: Mapping[str, Any], state: Progress) -> bool:
+    """Return whether the training of a run has ended.
+
+    Runs of older versions do not record it. For these, ``True`` is returned where the training may
+    have been stopped early by a callback or a time limit.
 
     Args:
-        trainer: the trainer's part of the configuration.
-        told: of the run.
+        trainer: Section ``trainer`` of the configuration.
+        state: Progress of the run.
     """
-    if told.ended is not None:
-        return told.ended
+    if state.ended is not None:
+        return state.ended
     if trainer.get("max_time") is not None or any(
         _may_end(callback) for callback in _listed(trainer.get("callbacks"))
     ):
         return True
     epochs, steps = (_bound(trainer.get(name)) for name in ("max_epochs", "max_steps"))
     nothing = trainer.get("limit_train_batches") == 0 or epochs == steps == math.inf
-    return nothing or told.epochs >= epochs or told.steps >= steps
+    return nothing or state.epochs >= epochs or state.steps >= steps
 
 
 def _bound(value: Any) -> float:

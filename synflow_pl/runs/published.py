@@ -1,5 +1,6 @@
-"""The published curves, of Figure 6 of Tanaka et al. 2020: best epoch on the test set (PUBLISHED.md
-says what else to know).
+"""Published accuracies of Figure 6 of Tanaka et al. 2020: the best epoch on the test set.
+
+PUBLISHED.md in this folder gives their source and caveats.
 """
 
 from __future__ import annotations
@@ -24,8 +25,13 @@ _PRUNERS = {
 
 @dataclass(frozen=True)
 class Published:
-    """One published curve: the overlay of its pruner, compressions, and mean and deviation of the
-    accuracy there, in [0, 1].
+    """Published accuracies of one pruner, by compression.
+
+    Attributes:
+        pruner: Name of the overlay of the pruner.
+        compression: Compressions, each at least 1.
+        mean: Mean accuracy at each compression, in [0, 1].
+        deviation: Standard deviation of the accuracy at each compression, in [0, 1].
     """
 
     pruner: str
@@ -34,9 +40,16 @@ class Published:
     deviation: tuple[float, ...]
 
 
-def published(like: RunRecord) -> list[Published]:
-    """The curves of the network and the data of a run; none if there are none."""
-    data, model = _DATA.get(like.data), _model(like)
+def published(run: RunRecord) -> list[Published]:
+    """Return the published curves for the network and the data set of a run.
+
+    Args:
+        run: Run whose network and data set are looked up.
+
+    Returns:
+        One curve for each published pruner; empty if nothing was published.
+    """
+    data, model = _DATA.get(run.data), _model(run)
     text = files(__package__).joinpath("published.csv").read_text()
     rows = [
         row
@@ -57,7 +70,7 @@ def published(like: RunRecord) -> list[Published]:
 
 
 def _model(run: RunRecord) -> str | None:
-    """The model as the authors call it: its kind and its name."""
+    """Return the authors' name of the network of a run, or ``None`` if they did not use it."""
     get = {
         name.removeprefix("network.init_args."): value for name, value in run.setting.items()
     }.get

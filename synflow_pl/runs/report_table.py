@@ -1,6 +1,4 @@
-"""The table of a report: one row for each cell, as CSV with everything, and as Markdown and LaTeX
-to be read.
-"""
+"""Format the table of a report, one row per cell, as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -22,8 +20,13 @@ _ACCURACIES = {
 
 
 def as_csv(cells: Sequence[Cell], reference: str) -> str:
-    """Everything, accuracies and densities in [0, 1]; a cell is empty where a number is not
-    known.
+    """Return the table with all columns as CSV.
+
+    Accuracies and densities are in [0, 1]; an entry is empty if its value is not known.
+
+    Args:
+        cells: Rows of the table.
+        reference: Pruner that the others are compared with, seed by seed.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -47,14 +50,20 @@ def as_csv(cells: Sequence[Cell], reference: str) -> str:
             cell.density,
             *(cell.mean(what) for what in ("kept", "effective_density", "flops")),
         ]
-        difference = cell.beside(_of(cells, cell, reference))
+        difference = cell.difference_to(_cell_of(cells, cell, reference))
         parts = [
             part
             for summary in (*map(cell.accuracy, _ACCURACIES), difference)
             for part in _parts(summary)
         ]
         writer.writerow(
-            [*row, len(cell.runs), cell.dead, *parts, difference.count if difference else None]
+            [
+                *row,
+                len(cell.runs),
+                cell.num_disconnected,
+                *parts,
+                difference.count if difference else None,
+            ]
         )
     return text.getvalue()
 
@@ -70,8 +79,17 @@ def _parts(summary: Summary | None) -> list[float | None]:
     return [summary.mean, summary.deviation, low, high]
 
 
-def _of(cells: Sequence[Cell], like: Cell, pruner: str) -> Cell | None:
-    """The cell of another pruner beside one; there is none to compare a pruner with itself."""
+def _cell_of(cells: Sequence[Cell], like: Cell, pruner: str) -> Cell | None:
+    """Return the cell of another pruner at the same setting and density.
+
+    Args:
+        cells: Cells to search.
+        like: Cell whose setting and density are looked up.
+        pruner: Label of the pruner.
+
+    Returns:
+        The cell; ``None`` if there is none, or if ``like`` is a cell of ``pruner`` itself.
+    """
     if like.pruner == pruner:
         return None
     return next(
@@ -97,9 +115,9 @@ def _header(reference: str) -> list[str]:
 
 
 def _row(cells: Sequence[Cell], cell: Cell, reference: str, plus_minus: str) -> list[str]:
-    """One row in words; percent, percentage points in the difference."""
+    """Return the entries of one row as text: percent, and percentage points for the difference."""
 
-    def told(summary: Summary | None, sign: str = "") -> str:
+    def percent(summary: Summary | None, sign: str = "") -> str:
         if summary is None:
             return ""
         text = f"{100 * summary.mean:{sign}.2f}"
@@ -116,14 +134,19 @@ def _row(cells: Sequence[Cell], cell: Cell, reference: str, plus_minus: str) -> 
         f"{cell.density:.4g}",
         "" if effective is None else f"{effective:.3g}",
         str(len(cell.runs)),
-        *(told(cell.accuracy(which)) for which in _ACCURACIES),
-        told(cell.beside(_of(cells, cell, reference)), "+"),
-        f"{cell.dead} of {len(cell.runs)}" if cell.dead else "",
+        *(percent(cell.accuracy(which)) for which in _ACCURACIES),
+        percent(cell.difference_to(_cell_of(cells, cell, reference)), "+"),
+        f"{cell.num_disconnected} of {len(cell.runs)}" if cell.num_disconnected else "",
     ]
 
 
 def as_markdown(cells: Sequence[Cell], reference: str) -> str:
-    """One table for each setting."""
+    """Return one Markdown table for each setting, followed by a legend.
+
+    Args:
+        cells: Rows of the tables.
+        reference: Pruner that the others are compared with, seed by seed.
+    """
     text = []
     for setting, of in _by_setting(cells):
         rows = [
@@ -136,19 +159,26 @@ def as_markdown(cells: Sequence[Cell], reference: str) -> str:
 
 
 def as_grid(cells: Sequence[Cell]) -> str:
-    """In short, as Markdown: a line for each pruner, a column for each density, final accuracy; †
-    where every network is dead.
+    """Return one short Markdown table of final accuracies for each setting.
+
+    It has a row for each pruner and a column for each density; † marks cells in which every network
+    is disconnected.
+
+    Args:
+        cells: Entries of the tables.
     """
     text = []
     for setting, of in _by_setting(cells):
-        found = {(cell.pruner, cell.density): cell for cell in of}
+        entries = {(cell.pruner, cell.density): cell for cell in of}
         densities = sorted({cell.density for cell in of}, reverse=True)
         rows = [
             ["pruner", *(f"{density:.4g}" for density in densities)],
             ["---"] * (1 + len(densities)),
         ]
         for pruner in sorted({cell.pruner for cell in of}):
-            rows.append([pruner, *(_short(found.get((pruner, density))) for density in densities)])
+            rows.append(
+                [pruner, *(_short(entries.get((pruner, density))) for density in densities)]
+            )
         text.append(f"**{setting}**\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
     return "\n".join(text)
 
@@ -161,11 +191,16 @@ def _short(cell: Cell | None) -> str:
     spread = (
         "" if summary is None or summary.deviation is None else f" ± {100 * summary.deviation:.2f}"
     )
-    return f"{number}{spread}{' †' if cell.dead == len(cell.runs) else ''}".lstrip()
+    return f"{number}{spread}{' †' if cell.num_disconnected == len(cell.runs) else ''}".lstrip()
 
 
 def as_latex(cells: Sequence[Cell], reference: str) -> str:
-    """The same as LaTeX, which needs no package."""
+    """Return one LaTeX table for each setting, which needs no package, followed by a legend.
+
+    Args:
+        cells: Rows of the tables.
+        reference: Pruner that the others are compared with, seed by seed.
+    """
     text = []
     for setting, of in _by_setting(cells):
         rows = [_header(reference), *(_row(cells, cell, reference, r"$\pm$") for cell in of)]
@@ -182,8 +217,10 @@ def as_latex(cells: Sequence[Cell], reference: str) -> str:
 
 
 _LEGEND = (
-    "Test accuracy in percent: mean over seeds ± sample deviation [95 % interval of the mean, by Student's t]; differences are taken"
-    " seed by seed. Best on test is the best of all epochs, chosen on the test set: not to be compared with the other two."
+    "Test accuracy in percent: mean over seeds ± sample deviation [95 % interval of the mean, by"
+    " Student's t]; differences are taken"
+    " seed by seed. Best on test is the best of all epochs, chosen on the test set: not to be"
+    " compared with the other two."
 )
 
 

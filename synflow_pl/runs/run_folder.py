@@ -1,7 +1,7 @@
-"""The run folder: one under ``lightning_logs`` for each training.
+"""Run folders: one for each training, under ``lightning_logs``.
 
-A run holds ``config.yaml``, ``metrics.csv``, TensorBoard's events, ``masks.safetensors``,
-``diagnosis.csv`` and ``diagnosis.json``, ``training.json``, ``machines.txt``, and ``checkpoints/``.
+A run folder contains ``config.yaml``, ``metrics.csv``, TensorBoard's events, ``masks.safetensors``,
+``diagnosis.csv``, ``diagnosis.json``, ``training.json``, ``machines.txt`` and ``checkpoints/``.
 """
 
 from __future__ import annotations
@@ -9,24 +9,32 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from synflow_pl.io import cannot_make, make_folder
+from synflow_pl.io import folder_error_message, make_folder
 
-__all__ = ["CONFIG", "MACHINES", "PRUNED", "claim", "run_of"]
+__all__ = ["CONFIG", "MACHINES", "PRUNED", "create_run_folder", "find_run_folder"]
 
 CONFIG = "config.yaml"
 MACHINES = "machines.txt"
-"""In a run: a line for each kind of machine that it was made on."""
+"""File of a run with one line for each kind of machine that worked on it."""
 PRUNED = "-pruned"
-"""How the name of a run ends in which a network was pruned and not trained."""
+"""Suffix of the name of a run that pruned a network without training it."""
 
 
-def claim(root: Path, name: str) -> Path:
-    """Make the folder ``root/name``, or ``name-2``, ``name-3``, ... if it is taken; two processes
-    never get the same one.
+def create_run_folder(root: Path, name: str) -> Path:
+    """Create the folder ``root/name``, or ``name-2``, ``name-3``, ... if it exists already.
+
+    Two processes never get the same folder.
+
+    Args:
+        root: Parent folder, created if it does not exist.
+        name: Name of the run.
+
+    Returns:
+        Path of the new folder.
 
     Raises:
-        ValueError: if the name cannot be a folder's.
-        OSError: if the folder cannot be made, naming it and the reason.
+        ValueError: If ``name`` is not a valid name of a run.
+        OSError: If the folder cannot be created; the message names it and the reason.
     """
     if not re.fullmatch(r"[\w.+=@-]+", name) or name.startswith("."):
         raise ValueError(
@@ -41,13 +49,19 @@ def claim(root: Path, name: str) -> Path:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise OSError(cannot_make(folder, error, "--trainer.default_root_dir")) from error
+            raise OSError(
+                folder_error_message(folder, error, "--trainer.default_root_dir")
+            ) from error
         else:
             return folder
 
 
-def run_of(path: Path) -> Path | None:
-    """The run that a checkpoint or a folder belongs to, if it belongs to one."""
+def find_run_folder(path: Path) -> Path | None:
+    """Return the run folder that contains a checkpoint or a folder, or ``None``.
+
+    Args:
+        path: Path of a run, of its folder of checkpoints, or of a checkpoint in that folder.
+    """
     for folder in (path, path.parent, path.parent.parent):
         if (folder / CONFIG).is_file():
             return folder

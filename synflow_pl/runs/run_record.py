@@ -1,5 +1,6 @@
-"""Reading a run: what it was, and what came of it, from ``config.yaml``, ``metrics.csv`` and
-``diagnosis.json`` alone.
+"""Read the options and results of a run from its files.
+
+The files are ``config.yaml``, ``metrics.csv`` and ``diagnosis.json``.
 """
 
 from __future__ import annotations
@@ -21,22 +22,27 @@ __all__ = [
     "Layer",
     "RunRecord",
     "SkippedRun",
-    "compared",
+    "changed_test_options",
+    "comparison_keys",
     "find_runs",
-    "flat",
-    "read",
-    "untested",
+    "flatten",
+    "read_run",
 ]
 
-# What makes two runs comparable: the network, how it is trained, and on what. Where files lie and
-# what is shown makes no difference.
+# Two runs are comparable if they agree in the network, the training and the data. Options of the
+# data that only choose folders or what is logged do not count.
 _NOT_OF_DATA = {"data_dir", "pipeline", "num_workers", "predict_dir", "test_each_epoch"}
 _OF_TRAINER = (
-    "max_epochs", "max_steps", "limit_train_batches", "precision", "accumulate_grad_batches", "gradient_clip_val",
-)  # fmt: skip
-# Of data, what a test does not depend on either.
+    "max_epochs",
+    "max_steps",
+    "limit_train_batches",
+    "precision",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+)
+# Options of the data that do not affect a test accuracy.
 _NOT_OF_TEST = _NOT_OF_DATA | {"batch_size", "val_size", "augment", "validate_on_test"}
-# Of a pruning, what is an axis of the report, or says only where from.
+# Options of the pruning that are an axis of the report or do not change the kind of pruning.
 _NOT_OF_PRUNER = {
     "density",
     "num_kept",
@@ -50,20 +56,23 @@ _OF_DIAGNOSIS = ("density", "effective_density", "flops", "sparse_flops", "alive
 
 
 class SkippedRun(ValueError):
-    """Why a folder is not reported, without its name."""
+    """Raised for a folder that cannot be reported; the message gives the reason."""
 
 
 class IntermediateLevel(SkippedRun):
-    """It is a level of a multi-shot pruning that is not the last, which is the one that is
-    reported.
-    """
+    """Raised for a level of a multi-shot pruning before the last one, which is reported instead."""
 
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Test accuracies of one run, in [0, 1]: after the last epoch, at the epoch with the best
-    validation accuracy (the first of them), and the best that any epoch had on the test set.
-    ``None`` where it was not measured, or not on the whole test set.
+    """Test accuracies of one run, in [0, 1].
+
+    An accuracy is ``None`` if it was not measured, or not on the whole test set.
+
+    Attributes:
+        final: Accuracy after the last epoch.
+        at_best_validation: Accuracy at the first of the epochs with the best validation accuracy.
+        best_on_test: Best accuracy of all epochs, chosen on the test set.
     """
 
     final: float | None
@@ -73,7 +82,13 @@ class Accuracies:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's name, its weights, and how many of them were kept."""
+    """Number of weights of one layer.
+
+    Attributes:
+        name: Name of the layer.
+        total: Weights of the layer.
+        kept: Weights that were kept.
+    """
 
     name: str
     total: int
@@ -82,13 +97,26 @@ class Layer:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run.
+    """Options and results of one run.
 
-    ``setting`` is what has to be the same for two runs to be compared, ``pruning`` what has to be
-    for them to be repetitions of each other but for density and seed; both are flat, by option.
-    ``density`` is the one asked for, by which repetitions are found, or where weights were counted
-    or masks were given, the one that came of it; ``kept``, ``effective_density`` and FLOPs (of one
-    image) are what came of it, ``None`` where they are not known.
+    Attributes:
+        folder: Folder of the run.
+        setting: Options that two comparable runs have in common, by full name.
+        data: Class name of the data module.
+        network: Short name of the network.
+        pruning: Options of the pruning except density and seed, by full name; repetitions of a run
+            have them in common.
+        pruner: Name of the pruner: that of its overlay if one matches.
+        density: Density that was requested, in (0, 1]; the density reached if a number of weights
+            was requested or the masks came from a file.
+        seed: Seed of the run.
+        accuracies: Test accuracies.
+        kept: Density reached, in [0, 1].
+        effective_density: Effective density, in [0, 1], or ``None`` if unknown.
+        flops: FLOPs of one image in the pruned network, or ``None`` if unknown.
+        whole_flops: FLOPs of one image in the dense network, or ``None`` if unknown.
+        connected: Whether a path of kept weights leads from input to output.
+        layers: Weights per layer; empty if unknown.
     """
 
     folder: Path
@@ -104,60 +132,68 @@ class RunRecord:
     effective_density: float | None
     flops: int | None
     whole_flops: int | None
-    alive: bool
+    connected: bool
     layers: tuple[Layer, ...] = field(default=())
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """The runs that are meant: folders themselves, and what lies in folders of runs.
+    """Return the run folders in the given paths.
+
+    Args:
+        paths: Runs, or folders that contain runs at any depth.
+
+    Returns:
+        Paths of the runs, each once.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
+        FileNotFoundError: If a path is not a folder.
     """
-    found: dict[Path, None] = {}
+    runs: dict[Path, None] = {}
     for path in paths:
         if not path.is_dir():
             raise FileNotFoundError(
-                f"there is no folder {str(path)!r}; give a run, a folder of runs such as lightning_logs, or a sweep's"
+                f"there is no folder {str(path)!r}; give a run, a folder of runs such as"
+                " lightning_logs, or a sweep's"
             )
-        found |= dict.fromkeys([path] if _looks_like_a_run(path) else _within(path))
-    return list(found)
+        runs |= dict.fromkeys([path] if _is_run(path) else _find_within(path))
+    return list(runs)
 
 
-def _looks_like_a_run(folder: Path) -> bool:
+def _is_run(folder: Path) -> bool:
     return any(
         (folder / name).exists() for name in (CONFIG, "metrics.csv", "checkpoints", "hparams.yaml")
     )
 
 
-def _within(folder: Path) -> Iterator[Path]:
+def _find_within(folder: Path) -> Iterator[Path]:
     for child in sorted(
         child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
     ):
-        # Whatever lies in lightning_logs was meant to be a run, even if nothing came of it.
-        if _looks_like_a_run(child) or folder.name == "lightning_logs":
+        # Every folder in lightning_logs counts as a run, so that failed ones are reported too.
+        if _is_run(child) or folder.name == "lightning_logs":
             yield child
         else:
-            yield from _within(child)
+            yield from _find_within(child)
 
 
-def read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> RunRecord:
+def read_run(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> RunRecord:
     """Read one run.
 
     Args:
-        folder: of the run.
-        overlays: what the files of ``configs/pruners`` hold, by name: pruners are called after
+        folder: Folder of the run.
+        overlays: Contents of the files of ``configs/pruners``, by name; pruners are named after
             them.
 
     Raises:
-        LeftOut: if it is unfinished, broken, or not one of ours.
-        Between: if it is a level of a multi-shot pruning that is not the last.
+        SkippedRun: If the run is unfinished, damaged, or not a run of synflow_pl.
+        IntermediateLevel: If the run is a level of a multi-shot pruning before the last one.
     """
     try:
         return _read(folder, overlays)
     except SkippedRun:
         raise
-    except Exception as error:  # what may be wrong with files that anyone can write has no bound, and the others are to be reported
+    # Files that anyone can edit can be wrong in any way, and the other runs are still reported.
+    except Exception as error:
         raise SkippedRun(
             f"it is broken: {' '.join(f'{type(error).__name__}: {error}'.split())}"
         ) from error
@@ -176,26 +212,27 @@ def _read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> RunRecord:
     accuracies = _accuracies(
         folder, trainer, bool((config["data"].get("init_args") or {}).get("validate_on_test"))
     )
-    setting, own = compared(config)
+    setting, own = comparison_keys(config)
     pruning = config["pruning"]
-    told, small = _json(folder / "diagnosis.json", *_OF_DIAGNOSIS), _json(folder / NARROWER)
-    if told is None and (
+    diagnosis, control = _json(folder / "diagnosis.json", *_OF_DIAGNOSIS), _json(folder / NARROWER)
+    if diagnosis is None and (
         pruning.get("pruner") is not None or pruning.get("masks_path") is not None
     ):
         raise SkippedRun(
-            "there is no diagnosis.json in it, which says what was kept; it was made by an older version, or is broken"
+            "there is no diagnosis.json in it, which says what was kept; it was made by an older"
+            " version, or is broken"
         )
-    name, density = _named(pruning, overlays), _density(pruning, told)
+    name, density = _pruner_label(pruning, overlays), _density(pruning, diagnosis)
     if level is not None:
         own["levels"], own["rewind"] = level["levels"], level["rewind"]
         name = f"{name}, {level['levels']} level{'s' * (level['levels'] > 1)}"
-    if small is not None:
-        own["narrower"] = small["like"]
+    if control is not None:
+        own["narrower"] = control["like"]
         name, density = (
-            f"narrower, as many {'weights' if small['like'] == 'parameters' else 'FLOPs'}",
-            float(small["density"]),
+            f"narrower, as many {'weights' if control['like'] == 'parameters' else 'FLOPs'}",
+            float(control["density"]),
         )
-        setting[f"network.init_args.{small['argument']}"] = small["whole_width"]
+        setting[f"network.init_args.{control['argument']}"] = control["whole_width"]
     return RunRecord(
         folder=folder,
         setting=setting,
@@ -206,44 +243,58 @@ def _read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> RunRecord:
         density=density,
         seed=config["seed_everything"],
         accuracies=accuracies,
-        kept=float(told["density"])
-        if told
-        else small["weights"] / small["whole_weights"]
-        if small
+        kept=float(diagnosis["density"])
+        if diagnosis
+        else control["weights"] / control["whole_weights"]
+        if control
         else 1.0,
-        effective_density=float(told["effective_density"])
-        if told
-        else small["weights"] / small["whole_weights"]
-        if small
+        effective_density=float(diagnosis["effective_density"])
+        if diagnosis
+        else control["weights"] / control["whole_weights"]
+        if control
         else 1.0,
-        flops=int(told["sparse_flops"]) if told else small["flops"] if small else None,
-        whole_flops=int(told["flops"]) if told else small["whole_flops"] if small else None,
-        alive=bool(told["alive"]) if told else True,
-        layers=tuple(Layer(x["name"], int(x["total"]), int(x["kept"])) for x in told["layers"])
-        if told
+        flops=int(diagnosis["sparse_flops"])
+        if diagnosis
+        else control["flops"]
+        if control
+        else None,
+        whole_flops=int(diagnosis["flops"])
+        if diagnosis
+        else control["whole_flops"]
+        if control
+        else None,
+        connected=bool(diagnosis["alive"]) if diagnosis else True,
+        layers=tuple(Layer(x["name"], int(x["total"]), int(x["kept"])) for x in diagnosis["layers"])
+        if diagnosis
         else (),
     )
 
 
-def _density(pruning: Mapping[str, Any], told: Mapping[str, Any] | None) -> float:
-    """The density asked for; with masks from a file, which is trained with whatever the options
-    say, and with ``kept`` the one had.
+def _density(pruning: Mapping[str, Any], diagnosis: Mapping[str, Any] | None) -> float:
+    """Return the density by which repetitions of a run are grouped.
+
+    This is the requested density, or the one reached if a number of weights was requested or the
+    masks came from a file, for which the requested density has no effect.
     """
-    if told is None:
+    if diagnosis is None:
         return 1.0
-    asked = (
+    requested = (
         None
         if pruning.get("masks_path")
         else pruning.get("effective_density") or pruning.get("density")
     )
-    return float(told["density"] if asked is None else asked)
+    return float(diagnosis["density"] if requested is None else requested)
 
 
-def compared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The ``setting`` and the ``pruning`` of a run with this configuration."""
+def comparison_keys(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the attributes ``setting`` and ``pruning`` of a run with the given configuration.
+
+    Args:
+        config: Content of ``config.yaml``.
+    """
     data, trainer = config["data"], config.get("trainer") or {}
     setting = {
-        **flat(config["model"]),
+        **flatten(config["model"]),
         "data": data["class_path"],
         **{
             f"data.{key}": value
@@ -252,28 +303,27 @@ def compared(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
         },
         **{f"trainer.{key}": trainer.get(key) for key in _OF_TRAINER},
     }
-    return setting, flat(
+    return setting, flatten(
         {
             key: value
-            for key, value in _spelt_out(config["pruning"]).items()
+            for key, value in _with_default_rounds(config["pruning"]).items()
             if key not in _NOT_OF_PRUNER
         }
     )
 
 
-def _spelt_out(pruning: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With the number of rounds that leaving it out means, where the pruner is one of ours; only
-    then is torch imported.
+def _with_default_rounds(pruning: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options of a pruning with the default number of rounds filled in.
 
-    Runs from before there was an option have its default.
+    The default is that of the pruner's class if the class is part of synflow_pl; torch is imported
+    only then. Options that an older run does not have get their default.
     """
     pruning = {"fresh_batches": False, **pruning}
     pruner = pruning.get("pruner")
     if pruner is None or pruning.get("rounds") is not None:
         return pruning
-    while isinstance(
-        inner := (pruner.get("init_args") or {}).get("pruner"), Mapping
-    ):  # it goes around another, whose rounds it has
+    # A wrapper has the number of rounds of the pruner that it wraps.
+    while isinstance(inner := (pruner.get("init_args") or {}).get("pruner"), Mapping):
         pruner = inner
     room, _, name = pruner["class_path"].rpartition(".")
     return (
@@ -284,10 +334,14 @@ def _spelt_out(pruning: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """The configuration, seen to be one of ours."""
+    """Return the content of ``config.yaml`` after checking that synflow_pl wrote it.
+
+    Raises:
+        SkippedRun: If the file is missing, damaged, or of another program.
+    """
     if not (folder / CONFIG).is_file():
         raise SkippedRun(
-            f"there is no {CONFIG} in it: it was stopped before it began, or is no run"
+            f"there is no {CONFIG} in it: it was stopped before it began, or is not a run"
         )
     try:
         config: dict[str, Any] = configuration(folder)
@@ -303,7 +357,8 @@ def _config(folder: Path) -> dict[str, Any]:
         and isinstance(config.get("seed_everything"), int)
     ):
         raise SkippedRun(
-            f"it is no run of synflow_pl: its {CONFIG} has no model.network, data, pruning and seed_everything"
+            f"it is not a run of synflow_pl: its {CONFIG} has no model.network, data, pruning and"
+            " seed_everything"
         )
     for name, part in (
         ("model.network", config["model"]["network"]),
@@ -315,57 +370,67 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _json(path: Path, *keys: str) -> Any:
-    """What it holds, with these keys; ``None`` if it is not there."""
+    """Return the content of a JSON file, or ``None`` if there is no file.
+
+    Args:
+        path: Path of the file.
+        *keys: Keys that the content must have.
+
+    Raises:
+        SkippedRun: If the file is damaged or lacks a key.
+    """
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise SkippedRun(f"its {path.name} cannot be read: {error}") from error
-    if missing := [key for key in keys if not isinstance(found, dict) or key not in found]:
+    if missing := [key for key in keys if not isinstance(content, dict) or key not in content]:
         raise SkippedRun(f"it is broken: there is no {missing[0]} in its {path.name}")
-    return found
+    return content
 
 
 def _accuracies(folder: Path, trainer: Mapping[str, Any], validated_on_test: bool) -> Accuracies:
     if not (folder / "metrics.csv").is_file():
         raise SkippedRun("it is unfinished: there is no metrics.csv in it")
     try:
-        told = progress(folder)
+        state = progress(folder)
     except ValueError as error:
         raise SkippedRun(str(error)) from error
-    if not ended(trainer, told):
+    if not ended(trainer, state):
         trained = (
-            f"after {told.epochs} epochs" if told.epochs else "before its first epoch was over"
+            f"after {state.epochs} epochs" if state.epochs else "before the end of its first epoch"
         )
         on = f"synflow_pl fit -c {folder / CONFIG} --ckpt_path {folder}"
-        raise SkippedRun(f"it is unfinished: stopped {trained}; it goes on with {on}")
-    if told.final is None:
+        raise SkippedRun(f"it is unfinished: stopped {trained}; resume it with {on}")
+    if state.final is None:
         raise SkippedRun(f"it is not tested yet: synflow_pl test --ckpt_path {folder}")
-    if told.part or (not told.tests and not _whole(trainer.get("limit_test_batches"))):
+    if state.part or (not state.tests and not _whole(trainer.get("limit_test_batches"))):
         return Accuracies(None, None, None)
     if validated_on_test:
-        return Accuracies(told.final, None, max(told.validation.values(), default=None))
-    best = max(sorted(told.validation), key=told.validation.__getitem__, default=None)
-    test = told.test_each_epoch
+        return Accuracies(state.final, None, max(state.validation.values(), default=None))
+    best = max(sorted(state.validation), key=state.validation.__getitem__, default=None)
+    test = state.test_each_epoch
     return Accuracies(
-        told.final, test.get(best) if best is not None else None, max(test.values(), default=None)
+        state.final, test.get(best) if best is not None else None, max(test.values(), default=None)
     )
 
 
-def untested(run: Mapping[str, Any], test: Mapping[str, Any]) -> str:
-    """Return the options of a test, as ``name=value``, for which its accuracy is not that of the
-    run.
+def changed_test_options(run: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+    """Return the options for which a test accuracy is not that of the run, as ``name=value``.
 
     These are options of the network and the data that differ, and a limit to a part of the test
     set.
 
     Args:
-        run: configuration of the run.
-        test: configuration that the run is tested with.
+        run: Configuration of the run.
+        test: Configuration of the test.
+
+    Returns:
+        The options, separated by commas; empty if there are none.
     """
     was, now = ({"network": x["model"]["network"], "data": x["data"]} for x in (run, test))
-    before, after = flat(was), flat(now)
+    before, after = flatten(was), flatten(now)
     names = [
         name
         for name in sorted(before.keys() | after.keys())
@@ -379,33 +444,38 @@ def untested(run: Mapping[str, Any], test: Mapping[str, Any]) -> str:
 
 
 def _whole(limit: Any) -> bool:
-    """Return whether a limit of batches is none: 1.0 is everything, and 1 is one batch."""
+    """Return whether a limit of batches is no limit: 1.0 is all batches, 1 is one batch."""
     return limit is None or (isinstance(limit, float) and limit == 1)
 
 
-def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Options by their full names: {"a": {"b": 1}} is {"a.b": 1}."""
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options by their full names: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``.
+
+    Args:
+        nested: Options, nested by section.
+        prefix: Text that is put before each name.
+    """
     options: dict[str, Any] = {}
     for key, value in nested.items():
         options |= (
-            flat(value, f"{prefix}{key}.")
+            flatten(value, f"{prefix}{key}.")
             if isinstance(value, Mapping)
             else {f"{prefix}{key}": value}
         )
     return options
 
 
-def _named(pruning: Mapping[str, Any], overlays: Mapping[str, Mapping[str, Any]]) -> str:
-    """The overlay that a pruning agrees with in most options, else the pruner's class."""
+def _pruner_label(pruning: Mapping[str, Any], overlays: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the overlay that agrees with a pruning in most options, or else the pruner's class."""
     if pruning.get("masks_path") is not None:
         return "masks from a file"
     if pruning.get("pruner") is None:
         return "dense"
-    given = flat(_spelt_out(pruning))
+    given = flatten(_with_default_rounds(pruning))
     agreeing = [
         (len(options), name)
         for name, options in (
-            (name, flat(overlay["pruning"]))
+            (name, flatten(overlay["pruning"]))
             for name, overlay in overlays.items()
             if "pruning" in overlay
         )
@@ -419,7 +489,7 @@ def _named(pruning: Mapping[str, Any], overlays: Mapping[str, Mapping[str, Any]]
 
 
 def _network(network: Mapping[str, Any]) -> str:
-    """A network's class, with its depth, or with its name where that says more."""
+    """Return the class name of a network, with its ``name`` or its depth if it has one."""
     arguments = network.get("init_args") or {}
     short: str = network["class_path"].rpartition(".")[2]
     if "name" in arguments:

@@ -1,6 +1,4 @@
-"""Statistics over seeds: mean, sample deviation and the 95 % interval of the mean, by Student's t,
-of single numbers and of pairs.
-"""
+"""Statistics over seeds: mean, sample deviation, and 95 % confidence interval by Student's t."""
 
 from __future__ import annotations
 
@@ -16,10 +14,14 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """Of ``count`` numbers: their mean, their sample deviation (over n - 1), and half of the width
-    of the 95 % interval of the mean.
+    """Mean and spread of a sample.
 
-    The last two are ``None`` for a single number, which says nothing about its spread.
+    Attributes:
+        count: Number of values, at least 1.
+        mean: Mean of the values.
+        deviation: Sample standard deviation (divisor n - 1); ``None`` for a single value.
+        half: Half of the width of the 95 % confidence interval of the mean; ``None`` for a single
+            value.
     """
 
     count: int
@@ -29,7 +31,11 @@ class Summary:
 
 
 def summarise(numbers: Sequence[float]) -> Summary | None:
-    """What there is to say of the numbers; ``None`` if there are none."""
+    """Return the summary of a sample, or ``None`` if it is empty.
+
+    Args:
+        numbers: Values of the sample.
+    """
     count = len(numbers)
     if count == 0:
         return None
@@ -42,17 +48,25 @@ def summarise(numbers: Sequence[float]) -> Summary | None:
 
 
 def paired(numbers: Mapping[int, float], reference: Mapping[int, float]) -> Summary | None:
-    """Of the differences to a reference, seed by seed, over the seeds that both have."""
+    """Return the summary of the differences to a reference, over the seeds that both have.
+
+    Args:
+        numbers: Values by seed.
+        reference: Values that are subtracted, by seed.
+
+    Returns:
+        The summary, or ``None`` if they have no seed in common.
+    """
     return summarise(
         [numbers[seed] - reference[seed] for seed in sorted(numbers.keys() & reference.keys())]
     )
 
 
 def quantile(freedom: int) -> float:
-    """The t that a variable with Student's distribution stays below in size with probability 0.95.
+    """Return the two-sided 95 % quantile of Student's t distribution: P(abs(T) < t) = 0.95.
 
     Args:
-        freedom: degrees of freedom, at least 1.
+        freedom: Degrees of freedom, at least 1.
     """
     low, high = 0.0, 13.0  # 12.71 is the quantile of one degree of freedom, the largest
     while high - low > 1e-9:
@@ -62,7 +76,7 @@ def quantile(freedom: int) -> float:
 
 
 def _within(t: float, freedom: int) -> float:
-    """P(|T| < t): the finite sums of Abramowitz & Stegun 1964, 26.7.3 and 26.7.4."""
+    """Return P(abs(T) < t), by the finite sums of Abramowitz & Stegun 1964, 26.7.3 and 26.7.4."""
     theta = math.atan(t / math.sqrt(freedom))
     cosine, sine = math.cos(theta), math.sin(theta)
     odd = freedom % 2

@@ -1,5 +1,6 @@
-"""Sweep: a grid of runs, and what has become of each. How far they are is kept nowhere else than in
-their own folders.
+"""Sweeps: the grid of runs, the commands of each run, and the locks on them.
+
+The progress of a sweep is stored only in the folders of its runs.
 """
 
 from __future__ import annotations
@@ -15,32 +16,52 @@ from typing import Any, Literal
 
 from synflow_pl.runs.progress import configuration, ended, progress
 
-__all__ = ["CONTROLS", "FAILED", "NARROWER", "Sweep", "Task", "accuracy", "check_own", "held"]
+__all__ = [
+    "CONTROLS",
+    "FAILED",
+    "NARROWER",
+    "Sweep",
+    "Task",
+    "accuracy",
+    "check_existing_runs",
+    "lock_run",
+]
 
 FAILED = "failed.txt"
-"""In a run that ended with an error: what the error was. Such a run starts anew; one that was only
-stopped goes on.
+"""File of a run that ended with an error, with the message. Such a run starts from the beginning;
+one that was only stopped is resumed.
 """
 NARROWER = "narrower.json"
-"""In a run of a narrower dense network: what it is narrower than, and how it compares with that."""
+"""File of a run of a narrower dense network that compares it with the network of the recipe."""
 CONTROLS: tuple[str, ...] = ("narrower_parameters", "narrower_flops")
-"""Stand among the pruners for dense networks that are narrower instead of pruned: with as many
-weights as the recipe's network has at that density, or with as many FLOPs as it has then, pruned by
-SynFlow.
+"""Values of ``pruners`` that stand for dense networks that are narrower instead of pruned.
+
+They have as many weights as the recipe's network at that density, or as many FLOPs as that network
+pruned by SynFlow.
 """
 _OF_THE_GRID = {
-    "seed_everything": "seeds", "pruning.density": "densities", "pruning.pruner": "pruners", "pruning.masks_path": "pruners",
-    "run": "folder", "trainer.default_root_dir": "folder",
-}  # fmt: skip
-"""Options of ``fit`` in which the runs of a sweep differ, and the sweep's own that says them."""
+    "seed_everything": "seeds",
+    "pruning.density": "densities",
+    "pruning.pruner": "pruners",
+    "pruning.masks_path": "pruners",
+    "run": "folder",
+    "trainer.default_root_dir": "folder",
+}
+"""Options of ``fit`` in which the runs of a sweep differ, and the option of the sweep for each."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run of a sweep: ``fit`` (or ``multishot``, if there are ``levels``) and ``test``.
+    """One run of a sweep: a training with ``fit`` or ``multishot``, followed by ``test``.
 
-    ``name`` is the folder's, ``options`` are those of ``fit``; ``like`` is "parameters" or "flops"
-    for a narrower dense network, whose width is still to be chosen.
+    Attributes:
+        name: Name of the run's folder.
+        recipe: Name or path of the recipe.
+        density: Fraction of weights kept, in (0, 1].
+        options: Options of ``fit``.
+        levels: Levels of multi-shot pruning; 0 trains with ``fit``.
+        like: ``"parameters"`` or ``"flops"`` for a narrower dense network, whose width is not
+            chosen yet; else ``None``.
     """
 
     name: str
@@ -52,23 +73,21 @@ class Task:
 
     @property
     def result(self) -> str:
-        """Name of the run that holds what came of it: in multi-shot pruning that of the last
-        level.
-        """
+        """Name of the run with the results; in multi-shot pruning that of the last level."""
         return f"{self.name}-level{self.levels}of{self.levels}" if self.levels else self.name
 
-    def train(self, folder: Path, goes_on: bool = False, more: Sequence[str] = ()) -> list[str]:
-        """Arguments of ``synflow_pl`` that train it.
+    def train(self, folder: Path, resume: bool = False, more: Sequence[str] = ()) -> list[str]:
+        """Return the arguments of ``synflow_pl`` that train the run.
 
         Args:
-            folder: of the sweep.
-            goes_on: from the last checkpoint of its run.
-            more: options of ``fit`` that were found only now.
+            folder: Folder of the sweep.
+            resume: Whether to resume from the last checkpoint of the run.
+            more: Further options of ``fit``.
         """
         command = ["multishot", "--levels", str(self.levels)] if self.levels else ["fit"]
         start = (
             ["--ckpt_path", str(folder / "lightning_logs" / self.name)]
-            if goes_on and not self.levels
+            if resume and not self.levels
             else []
         )
         return [
@@ -83,28 +102,31 @@ class Task:
         ]
 
     def test(self, folder: Path) -> list[str]:
-        """Arguments of ``synflow_pl`` that test it once it is trained."""
+        """Return the arguments of ``synflow_pl`` that test the run after its training.
+
+        Args:
+            folder: Folder of the sweep.
+        """
         return ["test", "--ckpt_path", str(folder / "lightning_logs" / self.result)]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Every recipe with every pruner at every density and seed.
+    """Grid of runs: every recipe with every pruner at every density and seed.
 
     Args:
-        recipes: names (mnist_fc) or files.
-        pruners: names of their overlays (synflow), or files. ``dense`` is one run whatever the
-            densities are; ``narrower_parameters`` and ``narrower_flops`` are dense networks as
+        recipes: Names of recipes (``mnist_fc``), or paths of files.
+        pruners: Names of their overlays (``synflow``), or paths of files. ``dense`` is one run for
+            all densities; ``narrower_parameters`` and ``narrower_flops`` are dense networks as
             small as the pruned ones.
-        densities: fractions of weights kept, in (0, 1]; 1 is the dense network, whatever the
-            pruner.
-        seeds: of initialisation and order, at least 0.
-        levels: cuts of multi-shot pruning, each followed by a training; 0 prunes before the first
-            step.
-        options: of fit, by name, for all runs ({trainer.max_epochs: 5}).
+        densities: Fractions of weights kept, in (0, 1]; 1 is the dense network for every pruner.
+        seeds: Seeds of initialisation and order of the data, at least 0.
+        levels: Numbers of levels of multi-shot pruning, each a cut followed by a training; 0 prunes
+            before the first step.
+        options: Options of ``fit`` for all runs, by name (``{trainer.max_epochs: 5}``).
 
     Raises:
-        ValueError: for an impossible value, naming it.
+        ValueError: If a value is out of range; the message names it.
     """
 
     recipes: list[str]
@@ -121,7 +143,8 @@ class Sweep:
                 raise ValueError(f"{name}: there is none; a sweep needs at least one")
             if len(set(values)) < len(values):
                 raise ValueError(
-                    f"{name}: {next(value for value in values if values.count(value) > 1)!r} stands there twice"
+                    f"{name}: {next(value for value in values if values.count(value) > 1)!r}"
+                    " is given twice"
                 )
         for density in self.densities:
             if not 0 < density <= 1:
@@ -133,24 +156,26 @@ class Sweep:
                 raise ValueError(f"{name}: {min(getattr(self, name))} must be at least {least}")
 
     def tasks(self, extra: Sequence[str] = ()) -> list[Task]:
-        """All runs, seed by seed, so that a sweep that is stopped has whole curves of the first
-        seeds.
+        """Return all runs of the grid, ordered by seed.
+
+        A sweep that is stopped early therefore has complete curves of the first seeds.
 
         Args:
-            extra: more options of ``fit``, as typed on the command line.
+            extra: Further options of ``fit``, as typed on the command line.
 
         Raises:
-            ValueError: if an option is what the grid says, or if two different runs would have the
-                same name.
+            ValueError: If an option is one that the grid sets, or if two different runs would have
+                the same name.
         """
         options = [
-            part for name, value in self.options.items() for part in (f"--{name}", _typed(value))
+            part for name, value in self.options.items() for part in (f"--{name}", _as_typed(value))
         ]
         for part in (*options, *extra):
             name = part.partition("=")[0].removeprefix("--")
             if part.startswith("--") and name in _OF_THE_GRID:
                 raise ValueError(
-                    f"--{name} cannot be the same for every run of a sweep, which sets it itself; give --{_OF_THE_GRID[name]}"
+                    f"--{name} cannot be the same for every run of a sweep, which sets it itself;"
+                    f" give --{_OF_THE_GRID[name]}"
                 )
         tasks: dict[str, Task] = {}
         for seed in self.seeds:
@@ -159,15 +184,16 @@ class Sweep:
                     for density in sorted(self.densities, reverse=True):
                         for pruner in self.pruners:
                             task = _task(recipe, pruner, density, seed, levels, [*options, *extra])
-                            same = tasks.setdefault(task.name, task)
-                            if same != task:
+                            first = tasks.setdefault(task.name, task)
+                            if first != task:
                                 one, other = next(
                                     pair
-                                    for pair in zip(same.options, task.options, strict=False)
+                                    for pair in zip(first.options, task.options, strict=False)
                                     if len(set(pair)) > 1
                                 )
                                 raise ValueError(
-                                    f"{one} and {other} would both be called {task.name}; rename one of the two files"
+                                    f"{one} and {other} would both be called {task.name}; rename"
+                                    " one of the two files"
                                 )
         return list(tasks.values())
 
@@ -197,23 +223,29 @@ def _task(
     )
 
 
-def _typed(value: Any) -> str:
-    """A value as it is typed on the command line."""
+def _as_typed(value: Any) -> str:
+    """Return a value as it is typed on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def accuracy(folder: Path, task: Task) -> float | None:
-    """Its test accuracy after the last epoch, in [0, 1]; ``None`` if it is not finished: trained to
-    its end and tested since.
+    """Return the test accuracy of a run after its last epoch, in [0, 1].
+
+    Args:
+        folder: Folder of the sweep.
+        task: Run of the sweep.
+
+    Returns:
+        The accuracy, or ``None`` if the run has not been trained to its end and tested.
     """
     run = folder / "lightning_logs" / task.result
     if (run / FAILED).exists():
         return None
     try:
-        told = progress(run)
+        state = progress(run)
         return (
-            told.final
-            if told.final is not None and ended(configuration(run)["trainer"], told)
+            state.final
+            if state.final is not None and ended(configuration(run)["trainer"], state)
             else None
         )
     except (OSError, ValueError, TypeError, KeyError):
@@ -221,16 +253,23 @@ def accuracy(folder: Path, task: Task) -> float | None:
 
 
 @contextmanager
-def held(folder: Path, task: Task) -> Iterator[bool]:
-    """Hold a run, on every machine that shares the folder, until the block or the process ends,
-    however it ends.
+def lock_run(folder: Path, task: Task) -> Iterator[bool]:
+    """Hold an exclusive lock on a run until the block or the process ends.
 
-    Yields whether it could be had: ``False`` if another process holds it.
+    The lock holds on every machine that shares the folder, and is released even if the process is
+    killed.
+
+    Args:
+        folder: Folder of the sweep.
+        task: Run of the sweep.
+
+    Yields:
+        ``True`` if the lock was acquired, ``False`` if another process holds it.
 
     Raises:
-        OSError: if the file system cannot lock files.
+        OSError: If the file system does not support locks.
     """
-    path = _note(folder, task)
+    path = _lock_path(folder, task)
     path.parent.mkdir(exist_ok=True)
     with open(path, "a+") as note:
         try:
@@ -238,21 +277,25 @@ def held(folder: Path, task: Task) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        # What the run is made with, for whoever comes next.
+        # The options of the run, which check_existing_runs reads when the sweep is restarted.
         note.seek(0)
-        if note.read() != _made_with(task):
+        if note.read() != _options_line(task):
             note.truncate(0)
-            note.write(_made_with(task))
+            note.write(_options_line(task))
             note.flush()
         yield True
 
 
-def check_own(folder: Path, tasks: Sequence[Task]) -> None:
-    """See that the runs that are there already are those of this sweep.
+def check_existing_runs(folder: Path, tasks: Sequence[Task]) -> None:
+    """Check that runs that exist already belong to this sweep.
+
+    Args:
+        folder: Folder of the sweep.
+        tasks: Runs of the sweep.
 
     Raises:
-        ValueError: if one was made with other options, or by somebody else; nothing of it has been
-            touched.
+        ValueError: If a run was made with other options or not by a sweep; no file of it is
+            changed.
     """
     for task in tasks:
         runs = [
@@ -262,22 +305,23 @@ def check_own(folder: Path, tasks: Sequence[Task]) -> None:
         run = next((run for run in runs if run.exists()), None)
         if run is None:
             continue
-        note = _note(folder, task)
+        note = _lock_path(folder, task)
         if not note.is_file():
             raise ValueError(
                 f"{run} was not made by a sweep; move it away, or give another --folder"
             )
         was = note.read_text()
-        if was != _made_with(task):
+        if was != _options_line(task):
             raise ValueError(
-                f"{run} was made with {was!r}, not with {_made_with(task)!r}; give the same options to go on, or another --folder"
+                f"{run} was made with {was!r}, not with {_options_line(task)!r}; give the same"
+                " options to resume it, or another --folder"
             )
 
 
-def _note(folder: Path, task: Task) -> Path:
-    """The file that is locked while a run is worked on, and that says what it is made with."""
+def _lock_path(folder: Path, task: Task) -> Path:
+    """Return the path of the lock file of a run, which also stores the options of the run."""
     return folder / ".sweep" / task.name
 
 
-def _made_with(task: Task) -> str:
+def _options_line(task: Task) -> str:
     return shlex.join(task.options)

@@ -1,4 +1,4 @@
-"""The record of a run: whether its training has come to its end, and at which epoch and step."""
+"""Read and write ``training.json``: whether the training of a run has ended, and its length."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from synflow_pl.io import atomic_write
 __all__ = ["RECORD", "Training", "read_record", "write_record"]
 
 RECORD = "training.json"
-"""In a run: the :class:`Training`. Runs of older versions have none."""
+"""File of a run that stores its :class:`Training`; runs of older versions have none."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How far the training of a run is.
+    """Length of the training of a run.
 
     Attributes:
-        ended: whether the training came to its end, by itself, a callback or a time limit;
+        ended: Whether the training has ended: complete, or stopped by a callback or a time limit.
             ``False`` while it runs and after a kill.
-        epochs: epochs of the whole training, at least 0; 0 unless it has ended.
-        steps: optimiser steps of the whole training, at least 0; 0 unless it has ended.
+        epochs: Epochs of the whole training, at least 0; 0 unless it has ended.
+        steps: Optimiser steps of the whole training, at least 0; 0 unless it has ended.
     """
 
     ended: bool
@@ -31,20 +31,27 @@ class Training:
 
 
 def write_record(run: Path, training: Training) -> None:
-    """Write the record of a run.
+    """Write ``training.json`` of a run.
+
+    Args:
+        run: Folder of the run.
+        training: Content to write.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: If the file cannot be written.
     """
     with atomic_write(run / RECORD) as file:
         file.write(json.dumps(asdict(training)).encode() + b"\n")
 
 
 def read_record(run: Path) -> Training | None:
-    """Return the record of a run, or ``None`` if it has none.
+    """Return the content of ``training.json`` of a run, or ``None`` if the run has no such file.
+
+    Args:
+        run: Folder of the run.
 
     Raises:
-        ValueError: if the record is damaged.
+        ValueError: If the file is damaged.
     """
     path = run / RECORD
     if not path.is_file():

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
-from synflow_pl.data.counter_rng import draws
+from synflow_pl.data.counter_rng import random_numbers
 
 __all__ = ["Reseed"]
 
@@ -41,7 +41,9 @@ class Reseed(Callback):
         self._seed(pl_module.device, trainer.global_rank, trainer.fit_loop.total_batch_idx)
 
     def _seed(self, device: torch.device, rank: int, batch: int) -> None:
-        seed = int(draws(int(os.environ.get("PL_GLOBAL_SEED", 0)), rank, torch.tensor([batch])))
+        seed = int(
+            random_numbers(int(os.environ.get("PL_GLOBAL_SEED", 0)), rank, torch.tensor([batch]))
+        )
         if device.type == "cpu":
             # torch.manual_seed() also seeds devices that are not used, which took an eighth of a
             # small network's step.

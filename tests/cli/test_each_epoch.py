@@ -53,7 +53,7 @@ def test_testing_after_each_epoch_leaves_the_training_bitwise_unchanged(
 
 def test_testing_after_each_epoch_requires_a_separate_validation_set() -> None:
     for options in ({"validate_on_test": True}, {"val_size": 0}):
-        with pytest.raises(ValueError, match="test_each_epoch goes beside a validation"):
+        with pytest.raises(ValueError, match="test_each_epoch needs a validation set"):
             Digits(test_each_epoch=True, **options)  # type: ignore[arg-type]
 
 

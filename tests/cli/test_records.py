@@ -14,7 +14,7 @@ from conftest import QUIET
 from synflow_pl.cli.main import CLI, run
 from synflow_pl.cli.recipes import overlays
 from synflow_pl.runs.progress import progress
-from synflow_pl.runs.run_record import SkippedRun, read
+from synflow_pl.runs.run_record import SkippedRun, read_run
 from synflow_pl.runs.training_record import read_record
 from synflow_pl.training import find_checkpoint
 from synflow_pl.training.checkpoints import read as content_of
@@ -86,13 +86,13 @@ def test_after_more_epochs_of_an_ended_run_its_earlier_test_is_no_longer_final(
 ) -> None:
     run([*FIT, *EARLY, "--trainer.max_epochs", "2", "--run", "a"])
     run(["test", "--ckpt_path", str(RUN), *QUIET])
-    assert read(RUN, overlays()).accuracies.final is not None
+    assert read_run(RUN, overlays()).accuracies.final is not None
     run([*FIT, *EARLY, "--trainer.max_epochs", "3", "--run", "a", "--ckpt_path", str(RUN)])
     assert content_of(find_checkpoint(RUN))["global_step"] == 9
     with pytest.raises(SkippedRun, match="it is not tested yet"):
-        read(RUN, overlays())
+        read_run(RUN, overlays())
     run(["test", "--ckpt_path", str(RUN), *QUIET])
-    assert read(RUN, overlays()).accuracies.final is not None
+    assert read_run(RUN, overlays()).accuracies.final is not None
 
 
 def test_the_final_accuracy_is_that_of_the_last_checkpoint_despite_later_tests(
@@ -110,7 +110,7 @@ def test_the_final_accuracy_is_that_of_the_last_checkpoint_despite_later_tests(
     (first,) = (RUN / "checkpoints").glob("epoch=0*")
     run(["test", "--ckpt_path", str(first), *QUIET])
     run(["test", "--ckpt_path", str(RUN), "--trainer.limit_test_batches", "1", *QUIET])
-    assert progress(RUN).final == final == read(RUN, overlays()).accuracies.final
+    assert progress(RUN).final == final == read_run(RUN, overlays()).accuracies.final
     assert [
         (row["epoch"], row["step"], row["test/checkpoint"], row["test/otherwise"])
         for row in rows_of_tests(RUN)
@@ -167,7 +167,7 @@ def test_a_run_resumed_under_another_name_is_reported_like_any_other(folder: Pat
     for key in ("kept", "total", "density", "effective_density", "alive", "flops", "sparse_flops"):
         assert was[key] == now[key], key
     run(["test", "--ckpt_path", "lightning_logs/b", *QUIET])
-    record_of_run = read(Path("lightning_logs/b"), overlays())
+    record_of_run = read_run(Path("lightning_logs/b"), overlays())
     assert record_of_run.accuracies.final is not None
     assert record_of_run.kept == pytest.approx(0.05, abs=0.01)
 

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from synflow_pl.cli import sweep as module
 from synflow_pl.cli.sweep import sweep
-from synflow_pl.runs.sweep_grid import FAILED, Sweep, held
+from synflow_pl.runs.sweep_grid import FAILED, Sweep, lock_run
 from synflow_pl.training import Classifier
 
 SHORT = ["--model.network.width", "4", "--trainer.max_epochs", "3", "--trainer.accelerator", "cpu"]
@@ -148,7 +148,7 @@ def test_a_run_that_another_process_has_locked_is_skipped(
     task = Sweep(["demo"], ["magnitude"], [0.5]).tasks()[0]
     folder = Path("sweeps/grid")
     folder.mkdir(parents=True)
-    with held(folder, task):
+    with lock_run(folder, task):
         run_sweep()
     assert "1 runs are worked on by another process" in capsys.readouterr().out
     assert not (folder / "lightning_logs" / NAMES[0]).exists()

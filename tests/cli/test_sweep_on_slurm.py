@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from synflow_pl.cli.recipes import overlays
-from synflow_pl.runs.report_files import report
+from synflow_pl.runs.report_writer import report
 from synflow_pl.runs.sweep_grid import Sweep, accuracy
 
 pytestmark = pytest.mark.slow

@@ -1,5 +1,6 @@
-"""The real data sets, built once for all tests from the shared folder; a test that needs one is
-skipped where it cannot be built.
+"""Fixtures of the real data sets, built once per session from the shared folder.
+
+A test that needs a data set that cannot be built is skipped.
 """
 
 import importlib.util
@@ -23,7 +24,7 @@ def build(name: str, into: Path, patience: int = 90) -> Iterator[Path]:
         package for package in ("numpy", "PIL") if importlib.util.find_spec(package) is None
     ]:
         pytest.skip(f"real {name}: get_data.py needs {missing}")
-    # Nothing is ever asked of the network twice, and a test does not wait for it.
+    # Requests are not repeated and time out, so that tests do not wait for the network.
     patient = {**os.environ, "npm_config_fetch_retries": "0", "npm_config_fetch_timeout": "30000"}
     try:
         done = subprocess.run(
@@ -60,7 +61,8 @@ def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def real_fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if not Path("/usr/share/datasets/fashion-mnist").is_dir():
         pytest.skip(
-            "real fashion-mnist: the Debian package dataset-fashion-mnist is not installed, and a test installs nothing"
+            "real fashion-mnist: the Debian package dataset-fashion-mnist is not installed, and a"
+            " test installs nothing"
         )
     yield from build("fashion-mnist", tmp_path_factory.mktemp("fashion_mnist"))
 
@@ -72,19 +74,18 @@ def real_cifar100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def real_tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """All of it: a minute to unpack, and 1.4 GB to decode. For slow tests."""
+    """Build all of Tiny ImageNet, for slow tests: a minute to unpack, and 1.4 GB to decode."""
     yield from build("tiny-imagenet", tmp_path_factory.mktemp("tiny_imagenet"), patience=600)
 
 
 @pytest.fixture(scope="session")
 def real_tiny_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The training images of the first two classes, as far as their archive's beginning holds
-    them.
-    """
+    """Unpack training images of the first two classes from the beginning of the archive."""
     archive = SHARED.with_name("tiny-imagenet-200-trainval.tar.xz")
     if not archive.is_file():
         pytest.skip(
-            "real tiny-imagenet: there is no ../shared/data/tiny-imagenet-200-trainval.tar.xz beside the repository"
+            "real tiny-imagenet: there is no ../shared/data/tiny-imagenet-200-trainval.tar.xz"
+            " beside the repository"
         )
     folder = tmp_path_factory.mktemp("tiny_classes")
     classes: list[str] = []

@@ -1,4 +1,4 @@
-"""Tiny files in the layout of each data set, written as its publisher wrote them."""
+"""Write tiny files in the layout of each data set, as its publisher wrote them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from synflow_pl.data import (
 
 
 def pixels_of(kind: type[ImageDataModule], count: int) -> np.ndarray:
-    """Random images (N, H, W, C)."""
+    """Return random images, uint8 (N, H, W, C)."""
     channels, height, width = kind.input_shape
     return np.random.default_rng(0).integers(
         0, 256, (count, height, width, channels), dtype=np.uint8
@@ -59,8 +59,9 @@ def cifar(kind: type[ImageDataModule], folder: Path, count: int) -> np.ndarray:
 
 
 def tiny_imagenet(kind: type[ImageDataModule], folder: Path, count: int) -> np.ndarray:
-    """PNG files under the names of JPEGs, which would not keep the pixels; two classes, in turn, so
-    that images are sorted by class.
+    """Write PNG files, which keep the pixels, under the names of JPEG files.
+
+    The images belong to two classes in turn, so that the data module has to sort them.
     """
     pixels = pixels_of(kind, count)
     where = folder / "tiny-imagenet-200"
@@ -83,7 +84,7 @@ def tiny_imagenet(kind: type[ImageDataModule], folder: Path, count: int) -> np.n
 
 
 def imagenet(kind: type[ImageDataModule], folder: Path, count: int) -> np.ndarray:
-    """Of 224x224 pixels, lest they be resized."""
+    """Write images of 224x224 pixels, which are not resized."""
     pixels = pixels_of(kind, count)
     for part, size in (("train", count), ("val", count // 2)):
         for image in range(size):

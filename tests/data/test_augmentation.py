@@ -1,4 +1,4 @@
-"""Both pipelines shift and flip alike: each place and each side is as likely as another."""
+"""Distribution of random crops and flips, which is uniform in both pipelines."""
 
 from collections import Counter
 from typing import Any
@@ -14,9 +14,7 @@ PLACES = 9 * 9 * 2
 
 
 class Grid(CIFAR10):
-    """Images whose pixels say where they come from: red the row, green the column, blue always the
-    same.
-    """
+    """Images whose red pixels have the row, green pixels the column, and blue pixels a constant."""
 
     mean = (0.0, 0.0, 0.0)
     std = (1.0, 1.0, 1.0)
@@ -36,19 +34,18 @@ class Grid(CIFAR10):
 
 
 def drawn(data: CIFAR10, epochs: int = 1) -> list[tuple[int, int, int]]:
-    """The row and column of each image's window, 0 to 8, and whether it is flipped."""
+    """Return the row and column of each image's crop, 0 to 8, and whether it is flipped."""
     data.setup("fit")
     loader, found = data.train_dataloader(), []
     for epoch in range(epochs):
         loader.set_epoch(epoch)
         for images, _ in loader:
-            middle = (
-                (images[:, :, 16, 15:17] * 255).round().long()
-            )  # whatever the window, these two pixels are in the image
+            # These two pixels are inside the image for every crop.
+            middle = (images[:, :, 16, 15:17] * 255).round().long()
             left, right = middle[:, 1].T
             row, flip = middle[:, 0, 0] - 12, (left > right).long()
-            # Pixel 15 of the window at column c is pixel 15 + c - 4 of the image; in a flipped one
-            # it is pixel 16 of the window.
+            # Pixel 15 of the crop at column c is pixel 15 + c - 4 of the image; in a flipped crop
+            # it is pixel 16.
             column = torch.minimum(left, right) - 11
             found += list(zip(row.tolist(), column.tolist(), flip.tolist(), strict=True))
     return found
@@ -62,23 +59,21 @@ def chi_square(counts: Counter[Any], cells: int) -> float:
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_every_offset_and_side_is_as_likely_as_another(pipeline: Any) -> None:
+def test_every_offset_and_flip_is_equally_likely(pipeline: Any) -> None:
     counts = Counter(drawn(Grid(val_size=0, pipeline=pipeline)))
     rows, columns, flips = (set(values) for values in zip(*counts, strict=True))
     assert (rows, columns, flips) == (set(range(9)), set(range(9)), {0, 1})
-    # 161 degrees of freedom: mean 161, deviation sqrt(2 * 161) = 18; beyond mean and four
-    # deviations once in ten thousand seeds.
+    # 161 degrees of freedom: mean 161, deviation sqrt(2 * 161) = 18. One in ten thousand seeds
+    # exceeds the mean by four deviations.
     assert chi_square(counts, PLACES) < 161 + 4 * 18
-    assert (
-        chi_square(Counter(flip for *_, flip in counts.elements()), 2) < 15.1
-    )  # 1 degree: once in ten thousand
+    # One degree of freedom: one in ten thousand seeds exceeds 15.1.
+    assert chi_square(Counter(flip for *_, flip in counts.elements()), 2) < 15.1
 
 
-def test_an_image_is_drawn_for_anew_in_each_epoch() -> None:
+def test_an_image_is_augmented_differently_in_each_epoch() -> None:
     data = Grid(val_size=0)
     first, second = drawn(data), drawn(data, epochs=2)[COUNT:]
-    # The pair of draws of the same image is uniform too: that they are the same happens once in 162
-    # times; 50 in 8100, deviation 7.
+    # Two draws for an image are equal with probability 1/162: expected 50 of 8100, deviation 7.
     orders = []
     loader = data.train_dataloader()
     for epoch in range(2):
@@ -89,7 +84,7 @@ def test_an_image_is_drawn_for_anew_in_each_epoch() -> None:
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_what_a_window_shows_beyond_the_image_is_black(
+def test_a_crop_is_black_outside_of_the_image(
     pipeline: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Grid, "count", 200)
@@ -102,7 +97,7 @@ def test_what_a_window_shows_beyond_the_image_is_black(
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_validation_and_test_images_stay_as_they_are(
+def test_validation_and_test_images_are_not_augmented(
     pipeline: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Grid, "count", 200)

@@ -1,6 +1,4 @@
-"""What every data set promises: its splits, its batches, and that the test set is met only at test.
-Told with the digits.
-"""
+"""Properties of every data module: splits, batches, and a test set that is opened only to test."""
 
 import warnings
 from pathlib import Path
@@ -21,7 +19,7 @@ KINDS = [getattr(room, name) for name in room.__all__ if name != "ImageDataModul
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which part of the digits was opened, in order."""
+    """Record the parts of the digits that are opened, in order."""
     parts: list[str] = []
     whole = Digits.images
 
@@ -55,7 +53,7 @@ def _no_run_seed(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the split
 
 
-def test_a_tenth_is_held_out_unless_told_otherwise() -> None:
+def test_a_tenth_is_held_out_by_default() -> None:
     data = ready()
     assert (len(indices(data, "train")), len(indices(data, "val"))) == (4500, 500)
 
@@ -68,14 +66,14 @@ def test_training_and_validation_share_no_image_and_leave_none_out(size: int) ->
     assert sorted(train + val) == list(range(5000))
 
 
-def test_the_split_follows_the_data_s_seed_and_nothing_else() -> None:
+def test_the_split_depends_only_on_the_seed_of_the_data() -> None:
     first = indices(ready(), "val")
     torch.manual_seed(99)
     assert indices(ready(), "val") == first
     assert indices(ready(seed=1), "val") != first
 
 
-def test_splitting_draws_nothing_from_the_global_seed() -> None:
+def test_splitting_leaves_the_global_generator_unchanged() -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
@@ -90,7 +88,7 @@ def test_without_validation_images_there_is_no_validation_loader() -> None:
 
 
 @pytest.mark.parametrize("size", [5000, 6000])
-def test_a_split_that_leaves_nothing_to_train_on_is_refused(size: int) -> None:
+def test_a_split_without_training_images_is_refused(size: int) -> None:
     with pytest.raises(
         ValueError, match=f"val_size: {size} leaves none of the 5000 training images"
     ):
@@ -115,14 +113,14 @@ def test_a_stage_opens_only_what_it_needs_and_once(
     assert opened == [part]
 
 
-def test_the_test_set_comes_whole_and_in_order_at_test_and_predict() -> None:
+def test_test_and_predict_use_the_whole_test_set_in_order() -> None:
     labels = Digits().images(train=False)[1].tolist()
     for stage, loader in (("test", "test_dataloader"), ("predict", "predict_dataloader")):
         batches = getattr(ready(stage, batch_size=300), loader)()
         assert torch.cat([label for _, label in batches]).tolist() == labels
 
 
-def test_validating_on_the_test_set_warns_holds_nothing_out_and_gives_the_test_images(
+def test_validating_on_the_test_set_warns_and_holds_nothing_out(
     opened: list[str],
 ) -> None:
     data = Digits(validate_on_test=True, batch_size=1000)
@@ -140,7 +138,7 @@ def test_validating_on_the_test_set_warns_holds_nothing_out_and_gives_the_test_i
     assert torch.equal(labels, expected_labels)
 
 
-def test_nothing_warns_otherwise() -> None:
+def test_a_data_module_does_not_warn_by_default() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ready()
@@ -154,11 +152,11 @@ def test_a_last_batch_that_is_not_full_is_kept() -> None:
     assert sizes == [64, 36]
 
 
-def test_training_images_are_shuffled_anew_and_validation_images_are_not() -> None:
+def test_training_images_are_shuffled_in_each_epoch_and_validation_images_are_not() -> None:
     data = ready(val_size=4900, batch_size=100)
     train, val = data.train_dataloader(), data.val_dataloader()
     first, second = (next(iter(labels for _, labels in train)).tolist() for _ in range(2))
-    assert first == second  # of one epoch
+    assert first == second  # within an epoch the order is fixed
     train.set_epoch(1)
     other = next(iter(train))[1].tolist()
     assert other != first
@@ -175,7 +173,7 @@ def first_batch(**options: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_a_batch_follows_the_data_s_seed_and_the_run_s_and_no_generator(
+def test_a_batch_depends_on_the_seeds_of_data_and_run_and_on_no_generator(
     pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(1)
@@ -195,25 +193,25 @@ def test_the_number_of_workers_changes_nothing() -> None:
     assert torch.equal(images[0], images[2])
 
 
-def test_a_worker_s_second_epoch_is_that_of_no_worker() -> None:
+def test_the_second_epoch_is_equal_with_and_without_workers() -> None:
     epochs = []
     for workers in (0, 2):
         data = Augmented(batch_size=50, val_size=4850, pipeline="torchvision", num_workers=workers)
         data.setup("fit")
         loader = data.train_dataloader()
-        next(iter(loader))  # an epoch that is broken off
+        next(iter(loader))  # an epoch that is abandoned
         loader.set_epoch(1)
         epochs.append(torch.cat([images for images, _ in loader]))
     assert torch.equal(*epochs)
 
 
-def test_augmentation_can_be_left_out() -> None:
+def test_augmentation_can_be_turned_off() -> None:
     plain = [
         first_batch(augment=False, pipeline=pipeline) for pipeline in ("memory", "torchvision")
     ]
     assert torch.equal(*plain)
     assert not torch.equal(first_batch(), plain[0])
-    data = ready(batch_size=64)  # digits themselves are not augmented, and come in the same order
+    data = ready(batch_size=64)  # the digits are not augmented and have the same order
     assert torch.equal(next(iter(data.train_dataloader()))[0], plain[0])
 
 
@@ -225,7 +223,7 @@ def as_one_of(devices: int, rank: int = 0) -> Any:
 
 
 @pytest.mark.parametrize(("devices", "images"), [(1, 120), (2, 60), (8, 15)])
-def test_a_batch_is_shared_by_the_devices(devices: int, images: int) -> None:
+def test_a_batch_is_divided_among_the_devices(devices: int, images: int) -> None:
     data = ready(batch_size=120)
     data.trainer = as_one_of(devices)
     for loader in (data.train_dataloader(), data.val_dataloader()):
@@ -233,7 +231,7 @@ def test_a_batch_is_shared_by_the_devices(devices: int, images: int) -> None:
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_devices_augment_an_image_alike(pipeline: str) -> None:
+def test_every_device_augments_an_image_in_the_same_way(pipeline: str) -> None:
     whole = first_batch(pipeline=pipeline)
     for rank in range(2):
         data = Augmented(batch_size=64, pipeline=pipeline)
@@ -242,7 +240,7 @@ def test_devices_augment_an_image_alike(pipeline: str) -> None:
         assert torch.equal(next(iter(data.train_dataloader()))[0], whole[rank::2])
 
 
-def test_a_batch_that_the_devices_cannot_share_evenly_is_refused() -> None:
+def test_a_batch_size_that_is_not_a_multiple_of_the_devices_is_refused() -> None:
     data = ready(batch_size=128)
     data.trainer = as_one_of(3)
     with pytest.raises(
@@ -254,7 +252,7 @@ def test_a_batch_that_the_devices_cannot_share_evenly_is_refused() -> None:
 # -- pruning batches
 
 
-def test_pruning_batches_hold_equally_many_images_of_each_class() -> None:
+def test_pruning_batches_have_equally_many_images_of_each_class() -> None:
     batches = ready().pruning_batches(images_per_class=20)
     assert [len(labels) for _, labels in batches] == [128, 72]
     assert torch.cat([labels for _, labels in batches]).bincount().tolist() == [20] * 10
@@ -298,7 +296,7 @@ def test_every_rank_gets_the_same_pruning_batches(pipeline: str, augment: bool) 
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_each_draw_of_pruning_batches_is_another_sample_that_seed_and_number_determine(
+def test_each_draw_of_pruning_batches_is_another_sample_fixed_by_seed_and_number(
     pipeline: str,
 ) -> None:
     data, again = Augmented(pipeline=pipeline), Augmented(pipeline=pipeline)
@@ -370,11 +368,12 @@ def labels_of(data: Digits) -> list[int]:
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_pruning_batches_hold_all_images_of_a_small_class_and_warn(pipeline: Any) -> None:
+def test_pruning_batches_have_all_images_of_a_small_class_and_warn(pipeline: Any) -> None:
     data = Rare(val_size=0, pipeline=pipeline)
     with pytest.warns(
         UserWarning,
-        match=r"class 2 has 4 training images, not 10 \(and 1 more classes .*; --data\.images_per_class 4 takes equally many",
+        match=r"class 2 has 4 training images, not 10 \(and 1 more classes .*;"
+        r" --data\.images_per_class 4 takes equally many",
     ):
         batches = data.pruning_batches()
     labels = torch.cat([labels for _, labels in batches])
@@ -404,7 +403,8 @@ def test_the_number_of_pruning_images_is_an_option() -> None:
     [
         (
             Rare,
-            r"class 2 has 4 training images, not 5; ask for fewer \(all classes have 4\), or leave --data\.images_per_class out",
+            r"class 2 has 4 training images, not 5; ask for fewer \(all classes have 4\), or leave"
+            r" --data\.images_per_class out",
         ),
         (Absent, r"class 3 has 0 training images, not 5; leave --data\.images_per_class out"),
     ],
@@ -416,10 +416,10 @@ def test_a_number_of_pruning_images_that_a_class_does_not_have_is_refused(
         kind(val_size=0, images_per_class=5).pruning_batches()
 
 
-# -- images of one's own
+# -- the user's own images
 
 
-def test_images_of_a_folder_are_predicted_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_images_of_a_folder_are_predicted_in_order_of_their_names(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for name, size, value in (
         ("c.png", (28, 28), 0),
@@ -462,7 +462,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, opened: list[str]) -
         ({"images_per_class": 0}, 1),
     ],
 )
-def test_an_impossible_number_is_refused_by_name(
+def test_an_invalid_number_is_named_in_the_error(
     kind: type, option: dict[str, int], least: int
 ) -> None:
     ((name, value),) = option.items()
@@ -476,10 +476,10 @@ def test_an_unknown_pipeline_is_refused(kind: type) -> None:
         kind(pipeline="fast")
 
 
-# -- where the files lie
+# -- the folder of the files
 
 
-def test_data_lies_in_a_folder_that_an_argument_or_the_environment_names(
+def test_an_argument_or_the_environment_sets_the_data_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SYNFLOW_DATA", str(tmp_path / "environment"))
@@ -488,7 +488,7 @@ def test_data_lies_in_a_folder_that_an_argument_or_the_environment_names(
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_data_lies_in_the_cache_otherwise(
+def test_the_default_data_folder_is_in_the_cache(
     value: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,6 +1,4 @@
-"""The cache of decoded images: made once, found again, made anew when it is not of these files or
-not whole.
-"""
+"""Cache of decoded images: created once, reused, and replaced if it belongs to other files."""
 
 import os
 from pathlib import Path
@@ -27,7 +25,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images were decoded, each time."""
+    """Record the number of images that are decoded in each call."""
     counts: list[int] = []
     whole = module._decode_all
     monkeypatch.setattr(
@@ -42,7 +40,7 @@ def pixels(paths: list[Path]) -> torch.Tensor:
     )
 
 
-def test_images_are_decoded_once_in_their_order(
+def test_images_are_decoded_once_and_in_order(
     files: list[Path], times: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_CHUNK", 2)  # three chunks
@@ -82,7 +80,7 @@ def test_a_cache_of_other_files_is_replaced(
 
 
 @pytest.mark.parametrize("keep", [0, 50, 200, -1])
-def test_a_truncated_cache_is_made_anew(
+def test_a_truncated_cache_is_replaced(
     keep: int, files: list[Path], times: list[int], tmp_path: Path
 ) -> None:
     decode_cached(files, SHAPE, tmp_path / "cache")
@@ -92,7 +90,7 @@ def test_a_truncated_cache_is_made_anew(
     assert times == [5, 5]
 
 
-def test_two_caches_of_one_folder_do_not_meet(
+def test_two_caches_in_one_folder_do_not_interfere(
     files: list[Path], times: list[int], tmp_path: Path
 ) -> None:
     for _ in range(2):
@@ -101,14 +99,14 @@ def test_two_caches_of_one_folder_do_not_meet(
     assert times == [2, 3]
 
 
-def test_what_is_written_to_the_images_does_not_reach_the_cache(
+def test_changes_of_the_images_are_not_written_to_the_cache(
     files: list[Path], tmp_path: Path
 ) -> None:
     decode_cached(files, SHAPE, tmp_path / "cache").zero_()
     assert torch.equal(decode_cached(files, SHAPE, tmp_path / "cache"), pixels(files))
 
 
-def test_an_image_of_another_size_is_named_and_no_cache_is_left(
+def test_an_image_of_another_size_is_named_in_the_error_and_leaves_no_cache(
     files: list[Path], tmp_path: Path
 ) -> None:
     Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(files[3])

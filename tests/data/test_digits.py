@@ -10,7 +10,7 @@ import torch
 from synflow_pl.data import Digits
 
 
-def test_there_are_5000_training_and_1000_test_images_with_every_digit_equally_often() -> None:
+def test_5000_training_and_1000_test_images_have_every_digit_equally_often() -> None:
     data = Digits()
     for train, each in ((True, 500), (False, 100)):
         images = data.dataset(train, None)
@@ -18,19 +18,19 @@ def test_there_are_5000_training_and_1000_test_images_with_every_digit_equally_o
         assert labels == dict.fromkeys(range(10), each)
 
 
-def test_a_batch_is_normalised_images_and_labels() -> None:
+def test_a_batch_has_normalised_images_and_labels() -> None:
     data = Digits(batch_size=32)
     data.setup("fit")
     images, labels = next(iter(data.train_dataloader()))
     assert (images.shape, images.dtype) == ((32, 1, 28, 28), torch.float32)
     assert (labels.shape, labels.dtype) == ((32,), torch.int64)
     assert images.shape[1:] == Digits.input_shape
-    # Black and white: the pixels 0 and 1, less the mean, over the deviation.
+    # The normalised values of black and white, whose pixels are 0 and 1.
     assert images.min().item() == pytest.approx((0 - 0.1307) / 0.3081)
     assert images.max().item() == pytest.approx((1 - 0.1307) / 0.3081)
 
 
-def test_normalised_training_images_have_mean_zero_and_deviation_one() -> None:
+def test_training_images_have_mean_zero_and_deviation_one() -> None:
     data = Digits(val_size=0, batch_size=5000)
     data.setup("fit")
     images, _ = next(iter(data.train_dataloader()))
@@ -39,7 +39,7 @@ def test_normalised_training_images_have_mean_zero_and_deviation_one() -> None:
     assert images.std().item() == pytest.approx(1, abs=0.02)
 
 
-def test_nothing_is_downloaded_and_no_folder_made(tmp_path: Path) -> None:
+def test_the_digits_need_no_download_and_no_folder(tmp_path: Path) -> None:
     data = Digits(data_dir=str(tmp_path / "none"))
     data.prepare_data()
     data.setup("fit")
@@ -48,8 +48,10 @@ def test_nothing_is_downloaded_and_no_folder_made(tmp_path: Path) -> None:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An array in MNIST's own format: two zeros, the type, the number of axes, their sizes as
-    big-endian int32, then the bytes.
+    """Read an array in IDX format, independently of the package.
+
+    The format is two zeros, the type, the number of axes, their sizes as big-endian int32, and the
+    bytes.
     """
     content = gzip.decompress(path.read_bytes())
     axes = content[3]

@@ -1,5 +1,6 @@
-"""Downloads and archives: whole or not at all, and one sentence for what went wrong. No network:
-addresses are of files.
+"""Downloads and archives: complete or absent, with errors of one sentence.
+
+No network is needed: the addresses are those of files.
 """
 
 import gzip
@@ -22,7 +23,7 @@ import pytest
 
 from synflow_pl.data import CIFAR10, MNIST
 from synflow_pl.data import cifar10 as cifar10_module
-from synflow_pl.data.downloads import fetch, gunzip, unpack, written
+from synflow_pl.data.downloads import atomic_path, fetch, gunzip, unpack
 from tests.data.generated import TwoClasses, cifar, mnist, tiny_imagenet
 
 
@@ -50,7 +51,7 @@ def left(folder: Path) -> list[str]:
 # -- fetch
 
 
-def test_a_download_is_told_with_its_size_shows_progress_and_lies_where_asked(
+def test_a_download_reports_its_size_shows_progress_and_writes_its_path(
     tmp_path: Path,
     target: Path,
     capsys: pytest.CaptureFixture[str],
@@ -66,30 +67,31 @@ def test_a_download_is_told_with_its_size_shows_progress_and_lies_where_asked(
     assert re.search(r"Downloading: +0%.*/3.00M", capsys.readouterr().err)
 
 
-def test_a_second_address_is_tried(source: Path, target: Path) -> None:
+def test_the_second_address_is_tried_if_the_first_fails(source: Path, target: Path) -> None:
     fetch([(source.parent / "none").as_uri(), source.as_uri()], target, md5_of(source))
     assert target.read_bytes() == source.read_bytes()
 
 
-def test_no_address_is_one_sentence(source: Path, target: Path) -> None:
+def test_an_error_of_every_address_is_one_sentence(source: Path, target: Path) -> None:
     with pytest.raises(
         ConnectionError,
-        match=r"^file.bin cannot be downloaded from file://.*none \(.*\); try again, or put it into",
+        match=r"^file.bin cannot be downloaded from file://.*none \(.*\); try again,"
+        " or put it into",
     ):
         fetch([(source.parent / "none").as_uri()], target, md5_of(source))
     assert left(target.parent) == []
 
 
-def test_a_download_of_another_md5_is_thrown_away(source: Path, target: Path) -> None:
+def test_a_download_with_another_md5_is_deleted(source: Path, target: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"has md5 {md5_of(source)}, expected {'0' * 32}; it was thrown away, try again",
+        match=rf"has md5 {md5_of(source)}, expected {'0' * 32}; it was deleted, try again",
     ):
         fetch([source.as_uri()], target, "0" * 32)
     assert left(target.parent) == []
 
 
-def test_a_file_that_is_there_is_checked_and_kept(source: Path, target: Path) -> None:
+def test_an_existing_file_is_checked_and_kept(source: Path, target: Path) -> None:
     target.parent.mkdir()
     target.write_bytes(b"half")
     with pytest.raises(
@@ -102,7 +104,7 @@ def test_a_file_that_is_there_is_checked_and_kept(source: Path, target: Path) ->
     fetch(["nowhere:"], target, md5_of(source))
 
 
-def test_a_connection_that_ends_early_leaves_nothing(
+def test_a_connection_that_ends_early_leaves_no_file(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Half(io.BytesIO):
@@ -114,7 +116,7 @@ def test_a_connection_that_ends_early_leaves_nothing(
     assert left(target.parent) == []
 
 
-def test_a_download_that_is_killed_is_not_taken_for_a_whole_one(
+def test_a_killed_download_is_not_mistaken_for_a_complete_file(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Endless(io.BytesIO):
@@ -171,7 +173,7 @@ def tarred(folder: Path, members: dict[str, bytes], links: dict[str, str] | None
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
-def test_an_archive_becomes_a_folder(pack: object, tmp_path: Path) -> None:
+def test_an_archive_is_unpacked_to_a_folder(pack: object, tmp_path: Path) -> None:
     archive = pack(tmp_path, {"set/a.txt": b"1", "set/deep/b.txt": b"2"})  # type: ignore[operator]
     unpack(archive, tmp_path / "set")
     assert (tmp_path / "set" / "a.txt").read_bytes() == b"1"
@@ -183,15 +185,13 @@ def test_an_archive_becomes_a_folder(pack: object, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../evil", "set/../../evil", "/evil", "other/evil", "set\\..\\evil", "evil"]
 )
-def test_a_path_that_would_leave_the_folder_is_refused(
-    name: str, pack: object, tmp_path: Path
-) -> None:
+def test_a_path_outside_the_folder_is_refused(name: str, pack: object, tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
     archive = pack(inside, {"set/a.txt": b"1", name: b"2"})  # type: ignore[operator]
     with pytest.raises(
         ValueError,
-        match=r"evil', which is no plain file within the folder 'set'; nothing was unpacked",
+        match=r"evil', which is not a regular file within the folder 'set'; nothing was unpacked",
     ):
         unpack(archive, inside / "set")
     assert left(inside) == [archive.name]
@@ -201,7 +201,7 @@ def test_a_path_that_would_leave_the_folder_is_refused(
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_a_link_in_an_archive_is_refused(pack: object, tmp_path: Path) -> None:
     archive = pack(tmp_path, {"set/a.txt": b"1"}, {"set/passwd": "/etc/passwd"})  # type: ignore[operator]
-    with pytest.raises(ValueError, match="holds 'set/passwd', which is no plain file"):
+    with pytest.raises(ValueError, match="holds 'set/passwd', which is not a regular file"):
         unpack(archive, tmp_path / "set")
     assert left(tmp_path) == [archive.name]
 
@@ -209,7 +209,7 @@ def test_a_link_in_an_archive_is_refused(pack: object, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pack", "damage"), [(zipped, "cut"), (zipped, "changed"), (tarred, "cut")]
 )
-def test_a_damaged_archive_is_refused_and_leaves_nothing(
+def test_a_damaged_archive_is_refused_and_leaves_no_folder(
     pack: object, damage: str, tmp_path: Path
 ) -> None:
     archive = pack(tmp_path, {"set/a.txt": os.urandom(5000), "set/b.txt": b"2"})  # type: ignore[operator]
@@ -221,7 +221,7 @@ def test_a_damaged_archive_is_refused_and_leaves_nothing(
     assert left(tmp_path) == [archive.name]
 
 
-def test_a_damaged_gz_file_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_damaged_gz_file_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     archive = tmp_path / "a.gz"
     archive.write_bytes(gzip.compress(os.urandom(5000))[:3000])
     with pytest.raises(ValueError, match=r"a.gz' is damaged"):
@@ -232,7 +232,7 @@ def test_a_damaged_gz_file_is_refused_and_leaves_nothing(tmp_path: Path) -> None
 # -- data sets from their archives
 
 
-def test_tiny_imagenet_downloads_and_unpacks_by_itself(
+def test_tiny_imagenet_is_downloaded_and_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_imagenet(TwoClasses, tmp_path / "made", 4)
@@ -251,7 +251,7 @@ def test_tiny_imagenet_downloads_and_unpacks_by_itself(
     ]
 
 
-def test_cifar10_downloads_and_unpacks_by_itself(
+def test_cifar10_is_downloaded_and_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cifar(CIFAR10, tmp_path / "made", 10)
@@ -268,7 +268,7 @@ def test_cifar10_downloads_and_unpacks_by_itself(
     assert len(data.images(train=True)[1]) == 10
 
 
-def test_mnist_downloads_and_decompresses_by_itself(
+def test_mnist_is_downloaded_and_decompressed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mnist(MNIST, tmp_path / "made", 4)
@@ -284,15 +284,15 @@ def test_mnist_downloads_and_decompresses_by_itself(
     assert len(data.images(train=True)[1]) == 4
 
 
-# -- a disk that is full or may not be written to
+# -- a full or read-only disk
 
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 10 kB: a write beyond fails as on a full disk, for root as well.
+    """Limit files to 10 kB, so that larger ones fail as on a full disk, for root too.
 
-    No fixture, since the limit must be gone when pytest itself writes: its output may be a file
-        that is larger already.
+    This is not a fixture, since the limit has to be removed before pytest writes its output, which
+    may go to a larger file.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
@@ -305,21 +305,23 @@ def full_disk() -> Iterator[None]:
 CANNOT = r"cannot be written \(.+\); make room or choose another folder with --data.data_dir"
 
 
-def test_a_full_disk_is_one_sentence_for_a_download(source: Path, target: Path) -> None:
+def test_a_full_disk_is_reported_in_one_sentence_for_a_download(source: Path, target: Path) -> None:
     with full_disk(), pytest.raises(OSError, match=CANNOT):
         fetch([source.as_uri()], target, md5_of(source))
     assert left(target.parent) == []
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
-def test_a_full_disk_is_one_sentence_for_an_archive(pack: object, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_sentence_for_an_archive(
+    pack: object, tmp_path: Path
+) -> None:
     archive = pack(tmp_path, {"set/a.txt": b"1", "set/b.txt": bytes(100_000)})  # type: ignore[operator]
     with full_disk(), pytest.raises(OSError, match=CANNOT):
         unpack(archive, tmp_path / "set")
     assert left(tmp_path) == [archive.name]
 
 
-def test_a_full_disk_is_one_sentence_for_the_decoded_images(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_sentence_for_the_decoded_images(tmp_path: Path) -> None:
     tiny_imagenet(TwoClasses, tmp_path, 4)
     with full_disk(), pytest.raises(OSError, match=CANNOT):
         TwoClasses(data_dir=str(tmp_path)).prepare_data()
@@ -329,7 +331,7 @@ def test_a_full_disk_is_one_sentence_for_the_decoded_images(tmp_path: Path) -> N
     )
 
 
-def test_too_little_room_is_told_before_anything_is_unpacked(
+def test_too_little_space_is_reported_before_anything_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = zipped(tmp_path, {"set/a.txt": bytes(3_000_000)})
@@ -341,9 +343,7 @@ def test_too_little_room_is_told_before_anything_is_unpacked(
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
-    """A file system that may not be written to, which stops root as well; else a folder that may
-    not, which stops others.
-    """
+    """Provide a read-only file system, which root cannot write to; else a read-only folder."""
     folder = tmp_path / "read-only"
     folder.mkdir()
     mounted = subprocess.run(
@@ -362,7 +362,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     folder.chmod(0o700)
 
 
-def test_a_read_only_disk_is_one_sentence(
+def test_a_read_only_disk_is_reported_in_one_sentence(
     read_only: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(OSError, match=CANNOT):
@@ -373,9 +373,9 @@ def test_a_read_only_disk_is_one_sentence(
     assert left(read_only) == []
 
 
-def test_what_is_interrupted_is_cleaned_up(tmp_path: Path) -> None:
+def test_an_interrupted_write_is_cleaned_up(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with written(tmp_path / "folder") as temporary:
+        with atomic_path(tmp_path / "folder") as temporary:
             temporary.mkdir()
             (temporary / "half").write_text("half")
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Every format on four tiny generated files, and what is said of files that are not right."""
+"""Every file format, with generated files of four images, and the errors for invalid files."""
 
 import pickle
 import shutil
@@ -37,10 +37,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Any, Path, np.ndarray]:
-    """A kind, its folder with four training and two test images, and their pixels (N, H, W, C)."""
-    monkeypatch.setattr(
-        cifar10_module, "check_md5", lambda *_: None
-    )  # the checksums are those of the real files
+    """Return a class, its folder of four training and two test images, and pixels (N, H, W, C)."""
+    # The checksums are those of the real files.
+    monkeypatch.setattr(cifar10_module, "check_md5", lambda *_: None)
     return request.param, tmp_path, FORMATS[request.param](request.param, tmp_path, 4)
 
 
@@ -50,7 +49,7 @@ def labels_of(kind: type[ImageDataModule], train: bool) -> list[int]:
     return [0, 1, 2, 3] if train else [0, 1]
 
 
-def test_images_and_labels_come_as_their_files_say(
+def test_images_and_labels_are_those_in_the_files(
     small: tuple[Any, Path, np.ndarray], offline: None
 ) -> None:
     kind, folder, pixels = small
@@ -83,7 +82,7 @@ def test_images_and_labels_come_as_their_files_say(
 @pytest.mark.parametrize(
     "kind", [kind for kind in KINDS if kind is not TwoLarge], ids=lambda kind: kind.__name__
 )
-def test_both_pipelines_give_the_same_floats_where_nothing_is_augmented(
+def test_both_pipelines_give_equal_floats_without_augmentation(
     kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cifar10_module, "check_md5", lambda *_: None)
@@ -113,7 +112,7 @@ def test_both_pipelines_give_the_same_floats_where_nothing_is_augmented(
         assert torch.equal(labels, other_labels)
 
 
-def test_data_sets_of_one_folder_do_not_meet(tmp_path: Path) -> None:
+def test_data_sets_in_one_folder_do_not_interfere(tmp_path: Path) -> None:
     pixels = {
         kind: mnist(kind, tmp_path, count) for kind, count in ((MNIST, 10), (FashionMNIST, 30))
     }
@@ -121,7 +120,7 @@ def test_data_sets_of_one_folder_do_not_meet(tmp_path: Path) -> None:
         assert len(kind(data_dir=str(tmp_path)).images(train=True)[0]) == len(pixels[kind])
 
 
-def test_a_grey_photograph_becomes_a_coloured_one(tmp_path: Path) -> None:
+def test_a_grey_photograph_is_converted_to_rgb(tmp_path: Path) -> None:
     tiny_imagenet(TwoClasses, tmp_path, 4)
     path = tmp_path / "tiny-imagenet-200" / "train" / "n01" / "images" / "n01_0.JPEG"
     Image.fromarray(np.full((64, 64), 77, np.uint8)).save(path, format="JPEG", quality=100)
@@ -129,7 +128,7 @@ def test_a_grey_photograph_becomes_a_coloured_one(tmp_path: Path) -> None:
     assert (images[0] == 77).all()
 
 
-def test_a_streamed_image_is_cut_from_its_middle_and_for_training_anywhere(tmp_path: Path) -> None:
+def test_imagenet_crops_the_centre_and_a_random_place_for_training(tmp_path: Path) -> None:
     for part in ("train", "val"):
         for name in ("a", "b"):
             (tmp_path / part / name).mkdir(parents=True)
@@ -149,22 +148,22 @@ def test_a_streamed_image_is_cut_from_its_middle_and_for_training_anywhere(tmp_p
     assert not torch.equal(first[0], first[1])
 
 
-# -- files that are not there or not right
+# -- missing and invalid files
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_files_that_are_missing_are_an_error_that_names_one(kind: Any, tmp_path: Path) -> None:
+def test_the_error_for_missing_files_names_one_of_them(kind: Any, tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=rf"there is no (file|folder) '{tmp_path}.*(download|point)"
     ):
         kind(data_dir=str(tmp_path)).setup("fit")
 
 
-def test_a_truncated_idx_file_is_told_with_both_sizes(tmp_path: Path) -> None:
+def test_the_error_for_a_truncated_idx_file_has_both_sizes(tmp_path: Path) -> None:
     mnist(MNIST, tmp_path, 4)
     path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-10])
-    # 16 bytes of header and 4 * 784 of pixels.
+    # 16 bytes of header and 4 * 784 bytes of pixels.
     with pytest.raises(
         ValueError,
         match=r"-ubyte' has 3,142 bytes, and an array of shape \(4, 28, 28\) has 3,152; delete it",
@@ -173,14 +172,14 @@ def test_a_truncated_idx_file_is_told_with_both_sizes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0", bytes(100)])
-def test_a_file_that_is_no_idx_file_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_idx_file_is_refused(content: bytes, tmp_path: Path) -> None:
     mnist(MNIST, tmp_path, 4)
     (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(ValueError, match="is no IDX file of bytes along 3 axes; delete it"):
+    with pytest.raises(ValueError, match="is not an IDX file of bytes along 3 axes; delete it"):
         MNIST(data_dir=str(tmp_path)).setup("fit")
 
 
-def test_images_and_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_different_numbers_of_images_and_labels_are_refused(tmp_path: Path) -> None:
     mnist(MNIST, tmp_path, 4)
     raw = tmp_path / "MNIST" / "raw"
     shutil.copy(raw / "t10k-labels-idx1-ubyte", raw / "train-labels-idx1-ubyte")
@@ -194,7 +193,8 @@ def test_a_truncated_batch_file_is_refused(keep: int, tmp_path: Path) -> None:
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(
-        ValueError, match=r"data_batch_3' is truncated or no CIFAR file \(.*\); delete its folder"
+        ValueError,
+        match=r"data_batch_3' is truncated or not a CIFAR file \(.*\); delete its folder",
     ):
         CIFAR10(data_dir=str(tmp_path)).setup("fit")
 
@@ -204,13 +204,13 @@ def test_a_large_truncated_batch_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cifar-100-python" / "train"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="train' is truncated or no CIFAR file"):
+    with pytest.raises(ValueError, match="train' is truncated or not a CIFAR file"):
         CIFAR100(data_dir=str(tmp_path)).setup("fit")
 
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("count", [10, 1000])
-def test_a_batch_file_is_read_whatever_the_protocol_of_its_pickle(
+def test_a_batch_file_is_read_in_every_pickle_protocol(
     protocol: int, count: int, tmp_path: Path
 ) -> None:
     pixels = cifar(CIFAR100, tmp_path, count)
@@ -226,7 +226,7 @@ class Harmful:
         return print, ("run!",)
 
 
-def test_what_a_pickle_asks_for_is_not_run(
+def test_code_in_a_pickle_is_not_executed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cifar(CIFAR10, tmp_path, 10)
@@ -238,7 +238,7 @@ def test_what_a_pickle_asks_for_is_not_run(
     assert capsys.readouterr().out == ""
 
 
-def test_a_label_beyond_the_classes_is_refused(tmp_path: Path) -> None:
+def test_a_label_that_is_not_a_class_is_refused(tmp_path: Path) -> None:
     cifar(CIFAR10, tmp_path, 10)
     path = tmp_path / "cifar-10-batches-py" / "data_batch_1"
     path.write_bytes(pickle.dumps({**pickle.loads(path.read_bytes()), b"labels": [0, 11]}))
@@ -246,14 +246,17 @@ def test_a_label_beyond_the_classes_is_refused(tmp_path: Path) -> None:
         CIFAR10(data_dir=str(tmp_path)).setup("fit")
 
 
-def test_a_file_of_another_md5_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_another_md5_is_refused(tmp_path: Path) -> None:
     cifar(CIFAR10, tmp_path, 10)
-    expected = "data_batch_1' is not the file that was published: its md5 is [0-9a-f]{32}, expected c99cafc152244af753f735de768cd75f"
+    expected = (
+        "data_batch_1' is not the file that was published: its md5 is [0-9a-f]{32}, expected"
+        " c99cafc152244af753f735de768cd75f"
+    )
     with pytest.raises(ValueError, match=expected):
         CIFAR10(data_dir=str(tmp_path)).prepare_data()
 
 
-def test_a_missing_class_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_class_folder_is_named_in_the_error(tmp_path: Path) -> None:
     tiny_imagenet(TwoClasses, tmp_path, 4)
     shutil.rmtree(tmp_path / "tiny-imagenet-200" / "train" / "n02")
     with pytest.raises(
@@ -262,7 +265,7 @@ def test_a_missing_class_folder_is_named(tmp_path: Path) -> None:
         TwoClasses(data_dir=str(tmp_path)).prepare_data()
 
 
-def test_a_class_folder_that_only_one_part_of_imagenet_has_is_named(tmp_path: Path) -> None:
+def test_a_class_folder_in_only_one_part_of_imagenet_is_named_in_the_error(tmp_path: Path) -> None:
     imagenet(TwoLarge, tmp_path, 4)
     shutil.rmtree(tmp_path / "val" / "n02")
     with pytest.raises(
@@ -274,7 +277,7 @@ def test_a_class_folder_that_only_one_part_of_imagenet_has_is_named(tmp_path: Pa
         TwoLarge(data_dir=str(tmp_path)).prepare_data()
 
 
-def test_a_label_of_an_unknown_class_is_told_with_its_line(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_class_names_its_line(tmp_path: Path) -> None:
     tiny_imagenet(TwoClasses, tmp_path, 4)
     path = tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt"
     path.write_text(path.read_text().replace("n02", "n99"))
@@ -285,7 +288,7 @@ def test_a_label_of_an_unknown_class_is_told_with_its_line(tmp_path: Path) -> No
         TwoClasses(data_dir=str(tmp_path)).prepare_data()
 
 
-def test_a_labels_file_that_does_not_fit_the_images_is_refused(tmp_path: Path) -> None:
+def test_a_labels_file_that_does_not_match_the_images_is_refused(tmp_path: Path) -> None:
     tiny_imagenet(TwoClasses, tmp_path, 4)
     (tmp_path / "tiny-imagenet-200" / "val" / "images" / "val_1.JPEG").unlink()
     with pytest.raises(
@@ -295,7 +298,7 @@ def test_a_labels_file_that_does_not_fit_the_images_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_an_image_that_is_damaged_is_named(pipeline: Any, tmp_path: Path) -> None:
+def test_a_damaged_image_is_named_in_the_error(pipeline: Any, tmp_path: Path) -> None:
     tiny_imagenet(TwoClasses, tmp_path, 4)
     path = tmp_path / "tiny-imagenet-200" / "train" / "n01" / "images" / "n01_1.JPEG"
     path.write_bytes(path.read_bytes()[:100])
@@ -304,6 +307,6 @@ def test_an_image_that_is_damaged_is_named(pipeline: Any, tmp_path: Path) -> Non
         data.setup("fit") or list(data.train_dataloader())  # type: ignore[func-returns-value]
 
 
-def test_imagenet_is_not_held_in_memory() -> None:
+def test_imagenet_refuses_the_pipeline_memory() -> None:
     with pytest.raises(ValueError, match="pipeline: ImageNet does not fit in memory"):
         TwoLarge(pipeline="memory")

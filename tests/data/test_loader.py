@@ -1,6 +1,4 @@
-"""The order of an epoch: shared by ranks, reshuffled, resumable. Told with a source that hands out
-the indices themselves.
-"""
+"""Order of an epoch: divided among ranks, shuffled, resumable; the source returns indices."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from synflow_pl.data.loader import Batch, Key, Loader, sizes
+from synflow_pl.data.loader import Batch, Key, Loader, batch_sizes
 
 
 class Indices:
-    """Its "images" are the numbers drawn for them, its labels their indices."""
+    """Source whose "images" are their random numbers and whose labels are their indices."""
 
     def __init__(self, count: int) -> None:
         self.labels = torch.arange(count)
@@ -37,7 +35,7 @@ def epoch(of: Loader) -> list[list[int]]:
     return [labels.tolist() for _, labels in of]
 
 
-# -- how an epoch is cut
+# -- sizes of the batches
 
 
 @pytest.mark.parametrize(
@@ -47,16 +45,16 @@ def epoch(of: Loader) -> list[list[int]]:
         (8, 4, 1, [4, 4]),
         (1, 4, 1, [1]),
         (10, 4, 2, [4, 4, 2]),
-        (9, 4, 2, [4, 5]),  # one image cannot be shared by two
+        (9, 4, 2, [4, 5]),  # one image cannot be divided between two ranks
         (11, 4, 2, [4, 4, 3]),
         (5, 2, 2, [2, 3]),
         (3, 4, 2, [3]),
     ],
 )
-def test_an_epoch_is_cut_into_batches(
+def test_an_epoch_is_divided_into_batches(
     count: int, batch_size: int, ranks: int, expected: list[int]
 ) -> None:
-    assert sizes(count, batch_size, ranks) == expected
+    assert batch_sizes(count, batch_size, ranks) == expected
 
 
 def test_fewer_images_than_devices_are_refused() -> None:
@@ -65,7 +63,7 @@ def test_fewer_images_than_devices_are_refused() -> None:
 
 
 @given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 5), st.integers(0, 3))
-def test_ranks_share_an_epoch_without_overlap_or_loss(
+def test_ranks_divide_an_epoch_without_overlap_or_loss(
     count: int, each: int, ranks: int, number: int
 ) -> None:
     if count < ranks:
@@ -88,7 +86,7 @@ def test_ranks_share_an_epoch_without_overlap_or_loss(
     assert max(totals) - min(totals) <= 1
 
 
-def test_the_batches_of_two_ranks_together_are_those_of_one() -> None:
+def test_the_batches_of_two_ranks_together_equal_those_of_one() -> None:
     whole = epoch(loader(22, 4))
     halves = [epoch(loader(22, 4, rank=rank, ranks=2)) for rank in range(2)]
     assert [sorted(left + right) for left, right in zip(*halves, strict=True)] == [
@@ -99,7 +97,7 @@ def test_the_batches_of_two_ranks_together_are_those_of_one() -> None:
 # -- order
 
 
-def test_an_epoch_has_another_order_and_other_draws_than_the_one_before() -> None:
+def test_an_epoch_has_another_order_and_other_random_numbers_than_the_one_before() -> None:
     of = loader(100, 10)
     first, second = ([(numbers, labels) for numbers, labels in of] for _ in range(2))
     assert of.epoch == 2
@@ -112,14 +110,14 @@ def test_an_epoch_has_another_order_and_other_draws_than_the_one_before() -> Non
     assert not (numbers[0] == numbers[1]).any()
 
 
-def test_an_epoch_told_by_its_number_is_that_epoch() -> None:
-    by_hand, told = loader(100, 10), loader(100, 10)
+def test_set_epoch_selects_an_epoch_by_its_number() -> None:
+    by_hand, other = loader(100, 10), loader(100, 10)
     epoch(by_hand)
-    told.sampler.set_epoch(1)
-    assert epoch(told) == epoch(by_hand)
+    other.sampler.set_epoch(1)
+    assert epoch(other) == epoch(by_hand)
 
 
-def test_an_iterator_that_is_made_early_learns_the_epoch() -> None:
+def test_an_iterator_that_is_created_before_set_epoch_uses_the_epoch() -> None:
     of, other = loader(100, 10), loader(100, 10)
     early = iter(of)
     of.set_epoch(5)
@@ -127,13 +125,13 @@ def test_an_iterator_that_is_made_early_learns_the_epoch() -> None:
     assert torch.equal(next(early)[1], next(iter(other))[1])
 
 
-def test_without_shuffling_images_come_in_their_order_and_as_they_are() -> None:
+def test_without_shuffling_images_are_in_order_and_not_augmented() -> None:
     of = loader(6, 4, shuffle=False, augment=False)
     assert epoch(of) == epoch(of) == [[0, 1, 2, 3], [4, 5]]
     assert all((numbers == -1).all() for numbers, _ in of)
 
 
-def test_another_seed_is_another_order() -> None:
+def test_another_seed_gives_another_order() -> None:
     assert epoch(loader(100, 10, seed=1)) != epoch(loader(100, 10))
 
 
@@ -148,7 +146,7 @@ def same(left: list[tuple[Tensor, Tensor]], right: list[tuple[Tensor, Tensor]]) 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("number", [0, 3])
-def test_a_loader_goes_on_where_another_stopped(stop: int, number: int) -> None:
+def test_a_loader_resumes_where_another_stopped(stop: int, number: int) -> None:
     whole = loader(10, 2)
     whole.set_epoch(number)
     expected = list(whole)
@@ -164,12 +162,12 @@ def test_a_loader_goes_on_where_another_stopped(stop: int, number: int) -> None:
 
     second = loader(10, 2)
     second.load_state_dict(state)
-    assert len(second) == 5  # of the whole epoch, as Lightning counts
+    assert len(second) == 5  # the length is that of the whole epoch, which Lightning expects
     assert same(list(second), expected[stop:])
-    assert same(list(second), list(whole))  # and the epoch after is whole
+    assert same(list(second), list(whole))  # the next epoch is complete
 
 
-def test_a_new_epoch_begins_at_its_beginning_whatever_was_restored() -> None:
+def test_a_new_epoch_begins_at_its_first_batch_after_a_restored_state() -> None:
     first = loader(10, 2)
     next(iter(first))
     second, fresh = loader(10, 2), loader(10, 2)
@@ -179,7 +177,7 @@ def test_a_new_epoch_begins_at_its_beginning_whatever_was_restored() -> None:
     assert same(list(second), list(fresh))
 
 
-def test_a_loader_that_was_restored_is_restored_for_one_epoch_only() -> None:
+def test_a_restored_state_applies_to_one_epoch_only() -> None:
     first = loader(10, 2)
     next(iter(first))
     second = loader(10, 2)
@@ -190,19 +188,20 @@ def test_a_loader_that_was_restored_is_restored_for_one_epoch_only() -> None:
 
 
 @pytest.mark.parametrize("other", [{"batch_size": 5}, {"seed": 1}, {"count": 12}])
-def test_going_on_in_the_middle_of_another_epoch_is_refused(other: dict[str, int]) -> None:
+def test_resuming_within_an_epoch_of_other_settings_is_refused(other: dict[str, int]) -> None:
     first = loader(10, 2)
     next(iter(first))
     second = loader(**{"count": 10, "batch_size": 2, **other})  # type: ignore[arg-type]
     second.load_state_dict(first.state_dict())
     with pytest.raises(
         ValueError,
-        match=r"stopped after batch 1 of an epoch with images 10, batch_size 2, seed 0, and this run has",
+        match=r"stopped after batch 1 of an epoch with images 10, batch_size 2, seed 0,"
+        " and this run has",
     ):
         next(iter(second))
 
 
-def test_going_on_after_the_end_of_an_epoch_with_another_batch_size_is_fine() -> None:
+def test_resuming_after_an_epoch_with_another_batch_size_is_allowed() -> None:
     first = loader(10, 2)
     list(first)
     second = loader(10, 5)

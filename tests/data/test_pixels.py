@@ -1,4 +1,4 @@
-"""Image files of every mode are decoded to the 8-bit picture they show, or refused by name."""
+"""Image files of every mode are decoded to the 8-bit image that they show, or refused by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from synflow_pl.data import Digits, ImageDataModule
 from synflow_pl.data.pixels import UnreadableImage, decode
-from synflow_pl.data.torchvision_loader import Files
+from synflow_pl.data.torchvision_loader import ImageFiles
 from tests.data.generated import FORMATS, TwoClasses, TwoLarge
 
 RANDOM = np.random.default_rng(0)
@@ -29,7 +29,7 @@ TURNED: dict[int, Any] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: np.rot90(pixels),
 }
-"""Transformation of stored pixels to those that a viewer shows, by EXIF orientation."""
+"""Function from stored pixels to those that a viewer shows, by EXIF orientation."""
 
 
 def decoded(path: Path, channels: int) -> np.ndarray:
@@ -49,8 +49,10 @@ def write_tiff(
     samples: int = 1,
     extra: int | None = None,
 ) -> None:
-    """An uncompressed TIFF of tags that Pillow does not write; ``white``: zero is white. ``kind``:
-    1 unsigned, 2 signed, 3 floating.
+    """Write an uncompressed TIFF with tags that Pillow does not write.
+
+    ``white`` means that zero is white. ``kind`` is 1 for unsigned, 2 for signed and 3 for
+    floating-point pixels.
     """
     data = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
     bits = 8 * pixels.itemsize
@@ -80,7 +82,7 @@ def write_tiff(
     path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory)
 
 
-# -- what has one meaning
+# -- unambiguous pixels
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
@@ -169,7 +171,7 @@ def test_a_photograph_is_turned_upright_by_its_exif_orientation(
 @pytest.mark.filterwarnings(
     "ignore:Corrupt EXIF data", "ignore:.*has EXIF data that cannot be read"
 )
-def test_a_picture_with_damaged_exif_data_is_taken_as_it_is_stored(
+def test_a_picture_with_damaged_exif_data_is_not_turned(
     exif: bytes, ending: str, tmp_path: Path
 ) -> None:
     Image.new("RGB", (48, 32), (9, 99, 199)).save(tmp_path / f"a.{ending}", exif=exif, quality=100)
@@ -201,7 +203,7 @@ def test_an_opaque_alpha_channel_and_an_unused_transparent_colour_change_nothing
         assert np.array_equal(decoded(path, 1), GREY), path
 
 
-# -- what has not
+# -- ambiguous pixels
 
 
 def transparent(path: Path, how: str) -> None:
@@ -239,7 +241,7 @@ def test_a_transparent_pixel_is_refused(how: str, channels: int, tmp_path: Path)
         decode(tmp_path / "a.png", channels)
 
 
-def test_pixels_whose_white_is_not_known_are_refused(tmp_path: Path) -> None:
+def test_pixels_with_an_unknown_value_of_white_are_refused(tmp_path: Path) -> None:
     write_tiff(tmp_path / "float.tif", GREY.astype(np.float32) / 255, kind=3)
     write_tiff(tmp_path / "int32.tif", wide(np.int32), kind=2)
     write_tiff(tmp_path / "uint32.tif", wide(np.uint32))
@@ -260,7 +262,7 @@ def test_pixels_whose_white_is_not_known_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp", "a.bmp"])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_a_file_that_is_no_whole_image_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_complete_image_is_refused(name: str, tmp_path: Path) -> None:
     Image.fromarray(RANDOM.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / name)
     whole = (tmp_path / name).read_bytes()
     for content in (b"", b"no image", whole[:30], whole[: len(whole) // 2]):
@@ -269,11 +271,11 @@ def test_a_file_that_is_no_whole_image_is_refused(name: str, tmp_path: Path) -> 
             decode(tmp_path / name, 3)
 
 
-# -- wherever images are read
+# -- every place where images are read
 
 
 def odd_files(folder: Path, shape: tuple[int, int]) -> dict[str, Path]:
-    """One picture as 8-bit grey, 16-bit grey and rotated, under the names of JPEGs."""
+    """Write one picture as 8-bit grey, 16-bit grey and rotated, under names of JPEG files."""
     pixels = RANDOM.integers(0, 256, shape, dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -296,7 +298,7 @@ def read_all(data: ImageDataModule) -> None:
 
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
 @pytest.mark.parametrize("kind", [TwoClasses, TwoLarge])
-def test_training_images_of_every_mode_are_the_8_bit_picture(
+def test_training_images_of_every_mode_equal_the_8_bit_picture(
     kind: Any, pipeline: Any, tmp_path: Path
 ) -> None:
     if kind is TwoLarge and pipeline == "memory":
@@ -329,7 +331,7 @@ def test_training_images_of_every_mode_are_the_8_bit_picture(
         read_all(kind(data_dir=str(tmp_path), val_size=0, pipeline=pipeline, num_workers=0))
 
 
-def test_images_of_a_folder_are_predicted_alike_in_every_mode(tmp_path: Path) -> None:
+def test_predictions_are_equal_for_images_of_every_mode(tmp_path: Path) -> None:
     odd_files(tmp_path, (28, 28))
     data = Digits(predict_dir=str(tmp_path))
     data.setup("predict")
@@ -339,7 +341,7 @@ def test_images_of_a_folder_are_predicted_alike_in_every_mode(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_refused_image_is_one_sentence_from_a_worker_process_too(
+def test_a_refused_image_in_a_worker_process_is_reported_in_one_sentence(
     workers: int, tmp_path: Path
 ) -> None:
     for name in ("a.png", "b.png"):
@@ -354,7 +356,7 @@ def test_a_refused_image_is_one_sentence_from_a_worker_process_too(
     assert "Traceback" not in str(refused.value)
 
 
-def test_files_outside_a_loader_raise_the_refusal(tmp_path: Path) -> None:
+def test_image_files_outside_a_loader_raise_the_error(tmp_path: Path) -> None:
     transparent(tmp_path / "a.png", "alpha")
     with pytest.raises(UnreadableImage, match="transparent"):
-        Files([tmp_path / "a.png"], torch.tensor([0]), None)[0]
+        ImageFiles([tmp_path / "a.png"], torch.tensor([0]), None)[0]

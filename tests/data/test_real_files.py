@@ -37,7 +37,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mean_and_deviation(images: torch.Tensor) -> tuple[list[float], list[float]]:
-    """Of each channel, exact: from how often each of the 256 values occurs."""
+    """Return the exact mean and deviation of each channel, from the counts of the 256 values."""
     means, deviations = [], []
     values = np.arange(256) / 255
     for channel in range(images.shape[1]):
@@ -50,7 +50,7 @@ def mean_and_deviation(images: torch.Tensor) -> tuple[list[float], list[float]]:
     return means, deviations
 
 
-def test_real_files_that_are_there_are_not_downloaded_again(
+def test_existing_real_files_are_not_downloaded_again(
     real: tuple[Any, Path, int], offline: None
 ) -> None:
     kind, folder, _ = real
@@ -78,7 +78,7 @@ def test_a_real_data_set_has_the_published_number_of_images_of_each_class(
         assert kind is MNIST or (counts == counts[0]).all()  # MNIST has no digit equally often
 
 
-def test_the_stated_mean_and_deviation_are_those_of_the_real_training_images(
+def test_mean_and_deviation_are_those_of_the_real_training_images(
     real: tuple[Any, Path, int],
 ) -> None:
     kind, folder, _ = real
@@ -146,8 +146,9 @@ print(peak() - before)
 def test_the_images_are_in_memory_once(
     kind: type[ImageDataModule], request: pytest.FixtureRequest
 ) -> None:
-    """153.6 MB, and at most a quarter more: one of CIFAR-10's five files, a few batches, the
-    allocator.
+    """Check that memory grows by 153.6 MB and at most a quarter more.
+
+    The rest is one of CIFAR-10's five files, a few batches, and the allocator's.
     """
     folder = request.getfixturevalue(f"real_{kind.__name__.lower()}")
     done = subprocess.run(
@@ -195,7 +196,7 @@ def test_both_pipelines_give_the_same_floats_on_real_photographs(real_tiny_class
 
 
 @pytest.mark.slow
-def test_the_whole_of_tiny_imagenet(real_tiny_imagenet: Path, offline: None) -> None:
+def test_all_of_tiny_imagenet_is_read(real_tiny_imagenet: Path, offline: None) -> None:
     folder = real_tiny_imagenet / "tiny-imagenet-200"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     data = TinyImageNet(data_dir=str(real_tiny_imagenet))
@@ -231,4 +232,4 @@ def test_the_whole_of_tiny_imagenet(real_tiny_imagenet: Path, offline: None) -> 
     assert theirs.classes == classes
     assert {
         path: path.stat().st_mtime_ns for path in folder.rglob("*")
-    } == before  # nothing was moved
+    } == before  # no file was moved

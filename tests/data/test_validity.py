@@ -1,6 +1,4 @@
-"""Images and labels of an own data set that are not what its class says are refused in one
-sentence, before anything is pruned.
-"""
+"""Invalid images and labels of a user's data set are refused in one sentence before pruning."""
 
 from __future__ import annotations
 
@@ -111,7 +109,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
 @pytest.mark.parametrize("stage", ["fit", "test"])
 @pytest.mark.parametrize("case", WRONG)
-def test_own_images_and_labels_of_another_kind_are_refused_in_one_sentence(
+def test_invalid_images_and_labels_are_refused_in_one_sentence(
     case: str, stage: str, pipeline: Any
 ) -> None:
     returned, message = WRONG[case]
@@ -122,7 +120,7 @@ def test_own_images_and_labels_of_another_kind_are_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize("case", ["floats", "labels from 1", "fewer labels"])
-def test_nothing_is_pruned_on_a_data_set_that_is_refused(case: str, tmp_path: Any) -> None:
+def test_a_data_set_that_is_refused_is_not_used_for_pruning(case: str, tmp_path: Any) -> None:
     network = FC(input_shape=(1, 6, 6), num_classes=3, width=4)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     quiet = dict.fromkeys(
@@ -142,7 +140,9 @@ def test_nothing_is_pruned_on_a_data_set_that_is_refused(case: str, tmp_path: An
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 @pytest.mark.parametrize("pipeline", ["memory", "torchvision"])
-def test_labels_of_every_integer_type_come_as_int64(dtype: torch.dtype, pipeline: Any) -> None:
+def test_labels_of_every_integer_type_are_converted_to_int64(
+    dtype: torch.dtype, pipeline: Any
+) -> None:
     data = own((PIXELS, LABELS.to(dtype)), pipeline=pipeline, val_size=0, batch_size=COUNT)
     data.setup("fit")
     ((_, labels),) = data.train_dataloader()
@@ -150,7 +150,7 @@ def test_labels_of_every_integer_type_come_as_int64(dtype: torch.dtype, pipeline
     assert labels.bincount().tolist() == [14, 13, 13]
 
 
-# -- an own dataset()
+# -- an overridden dataset()
 
 
 class Listed(Dataset[Any]):
@@ -198,7 +198,7 @@ BAD: dict[str, tuple[Listed, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_an_own_dataset_of_another_kind_is_refused_in_one_sentence(case: str) -> None:
+def test_an_invalid_overridden_dataset_is_refused_in_one_sentence(case: str) -> None:
     data = Streamed(pipeline="torchvision")
     data.listed, message = BAD[case]
     with pytest.raises(ValueError, match=message) as refused:
@@ -210,11 +210,11 @@ def test_an_own_dataset_of_another_kind_is_refused_in_one_sentence(case: str) ->
 @pytest.mark.parametrize(
     "labels", [LABELS, LABELS.tolist(), LABELS.numpy(), LABELS.numpy().astype(np.int32)]
 )
-def test_an_own_dataset_may_list_its_labels_in_any_container(labels: Any) -> None:
+def test_an_overridden_dataset_may_list_its_labels_in_any_container(labels: Any) -> None:
     data = Streamed(pipeline="torchvision", val_size=0)
     data.listed = Listed(IMAGE, labels)
     data.setup("fit")
     assert (
         torch.cat([labels for _, labels in data.pruning_batches(images_per_class=3)]).tolist()
         == [0] * 9
-    )  # as it says of each
+    )  # the labels that the samples have

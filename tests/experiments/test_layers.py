@@ -1,4 +1,4 @@
-"""Totals of layers: all the same for SynFlow on a chain, and for nothing else."""
+"""Total scores of layers, which are equal for SynFlow on a chain and differ for other pruners."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def totals(
     ]
 
 
-def test_a_layer_has_a_total_and_an_average() -> None:
+def test_a_layer_score_has_a_total_and_an_average() -> None:
     (layer,) = layer_scores({"fc.weight": torch.tensor([[1.0, 2.0], [-1.0, 4.0]])})
     assert (layer.layer, layer.size, layer.total, layer.average) == ("fc.weight", 4, 6, 1.5)
 
@@ -44,13 +44,13 @@ def test_the_largest_difference_is_relative_to_the_mean() -> None:
     assert largest_difference([1.0, 2.0, 3.0]) == pytest.approx(0.5)
 
 
-def test_every_layer_of_a_chain_has_the_same_total_of_synflow() -> None:
+def test_every_layer_of_a_chain_has_the_same_total_synflow_score() -> None:
     found = totals(VGG(11, input_shape=(3, 16, 16)).double(), (3, 16, 16), SynFlow())
     assert largest_difference(found) < 1e-12
 
 
 @pytest.mark.parametrize("pruner", [Random, Magnitude, SNIP])
-def test_of_others_it_has_not(pruner: type[Pruner]) -> None:
+def test_layers_of_a_chain_have_different_totals_under_other_pruners(pruner: type[Pruner]) -> None:
     assert (
         variation(totals(VGG(11, input_shape=(3, 16, 16)), (3, 16, 16), pruner(), images=8)) > 0.3
     )
@@ -63,7 +63,7 @@ def vgg19() -> nn.Module:
 
 
 @pytest.mark.slow
-def test_on_imagenets_vgg19_synflow_agrees_to_one_in_ten_thousand(vgg19: nn.Module) -> None:
+def test_synflow_totals_on_imagenets_vgg19_agree_to_one_in_ten_thousand(vgg19: nn.Module) -> None:
     found = totals(vgg19, (3, 224, 224), SynFlow())
     assert largest_difference(found) < 1e-4
     assert f"{variation(found):.4f}" == "0.0000"
@@ -71,7 +71,7 @@ def test_on_imagenets_vgg19_synflow_agrees_to_one_in_ten_thousand(vgg19: nn.Modu
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pruner", "published"), [(Random, 3.09), (Magnitude, 2.61)])
-def test_on_imagenets_vgg19_data_free_scores_vary_as_published(
+def test_data_free_scores_on_imagenets_vgg19_vary_as_published(
     vgg19: nn.Module, pruner: type[Pruner], published: float
 ) -> None:
     assert variation(totals(vgg19, (3, 224, 224), pruner())) == pytest.approx(published, abs=0.005)
@@ -79,7 +79,7 @@ def test_on_imagenets_vgg19_data_free_scores_vary_as_published(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pruner", "published"), [(SNIP, 1.30), (GraSP, 0.071)])
-def test_on_imagenets_vgg19_scores_on_noise_vary_nearly_as_published_on_images(
+def test_scores_on_noise_on_imagenets_vgg19_vary_nearly_as_published_on_images(
     vgg19: nn.Module, pruner: type[Pruner], published: float
 ) -> None:
     assert variation(totals(vgg19, (3, 224, 224), pruner(), images=2)) == pytest.approx(

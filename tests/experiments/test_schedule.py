@@ -1,4 +1,4 @@
-"""What a round takes of the scores, against what a layer has."""
+"""Ratio of the score that a round removes to the score of a layer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ IMAGENET = (3, 224, 224)
 
 
 def two_paths() -> nn.Module:
-    """One input, two hidden units, one output: weights 1 and 3 in, 1 and 1 out. R = 1 + 3, so
-    scores are 1 3 and 1 3.
+    """Return a network with two paths, whose SynFlow scores are 1 and 3 in both layers.
+
+    It has one input, two hidden units and one output; the weights are 1 and 3 into the hidden
+    units, and 1 and 1 out of them, so R = 1 + 3.
     """
     network = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
     network[0].weight.data = torch.tensor([[1.0], [3.0]])
@@ -26,43 +28,42 @@ def two_paths() -> nn.Module:
 
 
 @pytest.mark.parametrize(("density", "ratio"), [(0.75, 1 / 4), (0.5, 2 / 4), (0.25, 5 / 4)])
-def test_one_round_takes_the_sum_of_the_scores_that_it_removes(
+def test_the_prune_size_of_one_round_is_the_sum_of_the_removed_scores(
     density: float, ratio: float
 ) -> None:
     found = largest_ratio(two_paths(), SynFlow(), density, 1, "exponential", input_shape=(1,))
     assert (found.ratio, found.round) == (pytest.approx(ratio), 1)
 
 
-def test_each_round_is_weighed_by_scores_taken_anew() -> None:
-    # Round 1 leaves half: 1 + 1 of 4. Then the scores are 3 and 3, and round 2 takes one of them: 3
-    # of 3.
+def test_each_round_is_measured_by_its_own_scores() -> None:
+    # Round 1 removes 1 + 1 of the total 4. Then the scores are 3 and 3, and round 2 removes one of
+    # them: 3 of 3.
     found = largest_ratio(two_paths(), SynFlow(), 0.25, 2, "exponential", input_shape=(1,))
     assert (found.ratio, found.round) == (pytest.approx(1), 2)
 
 
 def test_the_cut_size_is_the_total_of_the_smallest_layer() -> None:
-    # |w|: 1 + 3 in, 1 + 1 out. Half removed: two of the ones. One weight left: all three of them.
+    # The magnitudes are 1 and 3 into the units, 1 and 1 out of them. At density 0.5 two of the ones
+    # are removed, at 0.25 all three.
     assert largest_ratio(two_paths(), Magnitude(), 0.5, 1, "linear").ratio == pytest.approx(2 / 2)
     assert largest_ratio(two_paths(), Magnitude(), 0.25, 1, "linear").ratio == pytest.approx(3 / 2)
 
 
-def test_what_was_removed_is_not_taken_again_though_it_has_a_score() -> None:
+def test_pruned_weights_with_a_score_do_not_count_in_later_rounds() -> None:
     network = nn.Sequential(nn.Linear(30, 30, bias=False), nn.Linear(30, 30, bias=False))
-    draws = torch.rand(
-        1800, generator=torch.Generator().manual_seed(0)
-    )  # as Random draws them, in each round the same
+    # The scores of Random, which are equal in every round.
+    draws = torch.rand(1800, generator=torch.Generator().manual_seed(0))
     order = draws.sort().values
     found = largest_ratio(network, Random(seed=0), 0.25, 3, "linear")
-    # Each round takes 450: the last the largest numbers, out of what is left of the smaller layer.
-    alive = draws >= order[900]
-    left = [float(draws[part][alive[part]].sum()) for part in (slice(0, 900), slice(900, 1800))]
+    # Each round removes 450 weights. The last one removes the largest numbers; the cut size is the
+    # total of the layer with less left.
+    kept = draws >= order[900]
+    left = [float(draws[part][kept[part]].sum()) for part in (slice(0, 900), slice(900, 1800))]
     assert found.round == 3
     assert found.ratio == pytest.approx(float(order[900:1350].sum()) / min(left), rel=1e-5)
 
 
-def test_it_is_the_ratio_of_a_textbook_loop_also_where_layers_have_been_cut_down_to_what_lives() -> (
-    None
-):
+def test_the_ratio_is_that_of_a_textbook_loop_also_when_layers_are_compressed() -> None:
     network, shape, rounds = FC((1, 6, 6), depth=4, width=60).double(), (1, 6, 6), 20
     total = sum(weight.numel() for weight in prunable_of(network).values())
     positive, ratios, density = positive_copy(network), [], 0.004
@@ -81,17 +82,17 @@ def test_it_is_the_ratio_of_a_textbook_loop_also_where_layers_have_been_cut_down
     assert found.round == ratios.index(max(ratios)) + 1
 
 
-def test_where_weights_come_back_all_compete_in_every_round() -> None:
+def test_all_weights_compete_in_every_round_of_a_pruner_that_regrows() -> None:
     batches = [(torch.ones(1, 1), torch.zeros(1, 1))]
-    # L = f = w1 v1 + w2 v2, so |w dL/dw| is what SynFlow scores; in round 2 the lost path competes
-    # with its scores of 1 w 0 = 0.
+    # L = f = w1 v1 + w2 v2, so |w dL/dw| equals SynFlow's score. In round 2 the pruned path
+    # competes too, with scores of zero.
     found = largest_ratio(
         two_paths(), FORCE(), 0.25, 2, "exponential", batches=batches, loss=lambda out, _: out.sum()
     )
     assert found.ratio == pytest.approx(1)
 
 
-def test_negative_scores_are_refused() -> None:
+def test_the_schedule_experiment_refuses_negative_scores() -> None:
     class Signed(Pruner):
         def score(self, state: PruningState) -> dict[str, Tensor]:
             return {name: -weight for name, weight in state.weights.items()}
@@ -100,7 +101,7 @@ def test_negative_scores_are_refused() -> None:
         largest_ratio(two_paths(), Signed(), 0.5, 1, "linear")
 
 
-def test_the_network_is_left_as_it_was() -> None:
+def test_the_network_of_the_schedule_experiment_is_left_unchanged() -> None:
     network = two_paths()
     before = [parameter.clone() for parameter in network.parameters()]
     largest_ratio(network, SynFlow(), 0.25, 2, "exponential", input_shape=(1,))
@@ -130,7 +131,7 @@ def vgg19() -> nn.Module:
     [(0.5, 0.80), (1, 3.32), (1.5, 8.15), (2, 11.44), (2.5, 13.77), (3, 15.35)],
     ids=lambda x: f"{x:g}",
 )
-def test_one_round_on_imagenets_vgg19_takes_what_was_published(
+def test_the_ratio_of_one_round_on_imagenets_vgg19_is_the_published_one(
     vgg19: nn.Module, exponent: float, published: float
 ) -> None:
     found = largest_ratio(vgg19, SynFlow(), 10**-exponent, 1, "exponential", input_shape=IMAGENET)
@@ -149,7 +150,7 @@ def test_imagenets_vgg19_needs_between_40_and_50_exponential_rounds(vgg19: nn.Mo
 
 
 @pytest.mark.slow
-def test_imagenets_vgg19_is_not_helped_by_100_linear_rounds(vgg19: nn.Module) -> None:
+def test_100_linear_rounds_are_too_few_for_imagenets_vgg19(vgg19: nn.Module) -> None:
     assert largest_ratio(
         vgg19, SynFlow(), 0.01, 100, "linear", input_shape=IMAGENET
     ).ratio == pytest.approx(5.8, rel=0.01)

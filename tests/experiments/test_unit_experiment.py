@@ -1,4 +1,4 @@
-"""Conservation at hidden units, by scores that have it and scores that have not."""
+"""Conservation at hidden units, for scores that are conserved and scores that are not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 class Saliency(Pruner):
-    """w dL/dw, signed: synaptic saliency of the loss (Tanaka et al. 2020, Equation 1)."""
+    """Synaptic saliency of the loss, signed: w dL/dw (Tanaka et al. 2020, Equation 1)."""
 
     needs_batches = True
 
@@ -38,7 +38,7 @@ class Saliency(Pruner):
 def differences(network: nn.Module, shape: tuple[int, ...], pruner: Pruner) -> Tensor:
     network = network.double()
     for name, parameter in network.named_parameters():
-        if name.endswith("bias"):  # what comes in through a bias is not among the scores of weights
+        if name.endswith("bias"):  # the scores of weights do not include the flow through a bias
             parameter.data.zero_()
     inputs = example_of(network, shape, None)
     batches = [(torch.randn(8, *shape, dtype=torch.float64), torch.arange(8))]
@@ -58,18 +58,18 @@ def test_synaptic_saliency_is_conserved_at_every_hidden_unit(
     off = differences(build(), shape, pruner())
     assert len(off) > 5
     assert float(off.median()) < 1e-12
-    # In a unit through which next to nothing flows, signed shares cancel all but rounding.
+    # In a unit with almost no flow, signed contributions cancel up to rounding.
     assert float(off.max()) < (1e-6 if pruner is Saliency else 1e-10)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("pruner", [Magnitude, Random, SNIP])
-def test_magnitudes_are_not(name: str, pruner: type[Pruner]) -> None:
+def test_magnitudes_are_not_conserved_at_hidden_units(name: str, pruner: type[Pruner]) -> None:
     build, shape = NETWORKS[name]
     assert float(differences(build(), shape, pruner()).max()) > 0.1
 
 
-def test_the_difference_is_relative_to_the_larger_sum() -> None:
+def test_the_difference_of_a_unit_is_relative_to_the_larger_sum() -> None:
     sums = [
         (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])),
         (torch.tensor([3.0, 0.0, -1.0]), torch.tensor([-3.0, 0.0, -4.0])),
@@ -77,13 +77,13 @@ def test_the_difference_is_relative_to_the_larger_sum() -> None:
     assert unit_differences(sums).tolist() == [0, 0.5, 2, 0, 0.75]
 
 
-def test_a_pruner_that_needs_data_says_so() -> None:
+def test_first_scores_of_a_pruner_that_needs_data_require_batches() -> None:
     network = FC((1, 4, 4), depth=3, width=4)
     with pytest.raises(ValueError, match="SNIP scores on data"):
         first_scores(network, SNIP(), example_of(network, (1, 4, 4), None))
 
 
-def test_scores_leave_the_network_alone_and_are_tensors_of_their_own() -> None:
+def test_first_scores_leave_the_network_unchanged_and_share_no_memory_with_it() -> None:
     network = FC((1, 4, 4), depth=3, width=4)
     before = [parameter.clone() for parameter in network.parameters()]
     for score in first_scores(network, Magnitude(), example_of(network, (1, 4, 4), None)).values():

@@ -1,4 +1,4 @@
-"""The figures of the experiments: what is drawn where."""
+"""Figures of the experiments: positions of the dots and lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def dots(axes: Axes) -> list[tuple[float, float]]:
     ]
 
 
-def test_units_lie_where_their_sums_are_hollow_where_signs_differ_and_nowhere_for_zero() -> None:
+def test_units_are_drawn_at_their_sums_hollow_if_signs_differ_and_left_out_if_zero() -> None:
     figure = unit_conservation(
         {"grasp": [([1.0, -2.0, 0.0], [1.0, 4.0, 1.0])], "synflow": [([3.0], [3.0])]}
     )
@@ -33,7 +33,7 @@ def test_units_lie_where_their_sums_are_hollow_where_signs_differ_and_nowhere_fo
     assert first.get_xlim() == first.get_ylim()
 
 
-def test_layers_lie_on_the_line_of_their_mean_total_if_all_have_the_same() -> None:
+def test_layers_with_equal_totals_lie_on_the_dashed_line() -> None:
     (axes,) = layer_averages({"synflow": [10, 1000]}, {"synflow": [0.6, 0.006]}).axes
     assert dots(axes) == [(0.1, 0.6), (0.001, 0.006)]
     line = next(line for line in axes.lines if line.get_linestyle() == "--")

@@ -1,4 +1,4 @@
-"""Figures are looked at by people; what can be counted in them is counted here."""
+"""Contents of the figures that can be counted: bars, lines, labels and files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def only(figure: Figure) -> Axes:
 
 
 @pytest.mark.parametrize("draw", [bars, lines, dots])
-def test_axes_are_labelled_with_what_they_count(draw: Callable[[], Figure]) -> None:
+def test_axes_are_labelled_with_their_quantity(draw: Callable[[], Figure]) -> None:
     drawn = only(draw())
     assert drawn.get_xlabel().split()[0].strip(":|") in ("density", "compression", "sum")
     assert drawn.get_ylabel() or [label.get_text() for label in drawn.get_yticklabels()] == [
@@ -57,7 +57,7 @@ def test_axes_are_labelled_with_what_they_count(draw: Callable[[], Figure]) -> N
     ]
 
 
-def test_each_layer_has_a_bar_for_what_is_kept_and_one_for_what_is_effective() -> None:
+def test_each_layer_has_a_bar_for_its_density_and_one_for_its_effective_density() -> None:
     drawn = only(bars())
     ends = [bar.get_x() + bar.get_width() for bar in drawn.patches]
     floor = 0.05 / 3
@@ -72,7 +72,7 @@ def test_each_layer_has_a_bar_for_what_is_kept_and_one_for_what_is_effective() -
     ]
 
 
-def test_the_line_of_a_layer_that_was_emptied_ends_in_a_cross_where_something_was_left() -> None:
+def test_the_line_of_a_collapsed_layer_ends_in_a_cross_at_its_last_kept_weights() -> None:
     first, second, third, cross = only(lines()).lines
     assert first.get_xydata().tolist() == [[1, 8], [2, 8], [4, 7]]
     assert second.get_xydata().tolist() == [[1, 92], [2, 42], [4, 18]]
@@ -80,7 +80,7 @@ def test_the_line_of_a_layer_that_was_emptied_ends_in_a_cross_where_something_wa
     assert (cross.get_xydata().tolist(), cross.get_marker()) == ([[2, 50]], "x")
 
 
-def test_pruners_have_a_panel_each_on_the_same_axes_and_one_legend_of_layers() -> None:
+def test_pruners_have_a_panel_each_on_common_axes_and_one_legend_of_layers() -> None:
     few = ([1, 10], {"a.weight": [8, 8], "b.weight": [92, 2]})
     many = ([1, 10, 100], {"a.weight": [8, 4, 0], "b.weight": [92, 6, 1]})
     figure = layers_by_pruner({"first": few, "second": many})
@@ -89,22 +89,20 @@ def test_pruners_have_a_panel_each_on_the_same_axes_and_one_legend_of_layers() -
     assert [len(drawn.lines) for drawn in (left, right)] == [
         2,
         3,
-    ]  # a cross where a layer was emptied
+    ]  # a cross before the collapse of a layer
     assert (left.get_xlim(), left.get_ylim()) == (right.get_xlim(), right.get_ylim())
     assert left.get_xlim()[1] >= 100
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
 
 
-def test_of_more_layers_than_a_legend_can_hold_the_first_and_the_last_are_named() -> None:
+def test_a_legend_of_too_many_layers_names_the_first_and_the_last() -> None:
     figure = layers_by_pruner(
         {"one": ([1, 10], {f"layer{i}.weight": [100, 10] for i in range(40)})}
     )
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["layer0", "layer39"]
 
 
-def test_accuracies_are_percent_from_left_to_right_with_bands_within_0_and_100_and_the_dense_line_across() -> (
-    None
-):
+def test_accuracies_are_drawn_in_percent_with_clipped_bands_and_a_dense_line() -> None:
     few = Curve("few", 0, (10, 1), (0.5, 0.9), (0.6, 0.01))
     drawn = only(
         accuracy_against(
@@ -132,7 +130,7 @@ def test_accuracies_are_percent_from_left_to_right_with_bands_within_0_and_100_a
     assert only(accuracy_against("FLOPs", [few], falling=True)).xaxis_inverted()
 
 
-def test_dots_are_in_and_out_and_hollow_where_signs_differ_and_there_is_the_diagonal() -> None:
+def test_units_are_dots_at_incoming_and_outgoing_sums_beside_a_diagonal() -> None:
     first, second, diagonal = only(dots()).lines
     assert first.get_xydata().tolist() == [[1, 1], [2, 20]]
     assert second.get_xydata().tolist() == [[3, 3]]
@@ -141,34 +139,34 @@ def test_dots_are_in_and_out_and_hollow_where_signs_differ_and_there_is_the_diag
 
 
 @pytest.mark.parametrize("layers", [3, 14, 75])
-def test_every_line_stands_in_the_legend_and_the_legend_in_the_figure(layers: int) -> None:
+def test_every_line_is_in_the_legend_and_the_legend_is_inside_the_figure(layers: int) -> None:
     figure = layers_over_rounds(
         [1, 10, 100],
         {f"stage{i // 20}.block{i}.conv1.weight": [1000, 100, 10 + i] for i in range(layers)},
     )
     figure.draw_without_rendering()
-    told = only(figure).get_legend()
-    assert told is not None
-    assert len(told.get_texts()) == layers
-    inside, whole = told.get_window_extent(), figure.bbox
+    drawn_legend = only(figure).get_legend()
+    assert drawn_legend is not None
+    assert len(drawn_legend.get_texts()) == layers
+    inside, whole = drawn_legend.get_window_extent(), figure.bbox
     assert inside.x1 <= whole.x1
     assert inside.y0 >= whole.y0
     assert inside.y1 <= whole.y1
 
 
-def test_things_compared_differ_in_colour_and_dash_or_marker() -> None:
+def test_curves_differ_in_colour_and_dash_or_marker() -> None:
     looks = [curve(index) for index in range(28)]
     assert len({(look["color"], look["linestyle"]) for look in looks}) == 28
     assert len({(look["linestyle"], look["marker"]) for look in looks[:8]}) == 8
 
 
-def test_layers_by_depth_get_lighter_in_grey_too() -> None:
+def test_shades_of_layers_get_lighter_with_depth_in_grey_too() -> None:
     grey = [0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue, _ in shades(20)]
     assert grey == sorted(grey)
     assert grey[-1] < 0.75
 
 
-def test_a_figure_is_saved_twice_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_a_figure_is_saved_as_two_files_and_no_others(tmp_path: Path) -> None:
     written = save(lines(), tmp_path / "run-density0.05" / "lines")
     assert [path.name for path in written] == ["lines.png", "lines.pdf"]
     assert sorted(path.name for path in written[0].parent.iterdir()) == ["lines.pdf", "lines.png"]
@@ -176,12 +174,12 @@ def test_a_figure_is_saved_twice_and_nothing_else_is_left(tmp_path: Path) -> Non
     assert written[1].read_bytes().startswith(b"%PDF")
 
 
-def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_equal_figures_give_equal_bytes(tmp_path: Path) -> None:
     first, second = save(bars(), tmp_path / "first"), save(bars(), tmp_path / "second")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_a_figure_that_cannot_be_written_leaves_the_one_that_was_there(
+def test_a_figure_that_cannot_be_written_leaves_the_previous_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(lines(), tmp_path / "lines")
@@ -197,7 +195,7 @@ def test_a_figure_that_cannot_be_written_leaves_the_one_that_was_there(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_legend_takes_the_options_of_matplotlib_s() -> None:
+def test_a_legend_accepts_the_options_of_matplotlib() -> None:
     drawn = axes(blank(), "time / s", "loss", log="y")
     drawn.plot([1, 2], [1, 0.5], label="one", **curve(0))
     legend(drawn, ncols=2)

@@ -1,6 +1,4 @@
-"""Launchers: every item is worked on once, as many at a time as asked, and what became of its
-process is told.
-"""
+"""Launchers: each item runs once, within the limit of parallel processes, with its own status."""
 
 from __future__ import annotations
 
@@ -17,64 +15,62 @@ from typing import Any
 import pytest
 
 from synflow_pl.runs import launchers
-from synflow_pl.runs.launchers import LauncherError, Slurm, here, on_slurm
+from synflow_pl.runs.launchers import LauncherError, Slurm, run_locally, run_on_slurm
 
 
-def _note(item: tuple[Path, int], place: int) -> None:
-    """Say in a file when this began and ended, and where; leave with the item's number as the exit
-    status.
-    """
+def _note(item: tuple[Path, int], slot: int) -> None:
+    """Write process, slot, start and end into a file, and exit with the item's number."""
     folder, number = item
     begun = time.monotonic()
     time.sleep(0.3)
-    (folder / f"{number}").write_text(f"{os.getpid()} {place} {begun} {time.monotonic()}")
+    (folder / f"{number}").write_text(f"{os.getpid()} {slot} {begun} {time.monotonic()}")
     sys.exit(number)
 
 
-def _leave(item: int, place: int) -> None:
+def _leave(item: int, slot: int) -> None:
     sys.exit(item)
 
 
-def _end_itself(item: int, place: int) -> None:
+def _end_itself(item: int, slot: int) -> None:
     os.kill(os.getpid(), item)
 
 
-def _wait(item: Path, place: int) -> None:
+def _wait(item: Path, slot: int) -> None:
     item.write_text(str(os.getpid()))
     time.sleep(60)
 
 
 @pytest.mark.parametrize("parallel", [1, 3])
-def test_items_are_worked_on_once_each_in_a_process_of_its_own_and_never_more_at_a_time_than_asked(
+def test_each_item_runs_once_in_its_own_process_within_the_limit_of_parallel_processes(
     parallel: int, tmp_path: Path
 ) -> None:
     items = [(tmp_path, number) for number in range(5)]
-    ended = list(here(_note, items, parallel, []))
+    ended = list(run_locally(_note, items, parallel, []))
     assert sorted(ended) == [((tmp_path, number), number) for number in range(5)]
-    noted = [(tmp_path / f"{number}").read_text().split() for number in range(5)]
-    assert len({process for process, *_ in noted} | {str(os.getpid())}) == 6
-    assert {int(place) for _, place, *_ in noted} <= set(range(parallel))
-    times = [(float(begun), float(over), place) for _, place, begun, over in noted]
-    for begun, _, place in times:
+    records = [(tmp_path / f"{number}").read_text().split() for number in range(5)]
+    assert len({process for process, *_ in records} | {str(os.getpid())}) == 6
+    assert {int(slot) for _, slot, *_ in records} <= set(range(parallel))
+    times = [(float(begun), float(over), slot) for _, slot, begun, over in records]
+    for begun, _, slot in times:
         at_work = [other for start, over, other in times if start <= begun < over]
         assert len(at_work) <= parallel
-        assert at_work.count(place) == 1  # no GPU for two
+        assert at_work.count(slot) == 1  # a slot, and its GPU, is never used twice at once
     if parallel == 1:
         assert [begun for begun, *_ in times] == sorted(begun for begun, *_ in times)
 
 
-def test_of_processes_that_end_while_others_begin_each_has_its_own_status() -> None:
-    items = list(range(150))  # when every place asked by itself, 20 of these were told 255
-    assert sorted(here(_leave, items, 8, [])) == [(item, item) for item in items]
+def test_processes_that_end_while_others_start_keep_their_own_exit_status() -> None:
+    items = list(range(150))  # with one polling thread per slot, 20 of these got 255
+    assert sorted(run_locally(_leave, items, 8, [])) == [(item, item) for item in items]
 
 
-def test_a_process_that_a_signal_ended_is_told_with_that_signal() -> None:
-    assert list(here(_end_itself, [int(signal.SIGKILL)], 1, [])) == [(9, -9)]
+def test_a_process_killed_by_a_signal_has_the_negative_signal_as_its_status() -> None:
+    assert list(run_locally(_end_itself, [int(signal.SIGKILL)], 1, [])) == [(9, -9)]
 
 
-def test_whoever_leaves_early_ends_what_has_begun_and_begins_nothing_more(tmp_path: Path) -> None:
+def test_an_interrupt_ends_running_processes_and_starts_no_more(tmp_path: Path) -> None:
     items = [tmp_path / "one", tmp_path / "two", tmp_path / "three"]
-    runs: Iterator[Any] = here(_wait, items, 2, [])
+    runs: Iterator[Any] = run_locally(_wait, items, 2, [])
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -95,30 +91,30 @@ def test_whoever_leaves_early_ends_what_has_begun_and_begins_nothing_more(tmp_pa
     assert not items[2].exists()
 
 
-# -- SLURM, of which the slow tests use a real one
+# -- SLURM, replaced by a fake; the slow tests use a real one
 
 
-def _nothing(item: str, place: int) -> None:
+def _nothing(item: str, slot: int) -> None:
     raise AssertionError("a job's work is done by the job")
 
 
 @pytest.fixture
 def submitted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What submitit is asked for, and which jobs are cancelled; it gives out jobs 7_0, 7_1, ..."""
-    told: dict[str, Any] = {"cancelled": []}
+    """Replace submitit by a fake that records resources and cancelled jobs."""
+    requested: dict[str, Any] = {"cancelled": []}
 
     class Executor:
         def __init__(self, folder: Path) -> None:
             pass
 
         def update_parameters(self, **options: Any) -> None:
-            told.update(options)
+            requested.update(options)
 
         def map_array(self, work: Any, items: list[str]) -> list[Any]:
             names = [f"7_{index}" for index in range(len(items))]
             return [
                 SimpleNamespace(
-                    job_id=name, cancel=lambda name=name: told["cancelled"].append(name)
+                    job_id=name, cancel=lambda name=name: requested["cancelled"].append(name)
                 )
                 for name in names
             ]
@@ -131,12 +127,12 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         SimpleNamespace(SlurmExecutor=Executor, helpers=helpers, core=failed),
     )  # type: ignore[arg-type]
     monkeypatch.setattr(launchers.shutil, "which", lambda command: f"/usr/bin/{command}")
-    monkeypatch.setattr(launchers, "_BETWEEN_LOOKS", 0)
-    return told
+    monkeypatch.setattr(launchers, "_POLL_INTERVAL", 0)
+    return requested
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *texts: str | None) -> None:
-    """Of squeue, one after the other; ``None`` is none."""
+    """Replace squeue by the given answers, in order; ``None`` is a failure."""
     left = list(texts)
 
     def run(command: list[str], **_: Any) -> Any:
@@ -147,11 +143,11 @@ def answers(monkeypatch: pytest.MonkeyPatch, *texts: str | None) -> None:
     monkeypatch.setattr(launchers.subprocess, "run", run)
 
 
-def test_a_job_is_over_when_the_queue_has_it_no_more_and_not_when_the_queue_does_not_answer(
+def test_a_job_ends_when_it_leaves_the_queue_but_not_when_the_queue_does_not_answer(
     submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     answers(monkeypatch, "7_0\n7_1\n7_2\n", None, "7_0\n7_2\n9_1\n", "")
-    assert [item for item, _ in on_slurm(_nothing, ["a", "b", "c"], Slurm(), tmp_path, [])] == [
+    assert [item for item, _ in run_on_slurm(_nothing, ["a", "b", "c"], Slurm(), tmp_path, [])] == [
         "b",
         "a",
         "c",
@@ -159,12 +155,12 @@ def test_a_job_is_over_when_the_queue_has_it_no_more_and_not_when_the_queue_does
     assert submitted["cancelled"] == []
 
 
-def test_slurm_is_asked_for_what_the_options_say(
+def test_options_are_passed_to_slurm(
     submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     answers(monkeypatch, "")
     list(
-        on_slurm(
+        run_on_slurm(
             _nothing, ["a"], Slurm(partition="big", gpus=1, cpus=4, time=90, width=8), tmp_path, []
         )
     )
@@ -178,26 +174,26 @@ def test_slurm_is_asked_for_what_the_options_say(
     assert {name: submitted[name] for name in asked} == asked
 
 
-def test_whoever_leaves_early_cancels_the_jobs_that_are_not_over(
+def test_closing_the_generator_cancels_the_jobs_that_have_not_ended(
     submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     answers(monkeypatch, "7_1\n")
-    jobs = on_slurm(_nothing, ["a", "b"], Slurm(), tmp_path, [])
+    jobs = run_on_slurm(_nothing, ["a", "b"], Slurm(), tmp_path, [])
     assert next(jobs) == ("a", 0)
     jobs.close()  # type: ignore[attr-defined]
     assert submitted["cancelled"] == ["7_1"]
 
 
-def test_where_there_is_no_slurm_or_no_submitit_a_sentence_says_so(
+def test_a_missing_slurm_or_submitit_is_reported_in_one_sentence(
     submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(launchers.shutil, "which", lambda command: None)
     with pytest.raises(
         LauncherError, match="there is no sbatch here; start the sweep where jobs are submitted"
     ):
-        list(on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))
+        list(run_on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(
         LauncherError, match=r"needs submitit, an extra: pip install synflow_pl\[slurm\]"
     ):
-        list(on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))
+        list(run_on_slurm(_nothing, ["a"], Slurm(), tmp_path, []))

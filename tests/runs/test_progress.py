@@ -1,6 +1,4 @@
-"""Progress: whether a training has come to its end, by what was asked of it and what its run
-says.
-"""
+"""Progress of a run: whether its training has ended, from its configuration and metrics."""
 
 from __future__ import annotations
 
@@ -60,12 +58,12 @@ def test_a_training_that_may_have_ended_early_counts_as_ended(trainer: dict[str,
 @pytest.mark.parametrize(
     "trainer", [{"max_epochs": 0}, {"max_epochs": 4, "limit_train_batches": 0}]
 )
-def test_where_nothing_is_trained_the_end_is_there_at_once(trainer: dict[str, Any]) -> None:
+def test_a_training_without_any_steps_has_ended_at_once(trainer: dict[str, Any]) -> None:
     assert ended(trainer, Progress())
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_line_that_was_cut_short_is_not_believed(end: str, tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_ignored(end: str, tmp_path: Path) -> None:
     text = end.join(["epoch,step,train/loss,test/accuracy", "2,29,0.1,", "0,0,,0.7531", ""])
     for cut, final in ((0, 0.7531), (len(end), None), (len(end) + 2, None)):
         (tmp_path / "metrics.csv").write_bytes(text[: len(text) - cut].encode())

@@ -1,4 +1,4 @@
-"""The report: made from what runs hold, here written by hand."""
+"""Reports over run folders that are written by hand here."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import yaml
 
 from synflow_pl.cli.recipes import overlays
 from synflow_pl.cli.report import report as command
-from synflow_pl.runs.report_files import report
-from synflow_pl.runs.run_record import SkippedRun, find_runs, read
+from synflow_pl.runs.report_writer import report
+from synflow_pl.runs.run_record import SkippedRun, find_runs, read_run
 from synflow_pl.runs.sweep_grid import NARROWER
 
 Epochs = Sequence[tuple[float, float]]
@@ -25,18 +25,30 @@ OVERLAYS = overlays()
 
 @pytest.fixture(autouse=True)
 def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take a second or two, and most tests are of numbers."""
+    """Skip drawing, which takes a second or two, in tests whose name does not contain "figures"."""
     if "figures" not in request.node.name:
-        monkeypatch.setattr("synflow_pl.runs.report_files._figures", lambda *_: [])
+        monkeypatch.setattr("synflow_pl.runs.report_writer._figures", lambda *_: [])
 
 
 def a_run(
-    root: Path, pruner: str = "synflow", density: float = 0.1, seed: int = 0, *, final: float | None = 0.9, of: int | None = None,
-    epochs: Epochs = ((0.8, 0.7), (0.9, 0.85), (0.9, 0.95)), name: str | None = None, alive: bool = True, data: str = "MNIST",
-    network: dict[str, Any] | None = None, **options: Any,
-) -> Path:  # fmt: skip
-    """A run as ``fit`` and ``test`` leave it: validation and test accuracy of each epoch (``of`` so
-    many), then the final test.
+    root: Path,
+    pruner: str = "synflow",
+    density: float = 0.1,
+    seed: int = 0,
+    *,
+    final: float | None = 0.9,
+    of: int | None = None,
+    epochs: Epochs = ((0.8, 0.7), (0.9, 0.85), (0.9, 0.95)),
+    name: str | None = None,
+    connected: bool = True,
+    data: str = "MNIST",
+    network: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
+    """Write the folder of a run as ``fit`` and ``test`` leave it.
+
+    ``epochs`` has the validation and test accuracy of each epoch, ``of`` the number of epochs that
+    the run was to have, ``final`` the accuracy of the final test.
     """
     folder = root / "lightning_logs" / (name or f"{pruner}-{density}-{seed}")
     folder.mkdir(parents=True)
@@ -46,7 +58,7 @@ def a_run(
         **(OVERLAYS[pruner]["pruning"]),
         "density": density,
         "sanity": None,
-        "masks": None,
+        "masks_path": None,
     }
     config = {
         "seed_everything": seed,
@@ -86,9 +98,9 @@ def a_run(
         ]
         whole = {
             "density": density,
-            "effective_density": density / 2 if alive else 0.0,
+            "effective_density": density / 2 if connected else 0.0,
             "flops": 2000,
-            "alive": alive,
+            "alive": connected,
         }
         (folder / "diagnosis.json").write_text(
             json.dumps({**whole, "sparse_flops": int(2000 * density), "layers": layers})
@@ -97,7 +109,7 @@ def a_run(
 
 
 def change(folder: Path, part: str, options: dict[str, Any]) -> None:
-    """Other options in a part of a run's configuration."""
+    """Replace options in one part of a run's configuration."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(
         yaml.safe_dump({**config, part: {**config[part], **options}})
@@ -114,9 +126,9 @@ def reported(root: Path, **options: Any) -> list[dict[str, str]]:
 
 
 def test_the_accuracy_at_the_best_validation_epoch_is_not_the_best_on_test(tmp_path: Path) -> None:
-    # Validation is best at epochs 1 and 2 (0.9), of which the first counts: 0.85 on test. The best
-    # on test is epoch 2.
-    run = read(a_run(tmp_path, final=0.94), OVERLAYS)
+    # Validation is best at epochs 1 and 2 (0.9); the first counts, with 0.85 on test. The best
+    # epoch on test is 2.
+    run = read_run(a_run(tmp_path, final=0.94), OVERLAYS)
     assert (
         run.accuracies.final,
         run.accuracies.at_best_validation,
@@ -124,18 +136,18 @@ def test_the_accuracy_at_the_best_validation_epoch_is_not_the_best_on_test(tmp_p
     ) == (0.94, 0.85, 0.95)
 
 
-def test_of_a_run_that_validated_on_the_test_set_no_validation_epoch_is_told(
+def test_a_run_that_validated_on_the_test_set_has_no_accuracy_at_best_validation(
     tmp_path: Path,
 ) -> None:
-    run = read(a_run(tmp_path, validate_on_test=True), OVERLAYS)
+    run = read_run(a_run(tmp_path, validate_on_test=True), OVERLAYS)
     assert (run.accuracies.at_best_validation, run.accuracies.best_on_test) == (None, 0.9)
 
 
-def test_an_epoch_that_stands_twice_counts_as_it_stands_last(tmp_path: Path) -> None:
+def test_the_last_row_counts_of_an_epoch_that_was_logged_twice(tmp_path: Path) -> None:
     folder = a_run(tmp_path, epochs=[(0.5, 0.5)])
     with open(folder / "metrics.csv", "a") as file:
         file.write("0,0.6,0.4,\n")
-    assert read(folder, OVERLAYS).accuracies.best_on_test == 0.4
+    assert read_run(folder, OVERLAYS).accuracies.best_on_test == 0.4
 
 
 def test_the_table_has_mean_deviation_and_interval_over_seeds(tmp_path: Path) -> None:
@@ -174,11 +186,11 @@ def test_one_accuracy_that_was_not_measured_leaves_the_cell_empty(tmp_path: Path
     assert float(row["final_mean"]) == pytest.approx(0.85)
 
 
-@pytest.mark.parametrize(("limit", "told"), [(1, False), (0.5, False), (1.0, True), (None, True)])
-def test_the_accuracy_on_a_part_of_the_test_set_is_not_told(
-    limit: float | None, told: bool, tmp_path: Path
+@pytest.mark.parametrize(("limit", "known"), [(1, False), (0.5, False), (1.0, True), (None, True)])
+def test_the_accuracy_on_a_part_of_the_test_set_is_not_reported(
+    limit: float | None, known: bool, tmp_path: Path
 ) -> None:
-    # One batch is 1, and all of them are 1.0.
+    # Lightning's limit 1 is one batch, and 1.0 is all batches.
     folder = a_run(tmp_path)
     a_run(tmp_path, "snip")
     change(folder, "trainer", {"limit_test_batches": limit})
@@ -186,13 +198,13 @@ def test_the_accuracy_on_a_part_of_the_test_set_is_not_told(
     assert [
         bool(rows["synflow"][f"{which}_mean"])
         for which in ("final", "at_best_validation", "best_on_test")
-    ] == [told] * 3
-    assert bool(rows["snip"]["final_minus_synflow_mean"]) == told
+    ] == [known] * 3
+    assert bool(rows["snip"]["final_minus_synflow_mean"]) == known
     assert rows["synflow"]["effective_density"] == "0.05"
 
 
-def test_a_dead_network_is_a_result(tmp_path: Path) -> None:
-    a_run(tmp_path, "magnitude", final=0.1135, alive=False)
+def test_a_disconnected_network_is_reported(tmp_path: Path) -> None:
+    a_run(tmp_path, "magnitude", final=0.1135, connected=False)
     (row,) = reported(tmp_path)
     assert (row["dead"], row["final_mean"]) == ("1", "0.1135")
 
@@ -200,13 +212,13 @@ def test_a_dead_network_is_a_result(tmp_path: Path) -> None:
 # -- what is compared with what
 
 
-def test_pruners_are_called_by_the_overlay_that_says_most_of_them(tmp_path: Path) -> None:
+def test_pruners_are_named_by_the_overlay_that_agrees_in_most_options(tmp_path: Path) -> None:
     names = ["random", "random_erk", "snip", "snip_iterative", "grasp", "grasp_inverted", "dense"]
-    assert [read(a_run(tmp_path, name), OVERLAYS).pruner for name in names] == names
+    assert [read_run(a_run(tmp_path, name), OVERLAYS).pruner for name in names] == names
 
 
 @pytest.mark.parametrize("pruner", ["synflow", "snip", "grasp", "force"])
-def test_a_pruner_with_its_own_number_of_rounds_is_its_overlay_whether_the_number_is_given_or_not(
+def test_a_pruner_is_its_overlay_whether_its_default_number_of_rounds_is_given_or_not(
     pruner: str, tmp_path: Path
 ) -> None:
     a_run(tmp_path, pruner, seed=0)
@@ -215,7 +227,7 @@ def test_a_pruner_with_its_own_number_of_rounds_is_its_overlay_whether_the_numbe
     assert (row["pruner"], row["seeds"]) == (pruner, "2")
 
 
-def test_runs_of_another_recipe_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+def test_runs_of_another_recipe_are_labelled_by_the_options_that_differ(tmp_path: Path) -> None:
     a_run(tmp_path, seed=0, name="small", batch_size=64)
     a_run(tmp_path, seed=0, name="large", batch_size=128)
     a_run(tmp_path, seed=0, data="CIFAR10", batch_size=128)
@@ -226,7 +238,7 @@ def test_runs_of_another_recipe_are_told_apart_by_what_differs(tmp_path: Path) -
     ]
 
 
-def test_where_data_lies_and_whether_it_was_tested_each_epoch_makes_no_other_setting(
+def test_the_data_folder_and_testing_each_epoch_do_not_make_another_setting(
     tmp_path: Path,
 ) -> None:
     a_run(tmp_path, seed=0, num_workers=4)
@@ -235,24 +247,27 @@ def test_where_data_lies_and_whether_it_was_tested_each_epoch_makes_no_other_set
     assert row["seeds"] == "2"
 
 
-def test_a_run_that_repeats_another_in_everything_is_left_out_and_said_so(tmp_path: Path) -> None:
+def test_a_run_that_repeats_another_in_everything_is_left_out_with_the_reason(
+    tmp_path: Path,
+) -> None:
     a_run(tmp_path, final=0.9)
     a_run(tmp_path, final=0.8, name="synflow-0.1-0-again")
-    told = report([tmp_path], tmp_path / "report", OVERLAYS, reference="synflow", paper=False)
-    assert [len(cell.runs) for cell in told.cells] == [1]
-    assert list(told.left_out.values()) == [
+    result = report([tmp_path], tmp_path / "report", OVERLAYS, reference="synflow", paper=False)
+    assert [len(cell.runs) for cell in result.cells] == [1]
+    assert list(result.left_out.values()) == [
         f"it repeats {tmp_path}/lightning_logs/synflow-0.1-0 in everything"
     ]
 
 
 @pytest.mark.parametrize(
-    "asked", [{"density": None, "num_kept": 100}, {"density": 0.5, "masks": "masks.safetensors"}]
+    "options",
+    [{"density": None, "num_kept": 100}, {"density": 0.5, "masks_path": "masks.safetensors"}],
 )
-def test_where_weights_are_counted_or_masks_are_given_the_density_is_the_one_that_came_of_it(
-    asked: dict[str, Any], tmp_path: Path
+def test_with_num_kept_or_given_masks_the_density_is_the_one_reached(
+    options: dict[str, Any], tmp_path: Path
 ) -> None:
     for density in (0.1, 0.01):
-        change(a_run(tmp_path, "synflow", density), "pruning", asked)
+        change(a_run(tmp_path, "synflow", density), "pruning", options)
     assert [row["density"] for row in reported(tmp_path)] == ["0.1", "0.01"]
 
 
@@ -274,7 +289,7 @@ def test_only_the_last_level_of_a_multi_shot_pruning_is_reported_and_the_others_
     assert "1 runs reported, 0 left out" in said
 
 
-def test_a_narrower_network_stands_at_its_own_size_in_the_setting_of_the_whole_one(
+def test_a_narrower_network_is_reported_at_its_own_size_in_the_setting_of_the_full_one(
     tmp_path: Path,
 ) -> None:
     a_run(tmp_path)
@@ -305,7 +320,7 @@ def test_a_narrower_network_stands_at_its_own_size_in_the_setting_of_the_whole_o
 # -- what cannot be reported
 
 
-def test_a_broken_an_unfinished_and_a_foreign_run_are_told_and_the_rest_is_reported(
+def test_damaged_unfinished_and_foreign_runs_are_listed_and_the_others_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -324,12 +339,12 @@ def test_a_broken_an_unfinished_and_a_foreign_run_are_told_and_the_rest_is_repor
     assert "| synflow | 0.1 | 0.05 | 1 | 90.00 |" in said
     assert "left out: lightning_logs/broken: its config.yaml cannot be read: while parsing" in said
     assert (
-        "left out: lightning_logs/unfinished: it is not tested yet: synflow_pl test --ckpt_path lightning_logs/unfinished"
-        in said
+        "left out: lightning_logs/unfinished: it is not tested yet: synflow_pl test --ckpt_path"
+        " lightning_logs/unfinished" in said
     )
     assert (
-        "left out: lightning_logs/version_0: it is no run of synflow_pl: its config.yaml has no model.network"
-        in said
+        "left out: lightning_logs/version_0: it is not a run of synflow_pl: its config.yaml has no"
+        " model.network" in said
     )
     assert "left out: lightning_logs/empty: there is no config.yaml in it" in said
     assert "left out: lightning_logs/failed: it failed: FloatingPointError: no number" in said
@@ -372,7 +387,7 @@ def test_a_broken_an_unfinished_and_a_foreign_run_are_told_and_the_rest_is_repor
         ("trainer", {"max_epochs": "all"}, "it is broken: TypeError"),
     ],
 )
-def test_a_run_that_is_broken_anyhow_is_left_out_and_the_others_are_reported(
+def test_a_run_with_any_damage_is_left_out_and_the_others_are_reported(
     file: str, content: Any, why: str, tmp_path: Path
 ) -> None:
     a_run(tmp_path, "snip")
@@ -381,36 +396,39 @@ def test_a_run_that_is_broken_anyhow_is_left_out_and_the_others_are_reported(
         change(broken, file, content)
     else:
         (broken / file).write_bytes(content.encode() if isinstance(content, str) else content)
-    told = report([tmp_path], tmp_path / "report", OVERLAYS, reference="synflow", paper=False)
-    assert [cell.pruner for cell in told.cells] == ["snip"]
-    assert told.left_out[broken].startswith(why)
+    result = report([tmp_path], tmp_path / "report", OVERLAYS, reference="synflow", paper=False)
+    assert [cell.pruner for cell in result.cells] == ["snip"]
+    assert result.left_out[broken].startswith(why)
 
 
-def test_data_whose_arguments_are_all_at_their_defaults_may_have_none(tmp_path: Path) -> None:
+def test_a_data_module_with_only_default_arguments_may_list_none(tmp_path: Path) -> None:
     change(a_run(tmp_path), "data", {"init_args": None})
     assert reported(tmp_path)[0]["pruner"] == "synflow"
 
 
-def test_a_run_that_was_tested_before_its_training_ended_is_unfinished_and_told_how_to_go_on(
+def test_a_run_tested_before_its_training_ended_is_unfinished_with_the_command_to_resume(
     tmp_path: Path,
 ) -> None:
     folder = a_run(tmp_path, of=5)
     with pytest.raises(SkippedRun) as why:
-        read(folder, OVERLAYS)
+        read_run(folder, OVERLAYS)
     assert str(why.value) == (
-        f"it is unfinished: stopped after 3 epochs; it goes on with synflow_pl fit -c {folder}/config.yaml --ckpt_path {folder}"
+        "it is unfinished: stopped after 3 epochs; resume it with synflow_pl fit -c"
+        f" {folder}/config.yaml --ckpt_path {folder}"
     )
 
 
 @pytest.mark.parametrize("text", ["epoch,test/accuracy\n0,high\n", "epoch,val/accuracy\n,0.5\n"])
-def test_metrics_that_are_no_numbers_are_a_reason(text: str, tmp_path: Path) -> None:
+def test_metrics_that_are_not_numbers_are_a_reason_to_leave_a_run_out(
+    text: str, tmp_path: Path
+) -> None:
     folder = a_run(tmp_path)
     (folder / "metrics.csv").write_text(text)
     with pytest.raises(SkippedRun, match=r"its metrics.csv cannot be read"):
-        read(folder, OVERLAYS)
+        read_run(folder, OVERLAYS)
 
 
-def test_nothing_to_report_is_one_sentence(
+def test_nothing_to_report_is_an_error_of_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a_run(tmp_path, final=None)
@@ -423,7 +441,7 @@ def test_nothing_to_report_is_one_sentence(
     assert "there is no folder" in capsys.readouterr().err
 
 
-def test_a_folder_without_runs_and_a_file_to_write_into_are_one_sentence(
+def test_a_folder_without_runs_and_a_file_as_output_are_errors_of_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "afile").touch()
@@ -437,7 +455,7 @@ def test_a_folder_without_runs_and_a_file_to_write_into_are_one_sentence(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_runs_are_found_from_a_run_from_lightning_logs_and_from_a_sweep_s_folder(
+def test_runs_are_found_in_a_run_in_lightning_logs_and_in_the_folder_of_a_sweep(
     tmp_path: Path,
 ) -> None:
     run = a_run(tmp_path / "sweeps" / "one")
@@ -453,7 +471,7 @@ def test_the_figures_and_three_tables_are_written(tmp_path: Path) -> None:
     a_run(tmp_path, "dense", 1.0)
     for density in (0.1, 0.01):
         a_run(tmp_path, "synflow", density)
-        a_run(tmp_path, "magnitude", density, alive=False)
+        a_run(tmp_path, "magnitude", density, connected=False)
     reported(tmp_path, paper=True)
     names = {path.name for path in (tmp_path / "report").iterdir()}
     expected = {"table.csv", "table.md", "table.tex", "grid.md"}
@@ -464,9 +482,9 @@ def test_the_figures_and_three_tables_are_written(tmp_path: Path) -> None:
     assert "layers_against_compression-MNIST-FC.png" in names
 
 
-def test_the_grid_has_a_line_for_each_pruner_and_marks_the_dead(tmp_path: Path) -> None:
+def test_the_grid_has_a_row_for_each_pruner_and_marks_disconnected_networks(tmp_path: Path) -> None:
     a_run(tmp_path, "synflow", 0.1, final=0.5)
-    a_run(tmp_path, "magnitude", 0.1, final=0.1, alive=False)
+    a_run(tmp_path, "magnitude", 0.1, final=0.1, connected=False)
     a_run(tmp_path, "synflow", 0.01, final=0.4)
     reported(tmp_path)
     lines = (tmp_path / "report" / "grid.md").read_text().splitlines()
@@ -478,14 +496,14 @@ def test_the_grid_has_a_line_for_each_pruner_and_marks_the_dead(tmp_path: Path) 
     ]
 
 
-def test_the_grid_marks_the_dead_where_no_accuracy_is_known(tmp_path: Path) -> None:
-    folder = a_run(tmp_path, "magnitude", alive=False)
+def test_the_grid_marks_disconnected_networks_without_a_known_accuracy(tmp_path: Path) -> None:
+    folder = a_run(tmp_path, "magnitude", connected=False)
     change(folder, "trainer", {"limit_test_batches": 1})
     reported(tmp_path)
     assert (tmp_path / "report" / "grid.md").read_text().splitlines()[-1] == "| magnitude | † |"
 
 
-def test_latex_escapes_what_latex_would_read(tmp_path: Path) -> None:
+def test_special_characters_of_latex_are_escaped(tmp_path: Path) -> None:
     a_run(tmp_path, "grasp_inverted")
     reported(tmp_path)
     text = (tmp_path / "report" / "table.tex").read_text()
@@ -500,12 +518,12 @@ def test_the_published_curve_stands_beside_a_run_of_its_network(tmp_path: Path) 
         "class_path": "synflow_pl.networks.VGG",
         "init_args": {"depth": 16, "batch_norm": True},
     }
-    run = read(a_run(tmp_path, network=network, data="CIFAR10"), OVERLAYS)
+    run = read_run(a_run(tmp_path, network=network, data="CIFAR10"), OVERLAYS)
     curves = {curve.pruner: curve for curve in published(run)}
     assert set(curves) == {"random", "magnitude", "snip", "grasp_inverted", "synflow"}
     at = dict(zip(curves["synflow"].compression, curves["synflow"].mean, strict=True))
     assert [at[10.0], at[100.0], at[1000.0]] == pytest.approx([0.9326, 0.9008, 0.8039])
-    assert published(read(a_run(tmp_path, "snip"), OVERLAYS)) == []
+    assert published(read_run(a_run(tmp_path, "snip"), OVERLAYS)) == []
 
 
 @pytest.mark.parametrize(
@@ -532,7 +550,13 @@ def test_where_there_are_no_curves_of_the_paper_or_none_of_ours_the_figures_say_
 
 
 def test_the_report_starts_without_torch() -> None:
-    code = "import sys; sys.argv = ['synflow_pl', 'report', '--help']\nfrom synflow_pl.__main__ import main\n"
+    code = (
+        "import sys; sys.argv = ['synflow_pl', 'report', '--help']\nfrom synflow_pl.__main__"
+        " import main\n"
+    )
     code += "try: main()\nexcept SystemExit: pass\n"
-    code += "import synflow_pl.runs.report_files\nassert not {'torch', 'pytorch_lightning', 'numpy', 'matplotlib'} & set(sys.modules), 'heavy'"
+    code += (
+        "import synflow_pl.runs.report_writer\nassert not"
+        " {'torch', 'pytorch_lightning', 'numpy', 'matplotlib'} & set(sys.modules), 'heavy'"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)

@@ -6,35 +6,40 @@ from pathlib import Path
 
 import pytest
 
-from synflow_pl.runs import RunCSV, RunTensorBoard, claim, run_of
+from synflow_pl.runs import RunCSV, RunTensorBoard, create_run_folder, find_run_folder
 from synflow_pl.training import find_checkpoint
 
-# -- claim
+# -- create_run_folder
 
 
-def test_a_free_name_is_the_folder_s(tmp_path: Path) -> None:
-    folder = claim(tmp_path / "lightning_logs", "first")
+def test_a_free_name_becomes_the_name_of_the_folder(tmp_path: Path) -> None:
+    folder = create_run_folder(tmp_path / "lightning_logs", "first")
     assert folder == tmp_path / "lightning_logs" / "first"
     assert folder.is_dir()
 
 
-def test_a_taken_run_name_gets_a_two_and_then_a_three(tmp_path: Path) -> None:
-    assert [claim(tmp_path, "run").name for _ in range(4)] == ["run", "run-2", "run-3", "run-4"]
+def test_a_run_name_that_exists_gets_the_suffix_2_and_then_3(tmp_path: Path) -> None:
+    assert [create_run_folder(tmp_path, "run").name for _ in range(4)] == [
+        "run",
+        "run-2",
+        "run-3",
+        "run-4",
+    ]
 
 
-def test_a_gap_in_the_numbers_is_filled(tmp_path: Path) -> None:
+def test_the_first_free_suffix_is_used(tmp_path: Path) -> None:
     for name in ("run", "run-3"):
         (tmp_path / name).mkdir()
-    assert [claim(tmp_path, "run").name for _ in range(2)] == ["run-2", "run-4"]
+    assert [create_run_folder(tmp_path, "run").name for _ in range(2)] == ["run-2", "run-4"]
 
 
-def test_a_file_of_that_name_takes_it_too(tmp_path: Path) -> None:
+def test_the_name_of_a_file_counts_as_taken(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    assert claim(tmp_path, "run").name == "run-2"
+    assert create_run_folder(tmp_path, "run").name == "run-2"
 
 
-def test_names_that_only_begin_alike_do_not_collide(tmp_path: Path) -> None:
-    assert [claim(tmp_path, name).name for name in ("run-2", "run", "ru", "run")] == [
+def test_run_names_with_a_common_prefix_do_not_collide(tmp_path: Path) -> None:
+    assert [create_run_folder(tmp_path, name).name for name in ("run-2", "run", "ru", "run")] == [
         "run-2",
         "run",
         "ru",
@@ -44,7 +49,7 @@ def test_names_that_only_begin_alike_do_not_collide(tmp_path: Path) -> None:
 
 def test_two_threads_never_get_the_same_folder(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
-        folders = list(pool.map(lambda _: claim(tmp_path / "logs", "run"), range(64)))
+        folders = list(pool.map(lambda _: create_run_folder(tmp_path / "logs", "run"), range(64)))
     assert {folder.name for folder in folders} == {
         "run",
         *(f"run-{number}" for number in range(2, 65)),
@@ -52,7 +57,7 @@ def test_two_threads_never_get_the_same_folder(tmp_path: Path) -> None:
 
 
 def _claim_often(root: Path) -> list[str]:
-    return [claim(root, "run").name for _ in range(20)]
+    return [create_run_folder(root, "run").name for _ in range(20)]
 
 
 def test_two_processes_never_get_the_same_folder(tmp_path: Path) -> None:
@@ -71,8 +76,8 @@ def test_two_processes_never_get_the_same_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["mnist_fc-synflow-density0.1-seed0", "a", "v1.0", "kept=5", "a+b@c", "größe"]
 )
-def test_ordinary_names_are_taken_as_they_are(name: str, tmp_path: Path) -> None:
-    assert claim(tmp_path, name).name == name
+def test_ordinary_run_names_are_used_unchanged(name: str, tmp_path: Path) -> None:
+    assert create_run_folder(tmp_path, name).name == name
 
 
 @pytest.mark.parametrize(
@@ -92,20 +97,20 @@ def test_ordinary_names_are_taken_as_they_are(name: str, tmp_path: Path) -> None
         "what?",
     ],
 )
-def test_a_name_that_cannot_be_a_folder_s_is_refused(name: str, tmp_path: Path) -> None:
+def test_an_invalid_run_name_is_refused(name: str, tmp_path: Path) -> None:
     root = tmp_path / "logs"
     with pytest.raises(ValueError, match=r"^run: .* cannot be a run's name") as refused:
-        claim(root, name)
+        create_run_folder(root, name)
     assert repr(name) in str(refused.value)
     assert not root.exists()
 
 
-# -- run_of and find_checkpoint
+# -- find_run_folder and find_checkpoint
 
 
 @pytest.fixture
 def a_run(tmp_path: Path) -> Path:
-    folder = claim(tmp_path / "lightning_logs", "run")
+    folder = create_run_folder(tmp_path / "lightning_logs", "run")
     (folder / "config.yaml").write_text("")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "epoch=0.ckpt").write_text("")
@@ -113,21 +118,21 @@ def a_run(tmp_path: Path) -> Path:
 
 
 def test_a_run_is_found_from_its_folder_and_from_its_checkpoint(a_run: Path) -> None:
-    assert run_of(a_run) == a_run
-    assert run_of(a_run / "checkpoints" / "epoch=0.ckpt") == a_run
-    assert run_of(a_run / "masks.safetensors") == a_run
+    assert find_run_folder(a_run) == a_run
+    assert find_run_folder(a_run / "checkpoints" / "epoch=0.ckpt") == a_run
+    assert find_run_folder(a_run / "masks.safetensors") == a_run
 
 
-def test_a_checkpoint_from_elsewhere_belongs_to_no_run(tmp_path: Path) -> None:
+def test_a_checkpoint_outside_of_run_folders_belongs_to_no_run(tmp_path: Path) -> None:
     (tmp_path / "some.ckpt").write_text("")
-    assert run_of(tmp_path / "some.ckpt") is None
+    assert find_run_folder(tmp_path / "some.ckpt") is None
 
 
-def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path) -> None:
-    assert run_of(claim(tmp_path / "lightning_logs", "run")) is None
+def test_a_folder_without_a_configuration_is_not_a_run(tmp_path: Path) -> None:
+    assert find_run_folder(create_run_folder(tmp_path / "lightning_logs", "run")) is None
 
 
-def test_a_checkpoint_is_a_file_itself_or_the_newest_of_a_run(a_run: Path) -> None:
+def test_a_checkpoint_is_found_by_its_path_or_as_the_newest_of_a_run(a_run: Path) -> None:
     first, second = a_run / "checkpoints" / "epoch=0.ckpt", a_run / "checkpoints" / "epoch=10.ckpt"
     second.write_text("")
     os.utime(first, (1, 1))
@@ -138,14 +143,14 @@ def test_a_checkpoint_is_a_file_itself_or_the_newest_of_a_run(a_run: Path) -> No
     assert find_checkpoint(a_run) == first
 
 
-def test_last_ckpt_is_the_last_whatever_its_date(a_run: Path) -> None:
+def test_last_ckpt_is_preferred_to_checkpoints_with_a_later_date(a_run: Path) -> None:
     last = a_run / "checkpoints" / "last.ckpt"
     last.write_text("")
     os.utime(last, (1, 1))
     assert find_checkpoint(str(a_run)) == last
 
 
-def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_path_that_does_not_exist_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError,
         match=r"no checkpoint at '.*nowhere'; expected a file of weights or a run's folder",
@@ -153,9 +158,9 @@ def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
         find_checkpoint(tmp_path / "nowhere")
 
 
-def test_a_run_without_a_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"the run .*run' has no checkpoint"):
-        find_checkpoint(claim(tmp_path, "run"))
+        find_checkpoint(create_run_folder(tmp_path, "run"))
 
 
 # -- the loggers
@@ -166,7 +171,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_metrics_written_later_are_appended_with_their_own_columns(tmp_path: Path) -> None:
+def test_metrics_of_a_resumed_run_are_appended_with_new_columns(tmp_path: Path) -> None:
     first = RunCSV(tmp_path)
     first.log_metrics({"train/loss": 2.5}, step=1)
     first.log_metrics({"train/loss": 1.5}, step=2)
@@ -186,7 +191,7 @@ def test_metrics_written_later_are_appended_with_their_own_columns(tmp_path: Pat
     ]
 
 
-def test_a_third_writer_keeps_what_two_have_written(tmp_path: Path) -> None:
+def test_a_third_logger_keeps_the_rows_of_two_earlier_ones(tmp_path: Path) -> None:
     for number in range(3):
         logger = RunCSV(tmp_path)
         logger.log_metrics({f"metric_{number}": float(number)}, step=number)
@@ -207,10 +212,10 @@ def test_saving_twice_writes_a_row_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("logger", [RunCSV, RunTensorBoard])
-def test_both_loggers_write_into_the_run_s_folder_itself(
+def test_both_loggers_write_directly_into_the_run_folder(
     logger: type[RunCSV | RunTensorBoard], tmp_path: Path
 ) -> None:
-    folder = claim(tmp_path, "run")
+    folder = create_run_folder(tmp_path, "run")
     writer = logger(folder)
     assert writer.log_dir == str(folder)
     writer.log_metrics({"loss": 1.0}, step=0)
@@ -222,7 +227,7 @@ def test_both_loggers_write_into_the_run_s_folder_itself(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_logger_goes_on_behind_the_last_whole_line(tmp_path: Path) -> None:
+def test_a_logger_appends_after_the_last_complete_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,step,test/accuracy\n0,0,0.5\n0,0,0.7")
     logger = RunCSV(tmp_path)
     logger.log_metrics({"epoch": 0, "test/accuracy": 0.25}, step=0)

@@ -1,4 +1,4 @@
-"""Statistics over seeds, against printed tables and sums on paper."""
+"""Statistics over seeds, against printed tables and sums computed by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from synflow_pl.runs.statistics import paired, quantile, summarise
 
-# The two-sided 95 % column of any printed table of Student's t.
+# Two-sided 95 % quantiles of a printed table of Student's t.
 PRINTED = {
     1: 12.706,
     2: 4.303,
@@ -37,15 +37,15 @@ def test_three_seeds_have_mean_sample_deviation_and_interval() -> None:
     assert summary.half == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
 
 
-def test_one_seed_says_nothing_of_its_spread_and_none_says_nothing() -> None:
+def test_one_seed_has_a_mean_without_a_spread_and_no_seeds_have_no_summary() -> None:
     summary = summarise([0.5])
     assert summary is not None
     assert (summary.mean, summary.deviation, summary.half) == (0.5, None, None)
     assert summarise([]) is None
 
 
-def test_pairs_are_compared_seed_by_seed_and_only_where_both_have_one() -> None:
-    # 3 - 1 and 5 - 4; seed 2 and seed 7 have no partner.
+def test_pairs_are_compared_over_the_seeds_that_both_have() -> None:
+    # The differences are 3 - 1 and 5 - 4; seeds 2 and 7 are in one sample only.
     difference = paired({0: 3.0, 1: 5.0, 2: 100.0}, {0: 1.0, 1: 4.0, 7: 100.0})
     assert difference is not None
     assert (difference.count, difference.mean) == (2, 1.5)
@@ -53,7 +53,7 @@ def test_pairs_are_compared_seed_by_seed_and_only_where_both_have_one() -> None:
     assert paired({0: 1.0}, {1: 1.0}) is None
 
 
-def test_a_constant_difference_has_no_spread_however_seeds_differ() -> None:
+def test_a_constant_difference_has_no_spread_although_accuracies_differ_between_seeds() -> None:
     difference = paired({0: 1.5, 1: 9.5, 2: 4.5}, {0: 1.0, 1: 9.0, 2: 4.0})
     assert difference is not None
     assert (difference.mean, difference.deviation, difference.half) == (0.5, 0.0, 0.0)

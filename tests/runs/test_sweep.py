@@ -1,6 +1,4 @@
-"""Sweeps: what runs a grid has, how far they are, and that nobody works on one that another
-holds.
-"""
+"""Sweeps: the runs of a grid, their progress, and the lock that keeps two processes off one run."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from synflow_pl.runs.sweep_grid import FAILED, Sweep, Task, accuracy, check_own, held
+from synflow_pl.runs.sweep_grid import FAILED, Sweep, Task, accuracy, check_existing_runs, lock_run
 
 
 def names(**grid: object) -> list[str]:
@@ -29,7 +27,7 @@ def metrics(folder: Path, task: Task, text: str) -> Path:
     return run
 
 
-def test_a_sweep_has_every_pruner_at_every_density_before_the_next_seed() -> None:
+def test_a_sweep_has_every_pruner_and_density_of_one_seed_before_the_next_seed() -> None:
     assert names(
         recipes=["mnist_fc"], pruners=["snip", "synflow"], densities=[0.01, 0.1], seeds=[0, 1]
     ) == [
@@ -40,7 +38,7 @@ def test_a_sweep_has_every_pruner_at_every_density_before_the_next_seed() -> Non
     ]
 
 
-def test_the_dense_network_is_one_run_whatever_the_densities_and_levels() -> None:
+def test_the_dense_network_is_one_run_for_all_densities_and_levels() -> None:
     grid = {"recipes": ["mnist_fc"], "densities": [1.0, 0.1, 0.01], "levels": [0, 2]}
     assert names(pruners=["dense"], **grid) == ["mnist_fc-dense-density1-seed0"]
     assert names(pruners=["snip", "dense"], **grid).count("mnist_fc-dense-density1-seed0") == 1
@@ -59,12 +57,15 @@ def test_two_files_whose_runs_would_have_the_same_name_are_refused(
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=f"^{both} would both be called mnist_fc-snip-density0.1-seed0; rename one of the two files$",
+        match=f"^{both} would both be called mnist_fc-snip-density0.1-seed0;"
+        " rename one of the two files$",
     ):
         names(recipes=recipes, pruners=pruners, densities=[0.1])
 
 
-def test_a_run_is_an_ordinary_fit_and_test_that_trains_a_dead_network_too(task: Task) -> None:
+def test_a_run_is_an_ordinary_fit_and_test_that_also_trains_a_disconnected_network(
+    task: Task,
+) -> None:
     assert task.train(Path("/s")) == [
         *(
             "fit",
@@ -80,7 +81,7 @@ def test_a_run_is_an_ordinary_fit_and_test_that_trains_a_dead_network_too(task: 
         *("--seed_everything", "0", "--trainer.max_epochs", "5"),
         *("--run", "mnist_fc-snip-density0.1-seed0", "--trainer.default_root_dir", "/s"),
     ]
-    assert task.train(Path("/s"), goes_on=True)[-2:] == [
+    assert task.train(Path("/s"), resume=True)[-2:] == [
         "--ckpt_path",
         "/s/lightning_logs/mnist_fc-snip-density0.1-seed0",
     ]
@@ -91,13 +92,13 @@ def test_a_run_is_an_ordinary_fit_and_test_that_trains_a_dead_network_too(task: 
     ]
 
 
-def test_multi_shot_runs_have_levels_and_the_last_is_the_result() -> None:
+def test_the_last_level_of_a_multi_shot_run_has_the_result() -> None:
     (shot,) = Sweep(["mnist_fc"], ["magnitude"], [0.1], levels=[2]).tasks()
     assert shot.train(Path("/s"))[:3] == ["multishot", "--levels", "2"]
     assert shot.result == "mnist_fc-magnitude_2levels-density0.1-seed0-level2of2"
 
 
-def test_narrower_networks_are_dense_ones_whose_width_is_still_to_be_chosen() -> None:
+def test_narrower_networks_are_dense_and_get_their_width_later() -> None:
     like = [
         task.like
         for task in Sweep(
@@ -134,11 +135,13 @@ def test_options_are_typed_as_they_would_be_on_the_command_line() -> None:
         ),
         ({"densities": [0.0]}, "densities: 0.0 is not in"),
         ({"densities": []}, "densities: there is none"),
-        ({"pruners": ["snip", "snip"]}, "pruners: 'snip' stands there twice"),
+        ({"pruners": ["snip", "snip"]}, "pruners: 'snip' is given twice"),
         ({"seeds": [0, -1]}, "seeds: -1 must be at least 0"),
     ],
 )
-def test_an_impossible_grid_is_refused_by_name(grid: dict[str, object], message: str) -> None:
+def test_an_invalid_option_of_the_grid_is_named_in_the_error(
+    grid: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Sweep(**{"recipes": ["mnist_fc"], "pruners": ["snip"], "densities": [0.1], **grid})  # type: ignore[arg-type]
 
@@ -148,7 +151,7 @@ def test_a_run_is_finished_when_it_has_been_tested_after_its_last_epoch(
 ) -> None:
     assert accuracy(tmp_path, task) is None
     run = metrics(tmp_path, task, "")
-    # A test that is a command of its own is logged at epoch and step 0.
+    # The command `test` logs at epoch 0 and step 0.
     half, tested = "epoch,step,train/loss,test/accuracy\n0,9,0.5,\n", "0,0,,0.75\n"
     for text, finished in (
         (half, None),
@@ -170,36 +173,36 @@ def test_a_run_whose_metrics_are_damaged_is_not_finished(
     assert accuracy(tmp_path, task) is None
 
 
-def test_a_run_is_held_by_one_at_a_time(task: Task, tmp_path: Path) -> None:
-    with held(tmp_path, task) as first:
+def test_a_run_can_be_locked_by_one_process_at_a_time(task: Task, tmp_path: Path) -> None:
+    with lock_run(tmp_path, task) as first:
         assert first
-        with held(tmp_path, task) as second:
+        with lock_run(tmp_path, task) as second:
             assert not second
-    with held(tmp_path, task) as again:
+    with lock_run(tmp_path, task) as again:
         assert again
 
 
-def test_a_run_of_the_same_options_is_gone_on_with_and_another_is_not_touched(
+def test_a_run_with_equal_options_is_accepted_and_one_with_other_options_refused(
     task: Task, tmp_path: Path
 ) -> None:
-    check_own(tmp_path, [task])
-    with held(tmp_path, task):
+    check_existing_runs(tmp_path, [task])
+    with lock_run(tmp_path, task):
         metrics(tmp_path, task, "")
-    check_own(tmp_path, [task])
+    check_existing_runs(tmp_path, [task])
     other = Sweep(["mnist_fc"], ["snip"], [0.1], options={"trainer.max_epochs": 6}).tasks()
     with pytest.raises(
         ValueError,
         match=r"was made with '.*max_epochs 5', not with '.*max_epochs 6'; give the same options",
     ):
-        check_own(tmp_path, other)
+        check_existing_runs(tmp_path, other)
 
 
-def test_a_run_that_no_sweep_made_is_not_touched(task: Task, tmp_path: Path) -> None:
+def test_a_run_that_was_not_made_by_a_sweep_is_refused(task: Task, tmp_path: Path) -> None:
     metrics(tmp_path, task, "")
     with pytest.raises(
         ValueError, match="was not made by a sweep; move it away, or give another --folder"
     ):
-        check_own(tmp_path, [task])
+        check_existing_runs(tmp_path, [task])
 
 
 def test_a_file_system_that_cannot_lock_is_an_error(
@@ -209,5 +212,5 @@ def test_a_file_system_that_cannot_lock_is_an_error(
         raise OSError("No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(OSError, match="No locks available"), held(tmp_path, task):
+    with pytest.raises(OSError, match="No locks available"), lock_run(tmp_path, task):
         pass

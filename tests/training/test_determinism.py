@@ -78,12 +78,12 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 def test_a_step_on_the_cpu_uses_the_seed_of_its_batch() -> None:
     from types import SimpleNamespace
 
-    from synflow_pl.data.counter_rng import draws
+    from synflow_pl.data.counter_rng import random_numbers
 
     seed_everything(3)
     trainer: Any = SimpleNamespace(global_rank=1, fit_loop=SimpleNamespace(total_batch_idx=7))
     Reseed().on_train_batch_start(trainer, Classifier(nn.Linear(1, 2), num_classes=2))
     drawn, seed = torch.rand(3), torch.initial_seed()
-    assert seed == int(draws(3, 1, torch.tensor([7])))
+    assert seed == int(random_numbers(3, 1, torch.tensor([7])))
     torch.manual_seed(seed)
     assert torch.equal(drawn, torch.rand(3))

@@ -1,4 +1,4 @@
-"""Scores: what a pruner thinks of a network of which nothing has been removed."""
+"""Scores of a network before anything is pruned."""
 
 from __future__ import annotations
 
@@ -28,54 +28,58 @@ def first_scores(
     exclude: Iterable[str] = (),
     train_mode: bool = False,
 ) -> dict[str, Tensor]:
-    """The scores that the first round of a pruning would see. The network stays as it is.
+    """Return the scores that the first round of a pruning would compute.
 
     Args:
-        network: the network under study.
-        pruner: gives the scores.
-        inputs: an example of the network's inputs, as :func:`synflow_pl.flow.example_of` gives it.
-        batches: (images (N, C, H, W), labels (N,)) pairs, for data-driven pruners.
-        loss: (logits, labels) to the mean loss of a batch, for data-driven pruners.
-        density: that the pruning would leave, in (0, 1]; for pruners with quotas and walks.
-        exclude: shell-style patterns of parameter names that are not scored.
-        train_mode: score in train mode, for data-driven pruners.
+        network: Network under study, which is left unchanged.
+        pruner: Pruner that computes the scores.
+        inputs: Example inputs of the network, as :func:`synflow_pl.flow.example_of` returns them.
+        batches: Pairs of images (N, C, H, W) and labels (N,), for data-driven pruners.
+        loss: Function of logits and labels that returns the mean loss of a batch, for data-driven
+            pruners.
+        density: Density of the pruning, in (0, 1], for pruners whose scores depend on it.
+        exclude: Shell-style patterns of parameter names that are not scored.
+        train_mode: Whether the network is in train mode while data-driven pruners score.
 
     Returns:
-        By parameter name, in the weight's shape; signed, if the pruner's are. What no flow can pass
-        (queries, keys, gates) has no score
-        that could be compared with others: it is zero, or left out where that is all of a
-            parameter.
+        Scores by parameter name, in the weight's shape; signed if the pruner's are. Weights that
+        carry no flow by construction (queries, keys, gates) have no comparable score: they are
+        zero, and a parameter of only such weights is left out.
 
     Raises:
-        ValueError: if the pruner needs data and there is none.
+        ValueError: If the pruner needs data and there are no batches.
     """
     state = PruningState.from_network(network, exclude)
     state.inputs, state.batches, state.loss = inputs, batches, loss
     state.density, state.train_mode = as_density(density), train_mode
     if pruner.needs_batches and not batches:
         raise ValueError(
-            f"{type(pruner).__name__} scores on data: give batches=, a list of (images, labels) pairs"
+            f"{type(pruner).__name__} scores on data: give batches=, a list of (images, labels)"
+            " pairs"
         )
     pruner.prepare(state)
-    found = {}
+    scores = {}
     for name, score in pruner.score(state).items():
-        apart = state.ranked_separately.get(name)
-        if apart is None or not bool(apart.all()):
-            written = (
+        separate = state.ranked_separately.get(name)
+        if separate is None or not bool(separate.all()):
+            ranked = (
                 score.weight * score.gradient
                 if isinstance(score, Saliency)
                 else score.detach().clone()
             )
-            found[name] = written if apart is None else written.masked_fill_(apart, 0)
-    return found
+            scores[name] = ranked if separate is None else ranked.masked_fill_(separate, 0)
+    return scores
 
 
 def lowest_and_sum(score: Tensor | Saliency, mask: Tensor) -> tuple[float, float]:
-    """Of the scores where ``mask`` is True, in the score's shape: the lowest (or 0, if that is
-    less), and the sum, in float64.
+    """Return the minimum of 0 and the scores under a mask, and their sum in float64.
+
+    Args:
+        score: Scores of one parameter.
+        mask: Boolean tensor in the score's shape; scores where it is False are ignored.
     """
     weight, gradient = score if isinstance(score, Saliency) else (score, None)
-    # A few rows at a time, so that no copy of a large layer is made.
+    # A few rows at a time, which avoids a copy of a large layer.
     rows = max(1, _PIECE // max(1, mask[0].numel()))
     lowest, total = 0.0, 0.0
     for start in range(0, len(mask), rows):

@@ -1,4 +1,4 @@
-"""Report: what came of many runs, as a table and as the paper's figures."""
+"""Write the report over many runs: tables, and figures as in the paper."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ from synflow_pl.io import atomic_write, make_folder
 from synflow_pl.runs.aggregate import Cell, aggregate
 from synflow_pl.runs.published import published
 from synflow_pl.runs.report_table import as_csv, as_grid, as_latex, as_markdown
-from synflow_pl.runs.run_record import IntermediateLevel, RunRecord, SkippedRun, find_runs, read
+from synflow_pl.runs.run_record import IntermediateLevel, RunRecord, SkippedRun, find_runs, read_run
 
 __all__ = ["Report", "report"]
 
 _FIRST = ("synflow", "random", "magnitude", "snip", "grasp", "grasp_inverted")
-"""Pruners that always look the same, so that figures can be compared; others take the looks after
-theirs.
-"""
+"""Pruners with a fixed line style, so that figures can be compared; others get the next styles."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was reported, what was left out with the reason, how many levels stand before those that
-    are reported, and the files that were written.
+    """Result of a report.
+
+    Attributes:
+        cells: Rows of the table.
+        left_out: Reason by folder, for each run that was left out.
+        num_intermediate: Number of levels of multi-shot prunings that were skipped, since a later
+            level of the same pruning exists.
+        written: Paths of the files that were written.
     """
 
     cells: list[Cell]
     left_out: dict[Path, str]
-    between: int
+    num_intermediate: int
     written: list[Path]
 
 
@@ -44,38 +48,42 @@ def report(
     reference: str,
     paper: bool,
 ) -> Report:
-    """Read runs, and write the table and the figures.
+    """Read runs, and write the tables and the figures.
 
     Args:
-        paths: runs, or folders of runs.
-        out: folder to write into.
-        overlays: what the files of ``configs/pruners`` hold, by name.
-        reference: pruner that the others are compared with, seed by seed.
-        paper: draw the published curves beside ours: best epochs on the test set, as they are, in a
-            figure of their own.
+        paths: Runs, or folders of runs.
+        out: Folder to write into.
+        overlays: Contents of the files of ``configs/pruners``, by name.
+        reference: Pruner that the others are compared with, seed by seed.
+        paper: Whether the published curves are drawn beside the measured ones, in a figure of their
+            own: the accuracy of the best epoch on the test set.
+
+    Returns:
+        The cells, the runs that were left out, and the files that were written.
 
     Raises:
-        FileNotFoundError: if there is no folder at a path.
-        ValueError: if no run can be reported.
+        FileNotFoundError: If a path is not a folder.
+        ValueError: If there is no run to report.
     """
     runs: list[RunRecord] = []
     left_out: dict[Path, str] = {}
-    between = 0
-    found = find_runs(paths)
-    if not found:
+    num_intermediate = 0
+    folders = find_runs(paths)
+    if not folders:
         raise ValueError(
-            f"there are no runs in {', '.join(map(str, paths))}; give a run, a folder of runs such as lightning_logs, or a sweep's"
+            f"there are no runs in {', '.join(map(str, paths))}; give a run, a folder of runs such"
+            " as lightning_logs, or a sweep's"
         )
-    for folder in found:
+    for folder in folders:
         try:
-            runs.append(read(folder, overlays))
+            runs.append(read_run(folder, overlays))
         except IntermediateLevel:
-            between += 1
+            num_intermediate += 1
         except SkippedRun as reason:
             left_out[folder] = str(reason)
-    all_cells, repeated = aggregate(runs)
+    cells, repeated = aggregate(runs)
     left_out |= {run.folder: reason for run, reason in repeated}
-    if not all_cells:
+    if not cells:
         said = "".join(
             f"; {folder.name}: {reason}" for folder, reason in list(left_out.items())[:3]
         )
@@ -83,30 +91,40 @@ def report(
     written = []
     make_folder(out)
     for name, text in (
-        ("table.csv", as_csv(all_cells, reference)),
-        ("table.md", as_markdown(all_cells, reference)),
-        ("grid.md", as_grid(all_cells)),
-        ("table.tex", as_latex(all_cells, reference)),
+        ("table.csv", as_csv(cells, reference)),
+        ("table.md", as_markdown(cells, reference)),
+        ("grid.md", as_grid(cells)),
+        ("table.tex", as_latex(cells, reference)),
     ):
         with atomic_write(out / name) as file:
             file.write(text.encode())
         written.append(out / name)
-    for setting, of in groupby(all_cells, key=lambda cell: cell.setting):
+    for setting, of in groupby(cells, key=lambda cell: cell.setting):
         written += _figures(setting, list(of), out, paper)
-    return Report(all_cells, left_out, between, written)
+    return Report(cells, left_out, num_intermediate, written)
 
 
-def _figures(setting: str, aggregate: Sequence[Cell], out: Path, paper: bool) -> list[Path]:
-    """The figures of one setting."""
-    place = "-".join(_plain(part) for part in setting.split(", "))
-    sparse = [cell for cell in aggregate if cell.pruner != "dense"]
-    whole = next((cell.accuracy("final") for cell in aggregate if cell.pruner == "dense"), None)
+def _figures(setting: str, cells: Sequence[Cell], out: Path, paper: bool) -> list[Path]:
+    """Write the figures of one setting.
+
+    Args:
+        setting: Label of the setting.
+        cells: Cells of the setting.
+        out: Folder to write into.
+        paper: Whether the published curves are drawn too.
+
+    Returns:
+        Paths of the files that were written.
+    """
+    place = "-".join(_file_name(part) for part in setting.split(", "))
+    sparse = [cell for cell in cells if cell.pruner != "dense"]
+    whole = next((cell.accuracy("final") for cell in cells if cell.pruner == "dense"), None)
     dense = None if whole is None else (whole.mean, whole.deviation or 0.0)
     pruners = sorted(
         {cell.pruner for cell in sparse},
         key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name),
     )
-    theirs = published(next(iter(aggregate[0].runs.values()))) if paper else []
+    published_curves = published(next(iter(cells[0].runs.values()))) if paper else []
     style = {
         name: index
         for index, name in enumerate([*_FIRST, *(name for name in pruners if name not in _FIRST)])
@@ -121,8 +139,8 @@ def _figures(setting: str, aggregate: Sequence[Cell], out: Path, paper: bool) ->
         if curves:
             figure = accuracy_against(label, curves, dense, title=setting, falling=falling)
             written += save(figure, out / f"accuracy_against_{name}-{place}")
-    if theirs:
-        ours = [
+    if published_curves:
+        measured = [
             curve
             for x in pruners
             if (curve := _curve(x, style[x], sparse, "compression", "best_on_test")) is not None
@@ -136,10 +154,10 @@ def _figures(setting: str, aggregate: Sequence[Cell], out: Path, paper: bool) ->
                 x.deviation,
                 published=True,
             )
-            for x in theirs
+            for x in published_curves
         ]
         title = f"{setting}: best epoch on the test set, ours and published"
-        figure = accuracy_against(_AXES["compression"][0], [*ours, *lines], title=title)
+        figure = accuracy_against(_AXES["compression"][0], [*measured, *lines], title=title)
         written += save(figure, out / f"published-{place}")
     layers = {
         pruner: counts for pruner in pruners if (counts := _layers(pruner, sparse)) is not None
@@ -149,12 +167,12 @@ def _figures(setting: str, aggregate: Sequence[Cell], out: Path, paper: bool) ->
     return written
 
 
-# What accuracy is drawn against: the axis, whether it runs from large to small, and where a cell
-# stands on it.
+# Quantities that accuracy is drawn against: the label of the axis, whether it runs from large to
+# small, and the attribute of a cell.
 _AXES = {
     "compression": ("compression: weights / weights kept", False, "compression"),
     "effective_density": (
-        "effective density: fraction of weights kept and on a living path",
+        "effective density: fraction of weights kept and on a path of kept weights",
         True,
         "effective_density",
     ),
@@ -163,13 +181,21 @@ _AXES = {
 
 
 def _curve(
-    pruner: str, style: int, aggregate: Sequence[Cell], what: str, which: str = "final"
+    pruner: str, style: int, cells: Sequence[Cell], what: str, which: str = "final"
 ) -> Curve | None:
-    """One pruner's line. A dead network has no effective weight, and so no place on a logarithmic
-    axis of them.
+    """Return the curve of one pruner, or ``None`` if it has no points.
+
+    A network whose effective density is zero has no place on a logarithmic axis and is left out.
+
+    Args:
+        pruner: Label of the pruner.
+        style: Index of the line style.
+        cells: Cells of one setting.
+        what: Quantity of the horizontal axis: a key of ``_AXES``.
+        which: Kind of accuracy, as for :meth:`Cell.accuracy`.
     """
     points = []
-    for cell in aggregate:
+    for cell in cells:
         accuracy = cell.accuracy(which)
         kept = cell.mean("kept") if what == "compression" else cell.mean(what)
         if cell.pruner == pruner and accuracy is not None and kept:
@@ -183,11 +209,20 @@ def _curve(
     return Curve(pruner, style, *zip(*points, strict=True)) if points else None  # type: ignore[arg-type]
 
 
-def _layers(
-    pruner: str, aggregate: Sequence[Cell]
-) -> tuple[list[float], dict[str, list[int]]] | None:
-    """Compressions, and the weights left in each layer there (Figure 2), of the first seed."""
-    runs = [next(iter(cell.runs.values())) for cell in aggregate if cell.pruner == pruner]
+def _layers(pruner: str, cells: Sequence[Cell]) -> tuple[list[float], dict[str, list[int]]] | None:
+    """Return compressions and the weights kept per layer (Figure 2), or ``None`` if not drawable.
+
+    The counts are those of the first seed. There are none without layers or with too many to draw.
+
+    Args:
+        pruner: Label of the pruner.
+        cells: Cells of one setting.
+
+    Returns:
+        Compressions, starting with 1 for the dense network, and for each layer the number of
+        weights kept at each compression.
+    """
+    runs = [next(iter(cell.runs.values())) for cell in cells if cell.pruner == pruner]
     runs = sorted(
         (run for run in runs if run.layers and run.kept), key=lambda run: run.kept, reverse=True
     )
@@ -202,5 +237,5 @@ def _layers(
     }
 
 
-def _plain(name: str) -> str:
+def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name)
