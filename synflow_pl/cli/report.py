@@ -49,7 +49,7 @@ def report(args: list[str]) -> None:
     from synflow_pl.cli.recipes import overlays
     from synflow_pl.io import check_folder, explain
     from synflow_pl.runs.report_table import as_markdown
-    from synflow_pl.runs.report_writer import report as written
+    from synflow_pl.runs.report_writer import report as write_report
 
     try:
         check_folder(own.out, "--out")
@@ -83,8 +83,8 @@ def report(args: list[str]) -> None:
         print(f"left out: {os.path.relpath(folder)}: {reason}")
     if summary.num_intermediate:
         print(
-            f"{summary.num_intermediate} levels of multi-shot pruning are not reported, since they are not "
-            "the last of theirs."
+            f"{summary.num_intermediate} levels of multi-shot pruning are not reported, since they "
+            "are not the last of theirs."
         )
     count = sum(len(cell.runs) for cell in summary.cells)
     print(

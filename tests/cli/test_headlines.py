@@ -81,7 +81,8 @@ HEADLINES = (
     ),
     Headline(PRUNE, says="fc"),
     Headline(
-        "synflow_pl fit -c mnist_fc --pruning.masks_path lightning_logs/mnist_fc-synflow-density0.01-seed0-pruned/masks.safetensors",
+        "synflow_pl fit -c mnist_fc --pruning.masks_path"
+        " lightning_logs/mnist_fc-synflow-density0.01-seed0-pruned/masks.safetensors",
         needs=PRUNE,
         epochs=2,
         says="masks from a file kept",
@@ -112,7 +113,8 @@ HEADLINES = (
         says="SynFlow kept",
     ),
     Headline(
-        "synflow_pl fit -c cifar10_vgg16 --trainer.precision 16-mixed --model.compile true --model.channels_last true",
+        "synflow_pl fit -c cifar10_vgg16 --trainer.precision 16-mixed --model.compile true"
+        " --model.channels_last true",
         epochs=2,
         slow=True,
     ),
@@ -142,8 +144,10 @@ HEADLINES = (
 )
 NEEDED = {headline.needs for headline in HEADLINES}
 ELSEWHERE = {
-    "synflow_pl fit -c cifar10_resnet20 --trainer.strategy ddp --trainer.devices 2 --trainer.sync_batchnorm true": "GPUs only",
-    "synflow_pl predict --ckpt_path lightning_logs/NAME/export/model.onnx --data.predict_dir FOLDER": "below, after export",
+    "synflow_pl fit -c cifar10_resnet20 --trainer.strategy ddp --trainer.devices 2"
+    " --trainer.sync_batchnorm true": "GPUs only",
+    "synflow_pl predict --ckpt_path lightning_logs/NAME/export/model.onnx"
+    " --data.predict_dir FOLDER": "below, after export",
     "synflow_pl report sweeps/mnist": "below, after a run of the sweep",
     "synflow_pl report sweeps/figure6_cifar10 --paper": "test_report.py",
 }
@@ -239,7 +243,8 @@ class Shell:
             while epochs and self.epochs() < epochs and running.process.poll() is None:
                 if time.monotonic() > limit:
                     raise AssertionError(
-                        f"{command}: no {epochs} epochs within {LIMIT} s\n{running.output[-2000:]}\n{running.stacks()}"
+                        f"{command}: no {epochs} epochs within {LIMIT} s\n"
+                        f"{running.output[-2000:]}\n{running.stacks()}"
                     )
                 time.sleep(0.1)
             if epochs:
