@@ -288,9 +288,9 @@ class Parser(LightningArgumentParser):
             text: str = super().format_help(*args)
             return text
         lines = [
-            f"usage: {self.prog} [-c RECIPE] [-c OVERLAY] ... [--OPTION VALUE] ...",
+            f"usage: {self.prog.replace(' [options]', '')} [-c RECIPE] [-c OVERLAY] ... [--OPTION VALUE] ...",
             "",
-            self.description or "",
+            f"{_first(self.description or '').rstrip('.')}.",
             "",
         ]
         for group in self._action_groups:
