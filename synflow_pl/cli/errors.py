@@ -288,7 +288,8 @@ class Parser(LightningArgumentParser):
             text: str = super().format_help(*args)
             return text
         lines = [
-            f"usage: {self.prog.replace(' [options]', '')} [-c RECIPE] [-c OVERLAY] ... [--OPTION VALUE] ...",
+            f"usage: {self.prog.replace(' [options]', '')}"
+            " [-c RECIPE] [-c OVERLAY] ... [--OPTION VALUE] ...",
             "",
             f"{_first(self.description or '').rstrip('.')}.",
             "",
