@@ -268,11 +268,11 @@ def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:
                 rounds,
                 schedule,
                 example_input=plan.inputs,
-                batches=batches,
+                batches=plan.batches_of_rounds(overlay, batches, own.noise),
                 loss=loss,
                 scope=plan.options.pruning.scope,
                 on_round=lambda *_: bar.update(),
-                **plan.scoring,
+                **plan.scoring(overlay),
             )
             rows.append(
                 {

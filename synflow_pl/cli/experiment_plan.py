@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,17 @@ def pruner_of(overlay: str) -> Pruner:
         FileNotFoundError: If there is no such overlay.
         ValueError: If the overlay has no pruner.
     """
-    entry = yaml.safe_load(find_recipe(f"pruners/{overlay}").read_text())["pruning"]["pruner"]
+    entry = _read_overlay(overlay)["pruner"]
     if entry is None:
         raise ValueError(f"pruners: {overlay!r} prunes nothing, so it has no scores")
     pruner: Pruner = import_class(entry["class_path"])(**entry.get("init_args", {}))
     return pruner
+
+
+def _read_overlay(overlay: str) -> dict[str, Any]:
+    """Return the options under ``pruning`` of ``configs/pruners/OVERLAY.yaml``."""
+    options: dict[str, Any] = yaml.safe_load(find_recipe(f"pruners/{overlay}").read_text())
+    return options["pruning"]
 
 
 def _default_to_dense(parser: LightningArgumentParser) -> None:
@@ -58,6 +64,7 @@ class Plan(CLI):
 
     def __init__(self, args: list[str], experiment: str, own: Sequence[str] = ()) -> None:
         self.experiment = experiment
+        self._typed = {arg.partition("=")[0] for arg in args}
         super().__init__(args, own)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -90,15 +97,24 @@ class Plan(CLI):
         """Example inputs of the network."""
         return example_of(self.network, self.datamodule.input_shape, None)
 
-    @property
-    def scoring(self) -> dict[str, Any]:
-        """Options of ``pruning`` that affect the scores."""
-        pruning = self.options.pruning
-        exclude = pruning.exclude
+    def scoring(self, overlay: str) -> dict[str, Any]:
+        """Return the options of ``pruning`` that affect the scores of an overlay's pruner.
+
+        Args:
+            overlay: Name of the overlay, whose ``train_mode`` applies unless the option is typed.
+        """
+        exclude = self.options.pruning.exclude
         return {
             "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
-            "train_mode": pruning.train_mode,
+            "train_mode": self._choose(overlay, "train_mode"),
         }
+
+    def _choose(self, overlay: str, option: str) -> bool:
+        """Return the value of a boolean option of ``pruning``: as typed, or as in the overlay."""
+        given: bool = self.options.pruning[option]
+        if f"--pruning.{option}" in self._typed:
+            return given
+        return bool(_read_overlay(overlay).get(option, given))
 
     def batches(self, pruners: Iterable[Pruner], noise: int | None) -> list[tuple[Tensor, Tensor]]:
         """Return the batches to score on; none if no pruner needs data.
@@ -117,6 +133,21 @@ class Plan(CLI):
         labels = torch.randint(self.datamodule.num_classes, (noise,), generator=generator)
         size = self.datamodule.batch_size
         return list(zip(images.split(size), labels.split(size), strict=True))
+
+    def batches_of_rounds(
+        self, overlay: str, batches: list[tuple[Tensor, Tensor]], noise: int | None
+    ) -> list[tuple[Tensor, Tensor]] | Callable[[int], list[tuple[Tensor, Tensor]]]:
+        """Return the batches of all rounds, or a function of the round where each has its own.
+
+        Args:
+            overlay: Name of the overlay, whose ``fresh_batches`` applies unless the option is
+                typed.
+            batches: Batches of the first round.
+            noise: Number of images of Gaussian noise, which all rounds share, or ``None``.
+        """
+        if not batches or noise is not None or not self._choose(overlay, "fresh_batches"):
+            return batches
+        return lambda index: list(self.datamodule.pruning_batches(draw=index))
 
     def scores(
         self, pruners: Mapping[str, Pruner], noise: int | None
@@ -142,7 +173,7 @@ class Plan(CLI):
                         batches=batches,
                         loss=loss,
                         density=density,
-                        **self.scoring,
+                        **self.scoring(overlay),
                     ),
                 )
 

@@ -102,7 +102,10 @@ def test_help_names_every_option_of_pruning() -> None:
 
 @pytest.mark.parametrize(
     ("network", "help_text"),
-    [("VGG", "Whether a BatchNorm follows each convolution"), ("TorchVision", "name of trained weights")],
+    [
+        ("VGG", "Whether a BatchNorm follows each convolution"),
+        ("TorchVision", "name of trained weights"),
+    ],
 )
 def test_the_help_of_a_short_class_name_describes_the_arguments_of_the_package_s_class(
     network: str, help_text: str

@@ -10,8 +10,10 @@ import pytest
 import torch
 from conftest import QUIET
 
-from synflow_pl.cli.experiment import experiment
+from synflow_pl.cli.experiment import experiment, planned
+from synflow_pl.cli.experiment_plan import Plan
 from synflow_pl.networks import FC
+from synflow_pl.pruners import FORCE
 
 CPU = ["--trainer.accelerator", "cpu"]
 FC_SMALL = ["-c", "mnist_fc", "--model.network.width", "20", *CPU]
@@ -63,6 +65,25 @@ def test_units_scores_on_data_if_a_pruner_needs_it() -> None:
     assert len(rows) == 2 * 5 * 20
     flow = [(float(row["into"]), float(row["out"])) for row in rows if row["pruner"] == "synflow"]
     assert all(into == pytest.approx(out, rel=1e-4) for into, out in flow)
+
+
+@pytest.mark.usefixtures("folder", "generated")
+def test_scores_are_taken_in_the_mode_and_on_the_batches_of_the_overlay_unless_typed() -> None:
+    command = ["schedule", *FC_SMALL, "--pruners", "force", "snip"]
+    _, plan = planned(command)
+    assert isinstance(plan, Plan)
+    assert plan.scoring("force")["train_mode"] is True
+    assert plan.scoring("snip")["train_mode"] is False
+    batches = plan.batches([FORCE()], None)
+    assert plan.batches_of_rounds("snip", batches, None) is batches
+    assert plan.batches_of_rounds("force", batches, 20) is batches
+    of_round = plan.batches_of_rounds("force", batches, None)
+    assert callable(of_round)
+    assert torch.equal(of_round(0)[0][0], batches[0][0])
+    assert not torch.equal(of_round(1)[0][0], batches[0][0])
+    _, typed = planned([*command, "--pruning.train_mode", "false"])
+    assert isinstance(typed, Plan)
+    assert typed.scoring("force")["train_mode"] is False
 
 
 @pytest.mark.usefixtures("folder")
