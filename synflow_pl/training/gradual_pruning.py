@@ -1,4 +1,4 @@
-"""Compute when each round of a gradual pruning is due, and check the options of its timing.
+"""Compute when each round of a gradual pruning is due.
 
 The rounds of a gradual pruning are spread evenly over the optimiser steps (Zhu & Gupta 2017, "To
 prune, or not to prune").
@@ -7,15 +7,12 @@ prune, or not to prune").
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from fractions import Fraction
 
 from pytorch_lightning import Trainer
 
-from synflow_pl.pruners import Pruner
-
-__all__ = ["End", "Gradual", "check_time", "last_step", "progress"]
+__all__ = ["End", "Gradual", "last_step", "progress"]
 
 
 @dataclass
@@ -138,55 +135,3 @@ def last_step(trainer: Trainer, end_fraction: float, at_epoch: int) -> End:
             f" of {total}; begin earlier, or let it take more of the training (end_fraction)"
         )
     return end
-
-
-def check_time(
-    pruner: Pruner | None,
-    at_epoch: int,
-    score_from: str | os.PathLike[str] | None,
-    masks_path: str | os.PathLike[str] | None,
-    sanity: str | None,
-    effective_density: float | None,
-) -> None:
-    """Refuse options that contradict each other about when to prune and which weights to score.
-
-    Args:
-        pruner: Pruner, or ``None`` for a dense training.
-        at_epoch: Epoch before which the network is pruned.
-        score_from: Run or checkpoint whose weights are scored.
-        masks_path: File of masks to train with.
-        sanity: Name of a sanity check.
-        effective_density: Fraction of weights that are kept and on a path of kept weights.
-
-    Raises:
-        ValueError: If two options contradict each other, naming the option to drop.
-    """
-    if isinstance(at_epoch, bool) or not isinstance(at_epoch, int) or at_epoch < 0:
-        raise ValueError(f"at_epoch: {at_epoch!r} must be a whole number of epochs, at least 0")
-    gradual = pruner is not None and pruner.end_fraction is not None
-    if score_from is not None and (
-        pruner is None or masks_path is not None or at_epoch > 0 or gradual
-    ):
-        raise ValueError(
-            "score_from scores the weights of another run, so it needs a pruner that prunes when"
-            " the fit starts; drop masks_path, at_epoch and gradual pruning, or drop score_from"
-        )
-    if score_from is not None and sanity in ("shuffle", "reinitialise"):
-        raise ValueError(
-            f"sanity: {sanity!r} cannot be combined with score_from, which starts from the masks of"
-            " that run and rewinds weights; invert can"
-        )
-    if gradual and sanity is not None:
-        raise ValueError(
-            f"sanity: {sanity!r} checks a pruning that happens at once, and"
-            f" {type(pruner).__name__} is gradual"
-        )
-    if gradual and effective_density is not None:
-        raise ValueError(
-            f"effective_density: {effective_density} cannot be reached by a gradual pruning; give"
-            " density"
-        )
-    if sanity == "reinitialise" and at_epoch > 0:
-        raise ValueError(
-            "sanity: 'reinitialise' draws the weights anew that training starts from; drop at_epoch"
-        )

@@ -31,6 +31,14 @@ from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.pruning import PruningOptions, prune
 from synflow_pl.schedules import SCHEDULES, as_density
 from synflow_pl.training.averaged_models import averaged_models, refuse_mid_epoch
+from synflow_pl.training.callback_options import (
+    check_now,
+    check_options,
+    check_trainer,
+    refuse_overlap,
+    refuse_shards,
+    too_late,
+)
 from synflow_pl.training.checkpoints import (
     KEY,
     attribute_of,
@@ -42,7 +50,7 @@ from synflow_pl.training.checkpoints import (
 from synflow_pl.training.collective_metrics import compute_on_all_ranks
 from synflow_pl.training.compacted import Compacted, check_compactable, rebuild
 from synflow_pl.training.distributed import Ranks
-from synflow_pl.training.gradual_pruning import End, Gradual, check_time, last_step
+from synflow_pl.training.gradual_pruning import End, Gradual, last_step
 from synflow_pl.training.introspection import (
     FreshBatches,
     find_batches,
@@ -50,7 +58,7 @@ from synflow_pl.training.introspection import (
     find_loss,
     find_network,
 )
-from synflow_pl.training.losses import BROADCAST, Loss, takes_two
+from synflow_pl.training.losses import BROADCAST, Loss
 from synflow_pl.training.monitors import check_monitors
 from synflow_pl.training.precision import scorable, unrounded
 from synflow_pl.training.tuner_order import run_before_tuners
@@ -186,35 +194,20 @@ class PruneAtInit(Callback):
                 train_mode=train_mode,
                 on_collapse="ignore",  # the diagnosis that follows reports it
             )
-        elif self._from_file is None and (
-            density not in (None, 1) or num_kept is not None or rounds is not None
-        ):
-            raise ValueError(
-                f"density={density}, num_kept={num_kept}, rounds={rounds}, but no pruner; name one,"
-                " or leave them out for a dense network"
-            )
-        if on_collapse not in ("error", "warn"):
-            raise ValueError(f"on_collapse: {on_collapse!r} is not one of error, warn")
-        if sanity is not None and (sanity not in SANITY or pruner is None):
-            raise ValueError(
-                f"sanity: {sanity!r} must be one of {', '.join(SANITY)}, and needs a pruner"
-            )
-        if loss is not None and (
-            isinstance(loss, type) or not callable(loss) or not takes_two(loss)
-        ):
-            raise TypeError(
-                f"loss: {loss!r} must be a module or function of two arguments, (outputs, labels)"
-                " to the mean loss"
-            )
-        check_time(pruner, at_epoch, score_from, masks_path, sanity, effective_density)
-        if compact and (
-            at_epoch
-            or (pruner is not None and masks_path is None and pruner.end_fraction is not None)
-        ):
-            raise ValueError(
-                "compact: true needs masks that are final before the first step; leave out at_epoch"
-                " and gradual pruning"
-            )
+        check_options(
+            pruner,
+            density=density,
+            num_kept=num_kept,
+            effective_density=effective_density,
+            rounds=rounds,
+            sanity=sanity,
+            at_epoch=at_epoch,
+            score_from=score_from,
+            masks_path=masks_path,
+            on_collapse=on_collapse,
+            compact=compact,
+            loss=loss,
+        )
         self.compact = compact
         self.freeze_dead = freeze_dead
         self._compacted: Compacted | None = None
@@ -321,21 +314,7 @@ class PruneAtInit(Callback):
         Raises:
             ValueError: If there is no pruner, or the pruning happens during a training.
         """
-        if self.pruner is None or self._from_file is not None:
-            raise ValueError(
-                "there is no pruner to prune by; name one (pruning.pruner), and leave out"
-                " pruning.masks_path"
-            )
-        if self._end_fraction is not None or self.at_epoch:
-            during = (
-                f"{type(self.pruner).__name__} prunes"
-                if self._end_fraction is not None
-                else f"at_epoch: {self.at_epoch} is"
-            )
-            raise ValueError(
-                f"{during} during a training, and nothing is trained here; choose another pruner or"
-                " time, or use fit"
-            )
+        check_now(self.pruner if self._from_file is None else None, self.at_epoch)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the options against the module and the Trainer, before anything is computed.
@@ -348,19 +327,10 @@ class PruneAtInit(Callback):
         # Prevents a deadlock of a rank that reads a metric with a rank that compares masks.
         compute_on_all_ranks(trainer)
         self._start(trainer, pl_module)
-        _refuse_overlap(_callbacks(trainer, self), pl_module)
+        refuse_overlap(pl_module, (other.network for other in _callbacks(trainer, self)))
         if not self._prunes:
             return
-        _refuse_shards(trainer)
-        if (
-            self.at_epoch
-            and trainer.max_epochs not in (None, -1)
-            and self.at_epoch >= trainer.max_epochs
-        ):
-            raise ValueError(
-                f"at_epoch: {self.at_epoch} is not before the end of training at"
-                f" max_epochs={trainer.max_epochs}; prune earlier or train longer"
-            )
+        check_trainer(trainer, self.at_epoch)
         network, _ = find_network(pl_module, self.network)
         if self._from_file is not None:
             self._from_file.parameters(network)
@@ -400,7 +370,7 @@ class PruneAtInit(Callback):
             self._keep(trainer, pl_module, self.masks)
         elif self._prunes and self.at_epoch == 0:
             if trainer.ckpt_path is not None and self.score_from is None:
-                raise ValueError(_too_late(trainer))
+                raise ValueError(too_late(trainer))
             self._begin(trainer, pl_module)
         self._unrounded = {}
         if self.compact and self.masks is not None:
@@ -415,7 +385,7 @@ class PruneAtInit(Callback):
         if self._prunes and self.masks is None:
             epoch, within = trainer.current_epoch, trainer.fit_loop.restarted_mid_epoch
             if epoch > self.at_epoch or (epoch == self.at_epoch and within):
-                raise ValueError(_too_late(trainer))
+                raise ValueError(too_late(trainer))
         if self._end_fraction is not None:
             self._end = last_step(trainer, self._end_fraction, self.at_epoch)
             if self._gradual is not None:
@@ -855,7 +825,7 @@ class PruneAtInit(Callback):
             )
         if state.get("masks") is not None:
             if fitting:
-                _refuse_shards(trainer)
+                refuse_shards(trainer)
             masks = Masks.from_state_dict(state["masks"])
             if self.masks is None or not self._belongs(network) or not _equal(self.masks, masks):
                 self._reset()
@@ -875,25 +845,6 @@ def _callbacks(trainer: Trainer, own: PruneAtInit) -> list[PruneAtInit]:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # the trainer's connectors set it
     ours = [callback for callback in callbacks if isinstance(callback, PruneAtInit)]
     return ours if own in ours else [own]
-
-
-def _refuse_overlap(callbacks: Sequence[PruneAtInit], pl_module: LightningModule) -> None:
-    """Refuse two callbacks that would prune the same weights.
-
-    Raises:
-        ValueError: If there are such callbacks, naming their networks.
-    """
-    seen: dict[int, str] = {}
-    for callback in callbacks:
-        network, prefix = find_network(pl_module, callback.network)
-        name = attribute_of(prefix) or type(pl_module).__name__
-        for parameter in network.parameters():
-            if (other := seen.get(id(parameter))) is not None:
-                raise ValueError(
-                    f"two PruneAtInit prune the same weights, those of {other!r} and of {name!r};"
-                    " leave one out, or give each a network of its own (network=)"
-                )
-        seen.update({id(parameter): name for parameter in network.parameters()})
 
 
 def _refuse_unclaimed(
@@ -927,26 +878,4 @@ def _holds(network: nn.Module, masks: Masks) -> bool:
     return not any(
         bool(parameter[~mask.to(parameter.device)].any())
         for parameter, mask in masks.parameters(network)
-    )
-
-
-def _refuse_shards(trainer: Trainer) -> None:
-    """Refuse a strategy that shards parameters or the state of the optimiser.
-
-    Raises:
-        ValueError: If the strategy does so.
-    """
-    # Lightning restores a checkpoint after the strategy's setup for exactly these strategies.
-    if trainer.strategy.restore_checkpoint_after_setup:
-        raise ValueError(
-            f"{type(trainer.strategy).__name__} shards parameters or the optimiser's state, and a"
-            " shard cannot be pruned; use ddp, or drop the pruner"
-        )
-
-
-def _too_late(trainer: Trainer) -> str:
-    return (
-        f"{str(trainer.ckpt_path)!r} was trained without masks and would be pruned in mid-training;"
-        " resume dense with the overlay pruners/dense, prune at an epoch that lies ahead"
-        " (at_epoch), or start anew without ckpt_path"
     )
