@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from pytorch_lightning.utilities import rank_zero_info
+from torch import nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from synflow_pl.compaction import freeze
-from synflow_pl.diagnosis import DeadNetwork, Diagnosis, MaskHistory, diagnose
-from synflow_pl.flow import Connectivity, example_of
+from synflow_pl.diagnosis import DeadNetwork, Diagnosis, MaskHistory
+from synflow_pl.flow import example_of
 from synflow_pl.masks import Hold, Masks, prunable
 from synflow_pl.pruners import Pruner
-from synflow_pl.pruners.recording import RecordingPruner
 from synflow_pl.pruners.sanity import SANITY
-from synflow_pl.pruning import PruningOptions, prune
+from synflow_pl.pruning import PruningOptions
 from synflow_pl.schedules import SCHEDULES, as_density
 from synflow_pl.training.averaged_models import averaged_models, refuse_mid_epoch
 from synflow_pl.training.callback_options import (
@@ -43,32 +38,19 @@ from synflow_pl.training.checkpoints import (
     KEY,
     attribute_of,
     find_checkpoint,
-    load_masks,
-    load_weights,
     states,
 )
 from synflow_pl.training.collective_metrics import compute_on_all_ranks
 from synflow_pl.training.compacted import Compacted, check_compactable, rebuild
 from synflow_pl.training.distributed import Ranks
 from synflow_pl.training.gradual_pruning import End, Gradual, last_step
-from synflow_pl.training.introspection import (
-    FreshBatches,
-    find_batches,
-    find_example,
-    find_loss,
-    find_network,
-)
-from synflow_pl.training.losses import BROADCAST, Loss
+from synflow_pl.training.introspection import find_network
+from synflow_pl.training.losses import Loss
 from synflow_pl.training.monitors import check_monitors
-from synflow_pl.training.precision import scorable, unrounded
+from synflow_pl.training.precision import scorable
+from synflow_pl.training.pruning_report import PruningReport, diagnose_rounds
+from synflow_pl.training.scoring import Scoring
 from synflow_pl.training.tuner_order import run_before_tuners
-from synflow_pl.training.visualization import (
-    show_density,
-    show_diagnosis,
-    show_masks,
-    show_rounds,
-    wants_pictures,
-)
 from synflow_pl.training.zeros import Zeros, tensors_outside_networks
 
 __all__ = ["PruneAtInit"]
@@ -225,17 +207,15 @@ class PruneAtInit(Callback):
         self.diagnosis: Diagnosis | None = None
         self.survival: MaskHistory | None = None
         self.seconds = 0.0
-        self._recording: RecordingPruner | None = None
         self._restored = False
         self._gradual: Gradual | None = None
         self._end = End(None, None)
-        self._inputs: tuple[Tensor, ...] = ()
+        self._scoring = Scoring(self.loss, self.input_shape, self.fresh_batches)
+        self._report = PruningReport()
         self._ranks: Ranks
-        self._unrounded: dict[str, Tensor] = {}
         self._holds: dict[int, Hold] = {}
         self._zeros: Zeros | None = None
         self._pruned: weakref.ref[nn.Module] | None = None
-        self._label = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state with the network in place of the weak reference, which has no pickle."""
@@ -289,24 +269,21 @@ class PruneAtInit(Callback):
         """Reset the state that belongs to an earlier fit."""
         self._ranks = Ranks(trainer)
         self._release()
-        self._inputs, self._unrounded, self._recording, self._restored = (), {}, None, False
-        self._label = (
+        self._restored = False
+        self._scoring = Scoring(self.loss, self.input_shape, self.fresh_batches)
+        self._report = PruningReport(
             self.network or type(pl_module).__name__ if len(_callbacks(trainer, self)) > 1 else ""
         )
 
     def _reset(self) -> None:
         """Reset the state that belongs to an earlier network."""
         self.masks, self.diagnosis, self.survival, self.seconds = None, None, None, 0.0
-        self._gradual, self._recording, self._pruned, self._restored = None, None, None, False
+        self._gradual, self._pruned, self._restored = None, None, False
+        self._report.clear()
 
     def _belongs(self, network: nn.Module) -> bool:
         """Return whether the masks and the diagnosis are this network's."""
         return self._pruned is not None and self._pruned() is network
-
-    @property
-    def _heading(self) -> str:
-        """Beginning of messages, with the network's name if several are pruned."""
-        return f"Pruning {self._label}" if self._label else "Pruning"
 
     def check_now(self) -> None:
         """Refuse to prune without a fit if these options do not allow it.
@@ -344,7 +321,7 @@ class PruneAtInit(Callback):
             and self._from_file is None
             and trainer.is_global_zero
         ):
-            self._unrounded = unrounded(trainer, network)
+            self._scoring.copy_unrounded(trainer, network)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune unless there are masks already or it is too early, and apply the masks."""
@@ -364,15 +341,13 @@ class PruneAtInit(Callback):
                 if self._restored
                 else "the network keeps its masks"
             )
-            rank_zero_info(
-                f"{self._heading}: not again; {reason} (density {self.masks.density:.6g})."
-            )
+            self._report.info(f"not again; {reason} (density {self.masks.density:.6g}).")
             self._keep(trainer, pl_module, self.masks)
         elif self._prunes and self.at_epoch == 0:
             if trainer.ckpt_path is not None and self.score_from is None:
                 raise ValueError(too_late(trainer))
             self._begin(trainer, pl_module)
-        self._unrounded = {}
+        self._scoring.unrounded = {}
         if self.compact and self.masks is not None:
             self._compact(trainer, pl_module)
 
@@ -417,9 +392,11 @@ class PruneAtInit(Callback):
     def _mask(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> None:
         """Choose the masks, apply them, and report the diagnosis."""
         if self._end_fraction is not None:
-            self._find_loss(pl_module, network)
-            self._gradual = Gradual.starting(trainer)
+            assert self.pruner is not None
             assert self._options is not None
+            # A missing loss is an error now rather than in the first round.
+            self._scoring.find_loss(pl_module, network, self.pruner)
+            self._gradual = Gradual.starting(trainer)
             weights = prunable(network, self._options.exclude)
             return self._keep(
                 trainer,
@@ -433,7 +410,9 @@ class PruneAtInit(Callback):
             masks = self._choose(trainer, pl_module, network)
             if self.freeze_dead:
                 masks = freeze(
-                    network, masks, example_of(network, None, self._example(trainer, pl_module))
+                    network,
+                    masks,
+                    example_of(network, None, self._scoring.example(trainer, pl_module)),
                 )
             return masks.state_dict()
 
@@ -441,110 +420,27 @@ class PruneAtInit(Callback):
         self.seconds = time.perf_counter() - started
         self._ranks.broadcast(network.parameters())  # a sanity check may have reinitialised them
         self._keep(trainer, pl_module, Masks.from_state_dict(masks))
-        self._report(trainer, pl_module, f"{how} kept", f" in {self.seconds:.1f} s")
+        self._diagnose(trainer, pl_module, f"{how} kept", f" in {self.seconds:.1f} s")
 
     def _choose(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Masks:
         """Return the masks that the pruner chooses, or those of the file."""
         if self._from_file is not None:
             return self._from_file
         assert self.pruner is not None
-        hidden = trainer.progress_bar_callback is None
-        scored = scorable(network, self._unrounded)
-        rewound, previous = {}, None
-        self.survival = MaskHistory() if self._rounds > 1 and not self.pruner.regrows else None
-        if self.score_from is not None:
-            rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-            attribute = attribute_of(find_network(pl_module, self.network)[1])
-            load_weights(scored, self.score_from, attribute=attribute)
-            previous = load_masks(self.score_from, attribute)
-        with tqdm(
-            total=self._rounds,
-            desc=f"{self._heading}, {type(self.pruner).__name__}",
-            unit="round",
-            leave=False,
-            disable=hidden,
-        ) as bar:
-
-            def on_round(index: int, density: float, masks: Mapping[str, Tensor]) -> None:
-                bar.update()
-                show_density(trainer.loggers, index, density, self._label)
-                if self.survival is not None:
-                    self.survival(index, density, masks)
-
-            assert self._options is not None
-            masks = self._prune(
-                trainer, pl_module, scored, self._options, masks=previous, on_round=on_round
-            )
-        if self.score_from is not None or scored is not network:
-            network.load_state_dict(rewound or scored.state_dict())
-        return masks
-
-    def _prune(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        network: nn.Module,
-        options: PruningOptions,
-        **arguments: Any,
-    ) -> Masks:
-        assert self.pruner is not None
-        pruner = (
-            RecordingPruner(self.pruner, options.rounds)
-            if wants_pictures(trainer.loggers)
-            else self.pruner
+        assert self._options is not None
+        several = self._rounds > 1 and not self.pruner.regrows
+        self.survival = MaskHistory() if several else None
+        return self._scoring.choose(
+            trainer,
+            pl_module,
+            network,
+            self.pruner,
+            self._options,
+            self._report,
+            history=self.survival,
+            score_from=self.score_from,
+            attribute=attribute_of(find_network(pl_module, self.network)[1]),
         )
-        if self.pruner.needs_batches:
-            arguments |= {
-                "loss": self._find_loss(pl_module, network),
-                "batches": self._batches(trainer),
-            }
-        with warnings.catch_warnings():
-            if self.loss is None:
-                # The module's training step may bring outputs and labels to one shape; its loss
-                # alone does not.
-                warnings.filterwarnings("error", BROADCAST, UserWarning)
-            try:
-                masks = prune(
-                    network,
-                    pruner,
-                    example_input=self._example(trainer, pl_module),
-                    **vars(options),
-                    **arguments,
-                )
-            except UserWarning as warning:
-                raise ValueError(
-                    f"the loss of {type(pl_module).__name__} compares outputs and labels of"
-                    " different shapes; give PruneAtInit loss=, a function of (outputs, labels)"
-                    " that brings them to one shape as the training step does"
-                ) from warning
-        if isinstance(pruner, RecordingPruner):
-            self._recording = pruner.after(self._recording)
-        return masks
-
-    def _batches(
-        self, trainer: Trainer
-    ) -> Sequence[tuple[Tensor, Tensor]] | Callable[[int], Sequence[tuple[Tensor, Tensor]]]:
-        assert self.pruner is not None
-        if not self.fresh_batches:
-            return find_batches(trainer, self.pruner)
-        fresh = FreshBatches(trainer, self.pruner)
-        # A gradual pruning calls prune() once for each round.
-        first = self._gradual.done if self._gradual is not None else 0
-        return lambda index: fresh(first + index)
-
-    def _find_loss(self, pl_module: LightningModule, network: nn.Module) -> Loss | None:
-        """Return the loss of a pruner that scores on data, else ``None``.
-
-        Raises:
-            ValueError: If the module has no such loss, or several.
-        """
-        if self.pruner is None or not self.pruner.needs_batches or self._from_file is not None:
-            return None
-        return self.loss or find_loss(pl_module, network)
-
-    def _example(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor, ...]:
-        self._inputs = self._inputs or find_example(trainer, pl_module, self.input_shape)
-        return self._inputs
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
         """Apply masks to the network and its averages, now and after every optimiser step."""
@@ -555,17 +451,7 @@ class PruneAtInit(Callback):
             self.masks.apply(find_network(average, self.network)[0])
         self._hold(trainer, pl_module, self.masks)
         self._ranks.assert_equal(masks=self.masks.items(), weights=network.named_parameters())
-        folder = trainer.log_dir  # a collective call, since Lightning broadcasts the value
-
-        def save() -> None:
-            # Ranks other than 0 may have no logger, if torchrun or SLURM started them.
-            if folder is not None and isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)):
-                masks.save(
-                    Path(folder)
-                    / (f"masks_{self._label}.safetensors" if self._label else "masks.safetensors")
-                )
-
-        self._ranks.run_on_rank_zero(save)
+        self._report.save_masks(trainer, self._ranks, masks)
 
     def _hold(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
         """Set pruned weights to zero after each optimiser step and after other writes to them."""
@@ -608,14 +494,16 @@ class PruneAtInit(Callback):
         network, _ = find_network(pl_module, self.network)
         self._release()
         self._compacted = Compacted(
-            network, self.masks, example_of(network, None, self._example(trainer, pl_module))
+            network,
+            self.masks,
+            example_of(network, None, self._scoring.example(trainer, pl_module)),
         )
         rebuild(trainer, pl_module)
         self._hold(trainer, pl_module, self._compacted.masks)
         rank_zero_info(self._compacted.summary)
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule, how: str, took: str) -> None:
-        """Diagnose the pruned network, and log and print the diagnosis.
+    def _diagnose(self, trainer: Trainer, pl_module: LightningModule, how: str, when: str) -> None:
+        """Diagnose the pruned network, and report the diagnosis.
 
         Raises:
             DeadNetwork: If no path of kept weights connects input and output, and ``on_collapse``
@@ -623,37 +511,22 @@ class PruneAtInit(Callback):
         """
         assert self.masks is not None
         masks, (network, _) = self.masks, find_network(pl_module, self.network)
-
-        def diagnose_network() -> Diagnosis:
-            inputs = self._example(trainer, pl_module)
-            diagnosis = diagnose(network, masks, example_input=inputs)
-            if diagnosis.alive or self.survival is None:
-                return diagnosis
-            return replace(diagnosis, died=self.survival.died(Connectivity(network, inputs)))
-
-        self.diagnosis = diagnosis = self._ranks.run_on_rank_zero(diagnose_network)
-        rank_zero_info(
-            f"{self._heading}: {how} {diagnosis.kept:,} of {diagnosis.total:,} weights"
-            f" (density {diagnosis.density:.6g}, effective"
-            f" {diagnosis.effective_density:.6g}){took}."
+        self.diagnosis = self._ranks.run_on_rank_zero(
+            lambda: diagnose_rounds(
+                network, masks, self._scoring.example(trainer, pl_module), self.survival
+            )
         )
-        rank_zero_info(diagnosis.table())
-        for note in (
-            self.pruner.notes if self.pruner is not None and self._from_file is None else ()
-        ):
-            rank_zero_info(f"{self._heading}: {note}.")
-        if trainer.is_global_zero:
-            show_diagnosis(trainer.loggers, diagnosis, self._label)
-            show_masks(trainer.loggers, network, self.masks, self._label)
-            if self._recording is not None:
-                show_rounds(
-                    trainer.loggers, network, self._inputs, self.masks, self._recording, self._label
-                )
-        self._recording = None
-        if message := diagnosis.collapse:
-            if not diagnosis.alive and self.on_collapse == "error":
-                raise DeadNetwork(f"{message}, or on_collapse warn to train it anyway")
-            rank_zero_warn(f"{self._heading}: {message}")
+        self._report.show(
+            trainer,
+            network,
+            masks,
+            self.diagnosis,
+            self._scoring.inputs,
+            how=how,
+            when=when,
+            notes=self.pruner.notes if self.pruner is not None and self._from_file is None else (),
+        )
+        self._report.check_collapse(self.diagnosis, self.on_collapse)
 
     # -- training
 
@@ -691,18 +564,25 @@ class PruneAtInit(Callback):
         schedule = SCHEDULES[self._options.schedule or self.pruner.schedule]
         then = schedule(target, Fraction(due, self._rounds)) if due < self._rounds else target
         options = replace(self._options, density=then, num_kept=None, rounds=1)
-        before = self.masks
+        before, pruner, done = self.masks, self.pruner, self._gradual.done
         masks = self._ranks.run_on_rank_zero(
-            lambda: self._prune(
-                trainer, pl_module, scorable(network, {}), options, masks=before
+            lambda: self._scoring.prune(
+                trainer,
+                pl_module,
+                scorable(network, {}),
+                pruner,
+                options,
+                self._report,
+                masks=before,
+                first_round=done,
             ).state_dict()
         )
         self._keep(trainer, pl_module, Masks.from_state_dict(masks))
         self._gradual.done = due
-        show_density(trainer.loggers, due, self.masks.density, self._label)
+        self._report.show_round(trainer, due, self.masks.density)
         if due == self._rounds:
             try:
-                self._report(
+                self._diagnose(
                     trainer,
                     pl_module,
                     f"{type(self.pruner).__name__} has kept",
@@ -726,19 +606,16 @@ class PruneAtInit(Callback):
         if self._zeros is not None:
             self._zeros.check()
         if self._prunes and self.masks is None:
-            rank_zero_warn(
-                f"{self._heading}: training ended before epoch {self.at_epoch}, so nothing was"
-                " pruned"
-            )
+            self._report.warn(f"training ended before epoch {self.at_epoch}, so nothing was pruned")
         elif (
             self._gradual is not None
             and self._end_fraction is not None
             and self.masks is not None
             and self._gradual.done < self._rounds
         ):
-            rank_zero_warn(
-                f"{self._heading}: training ended after round {self._gradual.done} of"
-                f" {self._rounds}, at density {self.masks.density:.6g}"
+            self._report.warn(
+                f"training ended after round {self._gradual.done} of {self._rounds}, at density"
+                f" {self.masks.density:.6g}"
             )
 
     def on_before_optimizer_step(
@@ -763,7 +640,7 @@ class PruneAtInit(Callback):
             self._zeros.check()
         self._release()
         self._restore()
-        self._inputs, self._unrounded = (), {}
+        self._scoring = Scoring(self.loss, self.input_shape, self.fresh_batches)
 
     def _restore(self) -> None:
         if self._compacted is not None:
