@@ -1,35 +1,34 @@
-"""Refuse options of PruneAtInit that contradict each other, the module or the Trainer."""
+"""Check the options of PruneAtInit against each other, the module and the Trainer."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.sanity import SANITY
+from synflow_pl.pruning import PruningOptions
 from synflow_pl.training.checkpoints import attribute_of
 from synflow_pl.training.introspection import find_network
 from synflow_pl.training.losses import takes_two
 
 __all__ = [
     "check_now",
-    "check_options",
+    "check_resumed",
     "check_trainer",
+    "make_options",
     "refuse_overlap",
     "refuse_shards",
     "too_late",
 ]
 
 
-def check_options(
+def make_options(
     pruner: Pruner | None,
     *,
-    density: float | None,
-    num_kept: int | None,
-    effective_density: float | None,
-    rounds: int | None,
     sanity: str | None,
     at_epoch: int,
     score_from: str | os.PathLike[str] | None,
@@ -37,18 +36,13 @@ def check_options(
     on_collapse: str,
     compact: bool,
     loss: object,
-) -> None:
-    """Refuse options that are impossible by themselves or contradict each other.
-
-    The options are those of :class:`synflow_pl.PruneAtInit`. Those that ``prune()`` has as well are
-    checked by :class:`synflow_pl.pruning.PruningOptions`.
+    exclude: Sequence[str] | str,
+    **options: Any,
+) -> PruningOptions | None:
+    """Return the options of ``prune()``, after all options are checked against each other.
 
     Args:
         pruner: Pruner, or ``None`` for a dense training.
-        density: Fraction of prunable weights kept.
-        num_kept: Number of weights kept.
-        effective_density: Fraction of weights that are kept and on a path of kept weights.
-        rounds: Number of rounds.
         sanity: Name of a sanity check.
         at_epoch: Epoch before which the network is pruned.
         score_from: Run or checkpoint whose weights are scored.
@@ -56,15 +50,25 @@ def check_options(
         on_collapse: What happens if no path of kept weights connects input and output.
         compact: Whether a smaller network is trained.
         loss: Loss of a pruner that scores on data.
+        exclude: Pattern, or list of patterns, of parameter names that stay dense.
+        options: Other options of ``prune()``, at least ``density``, ``num_kept``,
+            ``effective_density`` and ``rounds``.
+
+    Returns:
+        Options without a check of the connectivity, since the diagnosis of the callback reports
+        it; ``None`` without a pruner or with masks from a file.
 
     Raises:
         ValueError: If an option is impossible, naming its value.
         TypeError: If ``loss`` cannot be called with two arguments.
     """
-    if (
-        pruner is None
-        and masks_path is None
-        and (density not in (None, 1) or num_kept is not None or rounds is not None)
+    pruning: PruningOptions | None = None
+    density, num_kept, rounds = options["density"], options["num_kept"], options["rounds"]
+    if masks_path is None and pruner is not None:
+        patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        pruning = PruningOptions(**options, exclude=patterns, on_collapse="ignore")
+    elif masks_path is None and (
+        density not in (None, 1) or num_kept is not None or rounds is not None
     ):
         raise ValueError(
             f"density={density}, num_kept={num_kept}, rounds={rounds}, but no pruner; name one,"
@@ -81,6 +85,7 @@ def check_options(
             f"loss: {loss!r} must be a module or function of two arguments, (outputs, labels)"
             " to the mean loss"
         )
+    effective_density = options["effective_density"]
     _check_time(pruner, at_epoch, score_from, masks_path, sanity, effective_density)
     if compact and (
         at_epoch or (pruner is not None and masks_path is None and pruner.end_fraction is not None)
@@ -89,6 +94,7 @@ def check_options(
             "compact: true needs masks that are final before the first step; leave out at_epoch"
             " and gradual pruning"
         )
+    return pruning
 
 
 def _check_time(
@@ -203,6 +209,21 @@ def refuse_shards(trainer: Trainer) -> None:
             f"{type(trainer.strategy).__name__} shards parameters or the optimiser's state, and a"
             " shard cannot be pruned; use ddp, or drop the pruner"
         )
+
+
+def check_resumed(trainer: Trainer, at_epoch: int) -> None:
+    """Refuse to resume a network without masks after the time at which it is pruned.
+
+    Args:
+        trainer: Trainer that has resumed.
+        at_epoch: Epoch before which the network is pruned.
+
+    Raises:
+        ValueError: If the training resumes in that epoch or later.
+    """
+    epoch, within = trainer.current_epoch, trainer.fit_loop.restarted_mid_epoch
+    if epoch > at_epoch or (epoch == at_epoch and within):
+        raise ValueError(too_late(trainer))
 
 
 def refuse_overlap(pl_module: LightningModule, names: Iterable[str | None]) -> None:

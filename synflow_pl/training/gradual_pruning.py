@@ -12,7 +12,11 @@ from fractions import Fraction
 
 from pytorch_lightning import Trainer
 
-__all__ = ["End", "Gradual", "last_step", "progress"]
+from synflow_pl.pruners import Pruner
+from synflow_pl.pruning import PruningOptions
+from synflow_pl.schedules import SCHEDULES, as_density
+
+__all__ = ["End", "Gradual", "density_after", "last_step", "progress"]
 
 
 @dataclass
@@ -135,3 +139,23 @@ def last_step(trainer: Trainer, end_fraction: float, at_epoch: int) -> End:
             f" of {total}; begin earlier, or let it take more of the training (end_fraction)"
         )
     return end
+
+
+def density_after(options: PruningOptions, pruner: Pruner, due: int, total: int) -> Fraction:
+    """Return the density that a gradual pruning has after some of its rounds.
+
+    Args:
+        options: Options of the pruning, with the density or the number of weights after the last
+            round.
+        pruner: Pruner, whose own rounds and schedule are used where the options have none.
+        due: Number of rounds that are completed.
+        total: Number of prunable weights.
+    """
+    rounds = pruner.rounds if options.rounds is None else options.rounds
+    target = (
+        as_density(options.density)
+        if options.density is not None
+        else Fraction(options.num_kept or 0, total)
+    )
+    schedule = SCHEDULES[options.schedule or pruner.schedule]
+    return schedule(target, Fraction(due, rounds)) if due < rounds else target

@@ -1,62 +1,42 @@
-"""Prune a network in a Trainer, keep pruned weights at zero, and store masks in checkpoints."""
+"""Prune a network when a fit starts or during it, and hold its masks."""
 
 from __future__ import annotations
 
 import os
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
-from fractions import Fraction
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning import LightningModule, Trainer
 from torch import nn
-from torch.optim import Optimizer
 
-from synflow_pl.compaction import freeze
 from synflow_pl.diagnosis import DeadNetwork, Diagnosis, MaskHistory
-from synflow_pl.flow import example_of
-from synflow_pl.masks import Hold, Masks, prunable
+from synflow_pl.masks import Masks
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.sanity import SANITY
-from synflow_pl.pruning import PruningOptions
-from synflow_pl.schedules import SCHEDULES, as_density
-from synflow_pl.training.averaged_models import averaged_models, refuse_mid_epoch
 from synflow_pl.training.callback_options import (
     check_now,
-    check_options,
+    check_resumed,
     check_trainer,
-    refuse_overlap,
-    refuse_shards,
+    make_options,
     too_late,
 )
-from synflow_pl.training.checkpoints import (
-    KEY,
-    attribute_of,
-    find_checkpoint,
-    states,
-)
-from synflow_pl.training.collective_metrics import compute_on_all_ranks
-from synflow_pl.training.compacted import Compacted, check_compactable, rebuild
-from synflow_pl.training.distributed import Ranks
+from synflow_pl.training.checkpoints import find_checkpoint
+from synflow_pl.training.compacted import check_compactable
 from synflow_pl.training.gradual_pruning import End, Gradual, last_step
+from synflow_pl.training.hold_masks import HoldMasks
 from synflow_pl.training.introspection import find_network
 from synflow_pl.training.losses import Loss
+from synflow_pl.training.mask_chooser import MaskChooser
 from synflow_pl.training.monitors import check_monitors
-from synflow_pl.training.precision import scorable
-from synflow_pl.training.pruning_report import PruningReport, diagnose_rounds
-from synflow_pl.training.scoring import Scoring
+from synflow_pl.training.pruning_report import diagnose_rounds
 from synflow_pl.training.tuner_order import run_before_tuners
-from synflow_pl.training.zeros import Zeros, tensors_outside_networks
 
 __all__ = ["PruneAtInit"]
 
 
-class PruneAtInit(Callback):
+class PruneAtInit(HoldMasks):
     """Prune the network when a fit starts, or after some epochs, and keep pruned weights at zero.
 
     The callback works with any LightningModule and any data. Every full checkpoint stores the masks
@@ -160,28 +140,20 @@ class PruneAtInit(Callback):
         freeze_dead: bool = False,
         loss: nn.Module | None = None,
     ) -> None:
+        super().__init__(network, compact)
         self._from_file = Masks.load(masks_path) if masks_path is not None else None
-        self._options: PruningOptions | None = None
-        if self._from_file is None and pruner is not None:
-            self._options = PruningOptions(
-                density=density,
-                num_kept=num_kept,
-                effective_density=effective_density,
-                rounds=rounds,
-                schedule=schedule,
-                scope=scope,
-                mask_bias=mask_bias,
-                mask_norm=mask_norm,
-                exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
-                train_mode=train_mode,
-                on_collapse="ignore",  # the diagnosis that follows reports it
-            )
-        check_options(
+        self._options = make_options(
             pruner,
             density=density,
             num_kept=num_kept,
             effective_density=effective_density,
             rounds=rounds,
+            schedule=schedule,
+            scope=scope,
+            mask_bias=mask_bias,
+            mask_norm=mask_norm,
+            exclude=exclude,
+            train_mode=train_mode,
             sanity=sanity,
             at_epoch=at_epoch,
             score_from=score_from,
@@ -190,61 +162,42 @@ class PruneAtInit(Callback):
             compact=compact,
             loss=loss,
         )
-        self.compact = compact
-        self.freeze_dead = freeze_dead
-        self._compacted: Compacted | None = None
         self.pruner = (
             SANITY[sanity](pruner) if sanity is not None and pruner is not None else pruner
         )
         self.at_epoch = at_epoch
         self.score_from = find_checkpoint(score_from) if score_from is not None else None
-        self.network = network
         self.loss: Loss | None = loss
         self.input_shape = tuple(input_shape) if input_shape is not None else None
         self.on_collapse = on_collapse
         self.fresh_batches = fresh_batches
-        self.masks: Masks | None = None
+        self.freeze_dead = freeze_dead
         self.diagnosis: Diagnosis | None = None
         self.survival: MaskHistory | None = None
         self.seconds = 0.0
-        self._restored = False
-        self._gradual: Gradual | None = None
         self._end = End(None, None)
-        self._scoring = Scoring(self.loss, self.input_shape, self.fresh_batches)
-        self._report = PruningReport()
-        self._ranks: Ranks
-        self._holds: dict[int, Hold] = {}
-        self._zeros: Zeros | None = None
-        self._pruned: weakref.ref[nn.Module] | None = None
+        self._chooser = self._new_chooser()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state with the network in place of the weak reference, which has no pickle."""
-        return {**self.__dict__, "_pruned": self._pruned() if self._pruned is not None else None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the state, with a weak reference to the network."""
-        network = state["_pruned"]
-        self.__dict__.update(state, _pruned=weakref.ref(network) if network is not None else None)
-
-    @property
-    def _prunes(self) -> bool:
-        return self.pruner is not None or self._from_file is not None
-
-    @property
-    def _end_fraction(self) -> float | None:
-        return (
-            self.pruner.end_fraction
-            if self.pruner is not None and self._from_file is None
-            else None
+    def _new_chooser(self) -> MaskChooser:
+        return MaskChooser(
+            self.pruner,
+            self._options,
+            self._from_file,
+            loss=self.loss,
+            input_shape=self.input_shape,
+            fresh_batches=self.fresh_batches,
+            network=self.network,
+            score_from=self.score_from,
+            freeze_dead=self.freeze_dead,
         )
 
-    @property
-    def _rounds(self) -> int:
-        assert self.pruner is not None
-        rounds = self._options.rounds if self._options is not None else None
-        return self.pruner.rounds if rounds is None else rounds
+    def check_now(self) -> None:
+        """Refuse to prune without a fit if these options do not allow it.
 
-    # -- pruning
+        Raises:
+            ValueError: If there is no pruner, or the pruning happens during a training.
+        """
+        check_now(self.pruner if self._from_file is None else None, self.at_epoch)
 
     def prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune now, without a fit.
@@ -266,32 +219,18 @@ class PruneAtInit(Callback):
     # -- state of one network and one fit
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the state that belongs to an earlier fit."""
-        self._ranks = Ranks(trainer)
-        self._release()
-        self._restored = False
-        self._scoring = Scoring(self.loss, self.input_shape, self.fresh_batches)
-        self._report = PruningReport(
-            self.network or type(pl_module).__name__ if len(_callbacks(trainer, self)) > 1 else ""
-        )
+        super()._start(trainer, pl_module)
+        self._chooser = self._new_chooser()
 
     def _reset(self) -> None:
-        """Reset the state that belongs to an earlier network."""
-        self.masks, self.diagnosis, self.survival, self.seconds = None, None, None, 0.0
-        self._gradual, self._pruned, self._restored = None, None, False
-        self._report.clear()
+        super()._reset()
+        self.diagnosis, self.survival, self.seconds = None, None, 0.0
 
-    def _belongs(self, network: nn.Module) -> bool:
-        """Return whether the masks and the diagnosis are this network's."""
-        return self._pruned is not None and self._pruned() is network
+    def _finish(self) -> None:
+        super()._finish()
+        self._chooser = self._new_chooser()  # releases example inputs and copies of weights
 
-    def check_now(self) -> None:
-        """Refuse to prune without a fit if these options do not allow it.
-
-        Raises:
-            ValueError: If there is no pruner, or the pruning happens during a training.
-        """
-        check_now(self.pruner if self._from_file is None else None, self.at_epoch)
+    # -- when to prune
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the options against the module and the Trainer, before anything is computed.
@@ -299,13 +238,8 @@ class PruneAtInit(Callback):
         Raises:
             ValueError: If this callback cannot work with them.
         """
-        if stage != "fit":
-            return
-        # Prevents a deadlock of a rank that reads a metric with a rank that compares masks.
-        compute_on_all_ranks(trainer)
-        self._start(trainer, pl_module)
-        refuse_overlap(pl_module, (other.network for other in _callbacks(trainer, self)))
-        if not self._prunes:
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit" or not self._chooser.prunes:
             return
         check_trainer(trainer, self.at_epoch)
         network, _ = find_network(pl_module, self.network)
@@ -313,43 +247,23 @@ class PruneAtInit(Callback):
             self._from_file.parameters(network)
         if self.compact:
             check_compactable(trainer, pl_module, network)
-        at_start = self.at_epoch == 0 and self._end_fraction is None
+        at_start = self.at_epoch == 0 and self._chooser.end_fraction is None
         run_before_tuners(trainer, self, sparse=at_start)
-        if (
-            at_start
-            and self.score_from is None
-            and self._from_file is None
-            and trainer.is_global_zero
-        ):
-            self._scoring.copy_unrounded(trainer, network)
+        if at_start and trainer.is_global_zero:
+            self._chooser.copy_unrounded(trainer, network)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune unless there are masks already or it is too early, and apply the masks."""
         check_monitors(trainer, pl_module)
-        network, _ = find_network(pl_module, self.network)
-        if not self._belongs(network):
-            if self._restored:
-                self._pruned = weakref.ref(network)
-            else:
-                self._reset()
-        # Must come first: a rank with masks and one without make different collective calls below,
-        # and would deadlock.
-        self._ranks.assert_equal(masks=self.masks.items() if self.masks is not None else ())
-        if self.masks is not None:
-            reason = (
-                "the checkpoint's masks are kept"
-                if self._restored
-                else "the network keeps its masks"
-            )
-            self._report.info(f"not again; {reason} (density {self.masks.density:.6g}).")
-            self._keep(trainer, pl_module, self.masks)
-        elif self._prunes and self.at_epoch == 0:
+        super().on_fit_start(trainer, pl_module)
+        if self.masks is None and self._chooser.prunes and self.at_epoch == 0:
             if trainer.ckpt_path is not None and self.score_from is None:
                 raise ValueError(too_late(trainer))
             self._begin(trainer, pl_module)
-        self._scoring.unrounded = {}
+        self._chooser.unrounded = {}
         if self.compact and self.masks is not None:
-            self._compact(trainer, pl_module)
+            inputs = self._chooser.example(trainer, pl_module)
+            self._compact(trainer, pl_module, self.masks, inputs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the epoch at which a resumed training starts, and compute the last step of pruning.
@@ -357,402 +271,117 @@ class PruneAtInit(Callback):
         Raises:
             ValueError: If the training resumes without masks after the epoch of the pruning.
         """
-        if self._prunes and self.masks is None:
-            epoch, within = trainer.current_epoch, trainer.fit_loop.restarted_mid_epoch
-            if epoch > self.at_epoch or (epoch == self.at_epoch and within):
-                raise ValueError(too_late(trainer))
-        if self._end_fraction is not None:
-            self._end = last_step(trainer, self._end_fraction, self.at_epoch)
+        if self._chooser.prunes and self.masks is None:
+            check_resumed(trainer, self.at_epoch)
+        if self._chooser.end_fraction is not None:
+            self._end = last_step(trainer, self._chooser.end_fraction, self.at_epoch)
             if self._gradual is not None:
                 self._gradual.align(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune if ``at_epoch`` is this epoch."""
-        if self._prunes and self.masks is None and trainer.current_epoch == self.at_epoch:
+        unpruned = self._chooser.prunes and self.masks is None
+        if unpruned and trainer.current_epoch == self.at_epoch:
             self._begin(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Prune further if a round of a gradual pruning is due."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._gradual is None or self._chooser.end_fraction is None or self.masks is None:
+            return
+        due = self._gradual.due(trainer, self._end, self._chooser.rounds)
+        if due > self._gradual.done:
+            self._prune_further(trainer, pl_module, self.masks, self._gradual, due)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if training ended before the pruning was completed."""
+        super().on_train_end(trainer, pl_module)
+        if self._chooser.prunes and self.masks is None:
+            self._report.warn(f"training ended before epoch {self.at_epoch}, so nothing was pruned")
+        elif (
+            self._gradual is not None
+            and self._chooser.end_fraction is not None
+            and self.masks is not None
+            and self._gradual.done < self._chooser.rounds
+        ):
+            self._report.warn(
+                f"training ended after round {self._gradual.done} of {self._chooser.rounds}, at"
+                f" density {self.masks.density:.6g}"
+            )
+
+    # -- what to prune
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune now, or begin a gradual pruning with masks that keep every weight."""
         network, _ = find_network(pl_module, self.network)
-        dense = [parameter.detach().clone() for parameter in network.parameters()]
-        try:
+        with self._undo_on_error(network):
             self._reset()
             self._pruned = weakref.ref(network)
-            self._mask(trainer, pl_module, network)
-        except BaseException:
-            # A second attempt must start from the same weights, without masks that were never
-            # diagnosed.
-            with torch.no_grad():
-                for parameter, before in zip(network.parameters(), dense, strict=True):
-                    parameter.copy_(before)
-            self._release()
-            self.masks, self._gradual, self._pruned = None, None, None
-            raise
+            if self._chooser.end_fraction is not None:
+                masks = self._chooser.keep_all(pl_module, network)
+                self._gradual = Gradual.starting(trainer)
+                self._keep(trainer, pl_module, masks)
+            else:
+                self._prune_at_once(trainer, pl_module, network)
 
-    def _mask(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> None:
-        """Choose the masks, apply them, and report the diagnosis."""
-        if self._end_fraction is not None:
-            assert self.pruner is not None
-            assert self._options is not None
-            # A missing loss is an error now rather than in the first round.
-            self._scoring.find_loss(pl_module, network, self.pruner)
-            self._gradual = Gradual.starting(trainer)
-            weights = prunable(network, self._options.exclude)
-            return self._keep(
-                trainer,
-                pl_module,
-                Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}),
-            )
-        started = time.perf_counter()
-        how = "masks from a file" if self._from_file is not None else type(self.pruner).__name__
-
-        def choose() -> dict[str, object]:
-            masks = self._choose(trainer, pl_module, network)
-            if self.freeze_dead:
-                masks = freeze(
-                    network,
-                    masks,
-                    example_of(network, None, self._scoring.example(trainer, pl_module)),
-                )
-            return masks.state_dict()
-
-        masks = self._ranks.run_on_rank_zero(choose, no_timeout=True)
+    def _prune_at_once(
+        self, trainer: Trainer, pl_module: LightningModule, network: nn.Module
+    ) -> None:
+        """Choose and apply the masks, and report them."""
+        started, chooser = time.perf_counter(), self._chooser
+        self.survival = history = chooser.history() if trainer.is_global_zero else None
+        masks = chooser.choose(trainer, pl_module, network, self._ranks, self._report, history)
         self.seconds = time.perf_counter() - started
         self._ranks.broadcast(network.parameters())  # a sanity check may have reinitialised them
-        self._keep(trainer, pl_module, Masks.from_state_dict(masks))
-        self._diagnose(trainer, pl_module, f"{how} kept", f" in {self.seconds:.1f} s")
+        self._keep(trainer, pl_module, masks)
+        how, when = f"{chooser.source} kept", f" in {self.seconds:.1f} s"
+        self._diagnose(trainer, pl_module, masks, how, when)
 
-    def _choose(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> Masks:
-        """Return the masks that the pruner chooses, or those of the file."""
-        if self._from_file is not None:
-            return self._from_file
-        assert self.pruner is not None
-        assert self._options is not None
-        several = self._rounds > 1 and not self.pruner.regrows
-        self.survival = MaskHistory() if several else None
-        return self._scoring.choose(
+    def _prune_further(
+        self, trainer: Trainer, pl_module: LightningModule, masks: Masks, gradual: Gradual, due: int
+    ) -> None:
+        """Complete the rounds of a gradual pruning that are due."""
+        network, _ = find_network(pl_module, self.network)
+        masks = self._chooser.choose_round(
             trainer,
             pl_module,
             network,
-            self.pruner,
-            self._options,
+            self._ranks,
             self._report,
-            history=self.survival,
-            score_from=self.score_from,
-            attribute=attribute_of(find_network(pl_module, self.network)[1]),
+            masks,
+            done=gradual.done,
+            due=due,
         )
+        self._keep(trainer, pl_module, masks)
+        gradual.done = due
+        self._report.show_round(trainer, due, masks.density)
+        if due == self._chooser.rounds:
+            how, when = f"{self._chooser.source} has kept", f" by step {trainer.global_step}"
+            try:
+                self._diagnose(trainer, pl_module, masks, how, when)
+            except DeadNetwork:
+                # Another fit of the network must not train it disconnected.
+                self._drop()
+                raise
 
-    def _keep(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
-        """Apply masks to the network and its averages, now and after every optimiser step."""
-        self.masks = masks
-        network, _ = find_network(pl_module, self.network)
-        self.masks.apply(network)
-        for average in averaged_models(trainer):
-            self.masks.apply(find_network(average, self.network)[0])
-        self._hold(trainer, pl_module, self.masks)
-        self._ranks.assert_equal(masks=self.masks.items(), weights=network.named_parameters())
-        self._report.save_masks(trainer, self._ranks, masks)
-
-    def _hold(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
-        """Set pruned weights to zero after each optimiser step and after other writes to them."""
-        network, prefix = find_network(pl_module, self.network)
-        for hold in self._holds.values():
-            hold.remove()
-        self._holds.clear()
-        for optimizer in trainer.optimizers:
-            # An optimiser that does not call Optimizer.__init__ has no hooks; pruned weights that
-            # it writes are set to zero after the batch.
-            if hasattr(optimizer, "_optimizer_step_post_hooks"):
-                self._holds[id(optimizer)] = masks.hold(network, optimizer)
-        if self._zeros is None:
-            others = _callbacks(trainer, self)
-            owned = (find_network(pl_module, other.network)[0] for other in others)
-            skip = {
-                *map(id, others),
-                *(
-                    id(module)
-                    for owner in owned
-                    if owner is not pl_module
-                    for module in owner.modules()
-                ),
-            }
-
-            def averages() -> Iterator[nn.Module]:
-                return (
-                    find_network(average, self.network)[0] for average in averaged_models(trainer)
-                )
-
-            self._zeros = Zeros(
-                prefix, lambda: tensors_outside_networks(trainer, pl_module, skip), averages
-            )
-            self._zeros.written = len(self._holds) < len(trainer.optimizers)
-        self._zeros.hold(network, masks)
-
-    def _compact(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compact the network, and recreate the optimisers and wrappers of its parameters."""
-        assert self.masks is not None
-        network, _ = find_network(pl_module, self.network)
-        self._release()
-        self._compacted = Compacted(
-            network,
-            self.masks,
-            example_of(network, None, self._scoring.example(trainer, pl_module)),
-        )
-        rebuild(trainer, pl_module)
-        self._hold(trainer, pl_module, self._compacted.masks)
-        rank_zero_info(self._compacted.summary)
-
-    def _diagnose(self, trainer: Trainer, pl_module: LightningModule, how: str, when: str) -> None:
+    def _diagnose(
+        self, trainer: Trainer, pl_module: LightningModule, masks: Masks, how: str, when: str
+    ) -> None:
         """Diagnose the pruned network, and report the diagnosis.
 
         Raises:
             DeadNetwork: If no path of kept weights connects input and output, and ``on_collapse``
                 is ``"error"``.
         """
-        assert self.masks is not None
-        masks, (network, _) = self.masks, find_network(pl_module, self.network)
-        self.diagnosis = self._ranks.run_on_rank_zero(
-            lambda: diagnose_rounds(
-                network, masks, self._scoring.example(trainer, pl_module), self.survival
-            )
-        )
-        self._report.show(
-            trainer,
-            network,
-            masks,
-            self.diagnosis,
-            self._scoring.inputs,
-            how=how,
-            when=when,
-            notes=self.pruner.notes if self.pruner is not None and self._from_file is None else (),
-        )
-        self._report.check_collapse(self.diagnosis, self.on_collapse)
+        network, _ = find_network(pl_module, self.network)
+        chooser, history = self._chooser, self.survival
 
-    # -- training
+        def diagnose() -> Diagnosis:
+            return diagnose_rounds(network, masks, chooser.example(trainer, pl_module), history)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Set pruned weights to zero if something wrote to them since the last optimiser step."""
-        if self._zeros is not None:
-            self._zeros.check_batch(batch_idx)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Prune further if a round of a gradual pruning is due."""
-        if self._zeros is not None and self._zeros.written:
-            self._zeros.check()
-        if (
-            self._gradual is None
-            or self._end_fraction is None
-            or self.pruner is None
-            or self.masks is None
-        ):
-            return
-        due = self._gradual.due(trainer, self._end, self._rounds)
-        if due <= self._gradual.done:
-            return
-        network = find_network(pl_module, self.network)[0]
-        assert self._options is not None
-        density, num_kept = self._options.density, self._options.num_kept
-        target = (
-            as_density(density)
-            if density is not None
-            else Fraction(num_kept or 0, self.masks.total)
-        )
-        schedule = SCHEDULES[self._options.schedule or self.pruner.schedule]
-        then = schedule(target, Fraction(due, self._rounds)) if due < self._rounds else target
-        options = replace(self._options, density=then, num_kept=None, rounds=1)
-        before, pruner, done = self.masks, self.pruner, self._gradual.done
-        masks = self._ranks.run_on_rank_zero(
-            lambda: self._scoring.prune(
-                trainer,
-                pl_module,
-                scorable(network, {}),
-                pruner,
-                options,
-                self._report,
-                masks=before,
-                first_round=done,
-            ).state_dict()
-        )
-        self._keep(trainer, pl_module, Masks.from_state_dict(masks))
-        self._gradual.done = due
-        self._report.show_round(trainer, due, self.masks.density)
-        if due == self._rounds:
-            try:
-                self._diagnose(
-                    trainer,
-                    pl_module,
-                    f"{type(self.pruner).__name__} has kept",
-                    f" by step {trainer.global_step}",
-                )
-            except DeadNetwork:
-                # Another fit of the network must not train it disconnected.
-                self._release()
-                self.masks, self._gradual, self._pruned = None, None, None
-                raise
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        """Set pruned weights to zero if a hook wrote to them before the validation."""
-        if self._zeros is not None and batch_idx == 0 and trainer.state.fn == TrainerFn.FITTING:
-            self._zeros.check()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn if training ended before the pruning was completed."""
-        if self._zeros is not None:
-            self._zeros.check()
-        if self._prunes and self.masks is None:
-            self._report.warn(f"training ended before epoch {self.at_epoch}, so nothing was pruned")
-        elif (
-            self._gradual is not None
-            and self._end_fraction is not None
-            and self.masks is not None
-            and self._gradual.done < self._rounds
-        ):
-            self._report.warn(
-                f"training ended after round {self._gradual.done} of {self._rounds}, at density"
-                f" {self.masks.density:.6g}"
-            )
-
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
-        """Set the gradients of pruned weights to zero, so that norms count kept weights only."""
-        if hold := self._holds.get(id(optimizer)):
-            hold.mask_gradients()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Release the optimisers, and restore the full shapes of a compacted network."""
-        self._finish()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Clean up as :meth:`teardown` does, which Lightning does not call after an exception."""
-        self._finish()
-
-    def _finish(self) -> None:
-        if self._zeros is not None:
-            self._zeros.check()
-        self._release()
-        self._restore()
-        self._scoring = Scoring(self.loss, self.input_shape, self.fresh_batches)
-
-    def _restore(self) -> None:
-        if self._compacted is not None:
-            self._compacted.restore()
-            self._compacted = None
-
-    def _release(self) -> None:
-        for hold in self._holds.values():
-            hold.remove()
-        self._holds.clear()
-        if self._zeros is not None:
-            self._zeros.release()
-        self._zeros = None
-
-    # -- checkpoints
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Store the masks in the checkpoint, under a key that does not depend on the class."""
-        _, prefix = find_network(pl_module, self.network)
-        state: dict[str, Any] = {"network": prefix, "compact": self.compact}
-        if self.masks is not None:
-            state["masks"] = self.masks.state_dict()
-        if self._gradual is not None:
-            state["gradual"] = asdict(self._gradual)
-        if len(_callbacks(trainer, self)) == 1:
-            checkpoint[KEY] = state
-        else:
-            checkpoint.setdefault(KEY, {"networks": {}})["networks"][prefix] = state
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Restore the masks and the state of a gradual pruning from a checkpoint that has them.
-
-        Raises:
-            ValueError: If training cannot be resumed from it with these callbacks.
-        """
-        network, prefix = find_network(pl_module, self.network)
-        fitting = trainer.state.fn == TrainerFn.FITTING
-        stored = {attribute_of(name): state for name, state in states(checkpoint).items()}
-        if fitting:
-            present = [
-                attribute_of(find_network(pl_module, other.network)[1])
-                for other in _callbacks(trainer, self)
-            ]
-            _refuse_unclaimed(trainer, present, stored)
-            refuse_mid_epoch(trainer, checkpoint)
-        state = stored.get(attribute_of(prefix), {})
-        if (
-            fitting
-            and state.get("masks") is not None
-            and state.get("compact", False) != self.compact
-        ):
-            raise ValueError(
-                f"compact: the checkpoint was trained with compact {str(not self.compact).lower()},"
-                " and its optimiser's state has that size; resume with the same value"
-            )
-        if state.get("masks") is not None:
-            if fitting:
-                refuse_shards(trainer)
-            masks = Masks.from_state_dict(state["masks"])
-            if self.masks is None or not self._belongs(network) or not _equal(self.masks, masks):
-                self._reset()
-                self.masks = masks
-            self._pruned, self._restored = weakref.ref(network), fitting
-            self._gradual = (
-                Gradual(**state["gradual"]) if state.get("gradual") is not None else None
-            )
-        elif fitting or (
-            self.masks is not None and self._belongs(network) and not _holds(network, self.masks)
-        ):
-            self._reset()
-
-
-def _callbacks(trainer: Trainer, own: PruneAtInit) -> list[PruneAtInit]:
-    """Return the callbacks of this class in a Trainer, or only ``own`` if it is not among them."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # the trainer's connectors set it
-    ours = [callback for callback in callbacks if isinstance(callback, PruneAtInit)]
-    return ours if own in ours else [own]
-
-
-def _refuse_unclaimed(
-    trainer: Trainer, present: Sequence[str], stored: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Refuse a checkpoint with masks of a network that no callback prunes.
-
-    That network would be trained dense.
-
-    Raises:
-        ValueError: If there is such a network, naming it.
-    """
-    for name, state in stored.items():
-        if state.get("masks") is not None and name not in present:
-            names = ", ".join(repr(other) for other in present)
-            raise ValueError(
-                f"the checkpoint {str(trainer.ckpt_path)!r} holds the masks of {name!r}, which no"
-                f" PruneAtInit of this Trainer prunes (they prune {names}); add one with"
-                f" network={name!r}, or start anew without ckpt_path"
-            )
-
-
-def _equal(some: Masks, others: Masks) -> bool:
-    return some.keys() == others.keys() and all(
-        torch.equal(mask.cpu(), others[name].cpu()) for name, mask in some.items()
-    )
-
-
-def _holds(network: nn.Module, masks: Masks) -> bool:
-    """Return whether all pruned weights of a network are zero."""
-    return not any(
-        bool(parameter[~mask.to(parameter.device)].any())
-        for parameter, mask in masks.parameters(network)
-    )
+        self.diagnosis = diagnosis = self._ranks.run_on_rank_zero(diagnose)
+        inputs, notes = chooser.inputs, chooser.notes
+        self._report.show(trainer, network, masks, diagnosis, inputs, how, when, notes)
+        self._report.check_collapse(diagnosis, self.on_collapse)

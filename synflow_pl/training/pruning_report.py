@@ -120,7 +120,6 @@ class PruningReport:
         masks: Masks,
         diagnosis: Diagnosis,
         inputs: tuple[Tensor, ...],
-        *,
         how: str,
         when: str,
         notes: Iterable[str],
