@@ -16,7 +16,7 @@ from synflow_pl.pruners import Pruner
 from synflow_pl.pruning import PruningOptions
 from synflow_pl.schedules import SCHEDULES, as_density
 
-__all__ = ["End", "Gradual", "density_after", "last_step", "progress"]
+__all__ = ["End", "Gradual", "GradualPruning", "density_after", "last_step", "progress"]
 
 
 @dataclass
@@ -86,6 +86,72 @@ class End:
 
     progress: int | None
     steps: int | None
+
+
+class GradualPruning:
+    """Rounds of the gradual pruning of one network: how many are completed, and how many are due.
+
+    Attributes:
+        state: State of the pruning, which checkpoints store; ``None`` if it has not begun.
+    """
+
+    def __init__(self) -> None:
+        self.state: Gradual | None = None
+        self._end = End(None, None)
+
+    @property
+    def done(self) -> int:
+        """Number of completed rounds."""
+        return self.state.done if self.state is not None else 0
+
+    def begin(self, trainer: Trainer) -> None:
+        """Begin now, with no completed round.
+
+        Args:
+            trainer: Trainer of the network.
+        """
+        self.state = Gradual.starting(trainer)
+
+    def plan(self, trainer: Trainer, end_fraction: float, at_epoch: int) -> None:
+        """Compute the step at which all rounds are due, when a training starts.
+
+        Args:
+            trainer: Trainer that is about to train.
+            end_fraction: Fraction of the training after which all rounds are completed, in (0, 1].
+            at_epoch: Number of epochs before the pruning begins.
+
+        Raises:
+            ValueError: If the training has no end, or the pruning would end before it begins.
+        """
+        self._end = last_step(trainer, end_fraction, at_epoch)
+        if self.state is not None:
+            self.state.align(trainer)
+
+    def due(self, trainer: Trainer, rounds: int) -> int:
+        """Return the number of rounds that should be completed by now; 0 before the pruning begins.
+
+        Args:
+            trainer: Trainer of the network.
+            rounds: Number of all rounds.
+        """
+        return self.state.due(trainer, self._end, rounds) if self.state is not None else 0
+
+    def unfinished(self, rounds: int) -> bool:
+        """Return whether the pruning has begun and has not completed all rounds.
+
+        Args:
+            rounds: Number of all rounds.
+        """
+        return self.state is not None and self.state.done < rounds
+
+    def complete(self, rounds: int) -> None:
+        """Set the number of completed rounds of a pruning that has begun.
+
+        Args:
+            rounds: Number of completed rounds.
+        """
+        assert self.state is not None
+        self.state.done = rounds
 
 
 def progress(trainer: Trainer) -> int:

@@ -21,7 +21,7 @@ from synflow_pl.training.callback_options import refuse_overlap
 from synflow_pl.training.collective_metrics import compute_on_all_ranks
 from synflow_pl.training.compacted import Compacted, rebuild
 from synflow_pl.training.distributed import Ranks
-from synflow_pl.training.gradual_pruning import Gradual
+from synflow_pl.training.gradual_pruning import GradualPruning
 from synflow_pl.training.introspection import find_network
 from synflow_pl.training.mask_checkpoint import NetworkState, check_resumable
 from synflow_pl.training.pruning_report import PruningReport
@@ -34,8 +34,8 @@ class HoldMasks(Callback):
     """Hold the masks of one network: in training, in its averages, and in checkpoints.
 
     This is the base class of :class:`synflow_pl.PruneAtInit`, which chooses the masks. A subclass
-    applies masks with :meth:`_keep`, and assigns :attr:`_gradual` if they are those of a gradual
-    pruning; this class restores both from checkpoints.
+    applies masks with :meth:`_keep`, and changes :attr:`_gradual` in a gradual pruning; this class
+    stores both in checkpoints and restores them.
 
     Args:
         network: Name of the attribute of the LightningModule that holds the network; ``None`` for
@@ -52,7 +52,7 @@ class HoldMasks(Callback):
         self.masks: Masks | None = None
         self._pruned: weakref.ref[nn.Module] | None = None
         self._restored = False
-        self._gradual: Gradual | None = None
+        self._gradual = GradualPruning()
         self._ranks: Ranks
         self._report = PruningReport()
         self._holds: dict[int, Hold] = {}
@@ -78,10 +78,14 @@ class HoldMasks(Callback):
         self._report = PruningReport(
             self.network or type(pl_module).__name__ if len(self._callbacks(trainer)) > 1 else ""
         )
+        self._clear()
+
+    def _clear(self) -> None:
+        """Release what a subclass stores for one fit; called when a fit starts and when it ends."""
 
     def _reset(self) -> None:
         """Reset the state that belongs to an earlier network."""
-        self.masks, self._gradual, self._pruned, self._restored = None, None, None, False
+        self.masks, self._gradual.state, self._pruned, self._restored = None, None, None, False
         self._report.clear()
 
     def _belongs(self, network: nn.Module) -> bool:
@@ -157,16 +161,20 @@ class HoldMasks(Callback):
     def _drop(self) -> None:
         """Remove the hooks and the masks, so that the next fit prunes the network again."""
         self._release()
-        self.masks, self._gradual, self._pruned = None, None, None
+        self.masks, self._gradual.state, self._pruned = None, None, None
 
     @contextmanager
-    def _undo_on_error(self, network: nn.Module) -> Iterator[None]:
-        """Restore the weights of a network and drop its masks if the context raises an error.
+    def _new_masks(self, network: nn.Module) -> Iterator[None]:
+        """Reset the state for the masks that the context gives to a network.
 
-        A second attempt must start from the same weights, without masks that were never diagnosed.
+        If the context raises an error, the network gets its weights back, and its masks are
+        dropped: a second attempt must start from the same weights, without masks that were never
+        diagnosed.
         """
         dense = [parameter.detach().clone() for parameter in network.parameters()]
         try:
+            self._reset()
+            self._pruned = weakref.ref(network)
             yield
         except BaseException:
             with torch.no_grad():
@@ -271,6 +279,7 @@ class HoldMasks(Callback):
         if self._compacted is not None:
             self._compacted.restore()
             self._compacted = None
+        self._clear()
 
     # -- checkpoints
 
@@ -279,7 +288,7 @@ class HoldMasks(Callback):
     ) -> None:
         """Store the masks in the checkpoint, under a key that does not depend on the class."""
         _, prefix = find_network(pl_module, self.network)
-        state = NetworkState(self.masks, self._gradual, self.compact)
+        state = NetworkState(self.masks, self._gradual.state, self.compact)
         state.store(checkpoint, prefix, alone=len(self._callbacks(trainer)) == 1)
 
     def on_load_checkpoint(
@@ -306,7 +315,7 @@ class HoldMasks(Callback):
                 self._reset()
                 self.masks = state.masks
             self._pruned, self._restored = weakref.ref(network), fitting
-            self._gradual = state.gradual
+            self._gradual.state = state.gradual
         elif fitting or (
             self.masks is not None and self._belongs(network) and not _holds(network, self.masks)
         ):

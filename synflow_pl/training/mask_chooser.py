@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from synflow_pl.flow import example_of
 from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruning import PruningOptions, prune
-from synflow_pl.training.checkpoints import attribute_of, load_masks, load_weights
+from synflow_pl.training.checkpoints import load_masks, load_weights
 from synflow_pl.training.distributed import Ranks
 from synflow_pl.training.gradual_pruning import density_after
 from synflow_pl.training.introspection import (
@@ -27,15 +27,35 @@ from synflow_pl.training.introspection import (
     find_batches,
     find_example,
     find_loss,
-    find_network,
 )
 from synflow_pl.training.losses import BROADCAST, Loss
 from synflow_pl.training.precision import scorable, unrounded
 from synflow_pl.training.pruning_report import PruningReport
 
-__all__ = ["MaskChooser"]
+__all__ = ["Fit", "MaskChooser"]
 
 Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Network that is pruned, and the fit in which that happens.
+
+    Attributes:
+        trainer: Trainer of the network.
+        pl_module: Module that is trained.
+        network: Network of the module that is pruned.
+        attribute: Attribute of the module that holds the network; empty for the module itself.
+        ranks: Ranks of the training.
+        report: Report to which the rounds of a pruning are added, in place.
+    """
+
+    trainer: Trainer
+    pl_module: LightningModule
+    network: nn.Module
+    attribute: str
+    ranks: Ranks
+    report: PruningReport
 
 
 class MaskChooser:
@@ -48,7 +68,6 @@ class MaskChooser:
         loss: Loss of pruners that score on data; ``None`` uses that of the module.
         input_shape: Shape of an input without the batch dimension; ``None`` uses that of the data.
         fresh_batches: Whether each round scores on other images.
-        network: Option ``network`` of the callback, by which weights are selected in a checkpoint.
         score_from: Path of a checkpoint whose weights are scored and whose masks are pruned
             further; ``None`` scores the weights of the network.
         freeze_dead: Whether biases, gains and shifts of units without a path of kept weights from
@@ -69,14 +88,12 @@ class MaskChooser:
         loss: Loss | None,
         input_shape: Sequence[int] | None,
         fresh_batches: bool,
-        network: str | None,
         score_from: Path | None,
         freeze_dead: bool,
     ) -> None:
         self.pruner = pruner if from_file is None else None
         self._options, self._from_file = options, from_file
         self._loss, self._input_shape, self._fresh_batches = loss, input_shape, fresh_batches
-        self._network = network
         self._score_from, self._freeze_dead = score_from, freeze_dead
         self.inputs: tuple[Tensor, ...] = ()
         self.unrounded: dict[str, Tensor] = {}
@@ -135,77 +152,49 @@ class MaskChooser:
         if self._score_from is None and self._from_file is None:
             self.unrounded = unrounded(trainer, network)
 
-    def choose(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        network: nn.Module,
-        ranks: Ranks,
-        report: PruningReport,
-        history: MaskHistory | None,
-    ) -> Masks:
+    def choose(self, fit: Fit, history: MaskHistory | None) -> Masks:
         """Return the masks of the file, or those that the pruner chooses in all its rounds.
 
         Rank 0 chooses them, and every rank gets them. The network keeps its weights, unless the
         pruner initialises them again, which it does on rank 0 only.
 
         Args:
-            trainer: Trainer of the network.
-            pl_module: Module that is trained.
-            network: Network that is pruned.
-            ranks: Ranks of the training.
-            report: Report to which the rounds are added, in place.
+            fit: Network that is pruned, and its training.
             history: History to which the masks of each round are added, in place; or ``None``.
         """
 
         def choose() -> dict[str, object]:
             masks = self._from_file
             if masks is None:
-                masks = self._choose_by_score(trainer, pl_module, network, report, history)
+                masks = self._choose_by_score(fit, history)
             if self._freeze_dead:
-                inputs = example_of(network, None, self.example(trainer, pl_module))
-                masks = freeze(network, masks, inputs)
+                inputs = example_of(fit.network, None, self.example(fit.trainer, fit.pl_module))
+                masks = freeze(fit.network, masks, inputs)
             return masks.state_dict()
 
-        return Masks.from_state_dict(ranks.run_on_rank_zero(choose, no_timeout=True))
+        return Masks.from_state_dict(fit.ranks.run_on_rank_zero(choose, no_timeout=True))
 
-    def keep_all(self, pl_module: LightningModule, network: nn.Module) -> Masks:
+    def keep_all(self, fit: Fit) -> Masks:
         """Return masks that keep every weight, with which a gradual pruning begins.
 
         Args:
-            pl_module: Module that is trained.
-            network: Network that will be pruned.
+            fit: Network that will be pruned, and its training.
 
         Raises:
             ValueError: If the pruner will need a loss, and the module has none or several.
         """
         assert self._options is not None
-        self._find_loss(pl_module, network)
-        weights = prunable(network, self._options.exclude)
+        self._find_loss(fit.pl_module, fit.network)
+        weights = prunable(fit.network, self._options.exclude)
         return Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()})
 
-    def choose_round(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        network: nn.Module,
-        ranks: Ranks,
-        report: PruningReport,
-        masks: Masks,
-        *,
-        done: int,
-        due: int,
-    ) -> Masks:
+    def choose_round(self, fit: Fit, masks: Masks, *, done: int, due: int) -> Masks:
         """Return the masks of a gradual pruning after the rounds that are due.
 
         Rank 0 chooses them, and every rank gets them.
 
         Args:
-            trainer: Trainer of the network.
-            pl_module: Module that is trained.
-            network: Network that is pruned.
-            ranks: Ranks of the training.
-            report: Report to which the rounds are added, in place.
+            fit: Network that is pruned, and its training.
             masks: Masks of the network, which are pruned further.
             done: Number of completed rounds.
             due: Number of rounds that are completed afterwards; they are pruned in one step.
@@ -216,68 +205,49 @@ class MaskChooser:
         options = replace(self._options, density=density, num_kept=None, rounds=1)
 
         def choose() -> dict[str, object]:
-            scored = scorable(network, {})
-            return self._prune(
-                trainer, pl_module, scored, options, report, first_round=done, masks=masks
-            ).state_dict()
+            scored = scorable(fit.network, {})
+            return self._prune(fit, scored, options, first_round=done, masks=masks).state_dict()
 
-        return Masks.from_state_dict(ranks.run_on_rank_zero(choose))
+        return Masks.from_state_dict(fit.ranks.run_on_rank_zero(choose))
 
-    def _choose_by_score(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        network: nn.Module,
-        report: PruningReport,
-        history: MaskHistory | None,
-    ) -> Masks:
+    def _choose_by_score(self, fit: Fit, history: MaskHistory | None) -> Masks:
         """Return the masks that the pruner chooses, with a progress bar.
 
         Half-precision weights are scored as they were before they were rounded. The weights of a
         checkpoint are loaded, scored, and replaced by the network's own.
         """
         assert self._options is not None
+        network = fit.network
         scored = scorable(network, self.unrounded)
         rewound, previous = {}, None
         if self._score_from is not None:
             rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-            attribute = attribute_of(find_network(pl_module, self._network)[1])
-            load_weights(scored, self._score_from, attribute=attribute)
-            previous = load_masks(self._score_from, attribute)
+            load_weights(scored, self._score_from, attribute=fit.attribute)
+            previous = load_masks(self._score_from, fit.attribute)
         with tqdm(
             total=self.rounds,
-            desc=f"{report.heading}, {self.source}",
+            desc=f"{fit.report.heading}, {self.source}",
             unit="round",
             leave=False,
-            disable=trainer.progress_bar_callback is None,
+            disable=fit.trainer.progress_bar_callback is None,
         ) as bar:
 
             def on_round(index: int, density: float, masks: Mapping[str, Tensor]) -> None:
                 bar.update()
-                report.show_round(trainer, index, density)
+                fit.report.show_round(fit.trainer, index, density)
                 if history is not None:
                     history(index, density, masks)
 
-            masks = self._prune(
-                trainer,
-                pl_module,
-                scored,
-                self._options,
-                report,
-                masks=previous,
-                on_round=on_round,
-            )
+            masks = self._prune(fit, scored, self._options, masks=previous, on_round=on_round)
         if self._score_from is not None or scored is not network:
             network.load_state_dict(rewound or scored.state_dict())
         return masks
 
     def _prune(
         self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        network: nn.Module,
+        fit: Fit,
+        scored: nn.Module,
         options: PruningOptions,
-        report: PruningReport,
         *,
         first_round: int = 0,
         **arguments: Any,
@@ -288,11 +258,11 @@ class MaskChooser:
             ValueError: If the loss of the module compares outputs and labels of different shapes.
         """
         assert self.pruner is not None
-        recording = report.recording_pruner(trainer, self.pruner, options.rounds)
+        recording = fit.report.recording_pruner(fit.trainer, self.pruner, options.rounds)
         if self.pruner.needs_batches:
             arguments |= {
-                "loss": self._find_loss(pl_module, network),
-                "batches": self._batches(trainer, self.pruner, first_round),
+                "loss": self._find_loss(fit.pl_module, scored),
+                "batches": self._batches(fit.trainer, self.pruner, first_round),
             }
         with warnings.catch_warnings():
             if self._loss is None:
@@ -301,20 +271,20 @@ class MaskChooser:
                 warnings.filterwarnings("error", BROADCAST, UserWarning)
             try:
                 masks = prune(
-                    network,
+                    scored,
                     recording or self.pruner,
-                    example_input=self.example(trainer, pl_module),
+                    example_input=self.example(fit.trainer, fit.pl_module),
                     **vars(options),
                     **arguments,
                 )
             except UserWarning as warning:
                 raise ValueError(
-                    f"the loss of {type(pl_module).__name__} compares outputs and labels of"
+                    f"the loss of {type(fit.pl_module).__name__} compares outputs and labels of"
                     " different shapes; give PruneAtInit loss=, a function of (outputs, labels)"
                     " that brings them to one shape as the training step does"
                 ) from warning
         if recording is not None:
-            report.add(recording)
+            fit.report.add(recording)
         return masks
 
     def _find_loss(self, pl_module: LightningModule, network: nn.Module) -> Loss | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -22,13 +21,12 @@ from synflow_pl.training.callback_options import (
     make_options,
     too_late,
 )
-from synflow_pl.training.checkpoints import find_checkpoint
+from synflow_pl.training.checkpoints import attribute_of, find_checkpoint
 from synflow_pl.training.compacted import check_compactable
-from synflow_pl.training.gradual_pruning import End, Gradual, last_step
 from synflow_pl.training.hold_masks import HoldMasks
 from synflow_pl.training.introspection import find_network
 from synflow_pl.training.losses import Loss
-from synflow_pl.training.mask_chooser import MaskChooser
+from synflow_pl.training.mask_chooser import Fit, MaskChooser
 from synflow_pl.training.monitors import check_monitors
 from synflow_pl.training.pruning_report import diagnose_rounds
 from synflow_pl.training.tuner_order import run_before_tuners
@@ -162,9 +160,7 @@ class PruneAtInit(HoldMasks):
             compact=compact,
             loss=loss,
         )
-        self.pruner = (
-            SANITY[sanity](pruner) if sanity is not None and pruner is not None else pruner
-        )
+        self.pruner = pruner if pruner is None or sanity is None else SANITY[sanity](pruner)
         self.at_epoch = at_epoch
         self.score_from = find_checkpoint(score_from) if score_from is not None else None
         self.loss: Loss | None = loss
@@ -175,18 +171,17 @@ class PruneAtInit(HoldMasks):
         self.diagnosis: Diagnosis | None = None
         self.survival: MaskHistory | None = None
         self.seconds = 0.0
-        self._end = End(None, None)
-        self._chooser = self._new_chooser()
+        self._clear()
 
-    def _new_chooser(self) -> MaskChooser:
-        return MaskChooser(
+    def _clear(self) -> None:
+        """Replace the chooser of masks, which stores example inputs and weights for one fit."""
+        self._chooser = MaskChooser(
             self.pruner,
             self._options,
             self._from_file,
             loss=self.loss,
             input_shape=self.input_shape,
             fresh_batches=self.fresh_batches,
-            network=self.network,
             score_from=self.score_from,
             freeze_dead=self.freeze_dead,
         )
@@ -216,21 +211,9 @@ class PruneAtInit(HoldMasks):
         self._begin(trainer, pl_module)
         self._release()
 
-    # -- state of one network and one fit
-
-    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super()._start(trainer, pl_module)
-        self._chooser = self._new_chooser()
-
     def _reset(self) -> None:
         super()._reset()
         self.diagnosis, self.survival, self.seconds = None, None, 0.0
-
-    def _finish(self) -> None:
-        super()._finish()
-        self._chooser = self._new_chooser()  # releases example inputs and copies of weights
-
-    # -- when to prune
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the options against the module and the Trainer, before anything is computed.
@@ -274,9 +257,7 @@ class PruneAtInit(HoldMasks):
         if self._chooser.prunes and self.masks is None:
             check_resumed(trainer, self.at_epoch)
         if self._chooser.end_fraction is not None:
-            self._end = last_step(trainer, self._chooser.end_fraction, self.at_epoch)
-            if self._gradual is not None:
-                self._gradual.align(trainer)
+            self._gradual.plan(trainer, self._chooser.end_fraction, self.at_epoch)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune if ``at_epoch`` is this epoch."""
@@ -289,99 +270,79 @@ class PruneAtInit(HoldMasks):
     ) -> None:
         """Prune further if a round of a gradual pruning is due."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._gradual is None or self._chooser.end_fraction is None or self.masks is None:
+        if self._chooser.end_fraction is None or self.masks is None:
             return
-        due = self._gradual.due(trainer, self._end, self._chooser.rounds)
+        due = self._gradual.due(trainer, self._chooser.rounds)
         if due > self._gradual.done:
-            self._prune_further(trainer, pl_module, self.masks, self._gradual, due)
+            self._prune_further(self._fit(trainer, pl_module), self.masks, due)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn if training ended before the pruning was completed."""
         super().on_train_end(trainer, pl_module)
-        if self._chooser.prunes and self.masks is None:
-            self._report.warn(f"training ended before epoch {self.at_epoch}, so nothing was pruned")
-        elif (
-            self._gradual is not None
-            and self._chooser.end_fraction is not None
-            and self.masks is not None
-            and self._gradual.done < self._chooser.rounds
-        ):
+        rounds = self._chooser.rounds
+        if self.masks is None:
+            if self._chooser.prunes:
+                self._report.warn(
+                    f"training ended before epoch {self.at_epoch}, so nothing was pruned"
+                )
+        elif self._chooser.end_fraction is not None and self._gradual.unfinished(rounds):
             self._report.warn(
-                f"training ended after round {self._gradual.done} of {self._chooser.rounds}, at"
-                f" density {self.masks.density:.6g}"
+                f"training ended after round {self._gradual.done} of {rounds}, at density"
+                f" {self.masks.density:.6g}"
             )
 
-    # -- what to prune
+    def _fit(self, trainer: Trainer, pl_module: LightningModule) -> Fit:
+        network, prefix = find_network(pl_module, self.network)
+        return Fit(trainer, pl_module, network, attribute_of(prefix), self._ranks, self._report)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune now, or begin a gradual pruning with masks that keep every weight."""
-        network, _ = find_network(pl_module, self.network)
-        with self._undo_on_error(network):
-            self._reset()
-            self._pruned = weakref.ref(network)
+        fit = self._fit(trainer, pl_module)
+        with self._new_masks(fit.network):
             if self._chooser.end_fraction is not None:
-                masks = self._chooser.keep_all(pl_module, network)
-                self._gradual = Gradual.starting(trainer)
-                self._keep(trainer, pl_module, masks)
+                self._gradual.begin(trainer)
+                self._keep(trainer, pl_module, self._chooser.keep_all(fit))
             else:
-                self._prune_at_once(trainer, pl_module, network)
+                self._prune_at_once(fit)
 
-    def _prune_at_once(
-        self, trainer: Trainer, pl_module: LightningModule, network: nn.Module
-    ) -> None:
+    def _prune_at_once(self, fit: Fit) -> None:
         """Choose and apply the masks, and report them."""
-        started, chooser = time.perf_counter(), self._chooser
-        self.survival = history = chooser.history() if trainer.is_global_zero else None
-        masks = chooser.choose(trainer, pl_module, network, self._ranks, self._report, history)
+        started = time.perf_counter()
+        self.survival = self._chooser.history() if fit.trainer.is_global_zero else None
+        masks = self._chooser.choose(fit, self.survival)
         self.seconds = time.perf_counter() - started
-        self._ranks.broadcast(network.parameters())  # a sanity check may have reinitialised them
-        self._keep(trainer, pl_module, masks)
-        how, when = f"{chooser.source} kept", f" in {self.seconds:.1f} s"
-        self._diagnose(trainer, pl_module, masks, how, when)
+        self._ranks.broadcast(fit.network.parameters())  # a sanity check may reinitialise them
+        self._keep(fit.trainer, fit.pl_module, masks)
+        self._diagnose(fit, masks, f"{self._chooser.source} kept", f" in {self.seconds:.1f} s")
 
-    def _prune_further(
-        self, trainer: Trainer, pl_module: LightningModule, masks: Masks, gradual: Gradual, due: int
-    ) -> None:
+    def _prune_further(self, fit: Fit, masks: Masks, due: int) -> None:
         """Complete the rounds of a gradual pruning that are due."""
-        network, _ = find_network(pl_module, self.network)
-        masks = self._chooser.choose_round(
-            trainer,
-            pl_module,
-            network,
-            self._ranks,
-            self._report,
-            masks,
-            done=gradual.done,
-            due=due,
-        )
-        self._keep(trainer, pl_module, masks)
-        gradual.done = due
-        self._report.show_round(trainer, due, masks.density)
+        masks = self._chooser.choose_round(fit, masks, done=self._gradual.done, due=due)
+        self._keep(fit.trainer, fit.pl_module, masks)
+        self._gradual.complete(due)
+        self._report.show_round(fit.trainer, due, masks.density)
         if due == self._chooser.rounds:
-            how, when = f"{self._chooser.source} has kept", f" by step {trainer.global_step}"
+            how, when = f"{self._chooser.source} has kept", f" by step {fit.trainer.global_step}"
             try:
-                self._diagnose(trainer, pl_module, masks, how, when)
+                self._diagnose(fit, masks, how, when)
             except DeadNetwork:
                 # Another fit of the network must not train it disconnected.
                 self._drop()
                 raise
 
-    def _diagnose(
-        self, trainer: Trainer, pl_module: LightningModule, masks: Masks, how: str, when: str
-    ) -> None:
+    def _diagnose(self, fit: Fit, masks: Masks, how: str, when: str) -> None:
         """Diagnose the pruned network, and report the diagnosis.
 
         Raises:
             DeadNetwork: If no path of kept weights connects input and output, and ``on_collapse``
                 is ``"error"``.
         """
-        network, _ = find_network(pl_module, self.network)
-        chooser, history = self._chooser, self.survival
 
         def diagnose() -> Diagnosis:
-            return diagnose_rounds(network, masks, chooser.example(trainer, pl_module), history)
+            inputs = self._chooser.example(fit.trainer, fit.pl_module)
+            return diagnose_rounds(fit.network, masks, inputs, self.survival)
 
         self.diagnosis = diagnosis = self._ranks.run_on_rank_zero(diagnose)
-        inputs, notes = chooser.inputs, chooser.notes
-        self._report.show(trainer, network, masks, diagnosis, inputs, how, when, notes)
+        inputs, notes = self._chooser.inputs, self._chooser.notes
+        self._report.show(fit.trainer, fit.network, masks, diagnosis, inputs, how, when, notes)
         self._report.check_collapse(diagnosis, self.on_collapse)
