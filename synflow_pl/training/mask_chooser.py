@@ -59,7 +59,10 @@ class Fit:
 
 
 class MaskChooser:
-    """Choose the masks of one network during one fit, without applying them.
+    """Choose the masks of one network during one fit.
+
+    ``prune()`` sets pruned weights of the network to zero on rank 0; the callback applies the masks
+    on every rank.
 
     Args:
         pruner: Pruner that computes the scores; ``None`` for a dense training.
@@ -76,7 +79,8 @@ class MaskChooser:
     Attributes:
         pruner: Pruner that computes the scores; ``None`` for a dense training or masks from a file.
         inputs: Example inputs of the network; empty before :meth:`example` is called.
-        unrounded: Tensors of the network before the Trainer rounded them, by name.
+        unrounded: Tensors of the network before the Trainer rounded them, by name. The callback
+            empties it when the fit has started.
     """
 
     def __init__(
@@ -100,7 +104,7 @@ class MaskChooser:
 
     @property
     def prunes(self) -> bool:
-        """Whether there are masks to choose."""
+        """Return whether there are masks to choose."""
         return self.pruner is not None or self._from_file is not None
 
     @property
@@ -155,7 +159,7 @@ class MaskChooser:
     def choose(self, fit: Fit, history: MaskHistory | None) -> Masks:
         """Return the masks of the file, or those that the pruner chooses in all its rounds.
 
-        Rank 0 chooses them, and every rank gets them. The network keeps its weights, unless the
+        Rank 0 chooses them, and every rank gets them. The kept weights do not change, unless the
         pruner initialises them again, which it does on rank 0 only.
 
         Args:
