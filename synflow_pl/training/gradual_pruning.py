@@ -1,4 +1,4 @@
-"""Compute when each round of a gradual pruning is due, and check the options of its timing.
+"""Compute when each round of a gradual pruning is due.
 
 The rounds of a gradual pruning are spread evenly over the optimiser steps (Zhu & Gupta 2017, "To
 prune, or not to prune").
@@ -7,15 +7,16 @@ prune, or not to prune").
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from fractions import Fraction
 
 from pytorch_lightning import Trainer
 
 from synflow_pl.pruners import Pruner
+from synflow_pl.pruning import PruningOptions
+from synflow_pl.schedules import SCHEDULES, as_density
 
-__all__ = ["End", "Gradual", "check_time", "last_step", "progress"]
+__all__ = ["End", "Gradual", "GradualPruning", "density_after", "last_step", "progress"]
 
 
 @dataclass
@@ -87,6 +88,72 @@ class End:
     steps: int | None
 
 
+class GradualPruning:
+    """Rounds of the gradual pruning of one network: how many are completed, and how many are due.
+
+    Attributes:
+        state: State of the pruning, which checkpoints store; ``None`` if it has not begun.
+    """
+
+    def __init__(self) -> None:
+        self.state: Gradual | None = None
+        self._end = End(None, None)
+
+    @property
+    def done(self) -> int:
+        """Number of completed rounds."""
+        return self.state.done if self.state is not None else 0
+
+    def begin(self, trainer: Trainer) -> None:
+        """Begin now, with no completed round.
+
+        Args:
+            trainer: Trainer of the network.
+        """
+        self.state = Gradual.starting(trainer)
+
+    def plan(self, trainer: Trainer, end_fraction: float, at_epoch: int) -> None:
+        """Compute the step at which all rounds are due, when a training starts.
+
+        Args:
+            trainer: Trainer that is about to train.
+            end_fraction: Fraction of the training after which all rounds are completed, in (0, 1].
+            at_epoch: Number of epochs before the pruning begins.
+
+        Raises:
+            ValueError: If the training has no end, or the pruning would end before it begins.
+        """
+        self._end = last_step(trainer, end_fraction, at_epoch)
+        if self.state is not None:
+            self.state.align(trainer)
+
+    def due(self, trainer: Trainer, rounds: int) -> int:
+        """Return the number of rounds that should be completed by now; 0 before the pruning begins.
+
+        Args:
+            trainer: Trainer of the network.
+            rounds: Number of all rounds.
+        """
+        return self.state.due(trainer, self._end, rounds) if self.state is not None else 0
+
+    def unfinished(self, rounds: int) -> bool:
+        """Return whether the pruning has begun and has not completed all rounds.
+
+        Args:
+            rounds: Number of all rounds.
+        """
+        return self.state is not None and self.state.done < rounds
+
+    def complete(self, rounds: int) -> None:
+        """Set the number of completed rounds of a pruning that has begun.
+
+        Args:
+            rounds: Number of completed rounds.
+        """
+        assert self.state is not None
+        self.state.done = rounds
+
+
 def progress(trainer: Trainer) -> int:
     """Return the number of optimiser steps so far, or of batches under manual optimisation.
 
@@ -140,53 +207,21 @@ def last_step(trainer: Trainer, end_fraction: float, at_epoch: int) -> End:
     return end
 
 
-def check_time(
-    pruner: Pruner | None,
-    at_epoch: int,
-    score_from: str | os.PathLike[str] | None,
-    masks_path: str | os.PathLike[str] | None,
-    sanity: str | None,
-    effective_density: float | None,
-) -> None:
-    """Refuse options that contradict each other about when to prune and which weights to score.
+def density_after(options: PruningOptions, pruner: Pruner, due: int, total: int) -> Fraction:
+    """Return the density that a gradual pruning has after some of its rounds.
 
     Args:
-        pruner: Pruner, or ``None`` for a dense training.
-        at_epoch: Epoch before which the network is pruned.
-        score_from: Run or checkpoint whose weights are scored.
-        masks_path: File of masks to train with.
-        sanity: Name of a sanity check.
-        effective_density: Fraction of weights that are kept and on a path of kept weights.
-
-    Raises:
-        ValueError: If two options contradict each other, naming the option to drop.
+        options: Options of the pruning, with the density or the number of weights after the last
+            round.
+        pruner: Pruner, whose own rounds and schedule are used where the options have none.
+        due: Number of rounds that are completed.
+        total: Number of prunable weights.
     """
-    if isinstance(at_epoch, bool) or not isinstance(at_epoch, int) or at_epoch < 0:
-        raise ValueError(f"at_epoch: {at_epoch!r} must be a whole number of epochs, at least 0")
-    gradual = pruner is not None and pruner.end_fraction is not None
-    if score_from is not None and (
-        pruner is None or masks_path is not None or at_epoch > 0 or gradual
-    ):
-        raise ValueError(
-            "score_from scores the weights of another run, so it needs a pruner that prunes when"
-            " the fit starts; drop masks_path, at_epoch and gradual pruning, or drop score_from"
-        )
-    if score_from is not None and sanity in ("shuffle", "reinitialise"):
-        raise ValueError(
-            f"sanity: {sanity!r} cannot be combined with score_from, which starts from the masks of"
-            " that run and rewinds weights; invert can"
-        )
-    if gradual and sanity is not None:
-        raise ValueError(
-            f"sanity: {sanity!r} checks a pruning that happens at once, and"
-            f" {type(pruner).__name__} is gradual"
-        )
-    if gradual and effective_density is not None:
-        raise ValueError(
-            f"effective_density: {effective_density} cannot be reached by a gradual pruning; give"
-            " density"
-        )
-    if sanity == "reinitialise" and at_epoch > 0:
-        raise ValueError(
-            "sanity: 'reinitialise' draws the weights anew that training starts from; drop at_epoch"
-        )
+    rounds = pruner.rounds if options.rounds is None else options.rounds
+    target = (
+        as_density(options.density)
+        if options.density is not None
+        else Fraction(options.num_kept or 0, total)
+    )
+    schedule = SCHEDULES[options.schedule or pruner.schedule]
+    return schedule(target, Fraction(due, rounds)) if due < rounds else target

@@ -130,7 +130,7 @@ def test_weights_are_scored_before_they_are_rounded(tmp_path: Path, precision: s
     kind = torch.float64 if precision == "64-true" else torch.float32
     assert all(torch.equal(weight, full[name].to(kind)) for name, weight in pruner.weights.items())
     # The copies are released after they have been scored.
-    assert callback._unrounded == {}
+    assert callback._chooser.unrounded == {}
     trained = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(
         precision, torch.float32
     )

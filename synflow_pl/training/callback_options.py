@@ -1,0 +1,262 @@
+"""Check the options of PruneAtInit against each other, the module and the Trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+
+from synflow_pl.pruners import Pruner
+from synflow_pl.pruners.sanity import SANITY
+from synflow_pl.pruning import PruningOptions
+from synflow_pl.training.checkpoints import attribute_of
+from synflow_pl.training.introspection import find_network
+from synflow_pl.training.losses import takes_two
+
+__all__ = [
+    "check_now",
+    "check_resumed",
+    "check_trainer",
+    "make_options",
+    "refuse_overlap",
+    "refuse_shards",
+    "too_late",
+]
+
+
+def make_options(
+    pruner: Pruner | None,
+    *,
+    sanity: str | None,
+    at_epoch: int,
+    score_from: str | os.PathLike[str] | None,
+    masks_path: str | os.PathLike[str] | None,
+    on_collapse: str,
+    compact: bool,
+    loss: object,
+    exclude: Sequence[str] | str,
+    **options: Any,
+) -> PruningOptions | None:
+    """Return the options of ``prune()``, after all options are checked against each other.
+
+    Args:
+        pruner: Pruner, or ``None`` for a dense training.
+        sanity: Name of a sanity check.
+        at_epoch: Epoch before which the network is pruned.
+        score_from: Run or checkpoint whose weights are scored.
+        masks_path: File of masks to train with.
+        on_collapse: What happens if no path of kept weights connects input and output.
+        compact: Whether a smaller network is trained.
+        loss: Loss of a pruner that scores on data.
+        exclude: Pattern, or list of patterns, of parameter names that stay dense.
+        options: Other options of ``prune()``, at least ``density``, ``num_kept``,
+            ``effective_density`` and ``rounds``.
+
+    Returns:
+        Options without a check of the connectivity, since the diagnosis of the callback reports
+        it; ``None`` without a pruner or with masks from a file.
+
+    Raises:
+        ValueError: If an option is impossible, naming its value.
+        TypeError: If ``loss`` cannot be called with two arguments.
+    """
+    pruning: PruningOptions | None = None
+    density, num_kept, rounds = options["density"], options["num_kept"], options["rounds"]
+    if masks_path is None and pruner is not None:
+        patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        pruning = PruningOptions(**options, exclude=patterns, on_collapse="ignore")
+    elif masks_path is None and (
+        density not in (None, 1) or num_kept is not None or rounds is not None
+    ):
+        raise ValueError(
+            f"density={density}, num_kept={num_kept}, rounds={rounds}, but no pruner; name one,"
+            " or leave them out for a dense network"
+        )
+    if on_collapse not in ("error", "warn"):
+        raise ValueError(f"on_collapse: {on_collapse!r} is not one of error, warn")
+    if sanity is not None and (sanity not in SANITY or pruner is None):
+        raise ValueError(
+            f"sanity: {sanity!r} must be one of {', '.join(SANITY)}, and needs a pruner"
+        )
+    if loss is not None and (isinstance(loss, type) or not callable(loss) or not takes_two(loss)):
+        raise TypeError(
+            f"loss: {loss!r} must be a module or function of two arguments, (outputs, labels)"
+            " to the mean loss"
+        )
+    effective_density = options["effective_density"]
+    _check_time(pruner, at_epoch, score_from, masks_path, sanity, effective_density)
+    if compact and (
+        at_epoch or (pruner is not None and masks_path is None and pruner.end_fraction is not None)
+    ):
+        raise ValueError(
+            "compact: true needs masks that are final before the first step; leave out at_epoch"
+            " and gradual pruning"
+        )
+    return pruning
+
+
+def _check_time(
+    pruner: Pruner | None,
+    at_epoch: int,
+    score_from: str | os.PathLike[str] | None,
+    masks_path: str | os.PathLike[str] | None,
+    sanity: str | None,
+    effective_density: float | None,
+) -> None:
+    """Refuse options that contradict each other about when to prune and which weights to score.
+
+    Args:
+        pruner: Pruner, or ``None`` for a dense training.
+        at_epoch: Epoch before which the network is pruned.
+        score_from: Run or checkpoint whose weights are scored.
+        masks_path: File of masks to train with.
+        sanity: Name of a sanity check.
+        effective_density: Fraction of weights that are kept and on a path of kept weights.
+
+    Raises:
+        ValueError: If two options contradict each other, naming the option to drop.
+    """
+    if isinstance(at_epoch, bool) or not isinstance(at_epoch, int) or at_epoch < 0:
+        raise ValueError(f"at_epoch: {at_epoch!r} must be a whole number of epochs, at least 0")
+    gradual = pruner is not None and pruner.end_fraction is not None
+    if score_from is not None and (
+        pruner is None or masks_path is not None or at_epoch > 0 or gradual
+    ):
+        raise ValueError(
+            "score_from scores the weights of another run, so it needs a pruner that prunes when"
+            " the fit starts; drop masks_path, at_epoch and gradual pruning, or drop score_from"
+        )
+    if score_from is not None and sanity in ("shuffle", "reinitialise"):
+        raise ValueError(
+            f"sanity: {sanity!r} cannot be combined with score_from, which starts from the masks of"
+            " that run and rewinds weights; invert can"
+        )
+    if gradual and sanity is not None:
+        raise ValueError(
+            f"sanity: {sanity!r} checks a pruning that happens at once, and"
+            f" {type(pruner).__name__} is gradual"
+        )
+    if gradual and effective_density is not None:
+        raise ValueError(
+            f"effective_density: {effective_density} cannot be reached by a gradual pruning; give"
+            " density"
+        )
+    if sanity == "reinitialise" and at_epoch > 0:
+        raise ValueError(
+            "sanity: 'reinitialise' draws the weights anew that training starts from; drop at_epoch"
+        )
+
+
+def check_now(pruner: Pruner | None, at_epoch: int) -> None:
+    """Refuse to prune without a fit if the options do not allow it.
+
+    Args:
+        pruner: Pruner; ``None`` if there is none or the masks come from a file.
+        at_epoch: Epoch before which the network is pruned.
+
+    Raises:
+        ValueError: If there is no pruner, or the pruning happens during a training.
+    """
+    if pruner is None:
+        raise ValueError(
+            "there is no pruner to prune by; name one (pruning.pruner), and leave out"
+            " pruning.masks_path"
+        )
+    if pruner.end_fraction is not None or at_epoch:
+        during = (
+            f"{type(pruner).__name__} prunes"
+            if pruner.end_fraction is not None
+            else f"at_epoch: {at_epoch} is"
+        )
+        raise ValueError(
+            f"{during} during a training, and nothing is trained here; choose another pruner or"
+            " time, or use fit"
+        )
+
+
+def check_trainer(trainer: Trainer, at_epoch: int) -> None:
+    """Refuse a Trainer that shards the network or ends before the network is pruned.
+
+    Args:
+        trainer: Trainer that is about to train.
+        at_epoch: Epoch before which the network is pruned.
+
+    Raises:
+        ValueError: If the Trainer does so.
+    """
+    refuse_shards(trainer)
+    if at_epoch and trainer.max_epochs not in (None, -1) and at_epoch >= trainer.max_epochs:
+        raise ValueError(
+            f"at_epoch: {at_epoch} is not before the end of training at"
+            f" max_epochs={trainer.max_epochs}; prune earlier or train longer"
+        )
+
+
+def refuse_shards(trainer: Trainer) -> None:
+    """Refuse a strategy that shards parameters or the state of the optimiser.
+
+    Args:
+        trainer: Trainer that is about to train.
+
+    Raises:
+        ValueError: If the strategy does so.
+    """
+    # Lightning restores a checkpoint after the strategy's setup for exactly these strategies.
+    if trainer.strategy.restore_checkpoint_after_setup:
+        raise ValueError(
+            f"{type(trainer.strategy).__name__} shards parameters or the optimiser's state, and a"
+            " shard cannot be pruned; use ddp, or drop the pruner"
+        )
+
+
+def check_resumed(trainer: Trainer, at_epoch: int) -> None:
+    """Refuse to resume a network without masks after the time at which it is pruned.
+
+    Args:
+        trainer: Trainer that has resumed.
+        at_epoch: Epoch before which the network is pruned.
+
+    Raises:
+        ValueError: If the training resumes in that epoch or later.
+    """
+    epoch, within = trainer.current_epoch, trainer.fit_loop.restarted_mid_epoch
+    if epoch > at_epoch or (epoch == at_epoch and within):
+        raise ValueError(too_late(trainer))
+
+
+def refuse_overlap(pl_module: LightningModule, names: Iterable[str | None]) -> None:
+    """Refuse two callbacks that would prune the same weights.
+
+    Args:
+        pl_module: Module of the networks.
+        names: Option ``network`` of each callback.
+
+    Raises:
+        ValueError: If there are such callbacks, naming their networks.
+    """
+    seen: dict[int, str] = {}
+    for option in names:
+        network, prefix = find_network(pl_module, option)
+        name = attribute_of(prefix) or type(pl_module).__name__
+        for parameter in network.parameters():
+            if (other := seen.get(id(parameter))) is not None:
+                raise ValueError(
+                    f"two PruneAtInit prune the same weights, those of {other!r} and of {name!r};"
+                    " leave one out, or give each a network of its own (network=)"
+                )
+        seen.update({id(parameter): name for parameter in network.parameters()})
+
+
+def too_late(trainer: Trainer) -> str:
+    """Return the message that a resumed network would be pruned in the middle of its training.
+
+    Args:
+        trainer: Trainer that resumes from a checkpoint without masks.
+    """
+    return (
+        f"{str(trainer.ckpt_path)!r} was trained without masks and would be pruned in mid-training;"
+        " resume dense with the overlay pruners/dense, prune at an epoch that lies ahead"
+        " (at_epoch), or start anew without ckpt_path"
+    )

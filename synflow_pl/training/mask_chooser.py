@@ -1,0 +1,306 @@
+"""Choose masks by the scores of a pruner, with the inputs, batches and loss of a training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from synflow_pl.compaction import freeze
+from synflow_pl.diagnosis import MaskHistory
+from synflow_pl.flow import example_of
+from synflow_pl.masks import Masks, prunable
+from synflow_pl.pruners import Pruner
+from synflow_pl.pruning import PruningOptions, prune
+from synflow_pl.training.checkpoints import load_masks, load_weights
+from synflow_pl.training.distributed import Ranks
+from synflow_pl.training.gradual_pruning import density_after
+from synflow_pl.training.introspection import (
+    FreshBatches,
+    find_batches,
+    find_example,
+    find_loss,
+)
+from synflow_pl.training.losses import BROADCAST, Loss
+from synflow_pl.training.precision import scorable, unrounded
+from synflow_pl.training.pruning_report import PruningReport
+
+__all__ = ["Fit", "MaskChooser"]
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Network that is pruned, and the fit in which that happens.
+
+    Attributes:
+        trainer: Trainer of the network.
+        pl_module: Module that is trained.
+        network: Network of the module that is pruned.
+        attribute: Attribute of the module that holds the network; empty for the module itself.
+        ranks: Ranks of the training.
+        report: Report to which the rounds of a pruning are added, in place.
+    """
+
+    trainer: Trainer
+    pl_module: LightningModule
+    network: nn.Module
+    attribute: str
+    ranks: Ranks
+    report: PruningReport
+
+
+class MaskChooser:
+    """Choose the masks of one network during one fit.
+
+    ``prune()`` sets pruned weights of the network to zero on rank 0; the callback applies the masks
+    on every rank.
+
+    Args:
+        pruner: Pruner that computes the scores; ``None`` for a dense training.
+        options: Options of the pruning; ``None`` without a pruner or with masks from a file.
+        from_file: Masks from a file, which are used instead of the pruner.
+        loss: Loss of pruners that score on data; ``None`` uses that of the module.
+        input_shape: Shape of an input without the batch dimension; ``None`` uses that of the data.
+        fresh_batches: Whether each round scores on other images.
+        score_from: Path of a checkpoint whose weights are scored and whose masks are pruned
+            further; ``None`` scores the weights of the network.
+        freeze_dead: Whether biases, gains and shifts of units without a path of kept weights from
+            the input are pruned.
+
+    Attributes:
+        pruner: Pruner that computes the scores; ``None`` for a dense training or masks from a file.
+        inputs: Example inputs of the network; empty before :meth:`example` is called.
+        unrounded: Tensors of the network before the Trainer rounded them, by name. The callback
+            empties it when the fit has started.
+    """
+
+    def __init__(
+        self,
+        pruner: Pruner | None,
+        options: PruningOptions | None,
+        from_file: Masks | None,
+        *,
+        loss: Loss | None,
+        input_shape: Sequence[int] | None,
+        fresh_batches: bool,
+        score_from: Path | None,
+        freeze_dead: bool,
+    ) -> None:
+        self.pruner = pruner if from_file is None else None
+        self._options, self._from_file = options, from_file
+        self._loss, self._input_shape, self._fresh_batches = loss, input_shape, fresh_batches
+        self._score_from, self._freeze_dead = score_from, freeze_dead
+        self.inputs: tuple[Tensor, ...] = ()
+        self.unrounded: dict[str, Tensor] = {}
+
+    @property
+    def prunes(self) -> bool:
+        """Return whether there are masks to choose."""
+        return self.pruner is not None or self._from_file is not None
+
+    @property
+    def end_fraction(self) -> float | None:
+        """Fraction of the training that a gradual pruning takes; ``None`` for pruning at once."""
+        return self.pruner.end_fraction if self.pruner is not None else None
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds of the pruning; 1 without a pruner."""
+        if self.pruner is None or self._options is None:
+            return 1
+        return self.pruner.rounds if self._options.rounds is None else self._options.rounds
+
+    @property
+    def source(self) -> str:
+        """Name of the origin of the masks, for messages."""
+        return type(self.pruner).__name__ if self._from_file is None else "masks from a file"
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Notes of the pruner; empty without a pruner."""
+        return self.pruner.notes if self.pruner is not None else ()
+
+    def history(self) -> MaskHistory | None:
+        """Return an empty history of the rounds, or ``None`` for one round or regrown weights."""
+        several = self.rounds > 1 and self.pruner is not None and not self.pruner.regrows
+        return MaskHistory() if several else None
+
+    def example(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor, ...]:
+        """Return the example inputs of the network, and store them in :attr:`inputs`.
+
+        Args:
+            trainer: Trainer with the data module or the training batches.
+            pl_module: Module that is trained.
+        """
+        self.inputs = self.inputs or find_example(trainer, pl_module, self._input_shape)
+        return self.inputs
+
+    def copy_unrounded(self, trainer: Trainer, network: nn.Module) -> None:
+        """Store copies of the weights that the Trainer will round, in :attr:`unrounded`.
+
+        Nothing is stored if the weights of a checkpoint are scored, or none.
+
+        Args:
+            trainer: Trainer that has not rounded the weights yet.
+            network: Network that is pruned when the fit starts.
+        """
+        if self._score_from is None and self._from_file is None:
+            self.unrounded = unrounded(trainer, network)
+
+    def choose(self, fit: Fit, history: MaskHistory | None) -> Masks:
+        """Return the masks of the file, or those that the pruner chooses in all its rounds.
+
+        Rank 0 chooses them, and every rank gets them. The kept weights do not change, unless the
+        pruner initialises them again, which it does on rank 0 only.
+
+        Args:
+            fit: Network that is pruned, and its training.
+            history: History to which the masks of each round are added, in place; or ``None``.
+        """
+
+        def choose() -> dict[str, object]:
+            masks = self._from_file
+            if masks is None:
+                masks = self._choose_by_score(fit, history)
+            if self._freeze_dead:
+                inputs = example_of(fit.network, None, self.example(fit.trainer, fit.pl_module))
+                masks = freeze(fit.network, masks, inputs)
+            return masks.state_dict()
+
+        return Masks.from_state_dict(fit.ranks.run_on_rank_zero(choose, no_timeout=True))
+
+    def keep_all(self, fit: Fit) -> Masks:
+        """Return masks that keep every weight, with which a gradual pruning begins.
+
+        Args:
+            fit: Network that will be pruned, and its training.
+
+        Raises:
+            ValueError: If the pruner will need a loss, and the module has none or several.
+        """
+        assert self._options is not None
+        self._find_loss(fit.pl_module, fit.network)
+        weights = prunable(fit.network, self._options.exclude)
+        return Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()})
+
+    def choose_round(self, fit: Fit, masks: Masks, *, done: int, due: int) -> Masks:
+        """Return the masks of a gradual pruning after the rounds that are due.
+
+        Rank 0 chooses them, and every rank gets them.
+
+        Args:
+            fit: Network that is pruned, and its training.
+            masks: Masks of the network, which are pruned further.
+            done: Number of completed rounds.
+            due: Number of rounds that are completed afterwards; they are pruned in one step.
+        """
+        assert self.pruner is not None
+        assert self._options is not None
+        density = density_after(self._options, self.pruner, due, masks.total)
+        options = replace(self._options, density=density, num_kept=None, rounds=1)
+
+        def choose() -> dict[str, object]:
+            scored = scorable(fit.network, {})
+            return self._prune(fit, scored, options, first_round=done, masks=masks).state_dict()
+
+        return Masks.from_state_dict(fit.ranks.run_on_rank_zero(choose))
+
+    def _choose_by_score(self, fit: Fit, history: MaskHistory | None) -> Masks:
+        """Return the masks that the pruner chooses, with a progress bar.
+
+        Half-precision weights are scored as they were before they were rounded. The weights of a
+        checkpoint are loaded, scored, and replaced by the network's own.
+        """
+        assert self._options is not None
+        network = fit.network
+        scored = scorable(network, self.unrounded)
+        rewound, previous = {}, None
+        if self._score_from is not None:
+            rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+            load_weights(scored, self._score_from, attribute=fit.attribute)
+            previous = load_masks(self._score_from, fit.attribute)
+        with tqdm(
+            total=self.rounds,
+            desc=f"{fit.report.heading}, {self.source}",
+            unit="round",
+            leave=False,
+            disable=fit.trainer.progress_bar_callback is None,
+        ) as bar:
+
+            def on_round(index: int, density: float, masks: Mapping[str, Tensor]) -> None:
+                bar.update()
+                fit.report.show_round(fit.trainer, index, density)
+                if history is not None:
+                    history(index, density, masks)
+
+            masks = self._prune(fit, scored, self._options, masks=previous, on_round=on_round)
+        if self._score_from is not None or scored is not network:
+            network.load_state_dict(rewound or scored.state_dict())
+        return masks
+
+    def _prune(
+        self,
+        fit: Fit,
+        scored: nn.Module,
+        options: PruningOptions,
+        *,
+        first_round: int = 0,
+        **arguments: Any,
+    ) -> Masks:
+        """Call ``prune()`` with the inputs, batches and loss of the training.
+
+        Raises:
+            ValueError: If the loss of the module compares outputs and labels of different shapes.
+        """
+        assert self.pruner is not None
+        recording = fit.report.recording_pruner(fit.trainer, self.pruner, options.rounds)
+        if self.pruner.needs_batches:
+            arguments |= {
+                "loss": self._find_loss(fit.pl_module, scored),
+                "batches": self._batches(fit.trainer, self.pruner, first_round),
+            }
+        with warnings.catch_warnings():
+            if self._loss is None:
+                # The module's training step may bring outputs and labels to one shape; its loss
+                # alone does not.
+                warnings.filterwarnings("error", BROADCAST, UserWarning)
+            try:
+                masks = prune(
+                    scored,
+                    recording or self.pruner,
+                    example_input=self.example(fit.trainer, fit.pl_module),
+                    **vars(options),
+                    **arguments,
+                )
+            except UserWarning as warning:
+                raise ValueError(
+                    f"the loss of {type(fit.pl_module).__name__} compares outputs and labels of"
+                    " different shapes; give PruneAtInit loss=, a function of (outputs, labels)"
+                    " that brings them to one shape as the training step does"
+                ) from warning
+        if recording is not None:
+            fit.report.add(recording)
+        return masks
+
+    def _find_loss(self, pl_module: LightningModule, network: nn.Module) -> Loss | None:
+        """Return the loss of a pruner that scores on data, else ``None``."""
+        if self.pruner is None or not self.pruner.needs_batches:
+            return None
+        return self._loss or find_loss(pl_module, network)
+
+    def _batches(
+        self, trainer: Trainer, pruner: Pruner, first_round: int
+    ) -> Batches | Callable[[int], Batches]:
+        if not self._fresh_batches:
+            return find_batches(trainer, pruner)
+        fresh = FreshBatches(trainer, pruner)
+        return lambda index: fresh(first_round + index)
