@@ -58,7 +58,7 @@ def stop(monkeypatch: pytest.MonkeyPatch, at: str, *args: str) -> None:
 
     with monkeypatch.context() as patch:
         where = (
-            (PruneAtInit, "_report")
+            (PruneAtInit, "_diagnose")
             if at == "pruning"
             else (Classifier, "on_validation_epoch_start")
         )
@@ -508,7 +508,7 @@ def test_after_a_signal_the_checkpoint_is_written_and_named(
 def test_the_message_after_ctrl_c_in_pruning_says_that_the_run_starts_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(PruneAtInit, "_report", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(PruneAtInit, "_diagnose", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit) as raised:
