@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from synflow_pl.cli.command import parse_fit
 from synflow_pl.cli.errors import import_class
-from synflow_pl.cli.multishot import Plan
 from synflow_pl.diagnosis import diagnose
 from synflow_pl.io import atomic_write
 from synflow_pl.masks import prunable
@@ -81,7 +81,7 @@ def width_of(task: Task) -> str:
     Raises:
         ValueError: If the network has no such argument.
     """
-    return _width_of(Plan.of(list(task.options)).options.model.network.class_path)
+    return _width_of(parse_fit(list(task.options)).options.model.network.class_path)
 
 
 def dense_baseline(task: Task) -> tuple[tuple[str, ...], DenseBaseline]:
@@ -94,7 +94,7 @@ def dense_baseline(task: Task) -> tuple[tuple[str, ...], DenseBaseline]:
         ValueError: If the network has no argument that sets its width.
     """
     assert task.like is not None
-    network = Plan.of(list(task.options)).options.model.network
+    network = parse_fit(list(task.options)).options.model.network
     shape = network.init_args.get("input_shape")
     given = {
         key: tuple(value) if isinstance(value, list) else value

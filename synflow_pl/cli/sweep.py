@@ -16,11 +16,13 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from synflow_pl.cli.command import parse_fit
 from synflow_pl.cli.dense_baselines import dense_baseline, width_of
 from synflow_pl.cli.errors import clarify, exit_with_error
 from synflow_pl.cli.main import run
-from synflow_pl.cli.multishot import Plan, multishot, planned
+from synflow_pl.cli.multishot import multishot, planned
 from synflow_pl.cli.recipes import find_recipe
+from synflow_pl.cli.subcommands import test
 from synflow_pl.io import check_folder, storage_error
 from synflow_pl.runs.launchers import LauncherError, Slurm, run_locally, run_on_slurm
 from synflow_pl.runs.sweep_grid import FAILED, Sweep, Task, accuracy, check_existing_runs, lock_run
@@ -252,7 +254,7 @@ def _checked_tasks(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task
                 # The width itself requires a pruning, so it is computed when the run starts.
                 width_of(task)
             else:
-                Plan.of(list(task.options), own)
+                parse_fit(list(task.options), own)
         check_existing_runs(folder, tasks)
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error))
@@ -346,10 +348,10 @@ def _train_and_test(folder: Path, task: Task, run_folder: Path) -> None:
     resumable = _is_resumable(run_folder)
     if run_folder.exists() and not resumable:
         shutil.rmtree(run_folder)
-    cli = run(task.train(folder, resumable, more))
+    session = run(task.train(folder, resumable, more))
     if baseline is not None:
         baseline.save(run_folder)
-    cli.test(model=cli.model, datamodule=cli.datamodule)
+    test(session, model=session.model, datamodule=session.datamodule)
 
 
 def _is_resumable(run_folder: Path) -> bool:

@@ -19,13 +19,15 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import synflow_pl
 from synflow_pl.__main__ import main
-from synflow_pl.cli.main import _CLAIMED, CLI, run
+from synflow_pl.cli.main import run
+from synflow_pl.cli.run_opening import CLAIMED
+from synflow_pl.cli.session import Session
 from synflow_pl.data import Digits
 from synflow_pl.masks import Masks
 from synflow_pl.networks import FC
 from synflow_pl.training import PruneAtInit, load_weights
 
-Built = Callable[..., CLI]
+Built = Callable[..., Session]
 QUIET = [
     "--trainer.enable_progress_bar",
     "false",
@@ -504,7 +506,7 @@ def test_a_run_is_named_by_recipe_pruner_density_and_seed(built: Built) -> None:
 
 
 def test_the_trainer_can_be_pickled_for_spawned_processes(built: Built) -> None:
-    # The strategy ddp_spawn pickles the trainer with its callbacks and the CLI.
+    # The strategy ddp_spawn pickles the trainer with its callbacks and the parsed command.
     cli = built("fit", *FC_ON_DIGITS, "--pruning.density", "0.1")
     assert pickle.loads(pickle.dumps(cli.trainer)).max_epochs == cli.trainer.max_epochs
 
@@ -568,7 +570,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("fitted"))
-        patch.setenv(_CLAIMED, "")
+        patch.setenv(CLAIMED, "")
         with contextlib.redirect_stdout(out):
             cli = run(
                 [
@@ -847,7 +849,7 @@ def test_a_run_starts_from_the_weights_of_another(
     fitted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = fitted
-    monkeypatch.setattr(CLI, "_run_subcommand", lambda self, name: None)
+    monkeypatch.setattr(Session, "execute", lambda self, name: None)
     Path("start.yaml").write_text("network_weights: lightning_logs/real\n")
     network = run(
         [

@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 
-from synflow_pl.cli.main import CLI, run
+from synflow_pl.cli.main import run
 from synflow_pl.cli.recipes import recipe_folder
+from synflow_pl.cli.session import Session
 from synflow_pl.data import ImageDataModule
 from synflow_pl.masks import prunable
 from synflow_pl.pruners.sanity import SANITY as SANITY_CLASSES
@@ -64,7 +65,7 @@ def read(name: str) -> dict[str, Any]:
     return content
 
 
-def one_step(*names: str) -> CLI:
+def one_step(*names: str) -> Session:
     """Run one training step of a recipe with overlays, after pruning in at most two rounds.
 
     Pruners score on one image of each class instead of ten. Layer collapse is allowed: one round of
@@ -80,11 +81,11 @@ def one_step(*names: str) -> CLI:
     return run(["fit", *args, *few, "--trainer.fast_dev_run", "1", *QUIET])
 
 
-def pruning(cli: CLI) -> PruneAtInit:
+def pruning(cli: Session) -> PruneAtInit:
     return next(callback for callback in cli.trainer.callbacks if isinstance(callback, PruneAtInit))
 
 
-def check(cli: CLI) -> None:
+def check(cli: Session) -> None:
     """Check that one step was trained, the density is exact, and pruned weights are zero."""
     assert cli.trainer.state.finished
     assert cli.trainer.global_step == 1

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synflow_pl.cli.multishot import Plan, planned
+from synflow_pl.cli.command import parse_fit
+from synflow_pl.cli.multishot import planned
 from synflow_pl.cli.recipes import find_recipe, recipe_folder
 from synflow_pl.masks import Masks
 from synflow_pl.networks import FC
@@ -50,7 +51,7 @@ def test_a_sweep_starts_with_a_comment_and_names_existing_recipes_and_overlays(
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_options_of_a_sweep_are_accepted_by_fit(path: Path) -> None:
     task = next(task for task in grid(path).tasks() if task.density < 1 and not task.like)
-    pruning = Plan.of(list(task.options)).options.pruning
+    pruning = parse_fit(list(task.options)).options.pruning
     assert pruning.density == task.density
     assert pruning.on_collapse == "warn"
 
@@ -64,7 +65,7 @@ def test_the_command_of_each_kind_of_run_has_the_settings_of_the_grid(
         (task.recipe, task.options[3], task.levels): task for task in grid(path).tasks()
     }.values():
         words = task.train(tmp_path)
-        plan = planned(words[1:])[1] if task.levels else Plan.of(words[1:])
+        plan = planned(words[1:])[1] if task.levels else parse_fit(words[1:])
         assert words[0] == ("multishot" if task.levels else "fit")
         assert (plan.options.run, plan.options.trainer.default_root_dir) == (
             task.name,
