@@ -51,12 +51,12 @@ class Command(LightningCLI):
         args: Resolved command line.
         own: Names of options that the subcommand parses by itself, for suggestions in errors about
             misspelt options.
-        subcommands: Subcommands of the parser, which are methods of the trainer, with the arguments
-            of the method that are no options; by default those of Lightning's Trainer.
+        subcommands: Subcommands of the parser, which are methods of the trainer, each with the
+            arguments of its method that are no options; by default those of Lightning's Trainer.
         trainer_class: Class of the trainer.
         defaults: Defaults of options, by name, where they differ from those of ``fit``.
-        name_run: Function of the options and the configuration files that returns the default name
-            of the run.
+        name_run: Function that takes the options and the configuration files, and returns the run's
+            default name.
 
     Attributes:
         args: Resolved command line.

@@ -21,7 +21,7 @@ def run(args: list[str]) -> Session:
         args: Arguments after ``synflow_pl`` on the command line.
 
     Returns:
-        What the command has built, after its subcommand has run.
+        The session, after its subcommand has run.
     """
     args = resolve_or_exit(args)
     quieten()

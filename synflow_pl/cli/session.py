@@ -26,7 +26,7 @@ __all__ = ["Session"]
 
 
 class Session:
-    """What one command builds and runs.
+    """Classes, trainer and folder of the run that belong to one command.
 
     :meth:`build` builds the classes, :meth:`open_run` opens the folder of the run, and
     :meth:`execute` runs the subcommand. A command leaves out what it does not need.

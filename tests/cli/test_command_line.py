@@ -143,8 +143,8 @@ def test_the_version_needs_no_torch() -> None:
 
 
 def test_the_seed_is_zero_unless_given(built: Built) -> None:
-    assert built("fit", "-c", "mnist_fc").config.fit.seed_everything == 0
-    assert built("fit", "-c", "mnist_fc", "--seed_everything", "7").config.fit.seed_everything == 7
+    assert built("fit", "-c", "mnist_fc").options.seed_everything == 0
+    assert built("fit", "-c", "mnist_fc", "--seed_everything", "7").options.seed_everything == 7
 
 
 def test_two_commands_build_the_same_network(built: Built) -> None:
@@ -160,7 +160,7 @@ def test_two_commands_build_the_same_network(built: Built) -> None:
 def test_recipes_compose_and_later_settings_override_earlier_ones(built: Built) -> None:
     options = built(
         "fit", "-c", "mnist_fc", "-c", "pruners/magnitude", "--pruning.density", "0.01", *SHORT
-    ).config.fit
+    ).options
     assert options.model.network.class_path == "synflow_pl.networks.FC"
     assert options.data.class_path == "synflow_pl.data.MNIST"
     assert options.pruning.pruner.class_path == "synflow_pl.pruners.Magnitude"
@@ -184,7 +184,7 @@ def test_an_overlay_of_a_pruner_replaces_the_previous_one_completely(
 ) -> None:
     pruning = built(
         "fit", "-c", "mnist_fc", *(part for name in overlays for part in ("-c", name))
-    ).config.fit.pruning
+    ).options.pruning
     assert (pruning.pruner.class_path, pruning.rounds, pruning.density) == (pruner, rounds, 0.1)
 
 
@@ -204,7 +204,7 @@ def test_overlays_score_in_the_mode_and_on_the_batches_of_their_papers(
     overlays: list[str], train_mode: bool, fresh_batches: bool, built: Built
 ) -> None:
     args = [part for name in overlays for part in ("-c", name)]
-    pruning = built("fit", "-c", "mnist_fc", *args).config.fit.pruning
+    pruning = built("fit", "-c", "mnist_fc", *args).options.pruning
     assert (pruning.train_mode, pruning.fresh_batches) == (train_mode, fresh_batches)
     pruning = built(
         "fit",
@@ -215,14 +215,14 @@ def test_overlays_score_in_the_mode_and_on_the_batches_of_their_papers(
         "false",
         "--pruning.fresh_batches",
         "false",
-    ).config.fit.pruning
+    ).options.pruning
     assert (pruning.train_mode, pruning.fresh_batches) == (False, False)
 
 
 def test_the_dense_overlay_prunes_nothing(built: Built) -> None:
     pruning = built(
         "fit", "-c", "mnist_fc", "-c", "pruners/synflow", "-c", "pruners/dense"
-    ).config.fit.pruning
+    ).options.pruning
     assert (pruning.pruner, pruning.density, pruning.rounds) == (None, 1, None)
 
 
@@ -230,7 +230,7 @@ def test_the_dense_overlay_prunes_nothing(built: Built) -> None:
     "form", [["--config", "mnist_fc"], ["--config=mnist_fc"], ["-c", "configs/mnist_fc.yaml"]]
 )
 def test_a_recipe_may_be_given_in_any_form(form: list[str], built: Built) -> None:
-    assert built("fit", *form).config.fit.trainer.max_epochs == 20
+    assert built("fit", *form).options.trainer.max_epochs == 20
 
 
 def test_a_short_class_name_means_a_class_of_the_package(built: Built) -> None:
@@ -242,7 +242,7 @@ def test_a_short_class_name_means_a_class_of_the_package(built: Built) -> None:
         "--model.network.depth=11",
         "--data=CIFAR10",
         "--pruning.density=0.5",
-    ).config.fit
+    ).options
     assert options.model.network.class_path == "synflow_pl.networks.VGG"
     assert options.model.network.init_args.depth == 11
 
@@ -266,7 +266,7 @@ def test_the_data_s_shape_and_classes_reach_the_network(
     cli = built(
         "fit", "--model.network", network, *depth, "--data", data, "--pruning.density", "0.1"
     )
-    init_args = cli.config.fit.model.network.init_args
+    init_args = cli.options.model.network.init_args
     assert (tuple(init_args.input_shape), init_args.num_classes) == (shape, 10)
     with torch.no_grad():
         assert cli.model.network.eval()(torch.zeros(1, *shape)).shape == (1, 10)

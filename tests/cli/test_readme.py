@@ -21,7 +21,7 @@ from synflow_pl.cli.main import run
 from synflow_pl.cli.multishot import planned
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.cli.session import Session
-from synflow_pl.cli.sweep import parsed
+from synflow_pl.cli.sweep_options import parse_sweep
 from tests.docs.pages import PAGES, README, blocks
 from tests.docs.pages import words as typed
 
@@ -122,7 +122,7 @@ def test_its_sbatch_script_has_ten_lines_and_its_training_is_understood(
     )
     words = shlex.split(lines[-1])
     assert words[:3] == ["srun", "synflow_pl", "fit"]
-    trainer = built(*words[2:], "--trainer.accelerator", "cpu").config.fit.trainer
+    trainer = built(*words[2:], "--trainer.accelerator", "cpu").options.trainer
     # SLURM starts a task for each device, and Lightning insists on it.
     assert str(trainer.devices) == options["ntasks-per-node"] == options["gpus-per-node"]
     assert trainer.strategy == "ddp"
@@ -160,7 +160,7 @@ def test_its_sweep_commands_are_understood_and_its_reports_are_of_sweeps_that_th
     sweeps = [words[1:] for words in typed("synflow_pl") if words[0] == "sweep"]
     assert sweeps
     for words in sweeps:
-        _own, grid, extra = parsed(words)
+        _own, grid, extra = parse_sweep(words)
         assert grid.tasks()
         assert extra == []
     for words in typed("synflow_pl"):

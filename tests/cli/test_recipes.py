@@ -91,9 +91,9 @@ def check(cli: Session) -> None:
     assert cli.trainer.global_step == 1
     network, masks = cli.model.network, pruning(cli).masks
     assert all(parameter.isfinite().all() for parameter in network.parameters())
-    density = Fraction(str(cli.config.fit.pruning.density))
+    density = Fraction(str(cli.options.pruning.density))
     total = sum(weight.numel() for weight in prunable(network).values())
-    if cli.config.fit.pruning.pruner is None:
+    if cli.options.pruning.pruner is None:
         assert masks is None
         assert density == 1
         return
@@ -295,8 +295,8 @@ def test_warmup_cosine_replaces_the_recipe_s_schedule_and_gets_the_number_of_epo
     scheduler = cli.trainer.lr_scheduler_configs[0].scheduler
     assert isinstance(scheduler, WarmupCosine)
     assert (
-        cli.config.fit.model.scheduler.init_args == {"warmup": 5, "epochs": 20}
-        or cli.config.fit.model.scheduler.init_args.epochs == 20
+        cli.options.model.scheduler.init_args == {"warmup": 5, "epochs": 20}
+        or cli.options.model.scheduler.init_args.epochs == 20
     )
 
 
