@@ -392,9 +392,7 @@ def test_hyperparameters_in_a_checkpoint_do_not_change_the_options(ended: Path) 
     content = read(ended / "checkpoints/last.ckpt")
     torch.save({**content, "hyper_parameters": {"num_classes": 7}}, "told.ckpt")
     assert (
-        run(
-            ["test", "-c", "demo", *SHORT, "--ckpt_path", "told.ckpt"]
-        ).config.test.model.num_classes
+        run(["test", "-c", "demo", *SHORT, "--ckpt_path", "told.ckpt"]).options.model.num_classes
         == 10
     )
 
