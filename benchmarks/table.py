@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from synflow_pl.cli.multishot import Plan
+from synflow_pl.cli.command import parse_fit
 from synflow_pl.cli.recipes import overlays, recipe_folder
 from synflow_pl.io import atomic_write
 from synflow_pl.runs import MACHINES
@@ -186,7 +186,7 @@ def _entries(recipe: str, runs: Sequence[RunRecord]) -> Iterator[Entry]:
 @cache
 def _compared(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the comparison keys of a run with the given options of ``fit``."""
-    return comparison_keys(yaml.safe_load(Plan.of(list(options))._config_text))
+    return comparison_keys(yaml.safe_load(parse_fit(list(options)).config_text))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.table import Entry, fill
-from synflow_pl.cli.multishot import Plan
+from synflow_pl.cli.command import parse_fit
 from synflow_pl.runs import MACHINES
 
 TABLE = """Before.
@@ -45,10 +45,10 @@ def a_run(
         if pruner == "dense"
         else ["--pruning.density", str(density), "--pruning.on_collapse", "warn"]
     )
-    plan = Plan.of(
+    plan = parse_fit(
         ["-c", recipe, "-c", f"pruners/{pruner}", *amount, "--seed_everything", str(seed), *options]
     )
-    (folder / "config.yaml").write_text(plan._config_text)
+    (folder / "config.yaml").write_text(plan.config_text)
     (folder / "metrics.csv").write_text(
         "epoch,step,train/loss,test/accuracy\n"
         f"{plan.options.trainer.max_epochs - 1},9,0.5,\n"
@@ -155,7 +155,7 @@ def test_a_run_that_differs_only_in_options_without_effect_is_used(
 
 
 def test_a_command_of_the_table_parses_to_the_options_of_its_row() -> None:
-    plan = Plan.of(list(Entry("cifar10_vgg16", "synflow", 0.01, None).options))
+    plan = parse_fit(list(Entry("cifar10_vgg16", "synflow", 0.01, None).options))
     assert (
         plan.options.pruning.density,
         plan.options.seed_everything,

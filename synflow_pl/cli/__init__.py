@@ -14,3 +14,5 @@ The function takes the arguments that follow the subcommand's name.
 """
 TRAINER_COMMANDS = ("fit", "predict", "test", "validate")
 """Subcommands that are methods of Lightning's Trainer."""
+EVALUATIONS = ("predict", "test", "validate")
+"""Subcommands of Lightning's Trainer that evaluate a network without training it."""

@@ -10,7 +10,9 @@ import os
 from typing import Any
 
 from synflow_pl.cli.errors import exit_with_error
-from synflow_pl.cli.main import CLI, run
+from synflow_pl.cli.main import run
+from synflow_pl.cli.session import Session
+from synflow_pl.cli.subcommands import test
 from synflow_pl.training import PruneAtInit
 
 __all__ = ["demo"]
@@ -32,24 +34,24 @@ def demo(args: list[str]) -> None:
         exit_with_error("the demo needs its runs; leave out fast_dev_run")
     print(f"\n{callback.diagnosis.table()}\n")
     print("                       weights   test accuracy")
-    for name, cli, kept in (
+    for name, session, kept in (
         ("dense", dense, callback.diagnosis.total),
         ("sparse, SynFlow", sparse, callback.diagnosis.kept),
     ):
-        print(f"{name:<18}{kept:>12,}{_accuracy(cli):>15.2%}")
+        print(f"{name:<18}{kept:>12,}{_accuracy(session):>15.2%}")
     folder = os.path.relpath(sparse.run_folder.parent)
     print(f"\nLook at both: {_beside_python('tensorboard')} --logdir {folder}")
 
 
-def _train_and_test(args: list[str]) -> CLI:
-    cli = run(["fit", *args])
-    cli.test(model=cli.model, datamodule=cli.datamodule)
-    return cli
+def _train_and_test(args: list[str]) -> Session:
+    session = run(["fit", *args])
+    test(session, model=session.model, datamodule=session.datamodule)
+    return session
 
 
-def _accuracy(cli: CLI) -> Any:
-    assert cli.metrics is not None
-    return cli.metrics[0]["test/accuracy"]
+def _accuracy(session: Session) -> Any:
+    assert session.metrics is not None
+    return session.metrics[0]["test/accuracy"]
 
 
 def _beside_python(command: str) -> str:

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from synflow_pl.cli.command import parse_fit
 from synflow_pl.cli.errors import import_class
-from synflow_pl.cli.multishot import Plan
+from synflow_pl.cli.sweep_commands import fit_options
 from synflow_pl.diagnosis import diagnose
 from synflow_pl.io import atomic_write
 from synflow_pl.masks import prunable
@@ -81,11 +82,11 @@ def width_of(task: Task) -> str:
     Raises:
         ValueError: If the network has no such argument.
     """
-    return _width_of(Plan.of(list(task.options)).options.model.network.class_path)
+    return _width_of(parse_fit(fit_options(task)).options.model.network.class_path)
 
 
-def dense_baseline(task: Task) -> tuple[tuple[str, ...], DenseBaseline]:
-    """Return options of ``fit`` that make the network narrower, and the resulting sizes.
+def dense_baseline(task: Task) -> DenseBaseline:
+    """Return the width that makes a network narrower at the cost of a task, and the sizes.
 
     Args:
         task: Task of a sweep whose ``like`` names the cost to match.
@@ -94,16 +95,13 @@ def dense_baseline(task: Task) -> tuple[tuple[str, ...], DenseBaseline]:
         ValueError: If the network has no argument that sets its width.
     """
     assert task.like is not None
-    network = Plan.of(list(task.options)).options.model.network
+    network = parse_fit(fit_options(task)).options.model.network
     shape = network.init_args.get("input_shape")
     given = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in network.init_args.items()
     }
-    baseline = _search(
-        network.class_path, tuple(given.items()), tuple(shape), task.density, task.like
-    )
-    return (f"--model.network.{baseline.argument}", str(baseline.width)), baseline
+    return _search(network.class_path, tuple(given.items()), tuple(shape), task.density, task.like)
 
 
 @cache

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from synflow_pl import figures
+from synflow_pl.cli.command_line import resolve
 from synflow_pl.cli.experiment_plan import Plan, Training, pruner_of
-from synflow_pl.cli.main import _prepare, _quieten
+from synflow_pl.cli.log_filters import quieten
 from synflow_pl.cli.options import Options, exit_with_error, near
 from synflow_pl.diagnosis.files import write_csv
 from synflow_pl.experiments import (
@@ -139,10 +140,10 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
     try:
         overlays = getattr(own, "pruners", ())
         own.pruner_by_overlay = {overlay: pruner_of(overlay) for overlay in overlays}
-        prepared = _prepare(["fit", *options])
+        prepared = resolve(["fit", *options])
     except (FileNotFoundError, ValueError) as error:
         exit_with_error(str(error))
-    _quieten()
+    quieten()
     return own, (Training if name == "magnitude" else Plan)(prepared, name, parser.names)
 
 
@@ -214,12 +215,13 @@ def _magnitude(own: argparse.Namespace, plan: Training, command: str) -> None:
     The weights are recorded before dense training and after each of its epochs.
     """
     snapshots = plan.recorder.snapshots
-    if plan.run_folder is None or len(snapshots) < 2:
+    run_folder = plan.session.run_folder
+    if run_folder is None or len(snapshots) < 2:
         raise ValueError(
             "magnitude: there was no training to look at; leave out fast_dev_run, and train for an "
             "epoch at least"
         )
-    if not plan.trainer.is_global_zero:
+    if not plan.session.trainer.is_global_zero:
         return
     rows = [
         {
@@ -238,7 +240,7 @@ def _magnitude(own: argparse.Namespace, plan: Training, command: str) -> None:
     _print(("epoch", "layers' totals: coefficient of variation"), summary)
     averages = {x.epoch: [layer.average for layer in x.layers] for x in snapshots}
     sizes = [layer.size for layer in snapshots[0].layers]
-    _write(plan.run_folder, "magnitude", rows, figures.magnitude_growth(sizes, averages), command)
+    _write(run_folder, "magnitude", rows, figures.magnitude_growth(sizes, averages), command)
 
 
 def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from pytorch_lightning.cli import LightningArgumentParser
+from jsonargparse import Namespace
 from torch import Tensor
 from tqdm import tqdm
 
+from synflow_pl.cli.command import Command
 from synflow_pl.cli.errors import import_class
-from synflow_pl.cli.main import CLI
 from synflow_pl.cli.recipes import find_recipe
+from synflow_pl.cli.run_errors import exit_on_invalid_options
+from synflow_pl.cli.run_names import recipe_name
+from synflow_pl.cli.session import Session
+from synflow_pl.cli.subcommands import fit
 from synflow_pl.experiments import SquaredMagnitudes, first_scores
 from synflow_pl.flow import example_of
 from synflow_pl.pruners import Pruner
@@ -48,49 +52,57 @@ def _read_overlay(overlay: str) -> dict[str, Any]:
     return options["pruning"]
 
 
-def _default_to_dense(parser: LightningArgumentParser) -> None:
-    """Set the default density to 1, for recipes and options that give none."""
-    parser.set_defaults({"pruning.density": 1.0})
+def _command(args: list[str], experiment: str, own: Sequence[str]) -> Command:
+    """Parse the command line of an experiment, which is dense if it gives no density."""
+    return Command(
+        args,
+        own,
+        defaults={"pruning.density": 1.0},
+        name_run=partial(_run_name, experiment),
+    )
 
 
-class Plan(CLI):
+def _run_name(experiment: str, options: Namespace, recipes: Sequence[Path]) -> str:
+    return f"{experiment}-{recipe_name(options, recipes)}-seed{options.seed_everything}"
+
+
+class Plan:
     """Network and data of an experiment's command line; nothing is trained.
 
     Args:
         args: Resolved command line.
         experiment: Name of the experiment.
         own: Names of the experiment's own options.
+
+    Attributes:
+        options: Options of ``fit``.
+        model: The classifier.
+        datamodule: The data module.
     """
 
     def __init__(self, args: list[str], experiment: str, own: Sequence[str] = ()) -> None:
-        self.experiment = experiment
         self._typed = {arg.partition("=")[0] for arg in args}
-        super().__init__(args, own)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        super().add_arguments_to_parser(parser)
-        _default_to_dense(parser)
-
-    def _open_run(self) -> None:
-        """Do nothing: the folder is made when there is something to write into it."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
+        self._session = Session(_command(args, experiment, own))
+        # No run is opened: the folder is made when there is something to write into it.
+        with exit_on_invalid_options():
+            self._session.build()
+        self.options = self._session.options
+        self.model = self._session.model
+        self.datamodule = self._session.datamodule
 
     @cached_property
     def folder(self) -> Path:
         """Folder of this experiment under ``lightning_logs``, created at the first access."""
-        root = Path(self.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
-        return create_run_folder(root, self.options.get("run") or self._default_name())
-
-    def _default_name(self) -> str:
-        return f"{self.experiment}-{self.recipe_name}-seed{self.options.seed_everything}"
+        command = self._session.command
+        return create_run_folder(
+            command.root / "lightning_logs", command.options.get("run") or command.default_name
+        )
 
     @property
     def network(self) -> torch.nn.Module:
         """The network, on the device on which it would be trained."""
         network: torch.nn.Module = self.model.network
-        return network.to(self.trainer.strategy.root_device)
+        return network.to(self._session.trainer.strategy.root_device)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -178,27 +190,25 @@ class Plan(CLI):
                 )
 
 
-class Training(CLI):
+class Training:
     """Dense training whose weights are recorded after each epoch.
 
     Args:
         args: Resolved command line.
         experiment: Name of the experiment.
         own: Names of the experiment's own options.
+
+    Attributes:
+        session: What was built and trained.
+        recorder: Callback with the recorded weights.
     """
 
     def __init__(self, args: list[str], experiment: str, own: Sequence[str] = ()) -> None:
-        self.experiment = experiment
         self.recorder = SquaredMagnitudes()
-        super().__init__([*args, "--config", str(find_recipe("pruners/dense"))], own)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        super().add_arguments_to_parser(parser)
-        _default_to_dense(parser)
-
-    def _open_run(self) -> None:
-        super()._open_run()
-        self.callbacks.append(self.recorder)
-
-    def _default_name(self) -> str:
-        return f"{self.experiment}-{self.recipe_name}-seed{self.options.seed_everything}"
+        dense = [*args, "--config", str(find_recipe("pruners/dense"))]
+        self.session = Session(_command(dense, experiment, own))
+        with exit_on_invalid_options():
+            self.session.build()
+            self.session.open_run()
+        self.session.callbacks.append(self.recorder)
+        self.session.execute(fit)

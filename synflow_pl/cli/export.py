@@ -13,9 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synflow_pl.cli.command import Command
+from synflow_pl.cli.command_line import resolve
 from synflow_pl.cli.errors import exit_with_error, import_class
-from synflow_pl.cli.main import CLI, _prepare, _quieten
+from synflow_pl.cli.log_filters import quieten
 from synflow_pl.cli.options import Options
+from synflow_pl.cli.run_errors import exit_on_invalid_options
+from synflow_pl.cli.session import Session
 from synflow_pl.compaction import Compaction
 from synflow_pl.diagnosis import diagnose
 from synflow_pl.export import FORMATS, Metadata, export, write_card
@@ -86,13 +90,6 @@ def _parser(name: str, command: Any) -> Options:
     return parser
 
 
-class _Loaded(CLI):
-    """Network and data of a run, built without running a subcommand."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
 def _write(
     own: argparse.Namespace,
     rest: Sequence[str],
@@ -108,23 +105,17 @@ def _write(
         checkpoint = find_checkpoint(own.ckpt_path)
         if own.output is None:
             _check_output((find_run_folder(checkpoint) or Path(".")) / "export" / "model", formats)
-        _quieten()
-        cli = _Loaded(
-            _prepare(
-                ["validate", "--ckpt_path", str(checkpoint), "--trainer.accelerator", "cpu", *rest]
-            ),
-            names,
-        )
-        network: nn.Module = load_weights(cli.model.network, checkpoint).eval()
+        session = _session(checkpoint, rest, names)
+        network: nn.Module = load_weights(session.model.network, checkpoint).eval()
         masks = load_masks(checkpoint)
         if masks is None and table:
             raise ValueError(
                 f"{str(checkpoint)!r} was trained dense: it has no masks, so there is nothing to "
                 "take out; prune first"
             )
-        shape = tuple(cli.datamodule.input_shape)
+        shape = tuple(session.datamodule.input_shape)
         inputs = example_of(network, shape, None)
-        entries, small = _card_entries(cli, network, masks, checkpoint), network
+        entries, small = _card_entries(session, network, masks, checkpoint), network
         if masks is not None and compacted:
             masks.apply(network)
             compaction = Compaction(network, masks, inputs)
@@ -135,11 +126,13 @@ def _write(
             else:
                 for note in compaction.notes:
                     print(f"Kept: {note}.")
-        metadata = _metadata(cli, entries)
+        metadata = _metadata(session, entries)
         output = (
-            Path(own.output) if own.output else (cli.run_folder or Path(".")) / "export" / "model"
+            Path(own.output)
+            if own.output
+            else (session.run_folder or Path(".")) / "export" / "model"
         )
-        images = _real_images(cli)
+        images = _real_images(session)
         differences: dict[str, float] = {}
         try:
             for name in formats:
@@ -156,6 +149,23 @@ def _write(
                 print(f"{card} says what they are")
     except (ValueError, OSError, ImportError) as error:
         exit_with_error(explain(error), status=1)
+
+
+def _session(checkpoint: Path, rest: Sequence[str], names: Sequence[str]) -> Session:
+    """Build the network and the data of a run.
+
+    Args:
+        checkpoint: Checkpoint of the run.
+        rest: Options of ``validate``.
+        names: Names of the command's own options, for suggestions in errors.
+    """
+    args = ["validate", "--ckpt_path", str(checkpoint), "--trainer.accelerator", "cpu", *rest]
+    quieten()
+    session = Session(Command(resolve(args), names))
+    with exit_on_invalid_options():
+        session.build()
+        session.open_run()
+    return session
 
 
 def _check_output(output: Path, formats: Sequence[str]) -> None:
@@ -185,9 +195,9 @@ def _size(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _real_images(cli: CLI) -> Tensor:
+def _real_images(session: Session) -> Tensor:
     """Return up to ``_IMAGES`` images of the validation set, or of the training set."""
-    data = cli.datamodule
+    data = session.datamodule
     data.prepare_data()
     data.setup("fit")
     loader = data.val_dataloader() or data.train_dataloader()
@@ -199,8 +209,8 @@ def _real_images(cli: CLI) -> Tensor:
     return torch.cat(batches)[:_IMAGES]
 
 
-def _metadata(cli: CLI, entries: dict[str, Any]) -> Metadata:
-    model, data = cli.options.model.network, cli.datamodule
+def _metadata(session: Session, entries: dict[str, Any]) -> Metadata:
+    model, data = session.options.model.network, session.datamodule
     signature = inspect.signature(import_class(model.class_path)).parameters
     arguments = {}
     for key, value in (model.get("init_args") or {}).items():
@@ -224,21 +234,21 @@ def _metadata(cli: CLI, entries: dict[str, Any]) -> Metadata:
 
 
 def _card_entries(
-    cli: CLI, network: nn.Module, masks: Masks | None, checkpoint: Path
+    session: Session, network: nn.Module, masks: Masks | None, checkpoint: Path
 ) -> dict[str, Any]:
     entries: dict[str, Any] = {
-        "name": cli.run_folder.name if cli.run_folder else type(network).__name__
+        "name": session.run_folder.name if session.run_folder else type(network).__name__
     }
-    entries["data"] = type(cli.datamodule).__name__
+    entries["data"] = type(session.datamodule).__name__
     if masks is not None:
-        diagnosis = diagnose(network, masks, input_shape=cli.datamodule.input_shape)
+        diagnosis = diagnose(network, masks, input_shape=session.datamodule.input_shape)
         entries["density"] = (
             f"{diagnosis.density:.6g} ({diagnosis.kept:,} of {diagnosis.total:,} weights)"
         )
         entries["effective density"] = f"{diagnosis.effective_density:.6g}"
-    if (accuracy := _test_accuracy(cli.run_folder, checkpoint)) is not None:
+    if (accuracy := _test_accuracy(session.run_folder, checkpoint)) is not None:
         entries["test/accuracy"] = f"{accuracy:.2%}"
-    if (accuracy := _last_logged(cli.run_folder, "val/accuracy")) is not None:
+    if (accuracy := _last_logged(session.run_folder, "val/accuracy")) is not None:
         entries["val/accuracy, the last in the run's metrics.csv"] = f"{accuracy:.2%}"
     entries["torch"] = str(torch.__version__)
     return entries

@@ -16,8 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from jsonargparse import Namespace
+
+from synflow_pl.cli.command import Command, parse_fit
 from synflow_pl.cli.errors import exit_with_error, import_class
-from synflow_pl.cli.main import CLI, _prepare, _quieten
 from synflow_pl.cli.options import Options
 from synflow_pl.cli.resume import OWNER
 from synflow_pl.io import make_folder
@@ -26,7 +28,7 @@ from synflow_pl.runs import CONFIG, MACHINES
 from synflow_pl.runs.training_record import RECORD
 from synflow_pl.training.rewinding import REWIND, ended, level_density, mark_ended, resumable
 
-__all__ = ["Plan", "multishot", "planned"]
+__all__ = ["multishot", "planned"]
 
 # Options that may differ between the command that started a run and the one that resumes it.
 _START_OPTIONS = ("config", "ckpt_path")
@@ -53,10 +55,10 @@ def multishot(args: list[str]) -> None:
     Args:
         args: ``--levels L``, ``--rewind K``, and options of ``fit`` for every level.
     """
-    own, plan = planned(args)
-    base = plan.options.get("run") or f"{plan.default_name}-rewind{own.rewind}"
-    root = Path(plan.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
-    density = plan.options.pruning.density
+    own, command = planned(args)
+    base = command.options.get("run") or f"{command.default_name}-rewind{own.rewind}"
+    root = command.root / "lightning_logs"
+    density = command.options.pruning.density
     runs = [root / f"{base}-level{level}of{own.levels}" for level in range(own.levels + 1)]
     with _locked(root, base) as lock:
         for level, run in enumerate(runs):
@@ -82,7 +84,7 @@ def multishot(args: list[str]) -> None:
     print(f"\n{_table(runs)}")
 
 
-def planned(args: list[str], own_options: Sequence[str] = ()) -> tuple[argparse.Namespace, Plan]:
+def planned(args: list[str], own_options: Sequence[str] = ()) -> tuple[argparse.Namespace, Command]:
     """Parse the options of ``multishot``.
 
     A mistake is one sentence on standard error and exit status 2.
@@ -114,14 +116,14 @@ def planned(args: list[str], own_options: Sequence[str] = ()) -> tuple[argparse.
     own.options = options
     if own.levels < 1:
         exit_with_error(f"levels: {own.levels} must be at least 1")
-    plan = Plan.of(own.options, [*parser.names, *own_options])
-    _check(plan, own.rewind)
-    return own, plan
+    command = parse_fit(own.options, [*parser.names, *own_options])
+    _check(command.options, own.rewind)
+    return own, command
 
 
-def _check(plan: Plan, rewind: int) -> None:
+def _check(options: Namespace, rewind: int) -> None:
     """Exit with an error for options that are incompatible with levels, before the first level."""
-    pruning, trainer = plan.options.pruning, plan.options.trainer
+    pruning, trainer = options.pruning, options.trainer
     if pruning.pruner is None or pruning.density is None:
         exit_with_error(
             "multishot needs a pruner and --pruning.density, which the last level will have; "
@@ -134,7 +136,7 @@ def _check(plan: Plan, rewind: int) -> None:
         )
     given = [name for name in (("at_epoch", "masks_path", "score_from")) if pruning.get(name)]
     given += ["sanity"] if pruning.sanity in ("shuffle", "reinitialise") else []
-    if given or plan.options.get("ckpt_path"):
+    if given or options.get("ckpt_path"):
         exit_with_error(
             f"{f'pruning.{given[0]}' if given else 'ckpt_path'} cannot go with multishot, which "
             "sets it from level to level"
@@ -232,7 +234,7 @@ def _compare(run: Path, options: list[str]) -> None:
     """Exit with an error if a run was started with other options."""
     if not (run / CONFIG).is_file():
         return
-    was, now = (Plan.of(args).flat for args in (["--config", str(run / CONFIG)], options))
+    was, now = (_flat(parse_fit(args)) for args in (["--config", str(run / CONFIG)], options))
     for key in sorted(was.keys() | now.keys()):
         if was.get(key) != now.get(key):
             exit_with_error(
@@ -241,50 +243,14 @@ def _compare(run: Path, options: list[str]) -> None:
             )
 
 
-class Plan(CLI):
-    """Parsed command line with its defaults filled in; nothing is built or run."""
-
-    @classmethod
-    def of(cls, options: list[str], own: Sequence[str] = ()) -> Plan:
-        """Parse options of ``fit``.
-
-        Args:
-            options: The options.
-            own: Names of the calling command's own options, for suggestions in errors.
-        """
-        _quieten()
-        try:
-            return cls(_prepare(["fit", *options]), own)
-        except FileNotFoundError as error:
-            exit_with_error(str(error))
-
-    def before_instantiate_classes(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        self._fill_in()
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-    @property
-    def default_name(self) -> str:
-        """Default name of a run with these options."""
-        return self._default_name()
-
-    @property
-    def flat(self) -> dict[str, str]:
-        """Every option as text, by name, except those that say where training starts."""
-        flat: dict[str, Any] = vars(self.options.as_flat())
-        # A tuple is a list once it has been written to a configuration file and read again.
-        plain = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()
-        }
-        return {
-            key: str(value)
-            for key, value in plain.items()
-            if key.split(".")[0] not in _START_OPTIONS
-        }
+def _flat(command: Command) -> dict[str, str]:
+    """Return every option as text, by name, except those that say where training starts."""
+    flat: dict[str, Any] = vars(command.options.as_flat())
+    # A tuple is a list once it has been written to a configuration file and read again.
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
+    return {
+        key: str(value) for key, value in plain.items() if key.split(".")[0] not in _START_OPTIONS
+    }
 
 
 @contextmanager

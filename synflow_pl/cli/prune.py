@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
-from synflow_pl.cli import multishot
+from synflow_pl.cli.command import Command
+from synflow_pl.cli.command_line import resolve_or_exit
 from synflow_pl.cli.errors import exit_with_error, import_class
-from synflow_pl.cli.main import CLI, _quieten, resolved
+from synflow_pl.cli.log_filters import quieten
 from synflow_pl.cli.options import Options
 from synflow_pl.cli.resume import write_config
+from synflow_pl.cli.run_errors import exit_on_invalid_options
+from synflow_pl.cli.run_names import run_name
+from synflow_pl.cli.session import Session
 from synflow_pl.diagnosis import Comparison, Diagnosis
 from synflow_pl.figures import density_by_pruner, density_per_layer, layers_over_rounds
 from synflow_pl.figures.style import MOST_LAYERS, save
@@ -36,12 +42,10 @@ def prune(args: list[str]) -> None:
     own.add_argument("--compare", nargs="*")
     own.add_argument("--run")
     given, options = own.parse_known_args(args)
-    _quieten()
+    quieten()
     if given.compare is None:
-        _Prune(
-            resolved(["prune", *options, *(["--run", given.run] if given.run else [])]),
-            own=own.names,
-        )
+        name = ["--run", given.run] if given.run else []
+        _prune(_command(resolve_or_exit(["prune", *options, *name]), own.names))
     else:
         _compare(given.compare, given.run, options, own.names)
 
@@ -76,69 +80,78 @@ def pruning(trainer: Trainer) -> PruneAtInit:
     return next(callback for callback in callbacks if isinstance(callback, PruneAtInit))
 
 
-class _Prune(CLI):
-    """Command line of ``prune``, with every option of ``fit``.
+def _command(args: list[str], own: Sequence[str] = (), pruner: str | None = None) -> Command:
+    """Parse the command line of ``prune``, which has every option of ``fit``.
 
     Args:
         args: Resolved command line.
         own: Names of the command's own options, for suggestions in errors.
-        folder: Folder of the run; by default it is named by recipe, pruner, density and seed.
+        pruner: Part of the run's name that identifies the pruner, if it is not the overlay's.
     """
+    return Command(
+        args,
+        own,
+        subcommands={"prune": {"model", "datamodule"}},
+        trainer_class=_Trainer,
+        name_run=partial(_run_name, pruner=pruner),
+    )
 
-    trainer_kind = _Trainer
 
-    def __init__(
-        self, args: list[str], own: Sequence[str] = (), folder: Path | None = None
-    ) -> None:
-        self._folder = folder
-        super().__init__(args, own)
+def _run_name(options: Namespace, recipes: Sequence[Path], pruner: str | None) -> str:
+    return run_name(options, recipes, pruner) + PRUNED
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return the only subcommand."""
-        return {"prune": {"model", "datamodule"}}
 
-    def _default_name(self) -> str:
-        return super()._default_name() + PRUNED
+def _prune(command: Command, folder: Path | None = None) -> Session:
+    """Prune a network, and write the masks and the diagnosis into the folder of the run.
 
-    def _find_run(self, root: Path) -> Path | None:
-        return (
-            super()._find_run(root)
-            if self._folder is None
-            else create_run_folder(self._folder.parent, self._folder.name)
+    Args:
+        command: Parsed command line of ``prune``.
+        folder: Folder of the run, which is created; by default it is named by recipe, pruner,
+            density and seed, and is printed at the end.
+    """
+    session = Session(command)
+    with exit_on_invalid_options():
+        session.build()
+        _check_trainer(session.trainer)
+        session.open_run(folder)
+    session.execute(_run_and_report if folder is None else _run)
+    return session
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    """Raise an error if this trainer cannot prune without training."""
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"prune runs on one device, not {trainer.world_size}; add --trainer.devices 1"
         )
+    pruning(trainer).check_now()
 
-    def _open_run(self) -> None:
-        if self.trainer.world_size > 1:
-            raise ValueError(
-                f"prune runs on one device, not {self.trainer.world_size}; add --trainer.devices 1"
-            )
-        pruning(self.trainer).check_now()
-        super()._open_run()
 
-    def prune(self, **kwargs: Any) -> None:
-        """Prune, and write the diagnosis into the run's folder, even for a disconnected network."""
-        if self.run_folder is not None:
-            # Training from these masks is another run, which must not get this run's name.
-            self.options["run"] = None
-            write_config(self.run_folder, self._config_text)
-        try:
-            self.trainer.prune(**kwargs)  # type: ignore[attr-defined]  # it is a _Trainer
-        finally:
-            callback = pruning(self.trainer)
-            if callback.diagnosis is not None and self.run_folder is not None:
-                _write_diagnosis(self.run_folder, callback.diagnosis, callback)
+def _run(session: Session, **arguments: Any) -> None:
+    """Prune, and write the diagnosis into the run's folder, even for a disconnected network."""
+    if session.run_folder is not None:
+        # Training from these masks is another run, which must not get this run's name.
+        session.options["run"] = None
+        write_config(session.run_folder, session.command.config_text)
+    try:
+        session.trainer.prune(**arguments)  # type: ignore[attr-defined]  # it is a _Trainer
+    finally:
+        callback = pruning(session.trainer)
+        if callback.diagnosis is not None and session.run_folder is not None:
+            _write_diagnosis(session.run_folder, callback.diagnosis, callback)
 
-    def after_prune(self) -> None:
-        """Print where the files lie, and the command that trains from the masks."""
-        if self.run_folder is None or self._folder is not None:
-            return
-        folder = os.path.relpath(self.run_folder)
-        print(
-            f"\nThe run lies in  {folder}\n"
-            f"Train it with    python -m synflow_pl fit -c {folder}/{CONFIG}"
-            f" --pruning.masks_path {folder}/masks.safetensors"
-        )
+
+def _run_and_report(session: Session, **arguments: Any) -> None:
+    """Prune, and print where the files lie, and the command that trains from the masks."""
+    _run(session, **arguments)
+    if session.run_folder is None:
+        return
+    folder = os.path.relpath(session.run_folder)
+    print(
+        f"\nThe run lies in  {folder}\n"
+        f"Train it with    python -m synflow_pl fit -c {folder}/{CONFIG}"
+        f" --pruning.masks_path {folder}/masks.safetensors"
+    )
 
 
 def _write_diagnosis(folder: Path, diagnosis: Diagnosis, callback: PruneAtInit) -> None:
@@ -166,13 +179,6 @@ def _write_diagnosis(folder: Path, diagnosis: Diagnosis, callback: PruneAtInit) 
 # -- side by side
 
 
-class _Plan(multishot.Plan, _Prune):
-    """Parsed command line of one of the compared prunings; nothing is built or run."""
-
-    def _pruner_name(self) -> str:
-        return "compare"
-
-
 def _compare(overlays: list[str], name: str | None, options: list[str], own: Sequence[str]) -> None:
     """Prune with each overlay from the same weights, and write a comparison of the results."""
     if len(set(overlays)) < max(2, len(overlays)):
@@ -181,16 +187,17 @@ def _compare(overlays: list[str], name: str | None, options: list[str], own: Seq
             " pruners, such as snip grasp"
         )
     commands = {overlay: _with_overlay(options, overlay) for overlay in overlays}
-    plans = {
-        overlay: _Plan(resolved(["prune", *command]), own) for overlay, command in commands.items()
+    parsed = {
+        overlay: _command(resolve_or_exit(["prune", *args]), own, pruner="compare")
+        for overlay, args in commands.items()
     }
-    for overlay, plan in plans.items():
-        _check(overlay, plan)
-    first = plans[overlays[0]]
-    root = Path(first.options.trainer.get("default_root_dir") or ".") / "lightning_logs"
-    group = create_run_folder(root, name or first.default_name)
+    for overlay, command in parsed.items():
+        command.set_linked_options()
+        _check(overlay, command.options.pruning)
+    first = parsed[overlays[0]]
+    group = create_run_folder(first.root / "lightning_logs", name or first.default_name)
     diagnoses, seconds = {}, {}
-    for overlay, command in commands.items():
+    for overlay, args in commands.items():
         # If the seed is drawn at random, every pruner gets the drawn one and the same weights.
         same = [
             "--seed_everything",
@@ -198,9 +205,8 @@ def _compare(overlays: list[str], name: str | None, options: list[str], own: Seq
             "--pruning.on_collapse",
             "warn",
         ]
-        callback = pruning(
-            _Prune(resolved(["prune", *command, *same]), folder=group / overlay).trainer
-        )
+        command = _command(resolve_or_exit(["prune", *args, *same]))
+        callback = pruning(_prune(command, group / overlay).trainer)
         assert callback.diagnosis is not None
         diagnoses[overlay], seconds[overlay] = callback.diagnosis, callback.seconds
     comparison = Comparison(diagnoses, seconds)
@@ -215,9 +221,8 @@ def _with_overlay(options: list[str], overlay: str) -> list[str]:
     return [*options, "-c", f"pruners/{overlay}"]
 
 
-def _check(overlay: str, plan: _Plan) -> None:
+def _check(overlay: str, options: Namespace) -> None:
     """Exit with an error for an overlay that cannot be compared, before anything is pruned."""
-    options = plan.options.pruning
     if options.pruner is None:
         exit_with_error(f"compare: {overlay!r} prunes nothing; leave it out")
     if import_class(options.pruner.class_path).end_fraction is not None:

@@ -1,15 +1,11 @@
-"""Sweeps: the grid of runs, the commands of each run, and the locks on them.
+"""Sweeps: the grid of runs, and which of them are finished.
 
 The progress of a sweep is stored only in the folders of its runs.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +19,6 @@ __all__ = [
     "Sweep",
     "Task",
     "accuracy",
-    "check_existing_runs",
-    "lock_run",
 ]
 
 FAILED = "failed.txt"
@@ -57,8 +51,11 @@ class Task:
     Attributes:
         name: Name of the run's folder.
         recipe: Name or path of the recipe.
+        overlay: Name or path of the pruner's overlay.
         density: Fraction of weights kept, in (0, 1].
-        options: Options of ``fit``.
+        seed: Seed of initialisation and order of the data.
+        settings: Further options of ``fit``, by name.
+        extra: Further options of ``fit``, as typed on the command line.
         levels: Levels of multi-shot pruning; 0 trains with ``fit``.
         like: ``"parameters"`` or ``"flops"`` for a narrower dense network, whose width is not
             chosen yet; else ``None``.
@@ -66,48 +63,23 @@ class Task:
 
     name: str
     recipe: str
+    overlay: str
     density: float
-    options: tuple[str, ...]
+    seed: int
+    settings: Mapping[str, Any]
+    extra: tuple[str, ...] = ()
     levels: int = 0
     like: Literal["parameters", "flops"] | None = None
+
+    @property
+    def is_pruned(self) -> bool:
+        """True for a sparse network, False for a dense one of any width."""
+        return self.density < 1 and self.like is None
 
     @property
     def result(self) -> str:
         """Name of the run with the results; in multi-shot pruning that of the last level."""
         return f"{self.name}-level{self.levels}of{self.levels}" if self.levels else self.name
-
-    def train(self, folder: Path, resume: bool = False, more: Sequence[str] = ()) -> list[str]:
-        """Return the arguments of ``synflow_pl`` that train the run.
-
-        Args:
-            folder: Folder of the sweep.
-            resume: Whether to resume from the last checkpoint of the run.
-            more: Further options of ``fit``.
-        """
-        command = ["multishot", "--levels", str(self.levels)] if self.levels else ["fit"]
-        start = (
-            ["--ckpt_path", str(folder / "lightning_logs" / self.name)]
-            if resume and not self.levels
-            else []
-        )
-        return [
-            *command,
-            *self.options,
-            *more,
-            "--run",
-            self.name,
-            "--trainer.default_root_dir",
-            str(folder),
-            *start,
-        ]
-
-    def test(self, folder: Path) -> list[str]:
-        """Return the arguments of ``synflow_pl`` that test the run after its training.
-
-        Args:
-            folder: Folder of the sweep.
-        """
-        return ["test", "--ckpt_path", str(folder / "lightning_logs" / self.result)]
 
 
 @dataclass(frozen=True)
@@ -167,12 +139,9 @@ class Sweep:
             ValueError: If an option is one that the grid sets, or if two different runs would have
                 the same name.
         """
-        options = [
-            part for name, value in self.options.items() for part in (f"--{name}", _as_typed(value))
-        ]
-        for part in (*options, *extra):
-            name = part.partition("=")[0].removeprefix("--")
-            if part.startswith("--") and name in _OF_THE_GRID:
+        typed = [part.partition("=")[0] for part in extra if part.startswith("--")]
+        for name in (*self.options, *(option.removeprefix("--") for option in typed)):
+            if name in _OF_THE_GRID:
                 raise ValueError(
                     f"--{name} cannot be the same for every run of a sweep, which sets it itself;"
                     f" give --{_OF_THE_GRID[name]}"
@@ -183,13 +152,13 @@ class Sweep:
                 for levels in self.levels:
                     for density in sorted(self.densities, reverse=True):
                         for pruner in self.pruners:
-                            task = _task(recipe, pruner, density, seed, levels, [*options, *extra])
+                            task = self._task(recipe, pruner, density, seed, levels, extra)
                             first = tasks.setdefault(task.name, task)
                             if first != task:
-                                one, other = next(
-                                    pair
-                                    for pair in zip(first.options, task.options, strict=False)
-                                    if len(set(pair)) > 1
+                                one, other = (
+                                    (first.recipe, task.recipe)
+                                    if first.recipe != task.recipe
+                                    else (first.overlay, task.overlay)
                                 )
                                 raise ValueError(
                                     f"{one} and {other} would both be called {task.name}; rename"
@@ -197,35 +166,36 @@ class Sweep:
                                 )
         return list(tasks.values())
 
-
-def _task(
-    recipe: str, pruner: str, density: float, seed: int, levels: int, options: Sequence[str]
-) -> Task:
-    if pruner == "dense" or density == 1:
-        pruner, density, levels = "dense", 1.0, 0
-    control = pruner if pruner in CONTROLS else None
-    levels = 0 if control else levels
-    overlay = "pruners/dense" if control else pruner if Path(pruner).suffix else f"pruners/{pruner}"
-    shown = Path(pruner).stem + (f"_{levels}levels" if levels else "")
-    amount = "1" if density == 1 else str(density)
-    pruning = (
-        []
-        if control or pruner == "dense"
-        else ["--pruning.density", amount, "--pruning.on_collapse", "warn"]
-    )
-    return Task(
-        name=f"{Path(recipe).stem}-{shown}-density{amount}-seed{seed}",
-        recipe=recipe,
-        density=density,
-        options=("-c", recipe, "-c", overlay, *pruning, "--seed_everything", str(seed), *options),
-        levels=levels,
-        like=control.removeprefix("narrower_") if control else None,  # type: ignore[arg-type]  # one of the two
-    )
-
-
-def _as_typed(value: Any) -> str:
-    """Return a value as it is typed on the command line."""
-    return value if isinstance(value, str) else json.dumps(value)
+    def _task(
+        self,
+        recipe: str,
+        pruner: str,
+        density: float,
+        seed: int,
+        levels: int,
+        extra: Sequence[str],
+    ) -> Task:
+        if pruner == "dense" or density == 1:
+            pruner, density, levels = "dense", 1.0, 0
+        control = pruner if pruner in CONTROLS else None
+        levels = 0 if control else levels
+        shown = Path(pruner).stem + (f"_{levels}levels" if levels else "")
+        amount = "1" if density == 1 else str(density)
+        if control:
+            overlay = "pruners/dense"
+        else:
+            overlay = pruner if Path(pruner).suffix else f"pruners/{pruner}"
+        return Task(
+            name=f"{Path(recipe).stem}-{shown}-density{amount}-seed{seed}",
+            recipe=recipe,
+            overlay=overlay,
+            density=density,
+            seed=seed,
+            settings=self.options,
+            extra=tuple(extra),
+            levels=levels,
+            like=control.removeprefix("narrower_") if control else None,  # type: ignore[arg-type]  # one of the two
+        )
 
 
 def accuracy(folder: Path, task: Task) -> float | None:
@@ -250,78 +220,3 @@ def accuracy(folder: Path, task: Task) -> float | None:
         )
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-@contextmanager
-def lock_run(folder: Path, task: Task) -> Iterator[bool]:
-    """Hold an exclusive lock on a run until the block or the process ends.
-
-    The lock holds on every machine that shares the folder, and is released even if the process is
-    killed.
-
-    Args:
-        folder: Folder of the sweep.
-        task: Run of the sweep.
-
-    Yields:
-        ``True`` if the lock was acquired, ``False`` if another process holds it.
-
-    Raises:
-        OSError: If the file system does not support locks.
-    """
-    path = _lock_path(folder, task)
-    path.parent.mkdir(exist_ok=True)
-    with open(path, "a+") as note:
-        try:
-            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        # The options of the run, which check_existing_runs reads when the sweep is restarted.
-        note.seek(0)
-        if note.read() != _options_line(task):
-            note.truncate(0)
-            note.write(_options_line(task))
-            note.flush()
-        yield True
-
-
-def check_existing_runs(folder: Path, tasks: Sequence[Task]) -> None:
-    """Check that runs that exist already belong to this sweep.
-
-    Args:
-        folder: Folder of the sweep.
-        tasks: Runs of the sweep.
-
-    Raises:
-        ValueError: If a run was made with other options or not by a sweep; no file of it is
-            changed.
-    """
-    for task in tasks:
-        runs = [
-            folder / "lightning_logs" / name
-            for name in (task.name, f"{task.name}-level0of{task.levels}")
-        ]
-        run = next((run for run in runs if run.exists()), None)
-        if run is None:
-            continue
-        note = _lock_path(folder, task)
-        if not note.is_file():
-            raise ValueError(
-                f"{run} was not made by a sweep; move it away, or give another --folder"
-            )
-        was = note.read_text()
-        if was != _options_line(task):
-            raise ValueError(
-                f"{run} was made with {was!r}, not with {_options_line(task)!r}; give the same"
-                " options to resume it, or another --folder"
-            )
-
-
-def _lock_path(folder: Path, task: Task) -> Path:
-    """Return the path of the lock file of a run, which also stores the options of the run."""
-    return folder / ".sweep" / task.name
-
-
-def _options_line(task: Task) -> str:
-    return shlex.join(task.options)

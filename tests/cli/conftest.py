@@ -7,6 +7,8 @@ from torch import Tensor
 
 from synflow_pl import data
 from synflow_pl.cli import main
+from synflow_pl.cli.run_opening import CLAIMED
+from synflow_pl.cli.session import Session
 from synflow_pl.data import ImageDataModule
 
 DATA_SETS = [getattr(data, name) for name in data.__all__ if name != "ImageDataModule"]
@@ -30,8 +32,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SYNFLOW_DATA", str(tmp_path / "no-data"))
     # Set before it is deleted, so that monkeypatch restores it even if it was not set.
-    monkeypatch.setenv(main._CLAIMED, "")
-    monkeypatch.delenv(main._CLAIMED)
+    monkeypatch.setenv(CLAIMED, "")
+    monkeypatch.delenv(CLAIMED)
     return tmp_path
 
 
@@ -56,7 +58,7 @@ def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., main.CLI]:
+def built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Session]:
     """Return a function that parses a command line and builds everything, but runs nothing."""
-    monkeypatch.setattr(main.CLI, "_run_subcommand", lambda self, name: None)
+    monkeypatch.setattr(Session, "execute", lambda self, name: None)
     return lambda *args: main.run(list(args))

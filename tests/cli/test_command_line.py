@@ -19,13 +19,15 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import synflow_pl
 from synflow_pl.__main__ import main
-from synflow_pl.cli.main import _CLAIMED, CLI, run
+from synflow_pl.cli.main import run
+from synflow_pl.cli.run_opening import CLAIMED
+from synflow_pl.cli.session import Session
 from synflow_pl.data import Digits
 from synflow_pl.masks import Masks
 from synflow_pl.networks import FC
 from synflow_pl.training import PruneAtInit, load_weights
 
-Built = Callable[..., CLI]
+Built = Callable[..., Session]
 QUIET = [
     "--trainer.enable_progress_bar",
     "false",
@@ -141,8 +143,8 @@ def test_the_version_needs_no_torch() -> None:
 
 
 def test_the_seed_is_zero_unless_given(built: Built) -> None:
-    assert built("fit", "-c", "mnist_fc").config.fit.seed_everything == 0
-    assert built("fit", "-c", "mnist_fc", "--seed_everything", "7").config.fit.seed_everything == 7
+    assert built("fit", "-c", "mnist_fc").options.seed_everything == 0
+    assert built("fit", "-c", "mnist_fc", "--seed_everything", "7").options.seed_everything == 7
 
 
 def test_two_commands_build_the_same_network(built: Built) -> None:
@@ -158,7 +160,7 @@ def test_two_commands_build_the_same_network(built: Built) -> None:
 def test_recipes_compose_and_later_settings_override_earlier_ones(built: Built) -> None:
     options = built(
         "fit", "-c", "mnist_fc", "-c", "pruners/magnitude", "--pruning.density", "0.01", *SHORT
-    ).config.fit
+    ).options
     assert options.model.network.class_path == "synflow_pl.networks.FC"
     assert options.data.class_path == "synflow_pl.data.MNIST"
     assert options.pruning.pruner.class_path == "synflow_pl.pruners.Magnitude"
@@ -182,7 +184,7 @@ def test_an_overlay_of_a_pruner_replaces_the_previous_one_completely(
 ) -> None:
     pruning = built(
         "fit", "-c", "mnist_fc", *(part for name in overlays for part in ("-c", name))
-    ).config.fit.pruning
+    ).options.pruning
     assert (pruning.pruner.class_path, pruning.rounds, pruning.density) == (pruner, rounds, 0.1)
 
 
@@ -202,7 +204,7 @@ def test_overlays_score_in_the_mode_and_on_the_batches_of_their_papers(
     overlays: list[str], train_mode: bool, fresh_batches: bool, built: Built
 ) -> None:
     args = [part for name in overlays for part in ("-c", name)]
-    pruning = built("fit", "-c", "mnist_fc", *args).config.fit.pruning
+    pruning = built("fit", "-c", "mnist_fc", *args).options.pruning
     assert (pruning.train_mode, pruning.fresh_batches) == (train_mode, fresh_batches)
     pruning = built(
         "fit",
@@ -213,14 +215,14 @@ def test_overlays_score_in_the_mode_and_on_the_batches_of_their_papers(
         "false",
         "--pruning.fresh_batches",
         "false",
-    ).config.fit.pruning
+    ).options.pruning
     assert (pruning.train_mode, pruning.fresh_batches) == (False, False)
 
 
 def test_the_dense_overlay_prunes_nothing(built: Built) -> None:
     pruning = built(
         "fit", "-c", "mnist_fc", "-c", "pruners/synflow", "-c", "pruners/dense"
-    ).config.fit.pruning
+    ).options.pruning
     assert (pruning.pruner, pruning.density, pruning.rounds) == (None, 1, None)
 
 
@@ -228,7 +230,7 @@ def test_the_dense_overlay_prunes_nothing(built: Built) -> None:
     "form", [["--config", "mnist_fc"], ["--config=mnist_fc"], ["-c", "configs/mnist_fc.yaml"]]
 )
 def test_a_recipe_may_be_given_in_any_form(form: list[str], built: Built) -> None:
-    assert built("fit", *form).config.fit.trainer.max_epochs == 20
+    assert built("fit", *form).options.trainer.max_epochs == 20
 
 
 def test_a_short_class_name_means_a_class_of_the_package(built: Built) -> None:
@@ -240,7 +242,7 @@ def test_a_short_class_name_means_a_class_of_the_package(built: Built) -> None:
         "--model.network.depth=11",
         "--data=CIFAR10",
         "--pruning.density=0.5",
-    ).config.fit
+    ).options
     assert options.model.network.class_path == "synflow_pl.networks.VGG"
     assert options.model.network.init_args.depth == 11
 
@@ -264,7 +266,7 @@ def test_the_data_s_shape_and_classes_reach_the_network(
     cli = built(
         "fit", "--model.network", network, *depth, "--data", data, "--pruning.density", "0.1"
     )
-    init_args = cli.config.fit.model.network.init_args
+    init_args = cli.options.model.network.init_args
     assert (tuple(init_args.input_shape), init_args.num_classes) == (shape, 10)
     with torch.no_grad():
         assert cli.model.network.eval()(torch.zeros(1, *shape)).shape == (1, 10)
@@ -504,7 +506,7 @@ def test_a_run_is_named_by_recipe_pruner_density_and_seed(built: Built) -> None:
 
 
 def test_the_trainer_can_be_pickled_for_spawned_processes(built: Built) -> None:
-    # The strategy ddp_spawn pickles the trainer with its callbacks and the CLI.
+    # The strategy ddp_spawn pickles the trainer with its callbacks and the parsed command.
     cli = built("fit", *FC_ON_DIGITS, "--pruning.density", "0.1")
     assert pickle.loads(pickle.dumps(cli.trainer)).max_epochs == cli.trainer.max_epochs
 
@@ -568,7 +570,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("fitted"))
-        patch.setenv(_CLAIMED, "")
+        patch.setenv(CLAIMED, "")
         with contextlib.redirect_stdout(out):
             cli = run(
                 [
@@ -847,7 +849,7 @@ def test_a_run_starts_from_the_weights_of_another(
     fitted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = fitted
-    monkeypatch.setattr(CLI, "_run_subcommand", lambda self, name: None)
+    monkeypatch.setattr(Session, "execute", lambda self, name: None)
     Path("start.yaml").write_text("network_weights: lightning_logs/real\n")
     network = run(
         [

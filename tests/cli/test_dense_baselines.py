@@ -14,23 +14,23 @@ def task(recipe: str, like: str, density: float) -> Task:
 
 
 def test_a_narrower_fc_has_as_many_weights_as_the_pruned_one() -> None:
-    options, baseline = dense_baseline(task("mnist_fc", "parameters", 0.1))
+    baseline = dense_baseline(task("mnist_fc", "parameters", 0.1))
     # Width w gives 784 w + 4 w^2 + 10 w weights: 119,400 for w = 100, and 11,900 for w = 14, which
     # is the closest to 11,940 (w = 15 gives 12,810).
-    assert options == ("--model.network.width", "14")
+    assert (baseline.argument, baseline.width) == ("width", 14)
     assert (baseline.weights, baseline.whole_weights) == (11_900, 119_400)
     assert (baseline.flops, baseline.whole_flops) == (2 * 11_900, 2 * 119_400)
 
 
 def test_in_a_network_of_linear_layers_flops_follow_weights() -> None:
     assert (
-        dense_baseline(task("mnist_fc", "flops", 0.1))[1].width
-        == dense_baseline(task("mnist_fc", "parameters", 0.1))[1].width
+        dense_baseline(task("mnist_fc", "flops", 0.1)).width
+        == dense_baseline(task("mnist_fc", "parameters", 0.1)).width
     )
 
 
 def test_the_weights_of_convolutions_scale_with_the_square_of_the_width() -> None:
-    _, baseline = dense_baseline(task("cifar10_vgg16", "parameters", 0.01))
+    baseline = dense_baseline(task("cifar10_vgg16", "parameters", 0.01))
     assert baseline.width == pytest.approx(0.1, rel=0.02)
     assert baseline.weights == pytest.approx(0.01 * baseline.whole_weights, rel=0.01)
 

@@ -19,6 +19,7 @@ import torch
 from synflow_pl import Masks
 from synflow_pl.cli import main
 from synflow_pl.cli.recipes import recipe_folder
+from synflow_pl.cli.run_opening import CLAIMED
 from synflow_pl.training.checkpoints import read
 from tests.processes import Command, run_command
 
@@ -96,7 +97,7 @@ def test_two_processes_choose_the_masks_of_one_and_follow_its_loss_curve(
         ("two", ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]),
         ("one", []),
     ):
-        monkeypatch.delenv(main._CLAIMED, raising=False)
+        monkeypatch.delenv(CLAIMED, raising=False)
         main.run([*FIT, *options(overlay), *devices, "--run", name])
     compare(
         folder / "lightning_logs/two", folder / "lightning_logs/one", trained=overlay == "gradual"

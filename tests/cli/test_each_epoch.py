@@ -10,7 +10,9 @@ import pytest
 import torch
 from conftest import QUIET
 
-from synflow_pl.cli.main import CLI, run
+from synflow_pl.cli import subcommands
+from synflow_pl.cli.main import run
+from synflow_pl.cli.session import Session
 from synflow_pl.data import Digits
 
 SHORT = [
@@ -31,7 +33,7 @@ def rows(folder: Path, column: str) -> list[float]:
         return [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
 
 
-def fitted(*more: str) -> CLI:
+def fitted(*more: str) -> Session:
     return run(["fit", *SHORT, *more])
 
 
@@ -42,7 +44,7 @@ def test_testing_after_each_epoch_leaves_the_training_bitwise_unchanged(
     cli = fitted("--run", "tested", "--data.test_each_epoch", "true")
     tested = cli.model.network.state_dict()
     assert all(torch.equal(plain[name], tested[name]) for name in plain)
-    cli.test(model=cli.model, datamodule=cli.datamodule)
+    subcommands.test(cli, model=cli.model, datamodule=cli.datamodule)
     runs = folder / "lightning_logs"
     each = rows(runs / "tested", "test_each_epoch/accuracy")
     assert len(each) == 2

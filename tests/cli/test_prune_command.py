@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from conftest import QUIET
 from synflow_pl import Masks, prune
 from synflow_pl.__main__ import main
 from synflow_pl.cli import prune as command
-from synflow_pl.cli.main import CLI, resolved, run
+from synflow_pl.cli.command_line import resolve_or_exit
+from synflow_pl.cli.main import run
+from synflow_pl.cli.session import Session
 from synflow_pl.pruners import SynFlow
 from synflow_pl.training import PruneAtInit
 
@@ -33,8 +36,8 @@ PICTURES = {
 }
 
 
-def pruned(*args: str) -> command._Prune:
-    return command._Prune(resolved(["prune", *args]))
+def pruned(*args: str) -> Session:
+    return command._prune(command._command(resolve_or_exit(["prune", *args])))
 
 
 def refused(*args: str) -> tuple[int, str]:
@@ -309,16 +312,22 @@ def test_the_help_names_the_options_of_pruning_and_compare() -> None:
 
 
 @pytest.fixture
-def compared(monkeypatch: pytest.MonkeyPatch) -> list[command._Prune]:
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
     """List the prunings of a comparison after they have run."""
-    prunings: list[command._Prune] = []
-    monkeypatch.setattr(command._Prune, "after_prune", lambda self: prunings.append(self))
+    prunings: list[Session] = []
+    run_one = command._prune
+
+    def record(*args: Any) -> Session:
+        prunings.append(run_one(*args))
+        return prunings[-1]
+
+    monkeypatch.setattr(command, "_prune", record)
     return prunings
 
 
 @pytest.mark.parametrize("seed", ["0", "true"])  # "true" draws a seed at random, once
 def test_compared_pruners_start_with_the_same_weights(
-    seed: str, folder: Path, touched: list[str], compared: list[command._Prune]
+    seed: str, folder: Path, touched: list[str], compared: list[Session]
 ) -> None:
     options = ["-c", "mnist_fc", *CPU, "--seed_everything", seed]
     command.prune([*options, "--compare", "magnitude", "random", "--pruning.density", "0.5"])
@@ -339,7 +348,7 @@ def test_compared_pruners_start_with_the_same_weights(
 
 
 def test_training_from_masks_is_named_after_the_run_of_the_masks(
-    built: Callable[..., CLI], folder: Path
+    built: Callable[..., Session], folder: Path
 ) -> None:
     masks = Masks({"layers.1.weight": torch.ones(100, 784, dtype=torch.bool)})
     for place in ("some-pruned", "compared/snip", "elsewhere"):
@@ -414,7 +423,7 @@ def test_a_comparison_writes_one_table_one_figure_and_a_run_for_each_pruner(
 
 
 def test_compared_overlays_keep_their_rounds_and_typed_options_override_all_of_them(
-    folder: Path, touched: list[str], compared: list[command._Prune]
+    folder: Path, touched: list[str], compared: list[Session]
 ) -> None:
     command.prune(
         ["-c", "mnist_fc", "--pruning.density", "0.3", "--compare", "synflow", "random_erk", *CPU]

@@ -14,12 +14,14 @@ from conftest import QUIET
 
 from docs import hooks
 from synflow_pl.cli import prune as command
+from synflow_pl.cli.command_line import resolve_or_exit
 from synflow_pl.cli.experiment import EXPERIMENTS
 from synflow_pl.cli.experiment import planned as experiment_planned
-from synflow_pl.cli.main import CLI, resolved, run
+from synflow_pl.cli.main import run
 from synflow_pl.cli.multishot import planned
 from synflow_pl.cli.recipes import find_recipe
-from synflow_pl.cli.sweep import parsed
+from synflow_pl.cli.session import Session
+from synflow_pl.cli.sweep_options import parse_sweep
 from tests.docs.pages import PAGES, README, blocks
 from tests.docs.pages import words as typed
 
@@ -59,7 +61,7 @@ def test_its_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_its_training_commands_are_understood_and_make_the_run_that_it_tests(
-    built: Callable[..., CLI], folder: Path
+    built: Callable[..., Session], folder: Path
 ) -> None:
     fits = [words for words in typed("synflow_pl") if words[0] == "fit"]
     assert len(fits) >= 2
@@ -74,7 +76,7 @@ def test_its_prune_commands_are_understood_and_make_the_masks_that_it_trains_wit
     folder: Path, generated: None
 ) -> None:
     prunings = [words for words in typed("synflow_pl") if words[0] == "prune"]
-    plans = [command._Plan(resolved(compared(words))) for words in prunings]
+    plans = [command._command(resolve_or_exit(compared(words))) for words in prunings]
     assert [plan.subcommand for plan in plans] == ["prune"] * len(prunings)
     assert any("--compare" in words for words in prunings)
     (masking,) = [words for words in prunings if "mnist_fc" in words]
@@ -97,7 +99,7 @@ def compared(words: list[str]) -> list[str]:
 
 
 def test_its_torchrun_commands_start_a_training_that_is_understood(
-    built: Callable[..., CLI], folder: Path
+    built: Callable[..., Session], folder: Path
 ) -> None:
     (words,) = typed("torchrun")
     at = words.index("-m")
@@ -108,7 +110,7 @@ def test_its_torchrun_commands_start_a_training_that_is_understood(
 
 
 def test_its_sbatch_script_has_ten_lines_and_its_training_is_understood(
-    built: Callable[..., CLI], folder: Path
+    built: Callable[..., Session], folder: Path
 ) -> None:
     (script,) = blocks("sh")
     lines = script.splitlines()
@@ -120,7 +122,7 @@ def test_its_sbatch_script_has_ten_lines_and_its_training_is_understood(
     )
     words = shlex.split(lines[-1])
     assert words[:3] == ["srun", "synflow_pl", "fit"]
-    trainer = built(*words[2:], "--trainer.accelerator", "cpu").config.fit.trainer
+    trainer = built(*words[2:], "--trainer.accelerator", "cpu").options.trainer
     # SLURM starts a task for each device, and Lightning insists on it.
     assert str(trainer.devices) == options["ntasks-per-node"] == options["gpus-per-node"]
     assert trainer.strategy == "ddp"
@@ -145,7 +147,7 @@ def test_its_multishot_commands_are_understood(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_its_experiments_are_understood(built: Callable[..., CLI], folder: Path) -> None:
+def test_its_experiments_are_understood(built: Callable[..., Session], folder: Path) -> None:
     named = [words[1:] for words in typed("synflow_pl") if words[0] == "experiment"]
     assert {words[0] for words in named} == set(EXPERIMENTS)
     for words in named:
@@ -158,7 +160,7 @@ def test_its_sweep_commands_are_understood_and_its_reports_are_of_sweeps_that_th
     sweeps = [words[1:] for words in typed("synflow_pl") if words[0] == "sweep"]
     assert sweeps
     for words in sweeps:
-        _own, grid, extra = parsed(words)
+        _own, grid, extra = parse_sweep(words)
         assert grid.tasks()
         assert extra == []
     for words in typed("synflow_pl"):

@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 
-from synflow_pl.cli.main import CLI, run
+from synflow_pl.cli.main import run
 from synflow_pl.cli.recipes import recipe_folder
+from synflow_pl.cli.session import Session
 from synflow_pl.data import ImageDataModule
 from synflow_pl.masks import prunable
 from synflow_pl.pruners.sanity import SANITY as SANITY_CLASSES
@@ -64,7 +65,7 @@ def read(name: str) -> dict[str, Any]:
     return content
 
 
-def one_step(*names: str) -> CLI:
+def one_step(*names: str) -> Session:
     """Run one training step of a recipe with overlays, after pruning in at most two rounds.
 
     Pruners score on one image of each class instead of ten. Layer collapse is allowed: one round of
@@ -80,19 +81,19 @@ def one_step(*names: str) -> CLI:
     return run(["fit", *args, *few, "--trainer.fast_dev_run", "1", *QUIET])
 
 
-def pruning(cli: CLI) -> PruneAtInit:
+def pruning(cli: Session) -> PruneAtInit:
     return next(callback for callback in cli.trainer.callbacks if isinstance(callback, PruneAtInit))
 
 
-def check(cli: CLI) -> None:
+def check(cli: Session) -> None:
     """Check that one step was trained, the density is exact, and pruned weights are zero."""
     assert cli.trainer.state.finished
     assert cli.trainer.global_step == 1
     network, masks = cli.model.network, pruning(cli).masks
     assert all(parameter.isfinite().all() for parameter in network.parameters())
-    density = Fraction(str(cli.config.fit.pruning.density))
+    density = Fraction(str(cli.options.pruning.density))
     total = sum(weight.numel() for weight in prunable(network).values())
-    if cli.config.fit.pruning.pruner is None:
+    if cli.options.pruning.pruner is None:
         assert masks is None
         assert density == 1
         return
@@ -294,8 +295,8 @@ def test_warmup_cosine_replaces_the_recipe_s_schedule_and_gets_the_number_of_epo
     scheduler = cli.trainer.lr_scheduler_configs[0].scheduler
     assert isinstance(scheduler, WarmupCosine)
     assert (
-        cli.config.fit.model.scheduler.init_args == {"warmup": 5, "epochs": 20}
-        or cli.config.fit.model.scheduler.init_args.epochs == 20
+        cli.options.model.scheduler.init_args == {"warmup": 5, "epochs": 20}
+        or cli.options.model.scheduler.init_args.epochs == 20
     )
 
 

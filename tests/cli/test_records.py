@@ -11,8 +11,9 @@ import pytest
 import yaml
 from conftest import QUIET
 
-from synflow_pl.cli.main import CLI, run
+from synflow_pl.cli.main import run
 from synflow_pl.cli.recipes import overlays
+from synflow_pl.cli.session import Session
 from synflow_pl.runs.progress import progress
 from synflow_pl.runs.run_record import SkippedRun, read_run
 from synflow_pl.runs.training_record import read_record
@@ -174,7 +175,7 @@ def test_a_run_resumed_under_another_name_is_reported_like_any_other(folder: Pat
 
 @pytest.mark.parametrize("form", [["-c", "demo"], ["-c=demo"], ["--config=demo"], ["-cdemo"]])
 def test_an_option_typed_before_a_file_overrides_it(
-    form: list[str], built: Callable[..., CLI]
+    form: list[str], built: Callable[..., Session]
 ) -> None:
     options = built(
         "fit", "--trainer.max_epochs", "1", "--pruning.density=0.5", *form, "-c", "pruners/snip"

@@ -22,9 +22,11 @@ from torch import nn
 
 from synflow_pl import Classifier
 from synflow_pl.cli import resume
-from synflow_pl.cli.main import CLI, run
+from synflow_pl.cli.main import run
 from synflow_pl.cli.multishot import multishot
 from synflow_pl.cli.resume import OWNER
+from synflow_pl.cli.run_selection import RunSelection
+from synflow_pl.cli.session import Session
 from synflow_pl.training import PruneAtInit
 from synflow_pl.training.checkpoints import read
 
@@ -148,7 +150,7 @@ def test_last_does_not_resume_a_run_with_other_settings(
 
 
 def test_last_resumes_the_run_with_the_newest_checkpoint_or_the_one_that_is_named(
-    built: Callable[..., CLI],
+    built: Callable[..., Session],
 ) -> None:
     for name in (NAME, f"{NAME}-2", "other"):
         built(*FIT, "--run", name)
@@ -157,14 +159,14 @@ def test_last_resumes_the_run_with_the_newest_checkpoint_or_the_one_that_is_name
         checkpoint.parent.mkdir()
         torch.save({}, checkpoint)
         os.utime(checkpoint, (1000 - age, 1000 - age))
-    assert CLI_of(built, *FIT, *LAST) == f"{NAME}-2"
-    assert CLI_of(built, *FIT, "--run", "other", *LAST) == "other"
+    assert resumed_name(built, *FIT, *LAST) == f"{NAME}-2"
+    assert resumed_name(built, *FIT, "--run", "other", *LAST) == "other"
 
 
-def CLI_of(built: Callable[..., CLI], *args: str) -> str:
+def resumed_name(built: Callable[..., Session], *args: str) -> str:
     """Return the name of the run that a command resumes, without checking its empty checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CLI, "_check_checkpoint", lambda *_: None)
+        patch.setattr(RunSelection, "check_checkpoint", lambda *_: None)
         run_folder = built(*args).run_folder
     assert run_folder is not None
     return run_folder.name
@@ -271,7 +273,7 @@ def _open(number: int) -> str:
     return folder.name
 
 
-def test_eight_jobs_that_start_at_once_get_eight_runs(built: Callable[..., CLI]) -> None:
+def test_eight_jobs_that_start_at_once_get_eight_runs(built: Callable[..., Session]) -> None:
     with multiprocessing.get_context("fork").Pool(8) as pool:
         names = pool.map(_open, range(8), chunksize=1)
         # Without close() the workers would be ended by SIGTERM, for which a run has a handler.
@@ -390,9 +392,7 @@ def test_hyperparameters_in_a_checkpoint_do_not_change_the_options(ended: Path) 
     content = read(ended / "checkpoints/last.ckpt")
     torch.save({**content, "hyper_parameters": {"num_classes": 7}}, "told.ckpt")
     assert (
-        run(
-            ["test", "-c", "demo", *SHORT, "--ckpt_path", "told.ckpt"]
-        ).config.test.model.num_classes
+        run(["test", "-c", "demo", *SHORT, "--ckpt_path", "told.ckpt"]).options.model.num_classes
         == 10
     )
 
@@ -596,7 +596,7 @@ def test_an_untrusted_file_runs_no_code_by_any_option(
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(evil, path)
     if "last" in args:
-        monkeypatch.setattr(CLI, "_run_subcommand", lambda *_: None)
+        monkeypatch.setattr(Session, "execute", lambda *_: None)
         run(FIT)
         (RUN / "checkpoints").mkdir()
         torch.save(evil, RUN / "checkpoints/last.ckpt")
@@ -633,7 +633,7 @@ def test_an_untrusted_file_runs_no_code_by_any_option(
 def test_a_recipe_cannot_write_outside_of_the_working_directory(
     recipe: str,
     message: str,
-    built: Callable[..., CLI],
+    built: Callable[..., Session],
     folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -648,7 +648,7 @@ def test_a_recipe_cannot_write_outside_of_the_working_directory(
 
 
 def test_a_folder_on_the_command_line_may_be_anywhere(
-    built: Callable[..., CLI], folder: Path
+    built: Callable[..., Session], folder: Path
 ) -> None:
     (folder / "in").mkdir()
     os.chdir(folder / "in")

@@ -16,8 +16,10 @@ import pytest
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from synflow_pl.cli import sweep as module
+from synflow_pl.cli import sweep_job
 from synflow_pl.cli.sweep import sweep
-from synflow_pl.runs.sweep_grid import FAILED, Sweep, lock_run
+from synflow_pl.cli.sweep_locks import lock_run
+from synflow_pl.runs.sweep_grid import FAILED, Sweep
 from synflow_pl.training import Classifier
 
 SHORT = ["--model.network.width", "4", "--trainer.max_epochs", "3", "--trainer.accelerator", "cpu"]
@@ -49,7 +51,7 @@ def attempts(grid: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         for job in jobs:
             seen.append(job.task.name)
             monkeypatch.delenv("SYNFLOW_PL_RUN", raising=False)
-            yield job, module._attempt(job)
+            yield job, sweep_job.attempt(job)
 
     monkeypatch.setattr(module, "_launched", launched)
     return seen
@@ -174,7 +176,7 @@ def test_a_dry_run_does_not_compute_the_width_of_a_narrower_network(
     grid: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        module, "dense_baseline", lambda task: pytest.fail("that is minutes of pruning")
+        sweep_job, "dense_baseline", lambda task: pytest.fail("that is minutes of pruning")
     )
     run_sweep("--dry_run", "--pruners", "[narrower_flops]")
     assert (

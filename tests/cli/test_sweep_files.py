@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synflow_pl.cli.multishot import Plan, planned
+from synflow_pl.cli.command import parse_fit
+from synflow_pl.cli.multishot import planned
 from synflow_pl.cli.recipes import find_recipe, recipe_folder
+from synflow_pl.cli.sweep_commands import fit_options, training_command
 from synflow_pl.masks import Masks
 from synflow_pl.networks import FC
 from synflow_pl.pruners import Magnitude
@@ -43,14 +45,14 @@ def test_a_sweep_starts_with_a_comment_and_names_existing_recipes_and_overlays(
     assert first.startswith("# ")
     assert first.endswith(".")
     for task in grid(path).tasks():
-        for name in task.options[1:4:2]:
+        for name in (task.recipe, task.overlay):
             find_recipe(name)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_options_of_a_sweep_are_accepted_by_fit(path: Path) -> None:
     task = next(task for task in grid(path).tasks() if task.density < 1 and not task.like)
-    pruning = Plan.of(list(task.options)).options.pruning
+    pruning = parse_fit(fit_options(task)).options.pruning
     assert pruning.density == task.density
     assert pruning.on_collapse == "warn"
 
@@ -61,10 +63,10 @@ def test_the_command_of_each_kind_of_run_has_the_settings_of_the_grid(
     path: Path, tmp_path: Path
 ) -> None:
     for task in {
-        (task.recipe, task.options[3], task.levels): task for task in grid(path).tasks()
+        (task.recipe, task.overlay, task.levels): task for task in grid(path).tasks()
     }.values():
-        words = task.train(tmp_path)
-        plan = planned(words[1:])[1] if task.levels else Plan.of(words[1:])
+        words = training_command(task, tmp_path)
+        plan = planned(words[1:])[1] if task.levels else parse_fit(words[1:])
         assert words[0] == ("multishot" if task.levels else "fit")
         assert (plan.options.run, plan.options.trainer.default_root_dir) == (
             task.name,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from synflow_pl.cli.export import compact_command, export_command
-from synflow_pl.cli.main import CLI, run
+from synflow_pl.cli.main import run
+from synflow_pl.cli.session import Session
 from synflow_pl.networks import Conv
 from tests.cli.conftest import QUIET
 
@@ -22,7 +23,7 @@ COMMANDS = ("validate", "test", "predict")
 
 @pytest.fixture(autouse=True)
 def _nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CLI, "_run_subcommand", lambda self, subcommand: None)
+    monkeypatch.setattr(Session, "execute", lambda self, subcommand: None)
 
 
 def warned(args: list[str]) -> list[str]:

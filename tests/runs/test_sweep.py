@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from synflow_pl.runs.sweep_grid import FAILED, Sweep, Task, accuracy, check_existing_runs, lock_run
+from synflow_pl.cli.sweep_commands import evaluation_command, fit_options, training_command
+from synflow_pl.cli.sweep_locks import check_existing_runs, lock_run
+from synflow_pl.runs.sweep_grid import FAILED, Sweep, Task, accuracy
 
 
 def names(**grid: object) -> list[str]:
@@ -66,7 +68,7 @@ def test_two_files_whose_runs_would_have_the_same_name_are_refused(
 def test_a_run_is_an_ordinary_fit_and_test_that_also_trains_a_disconnected_network(
     task: Task,
 ) -> None:
-    assert task.train(Path("/s")) == [
+    assert training_command(task, Path("/s")) == [
         *(
             "fit",
             "-c",
@@ -81,11 +83,11 @@ def test_a_run_is_an_ordinary_fit_and_test_that_also_trains_a_disconnected_netwo
         *("--seed_everything", "0", "--trainer.max_epochs", "5"),
         *("--run", "mnist_fc-snip-density0.1-seed0", "--trainer.default_root_dir", "/s"),
     ]
-    assert task.train(Path("/s"), resume=True)[-2:] == [
+    assert training_command(task, Path("/s"), resume=True)[-2:] == [
         "--ckpt_path",
         "/s/lightning_logs/mnist_fc-snip-density0.1-seed0",
     ]
-    assert task.test(Path("/s")) == [
+    assert evaluation_command(task, Path("/s")) == [
         "test",
         "--ckpt_path",
         "/s/lightning_logs/mnist_fc-snip-density0.1-seed0",
@@ -94,7 +96,7 @@ def test_a_run_is_an_ordinary_fit_and_test_that_also_trains_a_disconnected_netwo
 
 def test_the_last_level_of_a_multi_shot_run_has_the_result() -> None:
     (shot,) = Sweep(["mnist_fc"], ["magnitude"], [0.1], levels=[2]).tasks()
-    assert shot.train(Path("/s"))[:3] == ["multishot", "--levels", "2"]
+    assert training_command(shot, Path("/s"))[:3] == ["multishot", "--levels", "2"]
     assert shot.result == "mnist_fc-magnitude_2levels-density0.1-seed0-level2of2"
 
 
@@ -112,7 +114,7 @@ def test_options_are_typed_as_they_would_be_on_the_command_line() -> None:
     (task,) = Sweep(
         ["demo"], ["snip"], [0.1], options={"a": [1, 2], "b": True, "c": "word", "d": None}
     ).tasks(["--e", "5"])
-    assert task.options[-10:] == (
+    assert fit_options(task)[-10:] == [
         "--a",
         "[1, 2]",
         "--b",
@@ -123,7 +125,7 @@ def test_options_are_typed_as_they_would_be_on_the_command_line() -> None:
         "null",
         "--e",
         "5",
-    )
+    ]
 
 
 @pytest.mark.parametrize(

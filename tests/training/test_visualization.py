@@ -16,6 +16,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from synflow_pl import diagnose, prune
+from synflow_pl.cli import subcommands
 from synflow_pl.cli.main import run
 from synflow_pl.data import Digits
 from synflow_pl.diagnosis import DeadNetwork, Diagnosis
@@ -43,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         options += ["--trainer.log_every_n_steps", "1"]
         cli = run(["fit", "-c", "demo", *options, "--trainer.enable_progress_bar", "false"])
-        cli.test(model=cli.model, datamodule=cli.datamodule)
+        subcommands.test(cli, model=cli.model, datamodule=cli.datamodule)
     return folder / "lightning_logs" / "short"
 
 
