@@ -81,7 +81,6 @@ class Plan:
     """
 
     def __init__(self, args: list[str], experiment: str, own: Sequence[str] = ()) -> None:
-        self._typed = {arg.partition("=")[0] for arg in args}
         self._session = Session(_command(args, experiment, own))
         # No run is opened: the folder is made when there is something to write into it.
         with exit_on_invalid_options():
@@ -115,16 +114,16 @@ class Plan:
         Args:
             overlay: Name of the overlay, whose ``train_mode`` applies unless the option is typed.
         """
-        exclude = self.options.pruning.exclude
         return {
-            "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
+            "exclude": self.options.pruning.exclude,
             "train_mode": self._choose(overlay, "train_mode"),
         }
 
     def _choose(self, overlay: str, option: str) -> bool:
         """Return the value of a boolean option of ``pruning``: as typed, or as in the overlay."""
         given: bool = self.options.pruning[option]
-        if f"--pruning.{option}" in self._typed:
+        typed = (arg.partition("=")[0] for arg in self._session.command.args)
+        if f"--pruning.{option}" in typed:
             return given
         return bool(_read_overlay(overlay).get(option, given))
 
