@@ -20,13 +20,14 @@ LEVELS = [
     {"runs", "experiments", "export"},
     {"training"},
     {"pruning", "diagnosis", "compaction"},
+    {"automatic_rounds"},
     {"pruning_checks"},
     {"selection"},
     {"pruners"},
     {"bias_norm_masks"},
     {"flow"},
     {"graph"},
-    {"masks", "schedules", "order_statistics", "numerics"},
+    {"masks", "schedules", "order_statistics", "budget_selection", "numerics"},
     {"io", "parameters"},
 ]
 # They import io alone outside their own room; any room above the pruners may import them.

@@ -29,6 +29,7 @@ from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.recording import RecordingPruner
 from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.pruning import PruningOptions, prune
+from synflow_pl.pruning_checks import rounds_advice
 from synflow_pl.schedules import SCHEDULES, as_density
 from synflow_pl.training.averaged_models import averaged_models, refuse_mid_epoch
 from synflow_pl.training.checkpoints import (
@@ -84,6 +85,8 @@ class PruneAtInit(Callback):
         effective_density: Fraction of prunable weights that are kept and on a path of kept weights
             from input to output, in (0, 1], instead of ``density``.
         rounds: Number of score-then-prune steps, at least 1; by default the pruner's own number.
+            ``"auto"``, for SynFlow and SynFlowL2, takes as many as certainly leave a path.
+        margin: Fraction of the total flow, in (0, 1), that a step may remove with ``"auto"``.
         schedule: Name of the function that gives the density after each round; by default the
             pruner's own.
         scope: ``"global"`` to rank the weights of all layers together, or ``"local"`` to rank each
@@ -151,7 +154,8 @@ class PruneAtInit(Callback):
         density: float | None = None,
         num_kept: int | None = None,
         effective_density: float | None = None,
-        rounds: int | None = None,
+        rounds: int | Literal["auto"] | None = None,
+        margin: float = 0.99,
         schedule: Literal["exponential", "linear", "cubic"] | None = None,
         scope: Literal["global", "local"] = "global",
         mask_bias: bool = False,
@@ -178,6 +182,7 @@ class PruneAtInit(Callback):
                 num_kept=num_kept,
                 effective_density=effective_density,
                 rounds=rounds,
+                margin=margin,
                 schedule=schedule,
                 scope=scope,
                 mask_bias=mask_bias,
@@ -186,6 +191,7 @@ class PruneAtInit(Callback):
                 train_mode=train_mode,
                 on_collapse="ignore",  # the diagnosis that follows reports it
             )
+            self._options.check_pruner(pruner)
         elif self._from_file is None and (
             density not in (None, 1) or num_kept is not None or rounds is not None
         ):
@@ -269,7 +275,7 @@ class PruneAtInit(Callback):
     def _rounds(self) -> int:
         assert self.pruner is not None
         rounds = self._options.rounds if self._options is not None else None
-        return self.pruner.rounds if rounds is None else rounds
+        return rounds if isinstance(rounds, int) else self.pruner.rounds
 
     # -- pruning
 
@@ -481,14 +487,17 @@ class PruneAtInit(Callback):
         hidden = trainer.progress_bar_callback is None
         scored = scorable(network, self._unrounded)
         rewound, previous = {}, None
-        self.survival = MaskHistory() if self._rounds > 1 and not self.pruner.regrows else None
+        automatic = self._options is not None and self._options.rounds == "auto"
+        self.survival = (
+            MaskHistory() if (automatic or self._rounds > 1) and not self.pruner.regrows else None
+        )
         if self.score_from is not None:
             rewound = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             attribute = attribute_of(find_network(pl_module, self.network)[1])
             load_weights(scored, self.score_from, attribute=attribute)
             previous = load_masks(self.score_from, attribute)
         with tqdm(
-            total=self._rounds,
+            total=None if automatic else self._rounds,
             desc=f"{self._heading}, {type(self.pruner).__name__}",
             unit="round",
             leave=False,
@@ -681,6 +690,8 @@ class PruneAtInit(Callback):
                 )
         self._recording = None
         if message := diagnosis.collapse:
+            if not diagnosis.alive and self.pruner is not None and self._options is not None:
+                message += rounds_advice(self.pruner, self._options.rounds)
             if not diagnosis.alive and self.on_collapse == "error":
                 raise DeadNetwork(f"{message}, or on_collapse warn to train it anyway")
             rank_zero_warn(f"{self._heading}: {message}")
