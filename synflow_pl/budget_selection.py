@@ -7,11 +7,13 @@ the sum of the smallest scores crosses the budget. Only the scores in that bucke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from synflow_pl.order_statistics import nonzero_indices
 
 __all__ = ["WithinBudget", "smallest_within_budget"]
 
@@ -55,17 +57,18 @@ def smallest_within_budget(
         >>> smallest_within_budget([scores], [torch.ones(4, dtype=torch.bool)], budget=3.5, most=4)
         WithinBudget(count=3, total=3.0)
     """
-    below, total = 0, 0.0
     if sum(part.numel() for part in parts) <= _CHUNK:
+        below, total = 0, 0.0
         close = torch.cat([part[mask] for part, mask in zip(parts, candidates, strict=True)])
     else:
         counts, sums = _histogram(parts, candidates)
-        # The bucket in which one of the limits is passed, the last bucket if none is.
         passed = (sums.cumsum(0) > budget) | (counts.cumsum(0) > most)
-        bucket = int(passed.to(torch.uint8).argmax()) if bool(passed.any()) else _BUCKETS - 1
+        if not bool(passed.any()):
+            return WithinBudget(int(counts.sum()), float(sums.sum()))
+        bucket = int(passed.to(torch.uint8).argmax())
         below, total = int(counts[:bucket].sum()), float(sums[:bucket].sum())
         close = torch.cat(
-            [scores[keys == bucket] for keys, scores in _with_keys(parts, candidates)]
+            [_in_bucket(part, mask, bucket) for part, mask in zip(parts, candidates, strict=True)]
         )
     reached = close.double().sort().values.cumsum(0) + total
     within = min(int(torch.searchsorted(reached, budget, right=True)), most - below)
@@ -78,24 +81,29 @@ def _histogram(parts: Sequence[Tensor], candidates: Sequence[Tensor]) -> tuple[T
     # The last entry collects the scores that do not take part.
     counts = torch.zeros(_BUCKETS + 1, dtype=torch.int64, device=device)
     sums = torch.zeros(_BUCKETS + 1, dtype=torch.float64, device=device)
-    for keys, scores in _with_keys(parts, candidates):
-        counts += torch.bincount(keys, minlength=_BUCKETS + 1)
-        sums += torch.bincount(keys, scores.double(), minlength=_BUCKETS + 1)
-    return counts[:-1], sums[:-1]
-
-
-def _with_keys(
-    parts: Sequence[Tensor], candidates: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the buckets (k,) of some of the scores at a time, and these scores (k,).
-
-    Scores that do not take part are in one bucket more, the last.
-    """
     for part, mask in zip(parts, candidates, strict=True):
-        bits = part.view(_BITS[part.dtype])
-        shift = part.element_size() * 8 - _LEADING_BITS
+        bits, shift = part.view(_BITS[part.dtype]), _shift(part.dtype)
         for start in range(0, part.numel(), _CHUNK):
             chunk = slice(start, start + _CHUNK)
             # The clamp is for -0.0.
-            keys = (bits[chunk] >> shift).clamp_(min=0)
-            yield keys.masked_fill_(~mask[chunk], _BUCKETS), part[chunk]
+            keys = (bits[chunk] >> shift).clamp_(min=0).masked_fill_(~mask[chunk], _BUCKETS)
+            counts += torch.bincount(keys, minlength=_BUCKETS + 1)
+            sums += torch.bincount(keys, part[chunk].double(), minlength=_BUCKETS + 1)
+    return counts[:-1], sums[:-1]
+
+
+def _in_bucket(part: Tensor, mask: Tensor, bucket: int) -> Tensor:
+    """Return the scores (k,) of one part that take part and are in a bucket."""
+    low, high = (
+        torch.tensor(index << _shift(part.dtype), dtype=_BITS[part.dtype], device=part.device).view(
+            part.dtype
+        )
+        for index in (bucket, bucket + 1)
+    )
+    inside = (part >= low).logical_and_(part < high).logical_and_(mask)
+    return part.index_select(0, nonzero_indices(inside))
+
+
+def _shift(dtype: torch.dtype) -> int:
+    """Return the number of bits of a float that do not decide its bucket."""
+    return torch.finfo(dtype).bits - _LEADING_BITS

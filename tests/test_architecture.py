@@ -27,7 +27,8 @@ LEVELS = [
     {"bias_norm_masks"},
     {"flow"},
     {"graph"},
-    {"masks", "schedules", "order_statistics", "budget_selection", "numerics"},
+    {"budget_selection"},
+    {"masks", "schedules", "order_statistics", "numerics"},
     {"io", "parameters"},
 ]
 # They import io alone outside their own room; any room above the pruners may import them.
