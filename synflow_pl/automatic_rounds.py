@@ -137,7 +137,7 @@ def _remove_within(goals: list[_Goal], scores: Mapping[str, Tensor], budget: flo
         budget: Largest sum of the removed scores.
 
     Returns:
-        Whether any weight fits into the budget; none is removed otherwise.
+        True if at least one weight fits into the budget. If not, nothing is removed.
     """
     counts = []
     for index, goal in enumerate(goals):

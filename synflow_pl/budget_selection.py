@@ -30,11 +30,11 @@ class WithinBudget(NamedTuple):
     """The smallest scores that fit into a budget.
 
     Attributes:
-        count: Number of the scores.
+        num_scores: Number of the scores.
         total: Sum of the scores.
     """
 
-    count: int
+    num_scores: int
     total: float
 
 
@@ -55,7 +55,7 @@ def smallest_within_budget(
     Example:
         >>> scores = torch.tensor([4.0, 1.0, 2.0, 0.0])
         >>> smallest_within_budget([scores], [torch.ones(4, dtype=torch.bool)], budget=3.5, most=4)
-        WithinBudget(count=3, total=3.0)
+        WithinBudget(num_scores=3, total=3.0)
     """
     if sum(part.numel() for part in parts) <= _CHUNK:
         below, total = 0, 0.0

@@ -40,7 +40,7 @@ def test_the_count_is_that_of_a_full_sort_and_a_cumulative_sum(
     assert total == pytest.approx(float(scores.double().sort().values[:count].sum()), rel=1e-12)
     most = n // 3
     fewer = smallest_within_budget([scores], everything(scores), budget, most)
-    assert fewer.count == expected_count(scores, budget, most)
+    assert fewer.num_scores == expected_count(scores, budget, most)
 
 
 def test_scores_that_do_not_take_part_are_ignored() -> None:
@@ -57,9 +57,9 @@ def test_an_infinite_budget_is_limited_by_the_count_alone() -> None:
         scores = torch.arange(1.0, n + 1)
         found = smallest_within_budget([scores], everything(scores), math.inf, 1)
         assert found == (1, 1.0)
-        assert smallest_within_budget([scores], everything(scores), math.inf, n).count == n
+        assert smallest_within_budget([scores], everything(scores), math.inf, n).num_scores == n
 
 
 def test_negative_zero_counts_as_zero() -> None:
     scores = torch.cat([torch.full((100_000,), -0.0), torch.ones(3)])
-    assert smallest_within_budget([scores], everything(scores), 1.5, 100_003).count == 100_001
+    assert smallest_within_budget([scores], everything(scores), 1.5, 100_003).num_scores == 100_001

@@ -50,8 +50,8 @@ class PruningState:
         network: Network under study, dense.
         weights: Working copy of each prunable parameter, by name.
         masks: Bool masks, one per prunable parameter, True where the weight is kept.
-        density: Density that the present round will leave, in (0, 1]; with ``rounds="auto"`` that
-            of the last round.
+        density: Density that the present round will leave, in (0, 1]; with ``rounds="auto"`` the
+            density after the last round.
         scope: ``"global"`` or ``"local"``, as in :func:`synflow_pl.prune`.
         inputs: Example inputs of the network, or ``None`` where no pruner needs them.
         batches: Pairs (images (N, C, H, W), labels (N,)) of the present round, for pruners that

@@ -32,8 +32,8 @@ class RecordingPruner(PrunerWrapper):
 
     def __init__(self, pruner: Pruner, rounds: int | Literal["auto"] | None = None) -> None:
         super().__init__(pruner)
-        # Which round of an automatic number is the last is only known after it, so that the scores
-        # of each are recorded in place of those before.
+        # Whether a round is the last is only known after it if their number is automatic. Every
+        # round then replaces the scores of the round before.
         self._any_round_may_be_last = rounds == "auto"
         if isinstance(rounds, int):
             self.rounds = rounds
