@@ -370,6 +370,19 @@ def test_layers_with_more_weights_than_are_sorted_at_once_agree_with_full_sorts(
     assert all(torch.equal(masks[layer], mask) for layer, mask in expected.items())
 
 
+@pytest.mark.parametrize("name", ["shared", "attention"])
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_selection_without_synchronisation_gives_the_same_masks(
+    name: str, scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, shape = draw(name, 2)
+    expected, before = automatic(network, density=0.3, scope=scope, input_shape=shape)
+    monkeypatch.setattr("synflow_pl.selection._is_synchronous", lambda device: False)
+    masks, densities = automatic(network, density=0.3, scope=scope, input_shape=shape)
+    assert densities == before
+    assert all(torch.equal(masks[layer], mask) for layer, mask in expected.items())
+
+
 def test_weights_that_carry_no_flow_keep_step_with_the_density_of_the_others() -> None:
     network, shape = draw("attention", 2)
     seen: list[tuple[float, float]] = []
