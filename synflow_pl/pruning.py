@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from synflow_pl.automatic_rounds import flow_note, run_automatic_rounds
 from synflow_pl.bias_norm_masks import compute_bias_norm_masks
 from synflow_pl.flow import Connectivity, example_of
 from synflow_pl.masks import Masks, prunable
@@ -65,7 +66,8 @@ class PruningOptions:
     density: float | Fraction | None = None
     num_kept: int | None = None
     effective_density: float | Fraction | None = None
-    rounds: int | None = None
+    rounds: int | Literal["auto"] | None = None
+    margin: float = 0.99
     schedule: Literal["exponential", "linear", "cubic"] | None = None
     scope: Literal["global", "local"] = "global"
     mask_bias: bool = False
@@ -98,14 +100,42 @@ class PruningOptions:
                 f"{counted} the weights of the whole network; with scope='local' give density"
                 " instead"
             )
-        if self.rounds is not None and not _is_positive_integer(self.rounds):
+        if self.rounds not in (None, "auto") and not _is_positive_integer(self.rounds):
             raise ValueError(
-                f"rounds: {self.rounds!r} must be a whole number, at least 1; leave it out for the"
-                " pruner's own number"
+                f"rounds: {self.rounds!r} must be a whole number, at least 1, or 'auto'; leave it"
+                " out for the pruner's own number"
+            )
+        if isinstance(self.margin, bool) or not (
+            isinstance(self.margin, (int, float)) and 0 < self.margin < 1
+        ):
+            raise ValueError(
+                f"margin: {self.margin!r} must lie between 0 and 1; it is the fraction of the total"
+                " flow that a round may remove with rounds='auto'"
             )
         if self.schedule is not None:
             self._check_choice("schedule")
+            if self.rounds == "auto":
+                raise ValueError(
+                    f"schedule: {self.schedule!r} sets the density after each of a given number of"
+                    " rounds, which rounds='auto' chooses itself; leave one of them out"
+                )
         self._check_choice("scope")
+
+    def check_pruner(self, pruner: Pruner) -> None:
+        """Raise an error if these options cannot be used with a pruner.
+
+        Args:
+            pruner: Pruner that computes the scores.
+
+        Raises:
+            ValueError: If the number of rounds is automatic and the scores are no sums over paths.
+        """
+        if self.rounds == "auto" and not pruner.scores_are_path_sums:
+            raise ValueError(
+                f"rounds: 'auto' needs scores that are shares of one flow, which those of SynFlow"
+                f" and SynFlowL2 are and those of {pruner.name} are not; give a number of rounds,"
+                " or leave it out for the pruner's own number"
+            )
 
     def _check_choice(self, option: str) -> None:
         value, choices = getattr(self, option), _CHOICES[option]
@@ -129,7 +159,8 @@ def prune(
     num_kept: int | None = None,
     effective_density: float | Fraction | None = None,
     masks: Masks | None = None,
-    rounds: int | None = None,
+    rounds: int | Literal["auto"] | None = None,
+    margin: float = 0.99,
     schedule: Literal["exponential", "linear", "cubic"] | None = None,
     scope: Literal["global", "local"] = "global",
     input_shape: Sequence[int] | None = None,
@@ -162,7 +193,11 @@ def prune(
             and the rounds start at their density. ``density`` and ``num_kept`` still count all
             prunable weights.
         rounds: Number of rounds, at least 1; ``None`` uses the pruner's own number (100 for
-            SynFlow, 1 for one-shot pruners).
+            SynFlow, 1 for one-shot pruners). ``"auto"``, for SynFlow and SynFlowL2, removes in each
+            round as many weights as certainly leave a path from input to output, until the target
+            is reached; :mod:`synflow_pl.automatic_rounds` states the argument and its conditions.
+        margin: Fraction of the total flow R, in (0, 1), to which the scores that a round removes
+            may add up with ``rounds="auto"``. A smaller margin takes more rounds.
         schedule: Density after each round: ``"exponential"``, ``"linear"`` or ``"cubic"``; ``None``
             uses the pruner's own (exponential except for gradual pruning).
         scope: ``"global"`` to rank the weights of all layers together, ``"local"`` to rank each
@@ -199,7 +234,8 @@ def prune(
         TypeError: If the network is TorchScript or wrapped for parallel training, or
             ``example_input`` does not consist of tensors.
         ValueError: If an option is impossible, naming its value, before any work starts; or if the
-            network has nothing to prune, or fails on its input.
+            network has nothing to prune, or fails on its input; or if with ``rounds="auto"`` every
+            path needs more weights than are to be kept.
         FloatingPointError: If a score is not finite, naming the layer.
         DeadNetwork: With ``on_collapse="error"``, if no path is left.
 
@@ -220,6 +256,7 @@ def prune(
         num_kept=num_kept,
         effective_density=effective_density,
         rounds=rounds,
+        margin=margin,
         schedule=schedule,
         scope=scope,
         mask_bias=mask_bias,
@@ -228,6 +265,7 @@ def prune(
         train_mode=train_mode,
         on_collapse=on_collapse,
     )
+    options.check_pruner(pruner)
     prune_with = partial(_prune, pruner=pruner, earlier=masks, batches=batches, loss=loss)
     if options.effective_density is not None:
         inputs = example_of(network, input_shape, example_input)
@@ -283,7 +321,24 @@ def _prune(
         pruner.prepare(state)
         if earlier is not None:
             zero_removed(state)
-        _run_rounds(state, pruner, options, layers, target, batches, on_round)
+        if options.rounds == "auto":
+            state.density = target
+            run_automatic_rounds(
+                state,
+                pruner,
+                layers,
+                margin=options.margin,
+                target=(
+                    f"density {options.density}"
+                    if options.density is not None
+                    else f"num_kept {options.num_kept}"
+                ),
+                batches=batches,
+                on_round=on_round,
+            )
+        else:
+            rounds = options.rounds or pruner.rounds
+            _run_rounds(state, pruner, options, rounds, layers, target, batches, on_round)
     else:
         pruner.notes = ()  # nothing is scored
     # Biases and normalisations are only counted in this note, whether they are masked or not.
@@ -302,7 +357,7 @@ def _prune(
     )
     masks = Masks({**state.masks, **followers}, followers)
     if options.on_collapse != "ignore":
-        check_collapse(state, masks, pruner, options.on_collapse, check_inputs)
+        check_collapse(state, masks, pruner, options.on_collapse, check_inputs, options.rounds)
     masks.apply(network)
     return masks
 
@@ -311,6 +366,7 @@ def _run_rounds(
     state: PruningState,
     pruner: Pruner,
     options: PruningOptions,
+    rounds: int,
     layers: list[tuple[list[str], Fraction]],
     target: Fraction,
     batches: Batches | Callable[[int], Batches],
@@ -322,6 +378,7 @@ def _run_rounds(
         state: State of the pruning, prepared by the pruner.
         pruner: Pruner that computes the scores.
         options: Options of the pruning.
+        rounds: Number of rounds.
         layers: Names of parameters that are ranked together, and the density to which they are
             pruned, relative to the weights that are kept at present.
         target: Density of the whole network after the last round.
@@ -329,7 +386,6 @@ def _run_rounds(
         on_round: As in :func:`prune`.
     """
     total = sum(mask.numel() for mask in state.masks.values())
-    rounds = options.rounds or pruner.rounds
     schedule = options.schedule or pruner.schedule
     groups: list[PruningGroup] = []
     kept_after: list[list[int]] = []  # by group, then by round
@@ -338,6 +394,7 @@ def _run_rounds(
         groups += parts
         kept_after += kept_per_round(schedule, density, rounds, [part.num_kept for part in parts])
     unscored: list[str] = []
+    removed_shares: list[Tensor] = []
     for index in range(rounds):
         num_kept = sum(kept[index] for kept in kept_after)
         state.density = target if index == rounds - 1 else Fraction(num_kept, total)
@@ -355,8 +412,16 @@ def _run_rounds(
         for group, kept in zip(groups, kept_after, strict=True):
             group.prune_to(scores, kept[index])
         del scores  # frees memory for the callback
+        if state.total_flow is not None:
+            removed = [
+                group.removed_score
+                for group in groups
+                if group.removed_score is not None and not set(group.names).issubset(unscored)
+            ]
+            removed_shares.append(sum(removed, start=torch.zeros(())) / state.total_flow)
         if on_round is not None:
             on_round(index + 1, num_kept / total, state.masks)
+    pruner.notes = (*pruner.notes, *flow_note(removed_shares))
 
 
 def _target_density(state: PruningState, options: PruningOptions) -> Fraction:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ __all__ = [
     "check_collapse",
     "check_nothing_regrown",
     "collapse_inputs",
+    "rounds_advice",
     "unscored_parameters",
     "zero_removed",
 ]
@@ -205,6 +207,7 @@ def check_collapse(
     pruner: Pruner,
     on_collapse: str,
     inputs: tuple[Tensor, ...] | None,
+    rounds: int | Literal["auto"] | None,
 ) -> None:
     """Warn or raise an error if no path of kept weights leads from input to output.
 
@@ -214,6 +217,7 @@ def check_collapse(
         pruner: Pruner that computed the scores.
         on_collapse: ``"warn"`` or ``"error"``.
         inputs: Example inputs, or ``None`` if there are none.
+        rounds: Option of the pruning.
 
     Raises:
         DeadNetwork: If there is no path and a collapse is to be an error.
@@ -231,6 +235,7 @@ def check_collapse(
         return
     if collapse is None:
         return
+    collapse += rounds_advice(pruner, rounds)
     if on_collapse == "error":
         raise DeadNetwork(f"{collapse}, or on_collapse='warn' to prune it anyway")
     # The frames above this one are _prune(), prune(), its decorator and the caller.
@@ -239,6 +244,19 @@ def check_collapse(
         UserWarning,
         stacklevel=5,
     )
+
+
+def rounds_advice(pruner: Pruner, rounds: int | Literal["auto"] | None) -> str:
+    """Return the advice to choose ``rounds="auto"``, or nothing where that is no help.
+
+    Args:
+        pruner: Pruner that computed the scores.
+        rounds: Option of the pruning.
+
+    Returns:
+        An item that continues a list of advice.
+    """
+    return ", rounds='auto'" if pruner.scores_are_path_sums and rounds != "auto" else ""
 
 
 def _describe_collapse(

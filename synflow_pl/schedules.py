@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import accumulate, pairwise
 
-__all__ = ["SCHEDULES", "as_density", "kept_per_round", "kept_weights"]
+__all__ = ["SCHEDULES", "as_density", "kept_per_group", "kept_per_round", "kept_weights"]
 
 
 def exponential(density: Fraction, progress: Fraction) -> Fraction:
@@ -113,8 +113,9 @@ def kept_per_round(
         [[80, 60, 40, 20]]
     """
     after_each_round = [
-        _shares(sizes, SCHEDULES[schedule](density, Fraction(k, rounds))) for k in range(1, rounds)
-    ] + [_shares(sizes, density)]
+        kept_per_group(sizes, SCHEDULES[schedule](density, Fraction(k, rounds)))
+        for k in range(1, rounds)
+    ] + [kept_per_group(sizes, density)]
     # Shares that are rounded together may increase by one from one round to the next; the running
     # maximum from the last round backwards prevents that.
     return [
@@ -122,7 +123,16 @@ def kept_per_round(
     ]
 
 
-def _shares(sizes: Sequence[int], density: Fraction) -> list[int]:
-    """Return how many weights each group keeps at ``density``, rounded so that the sum is exact."""
+def kept_per_group(sizes: Sequence[int], density: Fraction) -> list[int]:
+    """Return how many weights each group keeps at ``density``, rounded so that the sum is exact.
+
+    Args:
+        sizes: Number of weights in each group.
+        density: Density of all groups together, in (0, 1].
+
+    Example:
+        >>> kept_per_group([10, 5, 5], as_density(0.5))
+        [5, 3, 2]
+    """
     sums = [kept_weights(total, density) for total in accumulate(sizes)]
     return [sums[0], *(right - left for left, right in pairwise(sums))]

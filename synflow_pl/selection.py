@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from synflow_pl.budget_selection import WithinBudget, smallest_within_budget
 from synflow_pl.flow import Block
 from synflow_pl.order_statistics import (
     concatenated,
@@ -17,7 +18,7 @@ from synflow_pl.order_statistics import (
 )
 from synflow_pl.pruners.base import PruningState, Saliency
 
-__all__ = ["PruningGroup", "RegrowingGroup", "make_groups", "varying_factor"]
+__all__ = ["PruningGroup", "RegrowingGroup", "make_groups", "multiplied_out", "varying_factor"]
 
 
 def make_groups(
@@ -40,7 +41,7 @@ def make_groups(
         kept = state.masks[name].view(-1)
         if name in state.ranked_separately:
             separately = state.ranked_separately[name].view(-1)
-            separate.append(group_class(state, {name: separately & kept}))
+            separate.append(group_class(state, {name: separately & kept}, ranked_separately=True))
             if separately.all():
                 continue
             kept = kept & ~separately
@@ -59,6 +60,13 @@ class PruningGroup:
         state: State of the pruning, whose masks and weights :meth:`prune_to` changes.
         candidates: Bool tensors (n,) over the flattened masks, by parameter name, True where a
             weight takes part. They may share memory with the masks.
+        ranked_separately: Whether the scores of the group cannot be compared with those of others.
+
+    Attributes:
+        names: Names of the parameters.
+        ranked_separately: See above.
+        removed_score: Sum of the scores that the last :meth:`prune_to` removed, a float64 scalar;
+            ``None`` if the scores are not shares of ``state.total_flow``.
     """
 
     # A weight is searched for dead units once its density is below this; at higher densities hardly
@@ -67,13 +75,21 @@ class PruningGroup:
     # The search is repeated each time this fraction of the weights kept at the last one is removed.
     _RECHECK_FRACTION = 0.1
 
-    def __init__(self, state: PruningState, candidates: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        state: PruningState,
+        candidates: Mapping[str, Tensor],
+        *,
+        ranked_separately: bool = False,
+    ) -> None:
         self.state = state
+        self.ranked_separately = ranked_separately
         self.names = list(candidates)
         # One entry per parameter, in the order and shape of its present block.
         self._candidates = list(candidates.values())
         self._kept = [int(mask.count_nonzero()) for mask in self._candidates]
         self._kept_at_last_search = [mask.numel() for mask in self._candidates]
+        self.removed_score: Tensor | None = None
 
     @property
     def num_kept(self) -> int:
@@ -90,27 +106,89 @@ class PruningGroup:
         Raises:
             FloatingPointError: If a score is not finite, naming the parameter.
         """
+        self.removed_score = None
         if self.num_kept == 0:
             return  # a small group may be empty before the last round
-        parts = [_product(scores[name]) for name in self.names]
-        extremes = [end for piece in concatenated(parts) for end in torch.aminmax(piece)]
-        if not bool(torch.stack(extremes).isfinite().all()):
-            raise FloatingPointError(self._not_finite(parts))
+        parts = self._finite_parts(scores)
         count = self.num_kept - keep
+        sums_scores = self.state.total_flow is not None and not self.ranked_separately
+        sums = [parts[0].new_zeros((), dtype=torch.float64)]
         if _is_synchronous(parts[0].device):
             for index, removed in enumerate(
                 smallest_of_many(parts, self._candidates, self.num_kept, count)
             ):
                 if removed.numel():
+                    if sums_scores:
+                        sums.append(parts[index].index_select(0, removed).sum(dtype=torch.float64))
                     self._remove(index, removed)
                 if self._is_sparse(index):
                     self._shrink_to_block(index, parts[index])
         else:
             for index, removed in enumerate(smallest_mask(parts, self._candidates, count)):
+                if sums_scores:
+                    sums.append(torch.where(removed, parts[index], 0).sum(dtype=torch.float64))
                 self._remove_by_mask(index, removed)
             # The distribution over parameters matters for shrinking only, which does not happen
             # here, and counting it would wait for the device.
             self._kept = [keep, *[0] * (len(self.names) - 1)]
+        if sums_scores:
+            self.removed_score = torch.stack(sums).sum()
+
+    def lowest_within_budget(
+        self, scores: Mapping[str, Tensor], budget: float, most: int
+    ) -> WithinBudget:
+        """Return how many of the lowest scores add up to at most ``budget``, and their sum.
+
+        Args:
+            scores: Non-negative scores by parameter name, in the shapes of ``state.weights``.
+            budget: Largest allowed sum, at least 0.
+            most: Largest allowed count, at most :attr:`num_kept`.
+
+        Raises:
+            FloatingPointError: If a score is not finite, naming the parameter.
+        """
+        return smallest_within_budget(self._finite_parts(scores), self._candidates, budget, most)
+
+    def list_weights(self, scores: Mapping[str, Tensor]) -> list[tuple[float, str, int]]:
+        """Return the score, the parameter and the position of each weight, the last one first.
+
+        Args:
+            scores: Scores by parameter name, in the shapes of ``state.weights``.
+
+        Returns:
+            One tuple per weight of the group. Positions refer to the flattened ``state.weights``.
+        """
+        listed = []
+        for name, candidates in zip(self.names, self._candidates, strict=True):
+            positions = nonzero_indices(candidates)
+            values = scores[name].reshape(-1).index_select(0, positions)
+            listed += [
+                (value, name, position)
+                for value, position in zip(values.tolist(), positions.tolist(), strict=True)
+            ]
+        return listed[::-1]
+
+    def remove_weight(self, name: str, position: int) -> None:
+        """Remove one weight.
+
+        Args:
+            name: Name of the parameter.
+            position: Position in the flattened ``state.weights[name]``.
+        """
+        index = self.names.index(name)
+        self._remove(index, torch.tensor([position], device=self._candidates[index].device))
+
+    def _finite_parts(self, scores: Mapping[str, Tensor | Saliency]) -> list[Tensor]:
+        """Return the scores as flat tensors, one per parameter, after a check that all are finite.
+
+        Raises:
+            FloatingPointError: If one is not, naming the parameter.
+        """
+        parts = [_product(scores[name]) for name in self.names]
+        extremes = [end for piece in concatenated(parts) for end in torch.aminmax(piece)]
+        if not bool(torch.stack(extremes).isfinite().all()):
+            raise FloatingPointError(self._not_finite(parts))
+        return parts
 
     def _not_finite(self, parts: list[Tensor]) -> str:
         name = next(
@@ -203,8 +281,15 @@ class RegrowingGroup(PruningGroup):
     Their working copies keep their values when they are removed.
     """
 
-    def __init__(self, state: PruningState, candidates: Mapping[str, Tensor]) -> None:
-        super().__init__(state, {name: mask.clone() for name, mask in candidates.items()})
+    def __init__(
+        self,
+        state: PruningState,
+        candidates: Mapping[str, Tensor],
+        *,
+        ranked_separately: bool = False,
+    ) -> None:
+        cloned = {name: mask.clone() for name, mask in candidates.items()}
+        super().__init__(state, cloned, ranked_separately=ranked_separately)
 
     def prune_to(self, scores: Mapping[str, Tensor | Saliency], keep: int) -> None:
         """Keep the ``keep`` weights with the largest scores, removed weights included."""
@@ -270,6 +355,14 @@ def _product(score: Tensor | Saliency) -> Tensor:
     if isinstance(score, Saliency):
         return score.gradient.contiguous().view(-1).mul_(score.weight.reshape(-1))
     return score.contiguous().view(-1)
+
+
+def multiplied_out(scores: Mapping[str, Tensor | Saliency]) -> dict[str, Tensor]:
+    """Return scores by parameter name, saliencies multiplied out in place of their gradients."""
+    return {
+        name: _product(score).view(score.gradient.shape) if isinstance(score, Saliency) else score
+        for name, score in scores.items()
+    }
 
 
 def varying_factor(score: Tensor | Saliency) -> Tensor:

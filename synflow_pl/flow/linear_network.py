@@ -285,15 +285,39 @@ class LinearNetwork:
         Returns:
             Non-negative tensors in the weights' shapes, in any memory layout, that share no memory.
         """
+        return self.flow_and_gradients(weights, blocks, gains=gains, compute=compute, into=into)[1]
+
+    def flow_and_gradients(
+        self,
+        weights: Mapping[str, Tensor],
+        blocks: Mapping[str, Block] = MappingProxyType({}),
+        *,
+        gains: bool = True,
+        compute: Callable[[Callable[..., Any], Node, Sequence[Any]], Any] | None = None,
+        into: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return R and dR/dw for each of ``weights``, up to one power of two that all share.
+
+        Args:
+            weights: See :meth:`gradients`.
+            blocks: See :meth:`gradients`.
+            gains: See :meth:`flow`.
+            compute: See :meth:`flow`.
+            into: See :meth:`gradients`.
+
+        Returns:
+            R, a scalar, and the gradients by name, as :meth:`gradients` returns them.
+        """
         if not weights:
-            return {}
+            with torch.no_grad():
+                return self.flow({}, gains=gains, compute=compute), {}
         variables = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         views = {name: _as_shape(memory, variables[name].shape) for name, memory in into.items()}
         reused = {name: view for name, view in views.items() if view is not None}
         with torch.enable_grad():
             total = self.flow(variables, blocks, gains=gains, compute=compute, into=reused)
         gradients = torch.autograd.grad(total, list(variables.values()))
-        return dict(zip(variables, _separate(gradients), strict=True))
+        return total.detach(), dict(zip(variables, _separate(gradients), strict=True))
 
     def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float | None]:
         """Return the operations without a rule, with the error of their replacement on this flow.

@@ -41,15 +41,17 @@ class PruningState:
     The network itself is not changed before the last round is finished. The rounds work on
     ``weights``, copies in float32 or higher precision in which every removed weight is zero (unless
     the pruner regrows weights). ``prune()`` sets the density, the batches and the options; a pruner
-    sets ``compressible``, ``ranked_separately`` and ``linear_network`` in :meth:`Pruner.prepare`
-    and may change ``weights`` there; the groups in :mod:`synflow_pl.selection` update ``masks``,
-    ``weights`` and ``blocks`` after each round.
+    sets ``compressible``, ``ranked_separately``, ``linear_network`` and ``scored_network`` in
+    :meth:`Pruner.prepare` and may change ``weights`` there, and sets ``total_flow`` in
+    :meth:`Pruner.score`; the groups in :mod:`synflow_pl.selection` update ``masks``, ``weights``
+    and ``blocks`` after each round.
 
     Attributes:
         network: Network under study, dense.
         weights: Working copy of each prunable parameter, by name.
         masks: Bool masks, one per prunable parameter, True where the weight is kept.
-        density: Density that the present round will leave, in (0, 1].
+        density: Density that the present round will leave, in (0, 1]; with ``rounds="auto"`` the
+            density after the last round.
         scope: ``"global"`` or ``"local"``, as in :func:`synflow_pl.prune`.
         inputs: Example inputs of the network, or ``None`` where no pruner needs them.
         batches: Pairs (images (N, C, H, W), labels (N,)) of the present round, for pruners that
@@ -66,6 +68,10 @@ class PruningState:
         train_mode: Whether pruners that score on data do so in train mode.
         linear_network: Positive linear network of ``network``, if the pruner built it; the
             connectivity check reuses it.
+        scored_network: Positive linear network whose flow the pruner scores, or ``None`` if its
+            scores are not shares of a flow (see :attr:`Pruner.scores_are_path_sums`).
+        total_flow: Flow R of ``scored_network`` with the weights of the present round, a scalar on
+            the scale of the scores; ``None`` without ``scored_network``.
 
     Example:
         >>> state = PruningState.from_network(nn.Linear(8, 4))
@@ -86,6 +92,8 @@ class PruningState:
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
     train_mode: bool = False
     linear_network: LinearNetwork | None = None
+    scored_network: LinearNetwork | None = None
+    total_flow: Tensor | None = None
 
     @property
     def num_kept(self) -> int:
@@ -146,6 +154,12 @@ class Pruner(ABC):
     """True if removed weights may come back. Then every weight is ranked in every round,
     ``state.weights`` stay dense, and ``state.masks`` are final after the last round only.
     """
+    scores_are_path_sums: bool = False
+    """True if some R is a sum of non-negative terms over the paths from input to output, and the
+    score of each weight is the sum over the paths through it, counted as often as they pass it.
+    Such a pruner sets ``state.scored_network`` and ``state.total_flow``; ``rounds="auto"`` requires
+    it.
+    """
     notes: tuple[str, ...] = ()
     """Remarks on how the network was scored, one sentence each, for reports; set by a pruning."""
 
@@ -202,6 +216,7 @@ class PrunerWrapper(Pruner):
         self.pruner = pruner
         self.rounds, self.schedule, self.regrows = pruner.rounds, pruner.schedule, pruner.regrows
         self.needs_input, self.needs_batches = pruner.needs_input, pruner.needs_batches
+        self.scores_are_path_sums = pruner.scores_are_path_sums
 
     def prepare(self, state: PruningState) -> None:
         self.pruner.prepare(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ class RecordingPruner(PrunerWrapper):
 
     Args:
         pruner: Pruner to record; its notes are those of the pruning.
-        rounds: Number of rounds of the pruning, at least 1; ``None`` uses the pruner's own number.
+        rounds: Number of rounds of the pruning, at least 1, or ``"auto"``; ``None`` uses the
+            pruner's own number.
 
     Attributes:
         kept: Number of weights kept before the first round and after each round, by parameter name.
@@ -28,9 +30,13 @@ class RecordingPruner(PrunerWrapper):
             for weights that were not ranked in it.
     """
 
-    def __init__(self, pruner: Pruner, rounds: int | None = None) -> None:
+    def __init__(self, pruner: Pruner, rounds: int | Literal["auto"] | None = None) -> None:
         super().__init__(pruner)
-        self.rounds = pruner.rounds if rounds is None else rounds
+        # Whether a round is the last is only known after it if their number is automatic. Every
+        # round then replaces the scores of the round before.
+        self._any_round_may_be_last = rounds == "auto"
+        if isinstance(rounds, int):
+            self.rounds = rounds
         self.kept: dict[str, list[int]] = {}
         self.scores: dict[str, Tensor] = {}
 
@@ -45,7 +51,7 @@ class RecordingPruner(PrunerWrapper):
     def score(self, state: PruningState) -> Mapping[str, Tensor | Saliency]:
         self._count(state)
         scores = super().score(state)
-        if len(next(iter(self.kept.values()))) == self.rounds:
+        if self._any_round_may_be_last or len(next(iter(self.kept.values()))) == self.rounds:
             self.scores = {
                 name: _full_score(state, name, score, masked=not self.regrows)
                 for name, score in scores.items()

@@ -35,6 +35,10 @@ class Inverted(PrunerWrapper):
         [[False, True, False]]
     """
 
+    def __init__(self, pruner: Pruner) -> None:
+        super().__init__(pruner)
+        self.scores_are_path_sums = False
+
     def score(self, state: PruningState) -> Mapping[str, Tensor | Saliency]:
         return {
             name: Saliency(score.weight, -score.gradient) if isinstance(score, Saliency) else -score

@@ -48,6 +48,7 @@ class SynFlow(Pruner):
 
     rounds = 100
     needs_input = True
+    scores_are_path_sums = True
 
     def __init__(self) -> None:
         self._linear_network: LinearNetwork | None = None
@@ -59,6 +60,8 @@ class SynFlow(Pruner):
         scored_network = self.scored_network(state.network)
         self._linear_network = linear_network = linearise(scored_network, state.inputs)
         state.linear_network = linear_network if scored_network is state.network else None
+        if self.scores_are_path_sums:
+            state.scored_network = linear_network
         for name, weight in state.weights.items():
             positive = self.positive_weight(weight)
             # Zeros at initialisation count as ones, since they would make every score zero.
@@ -101,9 +104,11 @@ class SynFlow(Pruner):
 
     def score(self, state: PruningState) -> dict[str, Saliency | Tensor]:
         assert self._linear_network is not None
-        gradients = self._linear_network.gradients(
+        total_flow, gradients = self._linear_network.flow_and_gradients(
             self._flowing(state), state.blocks, into=self._memory
         )
+        if self.scores_are_path_sums:
+            state.total_flow = total_flow
         self._remember(gradients, state)
         for name in state.ranked_separately.keys() & gradients.keys():
             # With a gradient of one the score is the magnitude.

@@ -19,7 +19,8 @@ the square of a sum.
 
 as the code of Patil & Dovrolis does. This is the sensitivity of R to a weight and not the weight's
 share of R: a factor of |w| is missing, nothing is conserved, and the masks differ. Results
-published under the name SynFlow-L2 come from this score.
+published under the name SynFlow-L2 come from this score. Scores that are not shares of R give no
+bound on the R that is left after a round, so ``rounds="auto"`` is refused.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ class SynFlowL2AsPublished(SynFlowL2):
         >>> prune(network, SynFlowL2AsPublished(), density=0.25, rounds=10, input_shape=(8,)).kept
         10
     """
+
+    scores_are_path_sums = False
 
     def score(self, state: PruningState) -> dict[str, Saliency | Tensor]:
         return {

@@ -318,7 +318,7 @@ def _with_default_rounds(pruning: Mapping[str, Any]) -> Mapping[str, Any]:
     The default is that of the pruner's class if the class is part of synflow_pl; torch is imported
     only then. Options that an older run does not have get their default.
     """
-    pruning = {"fresh_batches": False, **pruning}
+    pruning = {"fresh_batches": False, "margin": 0.99, **pruning}
     pruner = pruning.get("pruner")
     if pruner is None or pruning.get("rounds") is not None:
         return pruning

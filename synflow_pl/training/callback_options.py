@@ -67,6 +67,7 @@ def make_options(
     if masks_path is None and pruner is not None:
         patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         pruning = PruningOptions(**options, exclude=patterns, on_collapse="ignore")
+        pruning.check_pruner(pruner)
     elif masks_path is None and (
         density not in (None, 1) or num_kept is not None or rounds is not None
     ):

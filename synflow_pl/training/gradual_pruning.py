@@ -217,7 +217,7 @@ def density_after(options: PruningOptions, pruner: Pruner, due: int, total: int)
         due: Number of rounds that are completed.
         total: Number of prunable weights.
     """
-    rounds = pruner.rounds if options.rounds is None else options.rounds
+    rounds = options.rounds if isinstance(options.rounds, int) else pruner.rounds
     target = (
         as_density(options.density)
         if options.density is not None

@@ -19,6 +19,7 @@ from synflow_pl.flow import example_of
 from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruning import PruningOptions, prune
+from synflow_pl.pruning_checks import rounds_advice
 from synflow_pl.training.checkpoints import load_masks, load_weights
 from synflow_pl.training.distributed import Ranks
 from synflow_pl.training.gradual_pruning import density_after
@@ -114,10 +115,16 @@ class MaskChooser:
 
     @property
     def rounds(self) -> int:
-        """Number of rounds of the pruning; 1 without a pruner."""
+        """Number of rounds of the pruning unless it is automatic; 1 without a pruner."""
         if self.pruner is None or self._options is None:
             return 1
-        return self.pruner.rounds if self._options.rounds is None else self._options.rounds
+        rounds = self._options.rounds
+        return rounds if isinstance(rounds, int) else self.pruner.rounds
+
+    @property
+    def automatic(self) -> bool:
+        """Return whether the pruning itself chooses its number of rounds."""
+        return self._options is not None and self._options.rounds == "auto"
 
     @property
     def source(self) -> str:
@@ -129,10 +136,18 @@ class MaskChooser:
         """Notes of the pruner; empty without a pruner."""
         return self.pruner.notes if self.pruner is not None else ()
 
+    @property
+    def rounds_advice(self) -> str:
+        """Advice on the number of rounds for a disconnected network; empty where none applies."""
+        if self.pruner is None or self._options is None:
+            return ""
+        return rounds_advice(self.pruner, self._options.rounds)
+
     def history(self) -> MaskHistory | None:
         """Return an empty history of the rounds, or ``None`` for one round or regrown weights."""
-        several = self.rounds > 1 and self.pruner is not None and not self.pruner.regrows
-        return MaskHistory() if several else None
+        if self.pruner is None or self.pruner.regrows:
+            return None
+        return MaskHistory() if self.automatic or self.rounds > 1 else None
 
     def example(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor, ...]:
         """Return the example inputs of the network, and store them in :attr:`inputs`.
@@ -229,7 +244,7 @@ class MaskChooser:
             load_weights(scored, self._score_from, attribute=fit.attribute)
             previous = load_masks(self._score_from, fit.attribute)
         with tqdm(
-            total=self.rounds,
+            total=None if self.automatic else self.rounds,
             desc=f"{fit.report.heading}, {self.source}",
             unit="round",
             leave=False,

@@ -52,6 +52,8 @@ class PruneAtInit(HoldMasks):
         effective_density: Fraction of prunable weights that are kept and on a path of kept weights
             from input to output, in (0, 1], instead of ``density``.
         rounds: Number of score-then-prune steps, at least 1; by default the pruner's own number.
+            ``"auto"``, for SynFlow and SynFlowL2, takes as many as certainly leave a path.
+        margin: Fraction of the total flow, in (0, 1), that a step may remove with ``"auto"``.
         schedule: Name of the function that gives the density after each round; by default the
             pruner's own.
         scope: ``"global"`` to rank the weights of all layers together, or ``"local"`` to rank each
@@ -119,7 +121,8 @@ class PruneAtInit(HoldMasks):
         density: float | None = None,
         num_kept: int | None = None,
         effective_density: float | None = None,
-        rounds: int | None = None,
+        rounds: int | Literal["auto"] | None = None,
+        margin: float = 0.99,
         schedule: Literal["exponential", "linear", "cubic"] | None = None,
         scope: Literal["global", "local"] = "global",
         mask_bias: bool = False,
@@ -146,6 +149,7 @@ class PruneAtInit(HoldMasks):
             num_kept=num_kept,
             effective_density=effective_density,
             rounds=rounds,
+            margin=margin,
             schedule=schedule,
             scope=scope,
             mask_bias=mask_bias,
@@ -345,4 +349,4 @@ class PruneAtInit(HoldMasks):
         self.diagnosis = diagnosis = self._ranks.run_on_rank_zero(diagnose)
         inputs, notes = self._chooser.inputs, self._chooser.notes
         self._report.show(fit.trainer, fit.network, masks, diagnosis, inputs, how, when, notes)
-        self._report.check_collapse(diagnosis, self.on_collapse)
+        self._report.check_collapse(diagnosis, self.on_collapse, self._chooser.rounds_advice)

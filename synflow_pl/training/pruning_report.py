@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -61,14 +62,14 @@ class PruningReport:
         rank_zero_warn(f"{self.heading}: {message}")
 
     def recording_pruner(
-        self, trainer: Trainer, pruner: Pruner, rounds: int | None
+        self, trainer: Trainer, pruner: Pruner, rounds: int | Literal["auto"] | None
     ) -> RecordingPruner | None:
         """Return a pruner that records its rounds, or ``None`` if no logger shows figures.
 
         Args:
             trainer: Trainer of the network.
             pruner: Pruner to record.
-            rounds: Number of rounds; ``None`` uses the pruner's own number.
+            rounds: Number of rounds, or ``"auto"``; ``None`` uses the pruner's own number.
         """
         return RecordingPruner(pruner, rounds) if wants_pictures(trainer.loggers) else None
 
@@ -151,20 +152,23 @@ class PruningReport:
                 show_rounds(trainer.loggers, network, inputs, masks, self._recording, self._label)
         self.clear()
 
-    def check_collapse(self, diagnosis: Diagnosis, on_collapse: str) -> None:
+    def check_collapse(self, diagnosis: Diagnosis, on_collapse: str, advice: str) -> None:
         """Raise an error or issue a warning if the network or a layer has collapsed.
 
         Args:
             diagnosis: Diagnosis of the network.
             on_collapse: ``"error"`` or ``"warn"``, for a network that is disconnected.
+            advice: Advice that is added to the message on a network that is disconnected.
 
         Raises:
             DeadNetwork: If no path of kept weights connects input and output, and ``on_collapse``
                 is ``"error"``.
         """
         if message := diagnosis.collapse:
-            if not diagnosis.alive and on_collapse == "error":
-                raise DeadNetwork(f"{message}, or on_collapse warn to train it anyway")
+            if not diagnosis.alive:
+                message += advice
+                if on_collapse == "error":
+                    raise DeadNetwork(f"{message}, or on_collapse warn to train it anyway")
             self.warn(message)
 
 

@@ -176,11 +176,13 @@ def test_recipes_compose_and_later_settings_override_earlier_ones(built: Built) 
         (["pruners/synflow", "pruners/magnitude"], "synflow_pl.pruners.Magnitude", 1),
         (["pruners/magnitude", "pruners/synflow"], "synflow_pl.pruners.SynFlow", 100),
         (["pruners/synflow", "pruners/random"], "synflow_pl.pruners.Random", 1),
+        (["pruners/synflow", "pruners/synflow_auto"], "synflow_pl.pruners.SynFlow", "auto"),
+        (["pruners/synflow_auto", "pruners/magnitude"], "synflow_pl.pruners.Magnitude", 1),
         (["pruners/magnitude"], "synflow_pl.pruners.Magnitude", 1),
     ],
 )
 def test_an_overlay_of_a_pruner_replaces_the_previous_one_completely(
-    overlays: list[str], pruner: str, rounds: int, built: Built
+    overlays: list[str], pruner: str, rounds: int | str, built: Built
 ) -> None:
     pruning = built(
         "fit", "-c", "mnist_fc", *(part for name in overlays for part in ("-c", name))

@@ -73,7 +73,7 @@ def one_step(*names: str) -> Session:
     """
     args = [part for name in names for part in ("-c", name)] + ["--pruning.on_collapse", "warn"]
     rounds = read(names[-1]).get("pruning", {}).get("rounds", 100) if names[-1] in PRUNERS else 100
-    if rounds is not None and rounds > 1:
+    if isinstance(rounds, int) and rounds > 1:
         args += ["--pruning.rounds", "2"]
     few = ["--data.images_per_class", "1", "--data.batch_size", "4"]
     if "pruners/ntk_sap" in names:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -286,6 +288,32 @@ def test_without_a_pruner_the_network_stays_dense(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"density=0.1, num_kept=None, rounds=None, but no pruner"):
         PruneAtInit(None, density=0.1)
+
+
+def test_automatic_rounds_leave_a_path_and_are_recorded(tmp_path: Path) -> None:
+    callback = PruneAtInit(SynFlow(), num_kept=5, rounds="auto", margin=0.5)
+    pictures = TensorBoardLogger(tmp_path, name="", version="")
+    trainer(tmp_path, callback, logger=pictures).fit(classifier(), Classes())
+    assert callback.masks is not None
+    assert callback.masks.kept == 5
+    assert callback.diagnosis is not None
+    assert callback.diagnosis.alive
+    assert callback.survival is not None
+    densities = callback.survival.densities
+    assert len(densities) > 3
+    assert densities == sorted(densities, reverse=True)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert any(tag.endswith("layers_over_rounds") for tag in events.Tags()["images"])
+
+
+def test_automatic_rounds_need_a_pruner_that_supports_them() -> None:
+    with pytest.raises(ValueError, match=r"rounds: 'auto' needs scores .* those of Magnitude are"):
+        PruneAtInit(Magnitude(), density=0.1, rounds="auto")
+
+
+def test_a_dead_network_of_synflow_recommends_automatic_rounds(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"\(local\), rounds='auto', or on_collapse warn to tr"):
+        trainer(tmp_path, PruneAtInit(SynFlow(), num_kept=1, rounds=1)).fit(classifier(), Classes())
 
 
 def test_a_dead_network_is_an_error_or_with_on_collapse_warn_a_warning(tmp_path: Path) -> None:
