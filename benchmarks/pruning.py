@@ -1,16 +1,18 @@
 """Compare the time and memory of SynFlow with plain passes and with a textbook implementation.
 
-    python -m benchmarks.pruning [--networks vgg16 resnet18 resnet20] [--threads N] [--runs 3]
-        [--share 0.1] [--rounds 100]
+    python -m benchmarks.pruning [--networks vgg16 resnet18 resnet20] [--threads 1 2] [--runs 3]
+        [--share 0.1] [--rounds 100] [--density 0.01]
+    python -m benchmarks.pruning --networks resnet50 vit_b_16 --density 0.05 --share 0
     python -m benchmarks.pruning --device cuda --networks vgg16 resnet50 --share 0   # on a GPU
 
-All prune to density 0.01 in 100 rounds. The textbook loop works like the code of the paper's
-authors: every pass multiplies masks into the weights of each layer; every round takes magnitudes
-and restores signs, calls `kthvalue` on all scores, and `where`. The textbook loop and the plain
-passes (forward and backward of the dense network at batch size 1) do the same work in every round,
-so only the fraction `--share` of their rounds is timed and extrapolated; 0 skips the textbook loop.
-Memory is the peak above the loaded network in a separate process, relative to the size of the
-parameters. `--check` compares masks in float64 instead.
+All prune to density 0.01, in 100 rounds and in as many as `rounds="auto"` takes. Every number of
+threads is measured in turn, by default one and all. The textbook loop works like the code of the
+paper's authors: every pass multiplies masks into the weights of each layer; every round takes
+magnitudes and restores signs, calls `kthvalue` on all scores, and `where`. The textbook loop and
+the plain passes (forward and backward of the dense network at batch size 1) do the same work in
+every round, so only the fraction `--share` of their rounds is timed and extrapolated; 0 skips the
+textbook loop and the 100 rounds. Memory is the peak above the loaded network in a separate process,
+relative to the size of the parameters. `--check` compares masks in float64 instead.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import copy
 import multiprocessing
+import statistics
 
 import torch
 import torchvision
@@ -33,6 +36,7 @@ NETWORKS = {
     "resnet18": (lambda: TinyResNet(18), (3, 32, 32)),
     "resnet20": (lambda: ResNet(20), (3, 32, 32)),
     "resnet50": (lambda: torchvision.models.resnet50(), (3, 224, 224)),
+    "vit_b_16": (lambda: torchvision.models.vit_b_16(), (3, 224, 224)),
 }
 
 
@@ -131,7 +135,9 @@ def compare(name: str, options: argparse.Namespace) -> None:
         network.zero_grad(set_to_none=True)
         return options.rounds / some
 
-    def ours() -> None:
+    taken_rounds: list[int] = []
+
+    def fixed() -> None:
         prune(
             copy.deepcopy(network),
             SynFlow(),
@@ -140,17 +146,39 @@ def compare(name: str, options: argparse.Namespace) -> None:
             input_shape=shape,
         )
 
+    def automatic() -> None:
+        taken_rounds.clear()
+        prune(
+            copy.deepcopy(network),
+            SynFlow(),
+            density=options.density,
+            rounds="auto",
+            input_shape=shape,
+            on_round=lambda index, *_: taken_rounds.append(index),
+            on_collapse="error",
+        )
+
     def loop() -> float:
         textbook(network, shape, options.density, options.rounds, some)
         return options.rounds / some
 
-    contenders = {"plain passes": passes, "ours": ours} | (
-        {"textbook loop": loop} if options.share else {}
-    )
-    taken = in_turn(contenders, options.runs)
-    table(taken, "plain passes", name)
+    given, chosen = f"{options.rounds} rounds", "automatic rounds"
+    contenders = {"plain passes": passes, chosen: automatic}
     if options.share:
-        table({"textbook loop": taken["textbook loop"], "ours": taken["ours"]}, "ours")
+        contenders |= {given: fixed, "textbook loop": loop}
+    taken = in_turn(contenders, options.runs)
+    table(taken, "plain passes", f"{name}, {torch.get_num_threads()} threads")
+    for reference in (given, chosen) if options.share else ():
+        table({"textbook loop": taken["textbook loop"], reference: taken[reference]}, reference)
+    ratio = statistics.median(
+        ours.wall / plain.wall
+        for ours, plain in zip(taken[chosen], taken["plain passes"], strict=True)
+    )
+    print(
+        f"  automatic: {len(taken_rounds)} rounds, connected; each takes"
+        f" {ratio * options.rounds / len(taken_rounds):.2f} plain passes",
+        flush=True,
+    )
 
 
 def memory(name: str, options: argparse.Namespace, what: str) -> float:
@@ -164,7 +192,7 @@ def memory(name: str, options: argparse.Namespace, what: str) -> float:
         what: ``"in use"``: memory in use while pruning; ``"held"``: the same plus freed memory that
             the allocator keeps; ``"plain pass"``: memory in use during a forward and backward pass.
     """
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(max(options.threads))
     network, shape = _network(name, options)
 
     def work(network: nn.Module, rounds: int) -> None:
@@ -226,17 +254,20 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--density", type=float, default=0.01)
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=sorted({1, torch.get_num_threads()})
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     print(environment())
     for name in options.networks:
         if options.check:
             check(name, options)
             continue
-        compare(name, options)
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            compare(name, options)
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as alone:
             peak = {
                 what: alone.apply(memory, (name, options, what))

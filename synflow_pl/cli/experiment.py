@@ -16,7 +16,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
@@ -36,6 +36,7 @@ from synflow_pl.experiments import (
 from synflow_pl.figures.style import save
 from synflow_pl.flow import linearise, unit_sums
 from synflow_pl.io import explain
+from synflow_pl.pruning import PruningOptions
 from synflow_pl.schedules import SCHEDULES
 from synflow_pl.training.introspection import find_loss
 
@@ -113,7 +114,11 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
         )
     if name == "schedule":
         parser.add_argument(
-            "--schedules", nargs="+", default=["linear", "exponential"], choices=SCHEDULES
+            "--schedules",
+            nargs="+",
+            choices=[*SCHEDULES, "auto"],
+            help="schedules; auto chooses its rounds itself (default: linear, exponential and, for"
+            " pruners that have it, auto)",
         )
         parser.add_argument(
             "--rounds",
@@ -140,6 +145,9 @@ def planned(args: list[str]) -> tuple[argparse.Namespace, Plan | Training]:
     try:
         overlays = getattr(own, "pruners", ())
         own.pruner_by_overlay = {overlay: pruner_of(overlay) for overlay in overlays}
+        if "auto" in (getattr(own, "schedules", None) or ()):
+            for pruner in own.pruner_by_overlay.values():
+                PruningOptions(density=1.0, rounds="auto").check_pruner(pruner)
         prepared = resolve(["fit", *options])
     except (FileNotFoundError, ValueError) as error:
         exit_with_error(str(error))
@@ -249,31 +257,33 @@ def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:
     For each schedule, number of rounds and compression 10^x, the ratio is that of the prune size
     (the scores that a round removes) to the cut size (the smallest total score of a layer), and
     the largest over the rounds is written. Below 1 no layer collapses before it must (Theorem 3).
+    The schedule auto takes as many rounds as it needs, which the table states.
     """
     batches = plan.batches(own.pruner_by_overlay.values(), own.noise)
     loss = find_loss(plan.model)
-    cases = [
-        (o, s, x, n)
-        for o in own.pruner_by_overlay
-        for s in own.schedules
-        for x in own.exponents
-        for n in own.rounds
-    ]
+    cases: list[tuple[str, Any, float, int | Literal["auto"]]] = []
+    for overlay, pruner in own.pruner_by_overlay.items():
+        automatic = ["auto"] if pruner.scores_are_path_sums else []
+        for schedule in own.schedules or ["linear", "exponential", *automatic]:
+            numbers = own.rounds if schedule != "auto" else ["auto"]
+            cases += [(overlay, schedule, x, n) for x in own.exponents for n in numbers]
     rows: list[dict[str, Any]] = []
-    with tqdm(total=sum(case[-1] for case in cases), unit="round", leave=False) as bar:
+    known = sum(case[-1] for case in cases if case[-1] != "auto")
+    with tqdm(total=known or None, unit="round", leave=False) as bar:
         for overlay, schedule, exponent, rounds in cases:
             bar.set_description(f"{overlay}, {schedule}, 10^{exponent:g} in {rounds}")
+            fixed = rounds != "auto"
             result = largest_ratio(
                 plan.network,
                 own.pruner_by_overlay[overlay],
                 10**-exponent,
                 rounds,
-                schedule,
+                schedule if fixed else None,
                 example_input=plan.inputs,
                 batches=plan.batches_of_rounds(overlay, batches, own.noise),
                 loss=loss,
                 scope=plan.options.pruning.scope,
-                on_round=lambda *_: bar.update(),
+                on_round=lambda *_, fixed=fixed: bar.update(1 if fixed else 0),
                 **plan.scoring(overlay),
             )
             rows.append(
@@ -281,7 +291,7 @@ def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:
                     "pruner": overlay,
                     "schedule": schedule,
                     "exponent": exponent,
-                    "rounds": rounds,
+                    "rounds": result.rounds,
                     "ratio": result.ratio,
                     "at": result.round,
                 }

@@ -37,18 +37,20 @@ class RoundRatio:
     Attributes:
         ratio: Prune size over cut size.
         round: Number of the round, counted from 1.
+        rounds: Number of all rounds.
     """
 
     ratio: float
     round: int
+    rounds: int
 
 
 def largest_ratio(
     network: nn.Module,
     pruner: Pruner,
     density: float,
-    rounds: int,
-    schedule: Literal["exponential", "linear", "cubic"],
+    rounds: int | Literal["auto"],
+    schedule: Literal["exponential", "linear", "cubic"] | None,
     *,
     on_round: Callable[[int, float, Mapping[str, Tensor]], None] | None = None,
     **options: Any,
@@ -61,13 +63,13 @@ def largest_ratio(
         network: Network under study, which is left unchanged.
         pruner: Pruner with nonnegative scores.
         density: Fraction of prunable weights kept, in (0, 1).
-        rounds: Number of rounds, at least 1.
-        schedule: Schedule of the density over the rounds.
+        rounds: Number of rounds, at least 1, or ``"auto"`` as in :func:`synflow_pl.prune`.
+        schedule: Schedule of the density over the rounds; ``None`` with ``rounds="auto"``.
         on_round: Callback of :func:`synflow_pl.prune`.
         **options: Further arguments of :func:`synflow_pl.prune`.
 
     Returns:
-        The ratio, and the round in which it occurs.
+        The ratio, the round in which it occurs, and the number of rounds.
 
     Raises:
         ValueError: If an argument is invalid, as for :func:`synflow_pl.prune`, or a score is
@@ -86,9 +88,8 @@ def largest_ratio(
             on_collapse="ignore",
             **options,
         )
-    return RoundRatio(
-        *max(((ratio, index) for index, ratio in recorder.ratios.items()), key=lambda pair: pair[0])
-    )
+    index, ratio = max(recorder.ratios.items(), key=lambda item: item[1])
+    return RoundRatio(ratio, index, recorder.rounds_done)
 
 
 class _LastCutMeasured(Exception):
@@ -107,14 +108,14 @@ class _RatioRecorder(PrunerWrapper):
     def __init__(self, pruner: Pruner) -> None:
         super().__init__(pruner)
         self.ratios: dict[int, float] = {}
-        self._round = 0
+        self.rounds_done = 0
         self._scores: Mapping[str, Tensor] = {}
         self._blocks: Mapping[str, Block] = {}
         self._totals: dict[str, float] = {}
 
     def score(self, state: PruningState) -> Mapping[str, Tensor | Saliency]:
         self._measure_cut(state)
-        self._round += 1
+        self.rounds_done += 1
         scores = super().score(state)
         # Products and copies, since the selection overwrites the scores that it is given.
         self._scores = {
@@ -137,7 +138,7 @@ class _RatioRecorder(PrunerWrapper):
         prune_size = sum(self._totals.values()) - sum(self._sums(state).values())
         layer_totals = [total for total in self._totals.values() if total > 0]
         if layer_totals:  # else the network is disconnected, and there is nothing to remove
-            self.ratios[self._round] = prune_size / min(layer_totals)
+            self.ratios[self.rounds_done] = prune_size / min(layer_totals)
         self._scores = {}
 
     def _sums(self, state: PruningState, all_compete: bool = False) -> dict[str, float]:

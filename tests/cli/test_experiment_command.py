@@ -102,6 +102,18 @@ def test_schedule_writes_a_row_for_each_combination_of_its_options(touched: list
     assert ratios["exponential", 2, 5] < ratios["linear", 2, 5] < ratios["linear", 2, 1]
 
 
+@pytest.mark.usefixtures("folder")
+def test_schedule_has_one_row_for_each_compression_of_automatic_rounds() -> None:
+    cases = ["--rounds", "1", "--exponents", "1", "2"]
+    experiment(["schedule", *FC_SMALL, *cases, "--pruners", "synflow", "magnitude"])
+    rows = table("lightning_logs/schedule-mnist_fc-seed0/schedule.csv")
+    automatic = [row for row in rows if row["schedule"] == "auto"]
+    assert len(rows) == 2 * 2 * 2 + 2
+    assert [row["pruner"] for row in automatic] == ["synflow", "synflow"]
+    assert 1 < int(automatic[0]["rounds"]) < int(automatic[1]["rounds"])
+    assert all(0.5 < float(row["ratio"]) <= 0.99 for row in automatic)
+
+
 @pytest.mark.usefixtures("folder", "generated")
 def test_magnitude_trains_dense_and_records_the_weights_of_each_epoch() -> None:
     experiment(["magnitude", *FC_SMALL, *QUIET, "--trainer.max_epochs", "2"])
@@ -146,6 +158,11 @@ def test_magnitude_trains_dense_and_records_the_weights_of_each_epoch() -> None:
         (["layers", *FC_SMALL, "--noise", "0"], 2, "noise: 0 must be a number of images"),
         (["schedule", *FC_SMALL, "--rounds", "0"], 2, "at least 1 each"),
         (["schedule", *FC_SMALL, "--exponents", "-1"], 2, "exponents [-1.0] positive"),
+        (
+            ["schedule", *FC_SMALL, "--schedules", "auto", "--pruners", "snip"],
+            2,
+            "those of SNIP are not",
+        ),
         (
             ["schedule", *FC_SMALL, "--noise", "4", "--pruners", "grasp", "--rounds", "1"],
             1,

@@ -108,6 +108,14 @@ def test_the_network_of_the_schedule_experiment_is_left_unchanged() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
+def test_automatic_rounds_remove_at_most_the_margin_of_a_layer() -> None:
+    network = FC((1, 6, 6), depth=4, width=60)
+    options = {"input_shape": (1, 6, 6), "margin": 0.5}
+    found = largest_ratio(network, SynFlow(), 0.004, "auto", None, **options)
+    assert found.rounds > 10
+    assert 0.4 < found.ratio <= 0.5 * (1 + 1e-5)
+
+
 @pytest.mark.slow
 def test_vgg16_needs_about_thirty_rounds() -> None:
     ratios = {
