@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["concatenated", "nonzero_indices", "smallest", "smallest_mask", "smallest_of_many"]
+__all__ = ["concatenated", "nonzero_indices", "smallest", "smallest_of_many"]
 
 # Size of the sample: this fraction of the scores, within these bounds.
 _SAMPLE_FRACTION, _MIN_SAMPLE, _MAX_SAMPLE = 1 / 256, 1 << 12, 1 << 16
@@ -120,28 +120,6 @@ def _gather(parts: Sequence[Tensor], masks: Iterable[Tensor]) -> tuple[list[Tens
         values.append(part.index_select(0, indices))
         listed.append(indices.int() if part.numel() <= 1 << 31 else indices)
     return listed, values
-
-
-def smallest_mask(
-    parts: Sequence[Tensor], candidates: Sequence[Tensor], count: int
-) -> list[Tensor]:
-    """Return masks (n_i,) of the scores that :func:`smallest_of_many` selects.
-
-    One stable sort finds them. This is more work, but nothing in it waits for a device.
-
-    Args:
-        parts: Scores, one tensor (n_i,) without NaN per part.
-        candidates: Bool tensors (n_i,), True where a score takes part.
-        count: Number of scores to select, in [0, number of candidates].
-    """
-    scores = torch.cat(
-        [torch.where(mask, part, torch.inf) for part, mask in zip(parts, candidates, strict=True)]
-    )
-    order = scores.sort(descending=True, stable=True).indices
-    selected = torch.zeros_like(scores, dtype=torch.bool).index_fill_(
-        0, order[scores.numel() - count :], True
-    )
-    return list(selected.split([part.numel() for part in parts]))
 
 
 def concatenated(parts: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from synflow_pl.budget_selection import WithinBudget, smallest_within_budget
+from synflow_pl.device_selection import smallest_mask, smallest_within_budget_on_device
 from synflow_pl.flow import Block
 from synflow_pl.order_statistics import (
     concatenated,
     nonzero_indices,
-    smallest_mask,
     smallest_of_many,
 )
 from synflow_pl.pruners.base import PruningState, Saliency
@@ -147,7 +147,13 @@ class PruningGroup:
         Raises:
             FloatingPointError: If a score is not finite, naming the parameter.
         """
-        return smallest_within_budget(self._finite_parts(scores), self._candidates, budget, most)
+        parts = self._finite_parts(scores)
+        select = (
+            smallest_within_budget
+            if _is_synchronous(parts[0].device)
+            else smallest_within_budget_on_device
+        )
+        return select(parts, self._candidates, budget, most)
 
     def list_weights(self, scores: Mapping[str, Tensor]) -> list[tuple[float, str, int]]:
         """Return the score, the parameter and the position of each weight, the last one first.

@@ -27,6 +27,7 @@ LEVELS = [
     {"bias_norm_masks"},
     {"flow"},
     {"graph"},
+    {"device_selection"},
     {"budget_selection"},
     {"masks", "schedules", "order_statistics", "numerics"},
     {"io", "parameters"},

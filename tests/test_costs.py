@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from synflow_pl import Classifier, PruneAtInit, prune
 from synflow_pl.data import Digits
 from synflow_pl.data.loader import Loader
+from synflow_pl.device_selection import smallest_mask
 from synflow_pl.networks import Conv, ResNet
-from synflow_pl.order_statistics import smallest_mask, smallest_of_many
+from synflow_pl.order_statistics import smallest_of_many
 from synflow_pl.pruners import Pruner, PruningState, Random, SynFlow
 
 # Operations that make the host wait for a device, since their results depend on its data.
