@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import signal
@@ -67,6 +68,18 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _same_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _memory_of_large_networks_is_freed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect reference cycles after a slow test.
+
+    Trainer and module refer to each other, and Python alone collects them so rarely that the
+    networks of many tests fill the memory.
+    """
+    yield
+    if request.node.get_closest_marker("slow"):
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

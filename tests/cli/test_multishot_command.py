@@ -278,7 +278,7 @@ def test_multishot_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: synflow_pl multishot --levels L [--rewind K] [OPTIONS OF fit]" in output
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end
