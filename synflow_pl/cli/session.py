@@ -160,7 +160,8 @@ class Session:
         Args:
             action: Function of this object and the arguments of the trainer's method.
         """
-        resumable = self.run_folder is not None and self.command.name == "fit"
+        saves = self.command.trainer_config.get("enable_checkpointing") is not False
+        resumable = self.run_folder is not None and self.command.name == "fit" and saves
         try:
             action(self, **self.command.method_arguments)
         except Stopped as stopped:

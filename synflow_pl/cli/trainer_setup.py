@@ -16,6 +16,7 @@ from synflow_pl.cli.record_callback import Recording
 from synflow_pl.runs import RunCSV, RunTensorBoard
 from synflow_pl.training import DurableCheckpointIO, LastCheckpoint, Reseed
 from synflow_pl.training.checkpoint_connector import CheckpointConnector
+from synflow_pl.training.stop_on_signal import StopOnSignal
 from synflow_pl.training.throughput import Throughput
 
 __all__ = ["add_run_callbacks", "set_loggers", "set_up_checkpoints", "training_callbacks"]
@@ -33,12 +34,9 @@ def training_callbacks(
         every_n_steps: Number of optimiser steps between checkpoints.
     """
     callbacks = [Reseed(), *callbacks]
-    if (
-        config.get("enable_checkpointing") is not False
-        and not config.get("fast_dev_run")
-        and not config.get("barebones")
-    ):
-        callbacks.append(LastCheckpoint(every_n_steps))
+    if not config.get("fast_dev_run") and not config.get("barebones"):
+        saves = config.get("enable_checkpointing") is not False
+        callbacks.append(LastCheckpoint(every_n_steps) if saves else StopOnSignal())
     return callbacks
 
 

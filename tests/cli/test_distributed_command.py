@@ -410,6 +410,22 @@ def test_a_signal_ends_both_processes_within_a_batch(
     assert read(folder / "lightning_logs/two/checkpoints/last.ckpt")["global_step"] <= before + 2
 
 
+def test_a_signal_ends_both_processes_within_a_batch_without_checkpoints(folder: Path) -> None:
+    words = [
+        *("--trainer.max_epochs", "99", "--trainer.callbacks+=crash.Steps"),
+        *("--pruning.rounds", "2", "--trainer.enable_checkpointing", "false"),
+    ]
+    steps = folder / "steps"
+    with Command([*TWO, *words], folder, PLACES) as command:
+        command.wait_until(lambda: steps.is_file() and int(steps.read_text() or 0) >= 3)
+        before = int(steps.read_text())
+        command.send(signal.SIGTERM)
+        done = command.wait()
+    assert done.returncode == 128 + signal.SIGTERM, done.output
+    assert "Traceback" not in done.output
+    assert int(steps.read_text()) <= before + 2
+
+
 @pytest.mark.slow
 def test_a_signal_during_pruning_ends_both_processes(folder: Path) -> None:
     words = ["--pruning.rounds", "100000", "--run", "two"]
