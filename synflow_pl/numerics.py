@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["full_precision"]
+__all__ = ["full_precision", "without_onednn"]
 
 
 @contextmanager
@@ -56,3 +56,18 @@ def full_precision() -> Iterator[None]:
             backends.cudnn.allow_tf32 = precisions[1] == "tf32"
             for setting, precision in zip(settings, precisions, strict=True):
                 setting.fp32_precision = precision
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """Compute convolutions on the CPU as matrix products, without oneDNN.
+
+    It can be used as a context manager and as a decorator. A matrix product of non-negative numbers
+    is zero exactly where all products are zero; oneDNN's Winograd convolution rounds there.
+    """
+    mkldnn: Any = torch.backends.mkldnn
+    (enabled, *_) = mkldnn.set_flags(_enabled=False, _fp32_precision=None)
+    try:
+        yield
+    finally:
+        mkldnn.set_flags(_enabled=enabled, _fp32_precision=None)

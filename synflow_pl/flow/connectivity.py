@@ -27,6 +27,7 @@ from synflow_pl.flow.node import Node
 from synflow_pl.flow.replay import Replay, computed_weights, without_zeros
 from synflow_pl.graph.trace import Graph, Value, trace
 from synflow_pl.masks import Masks, prunable
+from synflow_pl.numerics import without_onednn
 
 __all__ = ["Connectivity", "DeadNetwork", "disconnection_message", "is_connected"]
 
@@ -123,17 +124,20 @@ class Connectivity:
                 )
         self._linear_network = linear_network
         # In single precision, Winograd convolution leaves rounding errors where the result is zero.
+        # cuDNN and oneDNN use it; without oneDNN the CPU computes matrix products.
         self._device = inputs[0].device
-        self._dtype = torch.float32 if self._device.type == "mps" else torch.float64
+        single = self._device.type == "mps" or (
+            self._device.type == "cpu" and linear_network.dtype != torch.float64
+        )
+        self._dtype = torch.float32 if single else torch.float64
 
     def is_connected(self, masks: Masks) -> bool:
         """Return whether a path of kept weights connects input and output."""
-        return bool(
-            self._linear_network.flow(
+        with without_onednn():
+            flow = self._linear_network.flow(
                 self._structure(masks), gains=False, compute=self._connecting(masks)
             )
-            > 0
-        )
+        return bool(flow > 0)
 
     def first_disconnected(self, masks: Masks) -> str | None:
         """Return the name of the first weight past which no path leads, or ``None`` if connected.
@@ -151,7 +155,8 @@ class Connectivity:
                 reached.append(names[0])
             return connecting(function, node, arguments)
 
-        flow = self._linear_network.flow(self._structure(masks), gains=False, compute=connect)
+        with without_onednn():
+            flow = self._linear_network.flow(self._structure(masks), gains=False, compute=connect)
         return None if bool(flow > 0) else reached[-1]
 
     def effective(self, masks: Masks) -> dict[str, Tensor]:
@@ -161,7 +166,10 @@ class Connectivity:
             Boolean tensors in the shape of the masks, by parameter name.
         """
         structure = self._structure(masks)
-        on = self._linear_network.gradients(structure, gains=False, compute=self._connecting(masks))
+        with without_onednn():
+            on = self._linear_network.gradients(
+                structure, gains=False, compute=self._connecting(masks)
+            )
         return {
             name: masks[name] & (on[name] > 0).to(masks[name].device)
             if name in on

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.flow import example_of, is_connected
+from synflow_pl import prune
+from synflow_pl.flow import Connectivity, example_of, is_connected
 from synflow_pl.masks import Masks
+from synflow_pl.networks import VGG, ResNet
+from synflow_pl.pruners import Random
 
 
 def masks(**rows: list[list[int]]) -> Masks:
@@ -116,3 +122,17 @@ def test_in_causal_attention_no_path_leads_from_a_token_to_an_earlier_one() -> N
     assert connected(Causal(), masks(early=[[1]], late=[[0]]), (2,))
     assert not connected(Causal(), masks(early=[[0]], late=[[1]]), (2,))
     assert connected(Causal(causal=False), masks(early=[[0]], late=[[1]]), (2,))
+
+
+@pytest.mark.parametrize("build", [lambda: VGG(11), lambda: ResNet(20)])
+@pytest.mark.parametrize("density", [0.3, 0.02])
+def test_single_precision_finds_the_paths_of_double_precision(
+    build: Callable[[], nn.Module], density: float
+) -> None:
+    network = build()
+    chosen = prune(network, Random(), density=density, on_collapse="ignore")
+    inputs = example_of(network, (3, 32, 32), None)
+    single = Connectivity(network, inputs).effective(chosen)
+    double = Connectivity(network.double(), tuple(x.double() for x in inputs)).effective(chosen)
+    assert any(mask.any() for mask in single.values())
+    assert all(torch.equal(single[name], mask) for name, mask in double.items())
