@@ -40,8 +40,11 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
 from synflow_pl import Classifier, Masks, PruneAtInit, load_weights, prune
+from synflow_pl.budget_selection import smallest_within_budget
 from synflow_pl.data import Digits
+from synflow_pl.device_selection import smallest_mask, smallest_within_budget_on_device
 from synflow_pl.networks import FC, VGG, Conv, ResNet, TinyResNet
+from synflow_pl.order_statistics import smallest_of_many
 from synflow_pl.pruners import SNIP, GraSP, Magnitude, Pruner, SynFlow
 
 SMALL, DIGITS, CIFAR, TINY = (1, 2, 4), (1, 28, 28), (3, 32, 32), (3, 64, 64)
@@ -378,6 +381,75 @@ def as_on_the_cpu(options: Options) -> Facts:
     return held(min(facts.values()) >= 0.999, {"intersection over union": facts})
 
 
+def automatic_rounds(options: Options) -> Facts:
+    """Check that automatic rounds on this device and on the CPU choose the same masks."""
+    torch.manual_seed(0)
+    network = ResNet(20).double()
+    twins = [copy.deepcopy(network).to(device) for device in ("cpu", options.device)]
+    rounds: list[list[float]] = [[], []]
+    masks = [
+        prune(
+            twin,
+            SynFlow(),
+            density=0.01,
+            rounds="auto",
+            input_shape=CIFAR,
+            on_round=lambda _, density, __, seen=seen: seen.append(density),
+        )
+        for twin, seen in zip(twins, rounds, strict=True)
+    ]
+    facts = {
+        "rounds": [len(seen) for seen in rounds],
+        "intersection over union": overlap(*masks),
+    }
+    return held(len(rounds[0]) == len(rounds[1]) and overlap(*masks) >= 0.999, facts)
+
+
+def selection(options: Options) -> Facts:
+    """Check the selection without a sort against the CPU's, and time it against a stable sort."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(1 << 24, generator=generator).abs()
+    scores[::7] = 0.5  # ties
+    masks = [torch.rand(half.shape, generator=generator) < 0.8 for half in scores.chunk(2)]
+    parts = list(scores.chunk(2))
+    total = sum(int(mask.sum()) for mask in masks)
+    count = total // 3
+    there = [part.to(options.device) for part in parts]
+    marks = [mask.to(options.device) for mask in masks]
+    found = smallest_mask(there, marks, count)
+    expected = smallest_of_many(parts, masks, total, count)
+    budget = 0.2 * float(scores.double().sum())
+    facts: Facts = {
+        "same scores selected": all(
+            torch.equal(mask.cpu().nonzero().squeeze(1), indices)
+            for mask, indices in zip(found, expected, strict=True)
+        ),
+        "same number within a budget": smallest_within_budget_on_device(
+            there, marks, budget, total
+        ).num_scores
+        == smallest_within_budget(parts, masks, budget, total).num_scores,
+    }
+    holds = all(facts.values())
+    joined = torch.cat(there)
+    for name, work in (
+        ("without a sort", lambda: smallest_mask(there, marks, count)),
+        ("stable sort", lambda: joined.sort(stable=True)),
+    ):
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            held_before = torch.cuda.memory_allocated()
+        started = time.perf_counter()
+        result = work()
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated() - held_before
+            facts[f"{name}, peak over the scores"] = peak / (4 * scores.numel())
+        del result
+        facts[f"{name}, seconds"] = round(time.perf_counter() - started, 4)
+    return held(holds, facts)
+
+
 def digits(options: Options) -> Facts:
     """Check that an epoch on the digits ends sparse and better than chance, by precision."""
     facts: Facts = {}
@@ -421,6 +493,8 @@ CHECKS = (
     channels_last,
     one_device_ddp,
     as_on_the_cpu,
+    automatic_rounds,
+    selection,
     digits,
 )
 
