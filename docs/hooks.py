@@ -280,7 +280,8 @@ def data_sets() -> str:
             shape = "x".join(map(str, cls.input_shape))
             rows.append([f"`{name}`", shape, str(cls.num_classes), *numbers, augmentation, summary])
     return table(
-        ["class", "shape", "classes", "mean", "deviation", "augmentation", "description"], rows
+        ["class", "shape", "classes", "mean", "standard deviation", "augmentation", "description"],
+        rows,
     )
 
 

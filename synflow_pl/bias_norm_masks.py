@@ -32,8 +32,8 @@ def compute_bias_norm_masks(
         inputs: Example inputs, required with ``mask_norm``, since a forward pass shows which
             normalisation reads which layer.
         mask_bias: Whether to mask the biases of masked layers.
-        mask_norm: Whether to mask gains and shifts of normalisations that read the output of one
-            masked layer and nothing else.
+        mask_norm: Whether to mask gains and shifts of BatchNorms and GroupNorms that read the
+            output of one masked layer and nothing else.
 
     Returns:
         Bool masks (units,), by parameter name.

@@ -1,6 +1,6 @@
 """Masks of a network's weights, and the parameters that can be pruned.
 
-A pruned network is an ordinary network whose removed weights are exact zeros. The masks are stored
+A pruned network is an ordinary network whose pruned weights are exact zeros. The masks are stored
 separately from the network: one bool tensor per prunable parameter, under the parameter's name,
 True where the weight is kept.
 """
@@ -172,7 +172,7 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def total(self) -> int:
-        """Number of weights, kept and removed."""
+        """Number of weights, kept and pruned."""
         return sum(self._masks[name].numel() for name in self.weights)
 
     @property
@@ -209,7 +209,7 @@ class Masks(Mapping[str, Tensor]):
         return [(present[name], mask) for name, mask in self._masks.items()]
 
     def apply(self, network: nn.Module) -> None:
-        """Set every removed weight of a network to zero, in place.
+        """Set every pruned weight of a network to zero, in place.
 
         Args:
             network: Network that the masks belong to.
@@ -229,9 +229,9 @@ class Masks(Mapping[str, Tensor]):
                 parameter.masked_fill_(~mask.to(parameter.device), 0)
 
     def hold(self, network: nn.Module, optimizer: Optimizer) -> Hold:
-        """Keep removed weights at zero: each ``optimizer.step()`` ends by zeroing them.
+        """Keep pruned weights at zero: each ``optimizer.step()`` ends by zeroing them.
 
-        No state of the optimiser (momentum, weight decay, second moments) can bring a removed
+        No state of the optimiser (momentum, weight decay, second moments) can bring a pruned
         weight back. Call :meth:`Hold.mask_gradients` before clipping gradients by norm, so that
         only kept weights count.
 

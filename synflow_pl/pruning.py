@@ -1,8 +1,8 @@
 """The loop over the rounds of a pruning, and its options.
 
 A pruner only computes scores. Which weights are ranked together (scope), how many are kept after
-each round (schedule) and the selection itself are the same for every pruner, so that a comparison
-of pruners compares their scores and nothing else.
+each round (schedule) and the selection itself are independent of the pruner, so that pruners can
+be compared with everything else equal.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def prune(
     on_round: Callable[[int, float, Mapping[str, Tensor]], None] | None = None,
     on_collapse: Literal["warn", "error", "ignore"] = "warn",
 ) -> Masks:
-    """Prune a network in place: compute its masks, then set the removed weights to zero.
+    """Prune a network in place: compute its masks, then set the pruned weights to zero.
 
     The network is pruned on its own device. It is not changed before the last round is finished,
     so an error or an interruption leaves it dense.
@@ -187,16 +187,17 @@ def prune(
         num_kept: Number of weights kept, in [1, n], instead of ``density``; with
             ``scope="global"`` only.
         effective_density: Fraction of prunable weights that are kept and lie on a path of kept
-            weights from input to output, in (0, 1], instead of ``density``. The nearest attainable
-            value is found by pruning copies of the network with different ``num_kept``.
-        masks: Masks of an earlier pruning to continue from. Weights that they remove stay removed,
+            weights from input to output, in (0, 1], instead of ``density``. It is approached by
+            bisection over ``num_kept``, with copies of the network; the result is the nearest
+            possible value if the effective density increases with ``num_kept``.
+        masks: Masks of an earlier pruning to continue from. Weights that they prune stay pruned,
             and the rounds start at their density. ``density`` and ``num_kept`` still count all
             prunable weights.
         rounds: Number of rounds, at least 1; ``None`` uses the pruner's own number (100 for
-            SynFlow, 1 for one-shot pruners). ``"auto"``, for SynFlow and SynFlowL2, removes in each
+            SynFlow, 1 for one-shot pruners). ``"auto"``, for SynFlow and SynFlowL2, prunes in each
             round as many weights as certainly leave a path from input to output, until the target
             is reached; :mod:`synflow_pl.automatic_rounds` states the argument and its conditions.
-        margin: Fraction of the total flow R, in (0, 1), to which the scores that a round removes
+        margin: Fraction of the total flow R, in (0, 1), to which the scores that a round prunes
             may add up with ``rounds="auto"``. A smaller margin takes more rounds.
         schedule: Density after each round: ``"exponential"``, ``"linear"`` or ``"cubic"``; ``None``
             uses the pruner's own (exponential except for gradual pruning).
@@ -206,15 +207,16 @@ def prune(
             input.
         example_input: Tensor, or tuple or list of the positional arguments of ``forward()``, with
             the batch dimension, instead of ``input_shape``.
-        batches: Pairs (images (N, C, H, W), labels (N,)), for pruners that score on data; or a
-            function from the index of a round, counted from 0, to such pairs, for fresh batches in
-            every round. The function must return the same batches for the same index.
+        batches: Pairs (inputs (N, ...), labels (N, ...)), for pruners that score on data and
+            networks with one input and one output; or a function from the index of a round, counted
+            from 0, to such pairs, for fresh batches in every round. The function must return the
+            same batches for the same index.
         loss: Function from (logits, labels) to the mean loss of a batch, for pruners that score on
             data.
         mask_bias: Whether to mask biases too, each exactly when its unit has no kept weight;
             ``density`` still counts weights only.
-        mask_norm: Whether to mask gains and shifts too, of normalisations that read the output of
-            one prunable layer and nothing else.
+        mask_norm: Whether to mask gains and shifts too, of BatchNorms and GroupNorms that read the
+            output of one prunable layer and nothing else.
         exclude: Shell-style patterns of parameter names that stay dense (``["fc.*"]`` for a dense
             classifier).
         train_mode: Whether pruners that score on data do so in train mode.
@@ -227,8 +229,8 @@ def prune(
             report layers without kept weights.
 
     Returns:
-        The masks, on the network's device. ``pruner.notes`` names the parameters that took no part
-        and contains other remarks.
+        The masks, on the network's device. ``pruner.notes`` names the parameters that are not
+        prunable and contains other remarks.
 
     Raises:
         TypeError: If the network is TorchScript or wrapped for parallel training, or

@@ -14,18 +14,24 @@ from collections.abc import Collection
 from torch import nn
 
 from synflow_pl.flow.normalisation import NORMALISATIONS
+from synflow_pl.flow.rules import IDENTITY
 from synflow_pl.graph.trace import Graph, Operation, is_number
 
 __all__ = ["inhomogeneous"]
 
-# clamp_min and clamp_max depend on their bound and are handled in _kind().
-_NONLINEARITIES = frozenset(
+# Functions that the linear network replaces by the identity and that are homogeneous: linear on
+# each side of zero, copies, constants that are added or written (biases), and noise by its mean.
+_HOMOGENEOUS = frozenset(
     """
-    elu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus relu6 softsign
-    log_sigmoid_forward threshold hardshrink softshrink clamp exp expm1 exp2 log log1p log2 sqrt
-    rsqrt reciprocal square pow erf sin cos sign round floor ceil
+    relu leaky_relu rrelu_with_noise _prelu_kernel abs neg rsub nan_to_num deg2rad rad2deg
+    _conj _conj_physical conj_physical resolve_conj resolve_neg _neg_view
+    clone alias detach contiguous lift_fresh fill_diagonal
+    dropout native_dropout native_alpha_dropout bernoulli normal poisson
     """.split()
 )
+# Functions that are homogeneous if all bounds are zero, as clamp(x, min=0) is.
+_BOUNDED = frozenset("clamp clamp_min clamp_max threshold".split())
+_NONLINEARITIES = IDENTITY - _HOMOGENEOUS - _BOUNDED
 _GATES = frozenset("mul div glu mm bmm baddbmm addcmul".split())
 
 
@@ -72,8 +78,9 @@ def _kind(operation: Operation, signals: int) -> str | None:
         return "attention" if name != "_log_softmax" else "nonlinearity"
     if name in _NONLINEARITIES:
         return "nonlinearity"
-    if name in ("clamp_min", "clamp_max") and operation.args[1] != 0:
-        return "nonlinearity"
+    if name in _BOUNDED:
+        bounds = (bound for key, bound in operation.bound().items() if key != "self")
+        return None if all(bound in (0, None) for bound in bounds) else "nonlinearity"
     if name == "glu" or (name in _GATES and signals > 1):
         return "gate"
     return None

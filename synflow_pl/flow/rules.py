@@ -32,12 +32,12 @@ from synflow_pl.flow.normalisation import NORMALISATIONS
 from synflow_pl.flow.spectra import SPECTRA
 from synflow_pl.graph.trace import Operation, is_number
 
-__all__ = ["SIMPLE", "apply_rule"]
+__all__ = ["IDENTITY", "SIMPLE", "apply_rule"]
 
 aten = torch.ops.aten
 
 # Operations that are the identity on flow: pointwise nonlinearities, copies, conversions.
-_IDENTITY = frozenset(
+IDENTITY = frozenset(
     """
     relu leaky_relu rrelu_with_noise elu celu gelu silu mish sigmoid tanh hardtanh hardswish
     hardsigmoid softplus relu6 softsign log_sigmoid_forward threshold hardshrink softshrink clamp
@@ -75,7 +75,7 @@ _LINEAR = frozenset(
 _VIEW = frozenset({"view", "_unsafe_view", "_reshape_alias", "view_copy", "reshape"})
 
 # Operations with few or no floating-point operations per entry.
-SIMPLE = _IDENTITY | _LINEAR | _VIEW | CREATES | NORMALISATIONS.keys()
+SIMPLE = IDENTITY | _LINEAR | _VIEW | CREATES | NORMALISATIONS.keys()
 
 
 def apply_rule(builder: Builder, operation: Operation) -> None:
@@ -89,7 +89,7 @@ def apply_rule(builder: Builder, operation: Operation) -> None:
         _RULES[name](builder, operation)
     elif name in CREATES:
         return  # a constant: only the shape of the argument matters
-    elif name in _IDENTITY:
+    elif name in IDENTITY:
         builder.add_identity(
             operation, next(value for value in operation.reads if builder.carries(value))
         )

@@ -20,7 +20,7 @@ __all__ = ["LAMP"]
 
 
 class LAMP(Pruner):
-    """Keep weights that are large compared with the weights of their layer that are not smaller.
+    """Keep weights that are large relative to the larger weights of their layer.
 
     Example:
         >>> import torch

@@ -93,8 +93,8 @@ class Sweep:
             small as the pruned ones.
         densities: Fractions of weights kept, in (0, 1]; 1 is the dense network for every pruner.
         seeds: Seeds of initialisation and order of the data, at least 0.
-        levels: Numbers of levels of multi-shot pruning, each a cut followed by a training; 0 prunes
-            before the first step.
+        levels: Numbers of levels of multi-shot pruning, each a pruning followed by a training; 0
+            prunes before the first step.
         options: Options of ``fit`` for all runs, by name (``{trainer.max_epochs: 5}``).
 
     Raises:

@@ -239,7 +239,10 @@ class HoldMasks(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Set the gradients of pruned weights to zero, so that norms count kept weights only."""
+        """Set the gradients of pruned weights to zero.
+
+        Lightning calls this before it clips gradients, so norms count kept weights only.
+        """
         if hold := self._holds.get(id(optimizer)):
             hold.mask_gradients()
 

@@ -53,14 +53,14 @@ class PruneAtInit(HoldMasks):
             from input to output, in (0, 1], instead of ``density``.
         rounds: Number of score-then-prune steps, at least 1; by default the pruner's own number.
             ``"auto"``, for SynFlow and SynFlowL2, takes as many as certainly leave a path.
-        margin: Fraction of the total flow, in (0, 1), that a step may remove with ``"auto"``.
+        margin: Fraction of the total flow, in (0, 1), that a step may prune with ``"auto"``.
         schedule: Name of the function that gives the density after each round; by default the
             pruner's own.
         scope: ``"global"`` to rank the weights of all layers together, or ``"local"`` to rank each
             layer separately.
-        mask_bias: Whether biases are masked too; each is kept as long as its unit.
-        mask_norm: Whether gains and shifts of normalisations that follow a prunable layer are
-            masked too; each is kept as long as its unit.
+        mask_bias: Whether the bias of a unit without kept weights is masked too.
+        mask_norm: Whether gain and shift of a unit without kept weights are masked too, of
+            BatchNorms and GroupNorms that read the output of one prunable layer and nothing else.
         exclude: Shell-style pattern, or list of patterns, of parameter names within the network
             that stay dense.
         train_mode: Whether data-driven pruners score in train mode, in which BatchNorm uses the
@@ -73,8 +73,9 @@ class PruneAtInit(HoldMasks):
             the first step. A pruner whose rounds are spread over the training (GradualMagnitude)
             begins then.
         score_from: Run or checkpoint whose trained weights are scored and whose masks are pruned
-            further, while the kept weights have the values with which this fit starts: rewinding
-            (Frankle & Carbin 2019). ``ckpt_path`` may then be a checkpoint without masks.
+            further. The kept weights then start from the values that the network has when the fit
+            begins (rewinding, Frankle & Carbin 2019). ``ckpt_path`` may then be a checkpoint
+            without masks.
         masks_path: Path of a file of masks to train with. Nothing is pruned then, and the options
             of pruning are not used.
         network: Name of the attribute of the LightningModule that is pruned ("backbone"); by

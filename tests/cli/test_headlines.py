@@ -65,6 +65,7 @@ class Headline:
 
 FIT = "synflow_pl fit -c mnist_fc"
 SWEEP = "synflow_pl sweep -c sweeps/digits"
+PUBLISHED = 'synflow_pl sweep -c sweeps/figure6_cifar10 --recipes "[cifar10_vgg16]"'
 PRUNE = "synflow_pl prune -c mnist_fc --pruning.density 0.01"
 HEADLINES = (
     Headline(FIT, says="SynFlow kept"),
@@ -132,6 +133,7 @@ HEADLINES = (
         slow=True,
     ),
     Headline("synflow_pl sweep -c sweeps/mnist --parallel 2", epochs=2),
+    Headline(PUBLISHED, epochs=2, slow=True),
     Headline(SWEEP, says="2 of them finished|test accuracy", slow=True),
     Headline("synflow_pl report sweeps/digits", needs=SWEEP, says="synflow", slow=True),
     Headline("synflow_pl experiment units -c cifar10_resnet20", slow=True),
@@ -149,7 +151,11 @@ ELSEWHERE = {
     "synflow_pl predict --ckpt_path lightning_logs/NAME/export/model.onnx"
     " --data.predict_dir FOLDER": "below, after export",
     "synflow_pl report sweeps/mnist": "below, after a run of the sweep",
+    f'{PUBLISHED} --pruners "[dense, synflow]" --densities "[0.1, 0.01]" --seeds "[0]"': (
+        "above, with more pruners, densities and seeds"
+    ),
     "synflow_pl report sweeps/figure6_cifar10 --paper": "test_report.py",
+    "synflow_pl report sweeps/figure6_cifar10 --paper --out report_vgg16": "test_report.py",
 }
 """Commands that need what one test cannot give them (GPUs, a finished sweep), and where they are
 tested.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,50 @@ def test_modules_that_are_not_homogeneous_are_named_with_the_reason(
         {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(module).items()}
     )
     assert diagnose(module, ones, input_shape=shape).inhomogeneous == kinds
+
+
+@pytest.mark.parametrize(
+    ("function", "homogeneous"),
+    [
+        (torch.relu, True),
+        (torch.abs, True),
+        (torch.neg, True),
+        (torch.nan_to_num, True),
+        (lambda x: 1 - x, True),  # a constant that is added is a bias
+        (lambda x: x.clamp(min=0), True),
+        (lambda x: x.clamp(max=0), True),
+        (lambda x: nn.functional.threshold(x, 0, 0), True),
+        (lambda x: x.clamp(min=-1), False),
+        (lambda x: x.clamp(0, 1), False),
+        (lambda x: nn.functional.threshold(x, 0, 1), False),
+        (torch.square, False),
+        (torch.sign, False),
+        (torch.angle, False),
+        (torch.sinh, False),
+        (torch.atan, False),
+        (torch.erfc, False),
+        (torch.log10, False),
+        (torch.trunc, False),
+        (lambda x: x.remainder(2), False),
+        (lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127), False),
+    ],
+)
+def test_a_function_is_homogeneous_if_it_scales_as_its_argument_does(
+    function: Callable[[Tensor], Tensor], homogeneous: bool
+) -> None:
+    diagnosis = diagnose(Applied(function), masks(layer=FULL), input_shape=(2,))
+    assert diagnosis.inhomogeneous == ({} if homogeneous else {"Applied": "nonlinearity"})
+
+
+class Applied(nn.Module):
+    """A layer followed by a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(2, 2), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer(x))
 
 
 class Squeezed(nn.Module):
