@@ -27,7 +27,7 @@ LEVELS = [
     {"flow"},
     {"graph"},
     {"masks", "schedules", "order_statistics", "numerics"},
-    {"io", "parameters"},
+    {"io", "parameters", "optimizer_hook"},
 ]
 # They import io alone outside their own room; any room above the pruners may import them.
 ALONE = {"networks", "data", "figures"}

@@ -19,7 +19,7 @@ from synflow_pl.flow import example_of
 from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruning import PruningOptions, prune
-from synflow_pl.training.checkpoints import load_masks, load_weights
+from synflow_pl.training.checkpoints import load_masks
 from synflow_pl.training.distributed import Ranks
 from synflow_pl.training.gradual_pruning import density_after
 from synflow_pl.training.introspection import (
@@ -31,6 +31,7 @@ from synflow_pl.training.introspection import (
 from synflow_pl.training.losses import BROADCAST, Loss
 from synflow_pl.training.precision import scorable, unrounded
 from synflow_pl.training.pruning_report import PruningReport
+from synflow_pl.training.weight_loading import load_weights
 
 __all__ = ["Fit", "MaskChooser"]
 
