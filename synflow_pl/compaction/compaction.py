@@ -127,7 +127,9 @@ class Compaction:
         self._full = _masked(network, masks)
         self._recording = trace_for_compaction(network, inputs)
         self._names = parameter_names(self._recording)
-        self._biases = {} if training else foldable_biases(network, self._recording, self._names)
+        self._biases: dict[str, str] = (
+            {} if training else foldable_biases(network, self._recording, self._names)
+        )
         self.notes: tuple[str, ...] = ()
         self._tensors: dict[str, Tensor] = {}
         if not (fault := self._shrink(network, masks, inputs)):
