@@ -26,7 +26,9 @@ from synflow_pl.cli.command import parse_fit
 from synflow_pl.cli.recipes import overlays, recipe_folder
 from synflow_pl.io import atomic_write
 from synflow_pl.runs import MACHINES
-from synflow_pl.runs.run_record import RunRecord, SkippedRun, comparison_keys, find_runs, read_run
+from synflow_pl.runs.run_files import SkippedRun
+from synflow_pl.runs.run_record import RunRecord, comparison_keys, read_run
+from synflow_pl.runs.run_search import find_runs
 
 README = Path(__file__).parents[1] / "README.md"
 DETAILS = README.parent / "docs" / "accuracies.md"

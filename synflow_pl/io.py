@@ -1,4 +1,4 @@
-"""Write files atomically: a file appears under its name complete or not at all.
+"""Write files atomically (a file appears under its name complete or not at all), and lock them.
 
 The functions that turn a failure of the storage into a one-sentence message are here too.
 """
@@ -6,6 +6,7 @@ The functions that turn a failure of the storage into a one-sentence message are
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ __all__ = [
     "check_folder",
     "explain",
     "folder_error_message",
+    "lock_file",
     "make_folder",
     "remove_partial_files",
     "storage_error",
@@ -84,6 +86,34 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         if cause is None or (cause.errno is None and cause.__cause__ is not None):
             raise
         raise OSError(write_error_message(path, cause)) from error
+
+
+@contextmanager
+def lock_file(path: str | os.PathLike[str]) -> Iterator[IO[str] | None]:
+    """Hold an exclusive lock on a file until the block or the process ends.
+
+    The lock holds on every machine that shares the folder. It is released even if the process is
+    killed, unless a child process has inherited the open file.
+
+    Args:
+        path: Path of the file, which is created if it does not exist. Its content is kept.
+
+    Yields:
+        The file, open for reading and appending; ``None`` if another process holds the lock.
+
+    Raises:
+        OSError: If the file cannot be opened, or the file system does not support locks.
+    """
+    # The package filelock does not serve here: its versions before 4 truncate the file that they
+    # lock, it gives no file that a child process can inherit, and where flock is missing it writes
+    # a marker, which a killed process leaves behind.
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield file
 
 
 def storage_error(error: BaseException | None) -> OSError | None:

@@ -1,8 +1,9 @@
 """Start commands and ranks with a time limit, and report the stacks of processes that hang.
 
-``run_command`` is for a command that ends by itself, ``Command`` for one that the test sends
-signals to, ``limited_ranks`` for ranks that are forked from the test's own process. On a machine
-that is busy with other work, set SYNFLOW_TEST_PATIENCE: it multiplies every limit.
+``run_command`` is for a command that ends by itself, ``run_script`` for Python source, ``Command``
+for one that the test sends signals to, ``limited_ranks`` for ranks that are forked from the test's
+own process. On a machine that is busy with other work, set SYNFLOW_TEST_PATIENCE: it multiplies
+every limit.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import multiprocessing.process
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Command", "Finished", "Hanging", "limited_ranks", "run_command"]
+__all__ = ["Command", "Finished", "Hanging", "limited_ranks", "run_command", "run_script"]
 
 _MARK, _STACKS = "SYNFLOW_TEST_COMMAND", "SYNFLOW_TEST_STACKS"
 _PATIENCE = float(os.environ.get("SYNFLOW_TEST_PATIENCE", "1"))
@@ -89,6 +91,24 @@ def run_command(
     """
     with Command(args, cwd, env) as command:
         return command.wait(limit)
+
+
+def run_script(source: str, folder: Path, limit: float = 60.0) -> None:
+    """Run Python source in a process of its own, and check that it ends without an error.
+
+    Args:
+        source: The source, which can import the package and the tests.
+        folder: Folder of the script, which is also the working directory.
+        limit: Time limit in seconds.
+
+    Raises:
+        Hanging: As :func:`run_command`.
+        AssertionError: If the exit status is not 0.
+    """
+    (folder / "script.py").write_text(source)
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = run_command([sys.executable, "script.py"], folder, environment, limit)
+    assert done.returncode == 0, done.output[-2000:]
 
 
 class Command:

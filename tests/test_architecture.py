@@ -30,7 +30,7 @@ LEVELS = [
     {"device_selection"},
     {"budget_selection"},
     {"masks", "schedules", "order_statistics", "numerics"},
-    {"io", "parameters"},
+    {"io", "parameters", "optimizer_hook"},
 ]
 # They import io alone outside their own room; any room above the pruners may import them.
 ALONE = {"networks", "data", "figures"}

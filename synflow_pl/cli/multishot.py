@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
 import os
 import shutil
 import signal
@@ -22,7 +21,7 @@ from synflow_pl.cli.command import Command, parse_fit
 from synflow_pl.cli.errors import exit_with_error, import_class
 from synflow_pl.cli.options import Options
 from synflow_pl.cli.resume import OWNER
-from synflow_pl.io import make_folder
+from synflow_pl.io import lock_file, make_folder
 from synflow_pl.masks import Masks
 from synflow_pl.runs import CONFIG, MACHINES
 from synflow_pl.runs.training_record import RECORD
@@ -263,10 +262,8 @@ def _locked(root: Path, base: str) -> Iterator[IO[str]]:
     # SystemExit, unlike the default action, lets `fit` end its process as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     path = root / f".{base}.lock"
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with lock_file(path) as lock:
+        if lock is None:
             exit_with_error(
                 f"another process works on {root / base}; wait for it or end it, or give another "
                 "--run"

@@ -52,7 +52,8 @@ def acquire_run(run: Path) -> bool:
     """
     file = open(run / OWNER, "a+")  # noqa: SIM115  # it has to stay open
     try:
-        # lockf's locks are not inherited by forked workers, which may outlive the process.
+        # Unlike flock (synflow_pl.io.lock_file), lockf's locks are not inherited by forked workers,
+        # which may outlive the process.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.close()

@@ -16,7 +16,7 @@ from synflow_pl.cli.run_summary import print_summary
 from synflow_pl.cli.session import Session
 from synflow_pl.runs import CONFIG, RunCSV, RunTensorBoard
 from synflow_pl.runs.loggers import Tested
-from synflow_pl.runs.run_record import changed_test_options
+from synflow_pl.runs.run_options import changed_test_options
 from synflow_pl.training.checkpoints import read
 
 __all__ = ["ACTIONS", "fit", "predict", "test", "validate"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from synflow_pl.cli.sweep_commands import fit_line
+from synflow_pl.io import lock_file
 from synflow_pl.runs.sweep_grid import Task
 
 __all__ = ["check_existing_runs", "lock_run"]
@@ -32,10 +32,8 @@ def lock_run(folder: Path, task: Task) -> Iterator[bool]:
     """
     path = _lock_path(folder, task)
     path.parent.mkdir(exist_ok=True)
-    with open(path, "a+") as note:
-        try:
-            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with lock_file(path) as note:
+        if note is None:
             yield False
             return
         # The options of the run, which check_existing_runs reads when the sweep is restarted.

@@ -8,27 +8,26 @@ becomes a constant factor.
 
 from __future__ import annotations
 
-import copy
-import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
-from torch._ops import HigherOrderOperator
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from synflow_pl.compaction.branches import Conversions, decisive
+from synflow_pl.compaction.branches import Conversions
+from synflow_pl.compaction.deterministic_mode import DeterministicMode, default_dtype, seeded
+from synflow_pl.compaction.network_copies import duplicate
+from synflow_pl.compaction.output_differences import output_gap, output_size
+from synflow_pl.compaction.resize import resize
+from synflow_pl.compaction.trial_inputs import Inputs, candidates, widened_dtype
 from synflow_pl.flow import evaluating
 from synflow_pl.graph.control import Controlled
 from synflow_pl.graph.outputs import Opaque, leaves
 from synflow_pl.numerics import full_precision
 
-__all__ = ["Agreement", "Unverifiable", "duplicate", "first_line"]
+__all__ = ["Agreement", "Unverifiable", "first_line"]
 
 EXACT = 1e-9
 """Largest difference attributed to rounding in double precision, relative to the largest output."""
@@ -44,7 +43,6 @@ BATCH = 5
 Batch normalisation of two images could only return plus and minus one.
 """
 
-Inputs = tuple[Tensor, ...]
 Leaves = dict[str, Any]
 
 
@@ -102,7 +100,10 @@ class Agreement:
         """
         outputs = [self._run(small, trial, training)[0] for trial, training in self._trials]
         exact = [
-            {path: EXACT * _size(leaf) if self._dtype else 0.0 for path, leaf in expected.items()}
+            {
+                path: EXACT * output_size(leaf) if self._dtype else 0.0
+                for path, leaf in expected.items()
+            }
             for expected in self._expected
         ]
         if not (where := self._first_difference(outputs, exact)):
@@ -115,13 +116,56 @@ class Agreement:
             {
                 path: max(
                     limit,
-                    min(_gap(expected[path], other.get(path)), MAGNIFIED * _size(expected[path])),
+                    min(
+                        output_gap(expected[path], other.get(path)),
+                        MAGNIFIED * output_size(expected[path]),
+                    ),
                 )
                 for path, limit in limits.items()
             }
             for limits, expected, other in zip(exact, self._expected, perturbed, strict=True)
         ]
         return where and self._first_difference(outputs, allowed)
+
+    def fault(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, str | None]:
+        """Return why a smaller network cannot take the place of the whole one.
+
+        Args:
+            network: The whole network.
+            tensors: Parameters and buffers of the smaller network.
+
+        Returns:
+            The reason, "" if the outputs agree, and the name of the module whose forward
+            pass raises an error, ``None`` if none does.
+        """
+        # Before resizing, since the new tensors are in double precision.
+        small = self.widened(duplicate(network))
+        running: list[str] = []
+        for name, module in small.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
+            module.register_forward_hook(lambda *_: (running.pop(), None)[1])
+        try:
+            where = self.difference(resize(small, tensors))
+        except Opaque:
+            raise
+        except Exception as error:  # a forward may raise anything
+            module = small.get_submodule(running[-1] if running else "")
+            return (
+                f"with smaller layers, {type(module).__name__}.forward fails ({first_line(error)})",
+                running[-1] if running else "",
+            )
+        if where:
+            why = (
+                "it uses units there that evaluation does without"
+                if "train" in where
+                else "its forward depends on their sizes"
+            )
+            return (
+                f"{type(network).__name__} with smaller layers gives something else ({where});"
+                f" {why}",
+                None,
+            )
+        return "", None
 
     # -- running
 
@@ -131,7 +175,7 @@ class Agreement:
         self._expected: list[Leaves] = []
         self._coarse = False
         whole = self.widened(self._build())
-        example, *noise = _candidates(inputs)
+        example, *noise = candidates(inputs)
         reads: list[Counter[str]] = []
         error = self._first_accepted(whole, [example], False, reads)
         batch_error = len(noise) > 2 and self._first_accepted(whole, noise[:1], False, reads)
@@ -149,7 +193,7 @@ class Agreement:
             )
         if training:
             larger = list(
-                _candidates(
+                candidates(
                     inputs, max(2, -(-BATCH // max(len(x) if x.dim() else 1 for x in inputs)))
                 )
             )[1:]
@@ -195,24 +239,24 @@ class Agreement:
 
     def _run(
         self, network: nn.Module, trial: Inputs, training: bool
-    ) -> tuple[Leaves, _DeterministicMode]:
+    ) -> tuple[Leaves, DeterministicMode]:
         """Return the outputs on one trial and the mode that recorded what the network did.
 
         Buffers and modes of the network and the random states are restored.
         """
         inputs = tuple(
-            x.to(_widened(kind, self._dtype), copy=True)
+            x.to(widened_dtype(kind, self._dtype), copy=True)
             for x, kind in zip(trial, self._kinds, strict=True)
         )
         buffers = {id(tensor): (tensor, tensor.clone()) for tensor in network.buffers()}
         own = {tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-        mode = _DeterministicMode(own, self._dtype)
+        mode = DeterministicMode(own, self._dtype)
         conversions = Conversions()
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(evaluating(network))
             for context in (
-                _seeded(),
-                _default_dtype(self._dtype),
+                seeded(),
+                default_dtype(self._dtype),
                 full_precision(),
                 Controlled(),
                 conversions,
@@ -235,7 +279,7 @@ class Agreement:
             step: Standard deviation of the relative change of floating-point entries.
         """
         whole = self.widened(self._build())
-        with _seeded(), torch.no_grad():
+        with seeded(), torch.no_grad():
             for parameter in whole.parameters():
                 if parameter.is_floating_point():
                     parameter.mul_(1 + step * torch.randn_like(parameter))
@@ -261,187 +305,12 @@ class Agreement:
                 if (
                     path not in expected
                     or path not in actual
-                    or _gap(expected[path], actual[path]) > limits[path]
+                    or output_gap(expected[path], actual[path]) > limits[path]
                 ):
                     return f"{path} in {'train' if training else 'eval'} mode"
         return ""
 
 
-def duplicate(network: nn.Module) -> nn.Module:
-    """Return a deep copy of a network, even if its attributes include tensors that are not leaves.
-
-    PyTorch only copies leaf tensors, and ``torch.nn.utils.prune`` and the older ``spectral_norm``
-    store the weight that they compute as an attribute of its layer.
-    """
-    with _Detached():
-        return copy.deepcopy(network)
-
-
-class _Detached(TorchFunctionMode):
-    """Let deep copies of tensors that are not leaves be detached copies of their values."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
-            tensor, memo = args
-            return memo.setdefault(id(tensor), tensor.detach().clone())
-        return func(*args, **(kwargs or {}))
-
-
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its class if it has no message."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-# -- inputs
-
-
-def _candidates(inputs: Inputs, count: int = 2) -> Iterator[Inputs]:
-    """Yield the example and inputs of noise of the same dtypes.
-
-    The noise has ``count`` times the example's size along the first dimension, then the example's
-    size, then the example's size with the example's integers. Integers may be indices, classes or
-    steps, so noise of integers is the example's integers in random order.
-
-    Args:
-        inputs: Example of each input.
-        count: Number of examples that the first input of noise concatenates.
-    """
-    yield inputs
-    with torch.random.fork_rng():
-        if all(tensor.dim() for tensor in inputs):
-            yield tuple(torch.cat([_noise(tensor) for _ in range(count)]) for tensor in inputs)
-        yield tuple(map(_noise, inputs))
-        yield tuple(_noise(tensor) if tensor.is_floating_point() else tensor for tensor in inputs)
-
-
-def _noise(tensor: Tensor) -> Tensor:
-    if tensor.is_floating_point() or tensor.is_complex():
-        return torch.randn_like(tensor, dtype=_widened(tensor.dtype, torch.float64))
-    return tensor.flatten()[torch.randperm(tensor.numel(), device=tensor.device)].view_as(tensor)
-
-
-def _widened(dtype: torch.dtype, floating: torch.dtype | None) -> torch.dtype:
-    """Return the dtype for an input: ``floating`` or its complex counterpart.
-
-    Integers and booleans keep their dtype, and so do all tensors if ``floating`` is ``None``.
-    """
-    if floating is None or not (dtype.is_floating_point or dtype.is_complex):
-        return dtype
-    return floating.to_complex() if dtype.is_complex else floating
-
-
-def _size(leaf: Any) -> float:
-    """Return the largest absolute entry of a tensor; 0 if it has no rounding, like integers."""
-    numbers = (
-        isinstance(leaf, Tensor)
-        and (leaf.is_floating_point() or leaf.is_complex())
-        and leaf.numel()
-    )
-    return float(leaf.abs().nan_to_num(0, posinf=0).max()) if numbers else 0.0
-
-
-def _gap(expected: Any, actual: Any) -> float:
-    """Return the largest difference between two outputs; infinite if types or shapes differ."""
-    if not isinstance(expected, Tensor) or not isinstance(actual, Tensor):
-        if type(expected) is not type(actual):
-            return float("inf")
-        both_nan = expected != expected and actual != actual
-        return 0.0 if both_nan or expected == actual else float("inf")
-    if expected.shape != actual.shape or expected.dtype != actual.dtype:
-        return float("inf")
-    same = (expected == actual) | ((expected != expected) & (actual != actual))
-    if same.all():
-        return 0.0
-    if not (expected.is_floating_point() or expected.is_complex()):
-        return float("inf")
-    return float((expected - actual)[~same].abs().nan_to_num(float("inf")).max())
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Seed torch, NumPy and Python inside the context, and restore their random states."""
-    states = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        random.seed(0)
-        numpy.random.seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            numpy.random.set_state(states[1])
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
-    """Set torch's default dtype inside the context, unless ``dtype`` is ``None``."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype or before)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-class _DeterministicMode(TorchDispatchMode):
-    """Replace the results of random operations by constants and record reads of values.
-
-    Args:
-        own: Data pointers of the network's parameters and buffers.
-        dtype: Precision of the comparison.
-
-    Attributes:
-        coarse: Whether a result had a lower precision than ``dtype``.
-        reads: Number of times that each operation passed values of tensors other than parameters
-            and buffers to Python.
-    """
-
-    supports_higher_order_operators = True
-
-    def __init__(self, own: set[int], dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self._own, self._dtype = own, dtype
-        self.coarse, self.reads = False, Counter[str]()
-
-    def __torch_dispatch__(
-        self, target: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if isinstance(target, HigherOrderOperator):
-            return target(*args, **kwargs)
-        for argument in decisive(
-            target, args, lambda x: isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8)
-        ):
-            if isinstance(argument, Tensor) and (
-                argument.layout != torch.strided or argument.data_ptr() not in self._own
-            ):
-                self.reads[target._schema.name] += 1
-        result = target(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded in target.tags:
-            result = _without_randomness(target._schema.name.split("::")[1], result, args)
-        for output in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(output, Tensor) and output.is_floating_point():
-                self.coarse |= self._dtype is not None and output.dtype != self._dtype
-        return result
-
-
-def _without_randomness(name: str, result: Any, args: tuple[Any, ...]) -> Any:
-    """Return a constant in place of a random operation's result.
-
-    The constant is half of the probability for draws of zeros and ones, and half a standard
-    deviation above the mean for other draws, so that neither a probability nor added noise cancels
-    out. Operations without a rule return what they drew from the seed.
-    """
-    if name in ("bernoulli", "bernoulli_"):
-        share = args[1] if len(args) > 1 else 0.5 if name.endswith("_") else args[0]
-        return (result.copy_(share) if isinstance(share, Tensor) else result.fill_(share)).div_(2)
-    if name == "native_dropout":
-        result[0].copy_(args[0]).div_(2)
-        return result
-    if name in ("rand", "rand_like", "randn", "randn_like", "uniform_", "normal_"):
-        # Bounds of a uniform distribution, or mean and standard deviation of a normal one.
-        first, second = (
-            (0.0, 1.0) if not name.endswith("_") else (*args[1:], *(0.0, 1.0)[len(args) - 1 :])
-        )
-        return result.fill_(first + (second - first * (name == "uniform_")) / 2)
-    return result.copy_(result.flatten().sort()[0]) if name == "randperm" else result

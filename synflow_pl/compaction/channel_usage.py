@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from synflow_pl.compaction.channel_groups import Contraction
+from synflow_pl.compaction.slice_ids import Contraction
 from synflow_pl.graph.trace import Operation, Value
 
 __all__ = ["ChannelUsage", "measure_usage"]

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import os
 import warnings
-from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import transforms
 
 from synflow_pl.data.counter_rng import permutation, random_numbers
 from synflow_pl.data.image_folder import image_files, resize_transform
+from synflow_pl.data.labelled_images import LabelledImages
 from synflow_pl.data.loader import Batch, Loader, Source
 from synflow_pl.data.memory import MemorySource
-from synflow_pl.data.torchvision_loader import ImageFiles, TensorImages, TorchvisionLoader
-from synflow_pl.data.validity import check_images, check_labels, check_sample
+from synflow_pl.data.pruning_sample import choose_images
+from synflow_pl.data.torchvision_loader import ImageFiles, TorchvisionLoader
 
 __all__ = ["ImageDataModule", "default_data_dir"]
 
@@ -30,8 +28,6 @@ _PRUNING = -1
 
 Sample k has the epoch -1 - k.
 """
-_IMAGES_PER_CLASS = 10
-"""Default number of images of each class that pruning scores on."""
 
 
 def default_data_dir() -> Path:
@@ -39,7 +35,7 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("SYNFLOW_DATA") or Path.home() / ".cache" / "synflow_pl")
 
 
-class ImageDataModule(LightningDataModule, ABC):
+class ImageDataModule(LabelledImages, LightningDataModule):
     """Base class for labelled images.
 
     Images are downloaded in ``prepare_data``, a validation split is held out by seed, and the test
@@ -82,19 +78,6 @@ class ImageDataModule(LightningDataModule, ABC):
         >>> images, labels = next(iter(data.train_dataloader()))
         >>> images.shape, labels.shape
         (torch.Size([100, 1, 28, 28]), torch.Size([100]))
-    """
-
-    input_shape: ClassVar[tuple[int, int, int]]
-    """Shape (C, H, W) of an image."""
-    num_classes: ClassVar[int]
-    """Number of classes."""
-    mean: ClassVar[tuple[float, ...]]
-    """Mean of each channel, for pixels in [0, 1]."""
-    std: ClassVar[tuple[float, ...]]
-    """Standard deviation of each channel, for pixels in [0, 1]."""
-    crop_padding: ClassVar[int | None] = None
-    """Zero padding in pixels before a random crop to the size of the image, which is also flipped
-    at random; ``None`` is no augmentation.
     """
 
     def __init__(
@@ -140,58 +123,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.images_per_class = images_per_class
         self.split: dict[str, Tensor] = {}
         """Indices, int64, of the ``"train"`` and the ``"val"`` images in the training set."""
-        self._in_memory_sets: dict[bool, tuple[Tensor, Tensor]] = {}
         self._loaders: list[TorchvisionLoader] = []
-
-    # -- definition of a data set
-
-    @abstractmethod
-    def images(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Return all images and labels of the training or the test set.
-
-        Implementations read files and never download any.
-
-        Args:
-            train: Whether to return the training set.
-
-        Returns:
-            Images, uint8 (N, C, H, W), and labels, integers (N,) in [0, ``num_classes``).
-        """
-
-    def dataset(self, train: bool, transform: Any) -> Dataset[tuple[Any, int]]:
-        """Return the training or the test set as a data set for the pipeline ``"torchvision"``.
-
-        Args:
-            train: Whether to return the training set.
-            transform: torchvision transform that each image is passed through.
-
-        Returns:
-            A data set of (image, label) pairs with an attribute ``labels``, integers (N,).
-        """
-        return TensorImages(*self._in_memory(train), transform)
-
-    @property
-    def evaluation_transform(self) -> transforms.Compose:
-        """Transform of a PIL image to a normalised tensor."""
-        return transforms.Compose(
-            [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
-        )
-
-    @property
-    def has_augmentation(self) -> bool:
-        """Flag that says whether the data set defines an augmentation of training images."""
-        return self.crop_padding is not None
-
-    @property
-    def training_transform(self) -> transforms.Compose:
-        """Transform for training: random crop and flip if defined, then to a normalised tensor."""
-        if self.crop_padding is None:
-            return self.evaluation_transform
-        random = [
-            transforms.RandomCrop(self.input_shape[1:], padding=self.crop_padding),
-            transforms.RandomHorizontalFlip(),
-        ]
-        return transforms.Compose([*random, *self.evaluation_transform.transforms])
 
     # -- stages
 
@@ -226,36 +158,6 @@ class ImageDataModule(LightningDataModule, ABC):
         """Stop the worker processes."""
         while self._loaders:
             self._loaders.pop().close()
-
-    def _count(self, train: bool) -> int:
-        """Open the training or the test set, and return its number of images."""
-        if self.pipeline == "memory":
-            return len(self._in_memory(train)[1])
-        dataset, labels = self._dataset(train, self.evaluation_transform)
-        with torch.random.fork_rng(devices=[]):
-            check_sample(
-                dataset[0],
-                f"{type(self).__name__}.dataset(train={train})",
-                self.input_shape,
-                int(labels[0]),
-            )
-        return len(labels)
-
-    def _in_memory(self, train: bool) -> tuple[Tensor, Tensor]:
-        if train not in self._in_memory_sets:
-            source = f"{type(self).__name__}.images(train={train})"
-            self._in_memory_sets[train] = check_images(
-                self.images(train), source, self.input_shape, self.num_classes
-            )
-        return self._in_memory_sets[train]
-
-    def _dataset(self, train: bool, transform: Any) -> tuple[Dataset[tuple[Any, int]], Tensor]:
-        """Return the data set for the pipeline ``"torchvision"`` and its labels, int64 (N,)."""
-        dataset: Any = self.dataset(train, transform)
-        source = f"{type(self).__name__}.dataset(train={train})"
-        return dataset, check_labels(
-            getattr(dataset, "labels", None), source, len(dataset), self.num_classes
-        )
 
     def _split(self, count: int) -> None:
         size = (
@@ -369,51 +271,13 @@ class ImageDataModule(LightningDataModule, ABC):
         augment = augment and self.has_augmentation
         source = self._source(train=True, augment=augment)
         images = self.split["train"][permutation(self._run_seed, epoch, len(self.split["train"]))]
-        count = _IMAGES_PER_CLASS if requested is None else requested
-        self._check_classes(
-            source.labels[images].bincount(minlength=self.num_classes),
-            count,
-            given=requested is not None,
-        )
-        interleaved = _interleave_classes(images, source.labels, count)
-        batches = interleaved.split(self.batch_size)
+        chosen = choose_images(images, source.labels, self.num_classes, requested)
         return list(
             source.read(
                 (batch, random_numbers(self._run_seed, epoch, batch) if augment else None)
-                for batch in batches
+                for batch in chosen.split(self.batch_size)
             )
         )
-
-    def _check_classes(self, available: Tensor, count: int, given: bool) -> None:
-        """Raise an error or warn if a class has fewer than ``count`` training images.
-
-        Args:
-            available: Number of training images of each class, int64 (num_classes,).
-            count: Number of images that are needed of each class.
-            given: Whether the user gave the number: an error instead of a warning.
-        """
-        small = (available < count).nonzero().flatten().tolist()
-        if not small:
-            return
-        first, least = small[0], int(available.min())
-        has = (
-            f"images_per_class: class {first} has {int(available[first])} training images, not"
-            f" {count}"
-        )
-        also = f" (and {len(small) - 1} more classes have too few)" if len(small) > 1 else ""
-        instead = (
-            "leave --data.images_per_class out, which takes all images of a class that has too few"
-        )
-        if given:
-            raise ValueError(
-                f"{has}; ask for fewer (all classes have {least}), or {instead}"
-                if least
-                else f"{has}; {instead}"
-            )
-        equal = (
-            f"; --data.images_per_class {least} takes equally many of each class" if least else ""
-        )
-        rank_zero_warn(f"{has}{also}, so pruning scores on all that there are{equal}")
 
     # -- sources of the pipelines
 
@@ -472,23 +336,3 @@ class ImageDataModule(LightningDataModule, ABC):
             rank=rank,
             ranks=ranks,
         )
-
-
-def _interleave_classes(images: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Choose the first ``count`` images of each class, and order them so that classes alternate.
-
-    Args:
-        images: Indices of images, int64 (N,).
-        labels: Labels of all images that ``images`` indexes, int64.
-        count: Number of images of each class; of a class that has fewer, all are chosen.
-
-    Returns:
-        Indices, int64 (at most N,): the first image of each class by label, then the second of each
-        class, and so on.
-    """
-    by_class = images[labels[images].argsort(stable=True)]
-    sizes = labels[by_class].unique_consecutive(return_counts=True)[1]
-    starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    index_in_class = torch.arange(len(by_class)) - starts
-    chosen = index_in_class < count
-    return by_class[chosen][index_in_class[chosen].argsort(stable=True)]

@@ -149,13 +149,14 @@ def as_markdown(cells: Sequence[Cell], reference: str) -> str:
     """
     text = []
     for setting, of in _by_setting(cells):
-        rows = [
-            _header(reference),
-            ["---"] * len(_header(reference)),
-            *(_row(cells, cell, reference, "±") for cell in of),
-        ]
-        text.append(f"**{setting}**\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+        rows = [_row(cells, cell, reference, "±") for cell in of]
+        text.append(_markdown_table(setting, _header(reference), rows))
     return "\n".join([*text, _LEGEND + "\n"])
+
+
+def _markdown_table(setting: str, header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return f"**{setting}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def as_grid(cells: Sequence[Cell]) -> str:
@@ -172,14 +173,11 @@ def as_grid(cells: Sequence[Cell]) -> str:
         entries = {(cell.pruner, cell.density): cell for cell in of}
         densities = sorted({cell.density for cell in of}, reverse=True)
         rows = [
-            ["pruner", *(f"{density:.4g}" for density in densities)],
-            ["---"] * (1 + len(densities)),
+            [pruner, *(_short(entries.get((pruner, density))) for density in densities)]
+            for pruner in sorted({cell.pruner for cell in of})
         ]
-        for pruner in sorted({cell.pruner for cell in of}):
-            rows.append(
-                [pruner, *(_short(entries.get((pruner, density))) for density in densities)]
-            )
-        text.append(f"**{setting}**\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+        header = ["pruner", *(f"{density:.4g}" for density in densities)]
+        text.append(_markdown_table(setting, header, rows))
     return "\n".join(text)
 
 

@@ -14,7 +14,9 @@ from synflow_pl.io import atomic_write, make_folder
 from synflow_pl.runs.aggregate import Cell, aggregate
 from synflow_pl.runs.published import published
 from synflow_pl.runs.report_table import as_csv, as_grid, as_latex, as_markdown
-from synflow_pl.runs.run_record import IntermediateLevel, RunRecord, SkippedRun, find_runs, read_run
+from synflow_pl.runs.run_files import IntermediateLevel, SkippedRun
+from synflow_pl.runs.run_record import RunRecord, read_run
+from synflow_pl.runs.run_search import find_runs
 
 __all__ = ["Report", "report"]
 

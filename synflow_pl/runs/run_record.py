@@ -5,33 +5,26 @@ The files are ``config.yaml``, ``metrics.csv`` and ``diagnosis.json``.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from synflow_pl.runs.progress import configuration, ended, progress
-from synflow_pl.runs.run_folder import CONFIG
+from synflow_pl.runs.run_files import (
+    Accuracies,
+    IntermediateLevel,
+    SkippedRun,
+    read_accuracies,
+    read_config,
+    read_json,
+)
+from synflow_pl.runs.run_options import NOT_OF_DATA, flatten
 from synflow_pl.runs.sweep_grid import FAILED, NARROWER
 
-__all__ = [
-    "Accuracies",
-    "IntermediateLevel",
-    "Layer",
-    "RunRecord",
-    "SkippedRun",
-    "changed_test_options",
-    "comparison_keys",
-    "find_runs",
-    "flatten",
-    "read_run",
-]
+__all__ = ["Layer", "RunRecord", "comparison_keys", "read_run"]
 
-# Two runs are comparable if they agree in the network, the training and the data. Options of the
-# data that only choose folders or what is logged do not count.
-_NOT_OF_DATA = {"data_dir", "pipeline", "num_workers", "predict_dir", "test_each_epoch"}
+# Two runs are comparable if they agree in the network, the training and the data.
 _OF_TRAINER = (
     "max_epochs",
     "max_steps",
@@ -40,8 +33,6 @@ _OF_TRAINER = (
     "accumulate_grad_batches",
     "gradient_clip_val",
 )
-# Options of the data that do not affect a test accuracy.
-_NOT_OF_TEST = _NOT_OF_DATA | {"batch_size", "val_size", "augment", "validate_on_test"}
 # Options of the pruning that are an axis of the report or do not change the kind of pruning.
 _NOT_OF_PRUNER = {
     "density",
@@ -53,31 +44,6 @@ _NOT_OF_PRUNER = {
     "input_shape",
 }
 _OF_DIAGNOSIS = ("density", "effective_density", "flops", "sparse_flops", "alive", "layers")
-
-
-class SkippedRun(ValueError):
-    """Raised for a folder that cannot be reported; the message gives the reason."""
-
-
-class IntermediateLevel(SkippedRun):
-    """Raised for a level of a multi-shot pruning before the last one, which is reported instead."""
-
-
-@dataclass(frozen=True)
-class Accuracies:
-    """Test accuracies of one run, in [0, 1].
-
-    An accuracy is ``None`` if it was not measured, or not on the whole test set.
-
-    Attributes:
-        final: Accuracy after the last epoch.
-        at_best_validation: Accuracy at the first of the epochs with the best validation accuracy.
-        best_on_test: Best accuracy of all epochs, chosen on the test set.
-    """
-
-    final: float | None
-    at_best_validation: float | None
-    best_on_test: float | None
 
 
 @dataclass(frozen=True)
@@ -136,46 +102,6 @@ class RunRecord:
     layers: tuple[Layer, ...] = field(default=())
 
 
-def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Return the run folders in the given paths.
-
-    Args:
-        paths: Runs, or folders that contain runs at any depth.
-
-    Returns:
-        Paths of the runs, each once.
-
-    Raises:
-        FileNotFoundError: If a path is not a folder.
-    """
-    runs: dict[Path, None] = {}
-    for path in paths:
-        if not path.is_dir():
-            raise FileNotFoundError(
-                f"there is no folder {str(path)!r}; give a run, a folder of runs such as"
-                " lightning_logs, or a sweep's"
-            )
-        runs |= dict.fromkeys([path] if _is_run(path) else _find_within(path))
-    return list(runs)
-
-
-def _is_run(folder: Path) -> bool:
-    return any(
-        (folder / name).exists() for name in (CONFIG, "metrics.csv", "checkpoints", "hparams.yaml")
-    )
-
-
-def _find_within(folder: Path) -> Iterator[Path]:
-    for child in sorted(
-        child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
-    ):
-        # Every folder in lightning_logs counts as a run, so that failed ones are reported too.
-        if _is_run(child) or folder.name == "lightning_logs":
-            yield child
-        else:
-            yield from _find_within(child)
-
-
 def read_run(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> RunRecord:
     """Read one run.
 
@@ -202,19 +128,22 @@ def read_run(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> RunReco
 def _read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> RunRecord:
     if (folder / FAILED).is_file():
         raise SkippedRun(f"it failed: {(folder / FAILED).read_text(errors='replace').strip()}")
-    config = _config(folder)
-    level = _json(folder / "level.json", "level", "levels", "rewind")
+    config = read_config(folder)
+    level = read_json(folder / "level.json", "level", "levels", "rewind")
     if level is not None and level["level"] < level["levels"]:
         raise IntermediateLevel(
             f"it is level {level['level']} of {level['levels']}, and the last one is reported"
         )
     trainer = config.get("trainer") or {}
-    accuracies = _accuracies(
+    accuracies = read_accuracies(
         folder, trainer, bool((config["data"].get("init_args") or {}).get("validate_on_test"))
     )
     setting, own = comparison_keys(config)
     pruning = config["pruning"]
-    diagnosis, control = _json(folder / "diagnosis.json", *_OF_DIAGNOSIS), _json(folder / NARROWER)
+    diagnosis, control = (
+        read_json(folder / "diagnosis.json", *_OF_DIAGNOSIS),
+        read_json(folder / NARROWER),
+    )
     if diagnosis is None and (
         pruning.get("pruner") is not None or pruning.get("masks_path") is not None
     ):
@@ -243,31 +172,38 @@ def _read(folder: Path, overlays: Mapping[str, Mapping[str, Any]]) -> RunRecord:
         density=density,
         seed=config["seed_everything"],
         accuracies=accuracies,
-        kept=float(diagnosis["density"])
-        if diagnosis
-        else control["weights"] / control["whole_weights"]
-        if control
-        else 1.0,
-        effective_density=float(diagnosis["effective_density"])
-        if diagnosis
-        else control["weights"] / control["whole_weights"]
-        if control
-        else 1.0,
-        flops=int(diagnosis["sparse_flops"])
-        if diagnosis
-        else control["flops"]
-        if control
-        else None,
-        whole_flops=int(diagnosis["flops"])
-        if diagnosis
-        else control["whole_flops"]
-        if control
-        else None,
-        connected=bool(diagnosis["alive"]) if diagnosis else True,
-        layers=tuple(Layer(x["name"], int(x["total"]), int(x["kept"])) for x in diagnosis["layers"])
-        if diagnosis
-        else (),
+        **_sizes(diagnosis, control),
     )
+
+
+def _sizes(
+    diagnosis: Mapping[str, Any] | None, control: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the attributes of a record about the size of the network.
+
+    Args:
+        diagnosis: Content of ``diagnosis.json``, if the run was pruned.
+        control: Content of ``narrower.json``, if the run is one of a narrower network.
+    """
+    if diagnosis:
+        return {
+            "kept": float(diagnosis["density"]),
+            "effective_density": float(diagnosis["effective_density"]),
+            "flops": int(diagnosis["sparse_flops"]),
+            "whole_flops": int(diagnosis["flops"]),
+            "connected": bool(diagnosis["alive"]),
+            "layers": tuple(
+                Layer(x["name"], int(x["total"]), int(x["kept"])) for x in diagnosis["layers"]
+            ),
+        }
+    kept = control["weights"] / control["whole_weights"] if control else 1.0
+    return {
+        "kept": kept,
+        "effective_density": kept,
+        "flops": control["flops"] if control else None,
+        "whole_flops": control["whole_flops"] if control else None,
+        "connected": True,
+    }
 
 
 def _density(pruning: Mapping[str, Any], diagnosis: Mapping[str, Any] | None) -> float:
@@ -299,7 +235,7 @@ def comparison_keys(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         **{
             f"data.{key}": value
             for key, value in (data.get("init_args") or {}).items()
-            if key not in _NOT_OF_DATA
+            if key not in NOT_OF_DATA
         },
         **{f"trainer.{key}": trainer.get(key) for key in _OF_TRAINER},
     }
@@ -331,138 +267,6 @@ def _with_default_rounds(pruning: Mapping[str, Any]) -> Mapping[str, Any]:
         if room == "synflow_pl.pruners"
         else pruning
     )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """Return the content of ``config.yaml`` after checking that synflow_pl wrote it.
-
-    Raises:
-        SkippedRun: If the file is missing, damaged, or of another program.
-    """
-    if not (folder / CONFIG).is_file():
-        raise SkippedRun(
-            f"there is no {CONFIG} in it: it was stopped before it began, or is not a run"
-        )
-    try:
-        config: dict[str, Any] = configuration(folder)
-    except ValueError as error:
-        raise SkippedRun(str(error)) from error
-    shaped = isinstance(config, dict) and all(
-        isinstance(config.get(key), dict) for key in ("model", "data", "pruning")
-    )
-    if not (
-        shaped
-        and "network" in config["model"]
-        and "class_path" in config["data"]
-        and isinstance(config.get("seed_everything"), int)
-    ):
-        raise SkippedRun(
-            f"it is not a run of synflow_pl: its {CONFIG} has no model.network, data, pruning and"
-            " seed_everything"
-        )
-    for name, part in (
-        ("model.network", config["model"]["network"]),
-        ("pruning.pruner", config["pruning"].get("pruner") or {}),
-    ):
-        if part != {} and not (isinstance(part, dict) and isinstance(part.get("class_path"), str)):
-            raise SkippedRun(f"it is broken: {name} names no class (class_path) in its {CONFIG}")
-    return config
-
-
-def _json(path: Path, *keys: str) -> Any:
-    """Return the content of a JSON file, or ``None`` if there is no file.
-
-    Args:
-        path: Path of the file.
-        *keys: Keys that the content must have.
-
-    Raises:
-        SkippedRun: If the file is damaged or lacks a key.
-    """
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise SkippedRun(f"its {path.name} cannot be read: {error}") from error
-    if missing := [key for key in keys if not isinstance(content, dict) or key not in content]:
-        raise SkippedRun(f"it is broken: there is no {missing[0]} in its {path.name}")
-    return content
-
-
-def _accuracies(folder: Path, trainer: Mapping[str, Any], validated_on_test: bool) -> Accuracies:
-    if not (folder / "metrics.csv").is_file():
-        raise SkippedRun("it is unfinished: there is no metrics.csv in it")
-    try:
-        state = progress(folder)
-    except ValueError as error:
-        raise SkippedRun(str(error)) from error
-    if not ended(trainer, state):
-        trained = (
-            f"after {state.epochs} epochs" if state.epochs else "before the end of its first epoch"
-        )
-        on = f"synflow_pl fit -c {folder / CONFIG} --ckpt_path {folder}"
-        raise SkippedRun(f"it is unfinished: stopped {trained}; resume it with {on}")
-    if state.final is None:
-        raise SkippedRun(f"it is not tested yet: synflow_pl test --ckpt_path {folder}")
-    if state.part or (not state.tests and not _whole(trainer.get("limit_test_batches"))):
-        return Accuracies(None, None, None)
-    if validated_on_test:
-        return Accuracies(state.final, None, max(state.validation.values(), default=None))
-    best = max(sorted(state.validation), key=state.validation.__getitem__, default=None)
-    test = state.test_each_epoch
-    return Accuracies(
-        state.final, test.get(best) if best is not None else None, max(test.values(), default=None)
-    )
-
-
-def changed_test_options(run: Mapping[str, Any], test: Mapping[str, Any]) -> str:
-    """Return the options for which a test accuracy is not that of the run, as ``name=value``.
-
-    These are options of the network and the data that differ, and a limit to a part of the test
-    set.
-
-    Args:
-        run: Configuration of the run.
-        test: Configuration of the test.
-
-    Returns:
-        The options, separated by commas; empty if there are none.
-    """
-    was, now = ({"network": x["model"]["network"], "data": x["data"]} for x in (run, test))
-    before, after = flatten(was), flatten(now)
-    names = [
-        name
-        for name in sorted(before.keys() | after.keys())
-        if name.rpartition(".")[2] not in _NOT_OF_TEST
-    ]
-    different = [
-        f"{name}={after.get(name)}" for name in names if before.get(name) != after.get(name)
-    ]
-    limit = (test.get("trainer") or {}).get("limit_test_batches")
-    return ", ".join(different + ([] if _whole(limit) else [f"trainer.limit_test_batches={limit}"]))
-
-
-def _whole(limit: Any) -> bool:
-    """Return whether a limit of batches is no limit: 1.0 is all batches, 1 is one batch."""
-    return limit is None or (isinstance(limit, float) and limit == 1)
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested options by their full names: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``.
-
-    Args:
-        nested: Options, nested by section.
-        prefix: Text that is put before each name.
-    """
-    options: dict[str, Any] = {}
-    for key, value in nested.items():
-        options |= (
-            flatten(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{key}": value}
-        )
-    return options
 
 
 def _pruner_label(pruning: Mapping[str, Any], overlays: Mapping[str, Mapping[str, Any]]) -> str:

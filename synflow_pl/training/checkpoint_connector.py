@@ -11,7 +11,7 @@ from pytorch_lightning.trainer.connectors.checkpoint_connector import _Checkpoin
 from pytorch_lightning.utilities import rank_zero_info
 from torch.optim import Optimizer
 
-from synflow_pl.training.checkpoints import differences, under_names_of
+from synflow_pl.training.state_dict_matching import differences, under_names_of
 
 __all__ = ["CheckpointConnector", "refuse"]
 

@@ -16,7 +16,7 @@ from synflow_pl.pruners import Pruner
 from synflow_pl.pruning import PruningOptions
 from synflow_pl.schedules import SCHEDULES, as_density
 
-__all__ = ["End", "Gradual", "GradualPruning", "density_after", "last_step", "progress"]
+__all__ = ["End", "Gradual", "GradualPruning", "density_after", "progress"]
 
 
 @dataclass
@@ -123,7 +123,7 @@ class GradualPruning:
         Raises:
             ValueError: If the training has no end, or the pruning would end before it begins.
         """
-        self._end = last_step(trainer, end_fraction, at_epoch)
+        self._end = _end(trainer, end_fraction, at_epoch)
         if self.state is not None:
             self.state.align(trainer)
 
@@ -167,17 +167,8 @@ def progress(trainer: Trainer) -> int:
     return trainer.fit_loop.total_batch_idx + 1 if manual else trainer.global_step
 
 
-def last_step(trainer: Trainer, end_fraction: float, at_epoch: int) -> End:
-    """Return the end of a gradual pruning, counted from the start of training.
-
-    Args:
-        trainer: Trainer that is about to train.
-        end_fraction: Fraction of the training after which all rounds are completed, in (0, 1].
-        at_epoch: Number of epochs before the pruning begins.
-
-    Raises:
-        ValueError: If the training has no end, or the pruning would end before it begins.
-    """
+def _end(trainer: Trainer, end_fraction: float, at_epoch: int) -> End:
+    """Return the end of a gradual pruning, counted from the start of training."""
     total = trainer.estimated_stepping_batches
     if math.isinf(total):
         raise ValueError(

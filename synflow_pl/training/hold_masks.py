@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from synflow_pl.flow import example_of
-from synflow_pl.masks import Hold, Masks
+from synflow_pl.masks import Masks
+from synflow_pl.optimizer_hook import Hold
 from synflow_pl.training.averaged_models import averaged_models
 from synflow_pl.training.callback_options import refuse_overlap
 from synflow_pl.training.collective_metrics import compute_on_all_ranks

@@ -20,7 +20,7 @@ from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruning import PruningOptions, prune
 from synflow_pl.pruning_checks import rounds_advice
-from synflow_pl.training.checkpoints import load_masks, load_weights
+from synflow_pl.training.checkpoints import load_masks
 from synflow_pl.training.distributed import Ranks
 from synflow_pl.training.gradual_pruning import density_after
 from synflow_pl.training.introspection import (
@@ -32,6 +32,7 @@ from synflow_pl.training.introspection import (
 from synflow_pl.training.losses import BROADCAST, Loss
 from synflow_pl.training.precision import scorable, unrounded
 from synflow_pl.training.pruning_report import PruningReport
+from synflow_pl.training.weight_loading import load_weights
 
 __all__ = ["Fit", "MaskChooser"]
 

@@ -1,8 +1,9 @@
 """Keep pruned weights at zero if something other than an optimiser writes to them during training.
 
-The hook :class:`synflow_pl.masks.Hold` sets pruned weights to zero after each optimiser step. They
-are written at other times by a callback that adds noise, by rewinding, by a wrapper of an optimiser
-or by copying an average into the network; and averages are copied before there are masks.
+The hook :class:`synflow_pl.optimizer_hook.Hold` sets pruned weights to zero after each optimiser
+step. They are written at other times by a callback that adds noise, by rewinding, by a wrapper of
+an optimiser or by copying an average into the network; and averages are copied before there are
+masks.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from synflow_pl.cli.main import run
 from synflow_pl.cli.recipes import overlays
 from synflow_pl.cli.session import Session
 from synflow_pl.runs.progress import progress
-from synflow_pl.runs.run_record import SkippedRun, read_run
+from synflow_pl.runs.run_files import SkippedRun
+from synflow_pl.runs.run_record import read_run
 from synflow_pl.runs.training_record import read_record
 from synflow_pl.training import find_checkpoint
 from synflow_pl.training.checkpoints import read as content_of

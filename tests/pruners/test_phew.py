@@ -16,7 +16,7 @@ from synflow_pl.masks import prunable
 from synflow_pl.networks import FC, VGG, Conv, ResNet
 from synflow_pl.pruners import PHEW
 from synflow_pl.pruners.layer_graph import LayerGraph, layer_graph
-from synflow_pl.pruners.phew import _Choice
+from synflow_pl.pruners.random_walks import WeightedChoice
 
 
 class Joined(nn.Module):
@@ -102,7 +102,7 @@ def test_a_step_of_phew_is_taken_in_proportion_to_its_weight() -> None:
 
 def test_choices_are_drawn_in_proportion_to_weights_and_never_with_weight_zero() -> None:
     places = torch.tensor([2, 0, 0, 2, 2])
-    choice = _Choice(
+    choice = WeightedChoice(
         places,
         torch.tensor([10, 11, 12, 13, 14]),
         torch.tensor([1.0, 0.0, 5.0, 2.0, 1.0], dtype=torch.float64),

@@ -16,7 +16,9 @@ import yaml
 from synflow_pl.cli.recipes import overlays
 from synflow_pl.cli.report import report as command
 from synflow_pl.runs.report_writer import report
-from synflow_pl.runs.run_record import SkippedRun, find_runs, read_run
+from synflow_pl.runs.run_files import SkippedRun
+from synflow_pl.runs.run_record import read_run
+from synflow_pl.runs.run_search import find_runs
 from synflow_pl.runs.sweep_grid import NARROWER
 
 Epochs = Sequence[tuple[float, float]]

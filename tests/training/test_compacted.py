@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from synflow_pl import Classifier, PruneAtInit, load_weights
 from synflow_pl.networks import ResNet
 from synflow_pl.pruners import GradualMagnitude, SynFlow
+from tests.processes import run_script
 
 SHAPE = (2, 8, 8)
 IMAGES = torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -185,18 +183,4 @@ assert torch.equal(whole, resumed)
 
 @pytest.mark.slow
 def test_two_processes_train_the_same_small_network_and_resume(tmp_path: Path) -> None:
-    (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    done = subprocess.run(
-        [sys.executable, "two.py"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_script(TWO_PROCESSES, tmp_path, limit=300)

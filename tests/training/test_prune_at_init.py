@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from synflow_pl.networks import FC
 from synflow_pl.pruners import SNIP, Magnitude, Pruner, PruningState, Random, SynFlow
 from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.training.checkpoints import KEY
+from tests.processes import run_script
 
 OPTIMIZERS: dict[str, Any] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-2),
@@ -650,18 +648,4 @@ for pruner in (Random(), GraSP(), Reinitialised(SynFlow())):
 def test_two_processes_with_different_seeds_start_from_the_same_masks_and_weights(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    done = subprocess.run(
-        [sys.executable, "two.py"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(TWO_PROCESSES, tmp_path, limit=300)
