@@ -25,9 +25,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Graph, Operation, Value
 
-__all__ = ["BATCH_NORMS", "OUTPUT", "VIEWS", "ChannelGroups", "Contraction", "has_rule"]
+__all__ = ["OUTPUT", "ChannelGroups", "Contraction", "has_rule"]
 
 OUTPUT = "output of the network"
 Axis = Tensor | None
@@ -207,7 +208,10 @@ def has_rule(operation: Operation) -> bool:
 
 
 def _is_pointwise(operation: Operation) -> bool:
-    return torch.Tag.pointwise in operation.target.tags or operation.name in _POINTWISE
+    return (
+        torch.Tag.pointwise in operation.target.tags
+        or operation.name in operators.POINTWISE_WITHOUT_TAG
+    )
 
 
 def _unknown(ids: ChannelGroups, operation: Operation) -> None:
@@ -579,40 +583,17 @@ def _same(ids: ChannelGroups, operation: Operation) -> None:
     ids.set(operation, ids.of(operation.args[0]))
 
 
-VIEWS = frozenset("view _unsafe_view _reshape_alias reshape view_copy".split())
-BATCH_NORMS = frozenset(
-    """
-    native_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit
-    cudnn_batch_norm miopen_batch_norm _batch_norm_with_update
-    """.split()
-)
-# Pointwise operations that some versions of torch do not tag as pointwise.
-_POINTWISE = frozenset(
-    """
-    hardswish hardsigmoid hardtanh leaky_relu elu celu selu gelu silu mish softplus relu relu6 copy
-    clone _prelu_kernel log_sigmoid_forward
-    """.split()
-)
 _RULES: dict[str, Rule] = {
     "convolution": _convolution,
     "mm": _product,
     "addmm": _product,
-    **dict.fromkeys(BATCH_NORMS, _batch_norm),
+    **dict.fromkeys(operators.BATCH_NORMS, _batch_norm),
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
     **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduce),
-    **dict.fromkeys(("_softmax", "_log_softmax"), _across),
+    **dict.fromkeys(operators.SOFTMAXES | {"_log_softmax"}, _across),
     **dict.fromkeys(
-        """
-        avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices
-        _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d
-        adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
-        _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
-        upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d
-        _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d
-        replication_pad1d replication_pad2d
-        """.split(),
-        _windows,
+        operators.POOLS | operators.RESIZES | operators.BICUBIC_RESIZES | operators.PADS, _windows
     ),
     "constant_pad_nd": _pad,
     "cat": _concatenate,
@@ -623,13 +604,12 @@ _RULES: dict[str, Rule] = {
     "expand": _expand,
     "slice": _slice,
     "select": _select,
-    **dict.fromkeys(("split", "split_with_sizes"), _split),
-    **dict.fromkeys(VIEWS, _view),
-    **dict.fromkeys(("alias", "detach", "_to_copy", "lift_fresh", "contiguous"), _same),
-    **dict.fromkeys(
-        "zeros_like ones_like full_like empty_like rand_like randn_like".split(), _same
-    ),
-    **dict.fromkeys("new_zeros new_ones new_full new_empty".split(), _factory),
+    **dict.fromkeys(operators.SPLITS, _split),
+    **dict.fromkeys(operators.RESHAPES, _view),
+    # A clone is pointwise, as torch tags it.
+    **dict.fromkeys((operators.ALIASES - {"clone"}) | operators.CONVERSIONS, _same),
+    **dict.fromkeys(operators.CREATED_LIKE, _same),
+    **dict.fromkeys(operators.CREATED_NEW, _factory),
     "index": _index,
     "index_select": _index_select,
     "index_add": _index_add,
