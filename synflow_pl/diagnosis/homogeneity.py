@@ -13,20 +13,13 @@ from collections.abc import Collection
 
 from torch import nn
 
-from synflow_pl.flow.normalisation import NORMALISATIONS
+from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Graph, Operation, is_number
 
 __all__ = ["inhomogeneous"]
 
-# clamp_min and clamp_max depend on their bound and are handled in _kind().
-_NONLINEARITIES = frozenset(
-    """
-    elu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus relu6 softsign
-    log_sigmoid_forward threshold hardshrink softshrink clamp exp expm1 exp2 log log1p log2 sqrt
-    rsqrt reciprocal square pow erf sin cos sign round floor ceil
-    """.split()
-)
-_GATES = frozenset("mul div glu mm bmm baddbmm addcmul".split())
+# In addmm and addmv, the second signal is usually an added term.
+_PRODUCTS = (operators.MATRIX_PRODUCTS - {"addmm", "addmv"}) | {"mul", "div", "addcmul"}
 
 
 def inhomogeneous(
@@ -66,14 +59,14 @@ def inhomogeneous(
 def _kind(operation: Operation, signals: int) -> str | None:
     """Return why an operation that reads ``signals`` signals is not homogeneous, if it is not."""
     name = operation.name
-    if name in NORMALISATIONS:
+    if name in operators.NORMALISATIONS:
         return "normalisation"
-    if "scaled_dot_product" in name or name in ("_softmax", "_safe_softmax", "_log_softmax"):
-        return "attention" if name != "_log_softmax" else "nonlinearity"
-    if name in _NONLINEARITIES:
+    if name in operators.ATTENTIONS | operators.SOFTMAXES:
+        return "attention"
+    if name in operators.NONLINEARITIES or name == "_log_softmax":
         return "nonlinearity"
-    if name in ("clamp_min", "clamp_max") and operation.args[1] != 0:
+    if name in operators.ONE_SIDED_CLAMPS and operation.args[1] != 0:
         return "nonlinearity"
-    if name == "glu" or (name in _GATES and signals > 1):
+    if name == "glu" or (name in _PRODUCTS and signals > 1):
         return "gate"
     return None
