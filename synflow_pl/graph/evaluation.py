@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from synflow_pl.graph.memory import Writes, put_back
 from synflow_pl.graph.network_state import preserve_state
+from synflow_pl.graph.written_memory import Writes, put_back
 
 __all__ = [
     "attention_in_parts",

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from synflow_pl.graph.aliasing import functional_form, is_view, scattered, writes
-from synflow_pl.graph.memory import memory_of, put_back
 from synflow_pl.graph.noise import Noise, replace_by_mean
 from synflow_pl.graph.operation import Operation, Value
+from synflow_pl.graph.written_memory import memory_of, put_back
 
 __all__ = ["Recorder"]
 

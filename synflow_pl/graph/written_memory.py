@@ -1,4 +1,4 @@
-"""Memory: restores the memory that a forward pass writes to."""
+"""Written memory: restores the memory that a forward pass writes to."""
 
 from __future__ import annotations
 
