@@ -29,8 +29,8 @@ def add(builder: Builder, operation: Operation) -> None:
             return builder.add_identity(operation, signal)
     # A difference becomes a sum, since flow is non-negative.
     alpha = abs(operation.kwargs.get("alpha", 1))
-    add = torch.add if alpha == 1 else partial(torch.add, alpha=alpha)
-    builder.add_node(operation, add, builder.resolve(left), builder.resolve(right))
+    function = torch.add if alpha == 1 else partial(torch.add, alpha=alpha)
+    builder.add_node(operation, function, builder.resolve(left), builder.resolve(right))
 
 
 def _scale(builder: Builder, operation: Operation) -> None:

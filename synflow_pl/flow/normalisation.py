@@ -97,7 +97,7 @@ def _weight_norm(builder: Builder, operation: Operation) -> None:
 
 
 NORMALISATION_RULES: dict[str, Rule] = {
-    # In eval mode, BatchNorm that uses the batch's statistics has a running deviation as well.
+    # Scores are those of eval mode, so running statistics count even where the batch's are used.
     **dict.fromkeys(operators.BATCH_NORMS | operators.TRAINING_BATCH_NORMS, _batch_norm),
     **dict.fromkeys(operators.LAYER_NORMS, _layer_norm),
     **dict.fromkeys(operators.GROUP_NORMS, _group_norm),
