@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Value, trace
 
 __all__ = ["active_inputs", "active_units", "compute_bias_norm_masks", "expand_units"]
@@ -115,13 +116,8 @@ def expand_units(network: nn.Module, name: str, units: Tensor) -> Tensor:
     return units.view(-1, *[1] * (weight.dim() - 1)).expand_as(weight).contiguous()
 
 
-_NORMALISATIONS = (
-    "native_batch_norm",
-    "_native_batch_norm_legit_no_training",
-    "cudnn_batch_norm",
-    "miopen_batch_norm",
-    "native_group_norm",
-)
+# A LayerNorm's gains belong to entries of the last dimension, which need not be units.
+_NORMALISATIONS = operators.BATCH_NORMS | operators.TRAINING_BATCH_NORMS | operators.GROUP_NORMS
 
 
 def _normalised_weights(network: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, str]:

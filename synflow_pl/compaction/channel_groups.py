@@ -25,9 +25,10 @@ import torch
 
 from synflow_pl.compaction import layer_rules, shape_rules
 from synflow_pl.compaction.slice_ids import Rule, SliceIds
+from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Graph, Operation
 
-__all__ = ["BATCH_NORMS", "OUTPUT", "VIEWS", "ChannelGroups", "has_rule"]
+__all__ = ["OUTPUT", "ChannelGroups", "has_rule"]
 
 OUTPUT = "output of the network"
 
@@ -88,42 +89,23 @@ def has_rule(operation: Operation) -> bool:
 
 
 def _is_pointwise(operation: Operation) -> bool:
-    return torch.Tag.pointwise in operation.target.tags or operation.name in _POINTWISE
+    return (
+        torch.Tag.pointwise in operation.target.tags
+        or operation.name in operators.POINTWISE_WITHOUT_TAG
+    )
 
 
-VIEWS = frozenset("view _unsafe_view _reshape_alias reshape view_copy".split())
-BATCH_NORMS = frozenset(
-    """
-    native_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit
-    cudnn_batch_norm miopen_batch_norm _batch_norm_with_update
-    """.split()
-)
-# Pointwise operations that some versions of torch do not tag as pointwise.
-_POINTWISE = frozenset(
-    """
-    hardswish hardsigmoid hardtanh leaky_relu elu celu selu gelu silu mish softplus relu relu6 copy
-    clone _prelu_kernel log_sigmoid_forward
-    """.split()
-)
 _RULES: dict[str, Rule] = {
     "convolution": layer_rules.convolution,
     "mm": layer_rules.product,
     "addmm": layer_rules.product,
-    **dict.fromkeys(BATCH_NORMS, layer_rules.batch_norm),
+    **dict.fromkeys(operators.BATCH_NORMS, layer_rules.batch_norm),
     "native_layer_norm": layer_rules.layer_norm,
     "native_group_norm": layer_rules.group_norm,
     **dict.fromkeys(("mean", "sum", "amax", "amin"), layer_rules.reduction),
-    **dict.fromkeys(("_softmax", "_log_softmax"), layer_rules.softmax),
+    **dict.fromkeys(operators.SOFTMAXES | {"_log_softmax"}, layer_rules.softmax),
     **dict.fromkeys(
-        """
-        avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices
-        _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d
-        adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
-        _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
-        upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d
-        _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d
-        replication_pad1d replication_pad2d
-        """.split(),
+        operators.POOLS | operators.RESIZES | operators.BICUBIC_RESIZES | operators.PADS,
         layer_rules.windows,
     ),
     "constant_pad_nd": layer_rules.padding,
@@ -135,16 +117,14 @@ _RULES: dict[str, Rule] = {
     "expand": shape_rules.expansion,
     "slice": shape_rules.slicing,
     "select": shape_rules.selection,
-    **dict.fromkeys(("split", "split_with_sizes"), shape_rules.splitting),
-    **dict.fromkeys(VIEWS, shape_rules.view),
+    **dict.fromkeys(operators.SPLITS, shape_rules.splitting),
+    **dict.fromkeys(operators.RESHAPES, shape_rules.view),
+    # A clone is pointwise, as torch tags it.
     **dict.fromkeys(
-        ("alias", "detach", "_to_copy", "lift_fresh", "contiguous"), shape_rules.same_shape
+        (operators.ALIASES - {"clone"}) | operators.CONVERSIONS, shape_rules.same_shape
     ),
-    **dict.fromkeys(
-        "zeros_like ones_like full_like empty_like rand_like randn_like".split(),
-        shape_rules.same_shape,
-    ),
-    **dict.fromkeys("new_zeros new_ones new_full new_empty".split(), shape_rules.new_tensor),
+    **dict.fromkeys(operators.CREATED_LIKE, shape_rules.same_shape),
+    **dict.fromkeys(operators.CREATED_NEW, shape_rules.new_tensor),
     "index": shape_rules.index,
     "index_select": shape_rules.index_select,
     "index_add": shape_rules.index_add,

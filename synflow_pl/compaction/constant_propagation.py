@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from synflow_pl.compaction.branches import decisive
-from synflow_pl.compaction.channel_groups import BATCH_NORMS, VIEWS, has_rule
+from synflow_pl.compaction.channel_groups import has_rule
+from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Graph, Operation, Value
 
 __all__ = ["interpret", "unknown"]
@@ -128,12 +129,7 @@ def _decisive(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[V
 
 # The values of the arguments do not determine the results: strides in memory, uninitialised memory
 # and random numbers.
-_UNDETERMINED = frozenset(
-    """
-    as_strided empty empty_like new_empty empty_strided bernoulli rand randn rand_like randn_like
-    native_dropout uniform normal_functional exponential random
-    """.split()
-)
+_UNDETERMINED = operators.UNINITIALISED | operators.RANDOM | {"as_strided"}
 
 
 def _all_nan(recorded: Tensor) -> Tensor:
@@ -170,7 +166,7 @@ def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor
     if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
         kwargs["dtype"] = torch.float64
     result: Any
-    if operation.name in BATCH_NORMS:
+    if operation.name in operators.BATCH_NORMS:
         result = _batch_norm(
             **{
                 name: tensor(x) if isinstance(x, Value) else x
@@ -179,7 +175,7 @@ def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor
         )
     elif operation.name in _PRODUCTS:
         result = _PRODUCTS[operation.name](operation.target, *args, **kwargs)
-    elif operation.name in VIEWS:
+    elif operation.name in operators.RESHAPES:
         result = args[0].reshape(args[1])
     else:
         result = operation.target(*args, **kwargs)

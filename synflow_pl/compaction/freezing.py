@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.compaction.channel_groups import BATCH_NORMS
 from synflow_pl.compaction.constant_propagation import interpret, unknown
 from synflow_pl.flow import trace
+from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Operation, Value
 from synflow_pl.masks import Masks
 
@@ -83,7 +83,7 @@ def freeze(network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Mask
                 reached[name] = reached.get(name, torch.zeros_like(reachable)) | reachable
 
     def before(_: int, operation: Operation, tensor: Callable[[Value], Tensor]) -> None:
-        if operation.name in BATCH_NORMS:
+        if operation.name in operators.BATCH_NORMS:
             record(
                 [value for value in operation.args[1:3] if isinstance(value, Value)],
                 tensor(operation.args[0]),

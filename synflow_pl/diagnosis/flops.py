@@ -25,35 +25,38 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from synflow_pl.flow.rules import SIMPLE
+from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Graph, Operation, Value
 from synflow_pl.masks import Masks
 
 __all__ = ["Flops", "count_flops"]
 
-# Operations that give a weight another shape or a part of it. They are applied to its mask as well.
-_VIEWS = frozenset(
-    """
-    t transpose permute view _unsafe_view view_copy reshape _reshape_alias slice narrow select split
-    split_with_sizes unbind unsqueeze squeeze expand alias detach clone cat stack contiguous movedim
-    """.split()
-)
-
-
+# Operations that are applied to a weight's mask as well.
+_MASK_MOVES = operators.MOVES | operators.JOINS
 # Operations that are not counted and that torch does not mark as pointwise, reduction or view.
-_UNCOUNTED = SIMPLE | frozenset(
-    """
-    cumprod logcumsumexp cummin argsort argmax argmin var_mean std_mean var std norm
-    linalg_vector_norm embedding embedding_bag _embedding_bag _embedding_bag_forward_only
-    _weight_norm _native_batch_norm_legit_functional fractional_max_pool2d fractional_max_pool3d
-    max_unpool2d max_unpool3d _upsample_nearest_exact1d _upsample_nearest_exact2d
-    _upsample_nearest_exact3d upsample_bicubic2d _upsample_bicubic2d_aa grid_sampler_3d
-    constant_pad_nd copy rot90 scatter_reduce _unsafe_index_put index_copy index_fill index_reduce
-    masked_scatter masked_select as_strided_scatter take take_along_dim glu alpha_dropout nonzero
-    unique _unique2 unique_dim bincount histc bucketize searchsorted one_hot diag_embed multinomial
-    normal uniform randint_like resize set unsafe_split_with_sizes _pack_padded_sequence
-    _pad_packed_sequence _to_copy index_put _index_put_impl
-    """.split()
+_UNCOUNTED = (
+    operators.ELEMENTWISE
+    | operators.ALIASES
+    | operators.CONVERSIONS
+    | operators.RESHAPES
+    | operators.LINEAR
+    | operators.SOFTMAXES
+    | operators.NORMALISATIONS
+    | operators.MOMENTS
+    | operators.BICUBIC_RESIZES
+    | operators.EMBEDDINGS
+    | operators.CREATED
+    | operators.RANDOM
+    | frozenset(
+        """
+        _log_softmax rsub cumprod logcumsumexp cummin argsort argmax argmin norm linalg_vector_norm
+        embedding_bag _weight_norm fractional_max_pool2d fractional_max_pool3d max_unpool2d
+        max_unpool3d constant_pad_nd copy rot90 scatter_reduce _unsafe_index_put index_fill
+        index_reduce masked_scatter masked_select as_strided_scatter take_along_dim glu
+        alpha_dropout nonzero _unique2 unique_dim bincount histc bucketize searchsorted one_hot
+        diag_embed resize set _pad_packed_sequence index_put _index_put_impl
+        """.split()
+    )
 )
 
 
@@ -128,19 +131,21 @@ def count_flops(recording: Graph, masks: Masks) -> Flops:
 def _dense(operation: Operation, tensors: list[Tensor]) -> int | None:
     """Return the dense FLOPs of an operation, or ``None`` if there is no formula for it."""
     arguments = operation.bound()
-    if "scaled_dot_product" in operation.name:
+    if operation.name in operators.ATTENTIONS:
         query, key, value = (
             tensors[arguments[name].number].shape for name in ("query", "key", "value")
         )
         heads = (*query[:-2],)  # grouped queries share heads of keys and values
         return sdpa_flop_count(query, (*heads, *key[-2:]), (*heads, *value[-2:]))
     name, output = _qualified_name(operation), operation.outputs[0]
-    if name in _RECURRENT:
+    if operation.name in operators.RECURRENT_WEIGHTS:
+        # Each weight is used once for each step of each sequence, that is for each row of the
+        # input, packed or not.
         rows = tensors[arguments["input"].number]
         weights = [
             tensors[value.number]
             for value in operation.reads
-            if _is_weight(name, arguments, value, tensors)
+            if _is_weight(operation, arguments, value, tensors)
         ]
         return 2 * (rows.numel() // rows.shape[-1]) * sum(weight.numel() for weight in weights)
     if name == "torchvision.deform_conv2d":
@@ -169,20 +174,13 @@ def _dense(operation: Operation, tensors: list[Tensor]) -> int | None:
     return int(flop_registry[packet](*args, **kwargs, out_val=tensors[output.number]))
 
 
-# Arguments that hold the weights of a fused recurrent layer, by operation. Each weight is used once
-# for each step of each sequence, that is for each row of the input, packed or not.
-_RECURRENT: dict[str, tuple[str, ...]] = {
-    "aten.mkldnn_rnn_layer": ("weight0", "weight1"),
-    "aten._cudnn_rnn": ("weight",),
-    "aten.miopen_rnn": ("weight",),
-    "aten._lstm_mps": ("params",),
-}
-
-
-def _is_weight(name: str, arguments: dict[str, Any], value: Value, tensors: list[Tensor]) -> bool:
+def _is_weight(
+    operation: Operation, arguments: dict[str, Any], value: Value, tensors: list[Tensor]
+) -> bool:
     """Return whether a value that a fused recurrent layer reads is one of its weight matrices."""
     weights = tree_leaves(
-        [arguments[key] for key in _RECURRENT[name]], is_leaf=lambda leaf: isinstance(leaf, Value)
+        [arguments[key] for key in operators.RECURRENT_WEIGHTS[operation.name]],
+        is_leaf=lambda leaf: isinstance(leaf, Value),
     )
     return value in weights and tensors[value.number].dim() > 1
 
@@ -224,7 +222,9 @@ def _output_masks(
         value_masks[value.number] for value in operation.reads if value.number in value_masks
     )
     outputs: dict[int, tuple[str, Tensor]] = {}
-    if operation.name in _VIEWS and all(value.number in value_masks for value in operation.reads):
+    if operation.name in _MASK_MOVES and all(
+        value.number in value_masks for value in operation.reads
+    ):
         args, kwargs = tree_map(
             lambda item: value_masks[item.number][1] if isinstance(item, Value) else item,
             (

@@ -13,26 +13,15 @@ from collections.abc import Collection
 
 from torch import nn
 
-from synflow_pl.flow.normalisation import NORMALISATIONS
-from synflow_pl.flow.rules import IDENTITY
+from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Graph, Operation, is_number
 
 __all__ = ["inhomogeneous"]
 
-# Functions that the linear network replaces by the identity and that are homogeneous: linear on
-# each side of zero, copies, constants that are added or written (biases), and noise by its mean.
-_HOMOGENEOUS = frozenset(
-    """
-    relu leaky_relu rrelu_with_noise _prelu_kernel abs neg rsub nan_to_num deg2rad rad2deg
-    _conj _conj_physical conj_physical resolve_conj resolve_neg _neg_view
-    clone alias detach contiguous lift_fresh fill_diagonal
-    dropout native_dropout native_alpha_dropout bernoulli normal poisson
-    """.split()
-)
-# Functions that are homogeneous if all bounds are zero, as clamp(x, min=0) is.
-_BOUNDED = frozenset("clamp clamp_min clamp_max threshold".split())
-_NONLINEARITIES = IDENTITY - _HOMOGENEOUS - _BOUNDED
-_GATES = frozenset("mul div glu mm bmm baddbmm addcmul".split())
+# Homogeneous if all bounds are zero, as clamp(x, min=0) is.
+_BOUNDED = (operators.CLAMPS - {"hardtanh"}) | operators.ONE_SIDED_CLAMPS | {"threshold"}
+# In addmm and addmv, the second signal is usually an added term.
+_PRODUCTS = (operators.MATRIX_PRODUCTS - {"addmm", "addmv"}) | {"mul", "div", "addcmul"}
 
 
 def inhomogeneous(
@@ -72,15 +61,15 @@ def inhomogeneous(
 def _kind(operation: Operation, signals: int) -> str | None:
     """Return why an operation that reads ``signals`` signals is not homogeneous, if it is not."""
     name = operation.name
-    if name in NORMALISATIONS:
+    if name in operators.NORMALISATIONS:
         return "normalisation"
-    if "scaled_dot_product" in name or name in ("_softmax", "_safe_softmax", "_log_softmax"):
-        return "attention" if name != "_log_softmax" else "nonlinearity"
-    if name in _NONLINEARITIES:
-        return "nonlinearity"
+    if name in operators.ATTENTIONS | operators.SOFTMAXES:
+        return "attention"
     if name in _BOUNDED:
         bounds = (bound for key, bound in operation.bound().items() if key != "self")
         return None if all(bound in (0, None) for bound in bounds) else "nonlinearity"
-    if name == "glu" or (name in _GATES and signals > 1):
+    if name in operators.NONLINEARITIES or name == "_log_softmax":
+        return "nonlinearity"
+    if name == "glu" or (name in _PRODUCTS and signals > 1):
         return "gate"
     return None

@@ -7,9 +7,12 @@ from synflow_pl.flow.connectivity import (
     is_connected,
 )
 from synflow_pl.flow.conservation import unit_sums
-from synflow_pl.flow.linear_network import Block, LinearNetwork, magnitude
+from synflow_pl.flow.linear_network import LinearNetwork
 from synflow_pl.flow.linearise import linearise
-from synflow_pl.graph.trace import evaluating, example_of, trace
+from synflow_pl.flow.weights import Block, magnitude
+from synflow_pl.graph.evaluation import evaluating
+from synflow_pl.graph.example_inputs import example_of
+from synflow_pl.graph.trace import trace
 
 __all__ = [
     "Block",

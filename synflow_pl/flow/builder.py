@@ -1,16 +1,8 @@
-"""Builder: translates a traced graph into the nodes of the positive linear network.
-
-The values of the graph are of three kinds. Values that carry *flow* depend on the input. Values in
-*weights* depend on prunable parameters and on no input; their magnitudes are passed in at each
-evaluation. All other values are known once the network has been traced: such a value counts as zero
-where it is added and as its magnitude (a gain) where it multiplies.
-"""
+"""Builder: translates a traced graph into the nodes of the positive linear network."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -18,33 +10,25 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.deduplicate_positions import deduplicate_positions
-from synflow_pl.flow.linear_network import Fallback, LinearNetwork
+from synflow_pl.flow.fallback import Fallback
+from synflow_pl.flow.linear_network import LinearNetwork
 from synflow_pl.flow.node import Node
-from synflow_pl.graph.noise import average
+from synflow_pl.flow.node_analysis import name_weights
+from synflow_pl.flow.values import TracedValues
+from synflow_pl.graph import operators
 from synflow_pl.graph.outputs import Opaque
 from synflow_pl.graph.trace import Graph, Operation, Value, is_number
 
-__all__ = ["CREATES", "UNIT", "Builder", "Rule"]
+__all__ = ["UNIT", "Builder", "Rule"]
 
 # The gate level of a bounded non-negative value (see synflow_pl.flow.gates).
 UNIT = 3
-# Operations that read only the shape of their argument.
-CREATES = frozenset(
-    """
-    zeros_like ones_like full_like empty_like rand_like randn_like randint_like
-    new_zeros new_ones new_full new_empty new_empty_strided zero fill uniform
-    normal_functional exponential geometric cauchy log_normal random
-    """.split()
-)
 # Operations that read rows of a table.
-_LOOKUPS = frozenset(
-    "embedding _embedding_bag _embedding_bag_forward_only index index_select gather take".split()
-)
+_LOOKUPS = operators.EMBEDDINGS | operators.INDEXING
 
 
-class Builder:
+class Builder(TracedValues):
     """Translates the operations of a graph into nodes of the positive linear network.
 
     Args:
@@ -55,12 +39,6 @@ class Builder:
             gate is a constant.
 
     Attributes:
-        flow: Numbers of the values that carry flow.
-        weights: Numbers of the values that depend on prunable parameters and on no input.
-        input_dependent: Numbers of the values that depend on the input but carry no flow: integers,
-            indices, results of comparisons. Where an operation converts them to floating point,
-            flow starts at its output or, if they were computed from values that carry flow,
-            continues.
         level: How much each value looks like a gate, by number (see :mod:`synflow_pl.flow.gates`).
         num_products: Number of products of two signals that each value was computed through, by
             number.
@@ -76,12 +54,9 @@ class Builder:
         parameters: Collection[str],
         open_gates: bool = False,
     ) -> None:
-        self.graph = graph
+        super().__init__(graph, weights, parameters)
         self.open_gates = open_gates
         self.nodes: list[Node] = []
-        self.flow = {value.number for value in graph.inputs if is_number(self.tensor(value))}
-        self.input_dependent = {value.number for value in graph.inputs} - self.flow
-        self.weights = {number for number, name in graph.parameters.items() if name in weights}
         self.level: dict[int, int] = {}
         self.num_products: dict[int, int] = {}
         self.gated = False
@@ -91,31 +66,6 @@ class Builder:
             for value in graph.inputs
             if value.number in self.flow
         }
-        # The signals that each input-dependent value was computed from, by number.
-        self._made_from: dict[int, tuple[Value, ...]] = {}
-        # The operations that compute values from random numbers and constants, by output number.
-        self._random: dict[int, Operation] = {}
-        self._origin = {
-            number: {name} for number, name in graph.parameters.items() if name in parameters
-        }
-        self._constants: dict[int, Tensor] = {}
-        self._gains: set[int] = set()
-        self._all_zero: dict[int, set[str]] = {}
-        self._alias: dict[int, int] = {}
-        self._carried = self.flow
-
-    # -- Properties of values
-
-    def tensor(self, value: Value) -> Tensor:
-        """Return the tensor that a value had when the network was traced."""
-        return self.graph.tensors[value.number]
-
-    def resolve(self, value: Value) -> Value:
-        """Return the value that stands for this one in the linear network."""
-        number = value.number
-        while number in self._alias:
-            number = self._alias[number]
-        return Value(number)
 
     def visit(self, operation: Operation) -> bool:
         """Begin with an operation and return whether it needs a rule.
@@ -124,7 +74,7 @@ class Builder:
         these, a value in ``weights``. From then on :meth:`carries` refers to this set.
         """
         values = operation.reads
-        input_dependent = operation.name not in CREATES and any(
+        input_dependent = operation.name not in operators.CREATED and any(
             value.number in self.input_dependent for value in values
         )
         for carried in (self.flow, self.weights):
@@ -151,96 +101,6 @@ class Builder:
             if output is not None and names:
                 self._origin[output.number] = names
         return False
-
-    def is_random(self, value: Value) -> bool:
-        """Return whether a value was computed from random numbers and carries no flow."""
-        return value.number in self._random or value.number in self.graph.noise
-
-    def average(self, value: Value) -> Tensor:
-        """Return the mean, in floating point, of a value for which :meth:`is_random` is true."""
-        return average(value.number, self._random, self.graph.noise, self.graph.tensors)
-
-    def carries(self, argument: Any) -> bool:
-        """Return whether an argument of the current operation carries flow.
-
-        If the operation reads no flow, return whether the argument depends on prunable parameters.
-        """
-        return isinstance(argument, Value) and self.resolve(argument).number in self._carried
-
-    @property
-    def in_weights(self) -> bool:
-        """Return whether the current operation reads weights and no flow."""
-        return self._carried is self.weights
-
-    # -- Translation of arguments
-
-    def operand(self, argument: Any) -> Any:
-        """Return an argument as a node of the linear network takes it.
-
-        Flow and weights become references, integers and booleans stay as they were traced. Any
-        other floating-point tensor (a class token beside the patches, say) is an additive term and
-        becomes zero.
-        """
-
-        def leaf(item: Any) -> Any:
-            if not isinstance(item, Value):
-                return item
-            if self._is_variable(item):
-                return self.resolve(item)
-            tensor = self.tensor(item)
-            return (
-                self.constant(torch.zeros_like(tensor, dtype=tensor.dtype.to_real()))
-                if is_number(tensor)
-                else tensor
-            )
-
-        return tree_map(leaf, argument, is_leaf=lambda item: isinstance(item, Value))
-
-    def factor(self, argument: Any) -> Any:
-        """Return a multiplicative argument: a reference to flow or weights, or a magnitude."""
-        if not isinstance(argument, Value):
-            return abs(argument)
-        if self._is_variable(argument):
-            return self.resolve(argument)
-        if argument.number in self.input_dependent:
-            return self.constant(torch.ones_like(self.tensor(argument), dtype=torch.float32))
-        if self.is_random(argument):
-            # Noise of mean zero multiplies a signal by positive and negative numbers alike, so it
-            # counts as one.
-            tensor = self.average(argument)
-            return self.gain(tensor if bool(tensor.any()) else torch.ones_like(tensor), argument)
-        return self.gain(self.tensor(argument), argument)
-
-    def gain(self, tensor: Tensor, *of: Any) -> Value:
-        """Add the magnitude of a tensor as a multiplicative constant.
-
-        A gain that was computed from parameters and is zero throughout counts as ones, since the
-        last gain of a residual block may start at zero, which would make every score in its branch
-        zero.
-
-        Args:
-            tensor: Value of the gain.
-            of: Values that the gain was computed from.
-        """
-        names = set().union(
-            *(self._origin.get(value.number, ()) for value in of if isinstance(value, Value))
-        )
-        tensor = tensor.abs() if is_number(tensor) else tensor.float().abs()
-        all_zero = bool(names) and not bool(tensor.any())
-        value = self.constant(torch.ones_like(tensor) if all_zero else tensor)
-        if names:
-            self._gains.add(value.number)
-        if all_zero:
-            self._all_zero[value.number] = names
-        return value
-
-    def constant(self, tensor: Tensor) -> Value:
-        """Add a tensor that is the same in every evaluation of the linear network."""
-        number = len(self.graph.tensors) + len(self._constants)
-        self._constants[number] = tensor
-        return Value(number)
-
-    # -- Translation of operations
 
     def add_node(
         self,
@@ -296,13 +156,6 @@ class Builder:
         number = self.resolve(argument).number
         if output.number != number:  # they are equal if the operation returns its argument
             self._alias[output.number] = number
-
-    def mark_input_dependent(self, value: Value, signals: Sequence[Value]) -> None:
-        """Record that a value without flow (integers, booleans) depends on these signals."""
-        self.input_dependent.add(value.number)
-        self._made_from[value.number] = tuple(
-            dict.fromkeys(self.resolve(signal) for signal in signals)
-        )
 
     def start_flow(self, operation: Operation, input_dependent: Sequence[Value]) -> None:
         """Translate an operation that reads input-dependent values without flow.
@@ -414,10 +267,10 @@ class Builder:
         }
         unused = len(self.graph.tensors) + len(self._constants)
         nodes, sources, reached = deduplicate_positions(
-            self.nodes, self._sources, reached, lambda number: self._made(number).shape, unused
+            self.nodes, self._sources, reached, lambda number: self.made(number).shape, unused
         )
         linear_network = LinearNetwork(
-            nodes=_name_weights(nodes, names),
+            nodes=name_weights(nodes, names),
             inputs=sources,
             parameters={number: self.graph.tensors[number] for number in names},
             names=names,
@@ -432,13 +285,6 @@ class Builder:
         )
         linear_network.partial = partial
         return linear_network
-
-    def _made(self, number: int) -> Tensor:
-        """Return a traced tensor or a constant of the linear network by its number."""
-        return self._constants[number] if number in self._constants else self.graph.tensors[number]
-
-    def _is_variable(self, value: Value) -> bool:
-        return self.resolve(value).number in self.flow or self.resolve(value).number in self.weights
 
 
 def _spread(shape: Sequence[int], *signals: Tensor) -> Tensor:
@@ -459,26 +305,3 @@ def _spread(shape: Sequence[int], *signals: Tensor) -> Tensor:
 
 
 Rule = Callable[[Builder, Operation], None]
-
-
-def _name_weights(nodes: list[Node], names: dict[int, str]) -> list[Node]:
-    """Set `weight` of each node whose weight is a plain matrix or kernel with a single reader."""
-    readers = Counter(number for node in nodes for number in node.operands)
-    made_by = {node.outputs[0]: node for node in nodes}
-    named = []
-    for node in nodes:
-        name = None
-        if (
-            node.contraction
-            and isinstance(node.args[1], Value)
-            and readers[node.args[1].number] == 1
-        ):
-            number = node.args[1].number
-            if node.function is convolve:
-                transposed, groups = node.args[6], node.args[8]
-                name = names.get(number) if groups == 1 and not transposed else None
-            elif number in made_by and made_by[number].name == "t":
-                source = made_by[number].operands[0]
-                name = names.get(source) if readers[source] == 1 else None
-        named.append(replace(node, weight=name))
-    return named

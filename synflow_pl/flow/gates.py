@@ -33,7 +33,7 @@ from torch import Tensor
 
 from synflow_pl.flow.builder import UNIT, Builder
 from synflow_pl.flow.meetings import Attention, Average, Gate, Product
-from synflow_pl.flow.normalisation import NORMALISATIONS
+from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Operation, Value
 
 __all__ = ["attention", "contract", "gate", "gated", "set_level"]
@@ -42,23 +42,16 @@ __all__ = ["attention", "contract", "gate", "gated", "set_level"]
 # non-negative values, BOUNDED for other bounded values, ACTIVATED behind any other nonlinearity.
 SHARES, BOUNDED, ACTIVATED = 4, 2, 1
 _LEVELS = {
-    **dict.fromkeys(("_softmax", "_safe_softmax"), SHARES),
-    **dict.fromkeys(("sigmoid", "hardsigmoid"), UNIT),
-    **dict.fromkeys(("tanh", "erf", "sign", "softsign", "sin", "cos"), BOUNDED),
+    **dict.fromkeys(operators.SOFTMAXES, SHARES),
+    **dict.fromkeys(operators.BOUNDED_POSITIVE, UNIT),
+    **dict.fromkeys(operators.BOUNDED, BOUNDED),
+    # A softmax written by hand divides exponentials by their sum.
     **dict.fromkeys(
-        """
-        relu leaky_relu _prelu_kernel elu celu gelu silu mish hardswish softplus exp reciprocal
-        log_sigmoid_forward
-        """.split(),
-        ACTIVATED,
+        operators.RECTIFIERS | operators.ACTIVATIONS | {"exp", "reciprocal"}, ACTIVATED
     ),
 }
 # The outputs of these operations are no gates, whatever they read.
-_PRODUCTS = frozenset("mm addmm bmm baddbmm mv addmv".split())
-_PLAIN = _PRODUCTS | NORMALISATIONS.keys() | {"convolution"}
-# Operations that return a part of a signal, or its entries in another shape.
-_PARTS = frozenset("split split_with_sizes unbind slice select narrow".split())
-_SHAPES = frozenset("view _unsafe_view permute transpose squeeze unsqueeze expand".split())
+_PLAIN = operators.MATRIX_PRODUCTS | operators.NORMALISATIONS | {"convolution"}
 
 
 def set_level(builder: Builder, operation: Operation) -> None:
@@ -68,7 +61,7 @@ def set_level(builder: Builder, operation: Operation) -> None:
     """
     name = operation.name
     read = [value.number for value in operation.reads if builder.carries(value)]
-    if name in ("hardtanh", "clamp"):
+    if name in operators.CLAMPS:
         given = (
             {"min_val": -1, "max_val": 1} | operation.bound()
             if name == "hardtanh"
@@ -89,10 +82,10 @@ def set_level(builder: Builder, operation: Operation) -> None:
         level = max(_LEVELS.get(name, 0), min(signals))
         if name == "mul" and len(signals) == 2:
             level = max(level, ACTIVATED if max(signals) >= BOUNDED else 0)
-        if name in _PARTS and level == ACTIVATED:
+        if name in operators.PARTS and level == ACTIVATED:
             level = 0
     num_products = max(builder.num_products.get(number, 0) for number in read) + (
-        name in _PRODUCTS and len(read) > 1
+        name in operators.MATRIX_PRODUCTS and len(read) > 1
     )
     for output in operation.outputs:
         if output is not None:
@@ -159,7 +152,9 @@ def _made_from(builder: Builder, value: Value, other: Value, whole: bool) -> boo
     """
     makers = {number: node for node in builder.nodes for number in node.outputs}
     sought = builder.resolve(other).number
-    while sought in makers and makers[sought].name in (_PARTS | _SHAPES if whole else _SHAPES):
+    while sought in makers and makers[sought].name in (
+        operators.PARTS | operators.SHAPES if whole else operators.SHAPES
+    ):
         sought = makers[sought].operands[0]
     ahead, seen = [builder.resolve(value).number], set[int]()
     while ahead:
@@ -211,7 +206,7 @@ def _modulated(builder: Builder, value: Value) -> bool:
         if any(operand in builder.weights for operand in node.operands):
             return node.name in ("mul", "div")
         flowing = [operand for operand in node.operands if operand in builder.flow]
-        if node.name not in _SHAPES | _PARTS | {"t", "mul", "div"} or not flowing:
+        if node.name not in operators.SHAPES | operators.PARTS | {"mul", "div"} or not flowing:
             return False
         number = flowing[0]
     return False

@@ -2,89 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from synflow_pl.flow.convolution import convolve, multiply
+from synflow_pl.flow.fallback import fallback_errors
+from synflow_pl.flow.gradient_memory import as_shape, separate
 from synflow_pl.flow.meetings import Meeting
-from synflow_pl.flow.node import Node, leaves
-from synflow_pl.flow.rescaling import MAX_LAYERS_BETWEEN_CUTS, cuts, power_of_two_scale
+from synflow_pl.flow.node import Node, fill, leaves
+from synflow_pl.flow.node_analysis import acting_weights, last_uses, needed
+from synflow_pl.flow.rescaling import cuts, power_of_two_scale, scoring_dtype
+from synflow_pl.flow.weights import Block, magnitude, through_block
 from synflow_pl.graph.trace import Value
 
-__all__ = ["Block", "LinearNetwork", "magnitude"]
-
-
-@dataclass(frozen=True)
-class Fallback:
-    """Replacement of an operation without a rule: the identity if shapes agree, else the mean.
-
-    Attributes:
-        operation: Name of the operation.
-        shape: Shape of its output.
-        exact: The operation as a function of the flow, with its other arguments as they were
-            traced.
-    """
-
-    operation: str
-    shape: torch.Size
-    exact: Callable[[Tensor], Tensor]
-
-    def __call__(self, signal: Tensor) -> Tensor:
-        return signal if signal.shape == self.shape else signal.mean().expand(self.shape)
-
-    def relative_error(self, signal: Tensor) -> float | None:
-        """Return the relative error of the replacement on this flow, in [0, inf).
-
-        It is the sum of absolute differences over the sum of absolute values of the operation's
-        output.
-
-        Returns:
-            The error, or ``None`` if it is undefined: the operation cannot be computed on this flow
-            (it needs complex numbers, or the shape that an earlier fallback changed), or its output
-            is zero throughout or not finite.
-        """
-        try:
-            exact = self.exact(signal.detach())
-            error = float((exact - self(signal)).abs().sum() / exact.abs().sum())
-        except (RuntimeError, TypeError, ValueError, IndexError):
-            return None
-        return error if math.isfinite(error) else None
-
-
-class Block(NamedTuple):
-    """The rows and columns of a weight that hold its kept weights.
-
-    A unit without kept inputs, or an input without kept readers, carries no flow and can be left
-    out.
-    """
-
-    units: Tensor
-    """(rows,) int64, ascending: units (first dimension) with a kept weight."""
-    inputs: Tensor
-    """(columns,) int64, ascending: inputs (second dimension) that a kept weight reads."""
-
-
-def magnitude(weight: Tensor) -> Tensor:
-    """Return |weight|, or ones if the weight is zero throughout.
-
-    A last layer that is initialised to zero would otherwise make every score of the network zero.
-
-    Example:
-        >>> import torch
-        >>> from synflow_pl.flow import magnitude
-        >>> magnitude(torch.tensor([1.0, -2.0])), magnitude(torch.zeros(2))
-        (tensor([1., 2.]), tensor([1., 1.]))
-    """
-    positive = weight.detach().abs()
-    return positive if bool(positive.any()) else torch.ones_like(positive)
+__all__ = ["LinearNetwork"]
 
 
 class LinearNetwork:
@@ -133,7 +70,7 @@ class LinearNetwork:
         flow: Collection[int],
         gated: bool,
     ) -> None:
-        self._nodes = _needed(nodes, outputs)
+        self._nodes = needed(nodes, outputs)
         self._outputs = outputs
         read = {number for node in self._nodes for number in node.operands}
         self._names = {number: name for number, name in names.items() if number in read}
@@ -159,7 +96,7 @@ class LinearNetwork:
             self._nodes, set(flow), inputs.keys() & read, outputs
         )
         self._flow = frozenset(flow)
-        self._weights_of = _weights_of(self._nodes, self._flow, self._names)
+        self._weights_of = acting_weights(self._nodes, self._flow, self._names)
         readers = Counter(name for names in self._weights_of.values() for name in names)
         alone = {
             names[0]
@@ -168,11 +105,8 @@ class LinearNetwork:
         }
         self.separating = frozenset(name for name in alone if readers[name] == 1)
         own = next(iter(self._parameters.values())).dtype if self._parameters else torch.float32
-        lowest = torch.float32 if own in (torch.float16, torch.bfloat16) else own
-        self.dtype = (
-            torch.float64 if self.max_layers_between_cuts > MAX_LAYERS_BETWEEN_CUTS else lowest
-        )
-        self._last_use = _last_uses(self._nodes, outputs)
+        self.dtype = scoring_dtype(own, self.max_layers_between_cuts)
+        self._last_use = last_uses(self._nodes, outputs)
         # Which arguments of a node contain values and are filled in at each evaluation.
         self._open = [
             [any(type(leaf) is Value for leaf in leaves(item)) for item in node.args]
@@ -227,7 +161,7 @@ class LinearNetwork:
                 if watch is not None:
                     watch(None, [values[number], power])
             arguments = [
-                _fill(item, values) if open_ else item
+                fill(item, values) if open_ else item
                 for item, open_ in zip(node.args, self._open[index], strict=True)
             ]
             if watch is not None:
@@ -239,12 +173,12 @@ class LinearNetwork:
                     convolve if kernel is convolve else multiply, into=into[node.weight]
                 )
             if node.weight is not None and node.weight in blocks:
-                result = _through_block(
+                result = through_block(
                     kernel, arguments, blocks[node.weight], self._units[node.weight]
                 )
             else:
                 function = partial(
-                    kernel, **{key: _fill(item, values) for key, item in node.kwargs.items()}
+                    kernel, **{key: fill(item, values) for key, item in node.kwargs.items()}
                 )
                 result = (
                     function(*arguments) if compute is None else compute(function, node, arguments)
@@ -255,10 +189,8 @@ class LinearNetwork:
                 values[node.outputs[0]] = result
             for number in self._last_use.get(index, ()):
                 del values[number]
-        return sum(
-            (values[number].sum() for number in self._outputs),
-            start=torch.zeros((), dtype=dtype, device=self._device),
-        )
+        zero = torch.zeros((), dtype=dtype, device=next(iter(self._constants.values())).device)
+        return sum((values[number].sum() for number in self._outputs), start=zero)
 
     def gradients(
         self,
@@ -312,12 +244,12 @@ class LinearNetwork:
             with torch.no_grad():
                 return self.flow({}, gains=gains, compute=compute), {}
         variables = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        views = {name: _as_shape(memory, variables[name].shape) for name, memory in into.items()}
+        views = {name: as_shape(memory, variables[name].shape) for name, memory in into.items()}
         reused = {name: view for name, view in views.items() if view is not None}
         with torch.enable_grad():
             total = self.flow(variables, blocks, gains=gains, compute=compute, into=reused)
         gradients = torch.autograd.grad(total, list(variables.values()))
-        return total.detach(), dict(zip(variables, _separate(gradients), strict=True))
+        return total.detach(), dict(zip(variables, separate(gradients), strict=True))
 
     def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float | None]:
         """Return the operations without a rule, with the error of their replacement on this flow.
@@ -329,18 +261,7 @@ class LinearNetwork:
             The largest :meth:`Fallback.relative_error` of all calls of an operation, by its name;
             ``None`` where it is undefined.
         """
-        errors: dict[str, float | None] = {}
-
-        def watch(node: Node | None, arguments: Sequence[Any]) -> None:
-            if node is not None and isinstance(node.function, Fallback):
-                name = node.function.operation
-                known = (errors.get(name), node.function.relative_error(arguments[0]))
-                errors[name] = max((error for error in known if error is not None), default=None)
-
-        if any(isinstance(node.function, Fallback) for node in self._nodes):
-            with torch.no_grad():
-                self.flow(weights, watch=watch)
-        return errors
+        return fallback_errors(self._nodes, partial(self.flow, weights))
 
     def weights_of(self, node: Node) -> tuple[str, ...]:
         """Return the names of the weights that act on the signal in a node.
@@ -403,12 +324,12 @@ class LinearNetwork:
                 crossed.append(arguments[0])
 
         dtype = next(iter(weights.values())).dtype if weights else self.dtype
-        sources = {number: self._constants[number] for number in self._sources}
+        constants = self._constants
         inputs = {
-            number: tensor.to(dtype, copy=True).requires_grad_()
-            for number, tensor in sources.items()
+            number: constants[number].to(dtype, copy=True).requires_grad_()
+            for number in self._sources
         }
-        self._constants.update(inputs)
+        self._constants = constants | inputs
         try:
             with torch.enable_grad():
                 total = self.flow(
@@ -416,7 +337,7 @@ class LinearNetwork:
                 )
             through = torch.autograd.grad(total, [*inputs.values(), *crossed])
         finally:
-            self._constants.update(sources)
+            self._constants = constants
         passing = [
             (value * gradient).sum().detach()
             for value, gradient in zip([*inputs.values(), *crossed], through, strict=True)
@@ -425,98 +346,3 @@ class LinearNetwork:
         return max(
             float((flow / total.detach() - 1).abs()) for flow in (entering, *passing[len(inputs) :])
         )
-
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self._constants.values())).device
-
-
-def _through_block(
-    function: Callable[..., Tensor], arguments: Sequence[Any], block: Block, units: int
-) -> Tensor:
-    signal, weight, *rest = arguments
-    part = function(signal.index_select(1, block.inputs), weight, *rest)
-    return part.new_zeros(part.shape[0], units, *part.shape[2:]).index_copy(1, block.units, part)
-
-
-def _as_shape(memory: Tensor, shape: torch.Size) -> Tensor | None:
-    """Return the memory of a tensor as a contiguous tensor of this shape.
-
-    Returns ``None`` if entries of the tensor overlap or have gaps between them. Autograd returns a
-    gradient in the layout that its kernel wrote: channels-last for a convolution at few positions.
-    """
-    in_order = memory.permute(sorted(range(memory.dim()), key=memory.stride, reverse=True))
-    return in_order.view(-1)[: shape.numel()].view(shape) if in_order.is_contiguous() else None
-
-
-def _separate(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Return these gradients, each with memory of its own.
-
-    The gradient of a sum is one expanded number, and two terms of a sum share their gradient.
-    """
-    taken: set[int] = set()
-    separate = []
-    for gradient in gradients:
-        if gradient.data_ptr() in taken or _as_shape(gradient, gradient.shape) is None:
-            gradient = gradient.clone(memory_format=torch.contiguous_format)
-        taken.add(gradient.data_ptr())
-        separate.append(gradient)
-    return separate
-
-
-def _fill(argument: Any, values: Mapping[int, Any]) -> Any:
-    if type(argument) is Value:
-        return values[argument.number]
-    if type(argument) in (tuple, list):
-        return [_fill(item, values) for item in argument]
-    return argument
-
-
-def _needed(nodes: list[Node], outputs: tuple[int, ...]) -> list[Node]:
-    """Return the nodes that an output depends on, in order."""
-    wanted = set(outputs)
-    kept = []
-    for node in reversed(nodes):
-        if wanted.intersection(node.outputs):
-            wanted.update(node.operands)
-            kept.append(node)
-    return kept[::-1]
-
-
-def _weights_of(
-    nodes: list[Node], flow: frozenset[int], names: Mapping[int, str]
-) -> dict[int, tuple[str, ...]]:
-    """Return the names of the weights that act on the signal in each contraction.
-
-    A weight may be read as it is or through other operations.
-
-    Returns:
-        Names by the number of the contraction's output.
-    """
-    origin: dict[int, tuple[str, ...]] = {number: (name,) for number, name in names.items()}
-    weights_of: dict[int, tuple[str, ...]] = {}
-    for node in nodes:
-        made_of = tuple(
-            dict.fromkeys(name for number in node.operands for name in origin.get(number, ()))
-        )
-        if not flow.intersection(node.operands):
-            origin.update(dict.fromkeys(node.outputs, made_of))
-        elif node.contraction:
-            weights_of[node.outputs[0]] = made_of
-    return weights_of
-
-
-def _last_uses(nodes: list[Node], outputs: tuple[int, ...]) -> dict[int, list[int]]:
-    """Return the computed values that are no longer needed after each node, by its index."""
-    made = {number for node in nodes for number in node.outputs if number >= 0}
-    last = {
-        number: index
-        for index, node in enumerate(nodes)
-        for number in (*node.outputs, *node.operands)
-        if number in made
-    }
-    release: dict[int, list[int]] = {}
-    for number, index in last.items():
-        if number not in outputs:
-            release.setdefault(index, []).append(number)
-    return release

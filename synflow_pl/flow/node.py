@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from synflow_pl.graph.operation import Value
 
-__all__ = ["Node", "leaves"]
+__all__ = ["Node", "fill", "leaves"]
 
 
 @dataclass(frozen=True)
@@ -47,3 +47,12 @@ class Node:
 def leaves(argument: Any) -> list[Any]:
     """Return the leaves of a nested argument, a :class:`Value` being one of them."""
     return tree_leaves(argument, is_leaf=lambda leaf: isinstance(leaf, Value))
+
+
+def fill(argument: Any, values: Mapping[int, Any]) -> Any:
+    """Return an argument with each :class:`Value` replaced by the tensor of its number."""
+    if type(argument) is Value:
+        return values[argument.number]
+    if type(argument) in (tuple, list):
+        return [fill(item, values) for item in argument]
+    return argument

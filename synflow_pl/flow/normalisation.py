@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow.builder import Builder, Rule
+from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Operation, Value
 
-__all__ = ["NORMALISATIONS"]
+__all__ = ["NORMALISATION_RULES"]
 
 
 def _batch_norm(builder: Builder, operation: Operation) -> None:
@@ -28,7 +29,8 @@ def _batch_norm(builder: Builder, operation: Operation) -> None:
         assert inverse is not None
         gain = builder.tensor(inverse)
     elif isinstance(variance, Value):
-        gain = (builder.tensor(variance) + given["eps"]).rsqrt()
+        eps = given["eps"] if "eps" in given else given["epsilon"]  # cuDNN and MIOpen spell it out
+        gain = (builder.tensor(variance) + eps).rsqrt()
     else:
         # Without running statistics, the batch is normalised as by an instance norm.
         return _gain(builder, operation, given["input"], weight, channels)
@@ -94,14 +96,10 @@ def _weight_norm(builder: Builder, operation: Operation) -> None:
     )
 
 
-NORMALISATIONS: dict[str, Rule] = {
-    "native_batch_norm": _batch_norm,
-    "_native_batch_norm_legit": _batch_norm,
-    "_native_batch_norm_legit_no_training": _batch_norm,
-    "cudnn_batch_norm": _batch_norm,
-    "miopen_batch_norm": _batch_norm,
-    "native_layer_norm": _layer_norm,
-    "_fused_rms_norm": _layer_norm,
-    "native_group_norm": _group_norm,
-    "_weight_norm_interface": _weight_norm,
+NORMALISATION_RULES: dict[str, Rule] = {
+    # Scores are those of eval mode, so running statistics count even where the batch's are used.
+    **dict.fromkeys(operators.BATCH_NORMS | operators.TRAINING_BATCH_NORMS, _batch_norm),
+    **dict.fromkeys(operators.LAYER_NORMS, _layer_norm),
+    **dict.fromkeys(operators.GROUP_NORMS, _group_norm),
+    **dict.fromkeys(operators.WEIGHT_NORMS, _weight_norm),
 }

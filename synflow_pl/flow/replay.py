@@ -8,18 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Graph, Operation, Value, is_number
 
 __all__ = ["Replay", "computed_weights", "weights_nonzero_after_masking", "without_zeros"]
-
-# Operations that move the entries of a weight or change their precision, so that zeros stay zeros.
-_MOVES = frozenset(
-    """
-    t transpose permute view _unsafe_view view_copy reshape _reshape_alias slice narrow select
-    split split_with_sizes unbind unsqueeze squeeze expand alias detach clone _to_copy contiguous
-    movedim repeat flip lift_fresh
-    """.split()
-)
 
 
 class Replay:
@@ -134,7 +126,7 @@ def computed_weights(graph: Graph, weights: Collection[str]) -> dict[int, tuple[
         if not any(number in made_of for number in read):
             continue
         names = tuple(dict.fromkeys(name for number in read for name in made_of.get(number, ())))
-        more = operation.name not in _MOVES or any(number in computed for number in read)
+        more = operation.name not in operators.MOVES or any(number in computed for number in read)
         for output in operation.outputs:
             if output is not None and output.number not in made_of:
                 made_of[output.number] = names

@@ -18,12 +18,27 @@ from torch import Tensor
 
 from synflow_pl.flow.node import Node
 
-__all__ = ["MAX_LAYERS_BETWEEN_CUTS", "cuts", "power_of_two_scale"]
+__all__ = ["cuts", "power_of_two_scale", "scoring_dtype"]
 
 # Each weight layer multiplies the flow by at most a few thousand, so float32, which ranges from
 # 2**-127 to 2**127, holds the product of this many layers with a margin. A network with more layers
 # between two cuts is scored in float64.
-MAX_LAYERS_BETWEEN_CUTS = 8
+_MAX_LAYERS_BETWEEN_CUTS = 8
+
+
+def scoring_dtype(own: torch.dtype, max_layers_between_cuts: int) -> torch.dtype:
+    """Return the precision in which scores stay in range.
+
+    Args:
+        own: Precision of the network.
+        max_layers_between_cuts: Largest number of weight layers between two cuts.
+
+    Returns:
+        ``own``, but at least float32, or float64 if there are too many layers between two cuts.
+    """
+    if max_layers_between_cuts > _MAX_LAYERS_BETWEEN_CUTS:
+        return torch.float64
+    return torch.float32 if own in (torch.float16, torch.bfloat16) else own
 
 
 def power_of_two_scale(value: Tensor) -> Tensor:

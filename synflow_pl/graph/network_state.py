@@ -2,7 +2,7 @@
 
 That is: attributes of modules and of the objects that they hold, entries of containers, variables
 in the closures of hooks and other functions, attributes of the modules' classes, random number
-generators. (Tensors that a pass writes to are restored by :mod:`synflow_pl.graph.trace`, which
+generators. (Tensors that a pass writes to are restored by :mod:`synflow_pl.graph.recorder`, which
 observes each write.)
 """
 

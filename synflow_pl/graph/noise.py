@@ -23,18 +23,19 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from synflow_pl.graph import operators
 from synflow_pl.graph.operation import Operation, Value
 
-__all__ = ["AFFINE", "Noise", "WithoutAlphaDropout", "average", "replace_by_mean"]
+__all__ = ["Noise", "WithoutAlphaDropout", "average", "replace_by_mean"]
 
 # Number of quantiles of each distribution. Probabilities in thousandths are averaged exactly.
 _LEVELS = 1000
 # Operations that map the mean of one random operand to the mean of the output.
-AFFINE = frozenset(
-    """
-    add sub rsub mul div neg view _unsafe_view reshape _reshape_alias expand clone alias detach
-    _to_copy lift_fresh permute transpose t unsqueeze squeeze slice select cat stack mean sum copy
-    """.split()
+_AFFINE = (
+    operators.SUMS
+    | operators.MOVES
+    | operators.JOINS
+    | {"mul", "div", "neg", "mean", "sum", "copy"}
 )
 
 
@@ -172,12 +173,12 @@ def _permutation(given: Mapping[str, Any], result: Any, drawn: Tensor) -> None:
 
 
 _KINDS: dict[str, Callable[[Mapping[str, Any], Any, Tensor], Noise | None]] = {
-    **dict.fromkeys(("rand", "rand_like", "uniform"), _uniform),
-    **dict.fromkeys(("randn", "randn_like", "normal", "normal_functional"), _normal),
+    **dict.fromkeys(operators.UNIFORM, _uniform),
+    **dict.fromkeys(operators.NORMAL, _normal),
     "bernoulli": _bernoulli,
     "native_dropout": _dropout,
     "exponential": _exponential,
-    **dict.fromkeys(("randint", "randint_like", "random"), _integers),
+    **dict.fromkeys(operators.INTEGERS, _integers),
     "randperm": _permutation,
 }
 
@@ -260,10 +261,12 @@ _STRIDES = (1, 387, 619, 271, 833)
 
 def _is_affine(operation: Operation, random: set[int]) -> bool:
     read = [value.number for value in operation.reads if value.number in random]
-    if operation.name == "_to_copy" or operation.name not in ("mul", "div"):
+    if operation.name not in ("mul", "div"):
         output: Value | None = operation.outputs[0]
         return (
-            operation.name in AFFINE and output is not None and "dtype" not in _narrowing(operation)
+            operation.name in _AFFINE
+            and output is not None
+            and "dtype" not in _narrowing(operation)
         )
     return len(read) == 1 and (
         operation.name == "mul" or (bool(operation.args) and operation.args[0].number in random)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from synflow_pl.flow import trace
+from synflow_pl.graph import operators
 from synflow_pl.masks import prunable
 
 __all__ = ["is_residual"]
 
-_SUMS = ("add", "sub", "rsub")
 _FUNCTIONS = (operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub)
 _METHODS = (
     "add",
@@ -96,7 +96,7 @@ def _adds_in_trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
         depths.step(
             [value.number for value in operation.reads],
             [value.number for value in operation.outputs if value is not None],
-            adds=operation.name in _SUMS,
+            adds=operation.name in operators.SUMS,
         )
         for operation in recording.operations
     ]

@@ -178,6 +178,17 @@ def test_compression_is_the_number_of_weights_over_the_number_kept() -> None:
     )
 
 
+class Elementwise(nn.Module):
+    """A module that applies a function of single entries."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 @pytest.mark.parametrize(
     ("module", "shape", "kinds"),
     [
@@ -197,6 +208,10 @@ def test_compression_is_the_number_of_weights_over_the_number_kept() -> None:
             {"1.0": "normalisation", "1.1": "nonlinearity"},
         ),
         (nn.Sequential(nn.Linear(2, 4), nn.GLU()), (2,), {"1": "gate"}),
+        *(
+            (nn.Sequential(nn.Linear(2, 2), Elementwise(function)), (2,), {"1": "nonlinearity"})
+            for function in (torch.sinh, torch.atan, torch.trunc, torch.special.log1p, torch.erfc)
+        ),
     ],
 )
 def test_modules_that_are_not_homogeneous_are_named_with_the_reason(

@@ -226,3 +226,17 @@ def test_activations_normalisation_and_pooling_are_not_named_in_a_note() -> None
         "FLOPs" in note
         for note in diagnose(network, keeping(network, 5), input_shape=(3, 8, 8)).notes
     )
+
+
+def test_the_mask_of_a_repeated_weight_is_repeated_with_it() -> None:
+    class Repeated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.layer.weight.flip(0).repeat(2, 1).t()
+
+    network = Repeated()
+    diagnosis = diagnose(network, keeping(network, 2), input_shape=(2,))
+    assert (diagnosis.flops, diagnosis.sparse_flops) == (2 * 12, 2 * 4)

@@ -1,0 +1,61 @@
+"""Written memory: restores the memory that a forward pass writes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import HigherOrderOperator
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from synflow_pl.graph.aliasing import writes
+
+__all__ = ["Writes", "memory_of", "put_back"]
+
+
+class Writes(TorchDispatchMode):
+    """Keeps the contents of memory before a pass writes to it."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, target: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(target, HigherOrderOperator):
+            return target(*args, **kwargs)  # the functions of a higher-order operator may not write
+        given = {
+            **dict(
+                zip([argument.name for argument in target._schema.arguments], args, strict=False)
+            ),
+            **kwargs,
+        }
+        for leaf in tree_leaves([given.get(name) for name in writes(target)]):
+            if (
+                isinstance(leaf, Tensor)
+                and leaf.layout is torch.strided
+                and (place := memory_of(leaf)) not in self.before
+            ):
+                self.before[place] = leaf, leaf.untyped_storage().clone()
+        return target(*args, **kwargs)
+
+
+def put_back(held: Mapping[int, tuple[Tensor, torch.UntypedStorage]]) -> None:
+    """Restore the contents of memory."""
+    for tensor, before in held.values():
+        memory = tensor.untyped_storage()
+        if memory.nbytes() != before.nbytes():
+            memory.resize_(before.nbytes())
+        memory.copy_(before)
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Return a number that two tensors share exactly if they share memory."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else -id(tensor)
