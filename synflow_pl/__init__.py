@@ -31,7 +31,7 @@ __all__ = [
     "prune",
 ]
 
-_ROOMS = {
+_MODULES = {
     "Classifier": "training",
     "Compaction": "compaction",
     "Diagnosis": "diagnosis",
@@ -45,9 +45,9 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
