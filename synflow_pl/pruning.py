@@ -1,4 +1,4 @@
-"""The loop over the rounds of a pruning, and its options.
+"""prune(): choose the masks of a network and apply them.
 
 A pruner only computes scores. Which weights are ranked together (scope), how many are kept after
 each round (schedule) and the selection itself are independent of the pruner, so that pruners can
@@ -7,22 +7,21 @@ be compared with everything else equal.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from synflow_pl.automatic_rounds import flow_note, run_automatic_rounds
+from synflow_pl.automatic_rounds import run_automatic_rounds
 from synflow_pl.bias_norm_masks import compute_bias_norm_masks
-from synflow_pl.flow import Connectivity, example_of
-from synflow_pl.masks import Masks, prunable
+from synflow_pl.effective_density import num_kept_for_effective_density
+from synflow_pl.fixed_rounds import run_fixed_rounds
+from synflow_pl.flow import example_of
+from synflow_pl.masks import Masks
 from synflow_pl.numerics import full_precision
 from synflow_pl.parameters import check_network, left_out, left_out_note
 from synflow_pl.pruners.base import Pruner, PruningState
@@ -33,121 +32,12 @@ from synflow_pl.pruning_checks import (
     check_collapse,
     check_nothing_regrown,
     collapse_inputs,
-    unscored_parameters,
     zero_removed,
 )
-from synflow_pl.schedules import SCHEDULES, as_density, kept_per_round, kept_weights
-from synflow_pl.selection import PruningGroup, RegrowingGroup, make_groups
+from synflow_pl.pruning_options import PruningOptions
+from synflow_pl.schedules import as_density, kept_weights
 
-__all__ = ["PruningOptions", "nearest_attainable", "prune"]
-
-_CHOICES = {
-    "on_collapse": ("warn", "error", "ignore"),
-    "schedule": tuple(SCHEDULES),
-    "scope": ("global", "local"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruningOptions:
-    """Options of a pruning, checked when they are constructed.
-
-    :func:`prune` and :class:`synflow_pl.PruneAtInit` construct them from their keyword arguments;
-    the fields are described there.
-
-    Raises:
-        ValueError: If an option is impossible, naming its value and what was expected.
-
-    Example:
-        >>> PruningOptions(density=0.1).scope
-        'global'
-    """
-
-    density: float | Fraction | None = None
-    num_kept: int | None = None
-    effective_density: float | Fraction | None = None
-    rounds: int | Literal["auto"] | None = None
-    margin: float = 0.99
-    schedule: Literal["exponential", "linear", "cubic"] | None = None
-    scope: Literal["global", "local"] = "global"
-    mask_bias: bool = False
-    mask_norm: bool = False
-    exclude: Iterable[str] = ()
-    train_mode: bool = False
-    on_collapse: Literal["warn", "error", "ignore"] = "warn"
-
-    def __post_init__(self) -> None:
-        self._check_choice("on_collapse")
-        targets = (self.density, self.num_kept, self.effective_density)
-        if sum(target is not None for target in targets) != 1:
-            raise ValueError(
-                "give either density, in (0, 1], or num_kept, a number of weights, or"
-                f" effective_density, in (0, 1]; got density={self.density},"
-                f" num_kept={self.num_kept}, effective_density={self.effective_density}"
-            )
-        for density in (self.density, self.effective_density):
-            if density is not None:
-                as_density(density)
-        if self.num_kept is not None and not _is_positive_integer(self.num_kept):
-            raise ValueError(
-                f"num_kept: {self.num_kept!r} must be a whole number of weights, at least 1"
-            )
-        if self.density is None and self.scope == "local":
-            counted = (
-                "num_kept counts" if self.num_kept is not None else "effective_density is about"
-            )
-            raise ValueError(
-                f"{counted} the weights of the whole network; with scope='local' give density"
-                " instead"
-            )
-        if self.rounds not in (None, "auto") and not _is_positive_integer(self.rounds):
-            raise ValueError(
-                f"rounds: {self.rounds!r} must be a whole number, at least 1, or 'auto'; leave it"
-                " out for the pruner's own number"
-            )
-        if isinstance(self.margin, bool) or not (
-            isinstance(self.margin, (int, float)) and 0 < self.margin < 1
-        ):
-            raise ValueError(
-                f"margin: {self.margin!r} must lie between 0 and 1; it is the fraction of the total"
-                " flow that a round may remove with rounds='auto'"
-            )
-        if self.schedule is not None:
-            self._check_choice("schedule")
-            if self.rounds == "auto":
-                raise ValueError(
-                    f"schedule: {self.schedule!r} sets the density after each of a given number of"
-                    " rounds, which rounds='auto' chooses itself; leave one of them out"
-                )
-        self._check_choice("scope")
-
-    def check_pruner(self, pruner: Pruner) -> None:
-        """Raise an error if these options cannot be used with a pruner.
-
-        Args:
-            pruner: Pruner that computes the scores.
-
-        Raises:
-            ValueError: If the number of rounds is automatic and the scores are no sums over paths.
-        """
-        if self.rounds == "auto" and not pruner.scores_are_path_sums:
-            raise ValueError(
-                f"rounds: 'auto' needs scores that are shares of one flow, which those of SynFlow"
-                f" and SynFlowL2 are and those of {pruner.name} are not; give a number of rounds,"
-                " or leave it out for the pruner's own number"
-            )
-
-    def _check_choice(self, option: str) -> None:
-        value, choices = getattr(self, option), _CHOICES[option]
-        if value not in choices:
-            near = get_close_matches(str(value), choices, n=1, cutoff=0)[0]
-            raise ValueError(
-                f"{option}: {value!r} is not one of {', '.join(choices)}; did you mean {near!r}?"
-            )
-
-
-def _is_positive_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+__all__ = ["prune"]
 
 
 @full_precision()
@@ -272,7 +162,7 @@ def prune(
     if options.effective_density is not None:
         inputs = example_of(network, input_shape, example_input)
         attempt = partial(prune_with, example_input=inputs)
-        num_kept = _num_kept_for_effective_density(network, options, masks, inputs, attempt)
+        num_kept = num_kept_for_effective_density(network, options, masks, inputs, attempt)
         options = replace(options, effective_density=None, num_kept=num_kept)
     return prune_with(
         network,
@@ -340,7 +230,7 @@ def _prune(
             )
         else:
             rounds = options.rounds or pruner.rounds
-            _run_rounds(state, pruner, options, rounds, layers, target, batches, on_round)
+            run_fixed_rounds(state, pruner, options, rounds, layers, target, batches, on_round)
     else:
         pruner.notes = ()  # nothing is scored
     # Biases and normalisations are only counted in this note, whether they are masked or not.
@@ -362,68 +252,6 @@ def _prune(
         check_collapse(state, masks, pruner, options.on_collapse, check_inputs, options.rounds)
     masks.apply(network)
     return masks
-
-
-def _run_rounds(
-    state: PruningState,
-    pruner: Pruner,
-    options: PruningOptions,
-    rounds: int,
-    layers: list[tuple[list[str], Fraction]],
-    target: Fraction,
-    batches: Batches | Callable[[int], Batches],
-    on_round: Callable[[int, float, Mapping[str, Tensor]], None] | None,
-) -> None:
-    """Score the weights and remove the lowest-scoring, once per round; update ``state.masks``.
-
-    Args:
-        state: State of the pruning, prepared by the pruner.
-        pruner: Pruner that computes the scores.
-        options: Options of the pruning.
-        rounds: Number of rounds.
-        layers: Names of parameters that are ranked together, and the density to which they are
-            pruned, relative to the weights that are kept at present.
-        target: Density of the whole network after the last round.
-        batches: As in :func:`prune`.
-        on_round: As in :func:`prune`.
-    """
-    total = sum(mask.numel() for mask in state.masks.values())
-    schedule = options.schedule or pruner.schedule
-    groups: list[PruningGroup] = []
-    kept_after: list[list[int]] = []  # by group, then by round
-    for names, density in layers:
-        parts = make_groups(state, names, RegrowingGroup if pruner.regrows else PruningGroup)
-        groups += parts
-        kept_after += kept_per_round(schedule, density, rounds, [part.num_kept for part in parts])
-    unscored: list[str] = []
-    removed_shares: list[Tensor] = []
-    for index in range(rounds):
-        num_kept = sum(kept[index] for kept in kept_after)
-        state.density = target if index == rounds - 1 else Fraction(num_kept, total)
-        if index and callable(batches):
-            state.batches = batches_of_round(pruner, batches, index)
-        scores = dict(pruner.score(state))
-        if index == 0:
-            unscored = unscored_parameters(
-                state, pruner, scores, sum(kept[-1] for kept in kept_after)
-            )
-        scores |= {
-            name: torch.full_like(state.weights[name], torch.finfo(torch.float32).max)
-            for name in unscored
-        }
-        for group, kept in zip(groups, kept_after, strict=True):
-            group.prune_to(scores, kept[index])
-        del scores  # frees memory for the callback
-        if state.total_flow is not None:
-            removed = [
-                group.removed_score
-                for group in groups
-                if group.removed_score is not None and not set(group.names).issubset(unscored)
-            ]
-            removed_shares.append(sum(removed, start=torch.zeros(())) / state.total_flow)
-        if on_round is not None:
-            on_round(index + 1, num_kept / total, state.masks)
-    pruner.notes = (*pruner.notes, *flow_note(removed_shares))
 
 
 def _target_density(state: PruningState, options: PruningOptions) -> Fraction:
@@ -472,78 +300,3 @@ def _ranked_layers(state: PruningState, target: Fraction) -> list[tuple[list[str
             density = min(Fraction(1), Fraction(wanted, kept)) if kept else Fraction(1)
         layers.append((names, density))
     return layers
-
-
-def _num_kept_for_effective_density(
-    network: nn.Module,
-    options: PruningOptions,
-    masks: Masks | None,
-    inputs: tuple[Tensor, ...],
-    attempt: Callable[..., Masks],
-) -> int:
-    """Return the number of weights to keep for an effective density as near as possible.
-
-    Args:
-        network: Network under study, which is not changed; copies of it are pruned.
-        options: Options with an ``effective_density``.
-        masks: Masks of an earlier pruning, or ``None``.
-        inputs: Example inputs of the network.
-        attempt: Function that prunes a network with given ``options``.
-
-    Raises:
-        ValueError: If more weights are to be effective than an earlier pruning has left.
-    """
-    assert options.effective_density is not None
-    total = sum(weight.numel() for weight in prunable(network, options.exclude).values())
-    highest = total if masks is None else masks.kept
-    wanted = kept_weights(total, as_density(options.effective_density))
-    if wanted > highest:
-        raise ValueError(
-            f"{wanted} of {total} weights are to be effective, but masks= leaves {highest}; ask for"
-            " fewer"
-        )
-    paths = Connectivity(network, inputs)
-
-    def count_effective(num_kept: int) -> int:
-        attempted = replace(
-            options, effective_density=None, num_kept=num_kept, on_collapse="ignore"
-        )
-        found = attempt(copy.deepcopy(network), options=attempted)
-        return sum(int(mask.count_nonzero()) for mask in paths.effective(found).values())
-
-    return nearest_attainable(count_effective, wanted, highest)
-
-
-def nearest_attainable(measure: Callable[[int], int], wanted: int, highest: int) -> int:
-    """Return an integer at which ``measure`` is as near as possible to ``wanted``, by bisection.
-
-    The result is exact if ``measure`` never decreases. If it does, as the number of effective
-    weights of an iterated pruner may, the result is the nearest of the integers that were tried,
-    next to a place where ``measure`` crosses ``wanted``.
-
-    Args:
-        measure: Function from an integer to an integer that is not larger.
-        wanted: Wanted value of ``measure``, in [1, ``highest``].
-        highest: Largest argument of ``measure``.
-
-    Example:
-        >>> nearest_attainable(lambda n: n // 2, 10, 100)
-        20
-    """
-    tried: dict[int, int] = {}
-
-    def missing_at(argument: int) -> int:
-        tried[argument] = measure(argument)
-        return wanted - tried[argument]
-
-    # Usually little is missing, so the search starts nearby and widens.
-    low, high = wanted, wanted
-    while (missing := missing_at(high)) > 0 and high < highest:
-        low, high = high + 1, min(highest, high + 2 * max(missing, high - low))
-    while low < high and wanted not in tried.values():
-        middle = (low + high) // 2
-        if missing_at(middle) > 0:
-            low = middle + 1
-        else:
-            high = middle
-    return min(tried, key=lambda argument: (abs(tried[argument] - wanted), argument))

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from synflow_pl.block_memory import nonzero_or_first, select_block
 from synflow_pl.budget_selection import WithinBudget, smallest_within_budget
 from synflow_pl.device_selection import smallest_mask, smallest_within_budget_on_device
 from synflow_pl.flow import Block
-from synflow_pl.order_statistics import (
-    concatenated,
-    nonzero_indices,
-    smallest_of_many,
-)
+from synflow_pl.order_statistics import concatenated, nonzero_indices, smallest_of_many
 from synflow_pl.pruners.base import PruningState, Saliency
 
 __all__ = ["PruningGroup", "RegrowingGroup", "make_groups", "multiplied_out", "varying_factor"]
@@ -258,8 +254,8 @@ class PruningGroup:
         candidates = self._candidates[index].view_as(weight)
         # A maximum over bytes is faster than any() over bools.
         by_unit = candidates.view(torch.uint8).flatten(1)
-        units = _nonzero_or_first(by_unit.amax(1))
-        inputs = _nonzero_or_first(by_unit.amax(0).view(weight.shape[1], -1).amax(1))
+        units = nonzero_or_first(by_unit.amax(1))
+        inputs = nonzero_or_first(by_unit.amax(0).view(weight.shape[1], -1).amax(1))
         size = candidates[0, 0].numel() * units.numel() * inputs.numel()
         previous = self.state.blocks.get(name)
         # The first time the candidates may share memory with the mask, which keeps its shape. They
@@ -271,13 +267,13 @@ class PruningGroup:
             units if previous is None else previous.units.index_select(0, units),
             inputs if previous is None else previous.inputs.index_select(0, inputs),
         )
-        self.state.weights[name] = _select(weight, units, inputs, spare, weight)
+        self.state.weights[name] = select_block(weight, units, inputs, spare, weight)
         room = (
             candidates
             if previous is not None
             else weight.view(-1).view(torch.bool)[size * weight.element_size() :]
         )
-        block = _select(candidates, units, inputs, spare.view(torch.bool), room)
+        block = select_block(candidates, units, inputs, spare.view(torch.bool), room)
         self._candidates[index] = block.view(-1)
 
 
@@ -317,40 +313,6 @@ def _is_synchronous(device: torch.device) -> bool:
     An accelerator would first have to finish its queue.
     """
     return device.type == "cpu"
-
-
-def _select(whole: Tensor, units: Tensor, inputs: Tensor, spare: Tensor, into: Tensor) -> Tensor:
-    """Copy some units and inputs of a tensor through the memory ``spare`` to the memory ``into``.
-
-    Reusing memory avoids fragmentation: freed blocks of ever different sizes would leave gaps that
-    no later allocation fits.
-
-    Args:
-        whole: Tensor (all units, all inputs, *kernel).
-        units: Indices of the units.
-        inputs: Indices of the inputs.
-        spare: Memory for the intermediate result.
-        into: Memory for the result; may be that of ``whole``.
-    """
-    shape = (units.numel(), inputs.numel(), *whole.shape[2:])
-    rows = torch.index_select(
-        whole, 0, units, out=_view_in(spare, (units.numel(), *whole.shape[1:]))
-    )
-    return torch.index_select(rows, 1, inputs, out=_view_in(into, shape))
-
-
-def _view_in(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return a tensor of a shape in the memory of another that is at least as large."""
-    return memory.view(-1)[: math.prod(shape)].view(shape)
-
-
-def _nonzero_or_first(mask: Tensor) -> Tensor:
-    """Return the ascending indices of nonzero entries, or [0] if there are none.
-
-    At least one index is returned so that no block is empty.
-    """
-    indices = nonzero_indices(mask.bool())
-    return indices if indices.numel() else torch.zeros(1, dtype=torch.int64, device=mask.device)
 
 
 def _product(score: Tensor | Saliency) -> Tensor:

@@ -28,7 +28,7 @@ from synflow_pl.pruners import (
     SynFlowL2AsPublished,
 )
 from synflow_pl.pruners.recording import RecordingPruner
-from synflow_pl.pruning import PruningOptions
+from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.schedules import as_density, kept_weights
 
 NEEDED = re.compile(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import Masks, diagnose, prune
+from synflow_pl.effective_density import nearest_attainable
 from synflow_pl.networks import FC
 from synflow_pl.pruners import (
     FORCE,
@@ -23,7 +24,7 @@ from synflow_pl.pruners import (
     SynFlow,
     SynFlowL2,
 )
-from synflow_pl.pruning import PruningOptions, nearest_attainable
+from synflow_pl.pruning_options import PruningOptions
 
 
 @pytest.mark.parametrize(

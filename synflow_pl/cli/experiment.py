@@ -36,7 +36,7 @@ from synflow_pl.experiments import (
 from synflow_pl.figures.style import save
 from synflow_pl.flow import linearise, unit_sums
 from synflow_pl.io import explain
-from synflow_pl.pruning import PruningOptions
+from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.schedules import SCHEDULES
 from synflow_pl.training.introspection import find_loss
 

@@ -10,7 +10,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.sanity import SANITY
-from synflow_pl.pruning import PruningOptions
+from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.training.checkpoints import attribute_of
 from synflow_pl.training.introspection import find_network
 from synflow_pl.training.losses import takes_two

@@ -13,7 +13,7 @@ from fractions import Fraction
 from pytorch_lightning import Trainer
 
 from synflow_pl.pruners import Pruner
-from synflow_pl.pruning import PruningOptions
+from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.schedules import SCHEDULES, as_density
 
 __all__ = ["End", "Gradual", "GradualPruning", "density_after", "progress"]

@@ -18,8 +18,9 @@ from synflow_pl.diagnosis import MaskHistory
 from synflow_pl.flow import example_of
 from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruners import Pruner
-from synflow_pl.pruning import PruningOptions, prune
+from synflow_pl.pruning import prune
 from synflow_pl.pruning_checks import rounds_advice
+from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.training.checkpoints import load_masks
 from synflow_pl.training.distributed import Ranks
 from synflow_pl.training.gradual_pruning import density_after

@@ -336,12 +336,7 @@ class PruneAtInit(HoldMasks):
                 raise
 
     def _diagnose(self, fit: Fit, masks: Masks, how: str, when: str) -> None:
-        """Diagnose the pruned network, and report the diagnosis.
-
-        Raises:
-            DeadNetwork: If no path of kept weights connects input and output, and ``on_collapse``
-                is ``"error"``.
-        """
+        """Diagnose the pruned network, and report it; an error if it must not be disconnected."""
 
         def diagnose() -> Diagnosis:
             inputs = self._chooser.example(fit.trainer, fit.pl_module)

@@ -9,7 +9,7 @@ import pytest
 from pytorch_lightning import Trainer
 
 from synflow_pl.pruners import GradualMagnitude
-from synflow_pl.pruning import PruningOptions
+from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.training.gradual_pruning import GradualPruning, density_after
 
 

@@ -1,0 +1,122 @@
+"""The options of a pruning, which :func:`synflow_pl.prune` and the callback share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fractions import Fraction
+from typing import Literal
+
+from synflow_pl.pruners.base import Pruner
+from synflow_pl.schedules import SCHEDULES, as_density
+
+__all__ = ["PruningOptions"]
+
+_CHOICES = {
+    "on_collapse": ("warn", "error", "ignore"),
+    "schedule": tuple(SCHEDULES),
+    "scope": ("global", "local"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningOptions:
+    """Options of a pruning, checked when they are constructed.
+
+    :func:`prune` and :class:`synflow_pl.PruneAtInit` construct them from their keyword arguments;
+    the fields are described there.
+
+    Raises:
+        ValueError: If an option is impossible, naming its value and what was expected.
+
+    Example:
+        >>> PruningOptions(density=0.1).scope
+        'global'
+    """
+
+    density: float | Fraction | None = None
+    num_kept: int | None = None
+    effective_density: float | Fraction | None = None
+    rounds: int | Literal["auto"] | None = None
+    margin: float = 0.99
+    schedule: Literal["exponential", "linear", "cubic"] | None = None
+    scope: Literal["global", "local"] = "global"
+    mask_bias: bool = False
+    mask_norm: bool = False
+    exclude: Iterable[str] = ()
+    train_mode: bool = False
+    on_collapse: Literal["warn", "error", "ignore"] = "warn"
+
+    def __post_init__(self) -> None:
+        self._check_choice("on_collapse")
+        targets = (self.density, self.num_kept, self.effective_density)
+        if sum(target is not None for target in targets) != 1:
+            raise ValueError(
+                "give either density, in (0, 1], or num_kept, a number of weights, or"
+                f" effective_density, in (0, 1]; got density={self.density},"
+                f" num_kept={self.num_kept}, effective_density={self.effective_density}"
+            )
+        for density in (self.density, self.effective_density):
+            if density is not None:
+                as_density(density)
+        if self.num_kept is not None and not _is_positive_integer(self.num_kept):
+            raise ValueError(
+                f"num_kept: {self.num_kept!r} must be a whole number of weights, at least 1"
+            )
+        if self.density is None and self.scope == "local":
+            counted = (
+                "num_kept counts" if self.num_kept is not None else "effective_density is about"
+            )
+            raise ValueError(
+                f"{counted} the weights of the whole network; with scope='local' give density"
+                " instead"
+            )
+        if self.rounds not in (None, "auto") and not _is_positive_integer(self.rounds):
+            raise ValueError(
+                f"rounds: {self.rounds!r} must be a whole number, at least 1, or 'auto'; leave it"
+                " out for the pruner's own number"
+            )
+        if isinstance(self.margin, bool) or not (
+            isinstance(self.margin, (int, float)) and 0 < self.margin < 1
+        ):
+            raise ValueError(
+                f"margin: {self.margin!r} must lie between 0 and 1; it is the fraction of the total"
+                " flow that a round may remove with rounds='auto'"
+            )
+        if self.schedule is not None:
+            self._check_choice("schedule")
+            if self.rounds == "auto":
+                raise ValueError(
+                    f"schedule: {self.schedule!r} sets the density after each of a given number of"
+                    " rounds, which rounds='auto' chooses itself; leave one of them out"
+                )
+        self._check_choice("scope")
+
+    def check_pruner(self, pruner: Pruner) -> None:
+        """Raise an error if these options cannot be used with a pruner.
+
+        Args:
+            pruner: Pruner that computes the scores.
+
+        Raises:
+            ValueError: If the number of rounds is automatic and the scores are no sums over paths.
+        """
+        if self.rounds == "auto" and not pruner.scores_are_path_sums:
+            raise ValueError(
+                f"rounds: 'auto' needs scores that are shares of one flow, which those of SynFlow"
+                f" and SynFlowL2 are and those of {pruner.name} are not; give a number of rounds,"
+                " or leave it out for the pruner's own number"
+            )
+
+    def _check_choice(self, option: str) -> None:
+        value, choices = getattr(self, option), _CHOICES[option]
+        if value not in choices:
+            near = get_close_matches(str(value), choices, n=1, cutoff=0)[0]
+            raise ValueError(
+                f"{option}: {value!r} is not one of {', '.join(choices)}; did you mean {near!r}?"
+            )
+
+
+def _is_positive_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
