@@ -265,7 +265,7 @@ def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:
     for overlay, pruner in own.pruner_by_overlay.items():
         automatic = ["auto"] if pruner.scores_are_path_sums else []
         for schedule in own.schedules or ["linear", "exponential", *automatic]:
-            numbers = own.rounds if schedule != "auto" else ["auto"]
+            numbers: list[int | Literal["auto"]] = ["auto"] if schedule == "auto" else own.rounds
             cases += [(overlay, schedule, x, n) for x in own.exponents for n in numbers]
     rows: list[dict[str, Any]] = []
     known = sum(case[-1] for case in cases if case[-1] != "auto")
