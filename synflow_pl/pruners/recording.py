@@ -27,8 +27,8 @@ class RecordingPruner(PrunerWrapper):
     Attributes:
         kept: Number of weights kept before the first round and after each round, by parameter name.
         scores: Scores that decided the last round, by parameter name, in the weight's shape; zero
-            for weights that were not ranked in it. Empty if ``rounds`` is not the number of rounds
-            of the pruning.
+            for weights that were not ranked in it. They are missing if the pruning has another
+            number of rounds than ``rounds``.
     """
 
     def __init__(self, pruner: Pruner, rounds: int | Literal["auto"] | None = None) -> None:
