@@ -13,6 +13,7 @@ import resource
 import stat
 import subprocess
 import tarfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from synflow_pl.data import CIFAR10, MNIST
 from synflow_pl.data import cifar10 as cifar10_module
@@ -128,9 +130,13 @@ def test_a_killed_download_is_not_mistaken_for_a_complete_file(
 
     with monkeypatch.context() as patch:
         patch.setattr("synflow_pl.data.downloads.urlopen", lambda *_, **__: Endless())
-        process = multiprocessing.get_context("fork").Process(
-            target=fetch, args=(["http://somewhere"], target, "0" * 32)
-        )
+
+        def download() -> None:
+            # Progress bars of forked processes share a lock, which a killed one does not release.
+            tqdm.set_lock(threading.RLock())
+            fetch(["http://somewhere"], target, "0" * 32)
+
+        process = multiprocessing.get_context("fork").Process(target=download)
         process.start()
         deadline = time.monotonic() + 30
         while not left(target.parent) and time.monotonic() < deadline:
