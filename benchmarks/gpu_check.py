@@ -398,11 +398,9 @@ def automatic_rounds(options: Options) -> Facts:
         )
         for twin, seen in zip(twins, rounds, strict=True)
     ]
-    facts = {
-        "rounds": [len(seen) for seen in rounds],
-        "intersection over union": overlap(*masks),
-    }
-    return held(len(rounds[0]) == len(rounds[1]) and overlap(*masks) >= 0.999, facts)
+    counts, common = [len(seen) for seen in rounds], overlap(*masks)
+    facts = {"rounds": counts, "intersection over union": common}
+    return held(counts[0] == counts[1] and common >= 0.999, facts)
 
 
 def selection(options: Options) -> Facts:

@@ -11,8 +11,8 @@ paper's authors: every pass multiplies masks into the weights of each layer; eve
 magnitudes and restores signs, calls `kthvalue` on all scores, and `where`. The textbook loop and
 the plain passes (forward and backward of the dense network at batch size 1) do the same work in
 every round, so only the fraction `--share` of their rounds is timed and extrapolated; 0 skips the
-textbook loop and the 100 rounds. Memory is the peak above the loaded network in a separate process,
-relative to the size of the parameters. `--check` compares masks in float64 instead.
+textbook loop. Memory is the peak above the loaded network in a separate process, relative to the
+size of the parameters. `--check` compares masks in float64 instead.
 """
 
 from __future__ import annotations
@@ -163,9 +163,9 @@ def compare(name: str, options: argparse.Namespace) -> None:
         return options.rounds / some
 
     given, chosen = f"{options.rounds} rounds", "automatic rounds"
-    contenders = {"plain passes": passes, chosen: automatic}
-    if options.share:
-        contenders |= {given: fixed, "textbook loop": loop}
+    contenders = {"plain passes": passes, chosen: automatic, given: fixed} | (
+        {"textbook loop": loop} if options.share else {}
+    )
     taken = in_turn(contenders, options.runs)
     table(taken, "plain passes", f"{name}, {torch.get_num_threads()} threads")
     for reference in (given, chosen) if options.share else ():

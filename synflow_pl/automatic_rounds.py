@@ -41,11 +41,12 @@ import torch
 from torch import Tensor
 
 from synflow_pl.pruners.base import Pruner, PruningState
-from synflow_pl.pruning_checks import Batches, batches_of_round, unscored_parameters
+from synflow_pl.pruning_checks import Batches
+from synflow_pl.round_scorer import RoundScorer
 from synflow_pl.schedules import kept_per_group
 from synflow_pl.selection import PruningGroup, make_groups, multiplied_out
 
-__all__ = ["flow_note", "run_automatic_rounds"]
+__all__ = ["run_automatic_rounds"]
 
 # Relative safety against rounding, in units of the precision of the scores.
 _SAFETY = 1024
@@ -99,28 +100,20 @@ def run_automatic_rounds(
         goals += map(_Goal, groups, sizes, kept_per_group(sizes, density))
     flowing = [goal for goal in goals if not goal.group.ranked_separately]
     total = sum(mask.numel() for mask in state.masks.values())
-    unscored: list[str] = []
+    scorer = RoundScorer(state, pruner, batches, sum(goal.keep for goal in goals))
     index = 0
     while index == 0 or any(goal.excess for goal in goals):
-        if index and callable(batches):
-            state.batches = batches_of_round(pruner, batches, index)
-        raw_scores = dict(pruner.score(state))
+        raw_scores = scorer.score(index)
         if index == 0:
-            num_kept = sum(goal.keep for goal in goals)
-            unscored = unscored_parameters(state, pruner, raw_scores, num_kept)
             # No flow passes a layer without scores that is ranked alone. Ranked together with
             # others, its weights are kept.
-            flowing = [goal for goal in flowing if not set(goal.group.names).issubset(unscored)]
+            flowing = [goal for goal in flowing if scorer.has_scores(goal.group.names)]
         scores = multiplied_out(raw_scores)
-        scores |= {
-            name: torch.full_like(state.weights[name], torch.finfo(torch.float32).max)
-            for name in unscored
-        }
         assert state.total_flow is not None
         flow = float(state.total_flow)
         unfinished = [goal for goal in flowing if goal.excess]
         if unfinished and not _remove_within(unfinished, scores, min(margin, 1 - safety) * flow):
-            _remove_one(state, unfinished, scores, (1 - safety) * flow, unscored, target)
+            _remove_one(state, unfinished, scores, (1 - safety) * flow, scorer.unscored, target)
         _follow([goal for goal in goals if goal not in flowing], flowing, scores)
         del raw_scores, scores  # frees memory for the callback
         index += 1
@@ -238,25 +231,3 @@ def _follow(following: list[_Goal], flowing: list[_Goal], scores: Mapping[str, T
         keep = goal.size - math.floor((goal.size - goal.keep) * progress)
         if keep < goal.group.num_kept:
             goal.group.prune_to(scores, keep)
-
-
-def flow_note(shares: Sequence[Tensor]) -> tuple[str, ...]:
-    """Return a note if a round removed the total flow or more, or no note.
-
-    Args:
-        shares: Sum of the scores that each round removed over the total flow R before the round,
-            scalars.
-    """
-    ratios = torch.stack(list(shares)).tolist() if shares else []
-    beyond = [ratio for ratio in ratios if ratio >= 1]
-    if not beyond:
-        return ()
-    which = (
-        f"round {ratios.index(max(beyond)) + 1} of {len(ratios)} removed {max(beyond):.3g} times"
-        " the total flow"
-    )
-    more = f", and {len(beyond)} rounds removed all of it or more" if len(beyond) > 1 else ""
-    return (
-        f"{which}{more}: that a path from input to output remains is only guaranteed if each round"
-        " removes less than the total flow, as with rounds='auto'",
-    )

@@ -67,10 +67,10 @@ def smallest_within_budget_on_device(
     result.
 
     Args:
-        parts: Non-negative finite scores, one float32 or float64 tensor (n_i,) per part.
-        candidates: Bool tensors (n_i,), True where a score takes part.
-        budget: Largest allowed sum, at least 0.
-        most: Largest allowed count, in [0, number of candidates].
+        parts: See :func:`smallest_within_budget`.
+        candidates: See :func:`smallest_within_budget`.
+        budget: See :func:`smallest_within_budget`.
+        most: See :func:`smallest_within_budget`.
 
     Example:
         >>> scores = torch.tensor([4.0, 1.0, 2.0, 0.0])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from synflow_pl.automatic_rounds import flow_note
 from synflow_pl.pruners.base import Pruner, PruningState
-from synflow_pl.pruning_checks import Batches, batches_of_round, unscored_parameters
+from synflow_pl.pruning_checks import Batches
 from synflow_pl.pruning_options import PruningOptions
+from synflow_pl.round_scorer import RoundScorer
 from synflow_pl.schedules import kept_per_round
 from synflow_pl.selection import PruningGroup, RegrowingGroup, make_groups
 
@@ -49,22 +49,12 @@ def run_fixed_rounds(
         parts = make_groups(state, names, RegrowingGroup if pruner.regrows else PruningGroup)
         groups += parts
         kept_after += kept_per_round(schedule, density, rounds, [part.num_kept for part in parts])
-    unscored: list[str] = []
+    scorer = RoundScorer(state, pruner, batches, sum(kept[-1] for kept in kept_after))
     removed_shares: list[Tensor] = []
     for index in range(rounds):
         num_kept = sum(kept[index] for kept in kept_after)
         state.density = target if index == rounds - 1 else Fraction(num_kept, total)
-        if index and callable(batches):
-            state.batches = batches_of_round(pruner, batches, index)
-        scores = dict(pruner.score(state))
-        if index == 0:
-            unscored = unscored_parameters(
-                state, pruner, scores, sum(kept[-1] for kept in kept_after)
-            )
-        scores |= {
-            name: torch.full_like(state.weights[name], torch.finfo(torch.float32).max)
-            for name in unscored
-        }
+        scores = scorer.score(index)
         for group, kept in zip(groups, kept_after, strict=True):
             group.prune_to(scores, kept[index])
         del scores  # frees memory for the callback
@@ -72,9 +62,31 @@ def run_fixed_rounds(
             removed = [
                 group.removed_score
                 for group in groups
-                if group.removed_score is not None and not set(group.names).issubset(unscored)
+                if group.removed_score is not None and scorer.has_scores(group.names)
             ]
             removed_shares.append(sum(removed, start=torch.zeros(())) / state.total_flow)
         if on_round is not None:
             on_round(index + 1, num_kept / total, state.masks)
-    pruner.notes = (*pruner.notes, *flow_note(removed_shares))
+    pruner.notes = (*pruner.notes, *_flow_note(removed_shares))
+
+
+def _flow_note(shares: Sequence[Tensor]) -> tuple[str, ...]:
+    """Return a note if a round removed the total flow or more, or no note.
+
+    Args:
+        shares: Sum of the scores that each round removed over the total flow R before the round,
+            scalars.
+    """
+    ratios = torch.stack(list(shares)).tolist() if shares else []
+    beyond = [ratio for ratio in ratios if ratio >= 1]
+    if not beyond:
+        return ()
+    which = (
+        f"round {ratios.index(max(beyond)) + 1} of {len(ratios)} removed {max(beyond):.3g} times"
+        " the total flow"
+    )
+    more = f", and {len(beyond)} rounds removed all of it or more" if len(beyond) > 1 else ""
+    return (
+        f"{which}{more}: that a path from input to output remains is only guaranteed if each round"
+        " removes less than the total flow, as with rounds='auto'",
+    )

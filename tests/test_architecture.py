@@ -22,6 +22,7 @@ LEVELS = [
     {"pruning", "diagnosis", "compaction"},
     {"fixed_rounds", "effective_density"},
     {"automatic_rounds"},
+    {"round_scorer"},
     {"pruning_checks", "pruning_options"},
     {"selection"},
     {"pruners"},

@@ -14,6 +14,20 @@ def expected_count(scores: Tensor, budget: float, most: int) -> int:
     return min(int((sums <= budget).sum()), most)
 
 
+def scores_of(kind: str, n: int, dtype: torch.dtype) -> Tensor:
+    """Return non-negative scores (n,) of a kind of distribution."""
+    scores = torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=dtype)
+    if kind == "many ties":
+        scores = (scores * 8).round() / 8
+    elif kind == "equal":
+        scores.fill_(0.25)
+    elif kind == "heavy tail":
+        scores = scores.clamp(min=1e-4).pow(-8) * 1e-20
+    elif kind == "mostly zero":
+        scores[torch.arange(n) % 10 != 0] = 0
+    return scores
+
+
 def everything(scores: Tensor) -> list[Tensor]:
     return [torch.ones_like(scores, dtype=torch.bool)]
 
@@ -25,15 +39,7 @@ def everything(scores: Tensor) -> list[Tensor]:
 def test_the_count_is_that_of_a_full_sort_and_a_cumulative_sum(
     n: int, share: float, kind: str, dtype: torch.dtype
 ) -> None:
-    scores = torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=dtype)
-    if kind == "many ties":
-        scores = (scores * 8).round() / 8
-    elif kind == "equal":
-        scores.fill_(0.25)
-    elif kind == "heavy tail":
-        scores = scores.clamp(min=1e-4).pow(-8) * 1e-20
-    elif kind == "mostly zero":
-        scores[torch.arange(n) % 10 != 0] = 0
+    scores = scores_of(kind, n, dtype)
     budget = share * float(scores.double().sum())
     count, total = smallest_within_budget([scores], everything(scores), budget, n)
     assert count == expected_count(scores, budget, n)

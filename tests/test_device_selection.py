@@ -12,6 +12,7 @@ from synflow_pl import device_selection
 from synflow_pl.budget_selection import smallest_within_budget
 from synflow_pl.device_selection import smallest_mask, smallest_within_budget_on_device
 from synflow_pl.order_statistics import smallest_of_many
+from tests.test_budget_selection import scores_of
 
 # Ties, both zeros, infinities, denormal numbers, neighbours, and both signs.
 VALUES = [-math.inf, -2.0, -1e-42, -0.0, 0.0, 1e-42, 1.0, 1.0000001, 2.0, 3e38, math.inf]
@@ -80,15 +81,7 @@ def test_as_many_scores_fit_into_a_budget_as_on_the_cpu(
     share: float, kind: str, dtype: torch.dtype
 ) -> None:
     n = 100_000
-    scores = torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=dtype)
-    if kind == "many ties":
-        scores = (scores * 8).round() / 8
-    elif kind == "equal":
-        scores.fill_(0.25)
-    elif kind == "heavy tail":
-        scores = scores.clamp(min=1e-4).pow(-8) * 1e-20
-    elif kind == "mostly zero":
-        scores[torch.arange(n) % 10 != 0] = 0
+    scores = scores_of(kind, n, dtype)
     parts = list(scores.split([20_000, 80_000]))
     masks = [torch.arange(part.numel()) % 3 != 0 for part in parts]
     budget = share * float(scores.double().sum())

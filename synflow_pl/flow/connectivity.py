@@ -130,14 +130,15 @@ class Connectivity:
         )
         self._dtype = torch.float32 if single else torch.float64
 
+    @without_onednn()
     def is_connected(self, masks: Masks) -> bool:
         """Return whether a path of kept weights connects input and output."""
-        with without_onednn():
-            flow = self._linear_network.flow(
-                self._structure(masks), gains=False, compute=self._connecting(masks)
-            )
+        flow = self._linear_network.flow(
+            self._structure(masks), gains=False, compute=self._connecting(masks)
+        )
         return bool(flow > 0)
 
+    @without_onednn()
     def first_disconnected(self, masks: Masks) -> str | None:
         """Return the name of the first weight past which no path leads, or ``None`` if connected.
 
@@ -154,10 +155,10 @@ class Connectivity:
                 reached.append(names[0])
             return connecting(function, node, arguments)
 
-        with without_onednn():
-            flow = self._linear_network.flow(self._structure(masks), gains=False, compute=connect)
+        flow = self._linear_network.flow(self._structure(masks), gains=False, compute=connect)
         return None if bool(flow > 0) else reached[-1]
 
+    @without_onednn()
     def effective(self, masks: Masks) -> dict[str, Tensor]:
         """Return which weights lie on a path of kept weights from input to output.
 
@@ -165,10 +166,7 @@ class Connectivity:
             Boolean tensors in the shape of the masks, by parameter name.
         """
         structure = self._structure(masks)
-        with without_onednn():
-            on = self._linear_network.gradients(
-                structure, gains=False, compute=self._connecting(masks)
-            )
+        on = self._linear_network.gradients(structure, gains=False, compute=self._connecting(masks))
         return {
             name: masks[name] & (on[name] > 0).to(masks[name].device)
             if name in on
