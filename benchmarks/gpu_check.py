@@ -425,7 +425,7 @@ def selection(options: Options) -> Facts:
         "same number within a budget": smallest_within_budget_on_device(
             there, marks, budget, total
         ).num_scores
-        == smallest_within_budget(parts, masks, budget, total).num_scores,
+        == smallest_within_budget(parts, masks, total, budget, total).num_scores,
     }
     holds = all(facts.values())
     joined = torch.cat(there)

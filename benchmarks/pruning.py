@@ -190,12 +190,13 @@ def memory(name: str, options: argparse.Namespace, what: str) -> float:
         name: Key of ``NETWORKS``.
         options: Options of the command line.
         what: ``"in use"``: memory in use while pruning; ``"held"``: the same plus freed memory that
-            the allocator keeps; ``"plain pass"``: memory in use during a forward and backward pass.
+            the allocator keeps; ``"automatic"``: memory in use with automatic rounds; ``"plain
+            pass"``: memory in use during a forward and backward pass.
     """
     torch.set_num_threads(max(options.threads))
     network, shape = _network(name, options)
 
-    def work(network: nn.Module, rounds: int) -> None:
+    def work(network: nn.Module, rounds: int | str) -> None:
         if what == "plain pass":
             network(torch.ones(1, *shape, device=options.device)).sum().backward()
         else:
@@ -211,7 +212,7 @@ def memory(name: str, options: argparse.Namespace, what: str) -> float:
         torch.cuda.reset_peak_memory_stats()
     else:
         held = reset_peak()
-    work(network, options.rounds)
+    work(network, "auto" if what == "automatic" else options.rounds)
     return (
         torch.cuda.max_memory_allocated() - held if options.device == "cuda" else grown(held)
     ) / size
@@ -271,11 +272,11 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as alone:
             peak = {
                 what: alone.apply(memory, (name, options, what))
-                for what in ("in use", "held", "plain pass")
+                for what in ("in use", "held", "automatic", "plain pass")
             }
         print(
             f"  peak memory {peak['in use']:.2f} times the parameters' bytes ({peak['held']:.2f}"
-            " with what the allocator keeps);"
+            f" with what the allocator keeps); {peak['automatic']:.2f} with automatic rounds;"
             f" a plain pass {peak['plain pass']:.2f}",
             flush=True,
         )

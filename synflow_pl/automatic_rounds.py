@@ -40,11 +40,11 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from synflow_pl.pruners.base import Pruner, PruningState
+from synflow_pl.pruners.base import Pruner, PruningState, multiplied_out
 from synflow_pl.pruning_checks import Batches
 from synflow_pl.round_scorer import RoundScorer
 from synflow_pl.schedules import kept_per_group
-from synflow_pl.selection import PruningGroup, make_groups, multiplied_out
+from synflow_pl.selection import PruningGroup, make_groups
 
 __all__ = ["run_automatic_rounds"]
 
@@ -132,16 +132,15 @@ def _remove_within(goals: list[_Goal], scores: Mapping[str, Tensor], budget: flo
     Returns:
         True if at least one weight fits into the budget. If not, nothing is removed.
     """
-    counts = []
+    lowest = []
     for index, goal in enumerate(goals):
         share = max(0.0, budget) / (len(goals) - index)
-        count, removed = goal.group.lowest_within_budget(scores, share, goal.excess)
-        counts.append(count)
-        budget -= removed
-    for goal, count in zip(goals, counts, strict=True):
-        if count:
-            goal.group.prune_to(scores, goal.group.num_kept - count)
-    return any(counts)
+        lowest.append(goal.group.lowest_within_budget(scores, share, goal.excess))
+        budget -= lowest[-1].total
+    for goal, found in zip(goals, lowest, strict=True):
+        if found.num_scores:
+            goal.group.remove_lowest(scores, found)
+    return any(found.num_scores for found in lowest)
 
 
 def _remove_one(

@@ -1,8 +1,8 @@
 """The number of smallest scores whose sum stays within a budget, found without sorting all scores.
 
-The bits of non-negative floats, read as integers, are in the order of the floats. A histogram over
-their leading bits, with the number of scores and their sum in each bucket, shows in which bucket
-the sum of the smallest scores crosses the budget. Only the scores in that bucket are sorted.
+A small sample of the scores gives a bracket around the score at which the sum of the smaller ones
+crosses the budget. One pass adds up the scores below the bracket, and only the scores in it are
+sorted. The result is exact for every input; an unrepresentative sample costs time only.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from synflow_pl.order_statistics import nonzero_indices
+from synflow_pl.order_statistics import at_most, concatenated, nonzero_indices, sample_of
 
 __all__ = ["WithinBudget", "smallest_within_budget"]
 
-# Number of leading bits that make a bucket; the first of them is the sign, which is 0.
-_LEADING_BITS = 16
-_BUCKETS = 1 << (_LEADING_BITS - 1)
-# Scores that are processed at a time, which bounds the memory of their keys and of their float64
-# copies. With at most this many scores in total, all of them are sorted.
-_CHUNK = 1 << 16
-_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+# Half the width of the bracket, in standard deviations of the sums estimated from a sample.
+_DEVIATIONS = 6
+# Scores that are processed at a time, so that no new pages of memory are needed.
+_CHUNK = 1 << 17
 
 
 class WithinBudget(NamedTuple):
@@ -32,14 +30,23 @@ class WithinBudget(NamedTuple):
     Attributes:
         num_scores: Number of the scores.
         total: Sum of the scores.
+        threshold: Largest of the scores, a scalar, or the next float below the smallest score that
+            does not fit; ``None`` if it is not determined.
+        excess_ties: Number of scores that equal the threshold but do not fit.
     """
 
     num_scores: int
     total: float
+    threshold: Tensor | None = None
+    excess_ties: int = 0
 
 
 def smallest_within_budget(
-    parts: Sequence[Tensor], candidates: Sequence[Tensor], budget: float, most: int
+    parts: Sequence[Tensor],
+    candidates: Sequence[Tensor],
+    num_candidates: int,
+    budget: float,
+    most: int,
 ) -> WithinBudget:
     """Return how many of the smallest scores add up to at most ``budget``, and their sum.
 
@@ -49,61 +56,97 @@ def smallest_within_budget(
     Args:
         parts: Non-negative finite scores, one float32 or float64 tensor (n_i,) per part.
         candidates: Bool tensors (n_i,), True where a score takes part.
+        num_candidates: Total number of candidates.
         budget: Largest allowed sum, at least 0.
-        most: Largest allowed count, in [0, number of candidates].
+        most: Largest allowed count, in [0, ``num_candidates``].
 
     Example:
         >>> scores = torch.tensor([4.0, 1.0, 2.0, 0.0])
-        >>> smallest_within_budget([scores], [torch.ones(4, dtype=torch.bool)], budget=3.5, most=4)
-        WithinBudget(num_scores=3, total=3.0)
+        >>> found = smallest_within_budget([scores], [scores >= 0], 4, budget=3.5, most=4)
+        >>> found.num_scores, found.total, found.threshold
+        (3, 3.0, tensor(2.))
     """
-    if sum(part.numel() for part in parts) <= _CHUNK:
-        below, total = 0, 0.0
-        close = torch.cat([part[mask] for part, mask in zip(parts, candidates, strict=True)])
-    else:
-        counts, sums = _histogram(parts, candidates)
-        passed = (sums.cumsum(0) > budget) | (counts.cumsum(0) > most)
-        if not bool(passed.any()):
-            return WithinBudget(int(counts.sum()), float(sums.sum()))
-        bucket = int(passed.to(torch.uint8).argmax())
-        below, total = int(counts[:bucket].sum()), float(sums[:bucket].sum())
-        close = torch.cat(
-            [_in_bucket(part, mask, bucket) for part, mask in zip(parts, candidates, strict=True)]
-        )
-    reached = close.double().sort().values.cumsum(0) + total
-    within = min(int(torch.searchsorted(reached, budget, right=True)), most - below)
-    return WithinBudget(below + within, float(reached[within - 1]) if within else total)
-
-
-def _histogram(parts: Sequence[Tensor], candidates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the numbers, int64, and the sums, float64, of the scores in each bucket."""
-    device = parts[0].device
-    # The last entry collects the scores that do not take part.
-    counts = torch.zeros(_BUCKETS + 1, dtype=torch.int64, device=device)
-    sums = torch.zeros(_BUCKETS + 1, dtype=torch.float64, device=device)
-    for part, mask in zip(parts, candidates, strict=True):
-        bits, shift = part.view(_BITS[part.dtype]), _shift(part.dtype)
-        for start in range(0, part.numel(), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            # The clamp is for -0.0.
-            keys = (bits[chunk] >> shift).clamp_(min=0).masked_fill_(~mask[chunk], _BUCKETS)
-            counts += torch.bincount(keys, minlength=_BUCKETS + 1)
-            sums += torch.bincount(keys, part[chunk].double(), minlength=_BUCKETS + 1)
-    return counts[:-1], sums[:-1]
-
-
-def _in_bucket(part: Tensor, mask: Tensor, bucket: int) -> Tensor:
-    """Return the scores (k,) of one part that take part and are in a bucket."""
-    low, high = (
-        torch.tensor(index << _shift(part.dtype), dtype=_BITS[part.dtype], device=part.device).view(
-            part.dtype
-        )
-        for index in (bucket, bucket + 1)
+    if not num_candidates:
+        return WithinBudget(0, 0.0)
+    parts, candidates = concatenated(parts), concatenated(candidates)
+    sample = sample_of(parts, candidates, num_candidates)
+    low, high = _bracket(sample, num_candidates, budget, most)
+    while True:
+        below, total, close = _split(parts, candidates, low, high)
+        if below > most or total > budget:
+            low = sample.new_tensor(-1.0)
+            continue
+        sums = close.astype(np.float64).cumsum() + total
+        within = min(int(sums.searchsorted(budget, side="right")), most - below)
+        if within < len(close) or below + within == most or high == torch.inf:
+            break
+        low, high = high, sample.new_tensor(torch.inf)
+    if not within:
+        threshold = torch.nextafter(low, low.new_tensor(-torch.inf))
+        return WithinBudget(below, total, threshold)
+    largest = close[within - 1]
+    ties_end = int(close.searchsorted(largest, side="right"))
+    return WithinBudget(
+        below + within, float(sums[within - 1]), sample.new_tensor(largest), ties_end - within
     )
-    inside = (part >= low).logical_and_(part < high).logical_and_(mask)
-    return part.index_select(0, nonzero_indices(inside))
 
 
-def _shift(dtype: torch.dtype) -> int:
-    """Return the number of bits of a float that do not decide its bucket."""
-    return torch.finfo(dtype).bits - _LEADING_BITS
+def _bracket(sample: Tensor, n: int, budget: float, most: int) -> tuple[Tensor, Tensor]:
+    """Return two values that very likely enclose the first score that does not fit.
+
+    Args:
+        sample: Sample (m,) of the scores, in any order.
+        n: Number of scores.
+        budget: Largest allowed sum.
+        most: Largest allowed count.
+    """
+    values = np.sort(sample.numpy())
+    if not len(values):
+        return sample.new_tensor(-1.0), sample.new_tensor(torch.inf)
+    scale = n / len(values)
+    exact = values.astype(np.float64)
+    unit = float(exact[-1]) or 1.0  # squares stay in range
+    sums = exact.cumsum() * scale
+    deviations = np.sqrt(((exact / unit) ** 2).cumsum()) * (unit * scale)
+    ranks = np.arange(1, len(values) + 1)
+    counts, count_deviations = ranks * scale, np.sqrt(ranks) * scale
+    fits = (sums + _DEVIATIONS * deviations <= budget) & (
+        counts + _DEVIATIONS * count_deviations <= most
+    )
+    exceeds = (sums - _DEVIATIONS * deviations > budget) | (
+        counts - _DEVIATIONS * count_deviations > most
+    )
+    num_fitting = int(fits.argmin()) if not fits.all() else len(values)
+    low = values[num_fitting - 1] if num_fitting else -1.0
+    # Without a value that exceeds, the scores above the largest sampled one are few.
+    high = values[int(exceeds.argmax()) if exceeds.any() else -1]
+    return sample.new_tensor(low), sample.new_tensor(high)
+
+
+def _split(
+    parts: Sequence[Tensor], candidates: Sequence[Tensor], low: Tensor, high: Tensor
+) -> tuple[int, float, np.ndarray]:
+    """Return number and sum of the candidates below ``low``, and the ascending ones up to ``high``.
+
+    Args:
+        parts: See :func:`smallest_within_budget`.
+        candidates: See :func:`smallest_within_budget`.
+        low: Smallest score that is returned.
+        high: Largest score that is returned.
+    """
+    num_below, total = 0, 0.0
+    close = []
+    chunks = (
+        chunk
+        for pair in zip(parts, candidates, strict=True)
+        for chunk in zip(*(tensor.split(_CHUNK) for tensor in pair), strict=True)
+    )
+    for part, mask in chunks:
+        indices = nonzero_indices(at_most(part, high).logical_and_(mask))
+        values = part.index_select(0, indices).numpy()
+        inside = np.flatnonzero(values >= low.numpy())
+        close.append(values[inside])
+        values[inside] = 0
+        num_below += values.size - inside.size
+        total += float(values.sum(dtype=np.float64))
+    return num_below, total, np.sort(np.concatenate(close))

@@ -14,7 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["concatenated", "nonzero_indices", "smallest", "smallest_of_many"]
+__all__ = [
+    "at_most",
+    "concatenated",
+    "nonzero_indices",
+    "sample_of",
+    "smallest",
+    "smallest_of_many",
+    "smallest_up_to",
+]
 
 # Size of the sample: this fraction of the scores, within these bounds.
 _SAMPLE_FRACTION, _MIN_SAMPLE, _MAX_SAMPLE = 1 / 256, 1 << 12, 1 << 16
@@ -73,10 +81,7 @@ def smallest_of_many(
     if count == 0:
         yield from (torch.empty(0, dtype=torch.int64, device=part.device) for part in parts)
         return
-    step = _sampling_step(num_candidates)
-    sample = torch.cat(
-        [part[::step][mask[::step]] for part, mask in zip(parts, candidates, strict=True)]
-    )
+    sample = sample_of(parts, candidates, num_candidates)
     low, high = (
         _bracket(sample, count / num_candidates)
         if sample.numel()
@@ -85,7 +90,7 @@ def smallest_of_many(
     listed, values = _gather(
         parts,
         (
-            _at_most(part, high).logical_and_(mask)
+            at_most(part, high).logical_and_(mask)
             for part, mask in zip(parts, candidates, strict=True)
         ),
     )
@@ -107,6 +112,31 @@ def smallest_of_many(
             selected.index_fill_(0, tied, False)
         yield listed[index].index_select(0, nonzero_indices(selected)).long()
         listed[index] = values[index] = value.new_empty(0)  # frees their memory
+
+
+def smallest_up_to(
+    parts: Sequence[Tensor], candidates: Sequence[Tensor], threshold: Tensor, excess_ties: int
+) -> Iterator[Tensor]:
+    """Yield for each of several tensors a mask of its scores up to a threshold.
+
+    Args:
+        parts: Scores, one tensor (n_i,) without NaN per part.
+        candidates: Bool tensors (n_i,), True where a score takes part.
+        threshold: Largest score that is selected, a scalar.
+        excess_ties: Number of candidates that equal the threshold and are not selected; the
+            earliest in the concatenation of all tensors are left out.
+
+    Yields:
+        Bool tensors (n_i,). The caller may change the tensors of a part between two of them.
+    """
+    pieces, sizes = concatenated(parts), [part.numel() for part in parts]
+    for part, mask in zip(pieces, concatenated(candidates), strict=True):
+        selected = at_most(part, threshold).logical_and_(mask)
+        if excess_ties:
+            tied = nonzero_indices((part == threshold).logical_and_(mask))[:excess_ties]
+            excess_ties -= tied.numel()
+            selected.index_fill_(0, tied, False)
+        yield from selected.split(sizes) if len(pieces) < len(parts) else [selected]
 
 
 def _gather(parts: Sequence[Tensor], masks: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -139,16 +169,25 @@ def nonzero_indices(mask: Tensor) -> Tensor:
     return mask.nonzero().squeeze(1)
 
 
-def _at_most(scores: Tensor, high: Tensor) -> Tensor:
+def at_most(scores: Tensor, high: Tensor) -> Tensor:
     """Return a mask of the scores that are not larger than ``high``."""
     if scores.device.type == "cpu":  # NumPy is faster here, as in `nonzero_indices`
         return torch.from_numpy(np.less_equal(scores.numpy(), high.numpy()))
     return scores <= high
 
 
-def _sampling_step(n: int) -> int:
-    """Return the distance between two sampled scores out of ``n``."""
-    return max(1, n // min(_MAX_SAMPLE, max(_MIN_SAMPLE, int(n * _SAMPLE_FRACTION))))
+def sample_of(parts: Sequence[Tensor], candidates: Sequence[Tensor], n: int) -> Tensor:
+    """Return candidates (k,) at equal distances in each part.
+
+    Args:
+        parts: See :func:`smallest_of_many`.
+        candidates: See :func:`smallest_of_many`.
+        n: Number of candidates.
+    """
+    step = max(1, n // min(_MAX_SAMPLE, max(_MIN_SAMPLE, int(n * _SAMPLE_FRACTION))))
+    return torch.cat(
+        [part[::step][mask[::step]] for part, mask in zip(parts, candidates, strict=True)]
+    )
 
 
 def _bracket(sample: Tensor, fraction: float) -> tuple[Tensor, Tensor]:

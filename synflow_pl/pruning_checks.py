@@ -19,8 +19,7 @@ from synflow_pl.flow import (
     example_of,
 )
 from synflow_pl.masks import Masks
-from synflow_pl.pruners.base import Pruner, PruningState, Saliency
-from synflow_pl.selection import varying_factor
+from synflow_pl.pruners.base import Pruner, PruningState, Saliency, varying_factor
 
 __all__ = [
     "Batches",

@@ -86,7 +86,8 @@ def test_as_many_scores_fit_into_a_budget_as_on_the_cpu(
     masks = [torch.arange(part.numel()) % 3 != 0 for part in parts]
     budget = share * float(scores.double().sum())
     for most in (n // 3, sum(int(mask.sum()) for mask in masks)):
-        expected = smallest_within_budget(parts, masks, budget, most)
+        num_candidates = sum(int(mask.sum()) for mask in masks)
+        expected = smallest_within_budget(parts, masks, num_candidates, budget, most)
         found = smallest_within_budget_on_device(parts, masks, budget, most)
         assert found.num_scores == expected.num_scores
         assert found.total == pytest.approx(expected.total, rel=1e-12)
@@ -95,5 +96,5 @@ def test_as_many_scores_fit_into_a_budget_as_on_the_cpu(
 def test_an_infinite_budget_is_limited_by_the_count_alone() -> None:
     scores = torch.arange(1.0, 11)
     masks = [torch.ones(10, dtype=torch.bool)]
-    assert smallest_within_budget_on_device([scores], masks, math.inf, 1) == (1, 1.0)
+    assert smallest_within_budget_on_device([scores], masks, math.inf, 1)[:2] == (1, 1.0)
     assert smallest_within_budget_on_device([scores], masks, math.inf, 10).num_scores == 10

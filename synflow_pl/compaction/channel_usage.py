@@ -81,7 +81,11 @@ def measure_usage(
     constant = ~values.isnan().any(1)
     uniform = constant & (values == values[:, :1]).all(1)
     folded = needed & folds & uniform & ~parts.isnan() & foldable
-    bias_term = torch.where(folded, parts * values[:, 0], 0)
+    bias_term = (
+        torch.where(folded, parts * values[:, 0], 0)
+        if folded.any()
+        else parts.new_zeros(()).expand(folded.shape)  # takes no memory
+    )
     return ChannelUsage(contraction, (needed & ~folded).cpu(), bias_term.cpu(), constant.cpu())
 
 

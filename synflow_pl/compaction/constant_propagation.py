@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from synflow_pl.compaction.branches import decisive
 from synflow_pl.compaction.channel_groups import has_rule
 from synflow_pl.graph import operators
+from synflow_pl.graph.operation import values_in
 from synflow_pl.graph.trace import Graph, Operation, Value
 
 __all__ = ["interpret", "unknown"]
@@ -120,11 +120,7 @@ def _decisive(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[V
         operation.args,
         lambda x: isinstance(x, Value) and tensor(x).dtype in (torch.bool, torch.uint8),
     )
-    return [
-        leaf
-        for leaf in tree_leaves(arguments, is_leaf=lambda x: isinstance(x, Value))
-        if isinstance(leaf, Value)
-    ]
+    return list(values_in(arguments))
 
 
 # The values of the arguments do not determine the results: strides in memory, uninitialised memory
@@ -158,11 +154,7 @@ def _unknown_outputs(operation: Operation, recording: Graph) -> list[Tensor | No
 
 
 def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor | None]:
-    args, kwargs = tree_map(
-        lambda leaf: tensor(leaf) if isinstance(leaf, Value) else leaf,
-        (operation.args, operation.kwargs),
-        is_leaf=lambda leaf: isinstance(leaf, Value),
-    )
+    args, kwargs = operation.arguments(tensor)
     if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
         kwargs["dtype"] = torch.float64
     result: Any

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from synflow_pl.graph import operators
+from synflow_pl.graph.operation import values_in
 from synflow_pl.graph.trace import Graph, Operation, Value
 from synflow_pl.masks import Masks
 
@@ -164,12 +164,7 @@ def _dense(operation: Operation, tensors: list[Tensor]) -> int | None:
     if packet not in flop_registry:
         return None
 
-    def leaf(item: object) -> object:
-        return tensors[item.number] if isinstance(item, Value) else item
-
-    args, kwargs = tree_map(
-        leaf, (operation.args, operation.kwargs), is_leaf=lambda item: isinstance(item, Value)
-    )
+    args, kwargs = operation.arguments(lambda value: tensors[value.number])
     assert output is not None
     return int(flop_registry[packet](*args, **kwargs, out_val=tensors[output.number]))
 
@@ -178,11 +173,8 @@ def _is_weight(
     operation: Operation, arguments: dict[str, Any], value: Value, tensors: list[Tensor]
 ) -> bool:
     """Return whether a value that a fused recurrent layer reads is one of its weight matrices."""
-    weights = tree_leaves(
-        [arguments[key] for key in operators.RECURRENT_WEIGHTS[operation.name]],
-        is_leaf=lambda leaf: isinstance(leaf, Value),
-    )
-    return value in weights and tensors[value.number].dim() > 1
+    weights = [arguments[key] for key in operators.RECURRENT_WEIGHTS[operation.name]]
+    return value in values_in(weights) and tensors[value.number].dim() > 1
 
 
 def _qualified_name(operation: Operation) -> str:
@@ -225,14 +217,8 @@ def _output_masks(
     if operation.name in _MASK_MOVES and all(
         value.number in value_masks for value in operation.reads
     ):
-        args, kwargs = tree_map(
-            lambda item: value_masks[item.number][1] if isinstance(item, Value) else item,
-            (
-                operation.args,
-                {key: item for key, item in operation.kwargs.items() if key != "dtype"},
-            ),
-            is_leaf=lambda item: isinstance(item, Value),
-        )
+        args, kwargs = operation.arguments(lambda value: value_masks[value.number][1])
+        kwargs.pop("dtype", None)
         result = operation.target(*args, **kwargs)
         parts = result if isinstance(result, (tuple, list)) else (result,)
         return {

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from synflow_pl.flow.deduplicate_positions import deduplicate_positions
 from synflow_pl.flow.fallback import Fallback
@@ -208,19 +207,13 @@ class Builder(TracedValues):
             )
 
             def exact(flow: Tensor, signal: Value = signal, index: int = index) -> Tensor:
-                def leaf(item: Any) -> Any:
-                    if not isinstance(item, Value):
-                        return item
-                    if item == signal:
+                def tensor(read: Value) -> Tensor:
+                    if read == signal:
                         return flow
-                    recorded = self.tensor(item)
+                    recorded = self.tensor(read)
                     return recorded.to(flow.dtype) if recorded.is_floating_point() else recorded
 
-                args, kwargs = tree_map(
-                    leaf,
-                    (operation.args, operation.kwargs),
-                    is_leaf=lambda item: isinstance(item, Value),
-                )
+                args, kwargs = operation.arguments(tensor)
                 result = operation.target(*args, **kwargs)
                 return result if isinstance(result, Tensor) else result[index]
 

@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from synflow_pl.flow.convolution import convolve, widened
 from synflow_pl.flow.node import Node
-from synflow_pl.graph.trace import Value
+from synflow_pl.graph.operation import Value, map_values
 
 __all__ = ["deduplicate_positions"]
 
@@ -245,12 +244,8 @@ class _Deduplication:
                 count * window.stride for count, window in zip(left_out, windows, strict=True)
             )
         at = {number: Value(self._at(number, wanted)) for number in signals}
-
-        def leaf(item: Any) -> Any:
-            return at.get(item.number, item) if isinstance(item, Value) else item
-
-        args, kwargs = tree_map(
-            leaf, (node.args, node.kwargs), is_leaf=lambda item: isinstance(item, Value)
+        args, kwargs = map_values(
+            lambda value: at.get(value.number, value), (node.args, node.kwargs)
         )
         self._nodes.append(replace(node, args=args, kwargs=kwargs))
 

@@ -15,11 +15,11 @@ from synflow_pl.flow.convolution import convolve, multiply
 from synflow_pl.flow.fallback import fallback_errors
 from synflow_pl.flow.gradient_memory import as_shape, separate
 from synflow_pl.flow.meetings import Meeting
-from synflow_pl.flow.node import Node, fill, leaves
+from synflow_pl.flow.node import Node, fill
 from synflow_pl.flow.node_analysis import acting_weights, last_uses, needed
 from synflow_pl.flow.rescaling import cuts, power_of_two_scale, scoring_dtype
 from synflow_pl.flow.weights import Block, magnitude, through_block
-from synflow_pl.graph.trace import Value
+from synflow_pl.graph.operation import Value, values_in
 
 __all__ = ["LinearNetwork"]
 
@@ -109,8 +109,7 @@ class LinearNetwork:
         self._last_use = last_uses(self._nodes, outputs)
         # Which arguments of a node contain values and are filled in at each evaluation.
         self._open = [
-            [any(type(leaf) is Value for leaf in leaves(item)) for item in node.args]
-            for node in self._nodes
+            [any(True for _ in values_in(item)) for item in node.args] for node in self._nodes
         ]
 
     def flow(

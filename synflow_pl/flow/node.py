@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils._pytree import tree_leaves
+from synflow_pl.graph.operation import Value, values_in
 
-from synflow_pl.graph.operation import Value
-
-__all__ = ["Node", "fill", "leaves"]
+__all__ = ["Node", "fill"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,7 @@ class Node:
     @property
     def operands(self) -> list[int]:
         """Return the numbers of the values that this node reads."""
-        return [leaf.number for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
-
-
-def leaves(argument: Any) -> list[Any]:
-    """Return the leaves of a nested argument, a :class:`Value` being one of them."""
-    return tree_leaves(argument, is_leaf=lambda leaf: isinstance(leaf, Value))
+        return [value.number for value in values_in((self.args, self.kwargs))]
 
 
 def fill(argument: Any, values: Mapping[int, Any]) -> Any:

@@ -6,10 +6,9 @@ from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from synflow_pl.graph import operators
-from synflow_pl.graph.trace import Graph, Operation, Value, is_number
+from synflow_pl.graph.trace import Graph, Operation, is_number
 
 __all__ = ["Replay", "computed_weights", "weights_nonzero_after_masking", "without_zeros"]
 
@@ -73,11 +72,7 @@ class Replay:
             for value in operation.reads
         }
         for index, operation in enumerate(self._operations):
-            args, kwargs = tree_map(
-                lambda item: values[item.number] if isinstance(item, Value) else item,
-                (operation.args, operation.kwargs),
-                is_leaf=lambda item: isinstance(item, Value),
-            )
+            args, kwargs = operation.arguments(lambda value: values[value.number])
             result = operation.target(*args, **kwargs)
             results = result if isinstance(result, (tuple, list)) else (result,)
             for output, tensor in zip(operation.outputs, results, strict=True):

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from synflow_pl.graph.noise import average
+from synflow_pl.graph.operation import map_values
 from synflow_pl.graph.trace import Graph, Operation, Value, is_number
 
 __all__ = ["TracedValues"]
@@ -95,19 +95,17 @@ class TracedValues:
         becomes zero.
         """
 
-        def leaf(item: Any) -> Any:
-            if not isinstance(item, Value):
-                return item
-            if self._is_variable(item):
-                return self.resolve(item)
-            tensor = self.tensor(item)
+        def replace(value: Value) -> Any:
+            if self._is_variable(value):
+                return self.resolve(value)
+            tensor = self.tensor(value)
             return (
                 self.constant(torch.zeros_like(tensor, dtype=tensor.dtype.to_real()))
                 if is_number(tensor)
                 else tensor
             )
 
-        return tree_map(leaf, argument, is_leaf=lambda item: isinstance(item, Value))
+        return map_values(replace, argument)
 
     def factor(self, argument: Any) -> Any:
         """Return a multiplicative argument: a reference to flow or weights, or a magnitude."""

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from synflow_pl.graph import operators
 from synflow_pl.graph.operation import Operation, Value
@@ -232,15 +231,11 @@ def average(
             for place, source in enumerate(sources)
         }
 
-        def leaf(item: Any, made: dict[int, Tensor] = made) -> Any:
-            return made.get(item.number, tensors[item.number]) if isinstance(item, Value) else item
+        def tensor(value: Value, made: dict[int, Tensor] = made) -> Tensor:
+            return made.get(value.number, tensors[value.number])
 
         for operation in order:
-            args, kwargs = tree_map(
-                leaf,
-                (operation.args, operation.kwargs),
-                is_leaf=lambda item: isinstance(item, Value),
-            )
+            args, kwargs = operation.arguments(tensor)
             result = operation.target(*args, **kwargs)
             results = result if isinstance(result, (tuple, list)) else (result,)
             made.update(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
-__all__ = ["Operation", "Value"]
+__all__ = ["Operation", "Value", "map_values", "values_in"]
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,48 @@ class Operation:
     @property
     def reads(self) -> list[Value]:
         """Return the values that the operation reads, in order."""
-        leaves = tree_leaves((self.args, self.kwargs), is_leaf=lambda leaf: isinstance(leaf, Value))
-        return [leaf for leaf in leaves if isinstance(leaf, Value)]
+        return list(values_in((self.args, self.kwargs)))
+
+    def arguments(self, tensor: Callable[[Value], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and the keyword arguments with a tensor in place of each value.
+
+        Args:
+            tensor: Function from a value to its tensor.
+        """
+        return map_values(tensor, self.args), map_values(tensor, self.kwargs)
 
     def bound(self) -> dict[str, Any]:
         """Return the arguments by their names in the schema of the operation."""
         names = [argument.name for argument in self.target._schema.arguments]
         return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
+
+
+def values_in(argument: Any) -> Iterator[Value]:
+    """Yield the values in a nested argument of an ATen operator, in order."""
+    # A recursion over the three containers of ATen's arguments takes a tenth of the time of
+    # torch.utils._pytree, and these functions are called for every operation of a graph.
+    if type(argument) is Value:
+        yield argument
+    elif type(argument) in (tuple, list):
+        for item in argument:
+            yield from values_in(item)
+    elif type(argument) is dict:
+        for item in argument.values():
+            yield from values_in(item)
+
+
+def map_values(function: Callable[[Value], Any], argument: Any) -> Any:
+    """Return a nested argument of an ATen operator with each value replaced.
+
+    Args:
+        function: Function from a value to what takes its place.
+        argument: A value, or a tuple, list or dict with values in it at any depth.
+    """
+    kind = type(argument)
+    if kind is Value:
+        return function(argument)
+    if kind is tuple or kind is list:
+        return kind(map_values(function, item) for item in argument)
+    if kind is dict:
+        return {key: map_values(function, item) for key, item in argument.items()}
+    return argument

@@ -15,7 +15,15 @@ from synflow_pl.flow import Block, LinearNetwork
 from synflow_pl.masks import prunable
 from synflow_pl.schedules import kept_weights
 
-__all__ = ["Pruner", "PrunerWrapper", "PruningState", "Saliency"]
+__all__ = [
+    "Pruner",
+    "PrunerWrapper",
+    "PruningState",
+    "Saliency",
+    "flat_product",
+    "multiplied_out",
+    "varying_factor",
+]
 
 
 class Saliency(NamedTuple):
@@ -32,6 +40,31 @@ class Saliency(NamedTuple):
 
     weight: Tensor
     gradient: Tensor
+
+
+def flat_product(score: Tensor | Saliency) -> Tensor:
+    """Return a score as a flat tensor that may be overwritten.
+
+    A saliency is multiplied out, in place of its gradient where that is contiguous.
+    """
+    if isinstance(score, Saliency):
+        return score.gradient.contiguous().view(-1).mul_(score.weight.reshape(-1))
+    return score.contiguous().view(-1)
+
+
+def multiplied_out(scores: Mapping[str, Tensor | Saliency]) -> dict[str, Tensor]:
+    """Return scores by parameter name, saliencies multiplied out in place of their gradients."""
+    return {
+        name: flat_product(score).view(score.gradient.shape)
+        if isinstance(score, Saliency)
+        else score
+        for name, score in scores.items()
+    }
+
+
+def varying_factor(score: Tensor | Saliency) -> Tensor:
+    """Return the factor of a score that differs from round to round: its gradient, or all of it."""
+    return score.gradient if isinstance(score, Saliency) else score
 
 
 @dataclass
