@@ -1,7 +1,7 @@
 """Measure what each part of the scorer's special machinery gains in time and memory.
 
     python -m benchmarks.ablation [--networks vgg16 resnet18 resnet20] [--runs 3]
-        [--rounds auto 100] [--density 0.01]
+        [--rounds auto 100] [--density 0.01] [--parts "blocks" "matrix products"]
 
 Each contender runs SynFlow with one part replaced by the plain operation of PyTorch, at the default
 number of threads. The ratio to the unchanged code is the factor that the part gains. The masks of
@@ -69,11 +69,7 @@ def _every_position(
 PARTS: dict[str, dict[str, Any]] = {
     "deduplicated positions": {"synflow_pl.flow.builder.deduplicate_positions": _every_position},
     "blocks": {"synflow_pl.selection.PruningGroup._is_sparse": lambda *_: False},
-    "reused gradient memory": {"synflow_pl.pruners.SynFlow._remember": lambda *_: None},
-    "own convolutions": {
-        "synflow_pl.flow.convolution._FEW": 0,
-        "synflow_pl.flow.convolution._SOME": 0,
-    },
+    "matrix products": {"synflow_pl.flow.convolution._FEW": 0},
     "selection by sampling": {
         "synflow_pl.selection.smallest_of_many": sorted_smallest,
         "synflow_pl.selection.smallest_within_budget": sorted_within_budget,
@@ -128,7 +124,8 @@ def measure(name: str, rounds: int | str, options: argparse.Namespace) -> None:
 
         return run
 
-    taken = in_turn({key: contender(key) for key in CONTENDERS}, options.runs)
+    keys = [key for key, parts in CONTENDERS.items() if set(parts) <= set(options.parts)]
+    taken = in_turn({key: contender(key) for key in keys}, options.runs)
     table(taken, "as it is", f"{name}, {rounds} rounds")
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as alone:
         for key, found in masks.items():
@@ -153,6 +150,7 @@ def main() -> None:
         "--rounds", nargs="+", default=["auto", 100], type=lambda x: x if x == "auto" else int(x)
     )
     parser.add_argument("--density", type=float, default=0.01)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     print(environment())
     for name in options.networks:

@@ -76,7 +76,7 @@ def smallest_within_budget_on_device(
         >>> scores = torch.tensor([4.0, 1.0, 2.0, 0.0])
         >>> everything = [torch.ones(4, dtype=torch.bool)]
         >>> smallest_within_budget_on_device([scores], everything, budget=3.5, most=4)
-        WithinBudget(num_scores=3, total=3.0)
+        WithinBudget(num_scores=3, total=3.0, threshold=None, excess_ties=0)
     """
     parts, candidates = concatenated(parts), concatenated(candidates)
     dtype, device = parts[0].dtype, parts[0].device

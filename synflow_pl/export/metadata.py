@@ -27,7 +27,7 @@ class Metadata:
         std: Standard deviation of each channel, by which pixels are then divided.
         network: Class path of the network.
         arguments: Arguments of the class.
-        told: Further properties for the model card, by name: density, accuracy, pruner.
+        properties: Further properties for the model card, by name: density, accuracy, pruner.
 
     Example:
         >>> from synflow_pl.export import Metadata
@@ -42,7 +42,7 @@ class Metadata:
     std: tuple[float, ...]
     network: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    told: Mapping[str, Any] = field(default_factory=dict)
+    properties: Mapping[str, Any] = field(default_factory=dict)
 
     def json(self) -> str:
         """Return the metadata as JSON."""
@@ -61,7 +61,7 @@ class Metadata:
         """
         if not text:
             raise ValueError(
-                f"{path!r} does not say what its images are like; expected a file that"
+                f"{path!r} has no description of its images; expected a file that"
                 " `synflow_pl export` wrote"
             )
         try:
@@ -73,7 +73,7 @@ class Metadata:
             return metadata
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path!r} describes itself in a way that cannot be read ({error}); export it anew"
+                f"{path!r} has a description that cannot be read ({error}); export it anew"
             ) from error
 
     def _validate(self) -> None:
@@ -87,7 +87,7 @@ class Metadata:
             "std": len(self.std) == self.input_shape[0] and min(self.std) > 0,
             "network": isinstance(self.network, str),
             "arguments": isinstance(self.arguments, Mapping),
-            "told": isinstance(self.told, Mapping),
+            "properties": isinstance(self.properties, Mapping),
         }.items():
             if not is_valid:
                 raise ValueError(f"{name}: {getattr(self, name)!r}")

@@ -31,9 +31,9 @@ def write_card(path: Path, metadata: Metadata, differences: Mapping[str, float])
     """
     c, h, w = metadata.input_shape
     arguments = " ".join(f"{key}={value}" for key, value in metadata.arguments.items())
-    lines = [f"# {metadata.told.get('name', metadata.network.rpartition('.')[2])}", ""]
+    lines = [f"# {metadata.properties.get('name', metadata.network.rpartition('.')[2])}", ""]
     lines += [f"- network: `{metadata.network}` {arguments}".rstrip()]
-    lines += [f"- {key}: {value}" for key, value in metadata.told.items() if key != "name"]
+    lines += [f"- {key}: {value}" for key, value in metadata.properties.items() if key != "name"]
     lines += [
         f"- input `images`: float32 (N, {c}, {h}, {w}), pixels in [0, 1],"
         f" less {list(metadata.mean)}, over {list(metadata.std)}",

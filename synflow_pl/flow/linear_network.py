@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synflow_pl.flow.convolution import convolve, multiply
 from synflow_pl.flow.fallback import fallback_errors
-from synflow_pl.flow.gradient_memory import as_shape, separate
 from synflow_pl.flow.meetings import Meeting
 from synflow_pl.flow.node import Node, fill
 from synflow_pl.flow.node_analysis import acting_weights, last_uses, needed
@@ -120,7 +118,6 @@ class LinearNetwork:
         gains: bool = True,
         watch: Callable[[Node | None, Sequence[Any]], None] | None = None,
         compute: Callable[[Callable[..., Any], Node, Sequence[Any]], Any] | None = None,
-        into: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
         """Return R up to a power of two: the sum of the outputs for an input of ones.
 
@@ -134,7 +131,6 @@ class LinearNetwork:
                 and the list of the value and its divisor.
             compute: Function called with each node's function, the node and its arguments, which
                 returns the result of the node.
-            into: Memory for the gradients of some weights, in the weights' shapes.
 
         Returns:
             A scalar, exactly zero if no path from input to output is left (or if flow underflows).
@@ -167,10 +163,6 @@ class LinearNetwork:
                 watch(node, arguments)
             result: Any
             kernel = node.function
-            if node.weight is not None and node.weight in into:
-                kernel = partial(
-                    convolve if kernel is convolve else multiply, into=into[node.weight]
-                )
             if node.weight is not None and node.weight in blocks:
                 result = through_block(
                     kernel, arguments, blocks[node.weight], self._units[node.weight]
@@ -198,7 +190,6 @@ class LinearNetwork:
         *,
         gains: bool = True,
         compute: Callable[[Callable[..., Any], Node, Sequence[Any]], Any] | None = None,
-        into: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> dict[str, Tensor]:
         """Return dR/dw for each of ``weights``, up to one power of two that all of them share.
 
@@ -209,14 +200,11 @@ class LinearNetwork:
             blocks: Blocks of those weights that are cut down to their active units and inputs.
             gains: See :meth:`flow`.
             compute: See :meth:`flow`.
-            into: Gradients of an earlier call whose memory may be reused, for some of the same
-                weights or for blocks of them. They may have any memory layout; one that does not
-                fill its memory (an expanded tensor) is not used.
 
         Returns:
             Non-negative tensors in the weights' shapes, in any memory layout, that share no memory.
         """
-        return self.flow_and_gradients(weights, blocks, gains=gains, compute=compute, into=into)[1]
+        return self.flow_and_gradients(weights, blocks, gains=gains, compute=compute)[1]
 
     def flow_and_gradients(
         self,
@@ -225,7 +213,6 @@ class LinearNetwork:
         *,
         gains: bool = True,
         compute: Callable[[Callable[..., Any], Node, Sequence[Any]], Any] | None = None,
-        into: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return R and dR/dw for each of ``weights``, up to one power of two that all share.
 
@@ -234,7 +221,6 @@ class LinearNetwork:
             blocks: See :meth:`gradients`.
             gains: See :meth:`flow`.
             compute: See :meth:`flow`.
-            into: See :meth:`gradients`.
 
         Returns:
             R, a scalar, and the gradients by name, as :meth:`gradients` returns them.
@@ -243,12 +229,10 @@ class LinearNetwork:
             with torch.no_grad():
                 return self.flow({}, gains=gains, compute=compute), {}
         variables = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        views = {name: as_shape(memory, variables[name].shape) for name, memory in into.items()}
-        reused = {name: view for name, view in views.items() if view is not None}
         with torch.enable_grad():
-            total = self.flow(variables, blocks, gains=gains, compute=compute, into=reused)
+            total = self.flow(variables, blocks, gains=gains, compute=compute)
         gradients = torch.autograd.grad(total, list(variables.values()))
-        return total.detach(), dict(zip(variables, separate(gradients), strict=True))
+        return total.detach(), dict(zip(variables, _separate(gradients), strict=True))
 
     def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float | None]:
         """Return the operations without a rule, with the error of their replacement on this flow.
@@ -345,3 +329,20 @@ class LinearNetwork:
         return max(
             float((flow / total.detach() - 1).abs()) for flow in (entering, *passing[len(inputs) :])
         )
+
+
+def _separate(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return these gradients, each with memory of its own.
+
+    The gradient of a sum is one expanded number, and two terms of a sum share their gradient.
+    """
+    taken: set[int] = set()
+    separated = []
+    for gradient in gradients:
+        by_stride = sorted(range(gradient.dim()), key=gradient.stride, reverse=True)
+        overlaps = not gradient.permute(by_stride).is_contiguous()
+        if overlaps or gradient.data_ptr() in taken:
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
+        taken.add(gradient.data_ptr())
+        separated.append(gradient)
+    return separated

@@ -28,9 +28,6 @@ from synflow_pl.pruners.base import Pruner, PruningState, Saliency
 
 __all__ = ["SynFlow"]
 
-# Gradients of weights with at least this many entries reuse the memory of the previous round.
-_LARGE = 1 << 16
-
 
 class SynFlow(Pruner):
     """Keep the weights with the most synaptic flow through them.
@@ -52,11 +49,9 @@ class SynFlow(Pruner):
 
     def __init__(self) -> None:
         self._linear_network: LinearNetwork | None = None
-        self._memory: dict[str, Tensor] = {}
 
     def prepare(self, state: PruningState) -> None:
         assert state.inputs is not None
-        self._memory = {}
         scored_network = self.scored_network(state.network)
         self._linear_network = linear_network = linearise(scored_network, state.inputs)
         state.linear_network = linear_network if scored_network is state.network else None
@@ -105,11 +100,10 @@ class SynFlow(Pruner):
     def score(self, state: PruningState) -> dict[str, Saliency | Tensor]:
         assert self._linear_network is not None
         total_flow, gradients = self._linear_network.flow_and_gradients(
-            self._flowing(state), state.blocks, into=self._memory
+            self._flowing(state), state.blocks
         )
         if self.scores_are_path_sums:
             state.total_flow = total_flow
-        self._remember(gradients, state)
         for name in state.ranked_separately.keys() & gradients.keys():
             # With a gradient of one the score is the magnitude.
             gradients[name].masked_fill_(state.ranked_separately[name], 1)
@@ -119,23 +113,7 @@ class SynFlow(Pruner):
         }
 
     def finish(self, state: PruningState) -> None:
-        self._linear_network, self._memory = None, {}
-
-    def _remember(self, gradients: dict[str, Tensor], state: PruningState) -> None:
-        """Keep the memory of large gradients for the next round.
-
-        Memory that was not used in this round will not be used in a later one and is released.
-        """
-        if not self._memory:
-            large = (name for name, gradient in gradients.items() if gradient.numel() >= _LARGE)
-            self._memory = {name: gradients[name] for name in large if name in state.compressible}
-        else:
-            taken = (
-                name
-                for name, memory in self._memory.items()
-                if gradients[name].data_ptr() == memory.data_ptr()
-            )
-            self._memory = {name: self._memory[name] for name in taken}
+        self._linear_network = None
 
     def _flowing(self, state: PruningState) -> dict[str, Tensor]:
         """Return the working copies of the weights in the positive linear network, by name."""

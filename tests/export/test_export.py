@@ -109,22 +109,22 @@ def test_no_file_is_written_if_its_outputs_do_not_agree_with_the_network(
         (
             "safetensors",
             {"input_shape": ("a", 8, 8)},
-            r"describes itself in a way that cannot be read \(input_shape: \('a', 8, 8\)\)",
+            r"has a description that cannot be read \(input_shape: \('a', 8, 8\)\)",
         ),
         (
             "safetensors",
             {"mean": (0.5,) * 3},
-            r"describes itself in a way that cannot be read \(mean: \(0.5, 0.5, 0.5\)\)",
+            r"has a description that cannot be read \(mean: \(0.5, 0.5, 0.5\)\)",
         ),
         (
             "safetensors",
             {"std": (0.25, 0)},
-            r"describes itself in a way that cannot be read \(std: \(0.25, 0\)\)",
+            r"has a description that cannot be read \(std: \(0.25, 0\)\)",
         ),
         (
             "safetensors",
             {"network": 5},
-            r"describes itself in a way that cannot be read \(network: 5\)",
+            r"has a description that cannot be read \(network: 5\)",
         ),
         (
             "safetensors",
@@ -157,7 +157,7 @@ def test_reading_an_onnx_file_without_metadata_is_an_error(
         networks[1], (images(2),), tmp_path / "foreign.onnx", dynamo=True, verbose=False
     )
     assert onnx.load(tmp_path / "foreign.onnx").graph.node
-    with pytest.raises(ValueError, match=r"foreign\.onnx' does not say what its images are like"):
+    with pytest.raises(ValueError, match=r"foreign\.onnx' has no description of its images"):
         load_exported(tmp_path / "foreign.onnx")
 
 
@@ -247,7 +247,7 @@ def test_reading_a_safetensors_file_only_builds_networks_of_the_package(
     ):
         load_exported(tmp_path / "a.safetensors")
     save_file({"weight": torch.zeros(1)}, tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="does not say what its images are like"):
+    with pytest.raises(ValueError, match="has no description of its images"):
         load_exported(tmp_path / "b.safetensors")
     save_file(
         {"weight": torch.zeros(1)},
@@ -280,7 +280,7 @@ def test_the_card_keeps_rows_of_the_same_network_and_names_files_of_another(tmp_
     assert "4.0e-07" not in card
     assert card.endswith("Not described here, since another export wrote it: `model.pt2`.\n")
     card = write_card(
-        tmp_path / "model", replace(METADATA, told={"density": 0.1}), {"safetensors": 0.0}
+        tmp_path / "model", replace(METADATA, properties={"density": 0.1}), {"safetensors": 0.0}
     ).read_text()
     assert card.endswith("wrote it: `model.onnx`, `model.pt2`.\n")
 
