@@ -12,7 +12,6 @@ change the order of summation. Memory is measured in one process per contender.
 from __future__ import annotations
 
 import argparse
-import copy
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,10 +19,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.pruning import NETWORKS
-from benchmarks.timing import environment, give_back_at_once, grown, in_turn, reset_peak, table
+from benchmarks.pruning import argument_parser, network_of, peak_memory
+from benchmarks.timing import environment, give_back_at_once, in_turn, table
 from synflow_pl import Masks, prune
 from synflow_pl.budget_selection import WithinBudget
 from synflow_pl.pruners import SynFlow
@@ -93,25 +92,21 @@ def without(parts: Sequence[str]) -> Iterator[None]:
 
 
 def _pruned(name: str, rounds: int | str, density: float, contender: str) -> Masks:
-    torch.manual_seed(0)
-    build, shape = NETWORKS[name]
+    network, shape = network_of(name)
     with without(CONTENDERS[contender]):
-        return prune(build().eval(), SynFlow(), density=density, rounds=rounds, input_shape=shape)
+        return prune(network, SynFlow(), density=density, rounds=rounds, input_shape=shape)
 
 
 def _memory(name: str, rounds: int | str, density: float, contender: str) -> float:
-    """Return the peak memory above the loaded network, relative to its parameters' bytes."""
+    """Return the peak memory of a contender. It is called in a process of its own."""
     give_back_at_once()
-    torch.manual_seed(0)
-    build, shape = NETWORKS[name]
-    network = build().eval()
+    network, shape = network_of(name)
+
+    def work(network: nn.Module, rounds: int | str) -> Masks:
+        return prune(network, SynFlow(), density=density, rounds=rounds, input_shape=shape)
+
     with without(CONTENDERS[contender]):
-        # A first run, so that imports and buffers that the libraries keep are not counted.
-        prune(copy.deepcopy(network), SynFlow(), density=density, rounds=3, input_shape=shape)
-        held = reset_peak()
-        prune(network, SynFlow(), density=density, rounds=rounds, input_shape=shape)
-        peak = grown(held)
-    return peak / sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
+        return peak_memory(network, work, rounds)
 
 
 def measure(name: str, rounds: int | str, options: argparse.Namespace) -> None:
@@ -139,17 +134,10 @@ def measure(name: str, rounds: int | str, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--networks", nargs="+", choices=NETWORKS, default=["vgg16", "resnet18", "resnet20"]
-    )
-    parser.add_argument("--runs", type=int, default=3)
+    parser = argument_parser(__doc__)
     parser.add_argument(
         "--rounds", nargs="+", default=["auto", 100], type=lambda x: x if x == "auto" else int(x)
     )
-    parser.add_argument("--density", type=float, default=0.01)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     print(environment())

@@ -21,6 +21,7 @@ import argparse
 import copy
 import multiprocessing
 import statistics
+from collections.abc import Callable
 
 import torch
 import torchvision
@@ -124,7 +125,7 @@ def textbook(
 
 def compare(name: str, options: argparse.Namespace) -> None:
     """Time plain passes, synflow_pl and the textbook loop in turn, and print the ratios."""
-    network, shape = _network(name, options)
+    network, shape = network_of(name, options.device)
     image = torch.ones(1, *shape, device=options.device)
     some = max(1, round(options.rounds * (options.share or 0.1)))
 
@@ -194,7 +195,7 @@ def memory(name: str, options: argparse.Namespace, what: str) -> float:
             pass"``: memory in use during a forward and backward pass.
     """
     torch.set_num_threads(max(options.threads))
-    network, shape = _network(name, options)
+    network, shape = network_of(name, options.device)
 
     def work(network: nn.Module, rounds: int | str) -> None:
         if what == "plain pass":
@@ -204,23 +205,40 @@ def memory(name: str, options: argparse.Namespace, what: str) -> float:
 
     if options.device == "cpu" and what != "held":
         give_back_at_once()
-    # A first run, so that imports and buffers that the libraries keep are not counted.
+    return peak_memory(
+        network, work, "auto" if what == "automatic" else options.rounds, options.device
+    )
+
+
+def peak_memory(
+    network: nn.Module,
+    work: Callable[[nn.Module, int | str], object],
+    rounds: int | str,
+    device: str = "cpu",
+) -> float:
+    """Return the peak memory of work above a loaded network, relative to its parameters' bytes.
+
+    Args:
+        network: The network.
+        work: Function of a network and a number of rounds. It is called once before with 3 rounds,
+            so that imports and buffers that the libraries keep are not counted.
+        rounds: Number of rounds to measure.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
     work(copy.deepcopy(network), 3)
     size = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
-    if options.device == "cuda":
+    if device == "cuda":
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     else:
         held = reset_peak()
-    work(network, "auto" if what == "automatic" else options.rounds)
-    return (
-        torch.cuda.max_memory_allocated() - held if options.device == "cuda" else grown(held)
-    ) / size
+    work(network, rounds)
+    return (torch.cuda.max_memory_allocated() - held if device == "cuda" else grown(held)) / size
 
 
 def check(name: str, options: argparse.Namespace) -> None:
     """Compare the masks of the textbook loop and of synflow_pl in float64."""
-    network, shape = _network(name, options)
+    network, shape = network_of(name, options.device)
     network.double()
     expected = textbook(network, shape, options.density, options.rounds, options.rounds)
     ours: Masks = prune(
@@ -238,22 +256,29 @@ def check(name: str, options: argparse.Namespace) -> None:
     )
 
 
-def _network(name: str, options: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
+def network_of(name: str, device: str = "cpu") -> tuple[nn.Module, tuple[int, ...]]:
+    """Return a network of ``NETWORKS`` in eval mode, and the shape (C, H, W) of its input."""
     torch.manual_seed(0)
     build, shape = NETWORKS[name]
-    return build().eval().to(options.device), shape
+    return build().eval().to(device), shape
 
 
-def main() -> None:
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the options networks, runs and density."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--networks", nargs="+", choices=NETWORKS, default=["vgg16", "resnet18", "resnet20"]
     )
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--density", type=float, default=0.01)
+    return parser
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument(
         "--threads", nargs="+", type=int, default=sorted({1, torch.get_num_threads()})

@@ -14,12 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synflow_pl.order_statistics import at_most, concatenated, nonzero_indices, sample_of
+from synflow_pl.order_statistics import (
+    DEVIATIONS,
+    at_most,
+    concatenated,
+    nonzero_indices,
+    sample_of,
+)
 
 __all__ = ["WithinBudget", "smallest_within_budget"]
 
-# Half the width of the bracket, in standard deviations of the sums estimated from a sample.
-_DEVIATIONS = 6
 # Scores that are processed at a time, so that no new pages of memory are needed.
 _CHUNK = 1 << 17
 
@@ -30,8 +34,8 @@ class WithinBudget(NamedTuple):
     Attributes:
         num_scores: Number of the scores.
         total: Sum of the scores.
-        threshold: Largest of the scores, a scalar, or the next float below the smallest score that
-            does not fit; ``None`` if it is not determined.
+        threshold: A number, as a scalar, such that exactly the scores up to it fit, apart from
+            ``excess_ties``; ``None`` if it is not determined.
         excess_ties: Number of scores that equal the threshold but do not fit.
     """
 
@@ -94,6 +98,8 @@ def smallest_within_budget(
 def _bracket(sample: Tensor, n: int, budget: float, most: int) -> tuple[Tensor, Tensor]:
     """Return two values that very likely enclose the first score that does not fit.
 
+    They are ``DEVIATIONS`` standard deviations of the estimated sums and counts away from it.
+
     Args:
         sample: Sample (m,) of the scores, in any order.
         n: Number of scores.
@@ -110,11 +116,11 @@ def _bracket(sample: Tensor, n: int, budget: float, most: int) -> tuple[Tensor, 
     deviations = np.sqrt(((exact / unit) ** 2).cumsum()) * (unit * scale)
     ranks = np.arange(1, len(values) + 1)
     counts, count_deviations = ranks * scale, np.sqrt(ranks) * scale
-    fits = (sums + _DEVIATIONS * deviations <= budget) & (
-        counts + _DEVIATIONS * count_deviations <= most
+    fits = (sums + DEVIATIONS * deviations <= budget) & (
+        counts + DEVIATIONS * count_deviations <= most
     )
-    exceeds = (sums - _DEVIATIONS * deviations > budget) | (
-        counts - _DEVIATIONS * count_deviations > most
+    exceeds = (sums - DEVIATIONS * deviations > budget) | (
+        counts - DEVIATIONS * count_deviations > most
     )
     num_fitting = int(fits.argmin()) if not fits.all() else len(values)
     low = values[num_fitting - 1] if num_fitting else -1.0

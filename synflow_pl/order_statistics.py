@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "DEVIATIONS",
     "at_most",
     "concatenated",
     "nonzero_indices",
@@ -29,7 +30,7 @@ _SAMPLE_FRACTION, _MIN_SAMPLE, _MAX_SAMPLE = 1 / 256, 1 << 12, 1 << 16
 # Several tensors with at most this many scores in total are concatenated.
 _SMALL = 1 << 20
 # Half the width of the bracket, in standard deviations of the wanted rank in a random sample.
-_DEVIATIONS = 6
+DEVIATIONS = 6
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:
@@ -194,7 +195,7 @@ def _bracket(sample: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Return two values that very likely enclose the ``fraction``-quantile of all scores."""
     size = sample.numel()
     expected = size * fraction
-    reach = _DEVIATIONS * math.sqrt(expected * (1 - fraction)) + 1
+    reach = DEVIATIONS * math.sqrt(expected * (1 - fraction)) + 1
     ranks = max(0, math.floor(expected - reach)) + 1, min(size - 1, math.ceil(expected + reach)) + 1
     low, high = (sample.kthvalue(rank).values for rank in ranks)
     return low, high

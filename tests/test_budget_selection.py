@@ -91,8 +91,8 @@ def test_negative_zero_counts_as_zero() -> None:
 
 
 def test_a_sample_that_is_not_representative_costs_time_only() -> None:
-    # Every second score is sampled where there are fewer than 8,192, and every 17th of 70,000.
-    for n, step in ((8_191, 1), (70_000, 17)):
+    # Every second of 8,192 scores is sampled, and every 17th of 70,000.
+    for n, step in ((8_192, 2), (70_000, 17)):
         for in_sample, elsewhere in ((1e-3, 1.0), (1.0, 1e-3)):
             scores = torch.full((n,), elsewhere) + torch.arange(n) * 1e-9
             scores[::step] = in_sample
