@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -25,6 +25,7 @@ from synflow_pl.masks import Masks
 from synflow_pl.numerics import full_precision
 from synflow_pl.parameters import check_network, left_out, left_out_note
 from synflow_pl.pruners.base import Pruner, PruningState
+from synflow_pl.pruners.batch_loss import BatchLoss, as_batch_loss
 from synflow_pl.pruning_checks import (
     Batches,
     apply_earlier_masks,
@@ -56,7 +57,7 @@ def prune(
     input_shape: Sequence[int] | None = None,
     example_input: Tensor | Sequence[Tensor] | None = None,
     batches: Batches | Callable[[int], Batches] = (),
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    loss: BatchLoss | Callable[[Any, Any], Tensor] = cross_entropy,
     mask_bias: bool = False,
     mask_norm: bool = False,
     exclude: Iterable[str] = (),
@@ -97,12 +98,15 @@ def prune(
             input.
         example_input: Tensor, or tuple or list of the positional arguments of ``forward()``, with
             the batch dimension, instead of ``input_shape``.
-        batches: Pairs (inputs (N, ...), labels (N, ...)), for pruners that score on data and
-            networks with one input and one output; or a function from the index of a round, counted
-            from 0, to such pairs, for fresh batches in every round. The function must return the
-            same batches for the same index.
-        loss: Function from (logits, labels) to the mean loss of a batch, for pruners that score on
-            data.
+        batches: Pairs (inputs (N, ...), labels (N, ...)), for pruners that score on data, or
+            batches of any structure that ``loss`` takes; or a function from the index of a round,
+            counted from 0, to such batches, for fresh ones in every round. The function must return
+            the same batches for the same index.
+        loss: Function from (outputs, labels) to the mean loss of a batch, for pruners that score on
+            data and networks with one input and one output. For any other network and batch, a
+            function of two parameters of which the second is called ``batch``: from (network,
+            batch) to the mean loss (``loss=lambda network, batch: network(**batch).loss``). It runs
+            in eval mode, and what it changes is restored.
         mask_bias: Whether to mask biases too, each exactly when its unit has no kept weight;
             ``density`` still counts weights only.
         mask_norm: Whether to mask gains and shifts too, of BatchNorms and GroupNorms that read the
@@ -123,8 +127,9 @@ def prune(
         prunable and contains other remarks.
 
     Raises:
-        TypeError: If the network is TorchScript or wrapped for parallel training, or
-            ``example_input`` does not consist of tensors.
+        TypeError: If the network is TorchScript or wrapped for parallel training,
+            ``example_input`` does not consist of tensors, or ``loss`` is no function of two
+            arguments.
         ValueError: If an option is impossible, naming its value, before any work starts; or if the
             network has nothing to prune, or fails on its input; or if with ``rounds="auto"`` every
             path needs more weights than are to be kept.
@@ -158,7 +163,9 @@ def prune(
         on_collapse=on_collapse,
     )
     options.check_pruner(pruner)
-    prune_with = partial(_prune, pruner=pruner, earlier=masks, batches=batches, loss=loss)
+    prune_with = partial(
+        _prune, pruner=pruner, earlier=masks, batches=batches, loss=as_batch_loss(loss)
+    )
     if options.effective_density is not None:
         inputs = example_of(network, input_shape, example_input)
         attempt = partial(prune_with, example_input=inputs)
@@ -180,7 +187,7 @@ def _prune(
     pruner: Pruner,
     earlier: Masks | None,
     batches: Batches | Callable[[int], Batches],
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: BatchLoss,
     input_shape: Sequence[int] | None = None,
     example_input: Tensor | Sequence[Tensor] | None = None,
     on_round: Callable[[int, float, Mapping[str, Tensor]], None] | None = None,
@@ -193,7 +200,7 @@ def _prune(
         pruner: Pruner that computes the scores.
         earlier: Masks of an earlier pruning to continue from, or ``None``.
         batches: As in :func:`prune`.
-        loss: As in :func:`prune`.
+        loss: Loss of a batch.
         input_shape: As in :func:`prune`.
         example_input: As in :func:`prune`.
         on_round: As in :func:`prune`.
@@ -206,7 +213,7 @@ def _prune(
     has_example = input_shape is not None or example_input is not None
     if pruner.needs_input or options.mask_norm or has_example:
         state.inputs = example_of(network, input_shape, example_input)
-    state.batches = batches_of_round(pruner, batches, 0)
+    state.batches = batches_of_round(state, pruner, batches, 0)
     check_inputs = collapse_inputs(state, pruner, options.on_collapse)
     layers = _ranked_layers(state, target)
     if any(density < 1 for _, density in layers):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -33,49 +33,29 @@ __all__ = [
     "zero_removed",
 ]
 
-Batches = Sequence[tuple[Tensor, Tensor]]
-"""Pairs (images (N, C, H, W), labels (N,))."""
+Batches = Sequence[Any]
+"""Batches that a loss takes: pairs (images (N, C, H, W), labels (N,)), or of any structure."""
 
 
 def batches_of_round(
-    pruner: Pruner, batches: Batches | Callable[[int], Batches], index: int
+    state: PruningState, pruner: Pruner, batches: Batches | Callable[[int], Batches], index: int
 ) -> Batches:
     """Return the batches of a round, checked if the pruner scores on them.
 
     Args:
+        state: State of the pruning, whose loss will be computed from the batches.
         pruner: Pruner that computes the scores.
         batches: Batches, or a function from the index of a round to its batches.
         index: Index of the round, counted from 0.
 
     Raises:
-        ValueError: If they are not pairs (images, labels).
+        ValueError: If the loss cannot be computed from them.
     """
     if not pruner.needs_batches:
         return () if callable(batches) else batches
     drawn = batches(index) if callable(batches) else batches
-    _check_batches(pruner, drawn)
+    state.loss.check(pruner.name, drawn)
     return drawn
-
-
-def _check_batches(pruner: Pruner, batches: Batches) -> None:
-    expected = f"{pruner.name} scores on data: give batches=, a list of (images, labels) pairs"
-    if not isinstance(batches, Sequence) or len(batches) == 0:
-        given = "none" if isinstance(batches, Sequence) else f"a {type(batches).__name__}"
-        raise ValueError(f"{expected}; got {given}")
-    for index, batch in enumerate(batches):
-        if not (
-            isinstance(batch, (tuple, list))
-            and len(batch) == 2
-            and all(isinstance(part, Tensor) and part.dim() for part in batch)
-        ):
-            raise ValueError(f"{expected}; batches[{index}] is no pair of tensors")
-        if len(batch[0]) != len(batch[1]):
-            raise ValueError(
-                f"{expected}; batches[{index}] has {len(batch[0])} images and {len(batch[1])}"
-                " labels"
-            )
-    if not any(len(images) for images, _ in batches):
-        raise ValueError(f"{expected}; there are no images in these")
 
 
 def apply_earlier_masks(state: PruningState, masks: Masks) -> None:
@@ -190,8 +170,8 @@ def collapse_inputs(
     """
     inputs = state.inputs
     if inputs is None and pruner.needs_batches and on_collapse != "ignore":
-        images = next(images for images, _ in state.batches if len(images))
-        inputs = example_of(state.network, None, images[:1])
+        example = state.loss.example(state.batches)
+        inputs = None if example is None else example_of(state.network, None, example)
     if inputs is None and on_collapse == "error":
         raise ValueError(
             "on_collapse='error' has to see whether a path is left: give input_shape=(C, H, W) or"

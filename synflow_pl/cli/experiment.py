@@ -38,7 +38,6 @@ from synflow_pl.flow import linearise, unit_sums
 from synflow_pl.io import explain
 from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.schedules import SCHEDULES
-from synflow_pl.training.introspection import find_loss
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -260,7 +259,7 @@ def _schedule(own: argparse.Namespace, plan: Plan, command: str) -> None:
     The schedule auto takes as many rounds as it needs, which the table states.
     """
     batches = plan.batches(own.pruner_by_overlay.values(), own.noise)
-    loss = find_loss(plan.model)
+    loss = plan.model.loss
     cases: list[tuple[str, Any, float, int | Literal["auto"]]] = []
     for overlay, pruner in own.pruner_by_overlay.items():
         automatic = ["auto"] if pruner.scores_are_path_sums else []

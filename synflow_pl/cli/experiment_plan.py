@@ -24,7 +24,6 @@ from synflow_pl.experiments import SquaredMagnitudes, first_scores
 from synflow_pl.flow import example_of
 from synflow_pl.pruners import Pruner
 from synflow_pl.runs import create_run_folder
-from synflow_pl.training.introspection import find_loss
 
 __all__ = ["Plan", "Training", "pruner_of"]
 
@@ -174,7 +173,7 @@ class Plan:
         with tqdm(pruners.items(), unit="pruner", leave=False) as bar:
             for overlay, pruner in bar:
                 bar.set_description(f"Scoring, {overlay}")
-                loss = find_loss(self.model)
+                loss = self.model.loss
                 yield (
                     overlay,
                     first_scores(

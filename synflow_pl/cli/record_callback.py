@@ -39,7 +39,7 @@ class Recording(Callback):
                 diagnosis = diagnose(
                     network,
                     callback.masks,
-                    example_input=find_example(trainer, pl_module, callback.input_shape),
+                    example_input=find_example(trainer, pl_module, network, callback.input_shape),
                 )
                 show_diagnosis(
                     [logger for logger in trainer.loggers if isinstance(logger, RunCSV)], diagnosis

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from synflow_pl.pruners import Pruner, PruningState, Saliency
+from synflow_pl.pruners.batch_loss import as_batch_loss
 from synflow_pl.schedules import as_density
 
 __all__ = ["first_scores", "lowest_and_sum"]
@@ -50,7 +51,7 @@ def first_scores(
         ValueError: If the pruner needs data and there are no batches.
     """
     state = PruningState.from_network(network, exclude)
-    state.inputs, state.batches, state.loss = inputs, batches, loss
+    state.inputs, state.batches, state.loss = inputs, batches, as_batch_loss(loss)
     state.density, state.train_mode = as_density(density), train_mode
     if pruner.needs_batches and not batches:
         raise ValueError(

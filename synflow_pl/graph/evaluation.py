@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from synflow_pl.graph.network_state import preserve_state
-from synflow_pl.graph.written_memory import Writes, put_back
+from synflow_pl.graph.written_memory import Writes
 
 __all__ = [
     "attention_in_parts",
@@ -70,7 +70,7 @@ def explaining_errors(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterato
                     with written:
                         functional_call(network, copies, inputs)
                 finally:
-                    put_back(written.before)
+                    written.restore()
         except torch.OutOfMemoryError:
             raise
         except Exception as cause:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["preserve_state"]
+__all__ = ["preserve_state", "seed"]
 
 # Objects of these packages, other than modules, surround a network (a trainer, a logger) and are
 # not a part of its state.
@@ -63,9 +63,7 @@ def preserve_state(network: nn.Module) -> Iterator[None]:
     state = None if numpy is None else numpy.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
-            # torch.manual_seed would also seed devices that are not initialised yet, whose state
-            # cannot be restored.
-            (torch.manual_seed if devices else torch.default_generator.manual_seed)(0)
+            seed(0)
             random.seed(0)
             if numpy is not None:
                 numpy.random.seed(0)
@@ -76,6 +74,19 @@ def preserve_state(network: nn.Module) -> Iterator[None]:
             numpy.random.set_state(state)
         for put_back in restore:
             put_back()
+
+
+def seed(number: int) -> None:
+    """Seed the generators of PyTorch, except those of devices that are not initialised yet.
+
+    The state of the latter could not be restored.
+
+    Args:
+        number: Seed, a non-negative integer.
+    """
+    (torch.manual_seed if torch.cuda.is_initialized() else torch.default_generator.manual_seed)(
+        number
+    )
 
 
 class _Walk:

@@ -17,13 +17,23 @@ __all__ = ["Writes", "memory_of", "put_back"]
 
 
 class Writes(TorchDispatchMode):
-    """Keeps the contents of memory before a pass writes to it."""
+    """Keeps the contents of memory before operations write to it while the mode is active.
+
+    Memory that was allocated by one of the operations themselves is not kept.
+    """
 
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
+        self._before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
+        self._allocated: set[int] = set()
+
+    def restore(self) -> None:
+        """Restore all memory that was written to, and start anew."""
+        put_back(self._before)
+        self._before.clear()
+        self._allocated.clear()
 
     def __torch_dispatch__(
         self, target: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -41,10 +51,17 @@ class Writes(TorchDispatchMode):
             if (
                 isinstance(leaf, Tensor)
                 and leaf.layout is torch.strided
-                and (place := memory_of(leaf)) not in self.before
+                and (place := memory_of(leaf)) not in self._before
+                and place not in self._allocated
             ):
-                self.before[place] = leaf, leaf.untyped_storage().clone()
-        return target(*args, **kwargs)
+                self._before[place] = leaf, leaf.untyped_storage().clone()
+        result = target(*args, **kwargs)
+        # A result is new memory or that of an argument.
+        read = {memory_of(leaf) for leaf in tree_leaves(given) if isinstance(leaf, Tensor)}
+        self._allocated |= {
+            memory_of(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)
+        } - read
+        return result
 
 
 def put_back(held: Mapping[int, tuple[Tensor, torch.UntypedStorage]]) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from synflow_pl.flow import Block, LinearNetwork
 from synflow_pl.masks import prunable
+from synflow_pl.pruners.batch_loss import BatchLoss, PairLoss
 from synflow_pl.schedules import kept_weights
 
 __all__ = [
@@ -87,8 +88,8 @@ class PruningState:
             density after the last round.
         scope: ``"global"`` or ``"local"``, as in :func:`synflow_pl.prune`.
         inputs: Example inputs of the network, or ``None`` where no pruner needs them.
-        batches: Pairs (images (N, C, H, W), labels (N,)) of the present round, for pruners that
-            score on data.
+        batches: Batches of the present round, for pruners that score on data, as ``loss`` takes
+            them.
         compressible: Names of parameters that the pruner can score by their block of active units
             and inputs alone.
         blocks: Units and inputs to which parameters have been reduced, by name. Their entries in
@@ -97,7 +98,7 @@ class PruningState:
             only ranked against each other, at the density of the whole network, since their scores
             cannot be compared with those of other weights. ``compressible`` has none of these
             names.
-        loss: Function from (logits, labels) to a scalar, the mean over a batch.
+        loss: Loss of a batch, for pruners that score on data.
         train_mode: Whether pruners that score on data do so in train mode.
         linear_network: Positive linear network of ``network``, if the pruner built it; the
             connectivity check reuses it.
@@ -118,11 +119,11 @@ class PruningState:
     density: Fraction = Fraction(1)
     scope: str = "global"
     inputs: tuple[Tensor, ...] | None = None
-    batches: Sequence[tuple[Tensor, Tensor]] = ()
+    batches: Sequence[Any] = ()
     compressible: Collection[str] = ()
     blocks: dict[str, Block] = field(default_factory=dict)
     ranked_separately: dict[str, Tensor] = field(default_factory=dict)
-    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
+    loss: BatchLoss = field(default_factory=lambda: PairLoss(nn.functional.cross_entropy))
     train_mode: bool = False
     linear_network: LinearNetwork | None = None
     scored_network: LinearNetwork | None = None

@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from synflow_pl.pruners.base import Pruner, PruningState
-from synflow_pl.pruners.forward import loss_gradients, stateless_forward
+from synflow_pl.pruners.forward import loss_gradients
 
 __all__ = ["FORCE"]
 
@@ -39,8 +39,7 @@ class FORCE(Pruner):
 
     def score(self, state: PruningState) -> dict[str, Tensor]:
         pruned = {name: weight * state.masks[name] for name, weight in state.weights.items()}
-        with stateless_forward(state, train_mode=state.train_mode) as forward:
-            gradients = loss_gradients(state, forward, pruned)
+        gradients = loss_gradients(state, pruned)
         return {
             name: gradient.mul_(state.weights[name]).abs_() for name, gradient in gradients.items()
         }

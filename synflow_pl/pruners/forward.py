@@ -1,7 +1,7 @@
 """Stateless forward passes of data with working copies of a network's weights.
 
-The loss L of every data-driven score is the mean over all pruning images. Batches are processed one
-at a time, each weighted by its number of images, so that a short last batch is not overweighted.
+The loss L of every data-driven score is the mean over all examples. Batches are processed one at a
+time, each weighted by its number of examples, so that a short last batch is not overweighted.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.stateless import _reparametrize_module
 
 from synflow_pl.flow import evaluating
 from synflow_pl.graph.control import Controlled
 from synflow_pl.pruners.base import PruningState
+from synflow_pl.pruners.batch_loss import cast
 
 __all__ = [
     "Forward",
     "batch_statistics",
     "gradients_of",
     "loss_gradients",
-    "mean_losses",
+    "scored_losses",
     "stateless_forward",
 ]
 
@@ -32,30 +34,25 @@ Forward = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
 
 @contextmanager
-def stateless_forward(state: PruningState, *, train_mode: bool = False) -> Iterator[Forward]:
+def stateless_forward(state: PruningState) -> Iterator[Forward]:
     """Return a function that runs ``state.network`` with other weights and leaves it unchanged.
 
     Weights, buffers, gradients, mode and random state of the network are restored on exit.
 
     Args:
         state: State of the pruning. Parameters without a given value keep the network's own.
-        train_mode: Whether to run in train mode: BatchNorm uses the statistics of each batch and
-            dropout is active; running statistics are not updated.
 
     Raises:
         TypeError: If the network does not return a tensor; raised by the forward pass.
     """
     network = state.network
     like = next(iter(state.weights.values()))
-    tensors = {
-        name: _cast(tensor, like)
-        for name, tensor in (*network.named_parameters(), *network.named_buffers())
-    }
+    tensors = {name: cast(tensor, like) for name, tensor in _tensors(network)}
 
     def forward(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
         # A forward pass may write to buffers, even in eval mode, so it receives copies.
         buffers = {name: tensors[name].clone() for name, _ in network.named_buffers()}
-        logits = functional_call(network, {**tensors, **buffers, **weights}, (_cast(images, like),))
+        logits = functional_call(network, {**tensors, **buffers, **weights}, (cast(images, like),))
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"{type(network).__name__} returns a {type(logits).__name__}, but pruning by data"
@@ -64,48 +61,83 @@ def stateless_forward(state: PruningState, *, train_mode: bool = False) -> Itera
             )
         return logits
 
-    devices = [like.device] if like.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), evaluating(network), torch.enable_grad(), Controlled():
-        if train_mode:
-            network.train()
+    with _stateless(network, like, train_mode=False):
         yield forward
 
 
-def mean_losses(
-    state: PruningState, forward: Forward, weights: Mapping[str, Tensor], temperature: float = 1.0
-) -> Iterator[Tensor]:
-    """Yield the loss of each batch, weighted so that the sum is the mean over all pruning images.
+@contextmanager
+def scored_losses(
+    state: PruningState, weights: Mapping[str, Tensor], temperature: float = 1.0
+) -> Iterator[Callable[[], Iterator[Tensor]]]:
+    """Return a function that yields the loss of each batch, as a function of ``weights``.
+
+    Inside the context the network runs with ``weights``, so gradients must be computed there: a
+    network may run parts of its forward pass again for them. The losses are weighted so that their
+    sum is the mean over all examples. Weights, buffers, gradients, mode and random state of the
+    network are restored on exit.
 
     Args:
-        state: State of the pruning, whose batches and loss are used.
-        forward: Function from :func:`stateless_forward`.
-        weights: Weights by parameter name.
-        temperature: Positive number by which logits are divided.
+        state: State of the pruning, whose batches, loss and mode are used.
+        weights: Weights by parameter name; other parameters keep the network's own values.
+        temperature: Positive number by which the network's outputs are divided.
     """
-    total = sum(len(images) for images, _ in state.batches)
-    for images, labels in state.batches:
-        logits = forward(weights, images)
-        yield state.loss(logits / temperature, labels.to(logits.device)) * (len(images) / total)
+    network, loss = state.network, state.loss
+    owner, scored = loss.modules(network)
+    like = next(iter(state.weights.values()))
+    # The network may be a copy, in higher precision, of the module that the loss runs.
+    present = dict(_tensors(scored, remove_duplicate=False))
+    substitutes = {id(present[name]): cast(value, like) for name, value in _tensors(network)}
+    substitutes |= {id(present[name]): weight for name, weight in weights.items()}
+    tensors = {
+        name: substitutes[id(x)] if id(x) in substitutes else cast(x, like)
+        for name, x in _tensors(owner)
+    }
+    buffers = {name: tensors[name] for name, _ in owner.named_buffers()}
+    sizes = [loss.size(batch) for batch in state.batches]
+
+    def losses() -> Iterator[Tensor]:
+        for index, (batch, size) in enumerate(zip(state.batches, sizes, strict=True)):
+            # A forward pass may write to buffers, even in eval mode, so it receives copies.
+            copies = {name: buffer.clone() for name, buffer in buffers.items()}
+            with _reparametrize_module(owner, copies, tie_weights=True):
+                value = loss.compute(
+                    network, batch, index=index, like=like, temperature=temperature
+                )
+            yield value * (size / sum(sizes))
+
+    with (
+        _stateless(owner, like, train_mode=state.train_mode),
+        loss.scoring(),
+        _reparametrize_module(owner, tensors, tie_weights=True),
+    ):
+        yield losses
 
 
-def loss_gradients(
-    state: PruningState, forward: Forward, weights: Mapping[str, Tensor], temperature: float = 1.0
-) -> dict[str, Tensor]:
-    """Return the gradients dL/dw of the mean loss over all pruning images, by parameter name.
+@contextmanager
+def _stateless(module: nn.Module, like: Tensor, *, train_mode: bool) -> Iterator[None]:
+    """Restore mode and random state of a module on exit, and run control flow as plain Python."""
+    devices = [like.device] if like.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), evaluating(module), torch.enable_grad(), Controlled():
+        if train_mode:
+            module.train()
+        yield
+
+
+def loss_gradients(state: PruningState, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the gradients dL/dw of the mean loss over all examples, by parameter name.
 
     A gradient is zero for a weight on which the loss does not depend.
 
     Args:
-        state: State of the pruning, whose batches and loss are used.
-        forward: Function from :func:`stateless_forward`.
+        state: State of the pruning, whose batches, loss and mode are used.
         weights: Weights by parameter name.
-        temperature: Positive number by which logits are divided.
     """
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for loss in mean_losses(state, forward, leaves, temperature):
-        for name, gradient in zip(leaves, gradients_of(loss, leaves), strict=True):
-            sums[name] += gradient
+    with scored_losses(state, leaves) as losses:
+        for loss in losses():
+            for name, gradient in zip(leaves, gradients_of(loss, leaves), strict=True):
+                sums[name] += gradient
     return sums
 
 
@@ -119,6 +151,8 @@ def gradients_of(
         leaves: Leaf tensors by name.
         create_graph: Whether the gradients can be differentiated again.
     """
+    if not value.requires_grad:  # no leaf is connected
+        return tuple(torch.zeros_like(leaf) for leaf in leaves.values())
     return torch.autograd.grad(
         value, list(leaves.values()), create_graph=create_graph, materialize_grads=True
     )
@@ -160,8 +194,7 @@ def batch_statistics(
     return buffers
 
 
-def _cast(tensor: Tensor, like: Tensor) -> Tensor:
-    """Move a tensor to the device of ``like``, and a floating-point tensor to its dtype."""
-    return tensor.detach().to(
-        like.device, like.dtype if tensor.is_floating_point() else tensor.dtype
-    )
+def _tensors(module: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and value of each parameter and buffer."""
+    yield from module.named_parameters(remove_duplicate=remove_duplicate)
+    yield from module.named_buffers(remove_duplicate=remove_duplicate)

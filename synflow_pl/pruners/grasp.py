@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from synflow_pl.pruners.base import Pruner, PruningState
-from synflow_pl.pruners.forward import gradients_of, mean_losses, stateless_forward
+from synflow_pl.pruners.forward import gradients_of, scored_losses
 
 __all__ = ["GraSP", "InvertedGraSP"]
 
@@ -36,7 +36,7 @@ class GraSP(Pruner):
     """Keep the weights without which the gradient flow would decrease.
 
     Args:
-        temperature: Positive number by which logits are divided.
+        temperature: Positive number by which the network's outputs, the logits, are divided.
 
     Raises:
         ValueError: If the temperature is not positive.
@@ -58,19 +58,17 @@ class GraSP(Pruner):
         self.temperature = temperature
 
     def score(self, state: PruningState) -> dict[str, Tensor]:
+        leaves = {name: weight.detach().requires_grad_() for name, weight in state.weights.items()}
         # Fused attention kernels have no second derivative.
         with (
             sdpa_kernel(SDPBackend.MATH),
-            stateless_forward(state, train_mode=state.train_mode) as forward,
+            scored_losses(state, leaves, self.temperature) as losses,
         ):
-            leaves = {
-                name: weight.detach().requires_grad_() for name, weight in state.weights.items()
-            }
             flow = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
             products = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
             gradients: tuple[Tensor, ...] = ()
             before_last = len(state.batches) - 1
-            for index, loss in enumerate(mean_losses(state, forward, leaves, self.temperature)):
+            for index, loss in enumerate(losses()):
                 gradients = gradients_of(loss, leaves, create_graph=index == before_last)
                 for name, gradient in zip(leaves, gradients, strict=True):
                     flow[name] += gradient.detach()
@@ -79,7 +77,7 @@ class GraSP(Pruner):
             # The graph of the last batch is still in memory. Those of the other batches would take
             # too much of it and are computed again.
             _add_products(products, gradients, flow, leaves)
-            for loss in islice(mean_losses(state, forward, leaves, self.temperature), before_last):
+            for loss in islice(losses(), before_last):
                 _add_products(products, gradients_of(loss, leaves, create_graph=True), flow, leaves)
         return {name: product.mul_(state.weights[name]) for name, product in products.items()}
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from synflow_pl.pruners.base import Pruner, PruningState
-from synflow_pl.pruners.forward import loss_gradients, stateless_forward
+from synflow_pl.pruners.forward import loss_gradients
 
 __all__ = ["SNIP"]
 
@@ -35,8 +35,7 @@ class SNIP(Pruner):
     needs_batches = True
 
     def score(self, state: PruningState) -> dict[str, Tensor]:
-        with stateless_forward(state, train_mode=state.train_mode) as forward:
-            gradients = loss_gradients(state, forward, state.weights)
+        gradients = loss_gradients(state, state.weights)
         return {
             name: gradient.mul_(state.weights[name]).abs_() for name, gradient in gradients.items()
         }

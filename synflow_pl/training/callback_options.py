@@ -9,11 +9,11 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 
 from synflow_pl.pruners import Pruner
+from synflow_pl.pruners.batch_loss import is_binary
 from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.training.checkpoints import attribute_of
 from synflow_pl.training.introspection import find_network
-from synflow_pl.training.losses import takes_two
 
 __all__ = [
     "check_now",
@@ -36,6 +36,7 @@ def make_options(
     on_collapse: str,
     compact: bool,
     loss: object,
+    loss_fn: object,
     exclude: Sequence[str] | str,
     **options: Any,
 ) -> PruningOptions | None:
@@ -49,7 +50,8 @@ def make_options(
         masks_path: File of masks to train with.
         on_collapse: What happens if no path of kept weights connects input and output.
         compact: Whether a smaller network is trained.
-        loss: Loss of a pruner that scores on data.
+        loss: Function from (outputs, labels) to the loss that a pruner scores by on data.
+        loss_fn: Function from (module, batch) to that loss.
         exclude: Pattern, or list of patterns, of parameter names that stay dense.
         options: Other options of ``prune()``, at least ``density``, ``num_kept``,
             ``effective_density`` and ``rounds``.
@@ -60,7 +62,7 @@ def make_options(
 
     Raises:
         ValueError: If an option is impossible, naming its value.
-        TypeError: If ``loss`` cannot be called with two arguments.
+        TypeError: If ``loss`` or ``loss_fn`` cannot be called with two arguments.
     """
     pruning: PruningOptions | None = None
     density, num_kept, rounds = options["density"], options["num_kept"], options["rounds"]
@@ -81,11 +83,20 @@ def make_options(
         raise ValueError(
             f"sanity: {sanity!r} must be one of {', '.join(SANITY)}, and needs a pruner"
         )
-    if loss is not None and (isinstance(loss, type) or not callable(loss) or not takes_two(loss)):
-        raise TypeError(
-            f"loss: {loss!r} must be a module or function of two arguments, (outputs, labels)"
-            " to the mean loss"
+    if loss is not None and loss_fn is not None:
+        raise ValueError(
+            "give either loss, a function of (outputs, labels), or loss_fn, a function of (module,"
+            " batch)"
         )
+    for name, function, arguments in (
+        ("loss", loss, "outputs, labels"),
+        ("loss_fn", loss_fn, "module, batch"),
+    ):
+        if function is not None and not is_binary(function):
+            raise TypeError(
+                f"{name}: {function!r} must be a module or function of two arguments, ({arguments})"
+                " to the mean loss"
+            )
     effective_density = options["effective_density"]
     _check_time(pruner, at_epoch, score_from, masks_path, sanity, effective_density)
     if compact and (

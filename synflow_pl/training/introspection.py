@@ -1,4 +1,4 @@
-"""Find the network, example input, batches and loss that a pruner needs, in any LightningModule."""
+"""Find the network, example input and batches that a pruner needs, in any LightningModule."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from synflow_pl.pruners import Pruner
-from synflow_pl.training.losses import find_loss
+from synflow_pl.pruners.batch_loss import batch_size, tensors_in
+from synflow_pl.training.module_loss import captured_inputs
 
-__all__ = ["FreshBatches", "find_batches", "find_example", "find_loss", "find_network"]
+__all__ = ["FreshBatches", "find_batches", "find_example", "find_network"]
 
-# Number of training images to score on, rounded up to whole batches, if the data module has no
+# Number of training examples to score on, rounded up to whole batches, if the data module has no
 # pruning_batches(): the number that SNIP's paper uses for CIFAR-10.
-_IMAGES = 128
+_EXAMPLES = 128
 
 
 def find_network(pl_module: LightningModule, name: str | None) -> tuple[nn.Module, str]:
@@ -55,20 +56,24 @@ def find_network(pl_module: LightningModule, name: str | None) -> tuple[nn.Modul
 
 
 def find_example(
-    trainer: Trainer, pl_module: LightningModule, shape: Sequence[int] | None
+    trainer: Trainer, pl_module: LightningModule, network: nn.Module, shape: Sequence[int] | None
 ) -> tuple[Tensor, ...]:
     """Return an example of the network's inputs.
 
     It has the given shape, else the data module's ``input_shape``; else it is the module's
-    ``example_input_array``, else the first image of a training batch.
+    ``example_input_array``, else what ``training_step()`` gives the network for the first example
+    of a training batch. Where the network is not called with tensors by position there, it is the
+    first tensor of the batch.
 
     Args:
         trainer: Trainer with the data module or the training batches.
         pl_module: Module that is trained.
+        network: Network that is pruned, the module or a part of it.
         shape: Shape of an input without the batch dimension, such as (C, H, W), or ``None``.
 
     Raises:
-        ValueError: If ``example_input_array`` is neither a tensor nor a tuple of tensors.
+        ValueError: If ``example_input_array`` is neither a tensor nor a tuple of tensors, or a
+            training batch has no tensor.
     """
     device = pl_module.device
     shape = shape or getattr(getattr(trainer, "datamodule", None), "input_shape", None)
@@ -76,13 +81,11 @@ def find_example(
         return (torch.ones(1, *shape, device=device),)
     example = pl_module.example_input_array
     if example is None:
-        # Reading a training batch must not change the random state of the training.
-        with isolate_rng():
-            batch = next(iter(trainer.fit_loop._data_source.dataloader()))
-        example = batch
-        while not isinstance(example, Tensor):
-            example = next(iter(example.values() if isinstance(example, dict) else example))
-        example = example[:1]
+        with isolate_rng():  # reading a training batch must not change the state of the training
+            batch = next(_training_batches(trainer, pl_module))
+            inputs = captured_inputs(trainer, pl_module, network, batch) or (_first_tensor(batch),)
+        sizes = {len(tensor) if tensor.dim() else 0 for tensor in inputs}
+        return tuple(tensor[:1] for tensor in inputs) if sizes == {batch_size(batch)} else inputs
     inputs = example if isinstance(example, tuple) else (example,)
     if not all(isinstance(tensor, Tensor) for tensor in inputs):
         raise ValueError(
@@ -92,50 +95,46 @@ def find_example(
     return tuple(tensor.to(device) for tensor in inputs)
 
 
-def find_batches(trainer: Trainer, pruner: Pruner) -> list[tuple[Tensor, Tensor]]:
-    """Return the (images, labels) pairs to score on.
+def find_batches(trainer: Trainer, pl_module: LightningModule) -> list[Any]:
+    """Return the batches to score on.
 
     They are the data module's ``pruning_batches()`` if it has that method, else the first training
-    batches.
+    batches, as ``training_step()`` receives them.
 
     Args:
         trainer: Trainer with the data module or the training batches.
-        pruner: Pruner that scores on the batches, for messages.
-
-    Raises:
-        ValueError: If a training batch is not a pair of tensors.
+        pl_module: Module that is trained.
     """
     function = _pruning_batches(trainer)
-    return list(function()) if function is not None else FreshBatches(trainer, pruner)(0)
+    return list(function()) if function is not None else FreshBatches(trainer, pl_module)(0)
 
 
 class FreshBatches:
-    """Function from the index of a round, from 0, to the (images, labels) pairs to score on.
+    """Function from the index of a round, from 0, to the batches to score on.
 
-    Each round has other images: another draw of the data module's ``pruning_batches(draw=...)`` if
-    it has that method, else the next batches of training epochs. The batches depend on seed and
+    Each round has other examples: another draw of the data module's ``pruning_batches(draw=...)``
+    if it has that method, else the next batches of training epochs. The batches depend on seed and
     index only, and the random state of the training does not change. Index 0 gives the batches of
     :func:`find_batches`.
 
     Args:
         trainer: Trainer with the data module or the training batches.
-        pruner: Pruner that scores on the batches, for messages.
+        pl_module: Module that is trained.
 
     Raises:
-        ValueError: If ``pruning_batches()`` has no parameter ``draw``, or a training batch is not a
-            pair of tensors.
+        ValueError: If ``pruning_batches()`` has no parameter ``draw``.
     """
 
-    def __init__(self, trainer: Trainer, pruner: Pruner) -> None:
-        self._trainer, self._pruner = trainer, pruner
+    def __init__(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trainer, self._pl_module = trainer, pl_module
         self._function = _pruning_batches(trainer)
-        self._batches: Iterator[list[tuple[Tensor, Tensor]]] = iter(())
+        self._batches: Iterator[list[Any]] = iter(())
         self._drawn = 0
         self._random_states: dict[str, Any] | None = None
         """Random states after the last draw."""
 
-    def __call__(self, index: int) -> list[tuple[Tensor, Tensor]]:
-        """Return the pairs of the round with this index."""
+    def __call__(self, index: int) -> list[Any]:
+        """Return the batches of the round with this index."""
         if self._function is not None:
             if not _accepts_draw(self._function):
                 raise ValueError(
@@ -146,7 +145,7 @@ class FreshBatches:
             return list(self._function(draw=index))
         with isolate_rng():
             if self._random_states is None or index < self._drawn:
-                self._batches, self._drawn = self._training_batches(), 0
+                self._batches, self._drawn = self._lists(), 0
             else:
                 _set_rng_states(self._random_states)
             while self._drawn <= index:
@@ -155,32 +154,57 @@ class FreshBatches:
             self._random_states = _collect_rng_states()
         return batches
 
-    def _training_batches(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Yield lists of training batches with at least 128 images, epoch after epoch.
+    def _lists(self) -> Iterator[list[Any]]:
+        """Yield lists of training batches with at least 128 examples, epoch after epoch.
 
-        A list has fewer images only if the whole epoch has.
+        A list has fewer examples only if the whole epoch has.
         """
         while True:
-            batches: list[tuple[Tensor, Tensor]] = []
+            batches: list[Any] = []
             whole = False
-            for batch in self._trainer.fit_loop._data_source.dataloader():
-                pair = (
-                    isinstance(batch, (tuple, list))
-                    and len(batch) == 2
-                    and all(isinstance(part, Tensor) for part in batch)
-                )
-                if not pair:
-                    raise ValueError(
-                        f"{type(self._pruner).__name__} scores on (images, labels) pairs of"
-                        f" tensors, and a training batch is a {type(batch).__name__} of something"
-                        " else; give the data module a method pruning_batches() that lists them"
-                    )
-                batches.append((batch[0], batch[1]))
-                if sum(len(images) for images, _ in batches) >= _IMAGES:
+            for batch in _training_batches(self._trainer, self._pl_module):
+                batches.append(batch)
+                if sum(map(batch_size, batches)) >= _EXAMPLES:
                     yield batches
                     batches, whole = [], True
             if not whole:
                 yield batches
+
+
+def _training_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
+    """Yield the batches of one training epoch, as ``training_step()`` receives them.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    loader = trainer.fit_loop._data_source.dataloader()
+    if not isinstance(loader, CombinedLoader):
+        loader = CombinedLoader(loader, "max_size_cycle")
+    empty = True
+    for batch, _, _ in loader:
+        empty = False
+        batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        yield pl_module._apply_batch_transfer_handler(
+            batch, device=pl_module.device, dataloader_idx=0
+        )
+    if empty:
+        raise ValueError("the training data has no batches to prune by")
+
+
+def _first_tensor(batch: Any) -> Tensor:
+    """Return the first tensor of a batch.
+
+    Raises:
+        ValueError: If the batch has none.
+    """
+    first = next(tensors_in(batch), None)
+    if first is None:
+        raise ValueError(
+            f"a training batch, a {type(batch).__name__}, has no tensor to serve as an example of"
+            " the network's inputs; give PruneAtInit an input_shape, or the module an"
+            " example_input_array"
+        )
+    return first
 
 
 def _accepts_draw(function: Callable[..., Any]) -> bool:
@@ -191,6 +215,6 @@ def _accepts_draw(function: Callable[..., Any]) -> bool:
     )
 
 
-def _pruning_batches(trainer: Trainer) -> Callable[..., Iterable[tuple[Tensor, Tensor]]] | None:
+def _pruning_batches(trainer: Trainer) -> Callable[..., Iterable[Any]] | None:
     function = getattr(getattr(trainer, "datamodule", None), "pruning_batches", None)
     return function if callable(function) else None

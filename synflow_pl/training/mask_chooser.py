@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,9 @@ from synflow_pl.diagnosis import MaskHistory
 from synflow_pl.flow import example_of
 from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruners import Pruner
+from synflow_pl.pruners.batch_loss import BatchLoss, as_batch_loss
 from synflow_pl.pruning import prune
-from synflow_pl.pruning_checks import rounds_advice
+from synflow_pl.pruning_checks import Batches, rounds_advice
 from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.training.checkpoints import load_masks
 from synflow_pl.training.distributed import Ranks
@@ -28,16 +28,13 @@ from synflow_pl.training.introspection import (
     FreshBatches,
     find_batches,
     find_example,
-    find_loss,
 )
-from synflow_pl.training.losses import BROADCAST, Loss
+from synflow_pl.training.module_loss import ModuleLoss
 from synflow_pl.training.precision import scorable, unrounded
 from synflow_pl.training.pruning_report import PruningReport
 from synflow_pl.training.weight_loading import load_weights
 
 __all__ = ["Fit", "MaskChooser"]
-
-Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,9 @@ class MaskChooser:
         pruner: Pruner that computes the scores; ``None`` for a dense training.
         options: Options of the pruning; ``None`` without a pruner or with masks from a file.
         from_file: Masks from a file, which are used instead of the pruner.
-        loss: Loss of pruners that score on data; ``None`` uses that of the module.
+        loss: Function from (outputs, labels) to the loss that pruners score by on data.
+        loss_fn: Function from (module, batch) to that loss. Without either of them it is the loss
+            of the module's ``training_step()``.
         input_shape: Shape of an input without the batch dimension; ``None`` uses that of the data.
         fresh_batches: Whether each round scores on other images.
         score_from: Path of a checkpoint whose weights are scored and whose masks are pruned
@@ -92,7 +91,8 @@ class MaskChooser:
         options: PruningOptions | None,
         from_file: Masks | None,
         *,
-        loss: Loss | None,
+        loss: Callable[[Any, Any], Tensor] | None,
+        loss_fn: Callable[[Any, Any], Tensor] | None,
         input_shape: Sequence[int] | None,
         fresh_batches: bool,
         score_from: Path | None,
@@ -100,7 +100,8 @@ class MaskChooser:
     ) -> None:
         self.pruner = pruner if from_file is None else None
         self._options, self._from_file = options, from_file
-        self._loss, self._input_shape, self._fresh_batches = loss, input_shape, fresh_batches
+        self._loss, self._loss_fn = loss, loss_fn
+        self._input_shape, self._fresh_batches = input_shape, fresh_batches
         self._score_from, self._freeze_dead = score_from, freeze_dead
         self.inputs: tuple[Tensor, ...] = ()
         self.unrounded: dict[str, Tensor] = {}
@@ -151,14 +152,15 @@ class MaskChooser:
             return None
         return MaskHistory() if self.automatic or self.rounds > 1 else None
 
-    def example(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor, ...]:
+    def example(self, fit: Fit) -> tuple[Tensor, ...]:
         """Return the example inputs of the network, and store them in :attr:`inputs`.
 
         Args:
-            trainer: Trainer with the data module or the training batches.
-            pl_module: Module that is trained.
+            fit: Network that is pruned, and its training.
         """
-        self.inputs = self.inputs or find_example(trainer, pl_module, self._input_shape)
+        self.inputs = self.inputs or find_example(
+            fit.trainer, fit.pl_module, fit.network, self._input_shape
+        )
         return self.inputs
 
     def copy_unrounded(self, trainer: Trainer, network: nn.Module) -> None:
@@ -189,7 +191,7 @@ class MaskChooser:
             if masks is None:
                 masks = self._choose_by_score(fit, history)
             if self._freeze_dead:
-                inputs = example_of(fit.network, None, self.example(fit.trainer, fit.pl_module))
+                inputs = example_of(fit.network, None, self.example(fit))
                 masks = freeze(fit.network, masks, inputs)
             return masks.state_dict()
 
@@ -202,10 +204,10 @@ class MaskChooser:
             fit: Network that will be pruned, and its training.
 
         Raises:
-            ValueError: If the pruner will need a loss, and the module has none or several.
+            ValueError: If the pruner will need a loss, and ``training_step()`` returns none.
         """
         assert self._options is not None
-        self._find_loss(fit.pl_module, fit.network)
+        self._find_loss(fit)
         weights = prunable(fit.network, self._options.exclude)
         return Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()})
 
@@ -273,51 +275,36 @@ class MaskChooser:
         first_round: int = 0,
         **arguments: Any,
     ) -> Masks:
-        """Call ``prune()`` with the inputs, batches and loss of the training.
-
-        Raises:
-            ValueError: If the loss of the module compares outputs and labels of different shapes.
-        """
+        """Call ``prune()`` with the inputs, batches and loss of the training."""
         assert self.pruner is not None
         recording = fit.report.recording_pruner(fit.trainer, self.pruner, options.rounds)
         if self.pruner.needs_batches:
-            arguments |= {
-                "loss": self._find_loss(fit.pl_module, scored),
-                "batches": self._batches(fit.trainer, self.pruner, first_round),
-            }
-        with warnings.catch_warnings():
-            if self._loss is None:
-                # The module's training step may bring outputs and labels to one shape; its loss
-                # alone does not.
-                warnings.filterwarnings("error", BROADCAST, UserWarning)
-            try:
-                masks = prune(
-                    scored,
-                    recording or self.pruner,
-                    example_input=self.example(fit.trainer, fit.pl_module),
-                    **vars(options),
-                    **arguments,
-                )
-            except UserWarning as warning:
-                raise ValueError(
-                    f"the loss of {type(fit.pl_module).__name__} compares outputs and labels of"
-                    " different shapes; give PruneAtInit loss=, a function of (outputs, labels)"
-                    " that brings them to one shape as the training step does"
-                ) from warning
+            arguments |= {"loss": self._find_loss(fit), "batches": self._batches(fit, first_round)}
+        masks = prune(
+            scored,
+            recording or self.pruner,
+            example_input=self.example(fit),
+            **vars(options),
+            **arguments,
+        )
         if recording is not None:
             fit.report.add(recording)
         return masks
 
-    def _find_loss(self, pl_module: LightningModule, network: nn.Module) -> Loss | None:
-        """Return the loss of a pruner that scores on data, else ``None``."""
+    def _find_loss(self, fit: Fit) -> BatchLoss | None:
+        """Return the loss of a pruner that scores on data, else ``None``.
+
+        Raises:
+            ValueError: If no loss is given, and ``training_step()`` does not return one.
+        """
         if self.pruner is None or not self.pruner.needs_batches:
             return None
-        return self._loss or find_loss(pl_module, network)
+        if self._loss is not None:
+            return as_batch_loss(self._loss)
+        return ModuleLoss(fit.trainer, fit.pl_module, fit.network, self._loss_fn)
 
-    def _batches(
-        self, trainer: Trainer, pruner: Pruner, first_round: int
-    ) -> Batches | Callable[[int], Batches]:
+    def _batches(self, fit: Fit, first_round: int) -> Batches | Callable[[int], Batches]:
         if not self._fresh_batches:
-            return find_batches(trainer, pruner)
-        fresh = FreshBatches(trainer, pruner)
+            return find_batches(fit.trainer, fit.pl_module)
+        fresh = FreshBatches(fit.trainer, fit.pl_module)
         return lambda index: fresh(first_round + index)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pytorch_lightning import LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from synflow_pl.diagnosis import DeadNetwork, Diagnosis, MaskHistory
 from synflow_pl.masks import Masks
@@ -25,7 +25,6 @@ from synflow_pl.training.checkpoints import attribute_of, find_checkpoint
 from synflow_pl.training.compacted import check_compactable
 from synflow_pl.training.hold_masks import HoldMasks
 from synflow_pl.training.introspection import find_network
-from synflow_pl.training.losses import Loss
 from synflow_pl.training.mask_chooser import Fit, MaskChooser
 from synflow_pl.training.monitors import check_monitors
 from synflow_pl.training.pruning_report import diagnose_rounds
@@ -90,9 +89,11 @@ class PruneAtInit(HoldMasks):
         freeze_dead: Whether biases, gains and shifts of units without a path of kept weights from
             the input are held at zero, so that these units can be removed; this changes the
             training.
-        loss: Function of (outputs, labels) that returns the mean loss, for a pruner that scores on
-            data; by default the module's attribute ``loss``, ``criterion``, ``loss_fn`` or
-            ``loss_function``, if that is a module or function of two arguments.
+        loss: Function from (outputs, labels) to the mean loss of a batch of pairs, for a pruner
+            that scores on data; by default it scores by the loss of ``training_step()``, on batches
+            of any structure.
+        loss_fn: Function from (module, batch) to the mean loss of a batch of any structure, instead
+            of ``loss``; required for a module with manual optimisation.
 
     Attributes:
         masks: Masks of the network, or ``None`` before it is pruned.
@@ -103,7 +104,7 @@ class PruneAtInit(HoldMasks):
 
     Raises:
         ValueError: If an option is impossible, naming its value.
-        TypeError: If ``loss`` cannot be called with two arguments.
+        TypeError: If ``loss`` or ``loss_fn`` cannot be called with two arguments.
         FileNotFoundError: If there is no file at ``masks_path``.
         DeadNetwork: When the network is pruned, if no path of kept weights connects input and
             output and ``on_collapse`` is ``"error"``.
@@ -141,6 +142,7 @@ class PruneAtInit(HoldMasks):
         compact: bool = False,
         freeze_dead: bool = False,
         loss: nn.Module | None = None,
+        loss_fn: Callable[[Any, Any], Tensor] | None = None,
     ) -> None:
         super().__init__(network, compact)
         self._from_file = Masks.load(masks_path) if masks_path is not None else None
@@ -164,11 +166,13 @@ class PruneAtInit(HoldMasks):
             on_collapse=on_collapse,
             compact=compact,
             loss=loss,
+            loss_fn=loss_fn,
         )
         self.pruner = pruner if pruner is None or sanity is None else SANITY[sanity](pruner)
         self.at_epoch = at_epoch
         self.score_from = find_checkpoint(score_from) if score_from is not None else None
-        self.loss: Loss | None = loss
+        self.loss: Callable[[Any, Any], Tensor] | None = loss
+        self.loss_fn = loss_fn
         self.input_shape = tuple(input_shape) if input_shape is not None else None
         self.on_collapse = on_collapse
         self.fresh_batches = fresh_batches
@@ -185,6 +189,7 @@ class PruneAtInit(HoldMasks):
             self._options,
             self._from_file,
             loss=self.loss,
+            loss_fn=self.loss_fn,
             input_shape=self.input_shape,
             fresh_batches=self.fresh_batches,
             score_from=self.score_from,
@@ -250,7 +255,7 @@ class PruneAtInit(HoldMasks):
             self._begin(trainer, pl_module)
         self._chooser.unrounded = {}
         if self.compact and self.masks is not None:
-            inputs = self._chooser.example(trainer, pl_module)
+            inputs = self._chooser.example(self._fit(trainer, pl_module))
             self._compact(trainer, pl_module, self.masks, inputs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -339,7 +344,7 @@ class PruneAtInit(HoldMasks):
         """Diagnose the pruned network, and report it; an error if it must not be disconnected."""
 
         def diagnose() -> Diagnosis:
-            inputs = self._chooser.example(fit.trainer, fit.pl_module)
+            inputs = self._chooser.example(fit)
             return diagnose_rounds(fit.network, masks, inputs, self.survival)
 
         self.diagnosis = diagnosis = self._ranks.run_on_rank_zero(diagnose)

@@ -13,7 +13,7 @@ from synflow_pl.experiments import first_scores, unit_differences
 from synflow_pl.flow import example_of, linearise, unit_sums
 from synflow_pl.networks import FC, VGG, Conv, ResNet
 from synflow_pl.pruners import SNIP, Magnitude, Pruner, PruningState, Random, SynFlow, SynFlowL2
-from synflow_pl.pruners.forward import loss_gradients, stateless_forward
+from synflow_pl.pruners.forward import loss_gradients
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "fc": (lambda: FC((1, 4, 4), depth=4, width=12), (1, 4, 4)),
@@ -30,8 +30,7 @@ class Saliency(Pruner):
     needs_batches = True
 
     def score(self, state: PruningState) -> dict[str, Tensor]:
-        with stateless_forward(state) as forward:
-            gradients = loss_gradients(state, forward, state.weights)
+        gradients = loss_gradients(state, state.weights)
         return {name: gradient * state.weights[name] for name, gradient in gradients.items()}
 
 

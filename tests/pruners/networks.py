@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from synflow_pl.flow import example_of
 from synflow_pl.pruners import Pruner, PruningState
+from synflow_pl.pruners.batch_loss import as_batch_loss
 
 
 def small() -> nn.Module:
@@ -49,7 +50,7 @@ def scores(
 ) -> dict[str, Tensor]:
     """Return the scores of a pruner in its first round, with given masks."""
     state = PruningState.from_network(network)
-    state.batches, state.loss, state.density = batches, loss, density
+    state.batches, state.loss, state.density = batches, as_batch_loss(loss), density
     for name, value in options.items():
         setattr(state, name, value)
     if input_shape is not None:

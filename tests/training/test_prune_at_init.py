@@ -551,13 +551,14 @@ def test_a_pruner_gets_the_first_training_images_without_a_change_of_the_random_
 
 
 def test_the_pruner_gets_the_loss_of_the_classifier(tmp_path: Path) -> None:
-    module = classifier()
-    module.loss = nn.CrossEntropyLoss(label_smoothing=0.25)
-    pruner = RecordingSNIP()
-    trainer(
-        tmp_path, PruneAtInit(pruner, density=0.2), max_epochs=1, enable_checkpointing=False
-    ).fit(module, Classes())
-    assert pruner.state.loss is module.loss
+    masks = []
+    for options in ({}, {"loss": nn.MultiMarginLoss()}):
+        module = classifier()
+        module.loss = nn.MultiMarginLoss()
+        callback = PruneAtInit(SNIP(), density=0.2, **options)
+        trainer(tmp_path, callback, max_epochs=1, enable_checkpointing=False).fit(module, Classes())
+        masks.append(callback.masks)
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
 
 
 def test_the_pruner_gets_the_option_train_mode(tmp_path: Path) -> None:
@@ -569,18 +570,27 @@ def test_the_pruner_gets_the_option_train_mode(tmp_path: Path) -> None:
     assert pruner.state.train_mode
 
 
-def test_batches_that_are_not_pairs_of_images_and_labels_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        (
+            {"loss": nn.CrossEntropyLoss()},
+            ValueError,
+            r"give batches=, a list of \(images, labels\) pairs; batches\[0\] is no pair",
+        ),
+        ({}, RuntimeError, r"training_step\(\) of Classifier fails on a batch .* give PruneAtInit"),
+    ],
+)
+def test_batches_that_the_loss_cannot_take_are_refused(
+    tmp_path: Path, options: Any, kind: type[Exception], message: str
+) -> None:
     class Odd(Classes):
         def train_dataloader(self) -> DataLoader[Any]:
             return DataLoader([{"images": torch.ones(1, 2, 4)}] * 8, batch_size=4)  # type: ignore[arg-type]
 
-    with pytest.raises(
-        ValueError,
-        match=r"SNIP scores on \(images, labels\) pairs of tensors, and a training batch is a dict",
-    ):
-        trainer(tmp_path, PruneAtInit(SNIP(), density=0.2), enable_checkpointing=False).fit(
-            classifier(), Odd()
-        )
+    callback = PruneAtInit(SNIP(), density=0.2, **options)
+    with pytest.raises(kind, match=message):
+        trainer(tmp_path, callback, enable_checkpointing=False).fit(classifier(), Odd())
 
 
 @pytest.mark.parametrize("sanity", SANITY)
