@@ -430,7 +430,7 @@ def test_scoring_leaves_nothing_on_module_trainer_or_logger(
     logger = Counting()
     fit(tmp_path, Stateful(), callback, logger=logger, log_every_n_steps=1)
     assert before["checked"]
-    assert logger.calls  # of the training
+    assert logger.calls  # the training itself logs
 
 
 def assert_same(left: Any, right: Any) -> None:
