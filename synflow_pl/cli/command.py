@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from synflow_pl.cli import COMMANDS
 from synflow_pl.cli.command_line import resolve_or_exit
+from synflow_pl.cli.data_properties import DataProperties
 from synflow_pl.cli.errors import Parser
 from synflow_pl.cli.hyperparameters import ShowConfig
 from synflow_pl.cli.linked_options import set_linked_options
 from synflow_pl.cli.log_filters import quieten
 from synflow_pl.cli.run_names import run_name
 from synflow_pl.cli.trainer_setup import training_callbacks
-from synflow_pl.data import ImageDataModule
 from synflow_pl.training import Classifier, PruneAtInit
 
 __all__ = ["Command", "parse_fit"]
@@ -85,7 +85,7 @@ class Command(LightningCLI):
         self._name_run = name_run
         super().__init__(
             Classifier,
-            ImageDataModule,
+            LightningDataModule,
             trainer_class=trainer_class,
             subclass_mode_data=True,
             seed_everything_default=0,
@@ -151,6 +151,7 @@ class Command(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        self._replaced = False
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: hyperparameters stored in a checkpoint must not change the options."""
@@ -205,9 +206,26 @@ class Command(LightningCLI):
         """Set options that follow from others.
 
         Raises:
-            ValueError: If the network is given as a function.
+            ValueError: If the network is given as a function, or the data module does not say what
+                shape or how many classes its images have.
         """
-        set_linked_options(self.options, self.default_name)
+        set_linked_options(self.options, self.default_name, self.data_properties())
+
+    def data_properties(self, data: LightningDataModule | None = None) -> DataProperties:
+        """Return shape and classes of the images.
+
+        Args:
+            data: The data module, if it has been built.
+        """
+        return DataProperties(self.options, self._given_classes, data)
+
+    def _given_classes(self) -> int | None:
+        """Return the number of classes that the command line or a file gives, if one does."""
+        options = self.options
+        if not self._replaced:
+            options = self.parser.parse_args(self.args, defaults=False)[self.subcommand]
+        number: int | None = options.get("model.num_classes")
+        return number
 
     def replace_options(self, options: dict[str, Any]) -> None:
         """Replace all options of the subcommand.
@@ -216,6 +234,7 @@ class Command(LightningCLI):
             options: The options, as in config.yaml.
         """
         self.config[self.subcommand] = self._parser(self.subcommand).parse_object(options)
+        self._replaced = True
 
     # -- the classes
 

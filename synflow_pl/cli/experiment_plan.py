@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from synflow_pl.cli.command import Command
+from synflow_pl.cli.data_properties import attach_data
 from synflow_pl.cli.errors import import_class
 from synflow_pl.cli.recipes import find_recipe
 from synflow_pl.cli.run_errors import exit_on_invalid_options
@@ -24,6 +25,7 @@ from synflow_pl.experiments import SquaredMagnitudes, first_scores
 from synflow_pl.flow import example_of
 from synflow_pl.pruners import Pruner
 from synflow_pl.runs import create_run_folder
+from synflow_pl.training.introspection import FreshBatches
 
 __all__ = ["Plan", "Training", "pruner_of"]
 
@@ -105,7 +107,7 @@ class Plan:
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """Example inputs of the network."""
-        return example_of(self.network, self.datamodule.input_shape, None)
+        return example_of(self.network, self._session.data_properties.input_shape, None)
 
     def scoring(self, overlay: str) -> dict[str, Any]:
         """Return the options of ``pruning`` that affect the scores of an overlay's pruner.
@@ -136,13 +138,20 @@ class Plan:
         if not any(pruner.needs_batches for pruner in pruners):
             return []
         if noise is None:
-            self.datamodule.prepare_data()
-            return list(self.datamodule.pruning_batches())
+            return self._draw(0)
         generator = torch.Generator().manual_seed(torch.initial_seed())
-        images = torch.randn(noise, *self.datamodule.input_shape, generator=generator)
-        labels = torch.randint(self.datamodule.num_classes, (noise,), generator=generator)
-        size = self.datamodule.batch_size
+        data = self._session.data_properties
+        images = torch.randn(noise, *data.input_shape, generator=generator)
+        labels = torch.randint(data.num_classes, (noise,), generator=generator)
+        size = getattr(self.datamodule, "batch_size", noise)
         return list(zip(images.split(size), labels.split(size), strict=True))
+
+    @cached_property
+    def _draw(self) -> FreshBatches:
+        """Function from the index of a round to its batches."""
+        trainer, model = self._session.trainer, self.model
+        attach_data(trainer, model, self.datamodule, read=True)
+        return FreshBatches(trainer, model)
 
     def batches_of_rounds(
         self, overlay: str, batches: list[tuple[Tensor, Tensor]], noise: int | None
@@ -157,7 +166,7 @@ class Plan:
         """
         if not batches or noise is not None or not self._choose(overlay, "fresh_batches"):
             return batches
-        return lambda index: list(self.datamodule.pruning_batches(draw=index))
+        return self._draw
 
     def scores(
         self, pruners: Mapping[str, Pruner], noise: int | None

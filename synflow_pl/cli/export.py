@@ -113,7 +113,7 @@ def _write(
                 f"{str(checkpoint)!r} was trained dense: it has no masks, so there is nothing to "
                 "take out; prune first"
             )
-        shape = tuple(session.datamodule.input_shape)
+        shape = session.data_properties.input_shape
         inputs = example_of(network, shape, None)
         entries, small = _card_entries(session, network, masks, checkpoint), network
         if masks is not None and compacted:
@@ -210,7 +210,8 @@ def _real_images(session: Session) -> Tensor:
 
 
 def _metadata(session: Session, entries: dict[str, Any]) -> Metadata:
-    model, data = session.options.model.network, session.datamodule
+    model, data = session.options.model.network, session.data_properties
+    mean, std = data.normalisation
     signature = inspect.signature(import_class(model.class_path)).parameters
     arguments = {}
     for key, value in (model.get("init_args") or {}).items():
@@ -223,10 +224,10 @@ def _metadata(session: Session, entries: dict[str, Any]) -> Metadata:
         ):
             arguments[key] = f"torch.nn.{value.__name__}" if isinstance(value, type) else value
     return Metadata(
-        tuple(data.input_shape),
+        data.input_shape,
         data.num_classes,
-        tuple(data.mean),
-        tuple(data.std),
+        mean,
+        std,
         model.class_path,
         arguments,
         entries,
@@ -241,7 +242,7 @@ def _card_entries(
     }
     entries["data"] = type(session.datamodule).__name__
     if masks is not None:
-        diagnosis = diagnose(network, masks, input_shape=session.datamodule.input_shape)
+        diagnosis = diagnose(network, masks, input_shape=session.data_properties.input_shape)
         entries["density"] = (
             f"{diagnosis.density:.6g} ({diagnosis.kept:,} of {diagnosis.total:,} weights)"
         )

@@ -13,6 +13,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from synflow_pl.cli.command import Command
 from synflow_pl.cli.command_line import resolve_or_exit
+from synflow_pl.cli.data_properties import attach_data
 from synflow_pl.cli.errors import exit_with_error, import_class
 from synflow_pl.cli.log_filters import quieten
 from synflow_pl.cli.options import Options
@@ -58,15 +59,14 @@ class _Trainer(Trainer):
 
         Args:
             model: The classifier.
-            datamodule: Data, for a pruner that scores on data.
+            datamodule: Data, for a pruner that scores on data or a network whose input's shape it
+                does not say.
         """
         callback = pruning(self)
         model.to(self.strategy.root_device)
         if datamodule is not None:
-            datamodule.trainer = self
-            self.datamodule = datamodule
-            if callback.pruner is not None and callback.pruner.needs_batches:
-                datamodule.prepare_data()
+            scores_on_data = callback.pruner is not None and callback.pruner.needs_batches
+            attach_data(self, model, datamodule, read=scores_on_data)
         try:
             callback.prune(self, model)
         finally:

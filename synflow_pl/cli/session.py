@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 
 from synflow_pl.cli.command import Command
+from synflow_pl.cli.data_properties import DataProperties
 from synflow_pl.cli.errors import exit_with_error
 from synflow_pl.cli.path_checks import check_output_paths
 from synflow_pl.cli.run_errors import exit_when_stopped, expected_error
@@ -62,6 +64,11 @@ class Session:
         """The data module."""
         return self.command.datamodule
 
+    @cached_property
+    def data_properties(self) -> DataProperties:
+        """Shape, classes and normalisation of the images."""
+        return self.command.data_properties(self.datamodule)
+
     @property
     def trainer(self) -> Trainer:
         """The trainer."""
@@ -93,7 +100,7 @@ class Session:
         self.selection.apply_checkpoint_settings()
         command.build()
         set_up_checkpoints(self.trainer, command.name, self._is_finished)
-        shape = getattr(self.datamodule, "input_shape", None)
+        shape = self.data_properties.declared("input_shape")
         if shape is not None:
             # Lightning's summary needs it for shapes and FLOPs.
             self.model.example_input_array = torch.ones(1, *shape)

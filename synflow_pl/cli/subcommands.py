@@ -95,7 +95,8 @@ def predict(session: Session, **arguments: Any) -> None:
             f"predict runs on one device, not {trainer.world_size}; add --trainer.devices 1"
         )
     batches = trainer.predict(**{**arguments, "return_predictions": True})
-    images = data.predict_files if data.predict_dir is not None else itertools.count()
+    own = getattr(data, "predict_dir", None) is not None
+    images = data.predict_files if own else itertools.count()
     path = (session.run_folder or Path(".")) / "predictions.csv"
     write_predictions(path, images, torch.cat(batches))  # type: ignore[arg-type]
 

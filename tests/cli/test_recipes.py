@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+from collections import Counter
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -227,34 +228,32 @@ def test_every_sanity_check_combines_with_a_pruner_s_overlay(
 
 
 def combinations() -> list[tuple[str, str | None, str]]:
-    """Return every recipe with every pruner's overlay, and the optimiser's overlays in turn.
+    """Return every recipe with a quarter of the pruners' overlays, and the optimiser's in turn.
 
-    This is a Latin square: any two of a recipe, an optimiser's overlay and a pruner's overlay occur
-    together.
+    Neighbouring recipes, which have similar networks, have other quarters.
     """
     optims = [None, *OPTIMS]
     pairs = itertools.product(enumerate(RECIPES), enumerate(PRUNERS))
-    return [(recipe, optims[(i + j) % len(optims)], pruner) for (i, recipe), (j, pruner) in pairs]
+    return [
+        (recipe, optims[(i + j // 4) % len(optims)], pruner)
+        for (i, recipe), (j, pruner) in pairs
+        if (i + j) % 4 == 0
+    ]
 
 
-def test_any_two_of_recipe_optimiser_and_pruner_are_tried_together() -> None:
-    tried = {
-        frozenset(pair)
-        for combination in combinations()
-        for pair in itertools.combinations(combination, 2)
-    }
-    sets = (RECIPES, [None, *OPTIMS], PRUNERS)
-    expected = {
-        frozenset(pair)
-        for a, b in itertools.combinations(sets, 2)
-        for pair in itertools.product(a, b)
-    }
-    assert tried == expected
+def test_each_optimiser_is_tried_with_every_recipe_and_every_pruner() -> None:
+    tried = combinations()
+    optims = [None, *OPTIMS]
+    assert {combination[:2] for combination in tried} == set(itertools.product(RECIPES, optims))
+    assert {combination[1:] for combination in tried} == set(itertools.product(optims, PRUNERS))
+    for index, names in ((0, RECIPES), (2, PRUNERS)):
+        times = Counter(combination[index] for combination in tried)
+        assert min(times[name] for name in names) >= 5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "optim", "pruner"), combinations())
-def test_every_recipe_trains_with_every_overlay(
+def test_a_recipe_trains_with_overlays_of_optimiser_and_pruner(
     recipe: str, optim: str | None, pruner: str, folder: Path, generated: None
 ) -> None:
     check(one_step(recipe, *([optim] if optim else []), pruner))
