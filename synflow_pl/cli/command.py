@@ -223,7 +223,7 @@ class Command(LightningCLI):
         """Return the number of classes that the command line or a file gives, if one does."""
         options = self.options
         if not self._replaced:
-            options = self.parser.parse_args(self.args, defaults=False)[self.subcommand]
+            options = self.parser.parse_args(self.args, defaults=False)[self.name]
         number: int | None = options.get("model.num_classes")
         return number
 
