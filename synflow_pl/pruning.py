@@ -55,7 +55,7 @@ def prune(
     schedule: Literal["exponential", "linear", "cubic"] | None = None,
     scope: Literal["global", "local"] = "global",
     input_shape: Sequence[int] | None = None,
-    example_input: Tensor | Sequence[Tensor] | None = None,
+    example_input: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
     batches: Batches | Callable[[int], Batches] = (),
     loss: BatchLoss | Callable[[Any, Any], Tensor] = cross_entropy,
     mask_bias: bool = False,
@@ -96,8 +96,10 @@ def prune(
             layer alone and prune it to ``density``.
         input_shape: Shape (C, H, W) of one input, for pruners that need it and networks with one
             input.
-        example_input: Tensor, or tuple or list of the positional arguments of ``forward()``, with
-            the batch dimension, instead of ``input_shape``.
+        example_input: Arguments of ``forward()``, with the batch dimension, instead of
+            ``input_shape``: a tensor, a tuple or list of arguments by position, or a dictionary of
+            arguments by keyword. Tensors may be in nested tuples, lists and dictionaries, and
+            arguments may be anything else (a number, ``None``).
         batches: Pairs (inputs (N, ...), labels (N, ...)), for pruners that score on data, or
             batches of any structure that ``loss`` takes; or a function from the index of a round,
             counted from 0, to such batches, for fresh ones in every round. The function must return
@@ -128,8 +130,8 @@ def prune(
 
     Raises:
         TypeError: If the network is TorchScript or wrapped for parallel training,
-            ``example_input`` does not consist of tensors, or ``loss`` is no function of two
-            arguments.
+            ``example_input`` is no tensor, tuple, list or dictionary, or ``loss`` is no function of
+            two arguments.
         ValueError: If an option is impossible, naming its value, before any work starts; or if the
             network has nothing to prune, or fails on its input; or if with ``rounds="auto"`` every
             path needs more weights than are to be kept.
@@ -189,7 +191,7 @@ def _prune(
     batches: Batches | Callable[[int], Batches],
     loss: BatchLoss,
     input_shape: Sequence[int] | None = None,
-    example_input: Tensor | Sequence[Tensor] | None = None,
+    example_input: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
     on_round: Callable[[int, float, Mapping[str, Tensor]], None] | None = None,
 ) -> Masks:
     """Prune a network to the ``density`` or ``num_kept`` of ``options``.

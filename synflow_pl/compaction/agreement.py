@@ -21,9 +21,10 @@ from synflow_pl.compaction.deterministic_mode import DeterministicMode, default_
 from synflow_pl.compaction.network_copies import duplicate
 from synflow_pl.compaction.output_differences import output_gap, output_size
 from synflow_pl.compaction.resize import resize
-from synflow_pl.compaction.trial_inputs import Inputs, candidates, widened_dtype
+from synflow_pl.compaction.trial_inputs import candidates, widened_dtype
 from synflow_pl.flow import evaluating
 from synflow_pl.graph.control import Controlled
+from synflow_pl.graph.example_inputs import Inputs, call
 from synflow_pl.graph.outputs import Opaque, leaves
 from synflow_pl.numerics import full_precision
 
@@ -68,7 +69,9 @@ class Agreement:
         Opaque: If the tensors in an output cannot be accessed.
     """
 
-    def __init__(self, build: Callable[[], nn.Module], inputs: Inputs, *, training: bool) -> None:
+    def __init__(
+        self, build: Callable[[], nn.Module], inputs: tuple[Tensor, ...], *, training: bool
+    ) -> None:
         self._build, self._kinds = build, [tensor.dtype for tensor in inputs]
         self._dtype: torch.dtype | None = torch.float64
         try:
@@ -169,7 +172,7 @@ class Agreement:
 
     # -- running
 
-    def _probe(self, inputs: Inputs, training: bool) -> None:
+    def _probe(self, inputs: tuple[Tensor, ...], training: bool) -> None:
         """Choose inputs that the whole network accepts, and store its outputs."""
         self._trials: list[tuple[Inputs, bool]] = []
         self._expected: list[Leaves] = []
@@ -244,7 +247,7 @@ class Agreement:
 
         Buffers and modes of the network and the random states are restored.
         """
-        inputs = tuple(
+        inputs = trial.replaced(
             x.to(widened_dtype(kind, self._dtype), copy=True)
             for x, kind in zip(trial, self._kinds, strict=True)
         )
@@ -264,7 +267,7 @@ class Agreement:
             ):
                 stack.enter_context(context)
             try:
-                output = network.train(training)(*inputs)
+                output = call(network.train(training), inputs)
             finally:
                 for tensor, before in buffers.values():
                     tensor.copy_(before)
@@ -285,7 +288,7 @@ class Agreement:
                     parameter.mul_(1 + step * torch.randn_like(parameter))
             trials = [
                 (
-                    tuple(
+                    trial.replaced(
                         x.double() * (1 + step * torch.randn_like(x.double()))
                         if x.is_floating_point()
                         else x

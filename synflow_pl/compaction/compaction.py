@@ -11,8 +11,9 @@ can be folded exactly into the biases of the layers that read it. These parts de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ __all__ = ["Compaction", "compact"]
 def compact(
     network: nn.Module,
     masks: Masks,
-    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    example_input: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
     *,
     input_shape: Sequence[int] | None = None,
 ) -> nn.Module:
@@ -48,8 +49,9 @@ def compact(
     Args:
         network: The pruned network, which is not changed. Its pruned weights need not be zero.
         masks: Masks of the network.
-        example_input: A tensor or a tuple of tensors with the batch dimension. The result is for
-            inputs of this size, because padding reaches other positions at another size.
+        example_input: Arguments of ``forward()`` with the batch dimension, as
+            :func:`synflow_pl.prune` takes them. The result is for inputs of this size, because
+            padding reaches other positions at another size.
         input_shape: Alternative to ``example_input`` for networks with one input: the shape
             (C, H, W) of one image.
 

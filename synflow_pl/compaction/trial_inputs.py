@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["Inputs", "candidates", "widened_dtype"]
+from synflow_pl.graph.example_inputs import Inputs, as_inputs
 
-Inputs = tuple[Tensor, ...]
+__all__ = ["candidates", "widened_dtype"]
 
 
-def candidates(inputs: Inputs, count: int = 2) -> Iterator[Inputs]:
+def candidates(inputs: tuple[Tensor, ...], count: int = 2) -> Iterator[Inputs]:
     """Yield the example and inputs of noise of the same dtypes.
 
     The noise has ``count`` times the example's size along the first dimension, then the example's
@@ -23,12 +23,17 @@ def candidates(inputs: Inputs, count: int = 2) -> Iterator[Inputs]:
         inputs: Example of each input.
         count: Number of examples that the first input of noise concatenates.
     """
-    yield inputs
+    example = as_inputs(inputs)
+    yield example
     with torch.random.fork_rng():
         if all(tensor.dim() for tensor in inputs):
-            yield tuple(torch.cat([_noise(tensor) for _ in range(count)]) for tensor in inputs)
-        yield tuple(map(_noise, inputs))
-        yield tuple(_noise(tensor) if tensor.is_floating_point() else tensor for tensor in inputs)
+            yield example.replaced(
+                torch.cat([_noise(tensor) for _ in range(count)]) for tensor in inputs
+            )
+        yield example.replaced(map(_noise, inputs))
+        yield example.replaced(
+            _noise(tensor) if tensor.is_floating_point() else tensor for tensor in inputs
+        )
 
 
 def _noise(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ def diagnose(
     masks: Masks,
     *,
     input_shape: Sequence[int] | None = None,
-    example_input: Tensor | Sequence[Tensor] | None = None,
+    example_input: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
     scores: Mapping[str, Tensor] | None = None,
 ) -> Diagnosis:
     """Measure density, effective density, FLOPs, flow and conservation of a pruned network.
@@ -32,8 +33,8 @@ def diagnose(
         network: The pruned network. Its pruned weights need not be zero.
         masks: Masks of the network.
         input_shape: Shape (C, H, W) of one image, for networks with one input.
-        example_input: Alternative to ``input_shape``: a tensor, or a tuple or list of the tensors
-            that ``forward()`` takes by position, with the batch dimension.
+        example_input: Alternative to ``input_shape``: arguments of ``forward()``, as
+            :func:`synflow_pl.prune` takes them.
         scores: Scores of every masked parameter, by name and in the masks' shapes, whose
             statistics are reported instead of those of SynFlow's scores. Only the scores of kept
             weights count.
@@ -43,7 +44,7 @@ def diagnose(
 
     Raises:
         TypeError: If the network is TorchScript or wrapped for parallel training, or
-            ``example_input`` is not made of tensors.
+            ``example_input`` is no tensor, tuple, list or dictionary.
         ValueError: If masks or scores are not the network's, neither input is given, the network
             fails on it, or a parameter has no values (lazy, meta).
 

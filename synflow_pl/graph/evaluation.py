@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from synflow_pl.graph.example_inputs import as_inputs
 from synflow_pl.graph.network_state import preserve_state
 from synflow_pl.graph.written_memory import Writes
 
@@ -68,7 +69,7 @@ def explaining_errors(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterato
                 }
                 try:
                     with written:
-                        functional_call(network, copies, inputs)
+                        functional_call(network, copies, *as_inputs(inputs).arguments())
                 finally:
                     written.restore()
         except torch.OutOfMemoryError:

@@ -35,6 +35,7 @@ from synflow_pl.graph.evaluation import (
     restoring_parameters,
     tracking_modules,
 )
+from synflow_pl.graph.example_inputs import call
 from synflow_pl.graph.network_state import preserve_state
 from synflow_pl.graph.noise import Noise, WithoutAlphaDropout
 from synflow_pl.graph.operation import Operation, Value
@@ -131,7 +132,7 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
                 Controlled(),
                 recorder,
             ):
-                numbers, decisions, opaque = tensors(network(*inputs), type(network).__name__)
+                numbers, decisions, opaque = tensors(call(network, inputs), type(network).__name__)
             outputs = tuple(recorder.value(leaf) for leaf in (*numbers, *decisions))
             decided = frozenset(recorder.value(leaf).number for leaf in decisions)
             created = [

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from synflow_pl.graph.example_inputs import as_inputs
 from synflow_pl.pruners.batch_loss import batch_size, tensors_in
 from synflow_pl.training.module_loss import captured_inputs
 
@@ -62,8 +63,7 @@ def find_example(
 
     It has the given shape, else the data module's ``input_shape``; else it is the module's
     ``example_input_array``, else what ``training_step()`` gives the network for the first example
-    of a training batch. Where the network is not called with tensors by position there, it is the
-    first tensor of the batch.
+    of a training batch. Where that cannot be found out, it is the first tensor of the batch.
 
     Args:
         trainer: Trainer with the data module or the training batches.
@@ -72,8 +72,7 @@ def find_example(
         shape: Shape of an input without the batch dimension, such as (C, H, W), or ``None``.
 
     Raises:
-        ValueError: If ``example_input_array`` is neither a tensor nor a tuple of tensors, or a
-            training batch has no tensor.
+        ValueError: If neither ``example_input_array`` nor a training batch has a tensor.
     """
     device = pl_module.device
     shape = shape or getattr(getattr(trainer, "datamodule", None), "input_shape", None)
@@ -83,16 +82,14 @@ def find_example(
     if example is None:
         with isolate_rng():  # reading a training batch must not change the state of the training
             batch = next(_training_batches(trainer, pl_module))
-            inputs = captured_inputs(trainer, pl_module, network, batch) or (_first_tensor(batch),)
+            inputs = captured_inputs(trainer, pl_module, network, batch)
+        inputs = inputs or as_inputs(_first_tensor(batch))
         sizes = {len(tensor) if tensor.dim() else 0 for tensor in inputs}
-        return tuple(tensor[:1] for tensor in inputs) if sizes == {batch_size(batch)} else inputs
-    inputs = example if isinstance(example, tuple) else (example,)
-    if not all(isinstance(tensor, Tensor) for tensor in inputs):
-        raise ValueError(
-            "example_input_array must be a tensor or a tuple of tensors; or give PruneAtInit an"
-            " input_shape"
-        )
-    return tuple(tensor.to(device) for tensor in inputs)
+        if sizes == {batch_size(batch)}:
+            inputs = inputs.replaced(tensor[:1] for tensor in inputs)
+        return inputs
+    inputs = as_inputs(example)
+    return inputs.replaced(tensor.to(device) for tensor in inputs)
 
 
 def find_batches(trainer: Trainer, pl_module: LightningModule) -> list[Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import GroupMember
 
 from synflow_pl.graph.evaluation import evaluating
+from synflow_pl.graph.example_inputs import Inputs, from_arguments
 from synflow_pl.pruners.batch_loss import FunctionLoss
 
 __all__ = ["ModuleLoss", "captured_inputs", "check_step"]
@@ -88,36 +89,37 @@ class ModuleLoss(FunctionLoss):
 
 def captured_inputs(
     trainer: Trainer, pl_module: LightningModule, network: nn.Module, batch: Any
-) -> tuple[Tensor, ...]:
-    """Return the tensors that a training step first calls the network with, by position.
-
-    They are empty if the step returns no loss, fails before the training has started, or does not
-    call the network with tensors by position.
+) -> Inputs | None:
+    """Return the arguments with which a training step first calls the network.
 
     Args:
         trainer: Trainer of the module.
         pl_module: Module that is trained.
         network: Network within the module, or the module itself.
         batch: Training batch.
+
+    Returns:
+        The arguments; ``None`` if the step returns no loss, fails before the training has started,
+        or does not call the network with a tensor.
     """
     try:
         loss = _Capture(trainer, pl_module, network)
         with evaluating(pl_module), torch.no_grad(), loss.scoring():
             loss.compute(network, batch, index=0, like=next(network.parameters()), temperature=1)
+        return None if loss.arguments is None else from_arguments(*loss.arguments)
     # The step may need what only a training prepares, and its batch is an example nonetheless.
     except Exception:
-        return ()
-    return loss.inputs if all(isinstance(part, Tensor) for part in loss.inputs) else ()
+        return None
 
 
 class _Capture(ModuleLoss):
-    """Loss of a training step that stores the first arguments of the network in :attr:`inputs`."""
+    """Loss of a training step that stores the first arguments of the network."""
 
-    inputs: tuple[Any, ...] = ()
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def evaluate(self, network: nn.Module, batch: Any, index: int) -> Any:
-        def store(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            self.inputs = self.inputs or (*inputs, *keywords)
+        def store(_: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            self.arguments = self.arguments or (positional, keywords)
 
         with self._scored.register_forward_pre_hook(store, with_kwargs=True):
             return super().evaluate(network, batch, index)

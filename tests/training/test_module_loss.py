@@ -609,6 +609,42 @@ class Reshaped(Pairs):
         return super().training_step((batch[0].flatten(1), batch[1]), batch_idx)
 
 
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 4))
+
+    def forward(self, *, image: Tensor, scale: float, target: Tensor | None = None) -> Any:
+        logits = scale * self.layers(image)
+        return {"logits": logits, "loss": functional.cross_entropy(logits, target)}
+
+
+class OfKeywords(Task):
+    """A network that is called by keyword and returns its loss."""
+
+    def build(self) -> None:
+        self.network = ByKeyword()
+
+    def data(self) -> Any:
+        rows = zip(features(12), labels(4), strict=True)
+        return DataLoader(Rows([{"image": x, "target": y} for x, y in rows]), batch_size=N)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss: Tensor = self.network(**batch, scale=2.0)["loss"]
+        return loss
+
+
+@pytest.mark.parametrize("pruner", [SynFlow(), SNIP(), Magnitude()])
+def test_the_example_has_the_keywords_of_the_training_step(tmp_path: Path, pruner: Pruner) -> None:
+    callback = PruneAtInit(pruner, density=0.3, on_collapse="warn")
+    fit(tmp_path, OfKeywords(), callback)
+    assert callback.diagnosis is not None
+    assert [layer.name for layer in callback.diagnosis.layers] == [
+        "layers.0.weight",
+        "layers.2.weight",
+    ]
+
+
 @pytest.mark.parametrize("pruner", [SynFlow(), SNIP(), Magnitude()])
 def test_the_example_is_what_the_training_step_gives_the_network(
     tmp_path: Path, pruner: Pruner
