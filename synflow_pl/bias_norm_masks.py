@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Value, trace
 
-__all__ = ["active_inputs", "active_units", "compute_bias_norm_masks", "expand_units"]
+__all__ = [
+    "active_inputs",
+    "active_units",
+    "compute_bias_norm_masks",
+    "expand_units",
+    "has_units",
+]
 
 
 def compute_bias_norm_masks(
@@ -40,7 +46,8 @@ def compute_bias_norm_masks(
         Bool masks (units,), by parameter name.
     """
     followers: dict[str, Tensor] = {}
-    units = active_units(network, masks)
+    layers = {name: mask for name, mask in masks.items() if has_units(network, name)}
+    units = active_units(network, layers)
     if mask_bias:
         parameters = dict(network.named_parameters())
         for name, active in units.items():
@@ -77,6 +84,26 @@ def active_inputs(network: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, 
         else _any_by_second(mask, network, name)
         for name, mask in masks.items()
     }
+
+
+_UNITS_FIRST = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,
+    nn.MultiheadAttention,
+    nn.Bilinear,
+    nn.RNNBase,
+    nn.RNNCellBase,
+)
+
+
+def has_units(network: nn.Module, name: str) -> bool:
+    """Return whether the dimension of a weight along which its units lie is known, by its class.
+
+    Args:
+        network: Network that has the weight.
+        name: Name of the weight.
+    """
+    return isinstance(network.get_submodule(name.rpartition(".")[0]), _UNITS_FIRST)
 
 
 def _is_transposed(network: nn.Module, name: str) -> bool:

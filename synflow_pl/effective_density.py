@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor, nn
 
-from synflow_pl.flow import Connectivity
+from synflow_pl.flow import Connectivity, acting_on
+from synflow_pl.graph.network_copy import duplicate
 from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.schedules import as_density, kept_weights
@@ -36,7 +36,8 @@ def num_kept_for_effective_density(
         ValueError: If more weights are to be effective than an earlier pruning has left.
     """
     assert options.effective_density is not None
-    total = sum(weight.numel() for weight in prunable(network, options.exclude).values())
+    weights = prunable(network, options.exclude, options.include, acting_on(network, inputs))
+    total = sum(weight.numel() for weight in weights.values())
     highest = total if masks is None else masks.kept
     wanted = kept_weights(total, as_density(options.effective_density))
     if wanted > highest:
@@ -50,7 +51,7 @@ def num_kept_for_effective_density(
         attempted = replace(
             options, effective_density=None, num_kept=num_kept, on_collapse="ignore"
         )
-        found = attempt(copy.deepcopy(network), options=attempted)
+        found = attempt(duplicate(network), options=attempted)
         return sum(int(mask.count_nonzero()) for mask in paths.effective(found).values())
 
     return nearest_attainable(count_effective, wanted, highest)

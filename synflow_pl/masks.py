@@ -22,36 +22,116 @@ from torch.optim import Optimizer
 from synflow_pl.io import atomic_write
 from synflow_pl.optimizer_hook import Hold
 
-__all__ = ["Masks", "prunable"]
+__all__ = ["Masks", "layer_weights", "prunable", "unclassified"]
 
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 # An error about a network without prunable weights names at most this many classes.
 _MAX_CLASSES = 4
 
 
-def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Parameter]:
-    """Return the weights of linear, (transposed) convolution and attention projection layers.
+def prunable(
+    network: nn.Module,
+    exclude: Iterable[str | type[nn.Module]] = (),
+    include: Iterable[str | type[nn.Module]] = (),
+    acting: Iterable[str] = (),
+) -> dict[str, nn.Parameter]:
+    """Return the prunable parameters: weights of linear, convolution and attention layers.
 
     Embeddings (and weights shared with one), normalisation gains, biases, tokens, tables and
-    weights that are not real floating-point numbers (complex or quantised) are never prunable.
+    weights that are not real floating-point numbers (complex or quantised) are only prunable if
+    ``include`` names them.
 
     Args:
         network: Any module.
-        exclude: Shell-style patterns of parameter names that stay dense (``["fc.*"]`` for a dense
-            classifier).
+        exclude: Parameters that stay dense: shell-style patterns of names (``["fc.*"]`` for a dense
+            classifier), and classes of modules, all of whose parameters stay dense.
+        include: Further parameters to prune, as ``exclude`` names them.
+        acting: Names of further parameters that act on the signal, as
+            :func:`synflow_pl.flow.acting_parameters` returns them.
 
     Returns:
         Parameters by name, in the order of ``network.named_parameters()``; a shared weight appears
         once.
 
     Raises:
-        ValueError: If a pattern matches no prunable parameter, or nothing prunable is left.
+        ValueError: If a pattern or class matches nothing, or nothing prunable is left.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
         >>> list(prunable(network, exclude=["2.*"]))
         ['0.weight']
     """
+    owned, embedded = _classified(network)
+    acting = set(acting)
+    parameters = dict(network.named_parameters())
+    candidates = {
+        name: p
+        for name, p in parameters.items()
+        if (id(p) in owned or name in acting) and id(p) not in embedded
+    }
+    weights = {name: p for name, p in candidates.items() if p.is_floating_point()}
+    floating = {name: p for name, p in parameters.items() if p.is_floating_point()}
+    included = _named(network, include, floating, "include")
+    if candidates and not weights and not included:
+        name, other = next(iter(candidates.items()))
+        raise ValueError(
+            f"{type(network).__name__} has no real floating-point weight to prune: {name!r} holds"
+            f" {'complex numbers' if other.is_complex() else 'whole numbers'}"
+            f" ({str(other.dtype).removeprefix('torch.')})"
+        )
+    weights = {name: p for name, p in floating.items() if name in weights or name in included}
+    excluded = _named(network, exclude, weights, "exclude")
+    weights = {name: p for name, p in weights.items() if name not in excluded}
+    if not weights:
+        patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+        raise ValueError(
+            f"{type(network).__name__} has no prunable weight"
+            + (f" left after exclude={patterns}" if patterns else "")
+            + "; linear, convolution and attention layers of torch.nn and of classes derived from"
+            " them have them" + ("" if patterns else _elsewhere(network))
+        )
+    return weights
+
+
+def layer_weights(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights of linear, convolution and attention layers, which may be none.
+
+    Args:
+        network: Any module.
+    """
+    owned, embedded = _classified(network)
+    return {
+        name: parameter
+        for name, parameter in network.named_parameters()
+        if id(parameter) in owned - embedded and parameter.is_floating_point()
+    }
+
+
+def unclassified(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the matrices and larger tensors that are the weight of no class of known layers.
+
+    Known are the layers that :func:`prunable` prunes, embeddings and normalisations.
+
+    Args:
+        network: Any module.
+    """
+    owned, embedded = _classified(network)
+    known = owned | embedded
+    for module in network.modules():
+        if isinstance(module, _NORMALISATIONS):
+            known |= {id(parameter) for parameter in module.parameters(recurse=False)}
+    return {
+        name: parameter
+        for name, parameter in network.named_parameters()
+        if id(parameter) not in known and parameter.dim() > 1 and parameter.is_floating_point()
+    }
+
+
+_NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def _classified(network: nn.Module) -> tuple[set[int], set[int]]:
+    """Return the ids of the weights of known layers, and of embeddings."""
     owned: set[int] = set()
     embedded: set[int] = set()
     for module in network.modules():
@@ -61,36 +141,47 @@ def prunable(network: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Pa
             owned |= _own(module, _ATTENTION_WEIGHTS)
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             embedded |= _own(module, ("weight",))
-    candidates = {name: p for name, p in network.named_parameters() if id(p) in owned - embedded}
-    weights = {name: p for name, p in candidates.items() if p.is_floating_point()}
-    if candidates and not weights:
-        name, other = next(iter(candidates.items()))
-        raise ValueError(
-            f"{type(network).__name__} has no real floating-point weight to prune: {name!r} holds"
-            f" {'complex numbers' if other.is_complex() else 'whole numbers'}"
-            f" ({str(other.dtype).removeprefix('torch.')})"
-        )
-    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in weights):
-            near = get_close_matches(pattern, weights, n=1, cutoff=0)
+    return owned, embedded
+
+
+def _named(
+    network: nn.Module,
+    items: Iterable[str | type[nn.Module]],
+    parameters: Mapping[str, nn.Parameter],
+    option: str,
+) -> set[str]:
+    """Return the names of parameters that patterns and classes of modules match.
+
+    Args:
+        network: Network that has the parameters.
+        items: Patterns and classes.
+        parameters: Parameters to choose from, by name.
+        option: Name of the option, for the error.
+
+    Raises:
+        ValueError: If one of the items matches none of the parameters.
+    """
+    found: set[str] = set()
+    for item in [items] if isinstance(items, (str, type)) else items:
+        if isinstance(item, type):
+            of_class = {
+                id(parameter)
+                for module in network.modules()
+                if isinstance(module, item)
+                for parameter in module.parameters(recurse=False)
+            }
+            names = {name for name, p in parameters.items() if id(p) in of_class}
+        else:
+            names = {name for name in parameters if fnmatchcase(name, item)}
+        if not names:
+            near = get_close_matches(str(item), parameters, n=1, cutoff=0)
+            kind = "parameter" if option == "include" else "prunable parameter"
+            shown = item.__name__ if isinstance(item, type) else repr(item)
             raise ValueError(
-                f"exclude: {pattern!r} matches no prunable parameter; the nearest is"
-                f" {near[0] if near else None!r}"
+                f"{option}: {shown} matches no {kind}; the nearest is {near[0] if near else None!r}"
             )
-    weights = {
-        name: p
-        for name, p in weights.items()
-        if not any(fnmatchcase(name, pattern) for pattern in patterns)
-    }
-    if not weights:
-        raise ValueError(
-            f"{type(network).__name__} has no prunable weight"
-            + (f" left after exclude={patterns}" if patterns else "")
-            + "; linear, convolution and attention layers of torch.nn and of classes derived from"
-            " them have them" + ("" if patterns else _elsewhere(network))
-        )
-    return weights
+        found |= names
+    return found
 
 
 def _own(module: nn.Module, names: Iterable[str]) -> set[int]:

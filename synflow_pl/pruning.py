@@ -20,7 +20,7 @@ from synflow_pl.automatic_rounds import run_automatic_rounds
 from synflow_pl.bias_norm_masks import compute_bias_norm_masks
 from synflow_pl.effective_density import num_kept_for_effective_density
 from synflow_pl.fixed_rounds import run_fixed_rounds
-from synflow_pl.flow import example_of
+from synflow_pl.flow import acting_on, example_of
 from synflow_pl.masks import Masks
 from synflow_pl.numerics import full_precision
 from synflow_pl.parameters import check_network, left_out, left_out_note
@@ -60,7 +60,8 @@ def prune(
     loss: BatchLoss | Callable[[Any, Any], Tensor] = cross_entropy,
     mask_bias: bool = False,
     mask_norm: bool = False,
-    exclude: Iterable[str] = (),
+    exclude: Iterable[str | type[nn.Module]] = (),
+    include: Iterable[str | type[nn.Module]] = (),
     train_mode: bool = False,
     on_round: Callable[[int, float, Mapping[str, Tensor]], None] | None = None,
     on_collapse: Literal["warn", "error", "ignore"] = "warn",
@@ -113,8 +114,9 @@ def prune(
             ``density`` still counts weights only.
         mask_norm: Whether to mask gains and shifts too, of BatchNorms and GroupNorms that read the
             output of one prunable layer and nothing else.
-        exclude: Shell-style patterns of parameter names that stay dense (``["fc.*"]`` for a dense
-            classifier).
+        exclude: Parameters that stay dense: shell-style patterns of names (``["fc.*"]`` for a dense
+            classifier) and classes of modules.
+        include: Further parameters to prune, such as embeddings, named in the same way.
         train_mode: Whether pruners that score on data do so in train mode.
         on_round: Function that is called with (round, density, masks) after each round, rounds
             counted from 1. The masks by name are only valid during the call, since the next round
@@ -161,6 +163,7 @@ def prune(
         mask_bias=mask_bias,
         mask_norm=mask_norm,
         exclude=exclude,
+        include=include,
         train_mode=train_mode,
         on_collapse=on_collapse,
     )
@@ -207,15 +210,23 @@ def _prune(
         example_input: As in :func:`prune`.
         on_round: As in :func:`prune`.
     """
-    state = PruningState.from_network(network, options.exclude)
+    inputs = None
+    if input_shape is not None or example_input is not None:
+        inputs = example_of(network, input_shape, example_input)
+    first = batches_of_round(loss, pruner, batches, 0)
+    shown = inputs
+    if shown is None and pruner.needs_batches and (example := loss.example(first)) is not None:
+        shown = example_of(network, None, example)
+    acting = () if shown is None else acting_on(network, shown)
+    state = PruningState.from_network(network, options.exclude, options.include, acting)
     state.scope, state.loss, state.train_mode = options.scope, loss, options.train_mode
     if earlier is not None:
         apply_earlier_masks(state, earlier)
     target = _target_density(state, options)
-    has_example = input_shape is not None or example_input is not None
-    if pruner.needs_input or options.mask_norm or has_example:
-        state.inputs = example_of(network, input_shape, example_input)
-    state.batches = batches_of_round(state, pruner, batches, 0)
+    if inputs is None and (pruner.needs_input or options.mask_norm):
+        inputs = example_of(network, input_shape, example_input)  # the error that asks for one
+    state.inputs = inputs
+    state.batches = first
     check_inputs = collapse_inputs(state, pruner, options.on_collapse)
     layers = _ranked_layers(state, target)
     if any(density < 1 for _, density in layers):

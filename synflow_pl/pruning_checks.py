@@ -20,6 +20,7 @@ from synflow_pl.flow import (
 )
 from synflow_pl.masks import Masks
 from synflow_pl.pruners.base import Pruner, PruningState, Saliency, varying_factor
+from synflow_pl.pruners.batch_loss import BatchLoss
 
 __all__ = [
     "Batches",
@@ -38,12 +39,12 @@ Batches = Sequence[Any]
 
 
 def batches_of_round(
-    state: PruningState, pruner: Pruner, batches: Batches | Callable[[int], Batches], index: int
+    loss: BatchLoss, pruner: Pruner, batches: Batches | Callable[[int], Batches], index: int
 ) -> Batches:
     """Return the batches of a round, checked if the pruner scores on them.
 
     Args:
-        state: State of the pruning, whose loss will be computed from the batches.
+        loss: Loss that will be computed from the batches.
         pruner: Pruner that computes the scores.
         batches: Batches, or a function from the index of a round to its batches.
         index: Index of the round, counted from 0.
@@ -54,7 +55,7 @@ def batches_of_round(
     if not pruner.needs_batches:
         return () if callable(batches) else batches
     drawn = batches(index) if callable(batches) else batches
-    state.loss.check(pruner.name, drawn)
+    loss.check(pruner.name, drawn)
     return drawn
 
 

@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from fractions import Fraction
 from typing import Literal
 
+from torch import nn
+
 from synflow_pl.pruners.base import Pruner
 from synflow_pl.schedules import SCHEDULES, as_density
 
@@ -44,7 +46,8 @@ class PruningOptions:
     scope: Literal["global", "local"] = "global"
     mask_bias: bool = False
     mask_norm: bool = False
-    exclude: Iterable[str] = ()
+    exclude: Iterable[str | type[nn.Module]] = ()
+    include: Iterable[str | type[nn.Module]] = ()
     train_mode: bool = False
     on_collapse: Literal["warn", "error", "ignore"] = "warn"
 

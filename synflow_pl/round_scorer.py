@@ -49,7 +49,7 @@ class RoundScorer:
         """
         state = self._state
         if index and callable(self._batches):
-            state.batches = batches_of_round(state, self._pruner, self._batches, index)
+            state.batches = batches_of_round(state.loss, self._pruner, self._batches, index)
         scores = dict(self._pruner.score(state))
         if index == 0:
             self.unscored = unscored_parameters(state, self._pruner, scores, self._num_kept)

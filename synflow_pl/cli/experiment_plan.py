@@ -117,6 +117,7 @@ class Plan:
         """
         return {
             "exclude": self.options.pruning.exclude,
+            "include": self.options.pruning.include,
             "train_mode": self._choose(overlay, "train_mode"),
         }
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from synflow_pl.compaction.agreement import first_line
 from synflow_pl.compaction.branches import Conversions
-from synflow_pl.compaction.network_copies import duplicate
 from synflow_pl.flow import trace
+from synflow_pl.graph.network_copy import duplicate
 from synflow_pl.graph.outputs import Opaque
 from synflow_pl.graph.trace import Graph
 
@@ -29,7 +29,7 @@ def trace_for_compaction(network: nn.Module, inputs: tuple[Tensor, ...]) -> Grap
     copied = duplicate(network)  # a forward pass may set attributes
     try:
         with conversions:
-            recording = trace(copied, inputs)
+            recording = trace(copied, inputs, fused_recurrence=True)
     except RuntimeError as error:
         if isinstance(error, NotImplementedError):
             raise ValueError(

@@ -25,9 +25,10 @@ from synflow_pl.compaction.channel_usage import ChannelUsage, measure_usage
 from synflow_pl.compaction.checked_trace import trace_for_compaction
 from synflow_pl.compaction.constant_propagation import interpret, unknown
 from synflow_pl.compaction.kept_slices import KeptSlices
-from synflow_pl.compaction.network_copies import duplicate, masked_copy
+from synflow_pl.compaction.network_copies import masked_copy
 from synflow_pl.compaction.resize import resize
 from synflow_pl.flow import example_of
+from synflow_pl.graph.network_copy import duplicate
 from synflow_pl.graph.trace import Operation, Value
 from synflow_pl.masks import Masks
 

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from torch import nn
 
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-
+from synflow_pl.graph.network_copy import duplicate
 from synflow_pl.masks import Masks
 
-__all__ = ["duplicate", "masked_copy"]
-
-
-def duplicate(network: nn.Module) -> nn.Module:
-    """Return a deep copy of a network, even if its attributes include tensors that are not leaves.
-
-    PyTorch only copies leaf tensors, and ``torch.nn.utils.prune`` and the older ``spectral_norm``
-    store the weight that they compute as an attribute of its layer.
-    """
-    with _Detached():
-        return copy.deepcopy(network)
+__all__ = ["masked_copy"]
 
 
 def masked_copy(network: nn.Module, masks: Masks) -> nn.Module:
@@ -28,13 +15,3 @@ def masked_copy(network: nn.Module, masks: Masks) -> nn.Module:
     whole = duplicate(network)
     masks.apply(whole)
     return whole
-
-
-class _Detached(TorchFunctionMode):
-    """Let deep copies of tensors that are not leaves be detached copies of their values."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
-            tensor, memo = args
-            return memo.setdefault(id(tensor), tensor.detach().clone())
-        return func(*args, **(kwargs or {}))

@@ -12,7 +12,7 @@ from synflow_pl.diagnosis.diagnosis import Diagnosis, Layer
 from synflow_pl.diagnosis.flops import count_flops
 from synflow_pl.diagnosis.homogeneity import inhomogeneous
 from synflow_pl.diagnosis.score_statistics import conservation_error, moments, synaptic_flow
-from synflow_pl.flow import Connectivity, example_of, linearise, trace
+from synflow_pl.flow import Connectivity, example_of, inputs_first, linearise, trace
 from synflow_pl.masks import Masks
 from synflow_pl.parameters import check_network, left_out, left_out_note
 
@@ -83,6 +83,8 @@ def diagnose(
     )
     weight_masks = {name: masks[name] for name in masks.weights}
     units, read = active_units(network, weight_masks), active_inputs(network, weight_masks)
+    for name in inputs_first(recording) & units.keys():
+        units[name], read[name] = read[name], units[name]
     layers = tuple(
         Layer(
             name=name,

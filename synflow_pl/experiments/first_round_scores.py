@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from synflow_pl.flow import acting_on
 from synflow_pl.pruners import Pruner, PruningState, Saliency
 from synflow_pl.pruners.batch_loss import as_batch_loss
 from synflow_pl.schedules import as_density
@@ -26,7 +27,8 @@ def first_scores(
     batches: Sequence[tuple[Tensor, Tensor]] = (),
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     density: float | Fraction = 1.0,
-    exclude: Iterable[str] = (),
+    exclude: Iterable[str | type[nn.Module]] = (),
+    include: Iterable[str | type[nn.Module]] = (),
     train_mode: bool = False,
 ) -> dict[str, Tensor]:
     """Return the scores that the first round of a pruning would compute.
@@ -39,7 +41,8 @@ def first_scores(
         loss: Function of logits and labels that returns the mean loss of a batch, for data-driven
             pruners.
         density: Density of the pruning, in (0, 1], for pruners whose scores depend on it.
-        exclude: Shell-style patterns of parameter names that are not scored.
+        exclude: Parameters that are not scored; see :func:`synflow_pl.prune`.
+        include: Further parameters that are scored; see :func:`synflow_pl.prune`.
         train_mode: Whether the network is in train mode while data-driven pruners score.
 
     Returns:
@@ -50,7 +53,7 @@ def first_scores(
     Raises:
         ValueError: If the pruner needs data and there are no batches.
     """
-    state = PruningState.from_network(network, exclude)
+    state = PruningState.from_network(network, exclude, include, acting_on(network, inputs))
     state.inputs, state.batches, state.loss = inputs, batches, as_batch_loss(loss)
     state.density, state.train_mode = as_density(density), train_mode
     if pruner.needs_batches and not batches:

@@ -7,7 +7,6 @@ contains its :class:`~synflow_pl.export.metadata.Metadata`.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import io
 import logging
@@ -25,6 +24,7 @@ from synflow_pl import networks
 from synflow_pl.compaction import resize
 from synflow_pl.export import checksums
 from synflow_pl.export.metadata import KEY, Metadata
+from synflow_pl.graph.network_copy import duplicate
 
 __all__ = ["FORMATS", "Exported", "is_ours", "load_exported", "short"]
 
@@ -135,7 +135,7 @@ def _read_safetensors(path: Path, network: nn.Module | None) -> Exported:
         raise ValueError(
             f"{str(path)!r} cannot be read as safetensors; it is damaged or something else: {error}"
         ) from error
-    network = _build(metadata, path) if network is None else copy.deepcopy(network)
+    network = _build(metadata, path) if network is None else duplicate(network)
     own = {
         name
         for name, _ in (*network.named_parameters(), *network.named_buffers())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from synflow_pl.export.formats import FORMATS, Exported, is_ours, load_exported, short
 from synflow_pl.export.metadata import Metadata
+from synflow_pl.graph.network_copy import duplicate
 
 __all__ = ["export", "verify"]
 
@@ -67,8 +67,8 @@ def export(
     if path.suffix.removeprefix(".") not in FORMATS:
         raise ValueError(f"{str(path)!r} does not end on one of .{', .'.join(FORMATS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    network = copy.deepcopy(network).cpu().float().eval()
-    original = copy.deepcopy(original).cpu().float().eval()
+    network = duplicate(network).cpu().float().eval()
+    original = duplicate(original).cpu().float().eval()
     images = images.cpu().float()
     with torch.no_grad():
         logits = original(images[:2])

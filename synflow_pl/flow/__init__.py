@@ -1,5 +1,6 @@
 """Synaptic flow through any network: trace it, make it linear and positive, follow the flow."""
 
+from synflow_pl.flow.acting_parameters import acting_on, acting_parameters, inputs_first
 from synflow_pl.flow.connectivity import (
     Connectivity,
     DeadNetwork,
@@ -19,9 +20,12 @@ __all__ = [
     "Connectivity",
     "DeadNetwork",
     "LinearNetwork",
+    "acting_on",
+    "acting_parameters",
     "disconnection_message",
     "evaluating",
     "example_of",
+    "inputs_first",
     "is_connected",
     "linearise",
     "magnitude",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from synflow_pl.flow.acting_parameters import acting_parameters
 from synflow_pl.flow.linear_network import LinearNetwork
 from synflow_pl.flow.linearise import linearise
 from synflow_pl.flow.maxima import SELECTIONS
@@ -115,7 +116,8 @@ class Connectivity:
                     {number for met in linear_network.meetings for number in (met.signal, met.by)},
                 )
                 self._parameters = parameters
-            if computed := computed_weights(graph, prunable(network)):
+            weights = prunable(network, acting=acting_parameters(network, graph))
+            if computed := computed_weights(graph, weights):
                 self._computed = Replay(graph, computed)
                 # A gain that is zero does not disconnect the network, here or elsewhere.
                 self._drawn = without_zeros(

@@ -90,8 +90,34 @@ def _product(builder: Builder, operation: Operation) -> None:
     )
 
 
+def _trilinear(builder: Builder, operation: Operation) -> None:
+    """Translate a bilinear layer: the first of two signals carries the flow, the other gates it."""
+    *factors, first, second, third, summed, unrolled = operation.args
+    signals = [value for value in factors if builder.carries(value)]
+    gates = [] if builder.in_weights or builder.open_gates else signals[1:]
+    builder.gated |= len(signals) > 1 and not builder.in_weights
+    arguments = [
+        builder.constant(torch.ones_like(builder.tensor(value)))
+        if value in gates
+        else builder.factor(value)
+        for value in factors
+    ]
+    builder.add_node(
+        operation,
+        torch.ops.aten._trilinear.default,
+        *arguments,
+        first,
+        second,
+        third,
+        summed,
+        unrolled,
+        contraction=True,
+    )
+
+
 CONTRACTIONS: dict[str, Rule] = {
     "convolution": _convolution,
+    "_trilinear": _trilinear,
     "deform_conv2d": _deformable,
     **dict.fromkeys(operators.MATRIX_PRODUCTS, _product),
 }

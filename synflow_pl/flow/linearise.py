@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from synflow_pl.flow.acting_parameters import acting_parameters
 from synflow_pl.flow.builder import Builder
 from synflow_pl.flow.linear_network import LinearNetwork
 from synflow_pl.flow.replay import weights_nonzero_after_masking
@@ -45,7 +46,8 @@ def linearise(
         ['0.weight', '2.weight']
     """
     graph = trace(network, inputs) if graph is None else graph
-    weights, parameters = prunable(network), dict(network.named_parameters())
+    weights = prunable(network, acting=acting_parameters(network, graph))
+    parameters = dict(network.named_parameters())
     builder = Builder(graph, weights, parameters, open_gates)
     for operation in graph.operations:
         if builder.visit(operation):

@@ -85,7 +85,8 @@ def _gain(
 
 def _weight_norm(builder: Builder, operation: Operation) -> None:
     # Weight normalisation is v * g / ||v||: the factor of v is a gain with its traced value.
-    direction, length, dim = operation.args[:3]
+    given = operation.bound()
+    direction, length, dim = given["v"], given["g"], given.get("dim", 0)
     kept = [index for index in range(builder.tensor(direction).dim()) if index != dim]
     norm = torch.linalg.vector_norm(builder.tensor(direction), dim=kept, keepdim=True)
     builder.add_node(

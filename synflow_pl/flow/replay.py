@@ -149,7 +149,10 @@ def without_zeros(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights_nonzero_after_masking(
-    graph: Graph, weights: Collection[str], parameters: Mapping[str, Tensor]
+    graph: Graph,
+    weights: Collection[str],
+    parameters: Mapping[str, Tensor],
+    used: Collection[int] | None = None,
 ) -> frozenset[str]:
     """Return the names of the weights whose pruned entries are not zero where they are used.
 
@@ -159,8 +162,13 @@ def weights_nonzero_after_masking(
         graph: Graph of the network, made by :func:`synflow_pl.flow.trace`.
         weights: Names of the prunable parameters.
         parameters: All parameters, by name.
+        used: Numbers of the values to check; ``None`` checks all that act on a signal.
     """
-    weights_of = computed_weights(graph, weights)
+    weights_of = {
+        number: names
+        for number, names in computed_weights(graph, weights).items()
+        if used is None or number in used
+    }
     if not weights_of:
         return frozenset()
     replay = Replay(graph, weights_of)

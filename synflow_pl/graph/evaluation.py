@@ -13,11 +13,13 @@ from torch.func import functional_call
 from synflow_pl.graph.example_inputs import as_inputs
 from synflow_pl.graph.network_state import preserve_state
 from synflow_pl.graph.written_memory import Writes
+from synflow_pl.numerics import without_onednn
 
 __all__ = [
     "attention_in_parts",
     "evaluating",
     "explaining_errors",
+    "recurrence_in_steps",
     "restoring_parameters",
     "tracking_modules",
 ]
@@ -97,6 +99,19 @@ def attention_in_parts() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def recurrence_in_steps() -> Iterator[None]:
+    """Disable fused recurrent layers, which hide their products, in favour of single steps."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.enabled
+    cudnn.enabled = False
+    try:
+        with without_onednn():
+            yield
+    finally:
+        cudnn.enabled = before
 
 
 @contextmanager

@@ -22,6 +22,7 @@ TorchScript and inference mode work.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +33,7 @@ from synflow_pl.graph.evaluation import (
     attention_in_parts,
     evaluating,
     explaining_errors,
+    recurrence_in_steps,
     restoring_parameters,
     tracking_modules,
 )
@@ -81,13 +83,17 @@ class Graph:
 
 
 @full_precision()
-def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
+def trace(
+    network: nn.Module, inputs: tuple[Tensor, ...], *, fused_recurrence: bool = False
+) -> Graph:
     """Run ``network`` once on ``inputs`` and return the graph of its operations.
 
     Args:
         network: Any module. The module, and whatever its forward pass stores tensors in, are left
             unchanged.
         inputs: Example inputs, as returned by :func:`example_of`.
+        fused_recurrence: Whether a recurrent layer may be one operation; otherwise each of its
+            steps is recorded as products and gates.
 
     Returns:
         The graph. Its tensors are those of this one pass, at the precision of the network.
@@ -111,6 +117,8 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
     parameters = dict(network.named_parameters())
     # A fused TorchScript graph would hide its operations.
     unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+    recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
+    in_steps = recurrence_in_steps() if recurrent and not fused_recurrence else nullcontext()
     with (
         explaining_errors(network, inputs),
         preserve_state(network),
@@ -125,6 +133,7 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
         try:
             with (
                 attention_in_parts(),
+                in_steps,
                 unoptimised,
                 torch.no_grad(),
                 tracking_modules(network, running),

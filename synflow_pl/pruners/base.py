@@ -135,14 +135,22 @@ class PruningState:
         return kept_weights(sum(mask.numel() for mask in self.masks.values()), self.density)
 
     @classmethod
-    def from_network(cls, network: nn.Module, exclude: Iterable[str] = ()) -> PruningState:
+    def from_network(
+        cls,
+        network: nn.Module,
+        exclude: Iterable[str | type[nn.Module]] = (),
+        include: Iterable[str | type[nn.Module]] = (),
+        acting: Iterable[str] = (),
+    ) -> PruningState:
         """Return the state of a network of which no weight has been removed.
 
         Args:
             network: Network under study.
-            exclude: Shell-style patterns of parameter names that stay dense.
+            exclude: See :func:`synflow_pl.masks.prunable`.
+            include: See :func:`synflow_pl.masks.prunable`.
+            acting: See :func:`synflow_pl.masks.prunable`.
         """
-        parameters = prunable(network, exclude)
+        parameters = prunable(network, exclude, include, acting)
         weights = {name: _working_copy(parameter) for name, parameter in parameters.items()}
         masks = {
             name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.masks import prunable
+from synflow_pl.masks import layer_weights
 from synflow_pl.pruners.base import Pruner, PruningState
 from synflow_pl.pruners.forward import batch_statistics, gradients_of, stateless_forward
 
@@ -112,7 +112,7 @@ class NTKSAP(Pruner):
         They depend on the architecture and the generator only.
         """
         network = state.network
-        drawn = {id(parameter) for parameter in prunable(network).values()}
+        drawn = {id(parameter) for parameter in layer_weights(network).values()}
         owners = {
             id(p): (module, key)
             for module in network.modules()

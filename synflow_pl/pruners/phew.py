@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow import linearise, magnitude
-from synflow_pl.masks import prunable
+from synflow_pl.masks import layer_weights
 from synflow_pl.order_statistics import smallest
 from synflow_pl.pruners.base import Pruner, PruningState
 from synflow_pl.pruners.layer_graph import layer_graph
@@ -62,7 +62,12 @@ class PHEW(Pruner):
     def prepare(self, state: PruningState) -> None:
         super().prepare(state)
         assert state.inputs is not None
-        layers = prunable(state.network)
+        layers = layer_weights(state.network)
+        if others := [name for name in state.weights if name not in layers]:
+            raise ValueError(
+                f"PHEW walks from unit to unit of linear, convolution and attention layers, and"
+                f" {', '.join(others)} belongs to none; exclude it, or choose SynFlow"
+            )
         self._linear_network = linear_network = linearise(state.network, state.inputs)
         self._layer_graph = layer_graph(
             linear_network, {name: parameter.detach() for name, parameter in layers.items()}
@@ -93,7 +98,7 @@ class PHEW(Pruner):
             torch.initial_seed() if self.seed is None else self.seed
         )
         magnitudes = {}
-        for name, parameter in prunable(state.network).items():
+        for name, parameter in layer_weights(state.network).items():
             usable = (
                 self._usable[name] & state.masks[name]
                 if name in state.masks

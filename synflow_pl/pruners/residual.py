@@ -8,16 +8,16 @@ an activation written as a polynomial) add signals of the same depth, and dense 
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Collection, Hashable, Iterable
 
 import torch
 from torch import Tensor, fx, nn
 
-from synflow_pl.flow import trace
+from synflow_pl.flow import acting_parameters, trace
 from synflow_pl.graph import operators
-from synflow_pl.masks import prunable
+from synflow_pl.graph.network_copy import duplicate
+from synflow_pl.masks import layer_weights
 
 __all__ = ["is_residual"]
 
@@ -89,7 +89,7 @@ class _Depths:
 
 def _adds_in_trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     recording = trace(network, inputs)
-    layers = prunable(network)
+    layers = {*layer_weights(network), *acting_parameters(network, recording)}
     weights = (number for number, name in recording.parameters.items() if name in layers)
     depths = _Depths((value.number for value in recording.inputs), weights)
     differs = [
@@ -110,8 +110,8 @@ class _Tracer(fx.Tracer):
 
 def _adds_in_code(network: nn.Module) -> bool:
     # Tensors that forward() stores on the module would be replaced by proxies.
-    network = copy.deepcopy(network)
-    layers = prunable(network)
+    network = duplicate(network)
+    layers = layer_weights(network)
     owned = {id(parameter) for parameter in layers.values()}
     modules = dict(network.named_modules())
     try:

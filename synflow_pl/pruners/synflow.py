@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.bias_norm_masks import active_units, expand_units
+from synflow_pl.bias_norm_masks import active_units, expand_units, has_units
 from synflow_pl.flow import LinearNetwork, linearise
 from synflow_pl.pruners.base import Pruner, PruningState, Saliency
 
@@ -140,9 +140,13 @@ class SynFlow(Pruner):
                 name: gradient > 0
                 for name, gradient in self._linear_network.gradients(ones, gains=False).items()
             }
-            for name, active in active_units(state.network, reached).items():
+            with_units = {name: x for name, x in reached.items() if has_units(state.network, name)}
+            for name, active in active_units(state.network, with_units).items():
                 if not active.all():
                     separate[name] = expand_units(state.network, name, ~active)
+            for name in reached.keys() - with_units.keys():
+                if not reached[name].all():
+                    separate[name] = ~reached[name]
         return separate
 
 

@@ -25,12 +25,11 @@ bound on the R that is left after a round, so ``rounds="auto"`` is refused.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from synflow_pl.graph.network_copy import duplicate
 from synflow_pl.pruners.base import PruningState, Saliency
 from synflow_pl.pruners.synflow import SynFlow
 
@@ -59,7 +58,7 @@ class SynFlowL2(SynFlow):
     def scored_network(self, network: nn.Module) -> nn.Module:
         # Parameters that are not pruned are squared as well: gains, excluded layers and the running
         # standard deviations of normalisations.
-        squared = copy.deepcopy(network)
+        squared = duplicate(network)
         for parameter in squared.parameters():
             parameter.square_()
         for module in squared.modules():

@@ -38,6 +38,7 @@ def make_options(
     loss: object,
     loss_fn: object,
     exclude: Sequence[str] | str,
+    include: Sequence[str] | str,
     **options: Any,
 ) -> PruningOptions | None:
     """Return the options of ``prune()``, after all options are checked against each other.
@@ -53,6 +54,7 @@ def make_options(
         loss: Function from (outputs, labels) to the loss that a pruner scores by on data.
         loss_fn: Function from (module, batch) to that loss.
         exclude: Pattern, or list of patterns, of parameter names that stay dense.
+        include: Pattern, or list of patterns, of names of further parameters to prune.
         options: Other options of ``prune()``, at least ``density``, ``num_kept``,
             ``effective_density`` and ``rounds``.
 
@@ -67,8 +69,9 @@ def make_options(
     pruning: PruningOptions | None = None
     density, num_kept, rounds = options["density"], options["num_kept"], options["rounds"]
     if masks_path is None and pruner is not None:
-        patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-        pruning = PruningOptions(**options, exclude=patterns, on_collapse="ignore")
+        pruning = PruningOptions(
+            **options, exclude=_listed(exclude), include=_listed(include), on_collapse="ignore"
+        )
         pruning.check_pruner(pruner)
     elif masks_path is None and (
         density not in (None, 1) or num_kept is not None or rounds is not None
@@ -107,6 +110,10 @@ def make_options(
             " and gradual pruning"
         )
     return pruning
+
+
+def _listed(patterns: Sequence[str] | str) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 def _check_time(

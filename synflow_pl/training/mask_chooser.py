@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from synflow_pl.compaction import freeze
 from synflow_pl.diagnosis import MaskHistory
-from synflow_pl.flow import example_of
+from synflow_pl.flow import acting_on, example_of
 from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.batch_loss import BatchLoss, as_batch_loss
@@ -208,7 +208,8 @@ class MaskChooser:
         """
         assert self._options is not None
         self._find_loss(fit)
-        weights = prunable(fit.network, self._options.exclude)
+        acting = acting_on(fit.network, self.example(fit))
+        weights = prunable(fit.network, self._options.exclude, self._options.include, acting)
         return Masks({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()})
 
     def choose_round(self, fit: Fit, masks: Masks, *, done: int, due: int) -> Masks:

@@ -7,7 +7,6 @@ training. The weights are therefore copied before they are rounded, and the copy
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -16,6 +15,8 @@ from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
 from pytorch_lightning.plugins.precision import HalfPrecision
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
+
+from synflow_pl.graph.network_copy import duplicate
 
 __all__ = ["scorable", "unrounded"]
 
@@ -59,7 +60,7 @@ def scorable(network: nn.Module, unrounded: Mapping[str, Tensor]) -> nn.Module:
         isinstance(module, nn.SyncBatchNorm) for module in network.modules()
     ):
         return network
-    clone: nn.Module = TorchSyncBatchNorm().revert(copy.deepcopy(network))
+    clone: nn.Module = TorchSyncBatchNorm().revert(duplicate(network))
     if rounded:
         clone.float()
     present = {**dict(network.named_parameters()), **dict(network.named_buffers())}

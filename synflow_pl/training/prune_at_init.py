@@ -62,6 +62,8 @@ class PruneAtInit(HoldMasks):
             BatchNorms and GroupNorms that read the output of one prunable layer and nothing else.
         exclude: Shell-style pattern, or list of patterns, of parameter names within the network
             that stay dense.
+        include: Pattern, or list of patterns, of names of further parameters to prune, such as
+            embeddings.
         train_mode: Whether data-driven pruners score in train mode, in which BatchNorm uses the
             statistics of each batch; running statistics do not change.
         fresh_batches: Whether data-driven pruners score on other images in each round.
@@ -130,6 +132,7 @@ class PruneAtInit(HoldMasks):
         mask_bias: bool = False,
         mask_norm: bool = False,
         exclude: Sequence[str] | str = (),
+        include: Sequence[str] | str = (),
         train_mode: bool = False,
         fresh_batches: bool = False,
         sanity: Literal["invert", "shuffle", "reinitialise"] | None = None,
@@ -158,6 +161,7 @@ class PruneAtInit(HoldMasks):
             mask_bias=mask_bias,
             mask_norm=mask_norm,
             exclude=exclude,
+            include=include,
             train_mode=train_mode,
             sanity=sanity,
             at_epoch=at_epoch,
