@@ -132,8 +132,8 @@ def prune(
 
     Raises:
         TypeError: If the network is TorchScript or wrapped for parallel training,
-            ``example_input`` is no tensor, tuple, list or dictionary, or ``loss`` is no function of
-            two arguments.
+            ``example_input`` is no tensor, tuple, list or dictionary, or ``loss`` does not take two
+            arguments.
         ValueError: If an option is impossible, naming its value, before any work starts; or if the
             network has nothing to prune, or fails on its input; or if with ``rounds="auto"`` every
             path needs more weights than are to be kept.

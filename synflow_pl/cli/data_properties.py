@@ -1,4 +1,4 @@
-"""What commands read of a data module, which any LightningDataModule may leave out.
+"""Read what commands need to know of the images of any LightningDataModule.
 
 ``input_shape`` (C, H, W) and ``num_classes`` are attributes of the data modules of this package.
 Where another one has no ``input_shape``, the shape is that of the images of a training batch; its

@@ -125,7 +125,7 @@ def _pass(
         convolution = node.function is convolve
         if not node.contraction or (convolution and arguments[6]):
             return function(*arguments)
-        # Of a matrix that is read as it is, the dimension of the units is not known.
+        # A matrix that is read as it is may have its units in either dimension.
         name = node.weight or next(
             (name for name, weight in weights.items() if convolution and arguments[1] is weight), ""
         )

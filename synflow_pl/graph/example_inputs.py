@@ -112,8 +112,8 @@ def as_inputs(example: Any) -> Inputs:
     """Return the inputs of a network from an example of them.
 
     Args:
-        example: Tensor; tuple or list of the arguments of ``forward()`` by position; or dictionary
-            of its arguments by keyword. An argument may be of any type, and the tensors in nested
+        example: Tensor; tuple or list of the arguments of ``forward()`` by position; or a
+            dictionary with names and arguments. An argument may be of any type, and the tensors in nested
             tuples, lists and dictionaries are inputs.
 
     Raises:

@@ -62,8 +62,8 @@ def find_example(
     """Return an example of the network's inputs.
 
     It has the given shape, else the data module's ``input_shape``; else it is the module's
-    ``example_input_array``, else what ``training_step()`` gives the network for the first example
-    of a training batch. Where that cannot be found out, it is the first tensor of the batch.
+    ``example_input_array``, else what ``training_step()`` gives the network for one example from a
+    training batch. Where that cannot be found out, it is the first tensor of the batch.
 
     Args:
         trainer: Trainer with the data module or the training batches.

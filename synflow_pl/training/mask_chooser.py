@@ -69,8 +69,8 @@ class MaskChooser:
         options: Options of the pruning; ``None`` without a pruner or with masks from a file.
         from_file: Masks from a file, which are used instead of the pruner.
         loss: Function from (outputs, labels) to the loss that pruners score by on data.
-        loss_fn: Function from (module, batch) to that loss. Without either of them it is the loss
-            of the module's ``training_step()``.
+        loss_fn: Function from (module, batch) to that loss. Without either of them, the module's
+            ``training_step()`` returns it.
         input_shape: Shape of an input without the batch dimension; ``None`` uses that of the data.
         fresh_batches: Whether each round scores on other images.
         score_from: Path of a checkpoint whose weights are scored and whose masks are pruned
