@@ -112,9 +112,9 @@ def as_inputs(example: Any) -> Inputs:
     """Return the inputs of a network from an example of them.
 
     Args:
-        example: Tensor; tuple or list of the arguments of ``forward()`` by position; or a
-            dictionary with names and arguments. An argument may be of any type, and the tensors in nested
-            tuples, lists and dictionaries are inputs.
+        example: Tensor; tuple or list of the arguments of ``forward()`` by position; or dictionary
+            of arguments by name. An argument may be of any type, and the tensors in nested tuples,
+            lists and dictionaries are inputs.
 
     Raises:
         TypeError: If it is none of these.
