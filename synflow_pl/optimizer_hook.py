@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch.optim import Optimizer
 
 __all__ = ["Hold"]
 
+# Attributes by which wrappers (of accelerate, Lightning, timm) hold their optimiser.
+_WRAPPED = ("optimizer", "_optimizer", "_base_optimizer", "base_optimizer")
 # Integer type of each element size in bytes.
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -21,7 +24,10 @@ class Hold:
 
     Args:
         pairs: Parameters and their masks.
-        optimizer: Optimiser of the parameters.
+        optimizer: Optimiser of the parameters, or a wrapper of one, such as that of accelerate.
+
+    Raises:
+        TypeError: If it is neither.
     """
 
     def __init__(self, pairs: list[tuple[nn.Parameter, Tensor]], optimizer: Optimizer) -> None:
@@ -34,7 +40,7 @@ class Hold:
             torch.empty_like(parameter, dtype=_INTEGER[parameter.element_size()]).copy_(mask).neg_()
             for parameter, mask in pairs
         ]
-        self._handle = optimizer.register_step_post_hook(lambda *_: self.zero())
+        self._handle = _hookable(optimizer).register_step_post_hook(lambda *_: self.zero())
 
     def zero(self) -> None:
         """Set every removed weight to zero."""
@@ -55,6 +61,20 @@ class Hold:
     def remove(self) -> None:
         """Stop zeroing removed weights after each step of the optimiser."""
         self._handle.remove()
+
+
+def _hookable(optimizer: Any) -> Optimizer:
+    """Return the optimiser whose step runs hooks: this one, or the one that it wraps."""
+    inner = optimizer
+    while not getattr(getattr(type(inner), "step", None), "hooked", False):
+        held = getattr(inner, "__dict__", {})
+        inner = next((held[name] for name in _WRAPPED if name in held), None)
+        if inner is None:
+            raise TypeError(
+                f"optimizer: a {type(optimizer).__name__} is no torch.optim.Optimizer and wraps"
+                " none; give the optimiser whose step() changes the weights"
+            )
+    return inner
 
 
 @torch.no_grad()

@@ -261,3 +261,36 @@ def step(network: nn.Module, optimizer: torch.optim.Optimizer, accumulate: int =
         network(torch.randn(8, 4)).square().sum().backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
+
+
+class Wrapper:
+    """Wrapper of an optimiser that runs none of its own hooks, as those of other libraries."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+
+def test_the_optimiser_inside_a_wrapper_keeps_zeros() -> None:
+    from pytorch_lightning.core.optimizer import LightningOptimizer
+
+    for wrap in (Wrapper, LightningOptimizer, lambda optimizer: Wrapper(Wrapper(optimizer))):
+        network = nn.Linear(4, 3)
+        masks = Masks({"weight": torch.rand(3, 4) < 0.5})
+        masks.apply(network)
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+        masks.hold(network, wrap(optimizer))
+        for _ in range(3):
+            network(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+        assert not bool(network.weight[~masks["weight"]].any())
+        assert bool(network.weight[masks["weight"]].all())
+
+
+@pytest.mark.parametrize("optimizer", [3, None, nn.Linear(2, 2), "sgd"])
+def test_anything_but_an_optimiser_is_refused(optimizer: object) -> None:
+    network = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"^optimizer: a \w+ is no torch.optim.Optimizer and wraps"):
+        Masks({"weight": torch.ones(2, 2, dtype=torch.bool)}).hold(network, optimizer)  # type: ignore[arg-type]
