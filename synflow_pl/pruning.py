@@ -21,7 +21,7 @@ from synflow_pl.bias_norm_masks import compute_bias_norm_masks
 from synflow_pl.effective_density import num_kept_for_effective_density
 from synflow_pl.fixed_rounds import run_fixed_rounds
 from synflow_pl.flow import acting_on, example_of
-from synflow_pl.masks import Masks
+from synflow_pl.masks import Masks, prunable
 from synflow_pl.numerics import full_precision
 from synflow_pl.parameters import check_network, left_out, left_out_note
 from synflow_pl.pruners.base import Pruner, PruningState
@@ -210,6 +210,8 @@ def _prune(
         example_input: As in :func:`prune`.
         on_round: As in :func:`prune`.
     """
+    if not any(parameter.is_floating_point() for parameter in network.parameters()):
+        prunable(network)  # the error names what the parameters hold
     inputs = None
     if input_shape is not None or example_input is not None:
         inputs = example_of(network, input_shape, example_input)

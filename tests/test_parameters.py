@@ -139,11 +139,8 @@ class Temporal(nn.Module):
     "wrap",
     [
         parametrizations.weight_norm,
-        parametrizations.spectral_norm,
         parametrizations.orthogonal,
-        spectral_norm,
         nn.utils.weight_norm,
-        lambda layer: torch_prune.l1_unstructured(layer, "weight", 0.5),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
@@ -160,15 +157,34 @@ def test_a_note_names_parametrised_layers_as_dense(
     assert sum(diagnosis.left_out.values()) == sum(p.numel() for p in network.parameters()) - 40
 
 
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [
+        (parametrizations.spectral_norm, "early.parametrizations.weight.original"),
+        (spectral_norm, "early.weight_orig"),
+        (lambda layer: torch_prune.l1_unstructured(layer, "weight", 0.5), "early.weight_orig"),
+    ],
+)
+def test_a_weight_whose_zeros_stay_zero_is_pruned_where_it_is_computed_from(
+    wrap: Callable[[nn.Module], nn.Module], name: str
+) -> None:
+    network, pruner = Temporal(wrap), SynFlow()
+    masks = prune(network, pruner, density=0.5, rounds=2, input_shape=(3, 6))
+    assert set(masks) == {name, "last.weight"}
+    assert not any("take no part and stay dense" in note for note in pruner.notes)
+    network(torch.ones(1, 3, 6))
+    assert not bool(network.early.weight[~masks[name]].any())
+
+
 class Own(nn.Module):
-    """Layer with a weight under its own name."""
+    """Layer with a table of factors under its own name."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernel = nn.Parameter(torch.ones(8, 8))
+        self.factors = nn.Parameter(torch.ones(5, 8))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.kernel
+        return x * self.factors
 
 
 def test_a_note_names_layers_of_other_classes_and_their_sizes() -> None:
@@ -192,15 +208,15 @@ def test_a_note_names_layers_of_other_classes_and_their_sizes() -> None:
     tagger, pruner = Tagger(), SynFlow()
     masks = prune(tagger, pruner, density=0.5, rounds=2, input_shape=(5, 8))
     note = (
-        "660 of 692 parameters take no part and stay dense: parts.rnn (LSTM, 576), parts.own (Own,"
-        " 64), biases, gains and shifts (20)"
+        "124 of 668 parameters take no part and stay dense: parts.own (Own, 40), biases, gains and"
+        " shifts (84)"
     )
     assert pruner.notes[-1] == note
     diagnosis = diagnose(tagger, masks, input_shape=(5, 8))
     assert note in diagnosis.notes
     assert diagnosis.left_out == {
-        "parts.rnn": 576,
-        "parts.own": 64,
+        "parts.rnn": 64,
+        "parts.own": 40,
         "parts.norm": 16,
         "parts.last": 4,
     }

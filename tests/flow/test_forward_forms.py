@@ -384,7 +384,12 @@ def test_flow_passes_a_packed_sequence() -> None:
     torch.manual_seed(0)
     network, inputs = Packed(), (torch.randn(2, 7, 4), torch.tensor([7, 4]))
     linear_network = linearise(network, inputs)
-    assert linear_network.weights == {"a.weight", "b.weight"}
+    assert linear_network.weights == {
+        "a.weight",
+        "rnn.weight_ih_l0",
+        "rnn.weight_hh_l0",
+        "b.weight",
+    }
     assert linear_network.unknown({}) == {}
 
 
