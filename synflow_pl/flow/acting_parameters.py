@@ -50,15 +50,13 @@ def acting_parameters(network: nn.Module, graph: Graph) -> tuple[str, ...]:
         return ()
     operands = _operands(graph, candidates)
     parameters = dict(network.named_parameters())
+    computed_of = computed_weights(graph, operands)
     acting = []
     for name, numbers in operands.items():
-        computed = computed_weights(graph, {name}).keys() & numbers
+        computed = computed_of.keys() & numbers
         # A factor of a product of matrices, for example, acts through a tensor of another size.
-        same_size = all(
-            graph.tensors[number].numel() == candidates[name].numel() for number in computed
-        )
-        if (
-            same_size
+        if not computed or (
+            all(graph.tensors[x].numel() == candidates[name].numel() for x in computed)
             and not weights_nonzero_after_masking(graph, {name}, parameters, computed)
             and _finite_without_slices(graph, name, parameters, computed)
         ):
@@ -73,8 +71,6 @@ def _finite_without_slices(
 
     Weight normalisation divides a unit by its norm, which is not finite if the unit is pruned.
     """
-    if not computed:
-        return True
     replay, parameter = Replay(graph, computed), parameters[name].detach()
     for dim in (dim for dim, size in enumerate(parameter.shape) if size > 1):
         pruned = parameter.clone()
