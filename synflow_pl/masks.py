@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from synflow_pl.io import atomic_write
 from synflow_pl.optimizer_hook import Hold
+from synflow_pl.parameters import NORMALISATIONS
 
 __all__ = ["Masks", "layer_weights", "prunable", "unclassified"]
 
@@ -118,16 +119,13 @@ def unclassified(network: nn.Module) -> dict[str, nn.Parameter]:
     owned, embedded = _classified(network)
     known = owned | embedded
     for module in network.modules():
-        if isinstance(module, _NORMALISATIONS):
+        if isinstance(module, NORMALISATIONS):
             known |= {id(parameter) for parameter in module.parameters(recurse=False)}
     return {
         name: parameter
         for name, parameter in network.named_parameters()
         if id(parameter) not in known and parameter.dim() > 1 and parameter.is_floating_point()
     }
-
-
-_NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def _classified(network: nn.Module) -> tuple[set[int], set[int]]:

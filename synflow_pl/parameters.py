@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-__all__ = ["LeftOut", "check_network", "left_out", "left_out_note"]
+__all__ = ["NORMALISATIONS", "LeftOut", "check_network", "left_out", "left_out_note"]
 
 # A note names at most this many layers.
 _MAX_NAMES = 20
 # Layers whose parameters are never pruned and are only counted in a note.
-_PLAIN = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def check_network(network: object) -> None:
@@ -111,7 +111,7 @@ def left_out(network: nn.Module, covered: Collection[str]) -> list[LeftOut]:
         )
         module = network.get_submodule(owner)
         before = found.get(owner, LeftOut(owner, _kind(module), 0, True))
-        plain = isinstance(module, _PLAIN) or _is_vector(name, parameter)
+        plain = isinstance(module, NORMALISATIONS) or _is_vector(name, parameter)
         found[owner] = LeftOut(
             owner, before.kind, before.size + parameter.numel(), before.plain and plain
         )

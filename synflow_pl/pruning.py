@@ -31,8 +31,8 @@ from synflow_pl.pruning_checks import (
     apply_earlier_masks,
     batches_of_round,
     check_collapse,
+    check_collapse_inputs,
     check_nothing_regrown,
-    collapse_inputs,
     zero_removed,
 )
 from synflow_pl.pruning_options import PruningOptions
@@ -219,7 +219,14 @@ def _prune(
     shown = inputs
     if shown is None and pruner.needs_batches and (example := loss.example(first)) is not None:
         shown = example_of(network, None, example)
-    acting = () if shown is None else acting_on(network, shown)
+    acting: tuple[str, ...] = ()
+    untraced: tuple[str, ...] = ()
+    if shown is not None:
+        try:
+            acting = acting_on(network, shown)
+        # A pruner that needs the graph will raise the error itself.
+        except (RuntimeError, ValueError) as error:
+            untraced = (f"whether other parameters act on the signal could not be seen: {error}",)
     state = PruningState.from_network(network, options.exclude, options.include, acting)
     state.scope, state.loss, state.train_mode = options.scope, loss, options.train_mode
     if earlier is not None:
@@ -229,7 +236,8 @@ def _prune(
         inputs = example_of(network, input_shape, example_input)  # the error that asks for one
     state.inputs = inputs
     state.batches = first
-    check_inputs = collapse_inputs(state, pruner, options.on_collapse)
+    shown = inputs if shown is None else shown
+    check_collapse_inputs(shown, options.on_collapse)
     layers = _ranked_layers(state, target)
     if any(density < 1 for _, density in layers):
         pruner.prepare(state)
@@ -258,6 +266,7 @@ def _prune(
     # Biases and normalisations are only counted in this note, whether they are masked or not.
     if note := left_out_note(network, left_out(network, state.masks), all_of_them=False):
         pruner.notes = (*pruner.notes, note)
+    pruner.notes = (*pruner.notes, *untraced)
     pruner.finish(state)
     state.weights.clear()  # frees memory for the steps that follow
     if earlier is not None:
@@ -271,7 +280,7 @@ def _prune(
     )
     masks = Masks({**state.masks, **followers}, followers)
     if options.on_collapse != "ignore":
-        check_collapse(state, masks, pruner, options.on_collapse, check_inputs, options.rounds)
+        check_collapse(state, masks, pruner, options.on_collapse, shown, options.rounds)
     masks.apply(network)
     return masks
 

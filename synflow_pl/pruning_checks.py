@@ -16,7 +16,6 @@ from synflow_pl.flow import (
     DeadNetwork,
     LinearNetwork,
     disconnection_message,
-    example_of,
 )
 from synflow_pl.masks import Masks
 from synflow_pl.pruners.base import Pruner, PruningState, Saliency, varying_factor
@@ -27,8 +26,8 @@ __all__ = [
     "apply_earlier_masks",
     "batches_of_round",
     "check_collapse",
+    "check_collapse_inputs",
     "check_nothing_regrown",
-    "collapse_inputs",
     "rounds_advice",
     "unscored_parameters",
     "zero_removed",
@@ -156,29 +155,21 @@ def unscored_parameters(
     return names
 
 
-def collapse_inputs(
-    state: PruningState, pruner: Pruner, on_collapse: str
-) -> tuple[Tensor, ...] | None:
-    """Return example inputs for the search for a path, or ``None`` if there are none.
+def check_collapse_inputs(inputs: tuple[Tensor, ...] | None, on_collapse: str) -> None:
+    """Raise an error if the search for a path needs example inputs that are missing.
 
     Args:
-        state: State of the pruning, with the batches of its first round.
-        pruner: Pruner that computes the scores.
+        inputs: Example inputs, or ``None`` if there are none.
         on_collapse: Reaction to a disconnected network, as in :func:`synflow_pl.prune`.
 
     Raises:
         ValueError: If they are missing and a collapse is to be an error.
     """
-    inputs = state.inputs
-    if inputs is None and pruner.needs_batches and on_collapse != "ignore":
-        example = state.loss.example(state.batches)
-        inputs = None if example is None else example_of(state.network, None, example)
     if inputs is None and on_collapse == "error":
         raise ValueError(
             "on_collapse='error' has to see whether a path is left: give input_shape=(C, H, W) or"
             " example_input="
         )
-    return inputs
 
 
 def check_collapse(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from synflow_pl.bias_norm_masks import active_inputs, active_units
+from synflow_pl.bias_norm_masks import active_inputs, active_units, has_units
 from synflow_pl.diagnosis.diagnosis import Diagnosis, Layer
 from synflow_pl.diagnosis.flops import count_flops
 from synflow_pl.diagnosis.homogeneity import inhomogeneous
@@ -84,7 +84,8 @@ def diagnose(
     weight_masks = {name: masks[name] for name in masks.weights}
     units, read = active_units(network, weight_masks), active_inputs(network, weight_masks)
     for name in inputs_first(recording) & units.keys():
-        units[name], read[name] = read[name], units[name]
+        if not has_units(network, name):
+            units[name], read[name] = read[name], units[name]
     layers = tuple(
         Layer(
             name=name,

@@ -20,9 +20,9 @@ from synflow_pl.flow.replay import (
 from synflow_pl.graph import operators
 from synflow_pl.graph.operation import values_in
 from synflow_pl.graph.trace import Graph, Operation, trace
-from synflow_pl.masks import unclassified
+from synflow_pl.masks import prunable, unclassified
 
-__all__ = ["acting_on", "acting_parameters", "inputs_first"]
+__all__ = ["acting_on", "acting_parameters", "graph_weights", "inputs_first"]
 
 
 def acting_parameters(network: nn.Module, graph: Graph) -> tuple[str, ...]:
@@ -86,14 +86,29 @@ def inputs_first(graph: Graph) -> frozenset[str]:
     Args:
         graph: Graph of the network.
     """
-    keys = ("mat2", "batch2")
-    return frozenset(
-        graph.parameters[value.number]
+    right = (
+        operation.args[-1]
         for operation in graph.operations
         if operation.name in operators.MATRIX_PRODUCTS
-        for value in values_in([operation.bound().get(key) for key in keys])
+    )
+    return frozenset(
+        graph.parameters[value.number]
+        for value in values_in(list(right))
         if value.number in graph.parameters and graph.tensors[value.number].dim() == 2
     )
+
+
+def graph_weights(network: nn.Module, graph: Graph) -> dict[str, nn.Parameter]:
+    """Return the prunable parameters of a traced network, those that act on the signal included.
+
+    Args:
+        network: Network under study.
+        graph: Its graph.
+
+    Raises:
+        ValueError: If nothing is prunable.
+    """
+    return prunable(network, acting=acting_parameters(network, graph))
 
 
 def acting_on(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from synflow_pl.flow.acting_parameters import acting_parameters
+from synflow_pl.flow.acting_parameters import graph_weights
 from synflow_pl.flow.linear_network import LinearNetwork
 from synflow_pl.flow.linearise import linearise
 from synflow_pl.flow.maxima import SELECTIONS
@@ -26,7 +26,7 @@ from synflow_pl.flow.meetings import Meeting
 from synflow_pl.flow.node import Node
 from synflow_pl.flow.replay import Replay, computed_weights, without_zeros
 from synflow_pl.graph.trace import Graph, Value, trace
-from synflow_pl.masks import Masks, prunable
+from synflow_pl.masks import Masks
 from synflow_pl.numerics import without_onednn
 
 __all__ = ["Connectivity", "DeadNetwork", "disconnection_message", "is_connected"]
@@ -116,8 +116,7 @@ class Connectivity:
                     {number for met in linear_network.meetings for number in (met.signal, met.by)},
                 )
                 self._parameters = parameters
-            weights = prunable(network, acting=acting_parameters(network, graph))
-            if computed := computed_weights(graph, weights):
+            if computed := computed_weights(graph, graph_weights(network, graph)):
                 self._computed = Replay(graph, computed)
                 # A gain that is zero does not disconnect the network, here or elsewhere.
                 self._drawn = without_zeros(

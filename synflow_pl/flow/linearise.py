@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from synflow_pl.flow.acting_parameters import acting_parameters
+from synflow_pl.flow.acting_parameters import graph_weights
 from synflow_pl.flow.builder import Builder
 from synflow_pl.flow.linear_network import LinearNetwork
 from synflow_pl.flow.replay import weights_nonzero_after_masking
 from synflow_pl.flow.rules import apply_rule
 from synflow_pl.graph.trace import Graph, trace
-from synflow_pl.masks import prunable
 
 __all__ = ["linearise"]
 
@@ -46,7 +45,7 @@ def linearise(
         ['0.weight', '2.weight']
     """
     graph = trace(network, inputs) if graph is None else graph
-    weights = prunable(network, acting=acting_parameters(network, graph))
+    weights = graph_weights(network, graph)
     parameters = dict(network.named_parameters())
     builder = Builder(graph, weights, parameters, open_gates)
     for operation in graph.operations:

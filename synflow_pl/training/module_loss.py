@@ -49,7 +49,8 @@ class ModuleLoss(FunctionLoss):
     ) -> None:
         if loss_fn is None:
             check_step(pl_module)
-        super().__init__(loss_fn or _step)
+        training_step: Any = pl_module.training_step
+        super().__init__(loss_fn or training_step)
         self._trainer, self._pl_module, self._scored = trainer, pl_module, scored
         self._by_step = loss_fn is None
         step = f"training_step() of {type(pl_module).__name__}"
@@ -70,11 +71,9 @@ class ModuleLoss(FunctionLoss):
     def evaluate(self, network: nn.Module, batch: Any, index: int) -> Any:
         if not self._by_step:
             return self.function(self._pl_module, batch)
-        takes_index = is_param_in_hook_signature(
-            self._pl_module.training_step, "batch_idx", min_args=2
-        )
+        takes_index = is_param_in_hook_signature(self.function, "batch_idx", min_args=2)
         try:
-            result = self._pl_module.training_step(*((batch, index) if takes_index else (batch,)))
+            result: Any = self.function(*((batch, index) if takes_index else (batch,)))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -123,10 +122,6 @@ class _Capture(ModuleLoss):
 
         with self._scored.register_forward_pre_hook(store, with_kwargs=True):
             return super().evaluate(network, batch, index)
-
-
-def _step(pl_module: Any, batch: Any) -> Any:
-    return pl_module.training_step(batch)
 
 
 def check_step(pl_module: LightningModule) -> None:

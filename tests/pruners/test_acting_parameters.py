@@ -469,3 +469,45 @@ def test_units_and_inputs_of_a_matrix_with_inputs_first_are_counted() -> None:
     layer = diagnose(network, masks, example_input=torch.ones(1, 4)).layers[0]
     assert (layer.units, layer.living_units) == (3, 2)
     assert (layer.inputs, layer.living_inputs) == (4, 3)
+
+
+def test_a_linear_layer_whose_weight_is_also_read_untransposed_keeps_its_units() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.encode(x).relu() @ self.encode.weight
+
+    network, example = Tied(), torch.ones(1, 4)
+    masks = prune(network, Magnitude(), density=1.0, example_input=example)
+    layer = diagnose(network, masks, example_input=example).layers[0]
+    assert (layer.units, layer.inputs) == (3, 4)
+
+
+@pytest.mark.parametrize("pruner", [Magnitude, SNIP])
+def test_a_network_that_cannot_be_traced_is_pruned_by_class_with_a_note(
+    pruner: Callable[[], Pruner],
+) -> None:
+    class Refusing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.own = nn.Linear(6, 6), parameter(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                raise RuntimeError("no gradients, no outputs")
+            return self.layer(x) @ self.own
+
+    chosen = pruner()
+    masks = prune(
+        Refusing(),
+        chosen,
+        density=0.5,
+        example_input=torch.ones(1, 6),
+        batches=[(torch.randn(8, 6), torch.randint(3, (8,)))],
+        on_collapse="ignore",
+    )
+    assert list(masks) == ["layer.weight"]
+    assert "could not be seen: Refusing fails on an input" in chosen.notes[-1]
