@@ -232,48 +232,119 @@ def fit(folder: Path, module: Task, callback: PruneAtInit, **options: Any) -> An
     return callback.masks
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_saliencies_by_the_training_step_are_its_derivatives(
-    tmp_path: Path, task: type[Task]
-) -> None:
-    """The score |w dL/dw| of SNIP is compared with central differences in double precision."""
-    seen: dict[str, Tensor] = {}
+class Scored:
+    """A module, pruned in double precision, and its training step as a function of the weights.
 
-    class Watching(SNIP):
-        def score(self, state: Any) -> dict[str, Tensor]:
-            scores = super().score(state)
-            seen.update({name: score.clone() for name, score in scores.items()})
+    Attributes:
+        scores: Scores of the last round, by parameter name.
+        dense: Weights before pruning.
+        weights: Weights that the functions read: those that the last round scored.
+    """
+
+    def __init__(self, folder: Path, task: type[Task], pruner: Pruner, rounds: int = 1) -> None:
+        self.scores: dict[str, Tensor] = {}
+        masks: dict[str, Tensor] = {}
+        score = pruner.score
+
+        def watch(state: Any) -> Any:
+            masks.update({name: mask.clone() for name, mask in state.masks.items()})
+            scores = score(state)
+            self.scores.update({name: tensor.clone() for name, tensor in scores.items()})
             return scores
 
-    module = task().double()
-    dense = copy.deepcopy(module.state_dict())
-    callback = PruneAtInit(Watching(), density=0.5, on_collapse="warn")
-    fit(tmp_path, module, callback, precision="64-true")
-    module.load_state_dict(dense)
-    module.log = lambda *_, **__: None  # type: ignore[method-assign]
-    batch = apply_to_collection(
-        next(iter(module.data())), Tensor, lambda x: x.double() if x.is_floating_point() else x
-    )
+        pruner.score = watch  # type: ignore[method-assign]
+        self.module = task().double()
+        before = copy.deepcopy(self.module.state_dict())
+        callback = PruneAtInit(pruner, density=0.5, rounds=rounds, on_collapse="warn")
+        fit(folder, self.module, callback, precision="64-true")
+        self.module.load_state_dict(before)
+        self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        network = self.module.network
+        self.weights = {name: network.get_parameter(name) for name in self.scores}
+        self.dense = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        for name, weight in self.weights.items():
+            weight.data.mul_(masks[name])
+        self.arguments = (
+            apply_to_collection(
+                next(iter(self.module.data())),
+                Tensor,
+                lambda x: x.double() if x.is_floating_point() else x,
+            ),
+            *(() if task is Regression else (0,)),
+        )
 
-    @torch.no_grad()
-    def loss() -> float:
+    def loss(self) -> Tensor:
         torch.manual_seed(0)
-        result: Any = module.training_step(*((batch,) if task is Regression else (batch, 0)))
-        return float(result["loss"] if isinstance(result, dict) else result)
+        result: Any = self.module.training_step(*self.arguments)
+        return result["loss"] if isinstance(result, dict) else result
 
-    picked = generator()
-    for name, scores in seen.items():
-        weight = module.network.get_parameter(name).data
-        for _ in range(3):
-            place = tuple(int(torch.randint(n, (), generator=picked)) for n in weight.shape)
-            value, step = float(weight[place]), 1e-6
-            weight[place] = value + step
-            above = loss()
-            weight[place] = value - step
-            below = loss()
-            weight[place] = value
-            derivative = (above - below) / (2 * step)
-            assert float(scores[place]) == pytest.approx(abs(value * derivative), abs=1e-8)
+    def derivative(self, name: str, place: tuple[int, ...]) -> float:
+        """Return a central difference of the loss in one weight."""
+        weight = self.weights[name].data
+        value, step, losses = float(weight[place]), 1e-6, []
+        for change in (step, -step):
+            weight[place] = value + change
+            losses.append(float(self.loss().detach()))
+        weight[place] = value
+        return (losses[0] - losses[1]) / (2 * step)
+
+    def gradient(self) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self.loss(), list(self.weights.values()))
+
+    def places(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Return three random weights of each layer."""
+        picked = generator()
+        return [
+            (name, tuple(int(torch.randint(n, (), generator=picked)) for n in weight.shape))
+            for name, weight in self.weights.items()
+            for _ in range(3)
+        ]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_scores_of_snip_by_the_training_step_are_its_derivatives(
+    tmp_path: Path, task: type[Task]
+) -> None:
+    """The score |w dL/dw| is compared with central differences."""
+    scored = Scored(tmp_path, task, SNIP())
+    for name, place in scored.places():
+        expected = abs(float(scored.dense[name][place]) * scored.derivative(name, place))
+        assert float(scored.scores[name][place]) == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_scores_of_force_are_derivatives_of_the_pruned_network_by_dense_weights(
+    tmp_path: Path, task: type[Task]
+) -> None:
+    """The second round scores |w dL/dw|, where L is taken at the weights that the first kept."""
+    scored = Scored(tmp_path, task, FORCE(), rounds=2)
+    assert any(not bool(weight.all()) for weight in scored.weights.values())
+    for name, place in scored.places():
+        expected = abs(float(scored.dense[name][place]) * scored.derivative(name, place))
+        assert float(scored.scores[name][place]) == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("task", TASKS)
+def test_scores_of_grasp_are_differences_of_the_gradient_along_the_gradient(
+    tmp_path: Path, task: type[Task], rounds: int
+) -> None:
+    """The score is w Hg; Hg is a central difference of g, and pruned weights have no gradient."""
+    scored = Scored(tmp_path, task, GraSP(1.0), rounds)
+    weights = list(scored.weights.values())
+    kept = [weight.detach() != 0 for weight in weights]
+    flow = [gradient * on for gradient, on in zip(scored.gradient(), kept, strict=True)]
+    step, ends = 1e-6, []
+    for sign in (1, -1):
+        for weight, along in zip(weights, flow, strict=True):
+            weight.data.add_(along, alpha=sign * step)
+        ends.append(scored.gradient())
+        for weight, along in zip(weights, flow, strict=True):
+            weight.data.sub_(along, alpha=sign * step)
+    for name, weight, above, below, on in zip(scored.scores, weights, *ends, kept, strict=True):
+        expected = weight.detach() * (above - below) / (2 * step)
+        torch.testing.assert_close(scored.scores[name][on], expected[on], rtol=1e-5, atol=1e-8)
+        assert float(expected[on].abs().max()) > 1e-5
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)
