@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from synflow_pl.bias_norm_masks import active_inputs, active_units, has_units
@@ -12,7 +13,7 @@ from synflow_pl.diagnosis.diagnosis import Diagnosis, Layer
 from synflow_pl.diagnosis.flops import count_flops
 from synflow_pl.diagnosis.homogeneity import inhomogeneous
 from synflow_pl.diagnosis.score_statistics import conservation_error, moments, synaptic_flow
-from synflow_pl.flow import Connectivity, example_of, inputs_first, linearise, trace
+from synflow_pl.flow import Connectivity, example_of, linearise, number_units, trace
 from synflow_pl.masks import Masks
 from synflow_pl.parameters import check_network, left_out, left_out_note
 
@@ -83,9 +84,9 @@ def diagnose(
     )
     weight_masks = {name: masks[name] for name in masks.weights}
     units, read = active_units(network, weight_masks), active_inputs(network, weight_masks)
-    for name in inputs_first(recording) & units.keys():
-        if not has_units(network, name):
-            units[name], read[name] = read[name], units[name]
+    others = [name for name in weight_masks if not has_units(network, name)]
+    for name, (unit, entering) in number_units(recording, others).items():
+        units[name], read[name] = (_any_of(numbers, masks[name]) for numbers in (unit, entering))
     layers = tuple(
         Layer(
             name=name,
@@ -119,6 +120,13 @@ def diagnose(
         notes=tuple(note for note in notes if note is not None),
         broken=broken,
     )
+
+
+def _any_of(numbers: Tensor, mask: Tensor) -> Tensor:
+    """Return for each number whether any entry of a mask that has it is True."""
+    result = torch.zeros(int(numbers.max()) + 1, dtype=torch.bool)
+    result[numbers[mask.to(numbers.device)]] = True
+    return result
 
 
 _DENSE = (

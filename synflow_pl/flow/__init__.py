@@ -1,6 +1,6 @@
 """Synaptic flow through any network: trace it, make it linear and positive, follow the flow."""
 
-from synflow_pl.flow.acting_parameters import acting_on, acting_parameters, inputs_first
+from synflow_pl.flow.acting_parameters import acting_on, acting_parameters
 from synflow_pl.flow.connectivity import (
     Connectivity,
     DeadNetwork,
@@ -10,6 +10,7 @@ from synflow_pl.flow.connectivity import (
 from synflow_pl.flow.conservation import unit_sums
 from synflow_pl.flow.linear_network import LinearNetwork
 from synflow_pl.flow.linearise import linearise
+from synflow_pl.flow.unit_numbers import number_units
 from synflow_pl.flow.weights import Block, magnitude
 from synflow_pl.graph.evaluation import evaluating
 from synflow_pl.graph.example_inputs import example_of
@@ -25,10 +26,10 @@ __all__ = [
     "disconnection_message",
     "evaluating",
     "example_of",
-    "inputs_first",
     "is_connected",
     "linearise",
     "magnitude",
+    "number_units",
     "trace",
     "unit_sums",
 ]

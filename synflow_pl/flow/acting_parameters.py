@@ -22,7 +22,7 @@ from synflow_pl.graph.operation import values_in
 from synflow_pl.graph.trace import Graph, Operation, trace
 from synflow_pl.masks import prunable, unclassified
 
-__all__ = ["acting_on", "acting_parameters", "graph_weights", "inputs_first"]
+__all__ = ["acting_on", "acting_parameters", "graph_weights"]
 
 
 def acting_parameters(network: nn.Module, graph: Graph) -> tuple[str, ...]:
@@ -78,24 +78,6 @@ def _finite_without_slices(
         if not all(bool(x.isfinite().all()) for x in replay.values({name: pruned}).values()):
             return False
     return True
-
-
-def inputs_first(graph: Graph) -> frozenset[str]:
-    """Return the names of matrices whose first dimension holds the inputs, not the units.
-
-    Args:
-        graph: Graph of the network.
-    """
-    right = (
-        operation.args[-1]
-        for operation in graph.operations
-        if operation.name in operators.MATRIX_PRODUCTS
-    )
-    return frozenset(
-        graph.parameters[value.number]
-        for value in values_in(list(right))
-        if value.number in graph.parameters and graph.tensors[value.number].dim() == 2
-    )
 
 
 def graph_weights(network: nn.Module, graph: Graph) -> dict[str, nn.Parameter]:
