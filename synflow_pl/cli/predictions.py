@@ -14,7 +14,7 @@ from torch import Tensor
 from synflow_pl.cli.options import Options, exit_with_error
 from synflow_pl.data.image_folder import image_files, resize_transform
 from synflow_pl.data.torchvision_loader import ImageFiles
-from synflow_pl.export import load_exported
+from synflow_pl.export import Metadata, load_exported
 from synflow_pl.io import atomic_write, check_folder, explain
 
 __all__ = ["predict_exported", "write_predictions"]
@@ -75,6 +75,11 @@ def predict_exported(args: list[str]) -> None:
         check_folder(output.parent, "--output")
         exported = load_exported(network_file, trust=own.trust)
         metadata = exported.metadata
+        if not isinstance(metadata, Metadata):
+            raise ValueError(
+                f"{str(network_file)!r} takes {', '.join(map(str, metadata.inputs))}, expected a"
+                " network of images; call synflow_pl.export.load_exported(path) in Python"
+            )
         paths = image_files(Path(own.folder).expanduser())
         transform = resize_transform(metadata.input_shape[1:], metadata.mean, metadata.std)
         pictures = ImageFiles(

@@ -7,7 +7,6 @@ contains its :class:`~synflow_pl.export.metadata.Metadata`.
 
 from __future__ import annotations
 
-import inspect
 import io
 import logging
 import zipfile
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -23,35 +22,37 @@ from torch import Tensor, nn
 from synflow_pl import networks
 from synflow_pl.compaction import resize
 from synflow_pl.export import checksums
-from synflow_pl.export.metadata import KEY, Metadata
+from synflow_pl.export.metadata import KEY, AnyMetadata, Metadata, read_metadata
+from synflow_pl.graph.example_inputs import as_inputs
 from synflow_pl.graph.network_copy import duplicate
 
 __all__ = ["FORMATS", "Exported", "is_ours", "load_exported", "short"]
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Exported:
     """A network that was read from a file.
 
-    Called with normalised images, (N, C, H, W) float32, it returns logits, (N, num_classes).
+    A network of images is called with normalised images, (N, C, H, W) float32, and returns logits,
+    (N, num_classes). Any other one is called with the arguments that its metadata describes.
 
     Attributes:
         metadata: Metadata of the file.
-        run: Function from images to logits.
+        run: Function from the arguments to the output.
 
     Raises:
-        ValueError: When called with images of another shape or dtype.
+        ValueError: When called with arguments that the metadata does not describe.
     """
 
-    metadata: Metadata
+    metadata: AnyMetadata
     run: Run
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        self.metadata.check(images)
-        return self.run(images)
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.metadata.tensors(*args, **kwargs)
+        return self.run(*args, **kwargs)
 
 
 def load_exported(path: Path, *, trust: bool = False, network: nn.Module | None = None) -> Exported:
@@ -67,7 +68,7 @@ def load_exported(path: Path, *, trust: bool = False, network: nn.Module | None 
             changed. It is required for networks outside :mod:`synflow_pl.networks`.
 
     Returns:
-        The network, to be called with images.
+        The network, to be called with images or with the arguments that its metadata describes.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -93,20 +94,22 @@ def load_exported(path: Path, *, trust: bool = False, network: nn.Module | None 
         else _READERS[path.suffix](path)
     )
     metadata = exported.metadata
+    kind = "two black images" if isinstance(metadata, Metadata) else "inputs of zeros"
+    positional, keywords = metadata.call_with(metadata.example())
     try:
-        logits = exported(torch.zeros(2, *metadata.input_shape))
+        output = exported(*positional, **keywords)
     except Exception as error:  # onnxruntime's own errors share no other class
         raise ValueError(
-            f"{str(path)!r} does not run on the images that it says it is for: {short(error)}"
+            f"{str(path)!r} does not run on the inputs that it says it is for: {short(error)}"
         ) from error
-    if tuple(logits.shape) != (2, metadata.num_classes):
+    if tuple(output.shape) != metadata.expected_output():
         raise ValueError(
-            f"{str(path)!r} gives {tuple(logits.shape)} for two images, and says that it gives"
-            f" (2, {metadata.num_classes})"
+            f"{str(path)!r} gives {tuple(output.shape)} for {kind}, and says that it gives"
+            f" {metadata.expected_output()}"
         )
-    if not logits.isfinite().all():
+    if not output.isfinite().all():
         raise ValueError(
-            f"{str(path)!r} gives {float(logits.sum())} for black images; its weights are damaged"
+            f"{str(path)!r} gives {float(output.sum())} for {kind}; its weights are damaged"
             " or its training diverged"
         )
     return exported
@@ -115,7 +118,7 @@ def load_exported(path: Path, *, trust: bool = False, network: nn.Module | None 
 # -- safetensors
 
 
-def _write_safetensors(network: nn.Module, metadata: Metadata, path: Path, example: Tensor) -> None:
+def _write_safetensors(network: nn.Module, metadata: AnyMetadata, path: Path, example: Any) -> None:
     from safetensors.torch import save_file
 
     persistent = network.state_dict().keys()
@@ -129,7 +132,7 @@ def _read_safetensors(path: Path, network: nn.Module | None) -> Exported:
 
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = Metadata.read((file.metadata() or {}).get(KEY), str(path))
+            metadata = read_metadata((file.metadata() or {}).get(KEY), str(path))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except SafetensorError as error:
         raise ValueError(
@@ -150,13 +153,13 @@ def _read_safetensors(path: Path, network: nn.Module | None) -> Exported:
     return Exported(metadata, network)
 
 
-def is_ours(metadata: Metadata) -> bool:
-    """Return whether the network is one of :mod:`synflow_pl.networks`."""
+def is_ours(metadata: AnyMetadata) -> TypeGuard[Metadata]:
+    """Return whether the network is one of :mod:`synflow_pl.networks`, described by images."""
     room, _, name = metadata.network.rpartition(".")
-    return room == networks.__name__ and name in networks.__all__
+    return isinstance(metadata, Metadata) and room == networks.__name__ and name in networks.__all__
 
 
-def _build(metadata: Metadata, path: Path) -> nn.Module:
+def _build(metadata: AnyMetadata, path: Path) -> nn.Module:
     """Build the network that a file names.
 
     It must be one of :mod:`synflow_pl.networks`, so that a file cannot import arbitrary classes.
@@ -190,15 +193,15 @@ def _argument(value: Any) -> Any:
 # -- ONNX
 
 
-def _write_onnx(network: nn.Module, metadata: Metadata, path: Path, example: Tensor) -> None:
+def _write_onnx(network: nn.Module, metadata: AnyMetadata, path: Path, example: Any) -> None:
     _need("onnx", "onnxscript", "onnxruntime")
     with _quiet("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir"):
         program = torch.onnx.export(
-            network,
-            (example,),
+            _OfTensors(network, metadata),
+            tuple(as_inputs(example)),
             dynamo=True,
-            dynamic_shapes=_batch(network),
-            input_names=["images"],
+            dynamic_shapes=_batch(metadata),
+            input_names=metadata.input_names,
             output_names=["logits"],
             verbose=False,
         )
@@ -217,19 +220,26 @@ def _read_onnx(path: Path) -> Exported:
         raise ValueError(
             f"{str(path)!r} cannot be read as ONNX; it is damaged or something else: {short(error)}"
         ) from error
-    metadata = Metadata.read(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
-    return Exported(
-        metadata,
-        lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]),
-    )
+    metadata = read_metadata(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
+
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        tensors = zip(metadata.input_names, metadata.tensors(*args, **kwargs), strict=True)
+        feed = {name: tensor.numpy() for name, tensor in tensors}
+        return torch.from_numpy(session.run(["logits"], feed)[0])
+
+    return Exported(metadata, run)
 
 
 # -- torch.export
 
 
-def _write_pt2(network: nn.Module, metadata: Metadata, path: Path, example: Tensor) -> None:
+def _write_pt2(network: nn.Module, metadata: AnyMetadata, path: Path, example: Any) -> None:
     with _quiet("torch.fx.experimental.symbolic_shapes"):
-        program = torch.export.export(network, (example,), dynamic_shapes=_batch(network))
+        program = torch.export.export(
+            _OfTensors(network, metadata),
+            tuple(as_inputs(example)),
+            dynamic_shapes=_batch(metadata),
+        )
     with open(path, "wb") as file:
         torch.export.save(program, file, extra_files={KEY: metadata.json()})
 
@@ -255,10 +265,11 @@ def _read_pt2(path: Path) -> Exported:
         raise ValueError(
             f"{str(path)!r} cannot be read as .pt2; it is damaged or something else: {short(error)}"
         ) from error
-    return Exported(Metadata.read(extra[KEY], str(path)), program.module())
+    metadata, module = read_metadata(extra[KEY], str(path)), program.module()
+    return Exported(metadata, lambda *args, **kwargs: module(*metadata.tensors(*args, **kwargs)))
 
 
-Writer = Callable[[nn.Module, Metadata, Path, Tensor], None]
+Writer = Callable[[nn.Module, AnyMetadata, Path, Any], None]
 FORMATS: dict[str, Writer] = {
     "safetensors": _write_safetensors,
     "onnx": _write_onnx,
@@ -266,15 +277,32 @@ FORMATS: dict[str, Writer] = {
 }
 """Writers by format, which is also the file's suffix.
 
-Their arguments are network, metadata, path and example images.
+Their arguments are network, metadata, path and example inputs.
 """
 _READERS: dict[str, Callable[[Path], Exported]] = {".onnx": _read_onnx, ".pt2": _read_pt2}
 
 
-def _batch(network: nn.Module) -> dict[str, Any]:
-    """Return a dynamic batch dimension for the only argument of the forward pass."""
-    (name, *_) = inspect.signature(network.forward).parameters
-    return {name: {0: torch.export.Dim("batch")}}
+class _OfTensors(nn.Module):
+    """A network that is called with the tensors in its arguments.
+
+    Args:
+        network: The network.
+        metadata: Description of its arguments.
+    """
+
+    def __init__(self, network: nn.Module, metadata: AnyMetadata) -> None:
+        super().__init__()
+        self.network, self._metadata = network, metadata
+
+    def forward(self, *tensors: Tensor) -> Any:
+        positional, keywords = self._metadata.call_with(tensors)
+        return self.network(*positional, **keywords)
+
+
+def _batch(metadata: AnyMetadata) -> Any:
+    """Return the dynamic dimensions of the inputs: the batch, where they have one."""
+    batch = torch.export.Dim("batch")
+    return (tuple({0: batch} if batched else None for batched in metadata.batched),)
 
 
 def _need(*packages: str) -> None:

@@ -1,16 +1,18 @@
-"""Metadata of an exported network: what is needed besides its weights to run it on images."""
+"""Metadata of an exported network: what is needed besides its weights to run it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["KEY", "Metadata"]
+from synflow_pl.export.tensor_metadata import TensorMetadata
+
+__all__ = ["KEY", "AnyMetadata", "Metadata", "read_metadata"]
 
 KEY = "synflow_pl"
 """Key under which a file contains the metadata as JSON."""
@@ -18,7 +20,9 @@ KEY = "synflow_pl"
 
 @dataclass(frozen=True)
 class Metadata:
-    """Description of an exported network, which every exported file contains.
+    """Description of an exported network of images, which every exported file contains.
+
+    :class:`~synflow_pl.export.TensorMetadata` describes networks of other inputs.
 
     Attributes:
         input_shape: Shape (C, H, W) of an image.
@@ -32,8 +36,8 @@ class Metadata:
     Example:
         >>> from synflow_pl.export import Metadata
         >>> metadata = Metadata((1, 28, 28), 10, (0.13,), (0.31,), "synflow_pl.networks.FC")
-        >>> Metadata.read(metadata.json(), "model.onnx") == metadata
-        True
+        >>> [tuple(images.shape) for images in metadata.example()]
+        [(2, 1, 28, 28)]
     """
 
     input_shape: tuple[int, ...]
@@ -49,32 +53,18 @@ class Metadata:
         return json.dumps(asdict(self))
 
     @classmethod
-    def read(cls, text: str | None, path: str) -> Metadata:
-        """Return the metadata in JSON written by :meth:`json`.
-
-        Args:
-            text: JSON, or ``None`` if the file contains none.
-            path: Path of the file, for error messages.
+    def from_content(cls, content: Mapping[str, Any]) -> Metadata:
+        """Return the metadata with the content of JSON written by :meth:`json`.
 
         Raises:
-            ValueError: If the text is missing or is not valid metadata.
+            ValueError: If the content is not valid metadata.
+            KeyError: If an entry is missing.
+            TypeError: If an entry has another type.
         """
-        if not text:
-            raise ValueError(
-                f"{path!r} has no description of its images; expected a file that"
-                " `synflow_pl export` wrote"
-            )
-        try:
-            content = json.loads(text)
-            for name in ("input_shape", "mean", "std"):
-                content[name] = tuple(content[name])
-            metadata = cls(**content)
-            metadata._validate()
-            return metadata
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path!r} has a description that cannot be read ({error}); export it anew"
-            ) from error
+        shapes = {name: tuple(content[name]) for name in ("input_shape", "mean", "std")}
+        metadata = cls(**{**content, **shapes})
+        metadata._validate()
+        return metadata
 
     def _validate(self) -> None:
         numbers = (*self.mean, *self.std)
@@ -92,8 +82,18 @@ class Metadata:
             if not is_valid:
                 raise ValueError(f"{name}: {getattr(self, name)!r}")
 
-    def check(self, images: Tensor) -> None:
-        """Check shape and dtype of a batch of images.
+    @property
+    def input_names(self) -> list[str]:
+        """Return the names of the inputs in a file."""
+        return ["images"]
+
+    @property
+    def batched(self) -> list[bool]:
+        """Return for each input whether its first dimension is the batch."""
+        return [True]
+
+    def tensors(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the inputs for a batch of images after checking shape and dtype.
 
         Args:
             images: Batch of images.
@@ -111,3 +111,53 @@ class Metadata:
                 f"images: {tuple(images.shape)} of {images.dtype}, expected (N, {c}, {h}, {w}) of"
                 f" torch.float32, normalised with mean {self.mean} and std {self.std}"
             )
+        return (images,)
+
+    def call_with(self, tensors: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of ``forward()``, by position and by keyword."""
+        return tuple(tensors), {}
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Return two black images, as :meth:`tensors` does."""
+        return (torch.zeros(2, *self.input_shape),)
+
+    def expected_output(self) -> tuple[int, ...]:
+        """Return the shape of the logits of :meth:`example`."""
+        return 2, self.num_classes
+
+    def card(self) -> list[str]:
+        """Return the lines of the model card about inputs and output."""
+        c, h, w = self.input_shape
+        return [
+            f"- input `images`: float32 (N, {c}, {h}, {w}), pixels in [0, 1],"
+            f" less {list(self.mean)}, over {list(self.std)}",
+            f"- output `logits`: float32 (N, {self.num_classes})",
+        ]
+
+
+AnyMetadata = Metadata | TensorMetadata
+
+
+def read_metadata(text: str | None, path: str) -> AnyMetadata:
+    """Return the metadata in JSON that an exported file contains.
+
+    Args:
+        text: JSON, or ``None`` if the file contains none.
+        path: Path of the file, for error messages.
+
+    Raises:
+        ValueError: If the text is missing or is not valid metadata.
+    """
+    if not text:
+        raise ValueError(
+            f"{path!r} has no description of its inputs; expected a file that"
+            " `synflow_pl export` wrote"
+        )
+    try:
+        content = json.loads(text)
+        kind = TensorMetadata if "inputs" in content else Metadata
+        return kind.from_content(content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path!r} has a description that cannot be read ({error}); export it anew"
+        ) from error

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from synflow_pl.export import checksums
 from synflow_pl.export.formats import FORMATS
-from synflow_pl.export.metadata import Metadata
+from synflow_pl.export.metadata import AnyMetadata, Metadata
 from synflow_pl.io import atomic_write
 
 __all__ = ["write_card"]
 
 
-def write_card(path: Path, metadata: Metadata, differences: Mapping[str, float]) -> Path:
+def write_card(path: Path, metadata: AnyMetadata, differences: Mapping[str, float]) -> Path:
     """Write the model card ``NAME.md`` beside ``NAME.onnx`` and the other exported files.
 
     The card describes the network, its input and output, and the size and checksum of each file.
@@ -29,15 +29,13 @@ def write_card(path: Path, metadata: Metadata, differences: Mapping[str, float])
     Returns:
         The path of the card.
     """
-    c, h, w = metadata.input_shape
-    arguments = " ".join(f"{key}={value}" for key, value in metadata.arguments.items())
+    own = metadata.arguments if isinstance(metadata, Metadata) else {}
+    arguments = " ".join(f"{key}={value}" for key, value in own.items())
     lines = [f"# {metadata.properties.get('name', metadata.network.rpartition('.')[2])}", ""]
     lines += [f"- network: `{metadata.network}` {arguments}".rstrip()]
     lines += [f"- {key}: {value}" for key, value in metadata.properties.items() if key != "name"]
     lines += [
-        f"- input `images`: float32 (N, {c}, {h}, {w}), pixels in [0, 1],"
-        f" less {list(metadata.mean)}, over {list(metadata.std)}",
-        f"- output `logits`: float32 (N, {metadata.num_classes})",
+        *metadata.card(),
         "",
         "| file | bytes | SHA-256 | largest difference from the network, of the largest output |",
         "| --- | --- | --- | --- |",

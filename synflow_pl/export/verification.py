@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from synflow_pl.export.formats import FORMATS, Exported, is_ours, load_exported, short
-from synflow_pl.export.metadata import Metadata
+from synflow_pl.export.metadata import AnyMetadata
+from synflow_pl.graph.example_inputs import Inputs, as_inputs, call
 from synflow_pl.graph.network_copy import duplicate
 
 __all__ = ["export", "verify"]
@@ -23,7 +25,7 @@ Other libraries sum in another order, and ONNX folds BatchNorm into convolutions
 
 
 def export(
-    network: nn.Module, original: nn.Module, metadata: Metadata, path: Path, images: Tensor
+    network: nn.Module, original: nn.Module, metadata: AnyMetadata, path: Path, example_input: Any
 ) -> float:
     """Write a network to a file in one atomic step after verifying the file.
 
@@ -32,8 +34,9 @@ def export(
         original: Network with whose outputs the file must agree.
         metadata: Metadata of the network.
         path: Path of the file, with suffix .safetensors, .onnx or .pt2.
-        images: Normalised images of a data set, (N, C, H, W), N at least 2. The file is verified on
-            them and on random images.
+        example_input: Normalised images of a data set, (N, C, H, W), N at least 2, or the arguments
+            of ``forward()`` that ``metadata`` describes. The file is verified on them and on random
+            ones.
 
     Returns:
         The largest difference over the largest output.
@@ -69,9 +72,12 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     network = duplicate(network).cpu().float().eval()
     original = duplicate(original).cpu().float().eval()
-    images = images.cpu().float()
+    inputs = as_inputs(example_input)
+    inputs = inputs.replaced(
+        tensor.cpu().float() if tensor.is_floating_point() else tensor.cpu() for tensor in inputs
+    )
     with torch.no_grad():
-        logits = original(images[:2])
+        logits = call(original, inputs)
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         kind = (
             f"a tensor of {logits.dtype}"
@@ -85,9 +91,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder) / path.name
         try:
-            FORMATS[path.suffix.removeprefix(".")](
-                network, metadata, unfinished, torch.randn_like(images[:2])
-            )
+            FORMATS[path.suffix.removeprefix(".")](network, metadata, unfinished, _random(inputs))
         except ImportError:
             raise
         except Exception as error:  # tracing may raise any exception
@@ -98,7 +102,7 @@ def export(
         difference = verify(
             load_exported(unfinished, trust=True, network=None if is_ours(metadata) else original),
             original,
-            images,
+            inputs,
         )
         os.chmod(unfinished, 0o644)
         os.replace(unfinished, path)
@@ -106,13 +110,14 @@ def export(
 
 
 @torch.no_grad()
-def verify(exported: Exported, original: nn.Module, images: Tensor) -> float:
-    """Compare an exported network with the original on images and on as many random ones.
+def verify(exported: Exported, original: nn.Module, example_input: Any) -> float:
+    """Compare an exported network with the original on inputs and on as many random ones.
 
     Args:
         exported: Network that was read from a file.
         original: Network with whose outputs it must agree.
-        images: Normalised images of a data set, (N, C, H, W).
+        example_input: Normalised images of a data set, (N, C, H, W), or the arguments of
+            ``forward()`` that the metadata describes.
 
     Returns:
         The largest difference over the largest output.
@@ -121,8 +126,10 @@ def verify(exported: Exported, original: nn.Module, images: Tensor) -> float:
         ValueError: If the outputs do not agree.
     """
     worst = 0.0
-    for kind, batch in (("real", images), ("random", torch.randn_like(images))):
-        expected, actual = original(batch), exported(batch)
+    inputs = as_inputs(example_input)
+    for kind, given in (("real", inputs), ("random", _random(inputs))):
+        positional, keywords = given.arguments()
+        expected, actual = original(*positional, **keywords), exported(*positional, **keywords)
         largest = float(expected.abs().max())
         spread = float((expected - expected.mean(0)).abs().max())
         difference = (
@@ -138,7 +145,17 @@ def verify(exported: Exported, original: nn.Module, images: Tensor) -> float:
         ):
             raise ValueError(
                 f"what was written gives {difference:.3g} more or less than the network on {kind}"
-                f" images, whose largest output is {largest:.3g}; no file was written"
+                f" inputs, whose largest output is {largest:.3g}; no file was written"
             )
         worst = max(worst, difference / largest if largest else 0.0)
     return worst
+
+
+def _random(inputs: Inputs) -> Inputs:
+    """Return inputs of the same structure with normal random numbers in place of others.
+
+    Whole numbers and booleans keep their values, since a network may index with them.
+    """
+    return inputs.replaced(
+        torch.randn_like(tensor) if tensor.is_floating_point() else tensor for tensor in inputs
+    )

@@ -97,7 +97,7 @@ def test_no_file_is_written_if_its_outputs_do_not_agree_with_the_network(
     network, _ = networks
     torch.manual_seed(3)
     other = ResNet(8, width=8, input_shape=SHAPE)
-    with pytest.raises(ValueError, match="more or less than the network on real images"):
+    with pytest.raises(ValueError, match="more or less than the network on real inputs"):
         export(other, network, METADATA, tmp_path / "model.safetensors", images())
     assert list(tmp_path.iterdir()) == []
 
@@ -105,7 +105,7 @@ def test_no_file_is_written_if_its_outputs_do_not_agree_with_the_network(
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("safetensors", COLOUR, "does not run on the images that it says it is for"),
+        ("safetensors", COLOUR, "does not run on the inputs that it says it is for"),
         (
             "safetensors",
             {"input_shape": ("a", 8, 8)},
@@ -129,10 +129,10 @@ def test_no_file_is_written_if_its_outputs_do_not_agree_with_the_network(
         (
             "safetensors",
             {"num_classes": 11},
-            r"gives \(2, 10\) for two images, and says that it gives \(2, 11\)",
+            r"gives \(2, 10\) for two black images, and says that it gives \(2, 11\)",
         ),
-        ("onnx", COLOUR, "does not run on the images that it says it is for"),
-        ("pt2", COLOUR, "does not run on the images that it says it is for"),
+        ("onnx", COLOUR, "does not run on the inputs that it says it is for"),
+        ("pt2", COLOUR, "does not run on the inputs that it says it is for"),
     ],
 )
 def test_reading_a_file_that_contradicts_its_metadata_is_an_error(
@@ -157,7 +157,7 @@ def test_reading_an_onnx_file_without_metadata_is_an_error(
         networks[1], (images(2),), tmp_path / "foreign.onnx", dynamo=True, verbose=False
     )
     assert onnx.load(tmp_path / "foreign.onnx").graph.node
-    with pytest.raises(ValueError, match=r"foreign\.onnx' has no description of its images"):
+    with pytest.raises(ValueError, match=r"foreign\.onnx' has no description of its inputs"):
         load_exported(tmp_path / "foreign.onnx")
 
 
@@ -247,7 +247,7 @@ def test_reading_a_safetensors_file_only_builds_networks_of_the_package(
     ):
         load_exported(tmp_path / "a.safetensors")
     save_file({"weight": torch.zeros(1)}, tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="has no description of its images"):
+    with pytest.raises(ValueError, match="has no description of its inputs"):
         load_exported(tmp_path / "b.safetensors")
     save_file(
         {"weight": torch.zeros(1)},
@@ -313,7 +313,7 @@ def test_reading_a_file_with_weights_of_nan_is_an_error(
     small = copy.deepcopy(networks[1])
     next(small.parameters()).data.fill_(torch.nan)
     FORMATS["safetensors"](small, METADATA, tmp_path / "a.safetensors", images(2))
-    with pytest.raises(ValueError, match=r"a\.safetensors' gives nan for black images"):
+    with pytest.raises(ValueError, match=r"a\.safetensors' gives nan for two black images"):
         load_exported(tmp_path / "a.safetensors")
 
 
