@@ -20,6 +20,7 @@ __all__ = [
     "compute_bias_norm_masks",
     "expand_units",
     "has_units",
+    "is_transposed",
 ]
 
 
@@ -70,7 +71,7 @@ def active_units(network: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, T
     """Return bool tensors (units,), by weight name, True for units with a kept input weight."""
     return {
         name: _any_by_second(mask, network, name)
-        if _is_transposed(network, name)
+        if is_transposed(network, name)
         else mask.flatten(1).any(1)
         for name, mask in masks.items()
     }
@@ -80,7 +81,7 @@ def active_inputs(network: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, 
     """Return bool tensors (inputs,), by weight name, True for inputs that a kept weight reads."""
     return {
         name: mask.flatten(1).any(1)
-        if _is_transposed(network, name)
+        if is_transposed(network, name)
         else _any_by_second(mask, network, name)
         for name, mask in masks.items()
     }
@@ -106,7 +107,7 @@ def has_units(network: nn.Module, name: str) -> bool:
     return isinstance(network.get_submodule(name.rpartition(".")[0]), _UNITS_FIRST)
 
 
-def _is_transposed(network: nn.Module, name: str) -> bool:
+def is_transposed(network: nn.Module, name: str) -> bool:
     """Return whether a weight has the shape (in, out / groups, *kernel)."""
     return isinstance(
         network.get_submodule(name.rpartition(".")[0]), nn.modules.conv._ConvTransposeNd

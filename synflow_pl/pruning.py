@@ -37,6 +37,7 @@ from synflow_pl.pruning_checks import (
 )
 from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.schedules import as_density, kept_weights
+from synflow_pl.structure import run_structured_rounds, structured_budget
 
 __all__ = ["prune"]
 
@@ -49,6 +50,10 @@ def prune(
     density: float | Fraction | None = None,
     num_kept: int | None = None,
     effective_density: float | Fraction | None = None,
+    flops: float | Fraction | None = None,
+    parameters: float | Fraction | None = None,
+    granularity: str = "weight",
+    score_per_cost: bool = False,
     masks: Masks | None = None,
     rounds: int | Literal["auto"] | None = None,
     margin: float = 0.99,
@@ -82,6 +87,23 @@ def prune(
             weights from input to output, in (0, 1], instead of ``density``. It is approached by
             bisection over ``num_kept``, with copies of the network; the result is the nearest
             possible value if the effective density increases with ``num_kept``.
+        flops: Fraction of the FLOPs of one forward pass that are kept, in (0, 1], instead of
+            ``density``. It is the nearest attainable from below, as are all budgets of groups of
+            weights.
+        parameters: Fraction of all parameters that are kept, in (0, 1], instead of ``density``.
+        granularity: What is removed together. A group of weights has the sum of their scores.
+
+            - ``"weight"``: single weights.
+            - ``"unit"``: output channels and neurons, with everything in the network that belongs
+              to them, as :func:`synflow_pl.compact` removes them.
+            - ``"kernel"``: the weights of a convolution between one input and one output.
+            - ``"block:AxB"``: blocks of A outputs by B inputs.
+            - ``"N:M"``: N weights kept of every M consecutive inputs (``"2:4"``), without a
+              ``density``. Layers whose inputs do not divide by M stay dense and are named; with
+              ``"N:M-padded"`` their last group is smaller.
+
+        score_per_cost: Whether groups of weights are ranked by their score over their cost: the
+            number of their weights, or their FLOPs or parameters if these are limited.
         masks: Masks of an earlier pruning to continue from. Weights that they prune stay pruned,
             and the rounds start at their density. ``density`` and ``num_kept`` still count all
             prunable weights.
@@ -156,6 +178,10 @@ def prune(
         density=density,
         num_kept=num_kept,
         effective_density=effective_density,
+        flops=flops,
+        parameters=parameters,
+        granularity=granularity,
+        score_per_cost=score_per_cost,
         rounds=rounds,
         margin=margin,
         schedule=schedule,
@@ -238,8 +264,14 @@ def _prune(
     state.batches = first
     shown = inputs if shown is None else shown
     check_collapse_inputs(shown, options.on_collapse)
-    layers = _ranked_layers(state, target)
-    if any(density < 1 for _, density in layers):
+    layers = _ranked_layers(state, target) if not options.structured else []
+    if options.structured:
+        pruner.prepare(state)
+        if earlier is not None:
+            zero_removed(state)
+        groups, budget, named = structured_budget(state, options, shown)
+        run_structured_rounds(state, pruner, options, groups, budget, named, batches, on_round)
+    elif any(density < 1 for _, density in layers):
         pruner.prepare(state)
         if earlier is not None:
             zero_removed(state)
@@ -293,8 +325,10 @@ def _target_density(state: PruningState, options: PruningOptions) -> Fraction:
     """
     if options.density is not None:
         return as_density(options.density)
+    if options.num_kept is None:
+        return Fraction(1)
     total = sum(weight.numel() for weight in state.weights.values())
-    num_kept = options.num_kept or 0
+    num_kept = options.num_kept
     if num_kept > total:
         raise ValueError(
             f"num_kept: {num_kept} is more than the {total} prunable weights there are"

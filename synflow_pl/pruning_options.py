@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import nn
 
+from synflow_pl.granularity import Granularity
 from synflow_pl.pruners.base import Pruner
 from synflow_pl.schedules import SCHEDULES, as_density
 
@@ -40,6 +41,10 @@ class PruningOptions:
     density: float | Fraction | None = None
     num_kept: int | None = None
     effective_density: float | Fraction | None = None
+    flops: float | Fraction | None = None
+    parameters: float | Fraction | None = None
+    granularity: str = "weight"
+    score_per_cost: bool = False
     rounds: int | Literal["auto"] | None = None
     margin: float = 0.99
     schedule: Literal["exponential", "linear", "cubic"] | None = None
@@ -53,27 +58,34 @@ class PruningOptions:
 
     def __post_init__(self) -> None:
         self._check_choice("on_collapse")
-        targets = (self.density, self.num_kept, self.effective_density)
-        if sum(target is not None for target in targets) != 1:
+        granularity = Granularity.parse(self.granularity)
+        names = ("density", "num_kept", "effective_density", "flops", "parameters")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if granularity.kind == "n:m":
+            if given:
+                raise ValueError(
+                    f"{next(iter(given))}: {next(iter(given.values()))!r}, but granularity"
+                    f" {self.granularity!r} itself sets how many weights are kept; leave it out"
+                )
+        elif len(given) != 1:
             raise ValueError(
                 "give either density, in (0, 1], or num_kept, a number of weights, or"
-                f" effective_density, in (0, 1]; got density={self.density},"
-                f" num_kept={self.num_kept}, effective_density={self.effective_density}"
+                " effective_density, flops or parameters, in (0, 1]; got"
+                f" {', '.join(f'{name}={value}' for name, value in given.items()) or 'none'}"
             )
-        for density in (self.density, self.effective_density):
-            if density is not None:
-                as_density(density)
+        for name in ("density", "effective_density", "flops", "parameters"):
+            if name in given:
+                as_density(given[name], name)
         if self.num_kept is not None and not _is_positive_integer(self.num_kept):
             raise ValueError(
                 f"num_kept: {self.num_kept!r} must be a whole number of weights, at least 1"
             )
-        if self.density is None and self.scope == "local":
-            counted = (
-                "num_kept counts" if self.num_kept is not None else "effective_density is about"
-            )
+        counted = next((name for name in ("num_kept", "effective_density") if name in given), None)
+        if counted and self.scope == "local":
+            verb = "counts" if counted == "num_kept" else "is about"
             raise ValueError(
-                f"{counted} the weights of the whole network; with scope='local' give density"
-                " instead"
+                f"{counted} {verb} the weights of the whole network; with scope='local' give"
+                " density instead"
             )
         if self.rounds not in (None, "auto") and not _is_positive_integer(self.rounds):
             raise ValueError(
@@ -95,6 +107,16 @@ class PruningOptions:
                     " rounds, which rounds='auto' chooses itself; leave one of them out"
                 )
         self._check_choice("scope")
+        if self.score_per_cost and not self.structured:
+            raise ValueError(
+                "score_per_cost: True ranks groups of weights, and granularity is 'weight', where"
+                " each has the same cost; leave it out, or choose another granularity"
+            )
+
+    @property
+    def structured(self) -> bool:
+        """Whether groups of weights are removed together, or something else than weights counts."""
+        return self.granularity != "weight" or bool(self.flops) or bool(self.parameters)
 
     def check_pruner(self, pruner: Pruner) -> None:
         """Raise an error if these options cannot be used with a pruner.

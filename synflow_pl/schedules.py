@@ -53,10 +53,14 @@ SCHEDULES: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
 }
 
 
-def as_density(density: float | Fraction) -> Fraction:
-    """Return a density as an exact rational number.
+def as_density(density: float | Fraction, name: str = "density") -> Fraction:
+    """Return a density, or another fraction of what is kept, as an exact rational number.
 
     A float is read as its shortest decimal representation, so 0.1 is 1/10.
+
+    Args:
+        density: The fraction.
+        name: Name of the option, for messages.
 
     Raises:
         ValueError: If the density is not in (0, 1].
@@ -65,14 +69,14 @@ def as_density(density: float | Fraction) -> Fraction:
         >>> as_density(0.1)
         Fraction(1, 10)
     """
+    kept = {"flops": "FLOPs", "parameters": "parameters"}.get(name, "weights")
     if isinstance(density, bool) or not isinstance(density, (int, float, Fraction)):
         raise ValueError(
-            f"density: {density!r} is not a number; expected the fraction of weights kept,"
-            " in (0, 1]"
+            f"{name}: {density!r} is not a number; expected the fraction of {kept} kept, in (0, 1]"
         )
     if not (math.isfinite(density) and 0 < density <= 1):
         raise ValueError(
-            f"density: {density} is not in (0, 1]; it is the fraction of weights kept,"
+            f"{name}: {density} is not in (0, 1]; it is the fraction of {kept} kept,"
             " so 0.1 keeps a tenth"
         )
     return density if isinstance(density, Fraction) else Fraction(str(density))

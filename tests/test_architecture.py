@@ -19,7 +19,9 @@ LEVELS = [
     {"cli"},
     {"runs", "experiments", "export"},
     {"training"},
-    {"pruning", "diagnosis", "compaction"},
+    {"pruning"},
+    {"structure"},
+    {"diagnosis", "compaction"},
     {"fixed_rounds", "effective_density"},
     {"automatic_rounds"},
     {"round_scorer"},
@@ -31,7 +33,7 @@ LEVELS = [
     {"graph"},
     {"device_selection"},
     {"budget_selection", "block_memory"},
-    {"masks", "schedules", "order_statistics", "numerics"},
+    {"masks", "schedules", "order_statistics", "numerics", "granularity"},
     {"io", "parameters", "optimizer_hook"},
 ]
 # They import io alone outside their own room; any room above the pruners may import them.

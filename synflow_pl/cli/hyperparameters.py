@@ -63,6 +63,9 @@ def _settings(config: Namespace) -> dict[str, Any]:
     others = {
         "rounds": pruning.rounds,
         "effective_density": pruning.effective_density,
+        "flops": pruning.flops,
+        "parameters": pruning.parameters,
+        "granularity": pruning.granularity,
         "sanity": pruning.sanity,
         "at_epoch": pruning.at_epoch,
         "scope": pruning.scope,

@@ -28,15 +28,22 @@ def run_name(options: Namespace, recipes: Sequence[Path], pruner: str | None = N
         PRUNED
     ):
         return source.removesuffix(PRUNED)
-    amount = (
-        f"density{pruning.density:g}"
-        if pruning.density is not None
-        else f"kept{pruning.num_kept}"
-        if pruning.num_kept
-        else "density1"
-    )
-    if pruning.effective_density is not None:
-        amount = f"effective{pruning.effective_density:g}"
+    budgets = {
+        "density": pruning.density,
+        "kept": pruning.num_kept,
+        "effective": pruning.effective_density,
+        "flops": pruning.flops,
+        "parameters": pruning.parameters,
+    }
+    amounts = [
+        f"{name}{value:g}" if isinstance(value, float) else f"{name}{value}"
+        for name, value in budgets.items()
+        if value is not None
+    ]
+    granularity = pruning.granularity.replace(":", "_") if pruning.granularity != "weight" else ""
+    if not amounts and not granularity:
+        amounts = ["density1"]
+    amount = "-".join([*([granularity] if granularity else []), *amounts[-1:]])
     return "-".join(
         [
             recipe_name(options, recipes),

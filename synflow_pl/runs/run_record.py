@@ -38,6 +38,8 @@ _NOT_OF_PRUNER = {
     "density",
     "num_kept",
     "effective_density",
+    "flops",
+    "parameters",
     "score_from",
     "on_collapse",
     "network",

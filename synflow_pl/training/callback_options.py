@@ -100,6 +100,9 @@ def make_options(
                 f"{name}: {function!r} must be a module or function of two arguments, ({arguments})"
                 " to the mean loss"
             )
+    gradual = pruner is not None and pruner.end_fraction is not None
+    if pruning is not None and pruning.structured:
+        _check_structured(pruning, sanity, gradual)
     effective_density = options["effective_density"]
     _check_time(pruner, at_epoch, score_from, masks_path, sanity, effective_density)
     if compact and (
@@ -110,6 +113,29 @@ def make_options(
             " and gradual pruning"
         )
     return pruning
+
+
+def _check_structured(options: PruningOptions, sanity: str | None, gradual: bool) -> None:
+    """Refuse what is impossible for groups of weights, naming the option to drop.
+
+    Args:
+        options: Options of the pruning.
+        sanity: Name of a sanity check.
+        gradual: Whether the rounds are spread over the training.
+
+    Raises:
+        ValueError: If there is such an option.
+    """
+    if sanity == "shuffle":
+        raise ValueError(
+            f"sanity: 'shuffle' moves single weights, and granularity {options.granularity!r}"
+            " removes groups of them; leave one of them out"
+        )
+    if gradual and options.density is None and options.num_kept is None:
+        raise ValueError(
+            f"granularity {options.granularity!r}, flops {options.flops}, parameters"
+            f" {options.parameters}: a gradual pruning needs density or num_kept"
+        )
 
 
 def _listed(patterns: Sequence[str] | str) -> tuple[str, ...]:

@@ -50,6 +50,14 @@ class PruneAtInit(HoldMasks):
         num_kept: Number of weights kept, instead of ``density``.
         effective_density: Fraction of prunable weights that are kept and on a path of kept weights
             from input to output, in (0, 1], instead of ``density``.
+        flops: Fraction of the FLOPs of a forward pass that are kept, in (0, 1], instead of
+            ``density``.
+        parameters: Fraction of all parameters that are kept, in (0, 1], instead of ``density``.
+        granularity: What is removed together: ``"weight"``, ``"unit"``, ``"kernel"``,
+            ``"block:AxB"``, ``"N:M"`` (such as ``"2:4"``, without a ``density``) or
+            ``"N:M-padded"``, as in :func:`synflow_pl.prune`.
+        score_per_cost: Whether groups of weights are ranked by their score over their cost, which
+            is their number of weights, FLOPs or parameters, whichever is limited.
         rounds: Number of score-then-prune steps, at least 1; by default the pruner's own number.
             ``"auto"``, for SynFlow and SynFlowL2, takes as many as certainly leave a path.
         margin: Fraction of the total flow, in (0, 1), that a step may prune with ``"auto"``.
@@ -125,6 +133,10 @@ class PruneAtInit(HoldMasks):
         density: float | None = None,
         num_kept: int | None = None,
         effective_density: float | None = None,
+        flops: float | None = None,
+        parameters: float | None = None,
+        granularity: str = "weight",
+        score_per_cost: bool = False,
         rounds: int | Literal["auto"] | None = None,
         margin: float = 0.99,
         schedule: Literal["exponential", "linear", "cubic"] | None = None,
@@ -154,6 +166,10 @@ class PruneAtInit(HoldMasks):
             density=density,
             num_kept=num_kept,
             effective_density=effective_density,
+            flops=flops,
+            parameters=parameters,
+            granularity=granularity,
+            score_per_cost=score_per_cost,
             rounds=rounds,
             margin=margin,
             schedule=schedule,

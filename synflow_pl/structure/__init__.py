@@ -1,0 +1,6 @@
+"""Groups of weights that are removed together, and the rounds that remove them."""
+
+from synflow_pl.structure.budgets import structured_budget
+from synflow_pl.structure.rounds import run_structured_rounds
+
+__all__ = ["run_structured_rounds", "structured_budget"]

@@ -1,0 +1,190 @@
+"""Units: output channels and neurons, with everything in the network that belongs to them.
+
+The groups are those of :mod:`synflow_pl.compaction.channel_groups`: the rows of a weight, the
+entries of its bias and normalisation, and the columns of all weights that read them; residual sums
+join the units of their terms. A pruned network whose units are removed in this way has the outputs
+of the smaller network that :func:`synflow_pl.compact` makes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from synflow_pl.compaction.channel_groups import ChannelGroups
+from synflow_pl.graph.trace import Graph
+from synflow_pl.structure.costs import Costs
+from synflow_pl.structure.groups import Groups, as_rankings, total_cost
+
+__all__ = ["Units"]
+
+
+class Units(Groups):
+    """Units of a traced network.
+
+    Args:
+        graph: Graph of the network.
+        masks: Masks of an earlier pruning, or of the dense network, by name.
+        separate: Bool tensors in the weights' shapes, by name, True for weights that are ranked by
+            themselves; they do not count in the scores of units that have others.
+        costs: Costs of the weights.
+        scope: ``"global"`` or ``"local"``; a layer is then a set of units of one dimension.
+
+    Raises:
+        ValueError: If no unit can be removed.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        masks: Mapping[str, Tensor],
+        separate: Mapping[str, Tensor],
+        costs: Costs,
+        scope: str,
+    ) -> None:
+        ids = ChannelGroups(graph)
+        roots = ids.roots()
+        pinned = torch.zeros(ids.count, dtype=torch.bool)
+        for axis, _ in ids.pinned:
+            pinned[roots[axis]] = True
+        self._given, self._costs = dict(masks), costs
+        axes = {
+            name: [None if axis is None else roots[axis] for axis in ids.axes[number]]
+            for number, name in graph.parameters.items()
+            if name in masks or name in costs.others
+        }
+        members = [
+            axis[~pinned[axis]] for name in masks for axis in axes.get(name, []) if axis is not None
+        ]
+        used = torch.cat(members).unique() if members else torch.zeros(0, dtype=torch.long)
+        if not len(used):
+            raise ValueError(
+                "granularity: no unit of the network can be removed; its shapes are fixed"
+                f" ({', '.join(sorted({why for _, why in ids.pinned}))})"
+            )
+        # The last number stands for what stays.
+        number = torch.full((ids.count,), len(used))
+        number[used] = torch.arange(len(used))
+        self._count = len(used)
+        self._axes = {
+            name: [None if axis is None else number[axis] for axis in of_one]
+            for name, of_one in axes.items()
+        }
+        self._separate = dict(separate)
+        apart = self._sums({name: where.double() for name, where in separate.items()})
+        whole = self._sums({name: torch.ones(mask.shape) for name, mask in masks.items()})
+        self.flowing = apart < whole
+        self.rankings = as_rankings(self.flowing, self._families(masks), scope)
+        self._group_costs = self._sums(
+            {name: mask.double() * costs.of_weight[name] for name, mask in masks.items()}
+        )
+        fixed = [name for name in masks if not self._touched(name)]
+        if fixed:
+            self.notes = (
+                f"stay dense, since no unit of theirs can be removed: {', '.join(fixed)}",
+            )
+
+    @property
+    def dense_alive(self) -> Tensor:
+        """Return which units have kept weights, (groups,) bool."""
+        return self._sums({name: mask.double() for name, mask in self._given.items()}) > 0
+
+    def sums(self, scores: Mapping[str, Tensor]) -> Tensor:
+        counted = {
+            name: torch.where(self._given[name], score.double(), 0)
+            for name, score in scores.items()
+        }
+        alone = self._sums(counted)
+        for name, where in self._separate.items():
+            counted[name] = counted[name].masked_fill(where, 0)
+        return torch.where(self.flowing, self._sums(counted), alone)
+
+    def masks(self, alive: Tensor) -> dict[str, Tensor]:
+        kept = self._with_rest(alive)
+        masks = {}
+        for name, mask in self._given.items():
+            mask = mask.clone()
+            for dim, axis in enumerate(self._axes.get(name, [])):
+                if axis is not None:
+                    shape = [-1 if other == dim else 1 for other in range(mask.dim())]
+                    mask &= kept[axis].view(shape).to(mask.device)
+            masks[name] = mask
+        return masks
+
+    def cost(self, alive: Tensor) -> float:
+        kept = self._with_rest(alive).double()
+        weights = {name: self._kept(name, mask, kept) for name, mask in self._given.items()}
+        others = 0.0
+        for name, shape in self._costs.others.items():
+            axes = self._axes.get(name) or [None] * len(shape)
+            sizes = [
+                float(size) if axis is None else float(kept[axis].sum())
+                for size, axis in zip(shape, axes, strict=True)
+            ]
+            others += float(torch.tensor(sizes, dtype=torch.float64).prod())
+        return total_cost(self._costs, weights, others)
+
+    def group_costs(self, alive: Tensor) -> Tensor:
+        return self._group_costs
+
+    def _with_rest(self, alive: Tensor) -> Tensor:
+        return torch.cat([alive.cpu(), torch.ones(1, dtype=torch.bool)])
+
+    def _touched(self, name: str) -> bool:
+        return any(
+            axis is not None and bool((axis < self._count).any())
+            for axis in self._axes.get(name, [])
+        )
+
+    def _kept(self, name: str, mask: Tensor, kept: Tensor) -> float:
+        """Return how many weights of a layer are kept."""
+        counts = mask.double().cpu()
+        for dim, axis in reversed(list(enumerate(self._axes.get(name, [])))):
+            if axis is not None:
+                counts = torch.tensordot(counts, kept[axis], ([dim], [0])).unsqueeze(dim)
+        return float(counts.sum())
+
+    def _sums(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the sums of values over the weights of each unit, (groups,) float64."""
+        sums = torch.zeros(self._count + 1, dtype=torch.float64)
+        for name, value in values.items():
+            value = value.double().cpu()
+            seen: list[tuple[int, Tensor]] = []
+            for dim, axis in enumerate(self._axes.get(name, [])):
+                if axis is None:
+                    continue
+                rest = value
+                for earlier, other in seen:  # a weight of a unit counts once
+                    same = _spread(other, earlier, value.dim()) == _spread(axis, dim, value.dim())
+                    rest = rest.masked_fill(same, 0)
+                dims = [other for other in range(value.dim()) if other != dim]
+                sums.index_add_(0, axis, rest.sum(dims) if dims else rest)
+                seen.append((dim, axis))
+        return sums[:-1]
+
+    def _families(self, masks: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the numbers of the units that share a dimension of a weight."""
+        parent = list(range(self._count))
+
+        def find(x: int) -> int:
+            while parent[x] != x:
+                parent[x] = parent[parent[x]]
+                x = parent[x]
+            return x
+
+        for name in masks:
+            for axis in self._axes.get(name, []):
+                if axis is not None:
+                    numbers = axis[axis < self._count].unique().tolist()
+                    for number in numbers[1:]:
+                        parent[find(number)] = find(numbers[0])
+        of_family: dict[int, list[int]] = {}
+        for number in range(self._count):
+            of_family.setdefault(find(number), []).append(number)
+        return [torch.tensor(numbers) for numbers in of_family.values()]
+
+
+def _spread(axis: Tensor, dim: int, dims: int) -> Tensor:
+    return axis.view([-1 if other == dim else 1 for other in range(dims)])
