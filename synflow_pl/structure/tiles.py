@@ -61,7 +61,7 @@ class Tiles(Groups):
         self._views = {
             name: view for name, view in views.items() if name not in (*dense, *undivided)
         }
-        self._given = dict(masks)
+        self._given = {name: mask.clone() for name, mask in masks.items()}
         self._first: dict[str, int] = {}
         sizes: list[Tensor] = []
         families: list[Tensor] = []
@@ -155,9 +155,9 @@ class Tiles(Groups):
             inputs = view.size[2]
             first, shape = self._first[name], self._tiles(view)
             count = torch.Size(shape).numel()
-            of_layer = torch.where(alive, scores, -1.0)[first : first + count].view(shape)
+            of_layer = torch.where(alive, scores, -torch.inf)[first : first + count].view(shape)
             lacking = -inputs % size
-            grouped = pad(of_layer.transpose(2, 3), (0, lacking), value=-2.0).unflatten(
+            grouped = pad(of_layer.transpose(2, 3), (0, lacking), value=-torch.inf).unflatten(
                 3, (-1, size)
             )
             # A stable sort of the reversed group keeps the first of equal scores.

@@ -49,7 +49,8 @@ class Units(Groups):
         pinned = torch.zeros(ids.count, dtype=torch.bool)
         for axis, _ in ids.pinned:
             pinned[roots[axis]] = True
-        self._given, self._costs = dict(masks), costs
+        self._given = {name: mask.clone() for name, mask in masks.items()}
+        self._costs = costs
         axes = {
             name: [None if axis is None else roots[axis] for axis in ids.axes[number]]
             for number, name in graph.parameters.items()
