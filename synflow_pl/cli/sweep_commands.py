@@ -19,8 +19,9 @@ def fit_options(task: Task) -> list[str]:
     Args:
         task: Run of a sweep.
     """
+    without = ["--pruning.density", "null"] if task.budget != "density" else []
     pruning = (
-        ["--pruning.density", str(task.density), "--pruning.on_collapse", "warn"]
+        [*without, f"--pruning.{task.budget}", str(task.density), "--pruning.on_collapse", "warn"]
         if task.is_pruned
         else []
     )

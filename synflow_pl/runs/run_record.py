@@ -45,6 +45,8 @@ _NOT_OF_PRUNER = {
     "network",
     "input_shape",
 }
+# Budgets that are a fraction; ``density`` has an effect only if there is no other.
+_FRACTIONS = ("effective_density", "flops", "parameters", "density")
 _OF_DIAGNOSIS = ("density", "effective_density", "flops", "sparse_flops", "alive", "layers")
 
 
@@ -211,15 +213,15 @@ def _sizes(
 def _density(pruning: Mapping[str, Any], diagnosis: Mapping[str, Any] | None) -> float:
     """Return the density by which repetitions of a run are grouped.
 
-    This is the requested density, or the one reached if a number of weights was requested or the
-    masks came from a file, for which the requested density has no effect.
+    This is the requested density, or the requested fraction of FLOPs or parameters, or the density
+    reached if none was requested or the masks came from a file, for which it has no effect.
     """
     if diagnosis is None:
         return 1.0
     requested = (
         None
         if pruning.get("masks_path")
-        else pruning.get("effective_density") or pruning.get("density")
+        else next((pruning[name] for name in _FRACTIONS if pruning.get(name)), None)
     )
     return float(diagnosis["density"] if requested is None else requested)
 
@@ -241,13 +243,14 @@ def comparison_keys(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         },
         **{f"trainer.{key}": trainer.get(key) for key in _OF_TRAINER},
     }
-    return setting, flatten(
-        {
-            key: value
-            for key, value in _with_default_rounds(config["pruning"]).items()
-            if key not in _NOT_OF_PRUNER
-        }
-    )
+    pruning = config["pruning"]
+    limited = [name for name in ("flops", "parameters") if pruning.get(name) is not None]
+    kept = {
+        key: value
+        for key, value in _with_default_rounds(pruning).items()
+        if key not in _NOT_OF_PRUNER
+    }
+    return setting, flatten({**kept, **({"budget": limited[0]} if limited else {})})
 
 
 def _with_default_rounds(pruning: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -256,7 +259,13 @@ def _with_default_rounds(pruning: Mapping[str, Any]) -> Mapping[str, Any]:
     The default is that of the pruner's class if the class is part of synflow_pl; torch is imported
     only then. Options that an older run does not have get their default.
     """
-    pruning = {"fresh_batches": False, "margin": 0.99, **pruning}
+    pruning = {
+        "fresh_batches": False,
+        "margin": 0.99,
+        "granularity": "weight",
+        "score_per_cost": False,
+        **pruning,
+    }
     pruner = pruning.get("pruner")
     if pruner is None or pruning.get("rounds") is not None:
         return pruning

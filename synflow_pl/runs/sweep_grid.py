@@ -44,6 +44,10 @@ _OF_THE_GRID = {
 """Options of ``fit`` in which the runs of a sweep differ, and the option of the sweep for each."""
 
 
+Budget = Literal["density", "effective_density", "flops", "parameters"]
+"""Option of the pruning that limits what is kept."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One run of a sweep: a training with ``fit`` or ``multishot``, followed by ``test``.
@@ -52,13 +56,14 @@ class Task:
         name: Name of the run's folder.
         recipe: Name or path of the recipe.
         overlay: Name or path of the pruner's overlay.
-        density: Fraction of weights kept, in (0, 1].
+        density: Fraction of weights kept, or of what ``budget`` limits, in (0, 1].
         seed: Seed of initialisation and order of the data.
         settings: Further options of ``fit``, by name.
         extra: Further options of ``fit``, as typed on the command line.
         levels: Levels of multi-shot pruning; 0 trains with ``fit``.
         like: ``"parameters"`` or ``"flops"`` for a narrower dense network, whose width is not
             chosen yet; else ``None``.
+        budget: Option of the pruning that ``density`` sets.
     """
 
     name: str
@@ -70,6 +75,7 @@ class Task:
     extra: tuple[str, ...] = ()
     levels: int = 0
     like: Literal["parameters", "flops"] | None = None
+    budget: Budget = "density"
 
     @property
     def is_pruned(self) -> bool:
@@ -91,11 +97,14 @@ class Sweep:
         pruners: Names of their overlays (``synflow``), or paths of files. ``dense`` is one run for
             all densities; ``narrower_parameters`` and ``narrower_flops`` are dense networks as
             small as the pruned ones.
-        densities: Fractions of weights kept, in (0, 1]; 1 is the dense network for every pruner.
+        densities: Fractions of weights kept, or of what ``budget`` limits, in (0, 1]; 1 is the
+            dense network for every pruner.
         seeds: Seeds of initialisation and order of the data, at least 0.
         levels: Numbers of levels of multi-shot pruning, each a pruning followed by a training; 0
             prunes before the first step.
         options: Options of ``fit`` for all runs, by name (``{trainer.max_epochs: 5}``).
+        budget: What ``densities`` are fractions of: ``"density"`` (weights),
+            ``"effective_density"``, ``"flops"`` or ``"parameters"``.
 
     Raises:
         ValueError: If a value is out of range; the message names it.
@@ -107,6 +116,7 @@ class Sweep:
     seeds: list[int] = field(default_factory=lambda: [0])
     levels: list[int] = field(default_factory=lambda: [0])
     options: dict[str, Any] = field(default_factory=dict)
+    budget: Budget = "density"
 
     def __post_init__(self) -> None:
         for name in ("recipes", "pruners", "densities", "seeds", "levels"):
@@ -127,6 +137,12 @@ class Sweep:
             if min(getattr(self, name)) < least:
                 raise ValueError(f"{name}: {min(getattr(self, name))} must be at least {least}")
 
+        if self.budget != "density" and any(self.levels):
+            raise ValueError(
+                f"budget: {self.budget!r} cannot be reached in levels, which multiply densities;"
+                " leave out levels or budget"
+            )
+
     def tasks(self, extra: Sequence[str] = ()) -> list[Task]:
         """Return all runs of the grid, ordered by seed.
 
@@ -140,11 +156,12 @@ class Sweep:
                 the same name.
         """
         typed = [part.partition("=")[0] for part in extra if part.startswith("--")]
+        of_the_grid = {**_OF_THE_GRID, f"pruning.{self.budget}": "densities"}
         for name in (*self.options, *(option.removeprefix("--") for option in typed)):
-            if name in _OF_THE_GRID:
+            if name in of_the_grid:
                 raise ValueError(
                     f"--{name} cannot be the same for every run of a sweep, which sets it itself;"
-                    f" give --{_OF_THE_GRID[name]}"
+                    f" give --{of_the_grid[name]}"
                 )
         tasks: dict[str, Task] = {}
         for seed in self.seeds:
@@ -181,12 +198,13 @@ class Sweep:
         levels = 0 if control else levels
         shown = Path(pruner).stem + (f"_{levels}levels" if levels else "")
         amount = "1" if density == 1 else str(density)
+        budget: Budget = "density" if pruner == "dense" or control else self.budget
         if control:
             overlay = "pruners/dense"
         else:
             overlay = pruner if Path(pruner).suffix else f"pruners/{pruner}"
         return Task(
-            name=f"{Path(recipe).stem}-{shown}-density{amount}-seed{seed}",
+            name=f"{Path(recipe).stem}-{shown}-{budget}{amount}-seed{seed}",
             recipe=recipe,
             overlay=overlay,
             density=density,
@@ -195,6 +213,7 @@ class Sweep:
             extra=tuple(extra),
             levels=levels,
             like=control.removeprefix("narrower_") if control else None,  # type: ignore[arg-type]  # one of the two
+            budget=budget,
         )
 
 

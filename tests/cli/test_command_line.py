@@ -507,6 +507,22 @@ def test_a_run_is_named_by_recipe_pruner_density_and_seed(built: Built) -> None:
     assert cli.run_folder.is_dir()
 
 
+@pytest.mark.parametrize(
+    ("options", "amount"),
+    [
+        (["--pruning.density", "null", "--pruning.flops", "0.25"], "flops0.25"),
+        (["-c", "structure/units"], "unit-density0.1"),
+        (["-c", "structure/two_of_four"], "2_4"),
+        (["--pruning.density", "null", "--pruning.effective_density", "0.1"], "effective0.1"),
+    ],
+)
+def test_a_run_is_named_by_its_granularity_and_budget(
+    options: list[str], amount: str, built: Built
+) -> None:
+    cli = built("fit", "-c", "mnist_fc", *options)
+    assert cli.run_folder.name == f"mnist_fc-synflow-{amount}-seed0"
+
+
 def test_the_trainer_can_be_pickled_for_spawned_processes(built: Built) -> None:
     # The strategy ddp_spawn pickles the trainer with its callbacks and the parsed command.
     cli = built("fit", *FC_ON_DIGITS, "--pruning.density", "0.1")

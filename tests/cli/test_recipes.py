@@ -46,6 +46,7 @@ SANITY = sorted(f"sanity/{path.stem}" for path in CONFIGS.glob("sanity/*.yaml"))
 LOGGERS = sorted(f"loggers/{path.stem}" for path in CONFIGS.glob("loggers/*.yaml"))
 # Packages that loggers need and that are not dependencies of synflow_pl.
 PACKAGES = {"loggers/wandb": "wandb", "loggers/mlflow": "mlflow"}
+STRUCTURES = sorted(f"structure/{path.stem}" for path in CONFIGS.glob("structure/*.yaml"))
 OPTIMS = sorted(f"optim/{path.stem}" for path in CONFIGS.glob("optim/*.yaml"))
 TRAINERS = sorted(f"trainer/{path.stem}" for path in CONFIGS.glob("trainer/*.yaml"))
 
@@ -227,6 +228,19 @@ def test_every_sanity_check_combines_with_a_pruner_s_overlay(
     assert type(pruning(cli).pruner) is SANITY_CLASSES[overlay.removeprefix("sanity/")]
 
 
+@pytest.mark.parametrize("overlay", STRUCTURES)
+@pytest.mark.parametrize("pruner", ["pruners/snip", "pruners/synflow_auto"])
+def test_every_structure_combines_with_a_pruner_s_overlay(
+    overlay: str, pruner: str, folder: Path, generated: None
+) -> None:
+    """The density is that of the recipe, or what N:M sets."""
+    cli = one_step("mnist_conv", overlay, pruner)
+    masks = pruning(cli).masks
+    assert masks is not None
+    expected = 0.5 if "two_of_four" in overlay else read("mnist_conv")["pruning"]["density"]
+    assert masks.density == pytest.approx(expected, rel=0.15)
+
+
 def combinations() -> list[tuple[str, str | None, str]]:
     """Return every recipe with a quarter of the pruners' overlays, and the optimiser's in turn.
 
@@ -274,7 +288,9 @@ def test_a_pruner_s_overlay_sets_the_pruner_and_its_rounds(overlay: str) -> None
     assert {"pruner", "rounds"} <= content["pruning"].keys()
 
 
-@pytest.mark.parametrize("name", RECIPES + PRUNERS + SANITY + OPTIMS + LOGGERS + TRAINERS)
+@pytest.mark.parametrize(
+    "name", RECIPES + PRUNERS + STRUCTURES + SANITY + OPTIMS + LOGGERS + TRAINERS
+)
 def test_every_file_starts_with_a_comment_that_describes_it(name: str) -> None:
     first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# ")

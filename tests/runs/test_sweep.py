@@ -110,6 +110,21 @@ def test_narrower_networks_are_dense_and_get_their_width_later() -> None:
     assert like == ["parameters", "flops", None]
 
 
+def test_a_sweep_may_vary_another_budget_than_the_density() -> None:
+    tasks = Sweep(["mnist_fc"], ["dense", "synflow"], [1, 0.25], budget="flops").tasks()
+    assert [task.name for task in tasks] == [
+        "mnist_fc-dense-density1-seed0",
+        "mnist_fc-synflow-flops0.25-seed0",
+    ]
+    options = fit_options(tasks[1])
+    assert options[options.index("--pruning.density") + 1] == "null"
+    assert options[options.index("--pruning.flops") + 1] == "0.25"
+    with pytest.raises(ValueError, match=r"--pruning\.flops cannot be the same for every run"):
+        Sweep(["mnist_fc"], ["snip"], [0.25], budget="flops").tasks(["--pruning.flops=0.1"])
+    with pytest.raises(ValueError, match="budget: 'flops' cannot be reached in levels"):
+        Sweep(["mnist_fc"], ["snip"], [0.25], levels=[2], budget="flops")
+
+
 def test_options_are_typed_as_they_would_be_on_the_command_line() -> None:
     (task,) = Sweep(
         ["demo"], ["snip"], [0.1], options={"a": [1, 2], "b": True, "c": "word", "d": None}
