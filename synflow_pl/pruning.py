@@ -37,7 +37,7 @@ from synflow_pl.pruning_checks import (
 )
 from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.schedules import as_density, kept_weights
-from synflow_pl.structure import run_structured_rounds, structured_budget
+from synflow_pl.structure import flops_for_latency, run_structured_rounds, structured_budget
 
 __all__ = ["prune"]
 
@@ -52,6 +52,7 @@ def prune(
     effective_density: float | Fraction | None = None,
     flops: float | Fraction | None = None,
     parameters: float | Fraction | None = None,
+    latency: float | Fraction | None = None,
     granularity: str = "weight",
     score_per_cost: bool = False,
     masks: Masks | None = None,
@@ -91,6 +92,10 @@ def prune(
             ``density``. It is the nearest attainable from below, as are all budgets of groups of
             weights.
         parameters: Fraction of all parameters that are kept, in (0, 1], instead of ``density``.
+        latency: Fraction of the duration of a forward pass that is kept, in (0, 1], instead of
+            ``density``, with ``granularity="unit"``. Copies of the network are pruned, compacted
+            and measured side by side with it on the example input, and the largest that meet it in
+            the median decide the FLOPs that are kept; ``pruner.notes`` states the quartiles.
         granularity: What is removed together. A group of weights has the sum of their scores.
 
             - ``"weight"``: single weights.
@@ -180,6 +185,7 @@ def prune(
         effective_density=effective_density,
         flops=flops,
         parameters=parameters,
+        latency=latency,
         granularity=granularity,
         score_per_cost=score_per_cost,
         rounds=rounds,
@@ -202,13 +208,21 @@ def prune(
         attempt = partial(prune_with, example_input=inputs)
         num_kept = num_kept_for_effective_density(network, options, masks, inputs, attempt)
         options = replace(options, effective_density=None, num_kept=num_kept)
-    return prune_with(
+    measured: tuple[str, ...] = ()
+    if options.latency is not None:
+        inputs = example_of(network, input_shape, example_input)
+        attempt = partial(prune_with, example_input=inputs)
+        kept_flops, note = flops_for_latency(network, options, inputs, attempt)
+        options, measured = replace(options, latency=None, flops=kept_flops), (note,)
+    pruned = prune_with(
         network,
         options=options,
         input_shape=input_shape,
         example_input=example_input,
         on_round=on_round,
     )
+    pruner.notes = (*pruner.notes, *measured)
+    return pruned
 
 
 def _prune(

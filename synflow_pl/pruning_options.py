@@ -43,6 +43,7 @@ class PruningOptions:
     effective_density: float | Fraction | None = None
     flops: float | Fraction | None = None
     parameters: float | Fraction | None = None
+    latency: float | Fraction | None = None
     granularity: str = "weight"
     score_per_cost: bool = False
     rounds: int | Literal["auto"] | None = None
@@ -59,7 +60,8 @@ class PruningOptions:
     def __post_init__(self) -> None:
         self._check_choice("on_collapse")
         granularity = Granularity.parse(self.granularity)
-        names = ("density", "num_kept", "effective_density", "flops", "parameters")
+        fractions = ("density", "effective_density", "flops", "parameters", "latency")
+        names = (*fractions, "num_kept")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if granularity.kind == "n:m":
             if given:
@@ -70,10 +72,15 @@ class PruningOptions:
         elif len(given) != 1:
             raise ValueError(
                 "give either density, in (0, 1], or num_kept, a number of weights, or"
-                " effective_density, flops or parameters, in (0, 1]; got"
+                " effective_density, flops, parameters or latency, in (0, 1]; got"
                 f" {', '.join(f'{name}={value}' for name, value in given.items()) or 'none'}"
             )
-        for name in ("density", "effective_density", "flops", "parameters"):
+        if self.latency is not None and granularity.kind != "unit":
+            raise ValueError(
+                f"latency: {self.latency}, but zeros within units take as long as other weights;"
+                " it needs granularity='unit'"
+            )
+        for name in fractions:
             if name in given:
                 as_density(given[name], name)
         if self.num_kept is not None and not _is_positive_integer(self.num_kept):

@@ -69,7 +69,9 @@ def as_density(density: float | Fraction, name: str = "density") -> Fraction:
         >>> as_density(0.1)
         Fraction(1, 10)
     """
-    kept = {"flops": "FLOPs", "parameters": "parameters"}.get(name, "weights")
+    kept = {"flops": "FLOPs", "parameters": "parameters", "latency": "the time"}.get(
+        name, "weights"
+    )
     if isinstance(density, bool) or not isinstance(density, (int, float, Fraction)):
         raise ValueError(
             f"{name}: {density!r} is not a number; expected the fraction of {kept} kept, in (0, 1]"

@@ -65,6 +65,7 @@ def _settings(config: Namespace) -> dict[str, Any]:
         "effective_density": pruning.effective_density,
         "flops": pruning.flops,
         "parameters": pruning.parameters,
+        "latency": pruning.latency,
         "granularity": pruning.granularity,
         "sanity": pruning.sanity,
         "at_epoch": pruning.at_epoch,

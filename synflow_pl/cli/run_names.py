@@ -34,6 +34,7 @@ def run_name(options: Namespace, recipes: Sequence[Path], pruner: str | None = N
         "effective": pruning.effective_density,
         "flops": pruning.flops,
         "parameters": pruning.parameters,
+        "latency": pruning.latency,
     }
     amounts = [
         f"{name}{value:g}" if isinstance(value, float) else f"{name}{value}"

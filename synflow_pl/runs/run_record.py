@@ -40,13 +40,14 @@ _NOT_OF_PRUNER = {
     "effective_density",
     "flops",
     "parameters",
+    "latency",
     "score_from",
     "on_collapse",
     "network",
     "input_shape",
 }
 # Budgets that are a fraction; ``density`` has an effect only if there is no other.
-_FRACTIONS = ("effective_density", "flops", "parameters", "density")
+_FRACTIONS = ("effective_density", "flops", "parameters", "latency", "density")
 _OF_DIAGNOSIS = ("density", "effective_density", "flops", "sparse_flops", "alive", "layers")
 
 
@@ -244,7 +245,7 @@ def comparison_keys(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         **{f"trainer.{key}": trainer.get(key) for key in _OF_TRAINER},
     }
     pruning = config["pruning"]
-    limited = [name for name in ("flops", "parameters") if pruning.get(name) is not None]
+    limited = [name for name in ("flops", "parameters", "latency") if pruning.get(name) is not None]
     kept = {
         key: value
         for key, value in _with_default_rounds(pruning).items()

@@ -44,7 +44,7 @@ _OF_THE_GRID = {
 """Options of ``fit`` in which the runs of a sweep differ, and the option of the sweep for each."""
 
 
-Budget = Literal["density", "effective_density", "flops", "parameters"]
+Budget = Literal["density", "effective_density", "flops", "parameters", "latency"]
 """Option of the pruning that limits what is kept."""
 
 
@@ -104,7 +104,7 @@ class Sweep:
             prunes before the first step.
         options: Options of ``fit`` for all runs, by name (``{trainer.max_epochs: 5}``).
         budget: What ``densities`` are fractions of: ``"density"`` (weights),
-            ``"effective_density"``, ``"flops"`` or ``"parameters"``.
+            ``"effective_density"``, ``"flops"``, ``"parameters"`` or ``"latency"``.
 
     Raises:
         ValueError: If a value is out of range; the message names it.

@@ -53,6 +53,8 @@ class PruneAtInit(HoldMasks):
         flops: Fraction of the FLOPs of a forward pass that are kept, in (0, 1], instead of
             ``density``.
         parameters: Fraction of all parameters that are kept, in (0, 1], instead of ``density``.
+        latency: Fraction of the duration of a forward pass that is kept, in (0, 1], instead of
+            ``density``, with ``granularity="unit"``; it is measured when the network is pruned.
         granularity: What is removed together: ``"weight"``, ``"unit"``, ``"kernel"``,
             ``"block:AxB"``, ``"N:M"`` (such as ``"2:4"``, without a ``density``) or
             ``"N:M-padded"``, as in :func:`synflow_pl.prune`.
@@ -135,6 +137,7 @@ class PruneAtInit(HoldMasks):
         effective_density: float | None = None,
         flops: float | None = None,
         parameters: float | None = None,
+        latency: float | None = None,
         granularity: str = "weight",
         score_per_cost: bool = False,
         rounds: int | Literal["auto"] | None = None,
@@ -168,6 +171,7 @@ class PruneAtInit(HoldMasks):
             effective_density=effective_density,
             flops=flops,
             parameters=parameters,
+            latency=latency,
             granularity=granularity,
             score_per_cost=score_per_cost,
             rounds=rounds,

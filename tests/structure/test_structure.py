@@ -18,6 +18,7 @@ from synflow_pl.flow import number_units, trace
 from synflow_pl.granularity import Granularity
 from synflow_pl.networks import Conv, ResNet
 from synflow_pl.pruners import FORCE, LAMP, SNIP, GraSP, Magnitude, Pruner, Random, SynFlow
+from synflow_pl.structure import compare_latency
 from tests import acting_networks
 
 
@@ -518,6 +519,7 @@ def test_a_pruning_by_units_continues_from_earlier_masks() -> None:
         ({"flops": 0.5, "density": 0.1}, "got density=0.1, flops=0.5"),
         ({"flops": 1.5}, r"flops: 1.5 is not in \(0, 1\]; it is the fraction of FLOPs kept"),
         ({"parameters": 0}, r"parameters: 0 is not in \(0, 1\]; it is the fraction of parameters"),
+        ({"latency": 0.5}, "latency: 0.5, but zeros within units take as long"),
         ({"density": 0.1, "score_per_cost": True}, "score_per_cost: True ranks groups of weights"),
         (
             {"granularity": "2:5", "example_input": torch.ones(1, 8)},
@@ -526,7 +528,7 @@ def test_a_pruning_by_units_continues_from_earlier_masks() -> None:
         ({"granularity": "unit", "density": 0.5}, "granularity: 'unit' needs the graph"),
         ({"flops": 0.5}, "flops: 0.5 needs the graph of the network; give input_shape="),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_impossible_options_are_an_error_before_anything_is_pruned(
     given: dict[str, Any], message: str
@@ -536,6 +538,42 @@ def test_impossible_options_are_an_error_before_anything_is_pruned(
     with pytest.raises(ValueError, match=message):
         prune(network, Magnitude(), on_collapse="ignore", **given)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def wide() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(256, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 16)
+    )
+
+
+def test_a_latency_is_met_by_the_compacted_network_and_stated() -> None:
+    torch.manual_seed(0)
+    network, pruner, example = wide().eval(), Magnitude(), torch.randn(64, 256)
+    masks = prune(
+        network,
+        pruner,
+        granularity="unit",
+        latency=0.5,
+        example_input=example,
+        on_collapse="ignore",
+    )
+    assert 0.05 < masks.density < 0.95
+    assert re.search(
+        r"the latency is 0\.\d+ \(quartiles [\d.]+ to [\d.]+\) of the dense network's, measured"
+        r" 25 times at batch 64 on \d+ threads, with [\d.]+ of the FLOPs",
+        pruner.notes[-1],
+    )
+    small = compact(network, masks, example_input=example)
+    assert compare_latency(small, network, (example,)).median < 0.8
+    with pytest.raises(ValueError, match=r"latency: 1e-06 of the dense network's was not reached"):
+        prune(
+            wide(),
+            Magnitude(),
+            granularity="unit",
+            latency=1e-6,
+            example_input=example,
+            on_collapse="ignore",
+        )
 
 
 def test_a_network_without_removable_units_is_an_error() -> None:
