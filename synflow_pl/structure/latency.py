@@ -17,6 +17,7 @@ from synflow_pl.graph.network_copy import duplicate
 from synflow_pl.masks import Masks
 from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.schedules import as_density
+from synflow_pl.structure.rounds import BudgetTooSmall
 
 __all__ = ["Ratio", "compare_latency", "flops_for_latency"]
 
@@ -123,7 +124,7 @@ def flops_for_latency(
         copied = duplicate(network)
         try:
             masks = attempt(copied, options=attempted)
-        except ValueError:  # more is fixed
+        except BudgetTooSmall:
             low = flops
             continue
         small = Compaction(copied, masks, inputs).network
@@ -135,8 +136,8 @@ def flops_for_latency(
             high = flops
     if best is None:
         raise ValueError(
-            f"latency: {options.latency} of the dense network's was not reached; the fastest network"
-            f" that was tried takes {fastest} of it; choose a larger latency"
+            f"latency: {options.latency} of the dense network's was not reached; the fastest"
+            f" network that was tried takes {fastest} of it; choose a larger latency"
         )
     flops, ratio = best
     batch, threads = len(inputs[0]), torch.get_num_threads()

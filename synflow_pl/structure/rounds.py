@@ -25,10 +25,14 @@ from synflow_pl.schedules import SCHEDULES
 if TYPE_CHECKING:
     from synflow_pl.structure.groups import Groups
 
-__all__ = ["run_structured_rounds"]
+__all__ = ["BudgetTooSmall", "run_structured_rounds"]
 
 # Relative safety against rounding, in units of the precision of the scores.
 _SAFETY = 1024
+
+
+class BudgetTooSmall(ValueError):
+    """A budget is smaller than the cost of what cannot be removed."""
 
 
 def run_structured_rounds(
@@ -54,7 +58,7 @@ def run_structured_rounds(
         on_round: As in :func:`synflow_pl.prune`.
 
     Raises:
-        ValueError: If the budget is smaller than the cost of what cannot be removed, or with
+        BudgetTooSmall: If the budget is smaller than the cost of what cannot be removed, or with
             ``rounds="auto"`` than that of what every path needs.
         FloatingPointError: If a score is not finite, naming the parameter.
     """
@@ -86,7 +90,7 @@ def run_structured_rounds(
             kept = sum(int(mask.count_nonzero()) for mask in state.masks.values())
             on_round(index, kept / total, state.masks)
         if last and groups.cost(alive) > budget and number == len(order):
-            raise ValueError(
+            raise BudgetTooSmall(
                 f"{target}: {groups.cost(alive):,.0f} of {dense:,.0f} is left when every group that"
                 " can be removed is; choose a larger budget, or another granularity"
             )
@@ -140,7 +144,7 @@ def _within_flow(
         target: Option that sets the budget, with its value, for messages.
 
     Raises:
-        ValueError: If every path needs every group that is left.
+        BudgetTooSmall: If every path needs every group that is left.
     """
     assert state.total_flow is not None
     assert state.scored_network is not None
@@ -158,7 +162,7 @@ def _within_flow(
         if _has_flow(state, groups.masks(without)):
             order[[0, place]] = order[[place, 0]]
             return 1
-    raise ValueError(
+    raise BudgetTooSmall(
         f"{target}: {groups.cost(alive):,.0f} is left, and every path from input to output needs"
         " each group of it; choose a larger budget"
     )
