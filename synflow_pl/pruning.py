@@ -54,7 +54,7 @@ def prune(
     parameters: float | Fraction | None = None,
     latency: float | Fraction | None = None,
     granularity: str = "weight",
-    score_per_cost: bool = False,
+    group_score: Literal["sum", "mean", "per_cost"] = "sum",
     masks: Masks | None = None,
     rounds: int | Literal["auto"] | None = None,
     margin: float = 0.99,
@@ -107,8 +107,9 @@ def prune(
               ``density``. Layers whose inputs do not divide by M stay dense and are named; with
               ``"N:M-padded"`` their last group is smaller.
 
-        score_per_cost: Whether groups of weights are ranked by their score over their cost: the
-            number of their weights, or their FLOPs or parameters if these are limited.
+        group_score: Score of a group of weights: the ``"sum"`` of the scores of its weights, their
+            ``"mean"``, so that a group has no advantage from its size, or ``"per_cost"``, the sum
+            over the weights, FLOPs or parameters of the group, whichever are limited.
         masks: Masks of an earlier pruning to continue from. Weights that they prune stay pruned,
             and the rounds start at their density. ``density`` and ``num_kept`` still count all
             prunable weights.
@@ -187,7 +188,7 @@ def prune(
         parameters=parameters,
         latency=latency,
         granularity=granularity,
-        score_per_cost=score_per_cost,
+        group_score=group_score,
         rounds=rounds,
         margin=margin,
         schedule=schedule,

@@ -17,6 +17,7 @@ from synflow_pl.schedules import SCHEDULES, as_density
 __all__ = ["PruningOptions"]
 
 _CHOICES = {
+    "group_score": ("sum", "mean", "per_cost"),
     "on_collapse": ("warn", "error", "ignore"),
     "schedule": tuple(SCHEDULES),
     "scope": ("global", "local"),
@@ -45,7 +46,7 @@ class PruningOptions:
     parameters: float | Fraction | None = None
     latency: float | Fraction | None = None
     granularity: str = "weight"
-    score_per_cost: bool = False
+    group_score: Literal["sum", "mean", "per_cost"] = "sum"
     rounds: int | Literal["auto"] | None = None
     margin: float = 0.99
     schedule: Literal["exponential", "linear", "cubic"] | None = None
@@ -114,10 +115,12 @@ class PruningOptions:
                     " rounds, which rounds='auto' chooses itself; leave one of them out"
                 )
         self._check_choice("scope")
-        if self.score_per_cost and not self.structured:
+        self._check_choice("group_score")
+        if self.group_score != "sum" and not self.structured:
             raise ValueError(
-                "score_per_cost: True ranks groups of weights, and granularity is 'weight', where"
-                " each has the same cost; leave it out, or choose another granularity"
+                f"group_score: {self.group_score!r} ranks groups of weights, and granularity is"
+                " 'weight', where each has the same cost; leave it out, or choose another"
+                " granularity"
             )
 
     @property

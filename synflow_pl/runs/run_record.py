@@ -264,7 +264,7 @@ def _with_default_rounds(pruning: Mapping[str, Any]) -> Mapping[str, Any]:
         "fresh_batches": False,
         "margin": 0.99,
         "granularity": "weight",
-        "score_per_cost": False,
+        "group_score": "sum",
         **pruning,
     }
     pruner = pruning.get("pruner")

@@ -61,6 +61,10 @@ class Groups(ABC):
     def group_costs(self, alive: Tensor) -> Tensor:
         """Return the cost of each group by itself, (groups,) float64, for comparing progress."""
 
+    @abstractmethod
+    def sizes(self) -> Tensor:
+        """Return the number of weights of each group, (groups,) float64."""
+
     def removable(self, scores: Tensor, alive: Tensor) -> Tensor:
         """Return which groups may be removed now, (groups,) bool.
 
@@ -70,7 +74,7 @@ class Groups(ABC):
         """
         return alive
 
-    def order(self, scores: Tensor, alive: Tensor, *, per_cost: bool = False) -> Tensor:
+    def order(self, scores: Tensor, alive: Tensor, group_score: str = "sum") -> Tensor:
         """Return the numbers of the removable groups in the order in which they are removed.
 
         Rankings take turns, so that each has lost about the same fraction of its cost at any place.
@@ -78,11 +82,12 @@ class Groups(ABC):
         Args:
             scores: Scores of the groups.
             alive: Bool tensor (groups,), True for groups that are kept.
-            per_cost: Whether groups are ranked by their score over their cost.
+            group_score: ``"sum"``, ``"mean"`` or ``"per_cost"``, as in :func:`synflow_pl.prune`.
         """
         may_go, costs = self.removable(scores, alive), self.group_costs(alive)
-        if per_cost:
-            scores = scores / costs.clamp(min=1e-300)
+        if group_score != "sum":
+            sizes = self.sizes() if group_score == "mean" else costs
+            scores = scores / sizes.clamp(min=1e-300)
         ordered, progress = [], []
         for numbers in self.rankings:
             left = numbers[may_go[numbers]]

@@ -76,7 +76,7 @@ def run_structured_rounds(
     while automatic or index < rounds:
         scores = _group_scores(groups, multiplied_out(scorer.score(index)), scorer.unscored)
         start = groups.dense_alive if pruner.regrows else alive
-        order = groups.order(scores, start, per_cost=options.score_per_cost)
+        order = groups.order(scores, start, options.group_score)
         last = automatic or index == rounds - 1
         wanted = budget if last else dense * float(schedule(final, Fraction(index + 1, rounds)))
         number = groups.number_within(order, start, wanted)

@@ -138,6 +138,9 @@ class Tiles(Groups):
     def group_costs(self, alive: Tensor) -> Tensor:
         return self._group_costs
 
+    def sizes(self) -> Tensor:
+        return self._sizes
+
     def number_within(self, order: Tensor, alive: Tensor, budget: float) -> int:
         left = self.cost(alive) - self._group_costs[order].cumsum(0)
         within = (left <= budget).nonzero()

@@ -78,6 +78,7 @@ class Units(Groups):
         whole = self._sums({name: torch.ones(mask.shape) for name, mask in masks.items()})
         self.flowing = apart < whole
         self.rankings = as_rankings(self.flowing, self._families(masks), scope)
+        self._sizes = self._sums({name: mask.double() for name, mask in masks.items()})
         self._group_costs = self._sums(
             {name: mask.double() * costs.of_weight[name] for name, mask in masks.items()}
         )
@@ -90,7 +91,7 @@ class Units(Groups):
     @property
     def dense_alive(self) -> Tensor:
         """Return which units have kept weights, (groups,) bool."""
-        return self._sums({name: mask.double() for name, mask in self._given.items()}) > 0
+        return self._sizes > 0
 
     def sums(self, scores: Mapping[str, Tensor]) -> Tensor:
         counted = {
@@ -129,6 +130,9 @@ class Units(Groups):
 
     def group_costs(self, alive: Tensor) -> Tensor:
         return self._group_costs
+
+    def sizes(self) -> Tensor:
+        return self._sizes
 
     def _with_rest(self, alive: Tensor) -> Tensor:
         return torch.cat([alive.cpu(), torch.ones(1, dtype=torch.bool)])

@@ -58,8 +58,9 @@ class PruneAtInit(HoldMasks):
         granularity: What is removed together: ``"weight"``, ``"unit"``, ``"kernel"``,
             ``"block:AxB"``, ``"N:M"`` (such as ``"2:4"``, without a ``density``) or
             ``"N:M-padded"``, as in :func:`synflow_pl.prune`.
-        score_per_cost: Whether groups of weights are ranked by their score over their cost, which
-            is their number of weights, FLOPs or parameters, whichever is limited.
+        group_score: Score of a group of weights: the ``"sum"`` of the scores of its weights, their
+            ``"mean"``, or ``"per_cost"``, the sum over the weights, FLOPs or parameters of the
+            group, whichever are limited.
         rounds: Number of score-then-prune steps, at least 1; by default the pruner's own number.
             ``"auto"``, for SynFlow and SynFlowL2, takes as many as certainly leave a path.
         margin: Fraction of the total flow, in (0, 1), that a step may prune with ``"auto"``.
@@ -139,7 +140,7 @@ class PruneAtInit(HoldMasks):
         parameters: float | None = None,
         latency: float | None = None,
         granularity: str = "weight",
-        score_per_cost: bool = False,
+        group_score: Literal["sum", "mean", "per_cost"] = "sum",
         rounds: int | Literal["auto"] | None = None,
         margin: float = 0.99,
         schedule: Literal["exponential", "linear", "cubic"] | None = None,
@@ -173,7 +174,7 @@ class PruneAtInit(HoldMasks):
             parameters=parameters,
             latency=latency,
             granularity=granularity,
-            score_per_cost=score_per_cost,
+            group_score=group_score,
             rounds=rounds,
             margin=margin,
             schedule=schedule,

@@ -426,7 +426,7 @@ def test_weights_of_a_unit_are_those_into_it_and_out_of_it() -> None:
     assert masks["2.weight"].tolist() == [[True, False, True]]
 
 
-def test_a_score_per_cost_compares_groups_of_different_sizes() -> None:
+def test_a_mean_score_compares_groups_of_different_sizes() -> None:
     """The 3 x 3 kernels have larger sums than the 1 x 1 kernels, and smaller means."""
     network = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.Conv2d(4, 4, 1, bias=False))
     with torch.no_grad():
@@ -434,18 +434,18 @@ def test_a_score_per_cost_compares_groups_of_different_sizes() -> None:
         network[1].weight.fill_(1.0)
     example = torch.ones(1, 1, 5, 5)
     removed = []
-    for per_cost in (False, True):
+    for group_score in ("sum", "mean", "per_cost"):
         masks = prune(
             copy.deepcopy(network),
             Magnitude(),
             granularity="kernel",
             num_kept=43,
-            score_per_cost=per_cost,
+            group_score=group_score,
             example_input=example,
             on_collapse="ignore",
         )
         removed.append([int((~masks[name]).sum()) for name in masks.weights])
-    assert removed == [[0, 9], [9, 0]]
+    assert removed == [[0, 9], [9, 0], [9, 0]]
 
 
 def test_pairs_of_two_in_four_lie_as_semi_structured_matrices_need_them() -> None:
@@ -520,7 +520,8 @@ def test_a_pruning_by_units_continues_from_earlier_masks() -> None:
         ({"flops": 1.5}, r"flops: 1.5 is not in \(0, 1\]; it is the fraction of FLOPs kept"),
         ({"parameters": 0}, r"parameters: 0 is not in \(0, 1\]; it is the fraction of parameters"),
         ({"latency": 0.5}, "latency: 0.5, but zeros within units take as long"),
-        ({"density": 0.1, "score_per_cost": True}, "score_per_cost: True ranks groups of weights"),
+        ({"density": 0.1, "group_score": "mean"}, "group_score: 'mean' ranks groups of weights"),
+        ({"density": 0.1, "group_score": "max"}, "group_score: 'max' is not one of sum, mean, per"),
         (
             {"granularity": "2:5", "example_input": torch.ones(1, 8)},
             "no layer can be pruned to N:M",
@@ -528,7 +529,7 @@ def test_a_pruning_by_units_continues_from_earlier_masks() -> None:
         ({"granularity": "unit", "density": 0.5}, "granularity: 'unit' needs the graph"),
         ({"flops": 0.5}, "flops: 0.5 needs the graph of the network; give input_shape="),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_impossible_options_are_an_error_before_anything_is_pruned(
     given: dict[str, Any], message: str
