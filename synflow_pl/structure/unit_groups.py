@@ -8,7 +8,9 @@ of the smaller network that :func:`synflow_pl.compact` makes of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +21,29 @@ from synflow_pl.structure.costs import Costs
 from synflow_pl.structure.groups import Groups, as_rankings, total_cost
 
 __all__ = ["Units"]
+
+
+class _Counts(NamedTuple):
+    """Number of weights of one layer by the units of its dimensions.
+
+    Attributes:
+        axes: Numbers of the units along each dimension of ``counts``.
+        counts: Number of weights, float64.
+        uniform: The number, if it is the same everywhere.
+    """
+
+    axes: tuple[Tensor, ...]
+    counts: Tensor
+    uniform: float | None
+
+    def kept(self, kept: Tensor) -> float:
+        """Return how many weights are left if some units are kept, (groups + 1,) float64."""
+        if self.uniform is not None:
+            return self.uniform * math.prod(float(kept[axis].sum()) for axis in self.axes)
+        counts = self.counts
+        for axis in self.axes:
+            counts = torch.tensordot(kept[axis], counts, ([0], [0]))
+        return float(counts)
 
 
 class Units(Groups):
@@ -68,7 +93,7 @@ class Units(Groups):
         # The last number stands for what stays.
         number = torch.full((ids.count,), len(used))
         number[used] = torch.arange(len(used))
-        self._count = len(used)
+        self._number = len(used)
         self._axes = {
             name: [None if axis is None else number[axis] for axis in of_one]
             for name, of_one in axes.items()
@@ -78,6 +103,7 @@ class Units(Groups):
         whole = self._sums({name: torch.ones(mask.shape) for name, mask in masks.items()})
         self.flowing = apart < whole
         self.rankings = as_rankings(self.flowing, self._families(masks), scope)
+        self._counts = {name: self._count(name, mask) for name, mask in masks.items()}
         self._sizes = self._sums({name: mask.double() for name, mask in masks.items()})
         self._group_costs = self._sums(
             {name: mask.double() * costs.of_weight[name] for name, mask in masks.items()}
@@ -117,7 +143,7 @@ class Units(Groups):
 
     def cost(self, alive: Tensor) -> float:
         kept = self._with_rest(alive).double()
-        weights = {name: self._kept(name, mask, kept) for name, mask in self._given.items()}
+        weights = {name: counts.kept(kept) for name, counts in self._counts.items()}
         others = 0.0
         for name, shape in self._costs.others.items():
             axes = self._axes.get(name) or [None] * len(shape)
@@ -139,39 +165,49 @@ class Units(Groups):
 
     def _touched(self, name: str) -> bool:
         return any(
-            axis is not None and bool((axis < self._count).any())
+            axis is not None and bool((axis < self._number).any())
             for axis in self._axes.get(name, [])
         )
 
-    def _kept(self, name: str, mask: Tensor, kept: Tensor) -> float:
-        """Return how many weights of a layer are kept."""
-        counts = mask.double().cpu()
-        for dim, axis in reversed(list(enumerate(self._axes.get(name, [])))):
-            if axis is not None:
-                counts = torch.tensordot(counts, kept[axis], ([dim], [0])).unsqueeze(dim)
-        return float(counts.sum())
+    def _count(self, name: str, mask: Tensor) -> _Counts:
+        """Return the weights of a layer, summed over the dimensions without removable units."""
+        axes = {
+            dim: axis
+            for dim, axis in enumerate(self._axes.get(name, []))
+            if axis is not None and bool((axis < self._number).any())
+        }
+        rest = [dim for dim in range(mask.dim()) if dim not in axes]
+        counts = mask.cpu().double()
+        counts = counts.sum(rest) if rest else counts
+        value = float(counts.flatten()[0])
+        return _Counts(
+            tuple(axes.values()), counts, value if bool((counts == value).all()) else None
+        )
 
     def _sums(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the sums of values over the weights of each unit, (groups,) float64."""
-        sums = torch.zeros(self._count + 1, dtype=torch.float64)
+        sums = torch.zeros(self._number + 1, dtype=torch.float64)
         for name, value in values.items():
-            value = value.double().cpu()
-            seen: list[tuple[int, Tensor]] = []
-            for dim, axis in enumerate(self._axes.get(name, [])):
-                if axis is None:
-                    continue
+            value = value.cpu()
+            axes = [
+                (dim, axis)
+                for dim, axis in enumerate(self._axes.get(name, []))
+                if axis is not None and bool((axis < self._number).any())
+            ]
+            for place, (dim, axis) in enumerate(axes):
                 rest = value
-                for earlier, other in seen:  # a weight of a unit counts once
+                for earlier, other in axes[:place]:  # a weight of a unit counts once
                     same = _spread(other, earlier, value.dim()) == _spread(axis, dim, value.dim())
-                    rest = rest.masked_fill(same, 0)
+                    if bool((same & (_spread(axis, dim, value.dim()) < self._number)).any()):
+                        rest = rest.masked_fill(same, 0)
                 dims = [other for other in range(value.dim()) if other != dim]
-                sums.index_add_(0, axis, rest.sum(dims) if dims else rest)
-                seen.append((dim, axis))
+                summed = rest.sum(dims, dtype=torch.float64) if dims else rest.double()
+                sums.index_add_(0, axis, summed)
         return sums[:-1]
 
     def _families(self, masks: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the numbers of the units that share a dimension of a weight."""
-        parent = list(range(self._count))
+        parent = list(range(self._number))
 
         def find(x: int) -> int:
             while parent[x] != x:
@@ -182,11 +218,11 @@ class Units(Groups):
         for name in masks:
             for axis in self._axes.get(name, []):
                 if axis is not None:
-                    numbers = axis[axis < self._count].unique().tolist()
+                    numbers = axis[axis < self._number].unique().tolist()
                     for number in numbers[1:]:
                         parent[find(number)] = find(numbers[0])
         of_family: dict[int, list[int]] = {}
-        for number in range(self._count):
+        for number in range(self._number):
             of_family.setdefault(find(number), []).append(number)
         return [torch.tensor(numbers) for numbers in of_family.values()]
 
