@@ -13,7 +13,7 @@ _FORMS = "weight, unit, kernel, block:AxB (block:4x4), N:M (2:4) or N:M-padded"
 
 @dataclass(frozen=True)
 class Granularity:
-    """What a pruning removes together, parsed from its name.
+    """Kind of the groups of weights that a pruning removes together, parsed from its name.
 
     Attributes:
         kind: ``"weight"``, ``"unit"``, ``"kernel"``, ``"block"`` or ``"n:m"``.

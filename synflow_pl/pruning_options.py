@@ -125,7 +125,7 @@ class PruningOptions:
 
     @property
     def structured(self) -> bool:
-        """Whether groups of weights are removed together, or something else than weights counts."""
+        """Return whether groups of weights are removed, or a budget counts something else."""
         return self.granularity != "weight" or bool(self.flops) or bool(self.parameters)
 
     def check_pruner(self, pruner: Pruner) -> None:

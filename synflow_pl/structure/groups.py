@@ -30,7 +30,7 @@ class Groups(ABC):
 
     @property
     @abstractmethod
-    def dense_alive(self) -> Tensor:
+    def initially_active(self) -> Tensor:
         """Return which groups have weights before the first round, (groups,) bool."""
 
     @abstractmethod
@@ -42,49 +42,49 @@ class Groups(ABC):
         """
 
     @abstractmethod
-    def masks(self, alive: Tensor) -> dict[str, Tensor]:
+    def masks(self, active: Tensor) -> dict[str, Tensor]:
         """Return the masks of the weights that have groups, by name.
 
         Args:
-            alive: Bool tensor (groups,), True for groups that are kept.
+            active: Bool tensor (groups,), True for groups that are kept.
         """
 
     @abstractmethod
-    def cost(self, alive: Tensor) -> float:
+    def cost(self, active: Tensor) -> float:
         """Return the cost of the network with some groups kept.
 
         Args:
-            alive: Bool tensor (groups,), True for groups that are kept.
+            active: Bool tensor (groups,), True for groups that are kept.
         """
 
     @abstractmethod
-    def group_costs(self, alive: Tensor) -> Tensor:
+    def group_costs(self, active: Tensor) -> Tensor:
         """Return the cost of each group by itself, (groups,) float64, for comparing progress."""
 
     @abstractmethod
     def sizes(self) -> Tensor:
         """Return the number of weights of each group, (groups,) float64."""
 
-    def removable(self, scores: Tensor, alive: Tensor) -> Tensor:
+    def removable(self, scores: Tensor, active: Tensor) -> Tensor:
         """Return which groups may be removed now, (groups,) bool.
 
         Args:
             scores: Scores of the groups.
-            alive: Bool tensor (groups,), True for groups that are kept.
+            active: Bool tensor (groups,), True for groups that are kept.
         """
-        return alive
+        return active
 
-    def order(self, scores: Tensor, alive: Tensor, group_score: str = "sum") -> Tensor:
+    def order(self, scores: Tensor, active: Tensor, group_score: str = "sum") -> Tensor:
         """Return the numbers of the removable groups in the order in which they are removed.
 
         Rankings take turns, so that each has lost about the same fraction of its cost at any place.
 
         Args:
             scores: Scores of the groups.
-            alive: Bool tensor (groups,), True for groups that are kept.
+            active: Bool tensor (groups,), True for groups that are kept.
             group_score: ``"sum"``, ``"mean"`` or ``"per_cost"``, as in :func:`synflow_pl.prune`.
         """
-        may_go, costs = self.removable(scores, alive), self.group_costs(alive)
+        may_go, costs = self.removable(scores, active), self.group_costs(active)
         if group_score != "sum":
             sizes = self.sizes() if group_score == "mean" else costs
             scores = scores / sizes.clamp(min=1e-300)
@@ -94,18 +94,18 @@ class Groups(ABC):
             left = left[scores[left].sort(stable=True).indices]
             ordered.append(left)
             whole = float(costs[numbers].sum())
-            before = float(costs[numbers[~alive[numbers]]].sum())
+            before = float(costs[numbers[~active[numbers]]].sum())
             progress.append((before + costs[left].cumsum(0)) / max(whole, 1e-300))
         if len(ordered) == 1:
             return ordered[0]
         return torch.cat(ordered)[torch.cat(progress).sort(stable=True).indices]
 
-    def number_within(self, order: Tensor, alive: Tensor, budget: float) -> int:
+    def number_within(self, order: Tensor, active: Tensor, budget: float) -> int:
         """Return how many groups have to be removed until the cost is within a budget.
 
         Args:
             order: Numbers of groups in the order in which they are removed.
-            alive: Bool tensor (groups,), True for groups that are kept.
+            active: Bool tensor (groups,), True for groups that are kept.
             budget: Largest cost.
 
         Returns:
@@ -114,7 +114,7 @@ class Groups(ABC):
         low, high = 0, len(order)
         while low < high:
             middle = (low + high) // 2
-            without = alive.clone()
+            without = active.clone()
             without[order[:middle]] = False
             if self.cost(without) > budget:
                 low = middle + 1

@@ -63,8 +63,8 @@ def run_structured_rounds(
         FloatingPointError: If a score is not finite, naming the parameter.
     """
     total = sum(mask.numel() for mask in state.masks.values())
-    alive = groups.dense_alive
-    dense = groups.cost(alive)
+    active = groups.initially_active
+    dense = groups.cost(active)
     keep = round(total * min(1.0, budget / dense))
     scorer = RoundScorer(state, pruner, batches, keep)
     automatic = options.rounds == "auto"
@@ -75,26 +75,26 @@ def run_structured_rounds(
     index = 0
     while automatic or index < rounds:
         scores = _group_scores(groups, multiplied_out(scorer.score(index)), scorer.unscored)
-        start = groups.dense_alive if pruner.regrows else alive
+        start = groups.initially_active if pruner.regrows else active
         order = groups.order(scores, start, options.group_score)
         last = automatic or index == rounds - 1
         wanted = budget if last else dense * float(schedule(final, Fraction(index + 1, rounds)))
         number = groups.number_within(order, start, wanted)
         if automatic:
             number = _within_flow(state, groups, scores, order, start, number, options, target)
-        alive = start.clone()
-        alive[order[:number]] = False
-        _apply(state, groups, alive, zero=not pruner.regrows)
+        active = start.clone()
+        active[order[:number]] = False
+        _apply(state, groups, active, zero=not pruner.regrows)
         index += 1
         if on_round is not None:
             kept = sum(int(mask.count_nonzero()) for mask in state.masks.values())
             on_round(index, kept / total, state.masks)
-        if last and groups.cost(alive) > budget and number == len(order):
+        if last and groups.cost(active) > budget and number == len(order):
             raise BudgetTooSmall(
-                f"{target}: {groups.cost(alive):,.0f} of {dense:,.0f} is left when every group that"
+                f"{target}: {groups.cost(active):,.0f} of {dense:,.0f} is left when every group that"
                 " can be removed is; choose a larger budget, or another granularity"
             )
-        if automatic and groups.cost(alive) <= budget:
+        if automatic and groups.cost(active) <= budget:
             break
     pruner.notes = (*pruner.notes, *groups.notes)
 
@@ -125,7 +125,7 @@ def _within_flow(
     groups: Groups,
     scores: Tensor,
     order: Tensor,
-    alive: Tensor,
+    active: Tensor,
     number: int,
     options: PruningOptions,
     target: str,
@@ -138,7 +138,7 @@ def _within_flow(
         scores: Scores of the groups.
         order: Numbers of groups in the order in which they are removed; if the first cannot be
             removed, one that can is moved to the front.
-        alive: Bool tensor (groups,), True for groups that are kept.
+        active: Bool tensor (groups,), True for groups that are kept.
         number: Largest number, for the budget.
         options: Options of the pruning.
         target: Option that sets the budget, with its value, for messages.
@@ -157,13 +157,13 @@ def _within_flow(
     if float(removed[0]) < (1 - safety) * flow:
         return 1
     for place in range(len(order)):
-        without = alive.clone()
+        without = active.clone()
         without[order[place]] = False
         if _has_flow(state, groups.masks(without)):
             order[[0, place]] = order[[place, 0]]
             return 1
     raise BudgetTooSmall(
-        f"{target}: {groups.cost(alive):,.0f} is left, and every path from input to output needs"
+        f"{target}: {groups.cost(active):,.0f} is left, and every path from input to output needs"
         " each group of it; choose a larger budget"
     )
 
@@ -180,8 +180,8 @@ def _has_flow(state: PruningState, masks: Mapping[str, Tensor]) -> bool:
         return float(state.scored_network.flow(weights, state.blocks)) > 0
 
 
-def _apply(state: PruningState, groups: Groups, alive: Tensor, *, zero: bool) -> None:
-    for name, mask in groups.masks(alive).items():
+def _apply(state: PruningState, groups: Groups, active: Tensor, *, zero: bool) -> None:
+    for name, mask in groups.masks(active).items():
         state.masks[name].copy_(mask)
         if zero:
             state.weights[name].masked_fill_(~state.masks[name], 0)

@@ -101,7 +101,7 @@ class Tiles(Groups):
         self._fixed_cost = total_cost(costs, fixed, others)
 
     @property
-    def dense_alive(self) -> Tensor:
+    def initially_active(self) -> Tensor:
         """Return which tiles have weights, (groups,) bool."""
         return self._sizes > 0
 
@@ -113,52 +113,52 @@ class Tiles(Groups):
             ]
         )
 
-    def masks(self, alive: Tensor) -> dict[str, Tensor]:
+    def masks(self, active: Tensor) -> dict[str, Tensor]:
         masks = {}
         for name, view in self._views.items():
             stack, outputs, inputs, positions = view.size
             shape = self._tiles(view)
             first = self._first[name]
-            tiles = alive[first : first + torch.Size(shape).numel()].view(shape)
+            tiles = active[first : first + torch.Size(shape).numel()].view(shape)
             high, wide = self._tile
             spread = tiles.repeat_interleave(high, 1).repeat_interleave(wide, 2)
             spread = spread[:, :outputs, :inputs].expand(stack, outputs, inputs, positions)
             masks[name] = view.from_view(spread) & self._given[name]
         return masks
 
-    def cost(self, alive: Tensor) -> float:
-        return self._fixed_cost + float(self._group_costs[alive].sum())
+    def cost(self, active: Tensor) -> float:
+        return self._fixed_cost + float(self._group_costs[active].sum())
 
     def pattern_cost(self) -> float:
         """Return the cost with N of every M weights kept, or all where fewer are."""
         assert self._pattern is not None
-        alive = self.dense_alive
-        return self.cost(alive & ~self.removable(alive.double(), alive))
+        active = self.initially_active
+        return self.cost(active & ~self.removable(active.double(), active))
 
-    def group_costs(self, alive: Tensor) -> Tensor:
+    def group_costs(self, active: Tensor) -> Tensor:
         return self._group_costs
 
     def sizes(self) -> Tensor:
         return self._sizes
 
-    def number_within(self, order: Tensor, alive: Tensor, budget: float) -> int:
-        left = self.cost(alive) - self._group_costs[order].cumsum(0)
+    def number_within(self, order: Tensor, active: Tensor, budget: float) -> int:
+        left = self.cost(active) - self._group_costs[order].cumsum(0)
         within = (left <= budget).nonzero()
-        if self.cost(alive) <= budget:
+        if self.cost(active) <= budget:
             return 0
         return int(within[0]) + 1 if len(within) else len(order)
 
-    def removable(self, scores: Tensor, alive: Tensor) -> Tensor:
+    def removable(self, scores: Tensor, active: Tensor) -> Tensor:
         """With N:M, in each group of M all but the N largest scores may be removed."""
         if self._pattern is None:
-            return alive
+            return active
         keep, size = self._pattern
         parts = []
         for name, view in self._views.items():
             inputs = view.size[2]
             first, shape = self._first[name], self._tiles(view)
             count = torch.Size(shape).numel()
-            of_layer = torch.where(alive, scores, -torch.inf)[first : first + count].view(shape)
+            of_layer = torch.where(active, scores, -torch.inf)[first : first + count].view(shape)
             lacking = -inputs % size
             grouped = pad(of_layer.transpose(2, 3), (0, lacking), value=-torch.inf).unflatten(
                 3, (-1, size)
@@ -167,7 +167,7 @@ class Tiles(Groups):
             place = grouped.sort(dim=4, descending=True, stable=True).indices.argsort(4)
             may_go = (place >= keep).flatten(3)[..., :inputs].transpose(2, 3)
             parts.append(may_go.flatten())
-        return torch.cat(parts) & alive
+        return torch.cat(parts) & active
 
     def _tiles(self, view: MatrixView) -> tuple[int, int, int, int]:
         """Return the numbers of tiles along the dimensions of a view."""

@@ -1,8 +1,8 @@
 """Units: output channels and neurons, with everything in the network that belongs to them.
 
-The groups are those of :mod:`synflow_pl.compaction.channel_groups`: the rows of a weight, the
-entries of its bias and normalisation, and the columns of all weights that read them; residual sums
-join the units of their terms. A pruned network whose units are removed in this way has the outputs
+:mod:`synflow_pl.compaction.channel_groups` finds the groups: the rows of a weight, the entries of
+its bias and normalisation, and the columns of all weights that read them; residual sums join the
+units of their terms. A pruned network whose units are removed in this way has the outputs
 of the smaller network that :func:`synflow_pl.compact` makes of it.
 """
 
@@ -115,7 +115,7 @@ class Units(Groups):
             )
 
     @property
-    def dense_alive(self) -> Tensor:
+    def initially_active(self) -> Tensor:
         """Return which units have kept weights, (groups,) bool."""
         return self._sizes > 0
 
@@ -129,8 +129,8 @@ class Units(Groups):
             counted[name] = counted[name].masked_fill(where, 0)
         return torch.where(self.flowing, self._sums(counted), alone)
 
-    def masks(self, alive: Tensor) -> dict[str, Tensor]:
-        kept = self._with_rest(alive)
+    def masks(self, active: Tensor) -> dict[str, Tensor]:
+        kept = self._with_rest(active)
         masks = {}
         for name, mask in self._given.items():
             mask = mask.clone()
@@ -141,8 +141,8 @@ class Units(Groups):
             masks[name] = mask
         return masks
 
-    def cost(self, alive: Tensor) -> float:
-        kept = self._with_rest(alive).double()
+    def cost(self, active: Tensor) -> float:
+        kept = self._with_rest(active).double()
         weights = {name: counts.kept(kept) for name, counts in self._counts.items()}
         others = 0.0
         for name, shape in self._costs.others.items():
@@ -154,14 +154,14 @@ class Units(Groups):
             others += float(torch.tensor(sizes, dtype=torch.float64).prod())
         return total_cost(self._costs, weights, others)
 
-    def group_costs(self, alive: Tensor) -> Tensor:
+    def group_costs(self, active: Tensor) -> Tensor:
         return self._group_costs
 
     def sizes(self) -> Tensor:
         return self._sizes
 
-    def _with_rest(self, alive: Tensor) -> Tensor:
-        return torch.cat([alive.cpu(), torch.ones(1, dtype=torch.bool)])
+    def _with_rest(self, active: Tensor) -> Tensor:
+        return torch.cat([active.cpu(), torch.ones(1, dtype=torch.bool)])
 
     def _touched(self, name: str) -> bool:
         return any(
