@@ -43,7 +43,7 @@ class DenseBaseline:
     """Sizes of a narrower dense network and of the full-width network that it is compared with.
 
     The width is chosen so that the cost ``like`` is as close as possible to that of the full-width
-    network pruned to ``density``.
+    network pruned to ``density``, or in a sweep over FLOPs to that fraction of them.
 
     Attributes:
         like: Cost that is matched, ``"parameters"`` or ``"flops"``.
@@ -101,7 +101,14 @@ def dense_baseline(task: Task) -> DenseBaseline:
         key: tuple(value) if isinstance(value, list) else value
         for key, value in network.init_args.items()
     }
-    return _search(network.class_path, tuple(given.items()), tuple(shape), task.density, task.like)
+    return _search(
+        network.class_path,
+        tuple(given.items()),
+        tuple(shape),
+        task.density,
+        task.like,
+        task.budget,
+    )
 
 
 @cache
@@ -111,6 +118,7 @@ def _search(
     shape: tuple[int, ...],
     density: float,
     like: str,
+    budget: str,
 ) -> DenseBaseline:
     given: dict[str, Any] = dict(arguments)
     name = _width_of(path)
@@ -126,6 +134,8 @@ def _search(
     measure = _weights if like == "parameters" else lambda network: _flops(network, shape)
     if like == "parameters":
         target = int(as_density(density) * _weights(build(full)))
+    elif budget == "flops":
+        target = int(as_density(density) * _flops(build(full), shape))
     else:
         torch.manual_seed(0)
         pruned = build(full, "cpu")

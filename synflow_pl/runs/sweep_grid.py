@@ -31,7 +31,7 @@ CONTROLS: tuple[str, ...] = ("narrower_parameters", "narrower_flops")
 """Values of ``pruners`` that stand for dense networks that are narrower instead of pruned.
 
 They have as many weights as the recipe's network at that density, or as many FLOPs as that network
-pruned by SynFlow.
+pruned by SynFlow. With ``budget="flops"`` they have that fraction of the FLOPs.
 """
 _OF_THE_GRID = {
     "seed_everything": "seeds",
@@ -137,6 +137,12 @@ class Sweep:
             if min(getattr(self, name)) < least:
                 raise ValueError(f"{name}: {min(getattr(self, name))} must be at least {least}")
 
+        possible = {"density": CONTROLS, "flops": ("narrower_flops",)}.get(self.budget, ())
+        for control in CONTROLS:
+            if control in self.pruners and control not in possible:
+                raise ValueError(
+                    f"pruners: {control} has no network for budget {self.budget!r}; leave it out"
+                )
         if self.budget != "density" and any(self.levels):
             raise ValueError(
                 f"budget: {self.budget!r} cannot be reached in levels, which multiply densities;"
@@ -198,7 +204,7 @@ class Sweep:
         levels = 0 if control else levels
         shown = Path(pruner).stem + (f"_{levels}levels" if levels else "")
         amount = "1" if density == 1 else str(density)
-        budget: Budget = "density" if pruner == "dense" or control else self.budget
+        budget: Budget = "density" if pruner == "dense" else self.budget
         if control:
             overlay = "pruners/dense"
         else:

@@ -91,8 +91,8 @@ def run_structured_rounds(
             on_round(index, kept / total, state.masks)
         if last and groups.cost(active) > budget and number == len(order):
             raise BudgetTooSmall(
-                f"{target}: {groups.cost(active):,.0f} of {dense:,.0f} is left when every group that"
-                " can be removed is; choose a larger budget, or another granularity"
+                f"{target}: {groups.cost(active):,.0f} of {dense:,.0f} is left when every group"
+                " that can be removed is; choose a larger budget, or another granularity"
             )
         if automatic and groups.cost(active) <= budget:
             break

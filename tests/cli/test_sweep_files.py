@@ -53,7 +53,7 @@ def test_a_sweep_starts_with_a_comment_and_names_existing_recipes_and_overlays(
 def test_the_options_of_a_sweep_are_accepted_by_fit(path: Path) -> None:
     task = next(task for task in grid(path).tasks() if task.density < 1 and not task.like)
     pruning = parse_fit(fit_options(task)).options.pruning
-    assert pruning.density == task.density
+    assert pruning[task.budget] == task.density
     assert pruning.on_collapse == "warn"
 
 
@@ -75,7 +75,7 @@ def test_the_command_of_each_kind_of_run_has_the_settings_of_the_grid(
         pruned = task.density < 1 and not task.like
         assert (
             plan.options.pruning.pruner is None,
-            plan.options.pruning.density if pruned else None,
+            plan.options.pruning[task.budget] if pruned else None,
         ) == (
             not pruned,
             task.density if pruned else None,

@@ -119,6 +119,8 @@ def test_a_sweep_may_vary_another_budget_than_the_density() -> None:
     options = fit_options(tasks[1])
     assert options[options.index("--pruning.density") + 1] == "null"
     assert options[options.index("--pruning.flops") + 1] == "0.25"
+    with pytest.raises(ValueError, match="narrower_parameters has no network for budget 'flops'"):
+        Sweep(["mnist_fc"], ["narrower_parameters"], [0.25], budget="flops")
     with pytest.raises(ValueError, match=r"--pruning\.flops cannot be the same for every run"):
         Sweep(["mnist_fc"], ["snip"], [0.25], budget="flops").tasks(["--pruning.flops=0.1"])
     with pytest.raises(ValueError, match="budget: 'flops' cannot be reached in levels"):
