@@ -135,8 +135,14 @@ class PruningOptions:
             pruner: Pruner that computes the scores.
 
         Raises:
-            ValueError: If the number of rounds is automatic and the scores are no sums over paths.
+            ValueError: If the number of rounds is automatic and the scores are no sums over paths,
+                or if the pruner would break up groups of weights.
         """
+        if pruner.moves_masks and self.structured:
+            raise ValueError(
+                f"{pruner.name} moves single weights, which breaks up groups of granularity"
+                f" {self.granularity!r} and changes FLOPs; leave one of them out"
+            )
         if self.rounds == "auto" and not pruner.scores_are_path_sums:
             raise ValueError(
                 f"rounds: 'auto' needs scores that are shares of one flow, which those of SynFlow"

@@ -196,6 +196,8 @@ class Pruner(ABC):
     """True if removed weights may come back. Then every weight is ranked in every round,
     ``state.weights`` stay dense, and ``state.masks`` are final after the last round only.
     """
+    moves_masks: bool = False
+    """True if :meth:`finish` moves kept weights to other places, which breaks up groups."""
     scores_are_path_sums: bool = False
     """True if some R is a sum of non-negative terms over the paths from input to output, and the
     score of each weight is the sum over the paths through it, counted as often as they pass it.
@@ -259,6 +261,7 @@ class PrunerWrapper(Pruner):
         self.rounds, self.schedule, self.regrows = pruner.rounds, pruner.schedule, pruner.regrows
         self.needs_input, self.needs_batches = pruner.needs_input, pruner.needs_batches
         self.scores_are_path_sums = pruner.scores_are_path_sums
+        self.moves_masks = self.moves_masks or pruner.moves_masks
 
     def prepare(self, state: PruningState) -> None:
         self.pruner.prepare(state)

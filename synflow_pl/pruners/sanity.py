@@ -86,6 +86,8 @@ class Shuffled(_RandomWrapper):
         8
     """
 
+    moves_masks = True
+
     def finish(self, state: PruningState) -> None:
         super().finish(state)
         for name, permutation in self._permutations(state.masks).items():

@@ -17,7 +17,17 @@ from synflow_pl import Masks, compact, diagnose, prune
 from synflow_pl.flow import number_units, trace
 from synflow_pl.granularity import Granularity
 from synflow_pl.networks import Conv, ResNet
-from synflow_pl.pruners import FORCE, LAMP, SNIP, GraSP, Magnitude, Pruner, Random, SynFlow
+from synflow_pl.pruners import (
+    FORCE,
+    LAMP,
+    SNIP,
+    GraSP,
+    Magnitude,
+    Pruner,
+    Random,
+    Shuffled,
+    SynFlow,
+)
 from synflow_pl.structure import compare_latency
 from tests import acting_networks
 
@@ -575,6 +585,11 @@ def test_a_latency_is_met_by_the_compacted_network_and_stated() -> None:
             example_input=example,
             on_collapse="ignore",
         )
+
+
+def test_a_pruner_that_moves_weights_is_refused_for_groups() -> None:
+    with pytest.raises(ValueError, match="Shuffled moves single weights, which breaks up groups"):
+        prune(chain(), Shuffled(Magnitude()), granularity="unit", density=0.5, input_shape=(8,))
 
 
 def test_a_network_without_removable_units_is_an_error() -> None:
