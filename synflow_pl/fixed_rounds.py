@@ -15,7 +15,7 @@ from synflow_pl.round_scorer import RoundScorer
 from synflow_pl.schedules import kept_per_round
 from synflow_pl.selection import PruningGroup, RegrowingGroup, make_groups
 
-__all__ = ["run_fixed_rounds"]
+__all__ = ["flow_note", "run_fixed_rounds"]
 
 
 def run_fixed_rounds(
@@ -67,10 +67,10 @@ def run_fixed_rounds(
             removed_shares.append(sum(removed, start=torch.zeros(())) / state.total_flow)
         if on_round is not None:
             on_round(index + 1, num_kept / total, state.masks)
-    pruner.notes = (*pruner.notes, *_flow_note(removed_shares))
+    pruner.notes = (*pruner.notes, *flow_note(removed_shares))
 
 
-def _flow_note(shares: Sequence[Tensor]) -> tuple[str, ...]:
+def flow_note(shares: Sequence[Tensor]) -> tuple[str, ...]:
     """Return a note if a round removed the total flow or more, or no note.
 
     Args:

@@ -110,7 +110,11 @@ def check_nothing_regrown(state: PruningState, pruner: Pruner, earlier: Masks) -
 
 
 def unscored_parameters(
-    state: PruningState, pruner: Pruner, scores: Mapping[str, Tensor | Saliency], num_kept: int
+    state: PruningState,
+    pruner: Pruner,
+    scores: Mapping[str, Tensor | Saliency],
+    num_kept: int,
+    consequence: str | None = None,
 ) -> list[str]:
     """Return the names of parameters whose scores are all zero in the first round.
 
@@ -121,6 +125,7 @@ def unscored_parameters(
         pruner: Pruner that computed the scores.
         scores: Scores of the first round, by parameter name.
         num_kept: Number of weights kept after the last round.
+        consequence: What becomes of them, for the note, if they need not stay dense.
 
     Raises:
         ValueError: If all scores are zero, or if with global scope these parameters have more
@@ -141,13 +146,13 @@ def unscored_parameters(
             " throughout, or choose a pruner that needs no signal (SynFlow, Magnitude)"
         )
     size = sum(sizes[name] for name in names)
-    if state.scope == "global" and size > num_kept:
+    if state.scope == "global" and size > num_kept and consequence is None:
         raise ValueError(
             f"{pruner.name} scores all {size} weights of {', '.join(names)} zero and so would keep"
             f" them, but only {num_kept} weights are to be left; exclude them, choose a larger"
             " density, or a pruner that needs no signal (SynFlow, Magnitude)"
         )
-    consequence = "kept dense" if state.scope == "global" else "cut by position"
+    consequence = consequence or ("kept dense" if state.scope == "global" else "cut by position")
     pruner.notes = (
         *pruner.notes,
         f"{consequence}, since their scores are zero throughout: {', '.join(names)}",

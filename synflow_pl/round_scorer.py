@@ -21,6 +21,8 @@ class RoundScorer:
         pruner: Pruner that computes the scores.
         batches: As in :func:`synflow_pl.prune`.
         num_kept: Number of weights kept after the last round.
+        consequence: What becomes of parameters without scores, for a note, if they need not stay
+            dense.
 
     Attributes:
         unscored: Names of the parameters whose scores were zero throughout in the first round.
@@ -32,9 +34,10 @@ class RoundScorer:
         pruner: Pruner,
         batches: Batches | Callable[[int], Batches],
         num_kept: int,
+        consequence: str | None = None,
     ) -> None:
         self._state, self._pruner, self._batches = state, pruner, batches
-        self._num_kept = num_kept
+        self._num_kept, self._consequence = num_kept, consequence
         self.unscored: list[str] = []
 
     def score(self, index: int) -> dict[str, Tensor | Saliency]:
@@ -52,7 +55,9 @@ class RoundScorer:
             state.batches = batches_of_round(state.loss, self._pruner, self._batches, index)
         scores = dict(self._pruner.score(state))
         if index == 0:
-            self.unscored = unscored_parameters(state, self._pruner, scores, self._num_kept)
+            self.unscored = unscored_parameters(
+                state, self._pruner, scores, self._num_kept, self._consequence
+            )
         return scores | {
             name: torch.full_like(state.weights[name], torch.finfo(torch.float32).max)
             for name in self.unscored

@@ -22,11 +22,16 @@ class Groups(ABC):
         flowing: Bool tensor (groups,), True for groups whose scores are comparable to those of all
             others; the rest is ranked by itself.
         notes: Remarks about weights that are in no group, one sentence each.
+        pattern: N and M if N of every M weights are kept, else ``None``.
+        unscored: What becomes of parameters without scores, for a note, if they need not stay
+            dense.
     """
 
     rankings: list[Tensor]
     flowing: Tensor
     notes: tuple[str, ...] = ()
+    pattern: tuple[int, int] | None = None
+    unscored: str | None = None
 
     @property
     @abstractmethod

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from synflow_pl.fixed_rounds import flow_note
 from synflow_pl.pruners.base import Pruner, PruningState, multiplied_out
 from synflow_pl.pruning_checks import Batches
 from synflow_pl.pruning_options import PruningOptions
@@ -66,15 +67,22 @@ def run_structured_rounds(
     active = groups.initially_active
     dense = groups.cost(active)
     keep = round(total * min(1.0, budget / dense))
-    scorer = RoundScorer(state, pruner, batches, keep)
+    scorer = RoundScorer(state, pruner, batches, keep, groups.unscored)
     automatic = options.rounds == "auto"
     rounds = pruner.rounds if options.rounds in (None, "auto") else int(options.rounds)
     schedule = SCHEDULES[options.schedule or pruner.schedule]
     final = Fraction(budget / dense) if budget < dense else Fraction(1)
     state.density = final
+    removed_shares: list[Tensor] = []
     index = 0
     while automatic or index < rounds:
-        scores = _group_scores(groups, multiplied_out(scorer.score(index)), scorer.unscored)
+        of_weights = multiplied_out(scorer.score(index))
+        if index == 0 and scorer.unscored and groups.pattern:
+            raise ValueError(
+                f"every score of {', '.join(scorer.unscored)} is zero, so which of its weights a"
+                " pattern keeps would be arbitrary; exclude it, or choose another pruner"
+            )
+        scores = _group_scores(groups, of_weights, scorer.unscored)
         start = groups.initially_active if pruner.regrows else active
         order = groups.order(scores, start, options.group_score)
         last = automatic or index == rounds - 1
@@ -84,7 +92,10 @@ def run_structured_rounds(
             number = _within_flow(state, groups, scores, order, start, number, options, target)
         active = start.clone()
         active[order[:number]] = False
-        _apply(state, groups, active, zero=not pruner.regrows)
+        removed = _apply(state, groups.masks(active), of_weights, zero=not pruner.regrows)
+        if state.total_flow is not None and not automatic:
+            removed_shares.append(removed / state.total_flow)
+        del of_weights  # frees memory for the callback
         index += 1
         if on_round is not None:
             kept = sum(int(mask.count_nonzero()) for mask in state.masks.values())
@@ -96,13 +107,14 @@ def run_structured_rounds(
             )
         if automatic and groups.cost(active) <= budget:
             break
-    pruner.notes = (*pruner.notes, *groups.notes)
+    pruner.notes = (*pruner.notes, *groups.notes, *flow_note(removed_shares))
 
 
 def _group_scores(groups: Groups, scores: Mapping[str, Tensor], unscored: list[str]) -> Tensor:
     """Return the scores of groups, (groups,) float64.
 
-    Parameters without scores count as zero where a group has other weights.
+    Parameters without scores count as zero in a group that has other weights as well; any other
+    group of theirs is kept.
 
     Raises:
         FloatingPointError: If a score is not finite, naming the parameter.
@@ -113,11 +125,16 @@ def _group_scores(groups: Groups, scores: Mapping[str, Tensor], unscored: list[s
                 f"the scores of {name!r} are not finite; the masks would be meaningless. Look for"
                 " weights or batches that are not finite"
             )
+    if not unscored:
+        return groups.sums(scores)
     known = {
         name: torch.zeros_like(score) if name in unscored else score
         for name, score in scores.items()
     }
-    return groups.sums(known)
+    without = {
+        name: torch.full_like(score, float(name in unscored)) for name, score in scores.items()
+    }
+    return groups.sums(known).masked_fill(groups.sums(without) >= groups.sizes(), torch.inf)
 
 
 def _within_flow(
@@ -180,8 +197,33 @@ def _has_flow(state: PruningState, masks: Mapping[str, Tensor]) -> bool:
         return float(state.scored_network.flow(weights, state.blocks)) > 0
 
 
-def _apply(state: PruningState, groups: Groups, active: Tensor, *, zero: bool) -> None:
-    for name, mask in groups.masks(active).items():
+def _apply(
+    state: PruningState,
+    masks: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+    *,
+    zero: bool,
+) -> Tensor:
+    """Apply the masks of a round to the state.
+
+    Args:
+        state: State of the pruning.
+        masks: Masks by name.
+        scores: Scores of the weights, by name.
+        zero: Whether to set the working copies of removed weights to zero.
+
+    Returns:
+        The sum of the scores that were removed and that are shares of the flow, a float64 scalar.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for name, mask in masks.items():
+        removed = state.masks[name] & ~mask
+        if name in state.ranked_separately:
+            removed &= ~state.ranked_separately[name]
+        total = total.to(mask.device) + torch.where(removed, scores[name], 0).sum(
+            dtype=torch.float64
+        )
         state.masks[name].copy_(mask)
         if zero:
-            state.weights[name].masked_fill_(~state.masks[name], 0)
+            state.weights[name].masked_fill_(~mask, 0)
+    return total

@@ -41,19 +41,19 @@ class Tiles(Groups):
         dense: tuple[str, ...] = (),
     ) -> None:
         self._granularity, self._costs = granularity, costs
-        self._pattern = granularity.sizes if granularity.kind == "n:m" else None
+        self.pattern = granularity.sizes if granularity.kind == "n:m" else None
         self._tile = granularity.sizes if granularity.kind == "block" else (1, 1)
         self._whole_kernels = granularity.kind in ("kernel", "block")
         undivided = tuple(
             name
             for name, view in views.items()
-            if self._pattern
+            if self.pattern
             and not granularity.padded
             and name not in dense
-            and view.size[2] % self._pattern[1]
+            and view.size[2] % self.pattern[1]
         )
-        if self._pattern and undivided:
-            divisor = self._pattern[1]
+        if self.pattern and undivided:
+            divisor = self.pattern[1]
             self.notes = (
                 f"stay dense, since their inputs do not divide by {divisor}:"
                 f" {', '.join(f'{name} ({views[name].size[2]})' for name in undivided)}",
@@ -131,7 +131,7 @@ class Tiles(Groups):
 
     def pattern_cost(self) -> float:
         """Return the cost with N of every M weights kept, or all where fewer are."""
-        assert self._pattern is not None
+        assert self.pattern is not None
         active = self.initially_active
         return self.cost(active & ~self.removable(active.double(), active))
 
@@ -150,9 +150,9 @@ class Tiles(Groups):
 
     def removable(self, scores: Tensor, active: Tensor) -> Tensor:
         """With N:M, in each group of M all but the N largest scores may be removed."""
-        if self._pattern is None:
+        if self.pattern is None:
             return active
-        keep, size = self._pattern
+        keep, size = self.pattern
         parts = []
         for name, view in self._views.items():
             inputs = view.size[2]

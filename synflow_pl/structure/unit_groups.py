@@ -61,6 +61,8 @@ class Units(Groups):
         ValueError: If no unit can be removed.
     """
 
+    unscored = "ranked by the other weights of their units"
+
     def __init__(
         self,
         graph: Graph,

@@ -587,6 +587,43 @@ def test_a_latency_is_met_by_the_compacted_network_and_stated() -> None:
         )
 
 
+def test_a_layer_without_scores_stays_dense_or_is_refused() -> None:
+    """Units of layers with scores are ranked by these alone."""
+
+    class OfFirstLayer(Magnitude):
+        def score(self, state: Any) -> Any:
+            return {
+                name: score * (name != "4.weight") for name, score in super().score(state).items()
+            }
+
+    options: dict[str, Any] = {"on_collapse": "ignore", "example_input": torch.ones(1, 8)}
+    pruner = OfFirstLayer()
+    masks = prune(chain(), pruner, granularity="block:2x2", density=0.3, **options)
+    assert bool(masks["4.weight"].all())
+    assert "kept dense, since their scores are zero throughout: 4.weight" in pruner.notes
+    pruner = OfFirstLayer()
+    masks = prune(chain(), pruner, granularity="unit", density=0.3, **options)
+    assert not bool(masks["4.weight"].all())
+    assert pruner.notes[0].startswith("ranked by the other weights of their units, since their")
+    with pytest.raises(ValueError, match=r"every score of 4.weight is zero, so which of its"):
+        prune(chain(), OfFirstLayer(), granularity="2:4", **options)
+
+
+def test_a_round_of_groups_that_removes_more_than_the_flow_is_named() -> None:
+    network, example = build("residual")
+    pruner = SynFlow()
+    prune(
+        network,
+        pruner,
+        granularity="block:2x2",
+        density=0.1,
+        rounds=2,
+        example_input=example,
+        on_collapse="ignore",
+    )
+    assert any("times the total flow" in note for note in pruner.notes)
+
+
 def test_a_pruner_that_moves_weights_is_refused_for_groups() -> None:
     with pytest.raises(ValueError, match="Shuffled moves single weights, which breaks up groups"):
         prune(chain(), Shuffled(Magnitude()), granularity="unit", density=0.5, input_shape=(8,))

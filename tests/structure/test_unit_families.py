@@ -42,7 +42,13 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW = ("grouped convolutions", "branches of several resolutions", "ghost modules")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NETWORKS],
+)
 def test_half_of_the_flops_is_kept_in_whole_units_on_a_path(name: str) -> None:
     torch.manual_seed(0)
     network, shape = NETWORKS[name]().eval(), (3, 64, 64)
