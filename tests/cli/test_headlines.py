@@ -132,6 +132,18 @@ HEADLINES = (
         epochs=2,
         slow=True,
     ),
+    Headline(
+        "synflow_pl fit -c cifar10_resnet20 -c pruners/synflow_auto -c structure/units"
+        " --pruning.compact true",
+        epochs=2,
+        says="SynFlow kept",
+    ),
+    Headline(
+        "synflow_pl fit -c cifar10_resnet20 -c structure/two_of_four",
+        epochs=2,
+        says="SynFlow kept",
+        slow=True,
+    ),
     Headline("synflow_pl sweep -c sweeps/mnist --parallel 2", epochs=2),
     Headline(PUBLISHED, epochs=2, slow=True),
     Headline(SWEEP, says="2 of them finished|test accuracy", slow=True),
