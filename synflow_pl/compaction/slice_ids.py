@@ -6,7 +6,7 @@ The rules of operations (:mod:`synflow_pl.compaction.layer_rules`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from synflow_pl.graph.trace import Graph, Operation, Value
 
-__all__ = ["Axis", "Contraction", "Rule", "SliceIds"]
+__all__ = ["Axis", "Contraction", "Rule", "SliceIds", "representatives"]
 
 Axis = Tensor | None
 """Ids of the entries along a dimension, (size,) int64; ``None`` for a dimension of fixed size."""
@@ -152,20 +152,30 @@ class SliceIds:
 
     def roots(self) -> Tensor:
         """Return a representative of the joined ids of each id, (count,) int64."""
-        parent = list(range(self.count))
+        return representatives(self.count, self._joined)
 
-        def find(x: int) -> int:
-            while parent[x] != x:
-                parent[x] = parent[parent[x]]
-                x = parent[x]
-            return x
 
-        for left, right in self._joined:
-            for a, b in zip(left.tolist(), right.tolist(), strict=True):
-                a, b = find(a), find(b)
-                if a != b:
-                    parent[max(a, b)] = min(a, b)
-        return torch.tensor([find(x) for x in range(self.count)])
+def representatives(count: int, joined: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the smallest number of the set of each number, (count,) int64.
+
+    Args:
+        count: Number of numbers, from 0.
+        joined: Pairs of int64 tensors of one size; entries at the same place are in one set.
+    """
+    parent = list(range(count))
+
+    def find(x: int) -> int:
+        while parent[x] != x:
+            parent[x] = parent[parent[x]]
+            x = parent[x]
+        return x
+
+    for left, right in joined:
+        for a, b in zip(left.tolist(), right.tolist(), strict=True):
+            a, b = find(a), find(b)
+            if a != b:
+                parent[max(a, b)] = min(a, b)
+    return torch.tensor([find(x) for x in range(count)])
 
 
 Rule = Callable[[SliceIds, Operation], None]

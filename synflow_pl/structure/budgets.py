@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from synflow_pl.bias_norm_masks import has_units
 from synflow_pl.compaction.checked_trace import trace_for_compaction
 from synflow_pl.flow import trace
 from synflow_pl.granularity import Granularity
+from synflow_pl.graph.trace import Graph
 from synflow_pl.pruners.base import PruningState
 from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.schedules import as_density, kept_weights
@@ -38,30 +40,33 @@ def structured_budget(
         raise ValueError(
             f"{needed} needs the graph of the network; give input_shape=(C, H, W) or example_input="
         )
-    costs, largest, target = _costs(state, options, inputs)
+    weights = state.masks
+    known = all(has_units(state.network, name) for name in weights)
+    graph = None
+    if inputs is not None and (options.flops is not None or not known):
+        graph = trace(state.network, inputs)
+    costs, largest, target = _costs(state, options, graph)
     if granularity.kind == "unit":
         assert inputs is not None
-        graph = trace_for_compaction(state.network, inputs)
-        units = Units(graph, state.masks, state.ranked_separately, costs, options.scope)
+        recording = trace_for_compaction(state.network, inputs)
+        units = Units(recording, weights, state.ranked_separately, costs, options.scope)
         return units, largest, target
-    views = matrix_views(
-        state.network, state.masks, trace(state.network, inputs) if inputs is not None else None
-    )
-    tiles = Tiles(granularity, views, state.masks, state.ranked_separately, costs, options.scope)
+    views = matrix_views(state.network, weights, graph)
+    tiles = Tiles(granularity, views, weights, state.ranked_separately, costs, options.scope)
     if granularity.kind == "n:m":
         return tiles, tiles.pattern_cost(), f"granularity {options.granularity}"
     return tiles, largest, target
 
 
 def _costs(
-    state: PruningState, options: PruningOptions, inputs: tuple[Tensor, ...] | None
+    state: PruningState, options: PruningOptions, graph: Graph | None
 ) -> tuple[Costs, float, str]:
     """Return the costs of the weights, the largest cost and the option that sets it."""
     weights = state.masks
     total = sum(mask.numel() for mask in weights.values())
     if options.flops is not None:
-        assert inputs is not None
-        costs = flop_costs(trace(state.network, inputs), weights)
+        assert graph is not None
+        costs = flop_costs(graph, weights)
         largest = float(as_density(options.flops)) * costs.total(weights)
         return costs, largest, f"flops {options.flops}"
     if options.parameters is not None:

@@ -63,7 +63,7 @@ class Groups(ABC):
         """
 
     @abstractmethod
-    def group_costs(self, active: Tensor) -> Tensor:
+    def group_costs(self) -> Tensor:
         """Return the cost of each group by itself, (groups,) float64, for comparing progress."""
 
     @abstractmethod
@@ -89,7 +89,7 @@ class Groups(ABC):
             active: Bool tensor (groups,), True for groups that are kept.
             group_score: ``"sum"``, ``"mean"`` or ``"per_cost"``, as in :func:`synflow_pl.prune`.
         """
-        may_go, costs = self.removable(scores, active), self.group_costs(active)
+        may_go, costs = self.removable(scores, active), self.group_costs()
         if group_score != "sum":
             sizes = self.sizes() if group_score == "mean" else costs
             scores = scores / sizes.clamp(min=1e-300)

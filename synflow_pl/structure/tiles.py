@@ -135,7 +135,7 @@ class Tiles(Groups):
         active = self.initially_active
         return self.cost(active & ~self.removable(active.double(), active))
 
-    def group_costs(self, active: Tensor) -> Tensor:
+    def group_costs(self) -> Tensor:
         return self._group_costs
 
     def sizes(self) -> Tensor:

@@ -1,9 +1,9 @@
 """Units: output channels and neurons, with everything in the network that belongs to them.
 
-:mod:`synflow_pl.compaction.channel_groups` finds the groups: the rows of a weight, the entries of
-its bias and normalisation, and the columns of all weights that read them; residual sums join the
-units of their terms. A pruned network whose units are removed in this way has the outputs
-of the smaller network that :func:`synflow_pl.compact` makes of it.
+:mod:`synflow_pl.compaction.channel_groups` finds the groups. A group has the rows of a weight, the
+entries of its bias and normalisation, and the columns of all weights that read them. Residual sums
+join their terms. A network whose units are removed in this way has the outputs of the smaller one
+that :func:`synflow_pl.compact` makes of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from synflow_pl.compaction.channel_groups import ChannelGroups
+from synflow_pl.compaction.slice_ids import representatives
 from synflow_pl.graph.trace import Graph
 from synflow_pl.structure.costs import Costs
 from synflow_pl.structure.groups import Groups, as_rankings, total_cost
@@ -110,7 +111,7 @@ class Units(Groups):
         self._group_costs = self._sums(
             {name: mask.double() * costs.of_weight[name] for name, mask in masks.items()}
         )
-        fixed = [name for name in masks if not self._touched(name)]
+        fixed = [name for name in masks if not self._unit_axes(name)]
         if fixed:
             self.notes = (
                 f"stay dense, since no unit of theirs can be removed: {', '.join(fixed)}",
@@ -156,7 +157,7 @@ class Units(Groups):
             others += float(torch.tensor(sizes, dtype=torch.float64).prod())
         return total_cost(self._costs, weights, others)
 
-    def group_costs(self, active: Tensor) -> Tensor:
+    def group_costs(self) -> Tensor:
         return self._group_costs
 
     def sizes(self) -> Tensor:
@@ -165,19 +166,17 @@ class Units(Groups):
     def _with_rest(self, active: Tensor) -> Tensor:
         return torch.cat([active.cpu(), torch.ones(1, dtype=torch.bool)])
 
-    def _touched(self, name: str) -> bool:
-        return any(
-            axis is not None and bool((axis < self._number).any())
-            for axis in self._axes.get(name, [])
-        )
-
-    def _count(self, name: str, mask: Tensor) -> _Counts:
-        """Return the weights of a layer, summed over the dimensions without removable units."""
-        axes = {
+    def _unit_axes(self, name: str) -> dict[int, Tensor]:
+        """Return the numbers of the units along each dimension that has removable ones."""
+        return {
             dim: axis
             for dim, axis in enumerate(self._axes.get(name, []))
             if axis is not None and bool((axis < self._number).any())
         }
+
+    def _count(self, name: str, mask: Tensor) -> _Counts:
+        """Return the weights of a layer, summed over the dimensions without removable units."""
+        axes = self._unit_axes(name)
         rest = [dim for dim in range(mask.dim()) if dim not in axes]
         counts = mask.cpu().double()
         counts = counts.sum(rest) if rest else counts
@@ -191,11 +190,7 @@ class Units(Groups):
         sums = torch.zeros(self._number + 1, dtype=torch.float64)
         for name, value in values.items():
             value = value.cpu()
-            axes = [
-                (dim, axis)
-                for dim, axis in enumerate(self._axes.get(name, []))
-                if axis is not None and bool((axis < self._number).any())
-            ]
+            axes = list(self._unit_axes(name).items())
             for place, (dim, axis) in enumerate(axes):
                 rest = value
                 for earlier, other in axes[:place]:  # a weight of a unit counts once
@@ -209,24 +204,12 @@ class Units(Groups):
 
     def _families(self, masks: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the numbers of the units that share a dimension of a weight."""
-        parent = list(range(self._number))
-
-        def find(x: int) -> int:
-            while parent[x] != x:
-                parent[x] = parent[parent[x]]
-                x = parent[x]
-            return x
-
-        for name in masks:
-            for axis in self._axes.get(name, []):
-                if axis is not None:
-                    numbers = axis[axis < self._number].unique().tolist()
-                    for number in numbers[1:]:
-                        parent[find(number)] = find(numbers[0])
-        of_family: dict[int, list[int]] = {}
-        for number in range(self._number):
-            of_family.setdefault(find(number), []).append(number)
-        return [torch.tensor(numbers) for numbers in of_family.values()]
+        joined = []
+        for axis in (axis for name in masks for axis in self._unit_axes(name).values()):
+            numbers = axis[axis < self._number].unique()
+            joined.append((numbers[1:], numbers[:1].expand(len(numbers) - 1)))
+        family = representatives(self._number, joined)
+        return [(family == first).nonzero().flatten() for first in family.unique()]
 
 
 def _spread(axis: Tensor, dim: int, dims: int) -> Tensor:
