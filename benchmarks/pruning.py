@@ -3,6 +3,7 @@
     python -m benchmarks.pruning [--networks vgg16 resnet18 resnet20] [--threads 1 2] [--runs 3]
         [--share 0.1] [--rounds 100] [--density 0.01]
     python -m benchmarks.pruning --networks resnet50 vit_b_16 --density 0.05 --share 0
+    python -m benchmarks.pruning --networks regnet_y_128gf --density 0.05 --once
     python -m benchmarks.pruning --device cuda --networks vgg16 resnet50 --share 0   # on a GPU
 
 All prune to density 0.01, in 100 rounds and in as many as `rounds="auto"` takes. Every number of
@@ -12,7 +13,8 @@ magnitudes and restores signs, calls `kthvalue` on all scores, and `where`. The 
 the plain passes (forward and backward of the dense network at batch size 1) do the same work in
 every round, so only the fraction `--share` of their rounds is timed and extrapolated; 0 skips the
 textbook loop. Memory is the peak above the loaded network in a separate process, relative to the
-size of the parameters. `--check` compares masks in float64 instead.
+size of the parameters. `--check` compares masks in float64 instead. `--once` is for networks that
+take minutes: one automatic pruning and its peak memory, in one process.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import argparse
 import copy
 import multiprocessing
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
@@ -38,6 +41,8 @@ NETWORKS = {
     "resnet20": (lambda: ResNet(20), (3, 32, 32)),
     "resnet50": (lambda: torchvision.models.resnet50(), (3, 224, 224)),
     "vit_b_16": (lambda: torchvision.models.vit_b_16(), (3, 224, 224)),
+    "regnet_y_128gf": (lambda: torchvision.models.regnet_y_128gf(), (3, 224, 224)),
+    "vit_h_14": (lambda: torchvision.models.vit_h_14(), (3, 224, 224)),
 }
 
 
@@ -236,6 +241,43 @@ def peak_memory(
     return (torch.cuda.max_memory_allocated() - held if device == "cuda" else grown(held)) / size
 
 
+def once(name: str, options: argparse.Namespace) -> str:
+    """Return time and peak memory of one pruning with automatic rounds, as a sentence.
+
+    It is called in a process of its own.
+    """
+    torch.set_num_threads(max(options.threads))
+    network, shape = network_of(name)
+    image = torch.ones(1, *shape)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        network(image).sum().backward()
+        seconds.append(time.perf_counter() - started)
+        network.zero_grad(set_to_none=True)
+    plain = min(seconds)
+    give_back_at_once()
+    size = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    rounds: list[int] = []
+    held, started = reset_peak(), time.perf_counter()
+    masks = prune(
+        network,
+        SynFlow(),
+        density=options.density,
+        rounds="auto",
+        input_shape=shape,
+        on_round=lambda index, *_: rounds.append(index),
+        on_collapse="error",
+    )
+    taken, peak = time.perf_counter() - started, grown(held)
+    return (
+        f"{name}, {torch.get_num_threads()} threads: {masks.kept:,} of {masks.total:,} weights"
+        f" kept, connected, in {len(rounds)} rounds and {taken:.0f} s; a plain pass takes"
+        f" {plain:.1f} s, so a round takes {taken / len(rounds) / plain:.2f} of them; peak memory"
+        f" {peak / 1e9:.1f} GB above the network, {peak / size:.2f} times the parameters' bytes"
+    )
+
+
 def check(name: str, options: argparse.Namespace) -> None:
     """Compare the masks of the textbook loop and of synflow_pl in float64."""
     network, shape = network_of(name, options.device)
@@ -285,11 +327,16 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--once", action="store_true")
     options = parser.parse_args()
     print(environment())
     for name in options.networks:
         if options.check:
             check(name, options)
+            continue
+        if options.once:
+            with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as alone:
+                print(alone.apply(once, (name, options)), flush=True)
             continue
         for threads in options.threads:
             torch.set_num_threads(threads)

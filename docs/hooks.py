@@ -118,15 +118,20 @@ def sweeps() -> str:
     for path in sorted((CONFIGS / "sweeps").glob("*.yaml")):
         grid = yaml.safe_load(path.read_text())
         comment = path.read_text().splitlines()[0].lstrip("# ")
-        densities, seeds = grid["densities"], grid.get("seeds", [0])
+        parts = [grid, *({**grid, **part} for part in grid.get("then", []))]
+        recipes, pruners, densities = (
+            list(dict.fromkeys(value for part in parts for value in part[name]))
+            for name in ("recipes", "pruners", "densities")
+        )
+        seeds = grid.get("seeds", [0])
         few = len(densities) < 3
         span = f"{max(densities):g} to {min(densities):g}"
         rows.append(
             [
                 f"`sweeps/{path.stem}`",
                 comment,
-                ", ".join(f"`{name}`" for name in grid["recipes"]),
-                ", ".join(f"`{name}`" for name in grid["pruners"]),
+                ", ".join(f"`{name}`" for name in recipes),
+                ", ".join(f"`{name}`" for name in pruners),
                 ", ".join(map(str, densities)) if few else f"{len(densities)}: {span}",
                 str(len(seeds)),
             ]

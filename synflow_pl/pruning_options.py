@@ -69,6 +69,7 @@ class PruningOptions:
                 raise ValueError(
                     f"{next(iter(given))}: {next(iter(given.values()))!r}, but granularity"
                     f" {self.granularity!r} itself sets how many weights are kept; leave it out"
+                    " (null on the command line)"
                 )
         elif len(given) != 1:
             raise ValueError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -130,12 +131,18 @@ class Agreement:
         ]
         return where and self._first_difference(outputs, allowed)
 
-    def fault(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, str | None]:
+    def fault(
+        self,
+        network: nn.Module,
+        tensors: Mapping[str, Tensor],
+        attributes: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+    ) -> tuple[str, str | None]:
         """Return why a smaller network cannot take the place of the whole one.
 
         Args:
             network: The whole network.
             tensors: Parameters and buffers of the smaller network.
+            attributes: Other attributes of its modules, as :func:`resize` takes them.
 
         Returns:
             The reason, "" if the outputs agree, and the name of the module whose forward
@@ -148,7 +155,7 @@ class Agreement:
             module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
             module.register_forward_hook(lambda *_: (running.pop(), None)[1])
         try:
-            where = self.difference(resize(small, tensors))
+            where = self.difference(resize(small, tensors, attributes))
         except Opaque:
             raise
         except Exception as error:  # a forward may raise anything

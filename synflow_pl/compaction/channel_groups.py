@@ -7,6 +7,7 @@ channel's id once per position, and a concatenation concatenates the ids.
 
 - Two axes that must agree entry by entry are *joined*: the columns of a weight and the channels
   that it reads, the terms of a residual sum, a signal and the gain of a BatchNorm.
+- The channels of an attention head are joined, in queries, keys, values and where they are merged.
 - An axis whose entries an operation combines is *pinned*, because the result would change if some
   entries were removed: the statistics of a LayerNorm, a softmax, a split in halves.
 - An operation without a rule pins everything that it reads, so a missing rule cannot cause a wrong
@@ -24,6 +25,7 @@ from types import MappingProxyType
 import torch
 
 from synflow_pl.compaction import layer_rules, shape_rules
+from synflow_pl.compaction.attention_heads import PRODUCTS
 from synflow_pl.compaction.slice_ids import Rule, SliceIds
 from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Graph, Operation
@@ -41,6 +43,9 @@ class ChannelGroups(SliceIds):
         whole: Modules that must keep all their slices, by name, with the reason.
         fixed: Names of modules whose forward pass fixes the number of groups of their grouped
             convolutions.
+        heads: Operations whose output has the heads of an attention, as
+            :func:`synflow_pl.compaction.attention_heads.find_heads` returns them. Without them,
+            the channels of queries, keys and values are pinned.
     """
 
     def __init__(
@@ -48,8 +53,9 @@ class ChannelGroups(SliceIds):
         recording: Graph,
         whole: Mapping[str, str] = MappingProxyType({}),
         fixed: Collection[str] = (),
+        heads: Mapping[int, frozenset[int]] = MappingProxyType({}),
     ) -> None:
-        super().__init__(recording, fixed)
+        super().__init__(recording, fixed, heads)
         read = set()
         for self.index, operation in enumerate(recording.operations):
             reads = {value.number for value in operation.reads}
@@ -58,7 +64,9 @@ class ChannelGroups(SliceIds):
                 self.flow.update(
                     output.number for output in operation.outputs if output is not None
                 )
-            if operation.name in _RULES:
+            if heads and operation.name in PRODUCTS:
+                layer_rules.product_of_signals(self, operation)
+            elif operation.name in _RULES:
                 _RULES[operation.name](self, operation)
             elif _is_pointwise(operation):
                 layer_rules.pointwise(self, operation)
@@ -116,7 +124,7 @@ _RULES: dict[str, Rule] = {
     "squeeze": shape_rules.squeeze,
     "expand": shape_rules.expansion,
     "slice": shape_rules.slicing,
-    "select": shape_rules.selection,
+    **dict.fromkeys(("select", "unbind"), shape_rules.selection),
     **dict.fromkeys(operators.SPLITS, shape_rules.splitting),
     **dict.fromkeys(operators.RESHAPES, shape_rules.view),
     # A clone is pointwise, as torch tags it.

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl.compaction.agreement import Agreement, Unverifiable
+from synflow_pl.compaction.attention_heads import attributes_of_fewer_heads, find_heads
 from synflow_pl.compaction.bias_folding import foldable_biases, parameter_names
 from synflow_pl.compaction.channel_groups import ChannelGroups
 from synflow_pl.compaction.channel_usage import ChannelUsage, measure_usage
@@ -98,6 +99,7 @@ class Compaction:
         network: The smaller network, or a copy of the whole one if it could not be made smaller.
         masks: Masks of the smaller network.
         kept: Indices kept along each dimension, by parameter or buffer name.
+        attributes: Attributes of modules with fewer attention heads, by module and attribute.
         notes: Reasons why units were not removed, each a whole sentence without a full stop.
 
     Example:
@@ -135,8 +137,9 @@ class Compaction:
         )
         self.notes: tuple[str, ...] = ()
         self._tensors: dict[str, Tensor] = {}
+        self.attributes: dict[str, dict[str, int]] = {}
         if not (fault := self._shrink(network, masks, inputs)):
-            self.network = resize(duplicate(network), self._tensors)
+            self.network = resize(duplicate(network), self._tensors, self.attributes)
             self.masks = Masks(
                 {name: self.cut(name, masks[name]) for name in masks}, masks.followers
             )
@@ -145,6 +148,7 @@ class Compaction:
                 name: [torch.arange(size) for size in tensor.shape]
                 for name, tensor in self._full.items()
             }
+            self.attributes = {}
             self.notes = (f"nothing was taken out: {fault}",)
             self.network, self.masks = masked_copy(network, masks), masks
 
@@ -199,8 +203,9 @@ class Compaction:
         agreement = None
         whole: dict[str, str] = {}  # modules that cannot be smaller, with the reason
         fixed: set[str] = set()  # modules whose grouped convolutions cannot have fewer groups
+        heads, head_notes = find_heads(self._recording), list[str]()
         while True:
-            groups = ChannelGroups(self._recording, whole, fixed)
+            groups = ChannelGroups(self._recording, whole, fixed, heads)
             usages, branching = self._measure_usages(groups, masks)
             if branching:
                 return (
@@ -210,8 +215,9 @@ class Compaction:
                 )
             slices = KeptSlices(groups, usages)
             self.kept = slices.indices()
-            self.notes = slices.notes(network, masks)
+            self.notes = (*slices.notes(network, masks), *head_notes)
             self._tensors = self._smaller(slices, usages)
+            self.attributes = attributes_of_fewer_heads(network, groups.splits, slices.number)
             if whole and all(
                 self._tensors[name].shape == tensor.shape for name, tensor in self._full.items()
             ):
@@ -222,8 +228,12 @@ class Compaction:
                 )
             except Unverifiable as error:
                 return str(error)
-            fault, where = agreement.fault(network, self._tensors)
+            fault, where = agreement.fault(network, self._tensors, self.attributes)
             self.notes += (agreement.note,) if agreement.note else ()
+            if fault and self.attributes:
+                heads, kinds = self._without_heads(network, heads, where)
+                head_notes.append(f"the attention heads of {kinds}; {fault}")
+                continue
             if where is None:
                 return fault
             if where not in fixed and self._has_groups(where):
@@ -234,6 +244,31 @@ class Compaction:
                     return fault
                 where = where.rpartition(".")[0]
             whole[where] = fault
+
+    def _without_heads(
+        self, network: nn.Module, heads: dict[int, frozenset[int]], where: str | None
+    ) -> tuple[dict[int, frozenset[int]], str]:
+        """Return the operations that may lose heads, without those of classes that fail.
+
+        Args:
+            network: The whole network.
+            heads: Operations whose output has the heads of an attention.
+            where: Name of the module that fails, ``None`` if none does.
+
+        Returns:
+            The operations, and the names of the classes.
+        """
+        modules = dict(network.named_modules())
+        failing = [
+            name for name in self.attributes if where is None or f"{where}.".startswith(f"{name}.")
+        ]
+        kinds = {type(modules[name]) for name in failing or self.attributes}
+        left = {
+            index: dims
+            for index, dims in heads.items()
+            if type(modules[self._recording.operations[index].module]) not in kinds
+        }
+        return left, ", ".join(sorted(kind.__name__ for kind in kinds))
 
     def _has_groups(self, module: str) -> bool:
         convolutions = (

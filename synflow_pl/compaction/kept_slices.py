@@ -75,6 +75,10 @@ class KeptSlices:
             for name, of_one in axes.items()
         }
 
+    def number(self, axis: Tensor) -> int:
+        """Return how many entries of an axis are kept, at least 1."""
+        return max(1, int(self._kept[self._roots[axis]].sum()))
+
     def removed_columns(self, usage: ChannelUsage) -> Tensor:
         """Return which columns of a contraction are not kept, (columns,) bool."""
         return ~self._kept[self._roots[usage.contraction.columns]]

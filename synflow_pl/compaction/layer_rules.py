@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from synflow_pl.compaction.slice_ids import Axis, SliceIds
-from synflow_pl.graph.trace import Operation
+from synflow_pl.graph import operators
+from synflow_pl.graph.trace import Operation, Value
 
 __all__ = [
     "batch_norm",
@@ -19,6 +20,7 @@ __all__ = [
     "padding",
     "pointwise",
     "product",
+    "product_of_signals",
     "reduction",
     "softmax",
     "windows",
@@ -102,6 +104,40 @@ def product(ids: SliceIds, operation: Operation) -> None:
     if bias is not None:
         ids.join(ids.of(bias)[-1], rows)
     ids.set(operation, [batch, rows])
+
+
+def product_of_signals(ids: SliceIds, operation: Operation) -> None:
+    """Join the heads of the factors of a product, and pin the dimensions that it combines."""
+    is_attention = operation.name in operators.ATTENTIONS
+    factors = operation.args[:3] if is_attention else operation.args[-2:]
+    others = [value for value in operation.reads if value not in factors]
+    batches = {ids.tensor(value).shape[:-2] for value in factors}
+    if len(batches) > 1 or not all(value.number in ids.flow for value in factors):
+        return ids.pin_reads(operation)
+    axes = [ids.of(value) for value in factors]
+    heads = [ids.join(*along) for along in zip(*(x[:-2] for x in axes), strict=True)]
+    for place, axis in enumerate(axes):
+        ids.pin(
+            axis[-2:] if is_attention else axis[-1:] if place == 0 else axis[-2:-1], "a product"
+        )
+    rest: list[Axis] = [None, None] if is_attention else [axes[0][-2], axes[1][-1]]
+    _add_to_heads(ids, others, heads)
+    for output in operation.outputs:
+        if output is not None and ids.tensor(output).dim() >= len(heads):
+            ids.axes[output.number] = [*heads, *rest][: ids.tensor(output).dim()]
+
+
+def _add_to_heads(ids: SliceIds, values: list[Value], heads: list[Axis]) -> None:
+    """Join the heads of biases that are added to a product, and pin the rest of them."""
+    for value in values:
+        axes, shape = ids.of(value), ids.tensor(value).shape
+        for place, axis in enumerate(axes[:-2]):
+            head = heads[place - len(axes) + 2] if len(axes) - 2 <= len(heads) else None
+            if axis is not None and head is not None and shape[place] == len(head):
+                ids.join(axis, head)
+            else:
+                ids.pin([axis], "spread over a dimension")
+        ids.pin(axes[-2:], "added to a product")
 
 
 def batch_norm(ids: SliceIds, operation: Operation) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +15,11 @@ from torch.nn.utils.weight_norm import WeightNorm
 __all__ = ["resize"]
 
 
-def resize(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+def resize(
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    attributes: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+) -> nn.Module:
     """Replace parameters and buffers of a network by tensors of other shapes.
 
     The attributes in which layers store their sizes (``in_channels``, ``num_features``, ...) are
@@ -26,6 +31,8 @@ def resize(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         tensors: New tensors, by the names of ``named_parameters()`` and ``named_buffers()``. Other
             parameters and buffers stay as they are. A ``bias`` is added to a linear or convolution
             layer without one.
+        attributes: Other attributes to set, by the name of the module and of the attribute, such as
+            the number of heads of an attention.
 
     Returns:
         The network.
@@ -77,6 +84,9 @@ def resize(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         for hook in module._forward_pre_hooks.values():
             _recompute_weight(module, hook)
         _update_sizes(module)
+    for name, values in attributes.items():
+        for attribute, value in values.items():
+            setattr(network.get_submodule(name), attribute, value)
     return network
 
 

@@ -7,7 +7,9 @@ and sets the ids of its outputs.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from synflow_pl.compaction.attention_heads import runs
 from synflow_pl.compaction.slice_ids import Axis, SliceIds
 from synflow_pl.graph.trace import Operation
 
@@ -118,65 +120,91 @@ def slicing(ids: SliceIds, operation: Operation) -> None:
 
 
 def selection(ids: SliceIds, operation: Operation) -> None:
-    """Pin the dimension of which one entry is selected."""
-    signal, dim = list(ids.of(operation.args[0])), operation.args[1]
+    """Pin the dimension of which one entry, or each by itself, is selected."""
+    signal, dim = list(ids.of(operation.args[0])), operation.bound().get("dim", 0)
     ids.pin([signal.pop(dim)], "selected from")
-    ids.set(operation, signal)
+    ids.set_all(operation, signal)
 
 
 def splitting(ids: SliceIds, operation: Operation) -> None:
-    """Pin the dimension that is split."""
+    """Pin the dimension that is split, unless it is split into queries, keys and values."""
     dim = operation.bound().get("dim", 0)
+    axis = ids.of(operation.args[0])[dim]
+    if ids.index in ids.heads and axis is not None:
+        sizes = [ids.tensor(value).shape[dim] for value in operation.outputs if value is not None]
+        for value, part in zip(operation.outputs, axis.split(sizes), strict=True):
+            assert value is not None
+            ids.axes[value.number] = list(ids.of(operation.args[0]))
+            ids.axes[value.number][dim] = part
+        return
     ids.set_all(operation, ids.pin_dimension(operation.args[0], dim, "split"))
 
 
 def view(ids: SliceIds, operation: Operation) -> None:
     """Propagate ids to another shape of the same entries.
 
-    A dimension that merges others repeats the ids of the only one among them that has ids.
+    A dimension that merges others repeats the ids of the only one among them that has ids. Where
+    channels are split into attention heads, the ids of each head are joined.
     """
     signal = ids.of(operation.args[0])
     before, after = list(ids.tensor(operation.args[0]).shape), list(ids.output_shape(operation))
     if 0 in before:
         return ids.pin_reads(operation)
     axes: list[Axis] = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        if i < len(before) and j < len(after) and before[i] == after[j]:
-            axes.append(signal[i])
-            i, j = i + 1, j + 1
+    for old, new in runs(before, after):
+        if len(old) == len(new) == 1:
+            axes.append(signal[old[0]])
             continue
-        start, begun = i, j
-        left = right = 1
-        # Find the shortest runs of dimensions with equal numbers of entries.
-        while i == start or j == begun or left != right:
-            if left <= right and i < len(before):
-                left, i = left * before[i], i + 1
-            elif j < len(after):
-                right, j = right * after[j], j + 1
-            elif i < len(before):
-                left, i = left * before[i], i + 1
-            else:
-                break
-        axes += _reshaped(ids, signal[start:i], before[start:i], after[begun:j])
+        heads = ids.heads.get(ids.index, frozenset()).intersection(new)
+        axes += _reshaped(
+            ids,
+            [signal[place] for place in old],
+            [before[place] for place in old],
+            [after[place] for place in new],
+            [dim - new[0] for dim in heads],
+        )
     ids.set(operation, axes)
 
 
-def _reshaped(ids: SliceIds, axes: list[Axis], before: list[int], after: list[int]) -> list[Axis]:
-    """Return the axes after dimensions of sizes ``before`` have become dimensions ``after``."""
+def _reshaped(
+    ids: SliceIds, axes: list[Axis], before: list[int], after: list[int], heads: list[int]
+) -> list[Axis]:
+    """Return the axes after dimensions of sizes ``before`` have become dimensions ``after``.
+
+    Args:
+        ids: The ids.
+        axes: Axes of the dimensions before.
+        before: Their sizes.
+        after: Sizes of the dimensions after.
+        heads: Places in ``after`` that may be the heads of an attention.
+    """
     with_ids = [place for place, axis in enumerate(axes) if axis is not None]
     wide = [place for place, size in enumerate(after) if size > 1]
     result: list[Axis] = [None] * len(after)
     if not with_ids:
         return result
-    if len(with_ids) > 1 or len(wide) != 1 or before[with_ids[0]] == 1:
+    place = with_ids[0]
+    axis = axes[place]
+    assert axis is not None
+    shape = [size if dim == place else 1 for dim, size in enumerate(before)]
+    entries = axis.view(shape).expand(before).reshape(after)
+    # Heads may have been merged with the batch before.
+    repeated = [dim for dim in wide if ids.heads and len(wide) > 1 and _is_repeated(entries, dim)]
+    target = wide if len(wide) == 1 else repeated or heads
+    if len(with_ids) > 1 or len(target) != 1 or before[place] == 1:
         ids.pin(axes, "split or mixed by a change of shape")
         return result
-    axis = axes[with_ids[0]]
-    assert axis is not None
-    shape = [size if place == with_ids[0] else 1 for place, size in enumerate(before)]
-    result[wide[0]] = axis.view(shape).expand(before).reshape(-1)
+    of_each = entries.movedim(target[0], 0).reshape(after[target[0]], -1)
+    if len(wide) > 1 and not repeated:
+        ids.split_heads(of_each)
+    result[target[0]] = of_each[:, 0]
     return result
+
+
+def _is_repeated(entries: Tensor, dim: int) -> bool:
+    """Return whether entries depend on their place along one dimension alone."""
+    of_each = entries.movedim(dim, 0).reshape(entries.shape[dim], -1)
+    return bool((of_each == of_each[:, :1]).all())
 
 
 def new_tensor(ids: SliceIds, operation: Operation) -> None:

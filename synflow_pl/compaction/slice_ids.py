@@ -6,15 +6,16 @@ The rules of operations (:mod:`synflow_pl.compaction.layer_rules`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from synflow_pl.graph.trace import Graph, Operation, Value
 
-__all__ = ["Axis", "Contraction", "Rule", "SliceIds", "representatives"]
+__all__ = ["Axis", "Contraction", "Heads", "Rule", "SliceIds", "representatives"]
 
 Axis = Tensor | None
 """Ids of the entries along a dimension, (size,) int64; ``None`` for a dimension of fixed size."""
@@ -39,6 +40,21 @@ class Contraction:
     columns: Tensor
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Channels that an operation splits into the heads of an attention.
+
+    Attributes:
+        module: Name of the module that runs the operation.
+        ids: An id of each head, (heads,) int64.
+        channels: Number of channels of one head.
+    """
+
+    module: str
+    ids: Tensor
+    channels: int
+
+
 class SliceIds:
     """Ids of all parameter slices of a network, and the relations between them.
 
@@ -46,8 +62,11 @@ class SliceIds:
         recording: Graph of the network.
         fixed: Names of modules whose forward pass fixes the number of groups of their grouped
             convolutions.
+        heads: Operations whose output has the heads of an attention, as
+            :func:`synflow_pl.compaction.attention_heads.find_heads` returns them.
 
     Attributes:
+        splits: Where channels are split into heads.
         axes: Ids along each dimension of a value, by the value's number.
         pinned: Ids that must stay, each with the reason.
         contractions: Contractions in the order of the graph, without those of grouped
@@ -58,8 +77,14 @@ class SliceIds:
         index: Position in the graph of the operation whose rule is applied.
     """
 
-    def __init__(self, recording: Graph, fixed: Collection[str]) -> None:
-        self.recording, self.fixed = recording, fixed
+    def __init__(
+        self,
+        recording: Graph,
+        fixed: Collection[str],
+        heads: Mapping[int, frozenset[int]] = MappingProxyType({}),
+    ) -> None:
+        self.recording, self.fixed, self.heads = recording, fixed, heads
+        self.splits: list[Heads] = []
         self.axes: dict[int, list[Axis]] = {}
         self.pinned: list[tuple[Tensor, str]] = []
         self.contractions: list[Contraction] = []
@@ -122,6 +147,16 @@ class SliceIds:
             self.pin(with_ids, "meets a dimension of fixed size")
         self._joined += [(with_ids[0], other) for other in with_ids[1:]]
         return with_ids[0] if with_ids else None
+
+    def split_heads(self, ids: Tensor) -> None:
+        """Join the ids of each head of an attention.
+
+        Args:
+            ids: Ids of the channels of each head, (heads, channels) int64.
+        """
+        self._joined += [(ids[:, 0], channel) for channel in ids.unbind(1)[1:]]
+        module = self.recording.operations[self.index].module
+        self.splits.append(Heads(module, ids[:, 0], ids.shape[1]))
 
     def contract(
         self,

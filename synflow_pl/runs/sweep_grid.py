@@ -5,8 +5,8 @@ The progress of a sweep is stored only in the folders of its runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +105,7 @@ class Sweep:
         options: Options of ``fit`` for all runs, by name (``{trainer.max_epochs: 5}``).
         budget: What ``densities`` are fractions of: ``"density"`` (weights),
             ``"effective_density"``, ``"flops"``, ``"parameters"`` or ``"latency"``.
+        then: Further grids that follow in this order, each as the options in which it differs.
 
     Raises:
         ValueError: If a value is out of range; the message names it.
@@ -117,6 +118,7 @@ class Sweep:
     levels: list[int] = field(default_factory=lambda: [0])
     options: dict[str, Any] = field(default_factory=dict)
     budget: Budget = "density"
+    then: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("recipes", "pruners", "densities", "seeds", "levels"):
@@ -148,11 +150,26 @@ class Sweep:
                 f"budget: {self.budget!r} cannot be reached in levels, which multiply densities;"
                 " leave out levels or budget"
             )
+        self._parts()
+
+    def _parts(self) -> list[Sweep]:
+        """Return the grids of the sweep in their order.
+
+        Raises:
+            ValueError: If one of ``then`` has an option that a grid does not have.
+        """
+        names = [name for name in self.__dataclass_fields__ if name != "then"]
+        for part in self.then:
+            if unknown := sorted(part.keys() - set(names)):
+                raise ValueError(
+                    f"then: {unknown[0]} is not an option of a grid; choose from {', '.join(names)}"
+                )
+        return [self, *(replace(self, **{**part, "then": []}) for part in self.then)]
 
     def tasks(self, extra: Sequence[str] = ()) -> list[Task]:
-        """Return all runs of the grid, ordered by seed.
+        """Return all runs of the sweep, those of each grid ordered by seed.
 
-        A sweep that is stopped early therefore has complete curves of the first seeds.
+        A grid that is stopped early therefore has complete curves of the first seeds.
 
         Args:
             extra: Further options of ``fit``, as typed on the command line.
@@ -170,24 +187,28 @@ class Sweep:
                     f" give --{of_the_grid[name]}"
                 )
         tasks: dict[str, Task] = {}
+        for task in (task for part in self._parts() for task in part._tasks(extra)):
+            first = tasks.setdefault(task.name, task)
+            if first != task:
+                one, other = (
+                    (first.recipe, task.recipe)
+                    if first.recipe != task.recipe
+                    else (first.overlay, task.overlay)
+                )
+                raise ValueError(
+                    f"{one} and {other} would both be called {task.name}; rename one of the two"
+                    " files"
+                )
+        return list(tasks.values())
+
+    def _tasks(self, extra: Sequence[str]) -> Iterator[Task]:
+        """Yield the runs of this grid alone; dense ones come once for each density."""
         for seed in self.seeds:
             for recipe in self.recipes:
                 for levels in self.levels:
                     for density in sorted(self.densities, reverse=True):
                         for pruner in self.pruners:
-                            task = self._task(recipe, pruner, density, seed, levels, extra)
-                            first = tasks.setdefault(task.name, task)
-                            if first != task:
-                                one, other = (
-                                    (first.recipe, task.recipe)
-                                    if first.recipe != task.recipe
-                                    else (first.overlay, task.overlay)
-                                )
-                                raise ValueError(
-                                    f"{one} and {other} would both be called {task.name}; rename"
-                                    " one of the two files"
-                                )
-        return list(tasks.values())
+                            yield self._task(recipe, pruner, density, seed, levels, extra)
 
     def _task(
         self,

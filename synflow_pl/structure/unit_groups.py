@@ -2,8 +2,9 @@
 
 :mod:`synflow_pl.compaction.channel_groups` finds the groups. A group has the rows of a weight, the
 entries of its bias and normalisation, and the columns of all weights that read them. Residual sums
-join their terms. A network whose units are removed in this way has the outputs of the smaller one
-that :func:`synflow_pl.compact` makes of it.
+join their terms, and an attention joins the channels of a head in queries, keys, values and output.
+A network whose units are removed in this way has the outputs of the smaller one that
+:func:`synflow_pl.compact` makes of it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from synflow_pl.compaction.attention_heads import find_heads
 from synflow_pl.compaction.channel_groups import ChannelGroups
 from synflow_pl.compaction.slice_ids import representatives
 from synflow_pl.graph.trace import Graph
@@ -72,7 +74,7 @@ class Units(Groups):
         costs: Costs,
         scope: str,
     ) -> None:
-        ids = ChannelGroups(graph)
+        ids = ChannelGroups(graph, heads=find_heads(graph))
         roots = ids.roots()
         pinned = torch.zeros(ids.count, dtype=torch.bool)
         for axis, _ in ids.pinned:

@@ -70,7 +70,11 @@ class Compacted:
             *network.named_buffers(remove_duplicate=False),
         )
         self._names = {name: owners[id(tensor)] for name, tensor in present}
-        resize(network, _tensors(compaction.network))
+        self._attributes = {
+            name: {attribute: getattr(network.get_submodule(name), attribute) for attribute in new}
+            for name, new in compaction.attributes.items()
+        }
+        resize(network, _tensors(compaction.network), compaction.attributes)
         self._handles: list[Any] = [
             network.register_state_dict_post_hook(partial(self._saved)),
             network.register_load_state_dict_pre_hook(self._loaded),
@@ -83,6 +87,7 @@ class Compacted:
         resize(
             self._network,
             {name: self._expand(name, tensor) for name, tensor in _tensors(self._network).items()},
+            self._attributes,
         )
 
     def _saved(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

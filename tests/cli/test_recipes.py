@@ -31,6 +31,7 @@ QUIET = [
 ]
 CONFIGS = recipe_folder()
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+QUICK = sorted(f"quick/{path.stem}" for path in CONFIGS.glob("quick/*.yaml"))
 PRUNERS = sorted(f"pruners/{path.stem}" for path in CONFIGS.glob("pruners/*.yaml"))
 # Recipes with 45 million weights, or with images four times as large.
 LARGE = [
@@ -128,12 +129,16 @@ def test_there_are_recipes_and_overlays() -> None:
     )
     assert {"optim/warmup_cosine", "optim/no_decay_on_norms"} <= set(OPTIMS)
     assert {"loggers/tensorboard", "loggers/csv"} | PACKAGES.keys() == set(LOGGERS)
-    assert "trainer/ddp" in TRAINERS
+    assert {"trainer/ddp", "trainer/cpu"} <= set(TRAINERS)
+    assert {"quick/cifar10_resnet20", "quick/cifar10_vgg11"} == set(QUICK)
 
 
 @pytest.mark.parametrize(
     "recipe",
-    [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in RECIPES],
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name
+        for name in RECIPES + QUICK
+    ],
 )
 def test_every_recipe_trains(recipe: str, folder: Path, generated: None) -> None:
     check(one_step(recipe))
@@ -293,7 +298,7 @@ def test_a_pruner_s_overlay_sets_the_pruner_and_its_rounds(overlay: str) -> None
 
 
 @pytest.mark.parametrize(
-    "name", RECIPES + PRUNERS + STRUCTURES + SANITY + OPTIMS + LOGGERS + TRAINERS
+    "name", RECIPES + QUICK + PRUNERS + STRUCTURES + SANITY + OPTIMS + LOGGERS + TRAINERS
 )
 def test_every_file_starts_with_a_comment_that_describes_it(name: str) -> None:
     first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,30 @@ def test_narrower_networks_are_dense_and_get_their_width_later() -> None:
         ).tasks()
     ]
     assert like == ["parameters", "flops", None]
+
+
+def test_further_grids_follow_in_their_order_with_the_options_in_which_they_differ() -> None:
+    sweep = Sweep(
+        ["mnist_fc"],
+        ["synflow"],
+        [0.1],
+        options={"trainer.max_epochs": 1},
+        then=[{"densities": [0.5]}, {"recipes": ["demo"], "pruners": ["dense", "snip"]}],
+    )
+    tasks = sweep.tasks()
+    assert [task.name for task in tasks] == [
+        "mnist_fc-synflow-density0.1-seed0",
+        "mnist_fc-synflow-density0.5-seed0",
+        "demo-dense-density1-seed0",
+        "demo-snip-density0.1-seed0",
+    ]
+    assert {task.settings["trainer.max_epochs"] for task in tasks} == {1}
+    for part, message in (
+        ({"network": "VGG"}, "then: network is not an option of a grid; choose from recipes"),
+        ({"densities": [2]}, "densities: 2 is not in (0, 1]"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            Sweep(["mnist_fc"], ["synflow"], [0.1], then=[part])
 
 
 def test_a_sweep_may_vary_another_budget_than_the_density() -> None:
