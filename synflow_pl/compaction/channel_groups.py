@@ -127,6 +127,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("select", "unbind"), shape_rules.selection),
     **dict.fromkeys(operators.SPLITS, shape_rules.splitting),
     **dict.fromkeys(operators.RESHAPES, shape_rules.view),
+    "as_strided": shape_rules.restriding,
     # A clone is pointwise, as torch tags it.
     **dict.fromkeys(
         (operators.ALIASES - {"clone"}) | operators.CONVERSIONS, shape_rules.same_shape

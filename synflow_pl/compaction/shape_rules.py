@@ -21,6 +21,7 @@ __all__ = [
     "index_select",
     "new_tensor",
     "permutation",
+    "restriding",
     "same_shape",
     "selection",
     "slicing",
@@ -205,6 +206,18 @@ def _is_repeated(entries: Tensor, dim: int) -> bool:
     """Return whether entries depend on their place along one dimension alone."""
     of_each = entries.movedim(dim, 0).reshape(entries.shape[dim], -1)
     return bool((of_each == of_each[:, :1]).all())
+
+
+def restriding(ids: SliceIds, operation: Operation) -> None:
+    """Keep the ids if every entry stays at its place, as after pooling images in channels last."""
+    before, sizes, strides = ids.tensor(operation.args[0]), *operation.args[1:3]
+    same = list(before.shape) == list(sizes) and all(
+        size == 1 or old == new
+        for size, old, new in zip(sizes, before.stride(), strides, strict=True)
+    )
+    if not same or operation.bound().get("storage_offset"):
+        return ids.pin_reads(operation)
+    ids.set(operation, ids.of(operation.args[0]))
 
 
 def new_tensor(ids: SliceIds, operation: Operation) -> None:

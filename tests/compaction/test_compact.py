@@ -17,7 +17,7 @@ from synflow_pl import Compaction, Masks, compact, prune
 from synflow_pl.compaction import freeze
 from synflow_pl.flow import example_of
 from synflow_pl.masks import prunable
-from synflow_pl.pruners import SynFlow
+from synflow_pl.pruners import Magnitude, SynFlow
 from tests.compaction.checked import check, size
 
 
@@ -518,3 +518,25 @@ def test_smaller_versions_of_small_zoo_networks_compute_the_same_function(name: 
 @pytest.mark.parametrize("name", [name for name in ZOO if not name.endswith("resnet1202")])
 def test_the_smaller_version_of_every_zoo_network_computes_the_same_function(name: str) -> None:
     check_zoo(name, (0.1, 0.01, 0.001))
+
+
+def test_a_network_in_channels_last_is_compacted_as_one_in_the_default_format() -> None:
+    """Pooling to one position gives other strides there, which move no entry."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    ).eval()
+    masks = prune(network, Magnitude(), granularity="unit", density=0.3, input_shape=(3, 8, 8))
+    expected = Compaction(network, masks, (torch.ones(1, 3, 8, 8),), training=True)
+    last = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    found = Compaction(last, masks, (torch.ones(1, 3, 8, 8),), training=True)
+    assert found.network[7].in_features == expected.network[7].in_features < 16
+    assert found.masks.total == expected.masks.total
+    assert not any("as_strided" in note for note in found.notes)
