@@ -16,7 +16,8 @@ R, conserves no flow, and gives no bound on the R that is left after a round, so
 is refused.
 
 R overflows in deep networks. It is computed up to a power of two 2^k with a known k, and the
-logarithm as log(1 + e^a) with a = log(dR/d|w| / 2^k) + k log 2, which does not overflow.
+logarithm as log(1 + e^a) with a = log(dR/d|w| / 2^k) + k log 2, which does not overflow. Where all
+scores would be too small for floating point, they share a factor that raises the largest to |w|.
 
 The authors' code leaves BatchNorm out and adds biases to R; here BatchNorm is its gain over its
 running deviation, which is one at initialisation but for its eps, and biases are left out.
@@ -69,9 +70,25 @@ class LogSynFlow(SynFlow):
         # On a device without float64 the sum below loses some digits.
         wide = torch.float32 if flow.device.type == "mps" else torch.float64
         scale = sum(exponents, start=torch.zeros_like(flow)).to(wide) * math.log(2)
-        return flow, {
-            name: torch.logaddexp(scale.new_zeros(()), gradient.to(wide).log() + scale).to(
-                gradient.dtype
-            )
+        logarithms = {
+            name: _log_log1p_exp(gradient.to(wide).log_().add_(scale))
             for name, gradient in gradients.items()
         }
+        largest = torch.stack([value.amax() for value in logarithms.values()]).amax()
+        factor = torch.where(largest < _SMALL, largest, 0.0).nan_to_num(neginf=0.0)
+        return flow, {
+            name: value.sub_(factor).exp_().to(gradients[name].dtype)
+            for name, value in logarithms.items()
+        }
+
+
+_SMALL = -60.0
+"""Logarithm of scores that are raised; far above the smallest numbers of float32."""
+
+
+def _log_log1p_exp(exponent: Tensor) -> Tensor:
+    """Return log(log(1 + e^a)) for each entry a, also where e^a or the sum is out of range."""
+    # For a < -40, log(1 + e^a) is e^a to the last digit.
+    return torch.where(
+        exponent < -40, exponent, torch.logaddexp(exponent.new_zeros(()), exponent).log()
+    )

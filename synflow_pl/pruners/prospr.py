@@ -107,7 +107,7 @@ class ProsPr(Pruner):
         path: list[dict[str, Tensor]] = []
         velocity: dict[str, Tensor] = {}
         for step in range(self.steps):
-            if not self.first_order:
+            if moving and not self.first_order:
                 path.append(current)
             gradients = _derivative(state, current, step)
             for name, mask in moving.items():

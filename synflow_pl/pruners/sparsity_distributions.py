@@ -3,10 +3,10 @@
 Each rule gives every layer a density up to one common factor:
 
 - ``uniform``: the same density for each layer.
-- ``uniform_plus``, Uniform+ (Gale et al. 2019, "The state of sparsity in deep neural networks"): the
-  same density for each layer, but 1 for the first layer and at least 0.2 for the last. The rule is
-  that of networks whose first layer is a convolution; the first layer of a network of linear
-  layers, which has most of its weights, has the same density as others.
+- ``uniform_plus`` (Gale et al. 2019, "The state of sparsity in deep neural networks"): the same
+  density for each layer, but 1 for the first layer if it is a convolution, and at least 0.2 for the
+  last layer. Gale et al. fix the first convolution of ResNet-50; the first layer of a network of
+  linear layers, which often has most of its weights, has the common density.
 - ``er``, Erdős-Rényi (Mocanu et al. 2018): (inputs + units) / (inputs * units).
 - ``erk``, its extension to kernels (Evci et al. 2020): (inputs + units + kernel height + width) /
   (their product).
@@ -57,8 +57,8 @@ def weights_per_layer(
         One number per layer, at most its size; their sum is ``kept``.
 
     Raises:
-        ValueError: If the rule is unknown, or the layers whose density smart ratio or Uniform+ fixes
-            have more than ``kept`` weights at that density.
+        ValueError: If the rule is unknown, or the layers whose density a rule fixes have more than
+            ``kept`` weights at that density.
 
     Example:
         >>> weights_per_layer("er", [(20, 10), (40, 20)], 45)
