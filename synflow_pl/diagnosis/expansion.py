@@ -1,4 +1,4 @@
-"""Expansion of the graphs of kept weights, by their spectra: how well a sparse layer connects its inputs and units.
+"""Expansion: how well the kept weights of a layer connect its inputs and units.
 
 The kept weights of a layer are the edges of a bipartite graph between units and inputs, where each
 entry of a kernel is an input of its own. Nodes without an edge are left out. The eigenvalues of its

@@ -38,8 +38,8 @@ def linearise_active(network: nn.Module, inputs: tuple[Tensor, ...]) -> LinearNe
     """Return the positive linear network of the paths that are open for some inputs.
 
     It differs from that of :func:`linearise` in two ways: flow starts as the squares of the inputs
-    and not as ones, and a pointwise function multiplies it by the activation phi(z) / z, in [0, 1],
-    of the pass of ``network`` on ``inputs``. Each example has a flow of its own.
+    and not as ones, and a pointwise function multiplies it by its activation phi(z) / z, in [0, 1],
+    when ``network`` runs on ``inputs``. Each example has a flow of its own.
 
     Args:
         network: Any module. It is run once, in eval mode, and left unchanged. Its weights decide

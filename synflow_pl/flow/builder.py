@@ -47,7 +47,7 @@ class Builder(TracedValues):
     """
 
     uniform: bool = True
-    """Whether flow starts as ones and passes all positions of a signal alike, away from borders."""
+    """True if flow starts as ones and passes all positions of a signal alike, except at borders."""
 
     def __init__(
         self,

@@ -11,9 +11,9 @@ network for an input of ones. The paper adds the scores of all weights to one nu
 network. Here they are scores of weights, in as many rounds as SynFlow has.
 
 Unlike SynFlow's, the score depends on the scale of R: where gradients are much smaller than one it
-is SynFlow's score, and where they are much larger it is close to the magnitude. It is no share of
-R, conserves no flow, and gives no bound on the R that is left after a round, so ``rounds="auto"``
-is refused.
+is SynFlow's score, and where they are much larger it is close to the magnitude. Such scores
+conserve no flow and give no bound on the R that is left after a round, so ``rounds="auto"`` is
+refused.
 
 R overflows in deep networks. It is computed up to a power of two 2^k with a known k, and the
 logarithm as log(1 + e^a) with a = log(dR/d|w| / 2^k) + k log 2, which does not overflow. Where all
