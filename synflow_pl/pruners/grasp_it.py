@@ -37,8 +37,8 @@ class GRASPIt(Pruner):
     needs_batches = True
 
     def score(self, state: PruningState) -> dict[str, Tensor]:
-        # A removed weight is not a parameter, and selection leaves its score out.
+        gradients = loss_gradients(state, state.weights)
+        # A removed weight is not a parameter and adds nothing to the score of a group.
         return {
-            name: gradient.square_()
-            for name, gradient in loss_gradients(state, state.weights).items()
+            name: gradient.square_().mul_(state.masks[name]) for name, gradient in gradients.items()
         }

@@ -73,6 +73,7 @@ class PX(SynFlowL2):
 
     def prepare(self, state: PruningState) -> None:
         super().prepare(state)
+        self._batches: Sequence[Any] | None = None
         self._pruned: nn.Module | None = duplicate(state.network)
         if any(parameter.dtype in _HALF for parameter in self._pruned.parameters()):
             self._pruned.to(next(iter(state.weights.values())).dtype)
@@ -85,7 +86,8 @@ class PX(SynFlowL2):
 
     def finish(self, state: PruningState) -> None:
         super().finish(state)
-        self._pruned = None
+        self._pruned = self._batches = None
+        self._inputs: list[Inputs] = []
 
     @torch.no_grad()
     def _readout(self, state: PruningState) -> list[Tensor]:
@@ -97,11 +99,14 @@ class PX(SynFlowL2):
         """
         assert self._pruned is not None
         assert self._linear_network is not None
+        if state.batches is not self._batches:
+            # The first call of the network does not depend on its weights.
+            self._batches, self._inputs = state.batches, network_inputs(state)
         for name, mask in state.masks.items():
             self._pruned.get_parameter(name).copy_(state.network.get_parameter(name) * mask)
         shapes = self._linear_network.output_shapes
         parts: list[tuple[list[Tensor], int]] = []
-        for inputs in network_inputs(state):
+        for inputs in self._inputs:
             found, power = _activation(self._pruned, inputs, state)
             if [part.shape[1:] for part in found] != [shape[1:] for shape in shapes]:
                 raise ValueError(

