@@ -31,7 +31,7 @@ In a network that is already pruned a removed weight is not a parameter: it stay
 The authors' code keeps the graphs of all M steps in memory. With momentum it also takes the first
 gradient, v_1, for a constant, since it detaches the first momentum buffer, so that the step m = 0
 is left out above. This module follows the paper, unless ``detach_first`` asks for the score in
-the code. With the settings of the authors' example the two choose very different masks.
+the code. The two choose different masks.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class ProsPr(Pruner):
         steps: Number M of training steps, at least 1.
         lr: Learning rate of the steps, positive.
         momentum: Momentum of the steps, in [0, 1).
-        first_order: Whether the derivative of the steps themselves is left out, which takes a
-            third of the passes and the memory of a training step.
+        first_order: Whether the derivative of the steps themselves is left out, which takes about a
+            quarter of the time and the memory of a training step.
         detach_first: Whether the first gradient counts as a constant, as it does in the authors'
             code if there is momentum.
 
