@@ -53,8 +53,11 @@ def linearise_active(network: nn.Module, inputs: tuple[Tensor, ...]) -> LinearNe
         >>> network = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU())
         >>> network[0].weight.data = torch.tensor([[2.0], [-2.0]])
         >>> paths = linearise_active(network, (torch.tensor([[3.0]]),))
-        >>> paths.flow({"0.weight": torch.ones(2, 1)}, gains=False)
-        tensor(9.)
+        >>> [
+        ...     bool(paths.flow({"0.weight": torch.tensor(mask)}, gains=False))
+        ...     for mask in ([[1.0], [0.0]], [[0.0], [1.0]])
+        ... ]  # the first unit is open, the second is not
+        [True, False]
     """
     graph = trace(network, inputs)
     weights = graph_weights(network, graph)
