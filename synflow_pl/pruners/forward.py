@@ -34,6 +34,7 @@ __all__ = [
     "loss_gradients",
     "mean_batch_statistics",
     "network_inputs",
+    "nonempty",
     "scored_losses",
     "stateless_forward",
 ]
@@ -248,7 +249,8 @@ def mean_batch_statistics(state: PruningState, weights: Mapping[str, Tensor]) ->
                 sums[name] = sums.get(name, 0.0) + size * module.get_buffer(key)
                 counts[name] = counts.get(name, 0.0) + size
 
-    with scored_losses(state, weights) as losses, ExitStack() as stack:
+    indices = nonempty(state) if norms else []
+    with scored_losses(state, weights, indices=indices) as losses, ExitStack() as stack:
         for module in norms:
             stack.callback(setattr, module, "momentum", module.momentum)
             # The mode is restored with that of the network.
@@ -256,8 +258,8 @@ def mean_batch_statistics(state: PruningState, weights: Mapping[str, Tensor]) ->
         # A hook of the module itself, and what it writes to, would be restored after each batch.
         stack.enter_context(register_module_forward_hook(add))
         batches = losses()
-        for batch in state.batches if norms else ():
-            size = float(state.loss.size(batch))
+        for index in indices:
+            size = float(state.loss.size(state.batches[index]))
             next(batches)
     return {name: total / counts[name] for name, total in sums.items()}
 
@@ -281,29 +283,35 @@ def network_inputs(state: PruningState) -> list[Inputs]:
             open_call.append(tree_map_only(Tensor, torch.clone, positional))
 
     def after(module: nn.Module, _: Any, keywords: dict[str, Any], __: Any) -> None:
-        if module is scored and len(calls) == index:
+        if module is scored and len(calls) == count:
             calls.append(from_arguments(open_call[0], keywords))
 
+    indices = nonempty(state)
     with (
         torch.no_grad(),
-        scored_losses(state, {}) as losses,
+        scored_losses(state, {}, indices=indices) as losses,
         register_module_forward_pre_hook(before),
         register_module_forward_hook(after, with_kwargs=True),
     ):
         batches = losses()
-        for index in range(len(state.batches)):
+        for count in range(len(indices)):
             open_call.clear()
             next(batches)
-            if len(calls) == index:
+            if len(calls) == count:
                 raise ValueError(
                     f"the loss of a batch does not call {type(scored).__name__} itself, so its"
                     " inputs are not known; prune the module that is called"
                 )
-    return [
-        inputs.replaced(tensor.detach() for tensor in inputs)
-        for inputs, batch in zip(calls, state.batches, strict=True)
-        if state.loss.size(batch)
-    ]
+    return [inputs.replaced(tensor.detach() for tensor in inputs) for inputs in calls]
+
+
+def nonempty(state: PruningState) -> list[int]:
+    """Return the indices of the batches that have examples.
+
+    Args:
+        state: State of the pruning.
+    """
+    return [index for index, batch in enumerate(state.batches) if state.loss.size(batch)]
 
 
 def _tensors(module: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:

@@ -39,7 +39,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from synflow_pl.pruners.base import Pruner, PruningState
 from synflow_pl.pruners.batch_loss import BatchLoss
-from synflow_pl.pruners.forward import gradients_of, mean_batch_statistics, scored_losses
+from synflow_pl.pruners.forward import gradients_of, mean_batch_statistics, nonempty, scored_losses
 
 __all__ = ["FisherOBD", "HutchinsonOBD"]
 
@@ -115,10 +115,10 @@ class FisherOBD(_OBD):
         self, state: PruningState, statistics: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         parts: list[Any] = []
-        for batch in state.batches:
+        for index in nonempty(state):
+            batch = state.batches[index]
             examples = _examples(state.loss, batch)
             parts += [batch] if examples is None else examples
-        parts = [part for part in parts if state.loss.size(part)]
         sizes = [state.loss.size(part) for part in parts]
         leaves = {name: weight.detach().requires_grad_() for name, weight in state.weights.items()}
         sums = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
@@ -185,7 +185,9 @@ class HutchinsonOBD(_OBD):
         sums = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
         with (
             sdpa_kernel(SDPBackend.MATH),  # fused attention kernels have no second derivative
-            scored_losses(state, {**leaves, **statistics}, self.temperature) as losses,
+            scored_losses(
+                state, {**leaves, **statistics}, self.temperature, nonempty(state)
+            ) as losses,
         ):
             for loss in losses():
                 gradients = gradients_of(loss, leaves, create_graph=True)

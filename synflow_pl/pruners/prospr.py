@@ -45,7 +45,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from synflow_pl.graph.network_state import seed
 from synflow_pl.pruners.base import Pruner, PruningState
 from synflow_pl.pruners.batch_loss import cast
-from synflow_pl.pruners.forward import gradients_of, scored_losses
+from synflow_pl.pruners.forward import gradients_of, nonempty, scored_losses
 
 __all__ = ["ProsPr"]
 
@@ -172,7 +172,7 @@ def _derivative(
         along: Vector that the Hessian is multiplied by, by names of parameters, zero for others;
             ``None`` returns the gradient.
     """
-    batches = [index for index, batch in enumerate(state.batches) if state.loss.size(batch)]
+    batches = nonempty(state)
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     with (
         # Fused attention kernels have no second derivative.

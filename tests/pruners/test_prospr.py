@@ -198,13 +198,6 @@ def test_impossible_options_of_prospr_are_an_error() -> None:
         ProsPr(first_order=True, detach_first=True)
 
 
-def test_prospr_ignores_empty_batches() -> None:
-    empty = (torch.ones(0, 3, dtype=torch.float64), torch.ones(0, dtype=torch.long))
-    expected = scores(ProsPr(), small(), small_batches())
-    found = scores(ProsPr(), small(), [empty, *small_batches()])
-    assert all(torch.equal(score, found[name]) for name, score in expected.items())
-
-
 def test_prospr_prunes_a_network_of_which_nothing_is_trained() -> None:
     network = small().requires_grad_(False)
     assert prune(network, ProsPr(), density=0.5, batches=small_batches()[:1]).kept == 10

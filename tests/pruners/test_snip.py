@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -187,3 +188,16 @@ def test_a_branch_of_torch_cond_is_scored_as_the_function_that_runs(pruner: type
         for each in (plain, other)
     )
     assert all(torch.equal(right[name], masks[name]) for name in right)
+
+
+@pytest.mark.parametrize(
+    "pruner", [ProsPr, HutchinsonOBD, FisherOBD, PX], ids=lambda pruner: pruner.__name__
+)
+def test_a_batch_without_examples_makes_no_difference(pruner: type[Pruner]) -> None:
+    batches = [(torch.randn(n, 3, 8, 8), torch.randint(0, 10, (n,))) for n in (4, 0, 3)]
+    network = ResNet(8, width=4)
+    options: dict[str, Any] = {"seed": 0} if pruner is HutchinsonOBD else {}
+    found = scores(pruner(**options), network, batches, input_shape=(3, 8, 8))
+    expected = scores(pruner(**options), network, [batches[0], batches[2]], input_shape=(3, 8, 8))
+    assert all(score.isfinite().all() for score in found.values())
+    assert all(torch.equal(score, expected[name]) for name, score in found.items())
