@@ -40,6 +40,7 @@ class Recording(Callback):
                     network,
                     callback.masks,
                     example_input=find_example(trainer, pl_module, network, callback.input_shape),
+                    spectra=callback.spectra,
                 )
                 show_diagnosis(
                     [logger for logger in trainer.loggers if isinstance(logger, RunCSV)], diagnosis

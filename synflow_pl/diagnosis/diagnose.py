@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from synflow_pl.bias_norm_masks import active_inputs, active_units, has_units
 from synflow_pl.diagnosis.diagnosis import Diagnosis, Layer
+from synflow_pl.diagnosis.expansion import spectrum
 from synflow_pl.diagnosis.flops import count_flops
 from synflow_pl.diagnosis.homogeneity import inhomogeneous
 from synflow_pl.diagnosis.score_statistics import conservation_error, moments, synaptic_flow
@@ -27,6 +28,7 @@ def diagnose(
     input_shape: Sequence[int] | None = None,
     example_input: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
     scores: Mapping[str, Tensor] | None = None,
+    spectra: bool = False,
 ) -> Diagnosis:
     """Measure density, effective density, FLOPs, flow and conservation of a pruned network.
 
@@ -39,6 +41,9 @@ def diagnose(
         scores: Scores of every masked parameter, by name and in the masks' shapes, whose
             statistics are reported instead of those of SynFlow's scores. Only the scores of kept
             weights count.
+        spectra: Whether to compute the spectral gap and the Ramanujan bound of each layer, which
+            takes seconds for layers of thousands of units (see
+            :mod:`synflow_pl.diagnosis.expansion`).
 
     Returns:
         The diagnosis, which can be printed as a table or written as CSV or JSON.
@@ -103,8 +108,11 @@ def diagnose(
             score_variance=statistics[name].variance,
             score_sum=statistics[name].sum,
             flow=flow_sums[name] / total if total else 0.0,
+            spectral_gap=found.gap if found else None,
+            ramanujan=found.ramanujan if found else None,
         )
         for name, mask in weight_masks.items()
+        for found in (spectrum(mask) if spectra else None,)
     )
     return Diagnosis(
         kept=masks.kept,

@@ -48,6 +48,11 @@ class Layer:
             SynFlow's scores in the pruned network over the flow at the output. It is 1 for each
             layer of a chain, and two parallel branches share it. A weight that is used k times
             along a path counts k times.
+        spectral_gap: Difference of the two largest singular values of the mask as a matrix, if
+            spectra were asked for (see :mod:`synflow_pl.diagnosis.expansion`).
+        ramanujan: Bound on the second singular value of a Ramanujan graph of the same mean degrees
+            minus that of the mask (Hoang et al. 2023), if spectra were asked for; NaN if a mean
+            degree is less than 3.
     """
 
     name: str
@@ -64,6 +69,8 @@ class Layer:
     score_variance: float
     score_sum: float
     flow: float
+    spectral_gap: float | None = None
+    ramanujan: float | None = None
 
     @property
     def total(self) -> int:
@@ -219,7 +226,7 @@ class Diagnosis:
         )
 
     def _layer_table(self) -> Table:
-        headings = (
+        headings: tuple[str, ...] = (
             "weights",
             "kept",
             "effective",
@@ -232,6 +239,9 @@ class Diagnosis:
             "score",
             "flow",
         )
+        spectra = any(layer.spectral_gap is not None for layer in self.layers)
+        if spectra:
+            headings += ("gap", "Ramanujan")
         table = new_table("parameter", "shape", numbers=headings)
         for layer in self.layers:
             table.add_row(
@@ -246,6 +256,7 @@ class Diagnosis:
                 format_count(layer.sparse_flops),
                 f"{layer.score_mean:.3g}",
                 f"{layer.flow:.4f}",
+                *((f"{layer.spectral_gap:.2f}", f"{layer.ramanujan:+.2f}") if spectra else ()),
                 style=None if layer.effective else "red",
             )
         table.add_section()
@@ -300,7 +311,7 @@ def _row(layer: Layer) -> dict[str, Any]:
     return (
         counted
         | {"effective_density": layer.effective_density}
-        | {k: v for k, v in asdict(layer).items() if k not in counted}
+        | {k: v for k, v in asdict(layer).items() if k not in counted and v is not None}
     )
 
 

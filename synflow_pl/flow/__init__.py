@@ -1,6 +1,7 @@
 """Synaptic flow through any network: trace it, make it linear and positive, follow the flow."""
 
 from synflow_pl.flow.acting_parameters import acting_on, acting_parameters
+from synflow_pl.flow.active_paths import linearise_active
 from synflow_pl.flow.connectivity import (
     Connectivity,
     DeadNetwork,
@@ -28,6 +29,7 @@ __all__ = [
     "example_of",
     "is_connected",
     "linearise",
+    "linearise_active",
     "magnitude",
     "number_units",
     "trace",

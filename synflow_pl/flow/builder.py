@@ -46,6 +46,9 @@ class Builder(TracedValues):
             ``f``.
     """
 
+    uniform: bool = True
+    """True if flow starts as ones and passes all positions of a signal alike, except at borders."""
+
     def __init__(
         self,
         graph: Graph,
@@ -259,9 +262,12 @@ class Builder(TracedValues):
             number: name for number, name in self.graph.parameters.items() if number in self.weights
         }
         unused = len(self.graph.tensors) + len(self._constants)
-        nodes, sources, reached = deduplicate_positions(
-            self.nodes, self._sources, reached, lambda number: self.made(number).shape, unused
-        )
+        shapes = tuple(self.made(number).shape for number in reached)
+        nodes, sources = self.nodes, self._sources
+        if self.uniform:
+            nodes, sources, reached = deduplicate_positions(
+                nodes, sources, reached, lambda number: self.made(number).shape, unused
+            )
         linear_network = LinearNetwork(
             nodes=name_weights(nodes, names),
             inputs=sources,
@@ -277,6 +283,7 @@ class Builder(TracedValues):
             gated=self.gated,
         )
         linear_network.partial = partial
+        linear_network.output_shapes = shapes
         return linear_network
 
 

@@ -41,6 +41,7 @@ class LinearNetwork:
             kernel that is computed from them (standardised weights).
         partial: Whether the network also returns booleans or integers computed from flow, which are
             not outputs of the linear network.
+        output_shapes: Shape of each output.
 
     Example:
         >>> import torch
@@ -54,6 +55,7 @@ class LinearNetwork:
 
     nonzero_after_masking: frozenset[str] = frozenset()
     partial: bool = False
+    output_shapes: tuple[torch.Size, ...] = ()
 
     def __init__(
         self,
@@ -118,6 +120,7 @@ class LinearNetwork:
         gains: bool = True,
         watch: Callable[[Node | None, Sequence[Any]], None] | None = None,
         compute: Callable[[Callable[..., Any], Node, Sequence[Any]], Any] | None = None,
+        readout: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Return R up to a power of two: the sum of the outputs for an input of ones.
 
@@ -131,6 +134,8 @@ class LinearNetwork:
                 and the list of the value and its divisor.
             compute: Function called with each node's function, the node and its arguments, which
                 returns the result of the node.
+            readout: Non-negative tensors that the outputs are multiplied by before they are summed,
+                in the shapes of ``self.output_shapes``; ``None`` is ones.
 
         Returns:
             A scalar, exactly zero if no path from input to output is left (or if flow underflows).
@@ -181,7 +186,10 @@ class LinearNetwork:
             for number in self._last_use.get(index, ()):
                 del values[number]
         zero = torch.zeros((), dtype=dtype, device=next(iter(self._constants.values())).device)
-        return sum((values[number].sum() for number in self._outputs), start=zero)
+        outputs = [values[number] for number in self._outputs]
+        if readout is not None:
+            outputs = [value * by for value, by in zip(outputs, readout, strict=True)]
+        return sum((value.sum() for value in outputs), start=zero)
 
     def gradients(
         self,
@@ -212,7 +220,9 @@ class LinearNetwork:
         blocks: Mapping[str, Block] = MappingProxyType({}),
         *,
         gains: bool = True,
+        watch: Callable[[Node | None, Sequence[Any]], None] | None = None,
         compute: Callable[[Callable[..., Any], Node, Sequence[Any]], Any] | None = None,
+        readout: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return R and dR/dw for each of ``weights``, up to one power of two that all share.
 
@@ -220,17 +230,25 @@ class LinearNetwork:
             weights: See :meth:`gradients`.
             blocks: See :meth:`gradients`.
             gains: See :meth:`flow`.
+            watch: See :meth:`flow`.
             compute: See :meth:`flow`.
+            readout: See :meth:`flow`.
 
         Returns:
             R, a scalar, and the gradients by name, as :meth:`gradients` returns them.
         """
+        options: dict[str, Any] = {
+            "gains": gains,
+            "watch": watch,
+            "compute": compute,
+            "readout": readout,
+        }
         if not weights:
             with torch.no_grad():
-                return self.flow({}, gains=gains, compute=compute), {}
+                return self.flow({}, **options), {}
         variables = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         with torch.enable_grad():
-            total = self.flow(variables, blocks, gains=gains, compute=compute)
+            total = self.flow(variables, blocks, **options)
         gradients = torch.autograd.grad(total, list(variables.values()))
         return total.detach(), dict(zip(variables, _separate(gradients), strict=True))
 

@@ -11,7 +11,7 @@ from synflow_pl.flow.replay import weights_nonzero_after_masking
 from synflow_pl.flow.rules import apply_rule
 from synflow_pl.graph.trace import Graph, trace
 
-__all__ = ["linearise"]
+__all__ = ["linearise", "translate"]
 
 
 def linearise(
@@ -47,12 +47,24 @@ def linearise(
     graph = trace(network, inputs) if graph is None else graph
     weights = graph_weights(network, graph)
     parameters = dict(network.named_parameters())
-    builder = Builder(graph, weights, parameters, open_gates)
-    for operation in graph.operations:
-        if builder.visit(operation):
-            apply_rule(builder, operation)
-    linear_network = builder.finish(type(network).__name__)
+    linear_network = translate(Builder(graph, weights, parameters, open_gates), network)
     linear_network.nonzero_after_masking = (
         weights_nonzero_after_masking(graph, weights, parameters) & linear_network.weights
     )
     return linear_network
+
+
+def translate(builder: Builder, network: nn.Module) -> LinearNetwork:
+    """Return the linear network of all operations of a graph.
+
+    Args:
+        builder: Builder with the graph.
+        network: Network that was traced.
+
+    Raises:
+        ValueError: If no output depends on an input.
+    """
+    for operation in builder.graph.operations:
+        if builder.visit(operation):
+            apply_rule(builder, operation)
+    return builder.finish(type(network).__name__)

@@ -4,10 +4,15 @@ from synflow_pl.pruners.base import Pruner, PruningState, Saliency
 from synflow_pl.pruners.force import FORCE
 from synflow_pl.pruners.gradual import GradualMagnitude
 from synflow_pl.pruners.grasp import GraSP, InvertedGraSP
+from synflow_pl.pruners.grasp_it import GRASPIt
 from synflow_pl.pruners.lamp import LAMP
+from synflow_pl.pruners.log_synflow import LogSynFlow
 from synflow_pl.pruners.magnitude import Magnitude
 from synflow_pl.pruners.ntk_sap import NTKSAP
+from synflow_pl.pruners.obd import FisherOBD, HutchinsonOBD
 from synflow_pl.pruners.phew import PHEW
+from synflow_pl.pruners.prospr import ProsPr
+from synflow_pl.pruners.px import PX
 from synflow_pl.pruners.random import Random
 from synflow_pl.pruners.sanity import Inverted, Reinitialised, Shuffled
 from synflow_pl.pruners.snip import SNIP
@@ -19,12 +24,18 @@ __all__ = [
     "LAMP",
     "NTKSAP",
     "PHEW",
+    "PX",
     "SNIP",
+    "FisherOBD",
+    "GRASPIt",
     "GraSP",
     "GradualMagnitude",
+    "HutchinsonOBD",
     "Inverted",
     "InvertedGraSP",
+    "LogSynFlow",
     "Magnitude",
+    "ProsPr",
     "Pruner",
     "PruningState",
     "Random",

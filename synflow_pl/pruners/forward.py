@@ -6,17 +6,24 @@ time, each weighted by its number of examples, so that a short last batch is not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils._pytree import tree_map_only
 
 from synflow_pl.flow import evaluating
 from synflow_pl.graph.control import Controlled
+from synflow_pl.graph.example_inputs import Inputs, from_arguments
 from synflow_pl.pruners.base import PruningState
 from synflow_pl.pruners.batch_loss import cast
 
@@ -25,6 +32,9 @@ __all__ = [
     "batch_statistics",
     "gradients_of",
     "loss_gradients",
+    "mean_batch_statistics",
+    "network_inputs",
+    "nonempty",
     "scored_losses",
     "stateless_forward",
 ]
@@ -67,7 +77,10 @@ def stateless_forward(state: PruningState) -> Iterator[Forward]:
 
 @contextmanager
 def scored_losses(
-    state: PruningState, weights: Mapping[str, Tensor], temperature: float = 1.0
+    state: PruningState,
+    weights: Mapping[str, Tensor],
+    temperature: float = 1.0,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[Callable[[], Iterator[Tensor]]]:
     """Return a function that yields the loss of each batch, as a function of ``weights``.
 
@@ -78,8 +91,10 @@ def scored_losses(
 
     Args:
         state: State of the pruning, whose batches, loss and mode are used.
-        weights: Weights by parameter name; other parameters keep the network's own values.
+        weights: Weights by parameter name, and buffers by name; all others keep the network's own
+            values.
         temperature: Positive number by which the network's outputs are divided.
+        indices: Indices of the batches; ``None`` takes all.
     """
     network, loss = state.network, state.loss
     owner, scored = loss.modules(network)
@@ -93,10 +108,12 @@ def scored_losses(
         for name, x in _tensors(owner)
     }
     buffers = {name: tensors[name] for name, _ in owner.named_buffers()}
-    sizes = [loss.size(batch) for batch in state.batches]
+    chosen = range(len(state.batches)) if indices is None else indices
+    sizes = [loss.size(state.batches[index]) for index in chosen]
 
     def losses() -> Iterator[Tensor]:
-        for index, (batch, size) in enumerate(zip(state.batches, sizes, strict=True)):
+        for index, size in zip(chosen, sizes, strict=True):
+            batch = state.batches[index]
             # A forward pass may write to buffers, even in eval mode, so it receives copies.
             copies = {name: buffer.clone() for name, buffer in buffers.items()}
             with _reparametrize_module(owner, copies, tie_weights=True):
@@ -142,7 +159,11 @@ def loss_gradients(state: PruningState, weights: Mapping[str, Tensor]) -> dict[s
 
 
 def gradients_of(
-    value: Tensor, leaves: Mapping[str, Tensor], *, create_graph: bool = False
+    value: Tensor,
+    leaves: Mapping[str, Tensor],
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
 ) -> tuple[Tensor, ...]:
     """Return the gradient of ``value`` at each leaf; it is zero for a leaf that is not connected.
 
@@ -150,11 +171,16 @@ def gradients_of(
         value: Scalar to differentiate.
         leaves: Leaf tensors by name.
         create_graph: Whether the gradients can be differentiated again.
+        retain_graph: Whether ``value`` can be; ``None`` follows ``create_graph``.
     """
     if not value.requires_grad:  # no leaf is connected
         return tuple(torch.zeros_like(leaf) for leaf in leaves.values())
     return torch.autograd.grad(
-        value, list(leaves.values()), create_graph=create_graph, materialize_grads=True
+        value,
+        list(leaves.values()),
+        retain_graph=retain_graph,
+        create_graph=create_graph,
+        materialize_grads=True,
     )
 
 
@@ -192,6 +218,100 @@ def batch_statistics(
         for name, module in norms.items():
             module.training, module.momentum = False, momenta[name]
     return buffers
+
+
+@torch.no_grad()
+def mean_batch_statistics(state: PruningState, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the means over the batches of the statistics by which BatchNorm would normalise.
+
+    Args:
+        state: State of the pruning, whose batches and loss are used. All modules but the
+            normalisations run in eval mode.
+        weights: Weights by parameter name.
+
+    Returns:
+        Running means and variances of the normalisation layers by the names of their buffers, each
+        batch weighted by its number of examples. Empty if no normalisation has any.
+    """
+    _, scored = state.loss.modules(state.network)
+    norms = {
+        module: name
+        for name, module in scored.named_modules()
+        if isinstance(module, _NormBase) and module.track_running_stats
+    }
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, float] = {}
+
+    def add(module: nn.Module, *_: Any) -> None:
+        if isinstance(module, _NormBase) and module in norms:
+            for key in ("running_mean", "running_var"):
+                name = f"{norms[module]}.{key}"
+                sums[name] = sums.get(name, 0.0) + size * module.get_buffer(key)
+                counts[name] = counts.get(name, 0.0) + size
+
+    indices = nonempty(state) if norms else []
+    with scored_losses(state, weights, indices=indices) as losses, ExitStack() as stack:
+        for module in norms:
+            stack.callback(setattr, module, "momentum", module.momentum)
+            # The mode is restored with that of the network.
+            module.training, module.momentum = True, 1.0
+        # A hook of the module itself, and what it writes to, would be restored after each batch.
+        stack.enter_context(register_module_forward_hook(add))
+        batches = losses()
+        for index in indices:
+            size = float(state.loss.size(state.batches[index]))
+            next(batches)
+    return {name: total / counts[name] for name, total in sums.items()}
+
+
+def network_inputs(state: PruningState) -> list[Inputs]:
+    """Return the inputs on which the loss of each batch runs the network, at its first call.
+
+    Args:
+        state: State of the pruning, whose batches and loss are used.
+
+    Raises:
+        ValueError: If the loss of a batch does not call the network.
+    """
+    _, scored = state.loss.modules(state.network)
+    calls: list[Inputs] = []
+    open_call: list[tuple[Any, ...]] = []
+
+    def before(module: nn.Module, positional: tuple[Any, ...]) -> None:
+        if module is scored and not open_call:
+            # The network may write to its inputs.
+            open_call.append(tree_map_only(Tensor, torch.clone, positional))
+
+    def after(module: nn.Module, _: Any, keywords: dict[str, Any], __: Any) -> None:
+        if module is scored and len(calls) == count:
+            calls.append(from_arguments(open_call[0], keywords))
+
+    indices = nonempty(state)
+    with (
+        torch.no_grad(),
+        scored_losses(state, {}, indices=indices) as losses,
+        register_module_forward_pre_hook(before),
+        register_module_forward_hook(after, with_kwargs=True),
+    ):
+        batches = losses()
+        for count in range(len(indices)):
+            open_call.clear()
+            next(batches)
+            if len(calls) == count:
+                raise ValueError(
+                    f"the loss of a batch does not call {type(scored).__name__} itself, so its"
+                    " inputs are not known; prune the module that is called"
+                )
+    return [inputs.replaced(tensor.detach() for tensor in inputs) for inputs in calls]
+
+
+def nonempty(state: PruningState) -> list[int]:
+    """Return the indices of the batches that have examples.
+
+    Args:
+        state: State of the pruning.
+    """
+    return [index for index, batch in enumerate(state.batches) if state.loss.size(batch)]
 
 
 def _tensors(module: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:

@@ -24,8 +24,9 @@ class Random(Pruner):
     Args:
         seed: Seed of the scores; ``None`` derives them from the global seed (``--seed_everything``,
             ``torch.manual_seed``) without advancing its generator.
-        quota: Rule for the number of weights that each layer keeps: ``"uniform"``, ``"er"``,
-            ``"erk"``, ``"smart_ratio"`` or ``"igq"``; ``None`` leaves it to the random scores.
+        quota: Rule for the number of weights that each layer keeps: ``"uniform"``,
+            ``"uniform_plus"``, ``"er"``, ``"erk"``, ``"smart_ratio"`` or ``"igq"``; ``None`` leaves
+            it to the random scores.
         residual: Whether ``"smart_ratio"`` uses its rule for residual networks (``True``) or that
             for other networks (``False``); ``None`` detects which one applies. Other rules have no
             such choice, and ``residual`` must be ``None``.

@@ -3,6 +3,10 @@
 Each rule gives every layer a density up to one common factor:
 
 - ``uniform``: the same density for each layer.
+- ``uniform_plus`` (Gale et al. 2019, "The state of sparsity in deep neural networks"): the same
+  density for each layer, but 1 for the first layer if it is a convolution, and at least 0.2 for the
+  last layer. Gale et al. fix the first convolution of ResNet-50; the first layer of a network of
+  linear layers, which often has most of its weights, has the common density.
 - ``er``, Erdős-Rényi (Mocanu et al. 2018): (inputs + units) / (inputs * units).
 - ``erk``, its extension to kernels (Evci et al. 2020): (inputs + units + kernel height + width) /
   (their product).
@@ -27,11 +31,13 @@ from typing import Literal, get_args
 
 __all__ = ["Rule", "weights_per_layer"]
 
-Rule = Literal["uniform", "er", "erk", "smart_ratio", "igq"]
+Rule = Literal["uniform", "uniform_plus", "er", "erk", "smart_ratio", "igq"]
 LAST_LAYER = 0.3
 """Density that smart ratio fixes: for the last layer of a residual network, and for each linear
 layer of any other network.
 """
+LAST_LAYER_FLOOR = 0.2
+"""Smallest density of the last layer by Uniform+."""
 
 
 def weights_per_layer(
@@ -40,7 +46,8 @@ def weights_per_layer(
     """Return the number of weights that each layer keeps.
 
     Args:
-        rule: Name of a rule: ``"uniform"``, ``"er"``, ``"erk"``, ``"smart_ratio"`` or ``"igq"``.
+        rule: Name of a rule: ``"uniform"``, ``"uniform_plus"``, ``"er"``, ``"erk"``,
+            ``"smart_ratio"`` or ``"igq"``.
         shapes: Shape (units, inputs, *kernel) of each layer's weight, in the order of the network.
         kept: Number of weights kept in total, in [0, sum of the sizes].
         residual: Whether smart ratio uses its rule for residual networks instead of that for other
@@ -50,8 +57,8 @@ def weights_per_layer(
         One number per layer, at most its size; their sum is ``kept``.
 
     Raises:
-        ValueError: If the rule is unknown, or the layers whose density smart ratio fixes have more
-            than ``kept`` weights at that density.
+        ValueError: If the rule is unknown, or the layers whose density a rule fixes have more than
+            ``kept`` weights at that density.
 
     Example:
         >>> weights_per_layer("er", [(20, 10), (40, 20)], 45)
@@ -69,9 +76,35 @@ def weights_per_layer(
         )
     if rule == "smart_ratio":
         return _round_to_sum(_smart_shares(shapes, sizes, kept, residual), sizes, kept)
+    if rule == "uniform_plus":
+        return _round_to_sum(_plus_shares(shapes, sizes, kept), sizes, kept)
     return _round_to_sum(
         _fill([_relative_density(rule, shape) for shape in shapes], sizes, kept), sizes, kept
     )
+
+
+def _plus_shares(shapes: Sequence[Sequence[int]], sizes: Sequence[int], kept: int) -> list[float]:
+    """Return the fractional number of weights that each layer keeps by Uniform+.
+
+    Args:
+        shapes: Shape of each layer's weight.
+        sizes: Number of weights of each layer.
+        kept: Sum of the result.
+    """
+    whole = sizes[0] if len(sizes) > 1 and len(shapes[0]) > 2 else 0
+    floor = LAST_LAYER_FLOOR * sizes[-1] if len(sizes) > 1 else 0.0
+    if whole + floor > kept:
+        first = "all of the first layer and " if whole else ""
+        raise ValueError(
+            f"uniform_plus keeps {first}{LAST_LAYER_FLOOR} of the last layer, {whole + floor:g}"
+            f" weights, more than the {kept} that are to be left; use uniform or erk"
+        )
+    density = (kept - whole) / (sum(sizes) - whole)
+    last = density * sizes[-1]
+    if last < floor and (others := sum(sizes) - whole - sizes[-1]):
+        last, density = floor, (kept - whole - floor) / others
+    shares = [density * size for size in sizes[:-1]] + [last]
+    return [float(whole), *shares[1:]] if whole else shares
 
 
 def _smart_shares(

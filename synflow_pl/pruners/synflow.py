@@ -97,11 +97,17 @@ class SynFlow(Pruner):
         """
         return network
 
-    def score(self, state: PruningState) -> dict[str, Saliency | Tensor]:
+    def flow_and_gradients(self, state: PruningState) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return R and dR/d|w| for each weight that flow passes, up to one power of two.
+
+        Args:
+            state: State of the pruning.
+        """
         assert self._linear_network is not None
-        total_flow, gradients = self._linear_network.flow_and_gradients(
-            self._flowing(state), state.blocks
-        )
+        return self._linear_network.flow_and_gradients(self._flowing(state), state.blocks)
+
+    def score(self, state: PruningState) -> dict[str, Saliency | Tensor]:
+        total_flow, gradients = self.flow_and_gradients(state)
         if self.scores_are_path_sums:
             state.total_flow = total_flow
         for name in state.ranked_separately.keys() & gradients.keys():

@@ -45,6 +45,7 @@ _NOT_OF_PRUNER = {
     "on_collapse",
     "network",
     "input_shape",
+    "spectra",
 }
 # Budgets that are a fraction; ``density`` has an effect only if there is no other.
 _FRACTIONS = ("effective_density", "flops", "parameters", "latency", "density")

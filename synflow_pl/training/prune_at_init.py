@@ -107,6 +107,8 @@ class PruneAtInit(HoldMasks):
             of any structure.
         loss_fn: Function from (module, batch) to the mean loss of a batch of any structure, instead
             of ``loss``; required for a module with manual optimisation.
+        spectra: Whether the diagnosis includes the spectral gap and the Ramanujan bound of each
+            layer.
 
     Attributes:
         masks: Masks of the network, or ``None`` before it is pruned.
@@ -162,6 +164,7 @@ class PruneAtInit(HoldMasks):
         freeze_dead: bool = False,
         loss: nn.Module | None = None,
         loss_fn: Callable[[Any, Any], Tensor] | None = None,
+        spectra: bool = False,
     ) -> None:
         super().__init__(network, compact)
         self._from_file = Masks.load(masks_path) if masks_path is not None else None
@@ -202,6 +205,7 @@ class PruneAtInit(HoldMasks):
         self.on_collapse = on_collapse
         self.fresh_batches = fresh_batches
         self.freeze_dead = freeze_dead
+        self.spectra = spectra
         self.diagnosis: Diagnosis | None = None
         self.survival: MaskHistory | None = None
         self.seconds = 0.0
@@ -370,7 +374,7 @@ class PruneAtInit(HoldMasks):
 
         def diagnose() -> Diagnosis:
             inputs = self._chooser.example(fit)
-            return diagnose_rounds(fit.network, masks, inputs, self.survival)
+            return diagnose_rounds(fit.network, masks, inputs, self.survival, self.spectra)
 
         self.diagnosis = diagnosis = self._ranks.run_on_rank_zero(diagnose)
         inputs, notes = self._chooser.inputs, self._chooser.notes

@@ -173,7 +173,11 @@ class PruningReport:
 
 
 def diagnose_rounds(
-    network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...], history: MaskHistory | None
+    network: nn.Module,
+    masks: Masks,
+    inputs: tuple[Tensor, ...],
+    history: MaskHistory | None,
+    spectra: bool = False,
 ) -> Diagnosis:
     """Return the diagnosis of a network, with the round that disconnected it if there is one.
 
@@ -182,8 +186,9 @@ def diagnose_rounds(
         masks: Masks of the network.
         inputs: Example inputs of the network.
         history: History of the masks over the rounds, or ``None``.
+        spectra: Whether to compute spectra, as in :func:`synflow_pl.diagnose`.
     """
-    diagnosis = diagnose(network, masks, example_input=inputs)
+    diagnosis = diagnose(network, masks, example_input=inputs, spectra=spectra)
     if diagnosis.alive or history is None:
         return diagnosis
     return replace(diagnosis, died=history.died(Connectivity(network, inputs)))

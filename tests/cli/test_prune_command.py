@@ -52,6 +52,12 @@ def refused(*args: str) -> tuple[int, str]:
     return raised.value.code, line.removeprefix("synflow_pl: error: ")
 
 
+def test_the_diagnosis_of_a_run_has_spectra_if_they_are_asked_for(folder: Path) -> None:
+    pruned("-c", "mnist_fc", "--pruning.rounds", "2", "--pruning.spectra", "true", *CPU)
+    (written,) = folder.glob("lightning_logs/*/diagnosis.csv")
+    assert written.read_text().splitlines()[0].endswith(",flow,spectral_gap,ramanujan")
+
+
 def test_a_data_free_pruner_reads_no_data(
     folder: Path, touched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

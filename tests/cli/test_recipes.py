@@ -78,10 +78,11 @@ def one_step(*names: str) -> Session:
     rounds = read(names[-1]).get("pruning", {}).get("rounds", 100) if names[-1] in PRUNERS else 100
     if isinstance(rounds, int) and rounds > 1:
         args += ["--pruning.rounds", "2"]
-    if names[-1] == "pruners/random_smart_ratio" and read(names[0])["model"]["network"][
-        "class_path"
-    ].endswith(".Conv"):
-        # The rule keeps 0.3 of each linear layer, where these networks have most of their weights.
+    if names[-1] in ("pruners/random_smart_ratio", "pruners/random_uniform_plus") and read(
+        names[0]
+    )["model"]["network"]["class_path"].endswith(".Conv"):
+        # The rules keep 0.3 of each or 0.2 of the last linear layer, where these networks have most
+        # of their weights.
         args += ["--pruning.density", "0.5"]
     few = ["--data.images_per_class", "1", "--data.batch_size", "4"]
     if "pruners/ntk_sap" in names:

@@ -21,10 +21,16 @@ from synflow_pl.pruners import (
     LAMP,
     NTKSAP,
     PHEW,
+    PX,
     SNIP,
+    FisherOBD,
     GraSP,
+    GRASPIt,
+    HutchinsonOBD,
     InvertedGraSP,
+    LogSynFlow,
     Magnitude,
+    ProsPr,
     Pruner,
     PruningState,
     Random,
@@ -202,7 +208,7 @@ def test_any_precision_can_be_pruned(pruner: type[Pruner], dtype: torch.dtype) -
 
 @pytest.mark.parametrize(
     "pruner",
-    [Magnitude, LAMP, Random, SynFlow, SynFlowL2, PHEW, NTKSAP],
+    [Magnitude, LAMP, Random, SynFlow, SynFlowL2, LogSynFlow, PHEW, NTKSAP],
     ids=lambda pruner: pruner.__name__,
 )
 def test_equal_weights_are_pruned_to_the_exact_number(pruner: type[Pruner]) -> None:
@@ -256,7 +262,9 @@ def test_masks_of_scale_invariant_pruners_do_not_depend_on_the_scale_of_a_layer(
 
 
 @pytest.mark.parametrize(
-    "pruner", [SNIP, FORCE, GraSP, InvertedGraSP], ids=lambda pruner: pruner.__name__
+    "pruner",
+    [SNIP, FORCE, GraSP, InvertedGraSP, GRASPIt, FisherOBD, HutchinsonOBD, PX],
+    ids=lambda pruner: pruner.__name__,
 )
 def test_masks_do_not_depend_on_the_scale_of_the_loss(pruner: type[Pruner]) -> None:
     expected = masks_of(pruner, density=0.3)
@@ -269,7 +277,9 @@ def test_masks_do_not_depend_on_the_scale_of_the_loss(pruner: type[Pruner]) -> N
 
 
 @pytest.mark.parametrize(
-    "pruner", [SNIP, FORCE, GraSP, InvertedGraSP], ids=lambda pruner: pruner.__name__
+    "pruner",
+    [SNIP, FORCE, GraSP, InvertedGraSP, GRASPIt, FisherOBD, HutchinsonOBD, PX, ProsPr],
+    ids=lambda pruner: pruner.__name__,
 )
 def test_a_pruner_that_scores_on_data_requires_batches(pruner: type[Pruner]) -> None:
     with pytest.raises(ValueError, match=f"{pruner.__name__} scores on data: give batches="):
@@ -277,7 +287,7 @@ def test_a_pruner_that_scores_on_data_requires_batches(pruner: type[Pruner]) -> 
 
 
 @pytest.mark.parametrize(
-    "pruner", [SNIP, Magnitude, LAMP, FORCE], ids=lambda pruner: pruner.__name__
+    "pruner", [SNIP, Magnitude, LAMP, FORCE, FisherOBD], ids=lambda pruner: pruner.__name__
 )
 def test_a_parameter_with_zero_scores_stays_dense_and_is_noted(pruner: type[Pruner]) -> None:
     model = network()

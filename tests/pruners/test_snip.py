@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,19 @@ from torch.func import functional_call
 
 from synflow_pl import prune
 from synflow_pl.networks import ResNet
-from synflow_pl.pruners import FORCE, NTKSAP, SNIP, GraSP, Pruner, PruningState
+from synflow_pl.pruners import (
+    FORCE,
+    NTKSAP,
+    PX,
+    SNIP,
+    FisherOBD,
+    GraSP,
+    GRASPIt,
+    HutchinsonOBD,
+    ProsPr,
+    Pruner,
+    PruningState,
+)
 from tests.pruners.networks import half_square, scores, small, small_batches
 
 
@@ -60,7 +73,9 @@ def test_snip_is_the_derivative_of_the_loss_by_each_mask_entry() -> None:
             assert found[name].view(-1)[index].item() == pytest.approx(abs(slope), abs=1e-8)
 
 
-@pytest.mark.parametrize("pruner", [SNIP, FORCE, GraSP], ids=lambda pruner: pruner.__name__)
+@pytest.mark.parametrize(
+    "pruner", [SNIP, FORCE, GraSP, GRASPIt, ProsPr], ids=lambda pruner: pruner.__name__
+)
 def test_train_mode_uses_batch_statistics_and_leaves_running_statistics_unchanged(
     pruner: type[Pruner],
 ) -> None:
@@ -119,7 +134,10 @@ def test_iterated_snip_scores_the_loss_of_the_pruned_network() -> None:
 @pytest.mark.parametrize(
     ("pruner", "remedy"),
     [
-        *((pruner, "loss= as a function of network and batch") for pruner in (SNIP, GraSP, FORCE)),
+        *(
+            (pruner, "loss= as a function of network and batch")
+            for pruner in (SNIP, GraSP, FORCE, ProsPr, FisherOBD, PX)
+        ),
         (NTKSAP, "wrap the network in a module that returns them"),
     ],
 )
@@ -142,7 +160,9 @@ def test_a_network_that_does_not_return_a_tensor_is_an_error_that_names_the_type
         prune(Outputs(), pruner(), density=0.5, rounds=1, input_shape=(4,), batches=batches)
 
 
-@pytest.mark.parametrize("pruner", [SNIP, GraSP, FORCE, NTKSAP])
+@pytest.mark.parametrize(
+    "pruner", [SNIP, GraSP, FORCE, NTKSAP, ProsPr, HutchinsonOBD, FisherOBD, PX]
+)
 def test_a_branch_of_torch_cond_is_scored_as_the_function_that_runs(pruner: type[Pruner]) -> None:
     class Chooses(nn.Module):
         def __init__(self, by_cond: bool) -> None:
@@ -168,3 +188,16 @@ def test_a_branch_of_torch_cond_is_scored_as_the_function_that_runs(pruner: type
         for each in (plain, other)
     )
     assert all(torch.equal(right[name], masks[name]) for name in right)
+
+
+@pytest.mark.parametrize(
+    "pruner", [ProsPr, HutchinsonOBD, FisherOBD, PX], ids=lambda pruner: pruner.__name__
+)
+def test_a_batch_without_examples_makes_no_difference(pruner: type[Pruner]) -> None:
+    batches = [(torch.randn(n, 3, 8, 8), torch.randint(0, 10, (n,))) for n in (4, 0, 3)]
+    network = ResNet(8, width=4)
+    options: dict[str, Any] = {"seed": 0} if pruner is HutchinsonOBD else {}
+    found = scores(pruner(**options), network, batches, input_shape=(3, 8, 8))
+    expected = scores(pruner(**options), network, [batches[0], batches[2]], input_shape=(3, 8, 8))
+    assert all(score.isfinite().all() for score in found.values())
+    assert all(torch.equal(score, expected[name]) for name, score in found.items())

@@ -36,6 +36,7 @@ def test_numbers_of_weights_have_the_right_sum_and_fit_the_layers(
     sizes = [math.prod(shape) for shape in shapes]
     kept = math.floor(share * sum(sizes))
     assume(rule != "smart_ratio" or kept >= 0.3 * sizes[-1])
+    assume(rule != "uniform_plus" or kept >= sizes[0] + 0.2 * sizes[-1])
     found = weights_per_layer(rule, shapes, kept)
     assert sum(found) == kept
     assert all(0 <= quota <= size for quota, size in zip(found, sizes, strict=True))
@@ -45,6 +46,28 @@ def test_uniform_is_the_same_density_in_each_layer_rounded_by_largest_remainders
     # 13 of 10 + 15 + 25 weights are 26 %: 2.6, 3.9 and 6.5, rounded down to 2, 3 and 6, and one
     # more for each of the two largest remainders, .9 and .6.
     assert weights_per_layer("uniform", [(2, 5), (3, 5), (5, 5)], 13) == [3, 4, 6]
+
+
+def test_uniform_plus_keeps_the_first_convolution_and_a_fifth_of_the_last_layer() -> None:
+    # Of 36, 100, 200 and 40 weights, all 36 and 0.2 * 40 = 8 are fixed.
+    shapes = [(4, 1, 3, 3), (10, 10), (20, 10), (4, 10)]
+    assert weights_per_layer("uniform_plus", shapes, 36 + 8 + 30) == [36, 10, 20, 8]
+    # At a common density of 0.5 the last layer is above its bound.
+    assert weights_per_layer("uniform_plus", shapes, 36 + 170) == [36, 50, 100, 20]
+    with pytest.raises(
+        ValueError,
+        match=r"keeps all of the first layer and 0\.2 of the last layer, 44 weights, more than the"
+        " 43 that are to be left",
+    ):
+        weights_per_layer("uniform_plus", shapes, 43)
+
+
+def test_uniform_plus_fixes_no_first_layer_if_it_is_linear_and_nothing_in_a_single_layer() -> None:
+    # 0.2 * 40 = 8 of the last layer, and a tenth of the others.
+    assert weights_per_layer("uniform_plus", [(10, 10), (20, 10), (4, 10)], 38) == [10, 20, 8]
+    assert weights_per_layer("uniform_plus", [(4, 1, 3, 3)], 9) == [9]
+    with pytest.raises(ValueError, match=r"uniform_plus keeps 0\.2 of the last layer, 8 weights"):
+        weights_per_layer("uniform_plus", [(10, 10), (4, 10)], 7)
 
 
 def test_erdos_renyi_keeps_weights_in_proportion_to_inputs_plus_units() -> None:
@@ -156,7 +179,8 @@ def test_ideal_gas_quotas_have_one_force_for_all_layers() -> None:
 
 def test_an_unknown_quota_is_an_error_when_the_pruner_is_constructed() -> None:
     with pytest.raises(
-        ValueError, match="quota: 'kernels' is not one of uniform, er, erk, smart_ratio, igq"
+        ValueError,
+        match="quota: 'kernels' is not one of uniform, uniform_plus, er, erk, smart_ratio, igq",
     ):
         Random(quota="kernels")  # type: ignore[arg-type]
 
