@@ -9,8 +9,10 @@ from synflow_pl.pruners.magnitude import Magnitude
 from synflow_pl.pruners.ntk_sap import NTKSAP
 from synflow_pl.pruners.phew import PHEW
 from synflow_pl.pruners.random import Random
+from synflow_pl.pruners.rigl import RigL
 from synflow_pl.pruners.sanity import Inverted, Reinitialised, Shuffled
 from synflow_pl.pruners.snip import SNIP
+from synflow_pl.pruners.sparse_evolutionary import SET
 from synflow_pl.pruners.synflow import SynFlow
 from synflow_pl.pruners.synflow_l2 import SynFlowL2, SynFlowL2AsPublished
 
@@ -19,6 +21,7 @@ __all__ = [
     "LAMP",
     "NTKSAP",
     "PHEW",
+    "SET",
     "SNIP",
     "GraSP",
     "GradualMagnitude",
@@ -29,6 +32,7 @@ __all__ = [
     "PruningState",
     "Random",
     "Reinitialised",
+    "RigL",
     "Saliency",
     "Shuffled",
     "SynFlow",

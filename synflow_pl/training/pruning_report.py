@@ -23,6 +23,7 @@ from synflow_pl.training.visualization import (
     show_diagnosis,
     show_masks,
     show_rounds,
+    show_update,
     wants_pictures,
 )
 
@@ -95,6 +96,17 @@ class PruningReport:
         """
         show_density(trainer.loggers, index, density, self._label)
 
+    def show_update(self, trainer: Trainer, diagnosis: Diagnosis, fraction: float) -> None:
+        """Log a diagnosis after an update of the masks, with the present step.
+
+        Args:
+            trainer: Trainer of the network.
+            diagnosis: Diagnosis of the network.
+            fraction: Fraction of the kept weights of each layer that was dropped.
+        """
+        if trainer.is_global_zero:
+            show_update(trainer.loggers, trainer.global_step, diagnosis, fraction, self._label)
+
     def save_masks(self, trainer: Trainer, ranks: Ranks, masks: Masks) -> None:
         """Write masks into the folder of the logger; every rank has to call this method.
 
@@ -146,7 +158,7 @@ class PruningReport:
         for note in notes:
             self.info(f"{note}.")
         if trainer.is_global_zero:
-            show_diagnosis(trainer.loggers, diagnosis, self._label)
+            show_diagnosis(trainer.loggers, diagnosis, self._label, trainer.global_step)
             show_masks(trainer.loggers, network, masks, self._label)
             if self._recording is not None:
                 show_rounds(trainer.loggers, network, inputs, masks, self._recording, self._label)
