@@ -9,8 +9,8 @@ they grow: random ones (SET), or those with the largest gradients (RigL). The fr
 with ``anneal="cosine"`` (Evci et al. 2020, "Rigging the Lottery", Section 3), and ``drop_fraction``
 with ``anneal="constant"``. Masks no longer change from step T_end on.
 
-As in the paper and in the authors' code, a weight that has just been dropped may be grown again, in
-which case nothing changes for it. The drop count is rounded down in each layer.
+As in the papers and in the authors' code, a weight that has just been dropped may be grown again.
+The number of dropped weights is rounded down in each layer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from synflow_pl.pruners.base import Pruner, PrunerWrapper, PruningState
 from synflow_pl.pruners.random import Random
 from synflow_pl.pruners.sparsity_distributions import Rule
 
-__all__ = ["Anneal", "DropAndGrow", "GrowthState", "replaced_mask"]
+__all__ = ["Anneal", "DropAndGrow", "GrowthState", "drop_then_grow"]
 
 Anneal = Literal["cosine", "constant"]
 
@@ -73,11 +73,16 @@ class DropAndGrow(PrunerWrapper):
         ValueError: If an option is impossible, naming its value.
     """
 
+    end_fraction: float | None = 0.75
     distribution: Rule = "erk"
     """Sparsity distribution of random initial masks."""
     grows_by_gradient: bool = False
     """True if :meth:`growth_scores` reads gradients. The update then takes the place of an
     optimiser step, as in Algorithm 1 of Evci et al. 2020.
+    """
+    resets_regrown: bool = False
+    """True if a weight that is dropped and grown again in one update starts from zero like other
+    grown weights; otherwise nothing changes for it.
     """
     min_delta_t: int = 1
     """Smallest number of steps between two updates."""
@@ -144,7 +149,9 @@ class DropAndGrow(PrunerWrapper):
         """
 
 
-def replaced_mask(weight: Tensor, mask: Tensor, growth: Tensor, fraction: float) -> Tensor:
+def drop_then_grow(
+    weight: Tensor, mask: Tensor, growth: Tensor, fraction: float
+) -> tuple[Tensor, Tensor]:
     """Return the mask of a layer after an update, with as many kept weights as before.
 
     The kept weights of smallest magnitude are dropped, then the weights with the largest growth
@@ -158,20 +165,30 @@ def replaced_mask(weight: Tensor, mask: Tensor, growth: Tensor, fraction: float)
         fraction: Fraction of the kept weights that is dropped, in [0, 1]; the number is rounded
             down.
 
+    Returns:
+        Mask after the update, and a bool tensor that is True where a weight was grown, both in the
+        weight's shape. A weight that was dropped and grown again is part of both.
+
     Example:
         >>> weight = torch.tensor([0.1, -3.0, 2.0, 0.0, 0.0])
         >>> mask = torch.tensor([True, True, True, False, False])
         >>> growth = torch.tensor([1.0, 9.0, 9.0, 2.0, 5.0])
-        >>> replaced_mask(weight, mask, growth, 0.4).tolist()
-        [False, True, True, False, True]
+        >>> [x.tolist() for x in drop_then_grow(weight, mask, growth, 0.4)]
+        [[False, True, True, False, True], [False, False, False, False, True]]
     """
     kept = mask.flatten()
     num_kept = int(kept.count_nonzero())
     # The product of a decimal fraction and a whole number may lie just below a whole number.
     count = min(math.floor(num_kept * fraction + 1e-9), num_kept)
-    (dropped,) = smallest_of_many([weight.detach().abs().flatten()], [kept], num_kept, count)
+    magnitudes, scores = (_comparable(x.detach()).flatten() for x in (weight.abs(), growth))
+    (dropped,) = smallest_of_many([magnitudes], [kept], num_kept, count)
     remaining = kept.index_fill(0, dropped, False)
-    grown = ~remaining
-    candidates = kept.numel() - num_kept + count
-    (left,) = smallest_of_many([growth.flatten()], [grown], candidates, candidates - count)
-    return (remaining | grown.index_fill(0, left, False)).view_as(mask)
+    others = kept.numel() - num_kept + count
+    (left,) = smallest_of_many([scores], [~remaining], others, others - count)
+    grown = (~remaining).index_fill(0, left, False)
+    return (remaining | grown).view_as(mask), grown.view_as(mask)
+
+
+def _comparable(values: Tensor) -> Tensor:
+    """Return values in a type that can be ranked on any device."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

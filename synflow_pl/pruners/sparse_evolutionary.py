@@ -49,6 +49,7 @@ class SET(DropAndGrow):
     """
 
     distribution = "er"
+    resets_regrown = True
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 
 from synflow_pl.pruners import Pruner
+from synflow_pl.pruners.base import PrunerWrapper
 from synflow_pl.pruners.batch_loss import is_binary
 from synflow_pl.pruners.drop_and_grow import DropAndGrow
 from synflow_pl.pruners.sanity import SANITY
@@ -69,6 +70,7 @@ def make_options(
         ValueError: If an option is impossible, naming its value.
         TypeError: If ``loss`` or ``loss_fn`` cannot be called with two arguments.
     """
+    _refuse_wrapped(pruner)
     if isinstance(pruner, DropAndGrow):
         _check_moving(
             pruner,
@@ -125,6 +127,25 @@ def make_options(
             " and gradual pruning"
         )
     return pruning
+
+
+def _refuse_wrapped(pruner: Pruner | None) -> None:
+    """Refuse a wrapper, such as a sanity check, of a pruner whose masks change during training.
+
+    Args:
+        pruner: Pruner, or ``None`` for a dense training.
+
+    Raises:
+        ValueError: If it is such a wrapper.
+    """
+    inner = pruner
+    while isinstance(inner, PrunerWrapper):
+        inner = inner.pruner
+        if isinstance(inner, DropAndGrow):
+            raise ValueError(
+                f"{type(pruner).__name__} wraps {inner.name}, whose masks change during training;"
+                f" give the wrapper of another pruner as initial of {inner.name}, or leave it out"
+            )
 
 
 def _check_moving(pruner: DropAndGrow, *, granularity: str, **options: Any) -> None:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from synflow_pl.masks import Masks
-from synflow_pl.pruners.drop_and_grow import DropAndGrow, GrowthState, replaced_mask
+from synflow_pl.pruners.drop_and_grow import DropAndGrow, GrowthState, drop_then_grow
 from synflow_pl.training.distributed import Ranks
 from synflow_pl.training.training_clock import End, find_end, progress
 
-__all__ = ["MaskUpdates", "UpdateState", "reset_optimizer_state"]
+__all__ = ["MaskUpdates", "UpdateState", "start_from_zero"]
 
 
 @dataclass
@@ -34,7 +34,7 @@ class UpdateState:
         last: Progress of the training at the last update, or when the updates began, as
             :func:`~synflow_pl.training.training_clock.progress` returns it.
         done: Number of completed updates.
-        replaced: Number of weights that all updates together have replaced.
+        replaced: Number of weights that all updates together have grown from zero.
     """
 
     seed: int
@@ -143,7 +143,9 @@ class MaskUpdates:
             for parameter in stepped:
                 parameter.grad = None
 
-    def choose(self, method: DropAndGrow, ranks: Ranks, network: nn.Module, masks: Masks) -> Masks:
+    def choose(
+        self, method: DropAndGrow, ranks: Ranks, network: nn.Module, masks: Masks
+    ) -> tuple[Masks, dict[str, Tensor]]:
         """Return the masks after the update that was collected, on every rank those of rank 0.
 
         Masks of parameters that had no gradient in this step, such as frozen ones, stay.
@@ -153,29 +155,32 @@ class MaskUpdates:
             ranks: Ranks of the training.
             network: Network that is trained.
             masks: Masks of the network.
+
+        Returns:
+            Masks after the update, and bool tensors that are True where a weight starts from zero,
+            by parameter name.
         """
         assert self.state is not None
         state, gradients = self.state, self._gradients
         self._gradients = {}
 
-        def choose() -> dict[str, object]:
+        def choose() -> tuple[dict[str, object], dict[str, Tensor]]:
             weights = {name: network.get_parameter(name).detach() for name in gradients}
             before = {name: masks[name].to(weight.device) for name, weight in weights.items()}
             dense = gradients if method.grows_by_gradient else {}
             generator = _generator(state.seed, state.done)
             growth = method.growth_scores(GrowthState(weights, before, generator, dense))
-            after = {
-                name: replaced_mask(weight, before[name], growth[name], self.fraction)
-                for name, weight in weights.items()
-            }
-            return Masks({**masks, **after}, masks.followers).state_dict()
+            after, new = dict(masks), {}
+            for name, weight in weights.items():
+                scores = growth[name].to(weight.device)
+                after[name], grown = drop_then_grow(weight, before[name], scores, self.fraction)
+                new[name] = (grown if method.resets_regrown else grown & ~before[name]).cpu()
+            return Masks(after, masks.followers).state_dict(), new
 
-        chosen = Masks.from_state_dict(ranks.run_on_rank_zero(choose))
+        chosen, new = ranks.run_on_rank_zero(choose)
         state.last, state.done = self._now, state.done + 1
-        state.replaced += sum(
-            int(grown.count_nonzero()) for grown in _grown(masks, chosen).values()
-        )
-        return chosen
+        state.replaced += sum(int(grown.count_nonzero()) for grown in new.values())
+        return Masks.from_state_dict(chosen), new
 
     def _position(self, trainer: Trainer, now: int) -> float:
         """Return a progress as a fraction of that from which on masks do not change."""
@@ -183,34 +188,29 @@ class MaskUpdates:
         return max(count / last for count, last in clocks if last is not None)
 
 
-def reset_optimizer_state(
-    optimizers: Iterable[Optimizer], network: nn.Module, before: Masks, after: Masks
+@torch.no_grad()
+def start_from_zero(
+    optimizers: Iterable[Optimizer], network: nn.Module, new: Mapping[str, Tensor]
 ) -> None:
-    """Set the optimisers' state of grown weights to zero, such as momentum and second moments.
+    """Set grown weights to zero, and the optimisers' state of them: momentum, second moments.
 
     Args:
         optimizers: Optimisers of the network.
         network: Network that is trained.
-        before: Masks before the update.
-        after: Masks after the update.
+        new: Bool tensors that are True where a weight starts from zero, by parameter name.
     """
-    for name, grown in _grown(before, after).items():
+    for name, grown in new.items():
         parameter = network.get_parameter(name)
-        for optimizer in optimizers:
-            for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == grown.shape:
-                    value.masked_fill_(grown.to(value.device), 0)
+        states = [optimizer.state.get(parameter, {}) for optimizer in optimizers]
+        for value in [parameter, *(value for state in states for value in state.values())]:
+            if isinstance(value, Tensor) and value.shape == grown.shape:
+                value.masked_fill_(grown.to(value.device), 0)
 
 
 def _generator(seed: int, done: int) -> torch.Generator:
     """Return a generator of one update, so that a resumed training draws the same numbers."""
     digest = hashlib.sha256(f"{seed} {done}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-def _grown(before: Masks, after: Masks) -> Mapping[str, Tensor]:
-    """Return which weights an update has grown, by parameter name."""
-    return {name: mask & ~before[name].to(mask.device) for name, mask in after.items()}
 
 
 def _record_scale(trainer: Trainer, optimizer: Optimizer) -> None:

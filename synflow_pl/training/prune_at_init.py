@@ -28,7 +28,7 @@ from synflow_pl.training.compacted import check_compactable
 from synflow_pl.training.hold_masks import HoldMasks
 from synflow_pl.training.introspection import find_network
 from synflow_pl.training.mask_chooser import Fit, MaskChooser
-from synflow_pl.training.mask_updates import UpdateState, reset_optimizer_state
+from synflow_pl.training.mask_updates import UpdateState, start_from_zero
 from synflow_pl.training.monitors import check_monitors
 from synflow_pl.training.pruning_report import diagnose_rounds
 from synflow_pl.training.tuner_order import run_before_tuners
@@ -399,8 +399,8 @@ class PruneAtInit(HoldMasks):
     def _update(self, fit: Fit, masks: Masks) -> None:
         """Drop and grow weights, and report the network that results."""
         assert self._moving is not None
-        updated = self._updates.choose(self._moving, self._ranks, fit.network, masks)
-        reset_optimizer_state(fit.trainer.optimizers, fit.network, masks, updated)
+        updated, new = self._updates.choose(self._moving, self._ranks, fit.network, masks)
+        start_from_zero(fit.trainer.optimizers, fit.network, new)
         self._keep(fit.trainer, fit.pl_module, updated)
         diagnosis = self._examine(fit, updated)
         self._report.show_update(fit.trainer, diagnosis, self._updates.fraction)
