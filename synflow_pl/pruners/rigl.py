@@ -5,9 +5,9 @@ weights with the largest gradient of the loss are grown, from zero:
 
     drop: the k smallest |w| of the kept weights,    grow: the k largest |dL/dw| of all others
 
-(Algorithm 1). A dropped weight that is grown again keeps its value and momentum, as in the authors'
-code. The gradient is that of the batch of the update, for all weights of the layer,
-computed on the sparse network. The update takes the place of an optimiser step.
+(Algorithm 1). The gradient is that of the batch of the update, for all weights of the layer,
+computed on the sparse network. The update takes the place of an optimiser step. A dropped weight
+that is grown again keeps its value and momentum, as in the authors' code.
 """
 
 from __future__ import annotations
