@@ -18,6 +18,7 @@ from synflow_pl.masks import Masks
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.recording import RecordingPruner
 from synflow_pl.training.distributed import Ranks
+from synflow_pl.training.training_clock import progress
 from synflow_pl.training.visualization import (
     show_density,
     show_diagnosis,
@@ -97,7 +98,7 @@ class PruningReport:
         show_density(trainer.loggers, index, density, self._label)
 
     def show_update(self, trainer: Trainer, diagnosis: Diagnosis, fraction: float) -> None:
-        """Log a diagnosis after an update of the masks, with the present step.
+        """Log a diagnosis after an update of the masks, at the present step, counted from 0.
 
         Args:
             trainer: Trainer of the network.
@@ -105,7 +106,9 @@ class PruningReport:
             fraction: Fraction of the kept weights of each layer that was dropped.
         """
         if trainer.is_global_zero:
-            show_update(trainer.loggers, trainer.global_step, diagnosis, fraction, self._label)
+            # Lightning logs the metrics of the step with this number.
+            step = progress(trainer) - 1
+            show_update(trainer.loggers, step, diagnosis, fraction, self._label)
 
     def save_masks(self, trainer: Trainer, ranks: Ranks, masks: Masks) -> None:
         """Write masks into the folder of the logger; every rank has to call this method.

@@ -75,7 +75,7 @@ def show_update(
 
     Args:
         loggers: Loggers of the Trainer.
-        step: Number of optimiser steps.
+        step: Index of the optimiser step, counted from 0.
         diagnosis: Diagnosis of the network after the update.
         fraction: Fraction of the kept weights of each layer that was dropped.
         label: Name of one of several pruned networks, which becomes part of all names.

@@ -108,8 +108,9 @@ def test_a_sweep_compares_them_with_pruning_at_initialisation(
     Path("grid.yaml").write_text(
         "recipes: [demo]\npruners: [synflow, rigl, set]\ndensities: [0.2]\n"
     )
-    # delta_t is an option of two of the pruners, so a hundred steps are trained instead.
+    # delta_t is an option of two of the pruners only, so 140 small steps are trained instead.
     length = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "70"]
+    length += ["--data.batch_size", "4"]
     sweep(["-c", "grid.yaml", *SHORT, *length])
     names = [f"demo-{name}-density0.2-seed0" for name in ("synflow", "rigl", "set")]
     assert sorted(path.name for path in Path("sweeps/grid/lightning_logs").iterdir()) == sorted(
@@ -125,6 +126,7 @@ def test_a_sweep_compares_them_with_pruning_at_initialisation(
         assert f" {name} " in output, output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", [RigL, SET])
 def test_training_that_is_killed_and_resumed_ends_bitwise_as_undisturbed(
     pruner: type, tmp_path: Path

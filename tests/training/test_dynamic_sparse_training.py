@@ -451,9 +451,9 @@ def test_each_update_is_diagnosed_and_logged(tmp_path: Path) -> None:
     fit(tmp_path, pruning, logger=logger)
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("pruning/drop_fraction")]
-    assert [int(row["step"]) for row in rows] == [3, 6, 9, 12, 15]
+    assert [int(row["step"]) for row in rows] == [2, 5, 8, 11, 14]
     for row in rows:
-        expected = 0.4 / 2 * (1 + math.cos(int(row["step"]) * math.pi / 18))
+        expected = 0.4 / 2 * (1 + math.cos((int(row["step"]) + 1) * math.pi / 18))
         assert float(row["pruning/drop_fraction"]) == pytest.approx(expected)
         assert float(row["pruning/density"]) == pytest.approx(164 / TOTAL)
         assert 0 < float(row["pruning/effective_density"]) <= 164 / TOTAL
