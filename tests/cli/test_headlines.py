@@ -114,7 +114,7 @@ HEADLINES = (
         slow=True,
     ),
     Headline(
-        'synflow_pl sweep -c sweeps/digits --pruners "[synflow, rigl, set]" --trainer.max_epochs 6',
+        'synflow_pl sweep -c sweeps/mnist --pruners "[synflow, rigl, set]"',
         epochs=2,
         slow=True,
     ),
