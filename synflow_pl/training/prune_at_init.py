@@ -117,7 +117,7 @@ class PruneAtInit(HoldMasks):
         diagnosis: Diagnosis of the pruned network, or ``None`` if this callback has not pruned it.
             An update of the masks replaces it.
         survival: History of the masks over the rounds; ``None`` for a single round or a pruner that
-            regrows weights.
+            regrows weights, and after an update of the masks.
         seconds: Duration of the pruning, in seconds.
 
     Raises:
@@ -402,6 +402,7 @@ class PruneAtInit(HoldMasks):
         updated, new = self._updates.choose(self._moving, self._ranks, fit.network, masks)
         start_from_zero(fit.trainer.optimizers, fit.network, new)
         self._keep(fit.trainer, fit.pl_module, updated)
+        self.survival = None  # the rounds of the initial masks explain these masks no longer
         diagnosis = self._examine(fit, updated)
         self._report.show_update(fit.trainer, diagnosis, self._updates.fraction)
         try:
@@ -420,7 +421,7 @@ class PruneAtInit(HoldMasks):
             self._show(fit, masks, self._examine(fit, masks), how, when)
         else:
             self._report.warn(
-                f"{self._moving.name} has not updated the masks, since training makes no step that"
+                f"{self._moving.name} has not updated the masks, since training made no step that"
                 f" is a multiple of delta_t: {self._moving.delta_t} before t_end:"
                 f" {self._moving.end_fraction}"
             )
