@@ -14,8 +14,10 @@ from synflow_pl.pruners.phew import PHEW
 from synflow_pl.pruners.prospr import ProsPr
 from synflow_pl.pruners.px import PX
 from synflow_pl.pruners.random import Random
+from synflow_pl.pruners.rigl import RigL
 from synflow_pl.pruners.sanity import Inverted, Reinitialised, Shuffled
 from synflow_pl.pruners.snip import SNIP
+from synflow_pl.pruners.sparse_evolutionary import SET
 from synflow_pl.pruners.synflow import SynFlow
 from synflow_pl.pruners.synflow_l2 import SynFlowL2, SynFlowL2AsPublished
 
@@ -25,6 +27,7 @@ __all__ = [
     "NTKSAP",
     "PHEW",
     "PX",
+    "SET",
     "SNIP",
     "FisherOBD",
     "GRASPIt",
@@ -40,6 +43,7 @@ __all__ = [
     "PruningState",
     "Random",
     "Reinitialised",
+    "RigL",
     "Saliency",
     "Shuffled",
     "SynFlow",

@@ -185,8 +185,8 @@ class Pruner(ABC):
     schedule: Literal["exponential", "linear", "cubic"] = "exponential"
     """Density after each round in the paper, used for ``schedule=None``."""
     end_fraction: float | None = None
-    """Fraction of the training, in (0, 1], by which the last round is finished, if rounds are
-    spread over training; ``None`` if all rounds run at once.
+    """Fraction of the training, in (0, 1], by which the masks are final, if rounds are spread over
+    training or masks are updated in it; ``None`` if all rounds run at once.
     """
     needs_input: bool = False
     """True if the pruner reads ``state.inputs``."""

@@ -122,7 +122,8 @@ class RunCSV(CSVLogger):
     def rewind(self, step: int) -> None:
         """Remove the rows of a step and all later steps, which are about to be trained again.
 
-        Rows of pruning are kept: their step is the pruning round.
+        Rows of pruning are kept: their step is the pruning round. Those of an update of the masks
+        during training are removed like others.
 
         Args:
             step: First step to remove, counted from 0.
@@ -133,7 +134,12 @@ class RunCSV(CSVLogger):
                 of_pruning = any(
                     value for key, value in row.items() if key and key.startswith("pruning/")
                 )
-                return of_pruning or ((row["step"] or "").isdigit() and int(row["step"]) < step)
+                of_update = any(
+                    value for key, value in row.items() if key and key.endswith("/drop_fraction")
+                )
+                return (of_pruning and not of_update) or (
+                    (row["step"] or "").isdigit() and int(row["step"]) < step
+                )
 
             self.experiment.rewrite(keep)
 

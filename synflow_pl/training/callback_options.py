@@ -9,7 +9,9 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 
 from synflow_pl.pruners import Pruner
+from synflow_pl.pruners.base import PrunerWrapper
 from synflow_pl.pruners.batch_loss import is_binary
+from synflow_pl.pruners.drop_and_grow import DropAndGrow
 from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.training.checkpoints import attribute_of
@@ -35,6 +37,7 @@ def make_options(
     masks_path: str | os.PathLike[str] | None,
     on_collapse: str,
     compact: bool,
+    freeze_dead: bool,
     loss: object,
     loss_fn: object,
     exclude: Sequence[str] | str,
@@ -51,6 +54,7 @@ def make_options(
         masks_path: File of masks to train with.
         on_collapse: What happens if no path of kept weights connects input and output.
         compact: Whether a smaller network is trained.
+        freeze_dead: Whether biases and gains of units without a path from the input are pruned.
         loss: Function from (outputs, labels) to the loss that a pruner scores by on data.
         loss_fn: Function from (module, batch) to that loss.
         exclude: Pattern, or list of patterns, of parameter names that stay dense.
@@ -66,6 +70,16 @@ def make_options(
         ValueError: If an option is impossible, naming its value.
         TypeError: If ``loss`` or ``loss_fn`` cannot be called with two arguments.
     """
+    _refuse_wrapped(pruner)
+    if isinstance(pruner, DropAndGrow):
+        _check_moving(
+            pruner,
+            compact=compact,
+            freeze_dead=freeze_dead,
+            sanity=sanity,
+            score_from=score_from,
+            **options,
+        )
     pruning: PruningOptions | None = None
     density, num_kept, rounds = options["density"], options["num_kept"], options["rounds"]
     if masks_path is None and pruner is not None:
@@ -113,6 +127,55 @@ def make_options(
             " and gradual pruning"
         )
     return pruning
+
+
+def _refuse_wrapped(pruner: Pruner | None) -> None:
+    """Refuse a wrapper, such as a sanity check, of a pruner whose masks change during training.
+
+    Args:
+        pruner: Pruner, or ``None`` for a dense training.
+
+    Raises:
+        ValueError: If it is such a wrapper.
+    """
+    inner = pruner
+    while isinstance(inner, PrunerWrapper):
+        inner = inner.pruner
+        if isinstance(inner, DropAndGrow):
+            raise ValueError(
+                f"{type(pruner).__name__} wraps {inner.name}, whose masks change during training;"
+                f" give the wrapper of another pruner as initial of {inner.name}, or leave it out"
+            )
+
+
+def _check_moving(pruner: DropAndGrow, *, granularity: str, **options: Any) -> None:
+    """Refuse what is impossible if masks move during training, naming the option to drop.
+
+    Args:
+        pruner: Method of dynamic sparse training.
+        granularity: What is removed together.
+        options: Other options of the callback.
+
+    Raises:
+        ValueError: If there is such an option.
+    """
+    if granularity != "weight":
+        raise ValueError(
+            f"granularity: {granularity!r} removes groups of weights, and {pruner.name} drops and"
+            " grows single weights; leave one of them out"
+        )
+    for name in ("effective_density", "flops", "parameters", "latency"):
+        if options[name] is not None:
+            raise ValueError(
+                f"{name}: {options[name]}, but {pruner.name} holds the number of weights of each"
+                " layer constant and nothing else; give density or num_kept"
+            )
+    for name in ("compact", "freeze_dead", "mask_bias", "mask_norm", "sanity", "score_from"):
+        if options[name]:
+            raise ValueError(
+                f"{name}: {str(options[name]).lower()} needs masks that do not change, and"
+                f" {pruner.name} changes them during training; leave one of them out"
+            )
 
 
 def _check_structured(options: PruningOptions, sanity: str | None, gradual: bool) -> None:

@@ -6,7 +6,6 @@ prune, or not to prune").
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -15,8 +14,9 @@ from pytorch_lightning import Trainer
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.schedules import SCHEDULES, as_density
+from synflow_pl.training.training_clock import End, find_end, progress
 
-__all__ = ["End", "Gradual", "GradualPruning", "density_after", "progress"]
+__all__ = ["Gradual", "GradualPruning", "density_after"]
 
 
 @dataclass
@@ -24,7 +24,8 @@ class Gradual:
     """State of a gradual pruning, which is stored in checkpoints.
 
     Attributes:
-        begun: Progress of the training when the pruning began, as :func:`progress` returns it.
+        begun: Progress of the training when the pruning began, as
+            :func:`~synflow_pl.training.training_clock.progress` returns it.
         done: Number of completed rounds.
         begun_steps: Number of steps of all optimisers together when the pruning began; ``None`` in
             checkpoints that do not have it.
@@ -73,21 +74,6 @@ class Gradual:
         )
 
 
-@dataclass(frozen=True)
-class End:
-    """End of a gradual pruning: the first of two limits that is reached.
-
-    Attributes:
-        progress: Progress of the training, as :func:`progress` returns it; ``None`` if the training
-            is not limited by it.
-        steps: Number of steps of all optimisers together; ``None`` if the training is not limited
-            by them.
-    """
-
-    progress: int | None
-    steps: int | None
-
-
 class GradualPruning:
     """Rounds of the gradual pruning of one network: how many are completed, and how many are due.
 
@@ -123,7 +109,7 @@ class GradualPruning:
         Raises:
             ValueError: If the training has no end, or the pruning would end before it begins.
         """
-        self._end = _end(trainer, end_fraction, at_epoch)
+        self._end = find_end(trainer, "gradual pruning", "end_fraction", end_fraction, at_epoch)
         if self.state is not None:
             self.state.align(trainer)
 
@@ -152,50 +138,6 @@ class GradualPruning:
         """
         assert self.state is not None
         self.state.done = rounds
-
-
-def progress(trainer: Trainer) -> int:
-    """Return the number of optimiser steps so far, or of batches under manual optimisation.
-
-    Under manual optimisation ``trainer.global_step`` sums the steps of all optimisers, so with two
-    of them it grows twice as fast as the number of batches.
-
-    Args:
-        trainer: Trainer of the network.
-    """
-    manual = not trainer.lightning_module.automatic_optimization
-    return trainer.fit_loop.total_batch_idx + 1 if manual else trainer.global_step
-
-
-def _end(trainer: Trainer, end_fraction: float, at_epoch: int) -> End:
-    """Return the end of a gradual pruning, counted from the start of training."""
-    total = trainer.estimated_stepping_batches
-    if math.isinf(total):
-        raise ValueError(
-            "gradual pruning takes a part of the training, so that must have an end: give"
-            " max_epochs or max_steps"
-        )
-    epochs, part = trainer.max_epochs, Fraction(str(end_fraction))
-    if trainer.lightning_module.automatic_optimization:
-        end = End(math.ceil(part * int(total)), None)
-    else:
-        batches = trainer.num_training_batches
-        counted = None if epochs in (None, -1) or math.isinf(batches) else int(batches) * epochs
-        end = End(
-            math.ceil(part * counted) if counted is not None else None,
-            math.ceil(part * trainer.max_steps) if trainer.max_steps != -1 else None,
-        )
-        total = total if counted is None else counted
-    if (
-        end.progress is not None
-        and epochs not in (None, -1)
-        and at_epoch * int(total) >= end.progress * epochs
-    ):
-        raise ValueError(
-            f"at_epoch: {at_epoch} lies after the end of the gradual pruning, step {end.progress}"
-            f" of {total}; begin earlier, or let it take more of the training (end_fraction)"
-        )
-    return end
 
 
 def density_after(options: PruningOptions, pruner: Pruner, due: int, total: int) -> Fraction:

@@ -25,6 +25,7 @@ from synflow_pl.training.distributed import Ranks
 from synflow_pl.training.gradual_pruning import GradualPruning
 from synflow_pl.training.introspection import find_network
 from synflow_pl.training.mask_checkpoint import NetworkState, check_resumable
+from synflow_pl.training.mask_updates import MaskUpdates
 from synflow_pl.training.pruning_report import PruningReport
 from synflow_pl.training.zeros import Zeros, tensors_outside_networks
 
@@ -35,8 +36,9 @@ class HoldMasks(Callback):
     """Hold the masks of one network: in training, in its averages, and in checkpoints.
 
     This is the base class of :class:`synflow_pl.PruneAtInit`, which chooses the masks. A subclass
-    applies masks with :meth:`_keep`, and changes :attr:`_gradual` in a gradual pruning; this class
-    stores both in checkpoints and restores them.
+    applies masks with :meth:`_keep`, and changes :attr:`_gradual` in a gradual pruning and
+    :attr:`_updates` in dynamic sparse training; this class stores all three in checkpoints and
+    restores them.
 
     Args:
         network: Name of the attribute of the LightningModule that holds the network; ``None`` for
@@ -53,7 +55,7 @@ class HoldMasks(Callback):
         self.masks: Masks | None = None
         self._pruned: weakref.ref[nn.Module] | None = None
         self._restored = False
-        self._gradual = GradualPruning()
+        self._gradual, self._updates = GradualPruning(), MaskUpdates()
         self._ranks: Ranks
         self._report = PruningReport()
         self._holds: dict[int, Hold] = {}
@@ -86,7 +88,8 @@ class HoldMasks(Callback):
 
     def _reset(self) -> None:
         """Reset the state that belongs to an earlier network."""
-        self.masks, self._gradual.state, self._pruned, self._restored = None, None, None, False
+        self.masks, self._pruned, self._restored = None, None, False
+        self._gradual.state, self._updates.state = None, None
         self._report.clear()
 
     def _belongs(self, network: nn.Module) -> bool:
@@ -162,7 +165,8 @@ class HoldMasks(Callback):
     def _drop(self) -> None:
         """Remove the hooks and the masks, so that the next fit prunes the network again."""
         self._release()
-        self.masks, self._gradual.state, self._pruned = None, None, None
+        self.masks, self._pruned = None, None
+        self._gradual.state, self._updates.state = None, None
 
     @contextmanager
     def _new_masks(self, network: nn.Module) -> Iterator[None]:
@@ -292,13 +296,13 @@ class HoldMasks(Callback):
     ) -> None:
         """Store the masks in the checkpoint, under a key that does not depend on the class."""
         _, prefix = find_network(pl_module, self.network)
-        state = NetworkState(self.masks, self._gradual.state, self.compact)
+        state = NetworkState(self.masks, self._gradual.state, self.compact, self._updates.state)
         state.store(checkpoint, prefix, alone=len(self._callbacks(trainer)) == 1)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Restore the masks and the state of a gradual pruning from a checkpoint that has them.
+        """Restore the masks and the state of a pruning during training, if a checkpoint has them.
 
         Raises:
             ValueError: If training cannot be resumed from it with these callbacks.
@@ -319,7 +323,7 @@ class HoldMasks(Callback):
                 self._reset()
                 self.masks = state.masks
             self._pruned, self._restored = weakref.ref(network), fitting
-            self._gradual.state = state.gradual
+            self._gradual.state, self._updates.state = state.gradual, state.updates
         elif fitting or (
             self.masks is not None and self._belongs(network) and not _holds(network, self.masks)
         ):

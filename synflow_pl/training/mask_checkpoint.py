@@ -13,6 +13,7 @@ from synflow_pl.training.averaged_models import refuse_mid_epoch
 from synflow_pl.training.callback_options import refuse_shards
 from synflow_pl.training.checkpoints import KEY, attribute_of, states
 from synflow_pl.training.gradual_pruning import Gradual
+from synflow_pl.training.mask_updates import UpdateState
 
 __all__ = ["NetworkState", "check_resumable"]
 
@@ -25,11 +26,13 @@ class NetworkState:
         masks: Masks of the network; ``None`` if it is not pruned.
         gradual: State of a gradual pruning; ``None`` if there is none.
         compact: Whether a smaller network is trained.
+        updates: State of the updates of dynamic sparse training; ``None`` if there are none.
     """
 
     masks: Masks | None
     gradual: Gradual | None
     compact: bool
+    updates: UpdateState | None = None
 
     def store(self, checkpoint: dict[str, Any], prefix: str, *, alone: bool) -> None:
         """Add the state to a checkpoint, in place, under a key that does not depend on the class.
@@ -44,6 +47,8 @@ class NetworkState:
             state["masks"] = self.masks.state_dict()
         if self.gradual is not None:
             state["gradual"] = asdict(self.gradual)
+        if self.updates is not None:
+            state["updates"] = asdict(self.updates)
         if alone:
             checkpoint[KEY] = state
         else:
@@ -58,11 +63,12 @@ class NetworkState:
             prefix: Prefix of the network's weights, with or without the part of ``torch.compile``.
         """
         state = _by_attribute(checkpoint).get(attribute_of(prefix), {})
-        masks, gradual = state.get("masks"), state.get("gradual")
+        masks, gradual, updates = (state.get(key) for key in ("masks", "gradual", "updates"))
         return cls(
             masks=Masks.from_state_dict(masks) if masks is not None else None,
             gradual=Gradual(**gradual) if gradual is not None else None,
             compact=state.get("compact", False),
+            updates=UpdateState(**updates) if updates is not None else None,
         )
 
 

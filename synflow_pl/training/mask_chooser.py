@@ -18,6 +18,7 @@ from synflow_pl.flow import acting_on, example_of
 from synflow_pl.masks import Masks, prunable
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.batch_loss import BatchLoss, as_batch_loss
+from synflow_pl.pruners.drop_and_grow import DropAndGrow
 from synflow_pl.pruning import prune
 from synflow_pl.pruning_checks import Batches, rounds_advice
 from synflow_pl.pruning_options import PruningOptions
@@ -114,7 +115,9 @@ class MaskChooser:
     @property
     def end_fraction(self) -> float | None:
         """Fraction of the training that a gradual pruning takes; ``None`` for pruning at once."""
-        return self.pruner.end_fraction if self.pruner is not None else None
+        if self.pruner is None or isinstance(self.pruner, DropAndGrow):
+            return None
+        return self.pruner.end_fraction
 
     @property
     def rounds(self) -> int:

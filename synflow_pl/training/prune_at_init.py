@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from synflow_pl.diagnosis import DeadNetwork, Diagnosis, MaskHistory
 from synflow_pl.masks import Masks
 from synflow_pl.pruners import Pruner
+from synflow_pl.pruners.drop_and_grow import DropAndGrow
 from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.training.callback_options import (
     check_now,
@@ -26,6 +28,7 @@ from synflow_pl.training.compacted import check_compactable
 from synflow_pl.training.hold_masks import HoldMasks
 from synflow_pl.training.introspection import find_network
 from synflow_pl.training.mask_chooser import Fit, MaskChooser
+from synflow_pl.training.mask_updates import UpdateState, start_from_zero
 from synflow_pl.training.monitors import check_monitors
 from synflow_pl.training.pruning_report import diagnose_rounds
 from synflow_pl.training.tuner_order import run_before_tuners
@@ -83,13 +86,14 @@ class PruneAtInit(HoldMasks):
             within layers, or reinitialise the weights.
         at_epoch: Number of epochs of training before the network is pruned, at least 0; 0 is before
             the first step. A pruner whose rounds are spread over the training (GradualMagnitude)
-            begins then.
+            begins then, and so do the updates of a pruner that changes masks during the training
+            (RigL, SET).
         score_from: Run or checkpoint whose trained weights are scored and whose masks are pruned
             further. The kept weights then start from the values that the network has when the fit
             begins (rewinding, Frankle & Carbin 2019). ``ckpt_path`` may then be a checkpoint
             without masks.
         masks_path: Path of a file of masks to train with. Nothing is pruned then, and the options
-            of pruning are not used.
+            of pruning are not used. With RigL or SET they are the initial masks.
         network: Name of the attribute of the LightningModule that is pruned ("backbone"); by
             default ``network`` if there is such an attribute, else the whole module.
         input_shape: Shape (C, H, W) of an input; by default that of the data module, else of
@@ -113,8 +117,9 @@ class PruneAtInit(HoldMasks):
     Attributes:
         masks: Masks of the network, or ``None`` before it is pruned.
         diagnosis: Diagnosis of the pruned network, or ``None`` if this callback has not pruned it.
+            An update of the masks replaces it.
         survival: History of the masks over the rounds; ``None`` for a single round or a pruner that
-            regrows weights.
+            regrows weights, and after an update of the masks.
         seconds: Duration of the pruning, in seconds.
 
     Raises:
@@ -193,9 +198,16 @@ class PruneAtInit(HoldMasks):
             masks_path=masks_path,
             on_collapse=on_collapse,
             compact=compact,
+            freeze_dead=freeze_dead,
             loss=loss,
             loss_fn=loss_fn,
         )
+        self._moving = pruner if isinstance(pruner, DropAndGrow) else None
+        if self._moving is not None and self._from_file is not None and self._from_file.followers:
+            raise ValueError(
+                f"masks_path: {os.fspath(masks_path)!r} masks biases or gains, which"  # type: ignore[arg-type]
+                f" {self._moving.name} cannot update; give masks of weights alone"
+            )
         self.pruner = pruner if pruner is None or sanity is None else SANITY[sanity](pruner)
         self.at_epoch = at_epoch
         self.score_from = find_checkpoint(score_from) if score_from is not None else None
@@ -297,6 +309,10 @@ class PruneAtInit(HoldMasks):
             check_resumed(trainer, self.at_epoch)
         if self._chooser.end_fraction is not None:
             self._gradual.plan(trainer, self._chooser.end_fraction, self.at_epoch)
+        if self._moving is not None:
+            self._updates.plan(trainer, self._moving, self.at_epoch)
+            if self.masks is not None and self._updates.state is None:
+                self._updates.begin(trainer, self._moving)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune if ``at_epoch`` is this epoch."""
@@ -304,11 +320,22 @@ class PruneAtInit(HoldMasks):
         if unpruned and trainer.current_epoch == self.at_epoch:
             self._begin(trainer, pl_module)
 
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Store the dense gradients if masks are updated at this step, before they are masked."""
+        if self._moving is not None and self.masks is not None:
+            network, _ = find_network(pl_module, self.network)
+            self._updates.collect(trainer, self._moving, optimizer, network, self.masks)
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Prune further if a round of a gradual pruning is due."""
+        """Update the masks, or prune further, if that is due."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._updates.collected and self.masks is not None:
+            self._update(self._fit(trainer, pl_module), self.masks)
         if self._chooser.end_fraction is None or self.masks is None:
             return
         due = self._gradual.due(trainer, self._chooser.rounds)
@@ -329,6 +356,8 @@ class PruneAtInit(HoldMasks):
                 f"training ended after round {self._gradual.done} of {rounds}, at density"
                 f" {self.masks.density:.6g}"
             )
+        elif self._moving is not None and (state := self._updates.state) is not None:
+            self._show_updates(self._fit(trainer, pl_module), self.masks, state)
 
     def _fit(self, trainer: Trainer, pl_module: LightningModule) -> Fit:
         network, prefix = find_network(pl_module, self.network)
@@ -343,6 +372,8 @@ class PruneAtInit(HoldMasks):
                 self._keep(trainer, pl_module, self._chooser.keep_all(fit))
             else:
                 self._prune_at_once(fit)
+                if self._moving is not None:
+                    self._updates.begin(trainer, self._moving)
 
     def _prune_at_once(self, fit: Fit) -> None:
         """Choose and apply the masks, and report them."""
@@ -369,14 +400,53 @@ class PruneAtInit(HoldMasks):
                 self._drop()
                 raise
 
+    def _update(self, fit: Fit, masks: Masks) -> None:
+        """Drop and grow weights, and report the network that results."""
+        assert self._moving is not None
+        updated, new = self._updates.choose(self._moving, self._ranks, fit.network, masks)
+        start_from_zero(fit.trainer.optimizers, fit.network, new)
+        self._keep(fit.trainer, fit.pl_module, updated)
+        self.survival = None  # the rounds of the initial masks explain these masks no longer
+        diagnosis = self._examine(fit, updated)
+        self._report.show_update(fit.trainer, diagnosis, self._updates.fraction)
+        try:
+            self._report.check_collapse(diagnosis, self.on_collapse, "")
+        except DeadNetwork:
+            # Another fit of the network must not train it disconnected.
+            self._drop()
+            raise
+
+    def _show_updates(self, fit: Fit, masks: Masks, state: UpdateState) -> None:
+        """Report the network after all updates of its masks, at the end of training."""
+        assert self._moving is not None
+        if state.done:
+            how = f"{self._moving.name} has kept"
+            when = f" through {state.done:,} updates that replaced {state.replaced:,} weights"
+            self._show(fit, masks, self._examine(fit, masks), how, when)
+        else:
+            self._report.warn(
+                f"{self._moving.name} has not updated the masks, since training made no step that"
+                f" is a multiple of delta_t: {self._moving.delta_t} before t_end:"
+                f" {self._moving.end_fraction}"
+            )
+
     def _diagnose(self, fit: Fit, masks: Masks, how: str, when: str) -> None:
         """Diagnose the pruned network, and report it; an error if it must not be disconnected."""
+        diagnosis = self._examine(fit, masks)
+        self._show(fit, masks, diagnosis, how, when)
+        self._report.check_collapse(diagnosis, self.on_collapse, self._chooser.rounds_advice)
+
+    def _examine(self, fit: Fit, masks: Masks) -> Diagnosis:
+        """Return the diagnosis of the pruned network, which becomes :attr:`diagnosis`."""
 
         def diagnose() -> Diagnosis:
             inputs = self._chooser.example(fit)
             return diagnose_rounds(fit.network, masks, inputs, self.survival, self.spectra)
 
-        self.diagnosis = diagnosis = self._ranks.run_on_rank_zero(diagnose)
+        self.diagnosis = self._ranks.run_on_rank_zero(diagnose)
+        return self.diagnosis
+
+    def _show(self, fit: Fit, masks: Masks, diagnosis: Diagnosis, how: str, when: str) -> None:
+        """Print the diagnosis of the pruned network, and log it."""
         inputs, notes = self._chooser.inputs, self._chooser.notes
         self._report.show(fit.trainer, fit.network, masks, diagnosis, inputs, how, when, notes)
-        self._report.check_collapse(diagnosis, self.on_collapse, self._chooser.rounds_advice)

@@ -18,11 +18,13 @@ from synflow_pl.masks import Masks
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.recording import RecordingPruner
 from synflow_pl.training.distributed import Ranks
+from synflow_pl.training.training_clock import progress
 from synflow_pl.training.visualization import (
     show_density,
     show_diagnosis,
     show_masks,
     show_rounds,
+    show_update,
     wants_pictures,
 )
 
@@ -95,6 +97,19 @@ class PruningReport:
         """
         show_density(trainer.loggers, index, density, self._label)
 
+    def show_update(self, trainer: Trainer, diagnosis: Diagnosis, fraction: float) -> None:
+        """Log a diagnosis after an update of the masks, at the present step, counted from 0.
+
+        Args:
+            trainer: Trainer of the network.
+            diagnosis: Diagnosis of the network.
+            fraction: Fraction of the kept weights of each layer that was dropped.
+        """
+        if trainer.is_global_zero:
+            # Lightning logs the metrics of the step with this number.
+            step = progress(trainer) - 1
+            show_update(trainer.loggers, step, diagnosis, fraction, self._label)
+
     def save_masks(self, trainer: Trainer, ranks: Ranks, masks: Masks) -> None:
         """Write masks into the folder of the logger; every rank has to call this method.
 
@@ -146,7 +161,7 @@ class PruningReport:
         for note in notes:
             self.info(f"{note}.")
         if trainer.is_global_zero:
-            show_diagnosis(trainer.loggers, diagnosis, self._label)
+            show_diagnosis(trainer.loggers, diagnosis, self._label, trainer.global_step)
             show_masks(trainer.loggers, network, masks, self._label)
             if self._recording is not None:
                 show_rounds(trainer.loggers, network, inputs, masks, self._recording, self._label)

@@ -23,6 +23,7 @@ __all__ = [
     "show_hyperparameters",
     "show_masks",
     "show_rounds",
+    "show_update",
     "wants_pictures",
 ]
 
@@ -64,7 +65,33 @@ def show_density(loggers: Iterable[Logger], index: int, density: float, label: s
         logger.log_metrics({f"{_place(label)}/density": density}, step=index)
 
 
-def show_diagnosis(loggers: Iterable[Logger], diagnosis: Diagnosis, label: str = "") -> None:
+def show_update(
+    loggers: Iterable[Logger], step: int, diagnosis: Diagnosis, fraction: float, label: str = ""
+) -> None:
+    """Log density, effective density and drop fraction after an update of the masks.
+
+    They are the metrics ``pruning/density``, ``pruning/effective_density`` and
+    ``pruning/drop_fraction``.
+
+    Args:
+        loggers: Loggers of the Trainer.
+        step: Index of the optimiser step, counted from 0.
+        diagnosis: Diagnosis of the network after the update.
+        fraction: Fraction of the kept weights of each layer that was dropped.
+        label: Name of one of several pruned networks, which becomes part of all names.
+    """
+    values = {
+        "density": diagnosis.density,
+        "effective_density": diagnosis.effective_density,
+        "drop_fraction": fraction,
+    }
+    for logger in loggers:
+        logger.log_metrics({f"{_place(label)}/{key}": x for key, x in values.items()}, step=step)
+
+
+def show_diagnosis(
+    loggers: Iterable[Logger], diagnosis: Diagnosis, label: str = "", step: int = 0
+) -> None:
     """Log the effective density, the table of the diagnosis and, in TensorBoard, a bar chart.
 
     The table is a text in TensorBoard, the files ``diagnosis.csv`` and ``diagnosis.json`` in the
@@ -75,10 +102,11 @@ def show_diagnosis(loggers: Iterable[Logger], diagnosis: Diagnosis, label: str =
         loggers: Loggers of the Trainer.
         diagnosis: Diagnosis of the pruned network.
         label: Name of one of several pruned networks, which becomes part of all names.
+        step: Number of optimiser steps.
     """
     place, name = _place(label), f"diagnosis_{label}" if label else "diagnosis"
     for logger in loggers:
-        logger.log_metrics({f"{place}/effective_density": diagnosis.effective_density}, step=0)
+        logger.log_metrics({f"{place}/effective_density": diagnosis.effective_density}, step=step)
         if isinstance(logger, TensorBoardLogger):
             # Markdown shows lines that begin with four spaces as code, without changes.
             lines = [f"    {line}" for line in diagnosis.table().splitlines()]

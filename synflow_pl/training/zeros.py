@@ -37,7 +37,8 @@ class Zeros:
 
     An average that Lightning does not maintain is recognised by its values: its pruned weights all
     shrink by the same factor, since they are averaged with zeros. Those of another network, such as
-    a dense teacher, do not.
+    a dense teacher, do not. Once masks have moved, a factor of zero no longer counts: a copy of the
+    weights of an earlier step has it too when a copy of a later step replaces it.
 
     Args:
         prefix: Prefix of the network's parameter names, for messages.
@@ -60,7 +61,7 @@ class Zeros:
         self._samples: dict[str, tuple[Tensor, Tensor]] = {}
         self._recognised: dict[str, str] = {}
         self._handle: Any = None
-        self._fresh = False
+        self._fresh = self._moved = False
 
     def hold(self, network: nn.Module, masks: Masks) -> None:
         """Use these masks from now on.
@@ -69,11 +70,17 @@ class Zeros:
             network: Network that is trained, with pruned weights that are zero.
             masks: Masks of the network, by parameter name.
         """
+        before = self._pairs
         self.release()
         present = dict(network.named_parameters(remove_duplicate=False))
         self._pairs = {
             name: (present[name], ~mask.to(present[name].device)) for name, mask in masks.items()
         }
+        self._moved = self._moved or any(
+            bool((before[name][1].to(removed.device) & ~removed).any())
+            for name, (_, removed) in self._pairs.items()
+            if name in before
+        )
         self._network, self._fresh = network, True
         self._handle = network.register_state_dict_pre_hook(_BeforeStateDict(self))
 
@@ -167,7 +174,8 @@ class Zeros:
             now = flat[places.to(flat.device)].double().cpu()
             factor = float(now @ before / (before @ before))
             close = (now - factor * before).abs() <= 1e-3 * factor * before.abs() + 1e-30
-            if len(places) > 1 and 0 <= factor < 1 - 1e-6 and bool(close.all()):
+            lowest = 1e-6 if self._moved else 0
+            if len(places) > 1 and lowest <= factor < 1 - 1e-6 and bool(close.all()):
                 del self._samples[label]
                 return True
             if torch.equal(now, before):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,15 +216,22 @@ def resumed_step(folder: Path) -> int | None:
 
 
 def crash(
-    folder: Path, kinds: list[str], epochs: int, say: Callable[[str], None] = lambda _: None
+    folder: Path,
+    kinds: list[str],
+    epochs: int,
+    say: Callable[[str], None] = lambda _: None,
+    more: Sequence[str] = (),
 ) -> list[Kill]:
-    """Train with one kill for each of ``kinds``, then to the end, and return the kills."""
+    """Train with one kill for each of ``kinds``, then to the end, and return the kills.
+
+    ``more`` are further options of the command.
+    """
     chance, kills = random.Random(0), []
     with tempfile.TemporaryDirectory(dir=SHM if SHM.is_dir() else None) as elsewhere:
         for number, kind in enumerate([*kinds, "end"]):
             newest = saved_step(folder)
             temporary = Path(elsewhere) if number % 3 == 1 else None
-            process = start(folder, epochs, temporary, "--ckpt_path", "last")
+            process = start(folder, epochs, temporary, *more, "--ckpt_path", "last")
             try:
                 if kind == "end":
                     assert process.wait(300) == 0, (folder / "output").read_text()
@@ -252,7 +259,7 @@ def crash(
     return kills
 
 
-def check(folder: Path, whole: Path, kills: list[Kill]) -> None:
+def check(folder: Path, whole: Path, kills: list[Kill], densities: int = ROUNDS) -> None:
     """Check that a kill loses only steps since the last checkpoint, and the results are equal."""
     for kill in kills:
         assert kill.at - (kill.saved or 0) <= EVERY, kill
@@ -263,7 +270,7 @@ def check(folder: Path, whole: Path, kills: list[Kill]) -> None:
         assert [(row["epoch"], row[column]) for row in rows(folder, column)] == [
             (r["epoch"], r[column]) for r in rows(whole, column)
         ]
-    assert len(rows(folder, "pruning/density")) == ROUNDS
+    assert len(rows(folder, "pruning/density")) == densities
     assert not writes(folder)
 
 
@@ -277,8 +284,8 @@ def same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def undisturbed(folder: Path, epochs: int) -> None:
-    process = start(folder, epochs, None)
+def undisturbed(folder: Path, epochs: int, *more: str) -> None:
+    process = start(folder, epochs, None, *more)
     assert process.wait(600) == 0, (folder / "output").read_text()
 
 

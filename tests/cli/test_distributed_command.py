@@ -47,9 +47,11 @@ def options(overlay: str) -> list[str]:
     """Return options for a short pruning with an overlay, without an error for layer collapse."""
     if overlay == "dense":
         return ["-c", "pruners/dense"]
+    moving = ["--pruning.pruner.delta_t", "2"] if overlay in ("rigl", "set") else []
     return [
         "-c",
         f"pruners/{overlay}",
+        *moving,
         "--pruning.rounds",
         "3",
         "--pruning.density",
@@ -100,7 +102,9 @@ def test_two_processes_choose_the_masks_of_one_and_follow_its_loss_curve(
         monkeypatch.delenv(CLAIMED, raising=False)
         main.run([*FIT, *options(overlay), *devices, "--run", name])
     compare(
-        folder / "lightning_logs/two", folder / "lightning_logs/one", trained=overlay == "gradual"
+        folder / "lightning_logs/two",
+        folder / "lightning_logs/one",
+        trained=overlay in ("gradual", "rigl", "set"),
     )
     assert (folder / "lightning_logs/one/masks.safetensors").exists() == (overlay != "dense")
 
@@ -291,6 +295,8 @@ VALIDATIONS = {
     ],
     "averaged": ["--trainer.callbacks+=EMAWeightAveraging"],
     "gradual": ["-c", "pruners/gradual", "--pruning.density", "0.3"],
+    "rigl": ["-c", "pruners/rigl", "--pruning.density", "0.3", "--pruning.pruner.delta_t", "2"],
+    "set": ["-c", "pruners/set", "--pruning.density", "0.3", "--pruning.pruner.delta_t", "2"],
     "later": ["--pruning.at_epoch", "1"],
 }
 QUICK = [("default", "validated"), ("tqdm", "not validated")]

@@ -102,6 +102,22 @@ HEADLINES = (
         "synflow_pl fit -c mnist_conv -c pruners/gradual --pruning.pruner.end_fraction 0.75",
         epochs=2,
     ),
+    Headline(
+        "synflow_pl fit -c mnist_fc -c pruners/rigl --pruning.density 0.05",
+        epochs=2,
+        says="RigL kept",
+    ),
+    Headline(
+        "synflow_pl fit -c mnist_fc -c pruners/set --pruning.pruner.delta_t 50",
+        epochs=2,
+        says="SET kept",
+        slow=True,
+    ),
+    Headline(
+        'synflow_pl sweep -c sweeps/mnist --pruners "[synflow, rigl, set]"',
+        epochs=2,
+        slow=True,
+    ),
     Headline("synflow_pl multishot -c mnist_conv -c pruners/magnitude --levels 5", epochs=2),
     Headline(
         "synflow_pl multishot -c mnist_conv -c pruners/magnitude --levels 5 --rewind 2 --run late",

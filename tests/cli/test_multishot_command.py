@@ -242,6 +242,7 @@ def test_a_folder_that_is_not_a_run_is_not_removed(
             ["-c", "pruners/gradual"],
             "GradualMagnitude prunes while it trains, and multishot between trainings",
         ),
+        (["-c", "pruners/rigl"], "RigL prunes while it trains, and multishot between trainings"),
         (["--pruning.at_epoch", "1"], "pruning.at_epoch cannot go with multishot"),
         (["-c", "sanity/shuffle"], "pruning.sanity cannot go with multishot"),
         (["--ckpt_path", "x"], "ckpt_path cannot go with multishot"),

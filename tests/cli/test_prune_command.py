@@ -274,6 +274,7 @@ def test_the_error_names_the_round_after_which_the_network_is_disconnected(
             "-c pruners/gradual",
             "GradualMagnitude prunes during a training, and nothing is trained here",
         ),
+        ("-c pruners/rigl", "RigL prunes during a training, and nothing is trained here"),
         ("--pruning.at_epoch 2", "at_epoch: 2 is during a training"),
         (
             "--pruning.densty 0.1",
@@ -292,6 +293,7 @@ def test_the_error_names_the_round_after_which_the_network_is_disconnected(
         ),
         ("--compare snip dense", "compare: 'dense' prunes nothing; leave it out"),
         ("--compare snip gradual", "compare: 'gradual' prunes during a training"),
+        ("--compare snip set", "compare: 'set' prunes during a training"),
         ("--compare snip grasp --pruning.at_epoch 1", "pruning.at_epoch cannot go with compare"),
     ],
 )
