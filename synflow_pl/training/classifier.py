@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from synflow_pl.training.fully_shard import shard_network
 from synflow_pl.training.mean_loss import MeanLoss
 
 __all__ = ["Classifier"]
@@ -113,6 +114,11 @@ class Classifier(LightningModule):
             self.network.to(memory_format=torch.channels_last)
         if self.compiled and self.network._compiled_call_impl is None:
             self.network.compile()
+
+    def configure_model(self) -> None:
+        """Shard the network over the data-parallel devices of ModelParallelStrategy."""
+        if self.device_mesh is not None:
+            shard_network(self.network, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         """Reset all metrics, since an interrupted fit leaves its values in them."""

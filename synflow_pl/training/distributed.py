@@ -20,6 +20,7 @@ import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 
 __all__ = ["Disagreement", "Ranks"]
 
@@ -45,6 +46,7 @@ class Ranks:
 
     def __init__(self, trainer: Trainer) -> None:
         self._rank, self._world = trainer.global_rank, trainer.world_size
+        self._device = trainer.strategy.root_device
         # DDP on one device has a process group as well. Using it there lets a machine with one GPU
         # test that objects and tensors can be sent.
         self._single = self._world == 1 and not isinstance(trainer.strategy, DDPStrategy)
@@ -89,7 +91,9 @@ class Ranks:
         if self._single:
             return
         for tensor in tensors:
-            values = tensor.detach().contiguous()  # broadcast() needs this memory format
+            # broadcast() needs this memory format, and NCCL the device. The tensors of a strategy
+            # that shards are still on the CPU when the network is pruned.
+            values = tensor.detach().to(self._device).contiguous()
             distributed.broadcast(values, src=0)
             tensor.copy_(values)
 
@@ -124,6 +128,8 @@ def _checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if isinstance(tensor, DTensor):  # every rank has another part of it
+            continue
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -25,9 +25,18 @@ from synflow_pl.training.checkpoints import attribute_of, find_checkpoint
 from synflow_pl.training.compacted import check_compactable
 from synflow_pl.training.hold_masks import HoldMasks
 from synflow_pl.training.introspection import find_network
+from synflow_pl.training.mask_checkpoint import NetworkState
 from synflow_pl.training.mask_chooser import Fit, MaskChooser
 from synflow_pl.training.monitors import check_monitors
 from synflow_pl.training.pruning_report import diagnose_rounds
+from synflow_pl.training.sharded_fit import (
+    call_after_setup,
+    check_sharded_fit,
+    is_whole,
+    on_root_device,
+    resumed_path,
+    shards_parameters,
+)
 from synflow_pl.training.tuner_order import run_before_tuners
 
 __all__ = ["PruneAtInit"]
@@ -205,6 +214,7 @@ class PruneAtInit(HoldMasks):
         self.diagnosis: Diagnosis | None = None
         self.survival: MaskHistory | None = None
         self.seconds = 0.0
+        self._resumes = False
         self._clear()
 
     def _clear(self) -> None:
@@ -260,6 +270,8 @@ class PruneAtInit(HoldMasks):
         if stage != "fit" or not self._chooser.prunes:
             return
         check_trainer(trainer, self.at_epoch)
+        if shards_parameters(trainer):
+            self._prune_before_sharding(trainer, pl_module)
         network, _ = find_network(pl_module, self.network)
         if self._from_file is not None:
             self._from_file.parameters(network)
@@ -275,9 +287,12 @@ class PruneAtInit(HoldMasks):
         check_monitors(trainer, pl_module)
         super().on_fit_start(trainer, pl_module)
         if self.masks is None and self._chooser.prunes and self.at_epoch == 0:
-            if trainer.ckpt_path is not None and self.score_from is None:
+            if shards_parameters(trainer):
+                self._check_pruned_whole(pl_module)
+            elif trainer.ckpt_path is not None and self.score_from is None:
                 raise ValueError(too_late(trainer))
-            self._begin(trainer, pl_module)
+            else:
+                self._begin(trainer, pl_module)
         self._chooser.unrounded = {}
         if self.compact and self.masks is not None:
             inputs = self._chooser.example(self._fit(trainer, pl_module))
@@ -325,6 +340,56 @@ class PruneAtInit(HoldMasks):
                 f"training ended after round {self._gradual.done} of {rounds}, at density"
                 f" {self.masks.density:.6g}"
             )
+
+    # -- strategies that shard parameters
+
+    def _prune_before_sharding(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune right before ``configure_model()``, unless a checkpoint with masks is resumed."""
+        check_sharded_fit(
+            trainer,
+            compact=self.compact,
+            at_epoch=self.at_epoch,
+            end_fraction=self._chooser.end_fraction,
+        )
+        self._resumes = resumed_path(trainer) is not None and self.score_from is None
+
+        def prune() -> None:
+            network, _ = find_network(pl_module, self.network)
+            if self._resumes or self._belongs(network) or not is_whole(network):
+                return
+            self._ranks.broadcast(network.buffers())
+            with on_root_device(trainer, pl_module):
+                self._begin(trainer, pl_module)
+                self._release()
+            self._pruned_whole = True
+
+        call_after_setup(pl_module, prune)
+
+    def _check_pruned_whole(self, pl_module: LightningModule) -> None:
+        """Raise an error if a network was not whole before it was sharded.
+
+        Raises:
+            ValueError: If it will not get masks from a checkpoint either.
+        """
+        if not self._resumes:
+            raise ValueError(
+                f"{type(pl_module).__name__} creates or shards its network before the end of"
+                " setup(), or on the meta device, so it is whole on no rank and cannot be pruned by"
+                f" {self._chooser.source}; create it in the constructor and shard it in"
+                " configure_model()"
+            )
+
+    def _restore_shards(
+        self, trainer: Trainer, pl_module: LightningModule, state: NetworkState
+    ) -> None:
+        """Apply the masks of a checkpoint that is restored after the fit has started.
+
+        Raises:
+            ValueError: If the checkpoint has no masks and would be pruned in mid-training.
+        """
+        if state.masks is None and self._chooser.prunes and self.score_from is None:
+            raise ValueError(too_late(trainer))
+        super()._restore_shards(trainer, pl_module, state)
 
     def _fit(self, trainer: Trainer, pl_module: LightningModule) -> Fit:
         network, prefix = find_network(pl_module, self.network)

@@ -69,11 +69,15 @@ class Zeros:
             network: Network that is trained, with pruned weights that are zero.
             masks: Masks of the network, by parameter name.
         """
-        self.release()
+        self._watch(network)
         present = dict(network.named_parameters(remove_duplicate=False))
         self._pairs = {
             name: (present[name], ~mask.to(present[name].device)) for name, mask in masks.items()
         }
+
+    def _watch(self, network: nn.Module) -> None:
+        """Check a network, in place of another one, before its ``state_dict()`` is read."""
+        self.release()
         self._network, self._fresh = network, True
         self._handle = network.register_state_dict_pre_hook(_BeforeStateDict(self))
 
@@ -100,11 +104,7 @@ class Zeros:
             return
         if names := _zero(self._pairs):
             if not self.written:
-                rank_zero_warn(
-                    "Pruning: something other than an optimizer step wrote to removed weights of"
-                    f" {_some(self.prefix, names)}; they are set to zero again before each batch,"
-                    " validation and checkpoint"
-                )
+                rank_zero_warn(self._message(names))
             self.written = True
         for average in self.averages():
             present = dict(average.named_parameters(remove_duplicate=False))
@@ -116,6 +116,13 @@ class Zeros:
                 }
             )
         self._check_candidates()
+
+    def _message(self, names: list[str]) -> str:
+        return (
+            "Pruning: something other than an optimizer step wrote to removed weights of"
+            f" {_some(self.prefix, names)}; they are set to zero again before each batch,"
+            " validation and checkpoint"
+        )
 
     def _check_candidates(self) -> None:
         """Set pruned weights to zero in tensors that are recognised as averages."""

@@ -1,0 +1,245 @@
+"""Write and read distributed checkpoints: folders to which each rank writes its shards.
+
+The layout is that of Lightning's ``ModelParallelStrategy``: files of torch's distributed checkpoint
+(DCP) and ``meta.pt`` with everything that is not sharded. A folder is written beside its final
+path and renamed when it is complete. It is read without running code from it, and on any number of
+ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.default_planner import (
+    DefaultLoadPlanner,
+    _EmptyStateDictLoadPlanner,
+)
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    Metadata,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+from synflow_pl.io import atomic_write
+
+__all__ = ["is_sharded", "load_shards", "outline", "read_shards", "recover", "write_shards"]
+
+_UNSHARDED, _METADATA = "meta.pt", ".metadata"
+_WRITING, _REPLACED = ".unfinished", ".replaced"
+
+
+def is_sharded(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is the folder of a complete distributed checkpoint.
+
+    Args:
+        path: Path of a file or a folder, which need not exist.
+    """
+    return all((Path(path) / name).is_file() for name in (_UNSHARDED, _METADATA))
+
+
+def write_shards(
+    path: Path,
+    sharded: dict[str, Any],
+    unsharded: Mapping[str, Any],
+    *,
+    first: bool,
+    barrier: Callable[[], None],
+) -> None:
+    """Write a distributed checkpoint, in place of an earlier one at the same path.
+
+    Every rank has to call this function.
+
+    Args:
+        path: Path of the folder, on a file system that all ranks share.
+        sharded: Nested dicts of tensors, of which each rank writes its shards, and of numbers,
+            strings and lists of them.
+        unsharded: Everything else; that of rank 0 is written.
+        first: Whether this is rank 0.
+        barrier: Function that waits for all ranks.
+
+    Raises:
+        OSError: If the folder cannot be written; an earlier checkpoint is unchanged.
+    """
+    writing = _beside(path, _WRITING)
+    if first:
+        recover(path)
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+    barrier()
+    dcp.save(sharded, storage_writer=dcp.FileSystemWriter(writing, single_file_per_rank=True))
+    if first:
+        with atomic_write(writing / _UNSHARDED) as file:
+            torch.save(dict(unsharded), file)
+        replaced = _beside(path, _REPLACED)
+        if path.exists():
+            path.rename(replaced)
+        writing.rename(path)
+        if replaced.is_dir():
+            shutil.rmtree(replaced)
+        else:
+            replaced.unlink(missing_ok=True)
+    barrier()
+
+
+def recover(path: Path) -> None:
+    """Complete the replacement of a checkpoint that a killed process did not complete.
+
+    Args:
+        path: Path of a checkpoint, which no process is writing.
+    """
+    replaced, writing = _beside(path, _REPLACED), _beside(path, _WRITING)
+    if not path.exists() and is_sharded(writing):
+        writing.rename(path)
+    if not path.exists() and replaced.exists():
+        replaced.rename(path)
+    for rest in (replaced, writing):
+        if rest.is_dir():
+            shutil.rmtree(rest)
+        else:
+            rest.unlink(missing_ok=True)
+
+
+def load_shards(path: Path, state: dict[str, Any]) -> None:
+    """Read parts of a distributed checkpoint into tensors; every rank has to call this function.
+
+    Args:
+        path: Path of the folder.
+        state: Nested dicts with the keys that are read. The values of tensors are read in place, on
+            any number of ranks; other values are replaced.
+
+    Raises:
+        ValueError: If the folder is damaged or holds code.
+    """
+    dcp.load(state, storage_reader=_Reader(path), planner=_Planner())
+
+
+def read_shards(path: Path, keys: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return the content of a distributed checkpoint with whole tensors, as of a single file.
+
+    Args:
+        path: Path of the folder.
+        keys: Keys of the content to read, such as ``"state_dict"``, besides that of ``meta.pt``;
+            ``None`` reads all of them.
+
+    Raises:
+        ValueError: If the folder is damaged or holds code.
+    """
+    content: dict[str, Any] = {}
+    planner = _WholePlanner(keys=None if keys is None else set(keys))
+    _load_state_dict(content, storage_reader=_Reader(path), planner=planner, no_dist=True)
+    return _complete(path, content)
+
+
+def outline(path: Path) -> dict[str, Any]:
+    """Return the content of a distributed checkpoint with tensors on the meta device.
+
+    Names, shapes and types of tensors are then known without reading them.
+
+    Args:
+        path: Path of the folder.
+
+    Raises:
+        ValueError: If the folder is damaged or holds code.
+    """
+    content: dict[str, Any] = {}
+    reader = _Reader(path)
+    _load_state_dict(content, storage_reader=reader, planner=_BytesPlanner(), no_dist=True)
+    metadata = reader.read_metadata()
+    for key, entry in metadata.state_dict_metadata.items():
+        if isinstance(entry, TensorStorageMetadata):
+            empty = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+            _set(content, metadata.planner_data[key], empty)
+    return _complete(path, content)
+
+
+def _complete(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Add the unsharded part, and the optimisers' states in the form of a single file."""
+    count = sum(key.startswith("optimizer_") for key in content)
+    states = [content.pop(f"optimizer_{index}") for index in range(count)]
+    rest = torch.load(path / _UNSHARDED, map_location="cpu", weights_only=True)
+    return {**rest, **content, **({"optimizer_states": states} if states else {})}
+
+
+def _set(content: dict[str, Any], keys: tuple[Any, ...], value: Any) -> None:
+    for key in keys[:-1]:
+        content = content.setdefault(key, {})
+    content[keys[-1]] = value
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}{suffix}")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickler of a checkpoint's index that constructs descriptions of tensors only."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _HARMLESS or module in _DESCRIPTIONS:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+_DESCRIPTIONS = ("torch.distributed.checkpoint.metadata",)
+_HARMLESS = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("collections", "OrderedDict"),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
+}
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reader of the files of a distributed checkpoint that runs no code from its index."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        path = Path(self.path) / _METADATA
+        try:
+            with path.open("rb") as file:
+                metadata = _Unpickler(file).load()
+        except FileNotFoundError:
+            raise
+        # Unpickling arbitrary bytes may raise an exception of any class.
+        except Exception as error:
+            raise ValueError(
+                f"{str(path.parent)!r} cannot be read as a distributed checkpoint; it is damaged or"
+                f" holds code: {error}"
+            ) from error
+        return metadata
+
+
+class _WithoutCode:
+    """Part of a planner that reads values other than tensors without running code."""
+
+    original_state_dict: Any
+    mappings: Any
+
+    def load_bytes(self, read_item: Any, value: Any) -> None:
+        keys = self.mappings[read_item.dest_index.fqn]
+        _set(self.original_state_dict, keys, torch.load(value, weights_only=True))
+
+
+class _Planner(_WithoutCode, DefaultLoadPlanner):
+    pass
+
+
+class _WholePlanner(_WithoutCode, _EmptyStateDictLoadPlanner):
+    pass
+
+
+class _BytesPlanner(_WholePlanner):
+    """Planner that reads everything but tensors."""
+
+    def _should_include_key(self, key: str, metadata: Metadata) -> bool:
+        return isinstance(metadata.state_dict_metadata[key], BytesStorageMetadata)
