@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.default_planner import (
     DefaultLoadPlanner,
     _EmptyStateDictLoadPlanner,
@@ -156,7 +157,7 @@ def outline(path: Path) -> dict[str, Any]:
     for key, entry in metadata.state_dict_metadata.items():
         if isinstance(entry, TensorStorageMetadata):
             empty = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-            _set(content, metadata.planner_data[key], empty)
+            set_element(content, metadata.planner_data[key], empty)
     return _complete(path, content)
 
 
@@ -166,12 +167,6 @@ def _complete(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     states = [content.pop(f"optimizer_{index}") for index in range(count)]
     rest = torch.load(path / _UNSHARDED, map_location="cpu", weights_only=True)
     return {**rest, **content, **({"optimizer_states": states} if states else {})}
-
-
-def _set(content: dict[str, Any], keys: tuple[Any, ...], value: Any) -> None:
-    for key in keys[:-1]:
-        content = content.setdefault(key, {})
-    content[keys[-1]] = value
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -227,7 +222,7 @@ class _WithoutCode:
 
     def load_bytes(self, read_item: Any, value: Any) -> None:
         keys = self.mappings[read_item.dest_index.fqn]
-        _set(self.original_state_dict, keys, torch.load(value, weights_only=True))
+        set_element(self.original_state_dict, keys, torch.load(value, weights_only=True))
 
 
 class _Planner(_WithoutCode, DefaultLoadPlanner):
