@@ -316,11 +316,9 @@ class ImageDataModule(LabelledImages, LightningDataModule):
     def _loader(
         self, source: Source, images: Tensor, shuffle: bool = False, augment: bool = False
     ) -> Loader:
-        rank, ranks = (
-            (self.trainer.global_rank, self.trainer.world_size)
-            if self.trainer is not None
-            else (0, 1)
-        )
+        # Ranks of one tensor-parallel group compute with the same images.
+        shares = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        rank, ranks = (shares["rank"], shares["num_replicas"]) if shares else (0, 1)
         if self.batch_size % ranks:
             raise ValueError(
                 f"batch_size: {self.batch_size} images cannot be shared evenly by {ranks} devices;"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from synflow_pl.masks import Masks
-from synflow_pl.training.sharded_files import is_sharded, outline, read_shards
+from synflow_pl.training.sharded_files import is_sharded, leftover, outline, read_shards
 
 __all__ = [
     "KEY",
@@ -118,6 +118,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
         'last.ckpt'
     """
     path = Path(path)
+    path = leftover(path) or path
     if path.is_file() or is_sharded(path):
         return path
     if not path.is_dir():
@@ -126,9 +127,15 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             " lightning_logs/NAME"
         )
     checkpoints = sorted(
-        (path / "checkpoints").glob("*.ckpt"),
+        [
+            file
+            for file in (path / "checkpoints").glob("*.ckpt")
+            if file.is_file() or is_sharded(file)
+        ],
         key=lambda file: (file.name == "last.ckpt", file.stat().st_mtime),
     )
+    if (last := leftover(path / "checkpoints" / "last.ckpt")) is not None:
+        return last
     if not checkpoints:
         raise FileNotFoundError(
             f"the run {str(path)!r} has no checkpoint (none in {str(path / 'checkpoints')!r}); did"

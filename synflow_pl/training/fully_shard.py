@@ -50,10 +50,10 @@ class FullyShardStrategy(ModelParallelStrategy):
 def shard_network(network: nn.Module, mesh: DeviceMesh, **options: Any) -> None:
     """Shard the blocks of a network and then the rest of it, in place.
 
-    A block is a module directly within an ``nn.Sequential`` or ``nn.ModuleList`` that is not part of
-    another block: a residual block, a transformer's layer or, in a plain chain, a single layer. Its
-    parameters are gathered while it computes. A network that uses a parameter in several modules is
-    sharded as a whole, since such a parameter cannot belong to two blocks.
+    A block is a module directly within an ``nn.Sequential`` or ``nn.ModuleList`` that is not part
+    of another block: a residual block, a transformer's layer or, in a plain chain, a single layer.
+    Its parameters are gathered while it computes. A network that uses a parameter in several
+    modules is sharded as a whole, since such a parameter cannot belong to two blocks.
 
     Args:
         network: Network with whole parameters; one that is sharded already is left as it is.

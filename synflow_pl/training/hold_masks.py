@@ -30,6 +30,7 @@ from synflow_pl.training.pruning_report import PruningReport
 from synflow_pl.training.sharded_checkpoint import store_masks_in_checkpoints
 from synflow_pl.training.sharded_fit import has_shards, shards_parameters
 from synflow_pl.training.sharded_masks import ShardedMasks, ShardedZeros
+from synflow_pl.training.sharded_norm import clip_over_all_ranks
 from synflow_pl.training.zeros import Zeros, tensors_outside_networks
 
 __all__ = ["HoldMasks"]
@@ -109,8 +110,8 @@ class HoldMasks(Callback):
     def _keep(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
         """Apply masks to the network and its averages, now and after every optimiser step.
 
-        The masks become :attr:`masks`, sharded if the network is; whole masks are written into the
-        folder of the logger.
+        The masks become :attr:`masks`, sharded if the network is, and are written into the folder
+        of the logger.
         """
         network, _ = find_network(pl_module, self.network)
         if has_shards(network):
@@ -121,8 +122,7 @@ class HoldMasks(Callback):
             masks.apply(find_network(average, self.network)[0])
         self._hold(trainer, pl_module, masks)
         self._ranks.assert_equal(masks=masks.items(), weights=network.named_parameters())
-        if not isinstance(masks, ShardedMasks):
-            self._report.save_masks(trainer, self._ranks, masks)
+        self._report.save_masks(trainer, self._ranks, masks)
 
     def _hold(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
         """Set pruned weights to zero after each optimiser step and after other writes to them."""
@@ -217,6 +217,7 @@ class HoldMasks(Callback):
         """
         if isinstance(trainer.strategy, ModelParallelStrategy):
             store_masks_in_checkpoints(trainer.strategy)
+            clip_over_all_ranks(trainer)
         if stage != "fit":
             return
         # Prevents a deadlock of a rank that reads a metric with a rank that compares masks.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -288,7 +289,7 @@ class PruneAtInit(HoldMasks):
         super().on_fit_start(trainer, pl_module)
         if self.masks is None and self._chooser.prunes and self.at_epoch == 0:
             if shards_parameters(trainer):
-                self._check_pruned_whole(pl_module)
+                self._prune_shards(trainer, pl_module)
             elif trainer.ckpt_path is not None and self.score_from is None:
                 raise ValueError(too_late(trainer))
             else:
@@ -365,19 +366,20 @@ class PruneAtInit(HoldMasks):
 
         call_after_setup(pl_module, prune)
 
-    def _check_pruned_whole(self, pl_module: LightningModule) -> None:
-        """Raise an error if a network was not whole before it was sharded.
-
-        Raises:
-            ValueError: If it will not get masks from a checkpoint either.
-        """
-        if not self._resumes:
-            raise ValueError(
-                f"{type(pl_module).__name__} creates or shards its network before the end of"
-                " setup(), or on the meta device, so it is whole on no rank and cannot be pruned by"
-                f" {self._chooser.source}; create it in the constructor and shard it in"
-                " configure_model()"
-            )
+    def _prune_shards(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune a network that has been whole on no rank, unless a checkpoint has its masks."""
+        if self._resumes:
+            return
+        network, _ = find_network(pl_module, self.network)
+        self._reset()
+        self._pruned = weakref.ref(network)
+        masks = self._chooser.choose_by_shards(network, self._ranks)
+        self._keep(trainer, pl_module, masks)
+        assert self.masks is not None
+        self._report.info(
+            f"{self._chooser.source} kept {self.masks.kept:,} of {self.masks.total:,} weights"
+            f" (density {self.masks.density:.6g}), shard by shard."
+        )
 
     def _restore_shards(
         self, trainer: Trainer, pl_module: LightningModule, state: NetworkState

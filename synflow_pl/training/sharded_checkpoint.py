@@ -24,7 +24,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from synflow_pl.training.checkpoints import KEY, states
-from synflow_pl.training.sharded_files import is_sharded, load_shards, outline, write_shards
+from synflow_pl.training.sharded_files import (
+    is_sharded,
+    leftover,
+    load_shards,
+    outline,
+    write_shards,
+)
 from synflow_pl.training.sharded_masks import gather, local, named_shards, sharded_like
 from synflow_pl.training.state_dict_matching import canonical, differences
 
@@ -73,6 +79,7 @@ def _load(
         ValueError: If a distributed checkpoint does not fit the module or its optimisers.
     """
     path = Path(strategy.broadcast(checkpoint_path))
+    path = leftover(path) or path
     if not is_sharded(path):
         return type(strategy).load_checkpoint(strategy, path, weights_only=True)
     module = strategy.lightning_module
@@ -105,8 +112,8 @@ def _load_optimizers(
     if strategy.optimizers and stored != len(strategy.optimizers):
         raise ValueError(
             f"the checkpoint {str(path)!r} holds the states of {stored} optimisers, and"
-            f" {len(strategy.optimizers)} are trained with; give a checkpoint of a training with the"
-            " same optimisers"
+            f" {len(strategy.optimizers)} are trained with; give a checkpoint of a training with as"
+            " many"
         )
     for index, optimizer in enumerate(strategy.optimizers):
         own = get_optimizer_state_dict(module, optimizer)

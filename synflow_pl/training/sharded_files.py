@@ -31,10 +31,10 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from synflow_pl.io import atomic_write
 
-__all__ = ["is_sharded", "load_shards", "outline", "read_shards", "recover", "write_shards"]
+__all__ = ["is_sharded", "leftover", "load_shards", "outline", "read_shards", "write_shards"]
 
 _UNSHARDED, _METADATA = "meta.pt", ".metadata"
-_WRITING, _REPLACED = ".unfinished", ".replaced"
+_WRITING, _REPLACED = ".writing", ".replaced"
 
 
 def is_sharded(path: str | os.PathLike[str]) -> bool:
@@ -69,43 +69,55 @@ def write_shards(
     Raises:
         OSError: If the folder cannot be written; an earlier checkpoint is unchanged.
     """
-    writing = _beside(path, _WRITING)
+    writing, replaced = map(path.with_name, _names(path))
     if first:
-        recover(path)
-        shutil.rmtree(writing, ignore_errors=True)
+        _recover(path)
         writing.mkdir(parents=True)
     barrier()
     dcp.save(sharded, storage_writer=dcp.FileSystemWriter(writing, single_file_per_rank=True))
     if first:
         with atomic_write(writing / _UNSHARDED) as file:
             torch.save(dict(unsharded), file)
-        replaced = _beside(path, _REPLACED)
         if path.exists():
             path.rename(replaced)
         writing.rename(path)
-        if replaced.is_dir():
-            shutil.rmtree(replaced)
-        else:
-            replaced.unlink(missing_ok=True)
+        _remove(replaced)
     barrier()
 
 
-def recover(path: Path) -> None:
-    """Complete the replacement of a checkpoint that a killed process did not complete.
+def leftover(path: Path) -> Path | None:
+    """Return the complete checkpoint that a process left when it was killed while replacing it.
 
     Args:
-        path: Path of a checkpoint, which no process is writing.
+        path: Path of a checkpoint.
+
+    Returns:
+        Folder beside ``path``; ``None`` if ``path`` exists or no complete checkpoint was left.
     """
-    replaced, writing = _beside(path, _REPLACED), _beside(path, _WRITING)
-    if not path.exists() and is_sharded(writing):
-        writing.rename(path)
-    if not path.exists() and replaced.exists():
-        replaced.rename(path)
-    for rest in (replaced, writing):
-        if rest.is_dir():
-            shutil.rmtree(rest)
-        else:
-            rest.unlink(missing_ok=True)
+    if path.exists():
+        return None
+    beside = map(path.with_name, _names(path))
+    return next((left for left in beside if is_sharded(left) or left.is_file()), None)
+
+
+def _recover(path: Path) -> None:
+    """Complete the replacement of a checkpoint that a killed process did not complete."""
+    if (left := leftover(path)) is not None:
+        left.rename(path)
+    for name in _names(path):
+        _remove(path.with_name(name))
+
+
+def _names(path: Path) -> tuple[str, str]:
+    """Return the names beside a path of the next checkpoint and of the previous one."""
+    return f".{path.name}{_WRITING}", f".{path.name}{_REPLACED}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def load_shards(path: Path, state: dict[str, Any]) -> None:
@@ -164,13 +176,23 @@ def outline(path: Path) -> dict[str, Any]:
 def _complete(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Add the unsharded part, and the optimisers' states in the form of a single file."""
     count = sum(key.startswith("optimizer_") for key in content)
-    states = [content.pop(f"optimizer_{index}") for index in range(count)]
+    states = [_by_index(content.pop(f"optimizer_{index}")) for index in range(count)]
     rest = torch.load(path / _UNSHARDED, map_location="cpu", weights_only=True)
     return {**rest, **content, **({"optimizer_states": states} if states else {})}
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f".{path.name}{suffix}")
+def _by_index(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimiser's state with the indices of parameters in place of their names."""
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    index = {name: position for position, name in enumerate(names)}
+    stored = state.get("state", {})
+    return {
+        "state": {index[name]: stored[name] for name in names if name in stored},
+        "param_groups": [
+            {**group, "params": [index[name] for name in group["params"]]}
+            for group in state["param_groups"]
+        ],
+    }
 
 
 class _Unpickler(pickle.Unpickler):

@@ -1,8 +1,8 @@
 """Prune before a strategy shards the network, and refuse what a sharded network cannot do.
 
-Under ``ModelParallelStrategy`` Lightning calls ``setup()``, then ``configure_model()``, in which the
-module shards its network, then ``on_fit_start()``, and restores a checkpoint last. The network is
-pruned while it is whole, between the first two.
+Under ``ModelParallelStrategy`` Lightning calls ``setup()``, then ``configure_model()``, in which
+the module shards its network, then ``on_fit_start()``, and restores a checkpoint last. The network
+is pruned while it is whole, between the first two.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def resumed_path(trainer: Trainer) -> Any:
     Args:
         trainer: Trainer that is calling ``setup()`` of its callbacks.
     """
-    # Lightning sets trainer.ckpt_path when it restores, which is after configure_model(). Until then
-    # the path is only in a local variable of the method that calls the hooks.
+    # Lightning sets trainer.ckpt_path when it restores, which is after configure_model(). Until
+    # then the path is only in a local variable of the method that calls the hooks.
     frame, path = inspect.currentframe(), None
     while frame is not None and path is None:
         if frame.f_code is Trainer._run.__code__ and frame.f_locals.get("self") is trainer:

@@ -6,15 +6,15 @@ holds one byte for each of its weights. Masks are applied to local shards, witho
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-from torch.distributed.tensor.placement_types import Placement
 from torch.optim import Optimizer
 
 from synflow_pl.masks import Masks
@@ -29,6 +29,8 @@ __all__ = [
     "gather",
     "local",
     "named_shards",
+    "num_shards",
+    "own_part",
     "sharded_like",
 ]
 
@@ -75,8 +77,28 @@ def sharded_like(parameter: Tensor, shard: Tensor) -> Tensor:
     )
 
 
-def _own_part(whole: Tensor, parameter: Tensor) -> Tensor:
-    """Return a copy of the part of a whole tensor that this rank holds of a parameter."""
+def num_shards(tensor: Tensor) -> int:
+    """Return the number of parts into which a tensor is sharded; 1 if it is whole.
+
+    Args:
+        tensor: Tensor, or DTensor without pending sums.
+    """
+    if not isinstance(tensor, DTensor):
+        return 1
+    sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    return math.prod(size for size, placement in sizes if not placement.is_replicate())
+
+
+def own_part(whole: Tensor, parameter: Tensor) -> Tensor:
+    """Return a copy of the part of a whole tensor that this rank holds of a parameter.
+
+    Args:
+        whole: Tensor in the parameter's global shape.
+        parameter: Parameter of the network.
+
+    Returns:
+        Tensor on the device of the parameter.
+    """
     part = whole
     if isinstance(parameter, DTensor):
         shape, offset = compute_local_shape_and_global_offset(
@@ -132,7 +154,7 @@ class ShardedMasks(Masks):
             if isinstance(mask, DTensor) or name not in present:
                 shards[name] = mask
             elif mask.shape == present[name].shape:
-                shards[name] = sharded_like(present[name], _own_part(mask, present[name]))
+                shards[name] = sharded_like(present[name], own_part(mask, present[name]))
             else:
                 shards[name] = mask
         kept = (
@@ -174,6 +196,13 @@ class ShardedMasks(Masks):
     def state_dict(self) -> dict[str, object]:
         """Return the masks as DTensors, for a distributed checkpoint or :func:`gather`."""
         return {"masks": dict(self), "followers": sorted(self.followers)}
+
+    def gather(self) -> Masks:
+        """Return whole masks, on the CPU of rank 0; a collective call.
+
+        On ranks other than 0 the masks are empty.
+        """
+        return Masks(gather(dict(self)), self.followers)
 
 
 class ShardedHold(Hold):
@@ -277,22 +306,10 @@ def _count_on_all_ranks(masks: list[Tensor]) -> int:
     """Return the number of true entries of masks, counting replicas once; a collective call."""
     world = distributed.get_world_size()
     # Each shard is held by as many ranks as there are replicas of it.
-    counts = [int(local(mask).count_nonzero()) * _num_shards(mask) for mask in masks]
+    counts = [int(local(mask).count_nonzero()) * num_shards(mask) for mask in masks]
     total = torch.tensor([sum(counts)], device=local(masks[0]).device)
     distributed.all_reduce(total)
     return int(total) // world
-
-
-def _num_shards(tensor: Tensor) -> int:
-    if not isinstance(tensor, DTensor):
-        return 1
-    shards = 1
-    placements = cast(tuple[Placement, ...], tensor.placements)
-    for dimension, placement in enumerate(placements):
-        if not placement.is_replicate():
-            assert isinstance(placement, Shard) or placement.is_shard()
-            shards *= tensor.device_mesh.size(dimension)
-    return shards
 
 
 def _nothing() -> Iterator[Any]:

@@ -128,7 +128,7 @@ def test_there_are_recipes_and_overlays() -> None:
     )
     assert {"optim/warmup_cosine", "optim/no_decay_on_norms"} <= set(OPTIMS)
     assert {"loggers/tensorboard", "loggers/csv"} | PACKAGES.keys() == set(LOGGERS)
-    assert "trainer/ddp" in TRAINERS
+    assert {"trainer/ddp", "trainer/fsdp"} <= set(TRAINERS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,161 @@
+"""A network whose parameters are sharded over processes has the masks and zeros of one process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sharded_jobs
+import torch
+from torch import Tensor
+
+from synflow_pl import prune
+from synflow_pl.training import load_weights
+from synflow_pl.training.checkpoints import load_masks, read
+from tests.processes import Finished, run_command
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+JOBS = ["like_one", "resumed", "memory", "tensor_parallel", "combined", "never_whole"]
+
+
+def start(folder: Path, processes: int, jobs: list[str], limit: float) -> Finished:
+    """Run jobs in several processes, and check that they end without an error."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    script = Path(sharded_jobs.__file__)
+    root = script.parents[2]
+    done = run_command(
+        [*torchrun, "--nproc_per_node", str(processes), script, folder, *jobs],
+        folder,
+        {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root), str(script.parent)])},
+        limit,
+    )
+    assert done.returncode == 0, done.output[-4000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the results of all jobs in two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    start(folder, 2, JOBS, limit=150)
+    return folder
+
+
+def assert_close(path: Path, expected: Path) -> None:
+    """Check that two checkpoints have equal masks, and weights that are equal but for rounding."""
+    masks, others = load_masks(path), load_masks(expected)
+    assert masks is not None
+    assert others is not None
+    assert masks.keys() == others.keys()
+    assert masks.kept == others.kept
+    assert all(torch.equal(mask, others[name]) for name, mask in masks.items())
+    weights, same = (read(each)["state_dict"] for each in (path, expected))
+    assert weights.keys() == same.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, same[name], rtol=1e-3, atol=1e-5)
+    for name, mask in masks.items():
+        assert not weights[f"network.{name}"][~mask].any()
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the results of one process."""
+    folder = tmp_path_factory.mktemp("one")
+    for name in ("like_one", "resumed", "tensor_parallel"):
+        (folder / name).mkdir()
+        getattr(sharded_jobs, name)(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("optimizer", sharded_jobs.OPTIMIZERS)
+@pytest.mark.parametrize("pruner", sharded_jobs.PRUNERS)
+def test_two_ranks_train_like_one_process(
+    pruner: str, optimizer: str, one: Path, two: Path
+) -> None:
+    name = f"like_one/{pruner}-{optimizer}.ckpt"
+    assert_close(two / name, one / name)
+
+
+@pytest.mark.parametrize("end", ["end", "again"])
+def test_a_distributed_checkpoint_resumes_as_if_nothing_had_happened(
+    end: str, one: Path, two: Path
+) -> None:
+    assert_close(two / f"resumed/{end}.ckpt", one / "resumed/end.ckpt")
+
+
+def test_a_distributed_checkpoint_resumes_in_one_process(
+    one: Path, two: Path, tmp_path: Path
+) -> None:
+    sharded_jobs.resume(tmp_path, two / "resumed/middle.ckpt", "again.ckpt")
+    assert_close(tmp_path / "again.ckpt", one / "resumed/end.ckpt")
+
+
+def test_a_consolidated_checkpoint_loads_into_the_plain_network(two: Path, tmp_path: Path) -> None:
+    tool = "lightning_fabric.utilities.consolidate_checkpoint"
+    folder, file = two / "resumed/end.ckpt", tmp_path / "whole.ckpt"
+    done = run_command([sys.executable, "-m", tool, folder, "--output_file", file], tmp_path)
+    assert done.returncode == 0, done.output
+    assert_close(file, folder)
+    network = load_weights(sharded_jobs.network(), file)
+    masks = load_masks(file)
+    assert masks is not None
+    assert all(not network.get_parameter(name)[~mask].any() for name, mask in masks.items())
+
+
+def test_masks_take_one_byte_for_each_weight_of_a_rank(two: Path) -> None:
+    held = 0
+    for rank in range(2):
+        (unpruned, weights), (pruned, _) = torch.load(two / f"memory/memory-{rank}.pt")
+        assert pruned - unpruned <= weights
+        assert pruned > unpruned
+        held += weights
+    assert held == sum(p.numel() for p in sharded_jobs.network().parameters() if p.dim() > 1)
+
+
+@pytest.mark.parametrize("end", ["end", "again"])
+def test_tensor_parallel_ranks_train_like_one_process(end: str, one: Path, two: Path) -> None:
+    assert_close(two / f"tensor_parallel/{end}.ckpt", one / "tensor_parallel/end.ckpt")
+
+
+def test_sharding_goes_with_accumulation_checkpointing_compilation_and_precision(
+    two: Path, tmp_path: Path
+) -> None:
+    sharded_jobs.combined(tmp_path)
+    assert_close(two / "combined/32-true.ckpt", tmp_path / "32-true.ckpt")
+    mixed, full = (load_masks(two / f"combined/{name}.ckpt") for name in ("bf16-mixed", "32-true"))
+    assert mixed is not None
+    assert full is not None
+    assert all(torch.equal(mask, full[name]) for name, mask in mixed.items())
+
+
+@pytest.mark.parametrize("name", sharded_jobs.SHARDWISE)
+def test_a_network_that_is_whole_on_no_rank_has_the_masks_of_one_process(
+    name: str, two: Path
+) -> None:
+    pruner, options = sharded_jobs.SHARDWISE[name]
+    network = sharded_jobs.Blocks()
+    weights: dict[str, Tensor] = torch.load(two / f"never_whole/{name}.pt")
+    network.load_state_dict(weights)
+    expected: Any = prune(network, pruner, on_collapse="ignore", **options)
+    masks = load_masks(two / f"never_whole/{name}.ckpt")
+    assert masks is not None
+    assert masks.keys() == expected.keys()
+    assert all(torch.equal(mask, expected[layer]) for layer, mask in masks.items())
+
+
+def test_a_pruner_that_needs_the_whole_network_is_refused_on_every_rank(two: Path) -> None:
+    for rank in range(2):
+        message = (two / f"never_whole/refused-{rank}").read_text()
+        assert message.startswith("the network is whole on no rank, and SynFlow scores")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_ranks_resumes_on_four(one: Path, two: Path, tmp_path: Path) -> None:
+    start(tmp_path, 4, [f"resumed={two / 'resumed/middle.ckpt'}", "tensor_parallel"], limit=200)
+    assert_close(tmp_path / "resumed/again.ckpt", one / "resumed/end.ckpt")
+    for end in ("end", "again"):
+        assert_close(tmp_path / f"tensor_parallel/{end}.ckpt", one / "tensor_parallel/end.ckpt")
