@@ -110,6 +110,8 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compile the network and set its memory format, in the process that will run it."""
+        if self.device_mesh is not None:
+            return  # fully_shard() needs contiguous weights, and its blocks are compiled one by one
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if self.compiled and self.network._compiled_call_impl is None:
@@ -118,7 +120,8 @@ class Classifier(LightningModule):
     def configure_model(self) -> None:
         """Shard the network over the data-parallel devices of ModelParallelStrategy."""
         if self.device_mesh is not None:
-            shard_network(self.network, self.device_mesh["data_parallel"])
+            mesh = self.device_mesh["data_parallel"]
+            shard_network(self.network, mesh, compile=self.compiled)
 
     def on_fit_start(self) -> None:
         """Reset all metrics, since an interrupted fit leaves its values in them."""

@@ -47,7 +47,9 @@ class FullyShardStrategy(ModelParallelStrategy):
         super().setup_environment()
 
 
-def shard_network(network: nn.Module, mesh: DeviceMesh, **options: Any) -> None:
+def shard_network(
+    network: nn.Module, mesh: DeviceMesh, *, compile: bool = False, **options: Any
+) -> None:
     """Shard the blocks of a network and then the rest of it, in place.
 
     A block is a module directly within an ``nn.Sequential`` or ``nn.ModuleList`` that is not part
@@ -58,14 +60,19 @@ def shard_network(network: nn.Module, mesh: DeviceMesh, **options: Any) -> None:
     Args:
         network: Network with whole parameters; one that is sharded already is left as it is.
         mesh: One-dimensional device mesh.
+        compile: Whether each block runs through torch.compile, in place.
         options: Other options of ``torch.distributed.fsdp.fully_shard``, such as ``mp_policy``.
     """
     if isinstance(network, FSDPModule):
         return
     once = len(list(network.parameters()))
-    if once == sum(1 for _ in network.named_parameters(remove_duplicate=False)):
-        for block in _blocks(network):
-            fully_shard(block, mesh=mesh, **options)
+    shared = once < sum(1 for _ in network.named_parameters(remove_duplicate=False))
+    blocks = [] if shared else list(_blocks(network))
+    for block in blocks or [network]:
+        if compile:
+            block.compile()
+    for block in blocks:
+        fully_shard(block, mesh=mesh, **options)
     fully_shard(network, mesh=mesh, **options)
 
 

@@ -351,7 +351,7 @@ class HoldMasks(Callback):
         If it has none, its weights get the masks that this fit has chosen.
         """
         masks = state.masks if state.masks is not None else self.masks
-        self._restored = state.masks is not None
+        self._restored, self._gradual.state = state.masks is not None, state.gradual
         if masks is not None:
             self._pruned = weakref.ref(find_network(pl_module, self.network)[0])
             self._keep(trainer, pl_module, masks)

@@ -356,7 +356,10 @@ class PruneAtInit(HoldMasks):
 
         def prune() -> None:
             network, _ = find_network(pl_module, self.network)
-            if self._resumes or self._belongs(network) or not is_whole(network):
+            # A fit that failed in setup() leaves its call to the next one.
+            if pl_module.trainer is not trainer or self._resumes or self._belongs(network):
+                return
+            if not is_whole(network):
                 return
             self._ranks.broadcast(network.buffers())
             with on_root_device(trainer, pl_module):

@@ -11,13 +11,15 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint._nested_dict import set_element
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import (
     DefaultLoadPlanner,
     _EmptyStateDictLoadPlanner,
@@ -131,7 +133,8 @@ def load_shards(path: Path, state: dict[str, Any]) -> None:
     Raises:
         ValueError: If the folder is damaged or holds code.
     """
-    dcp.load(state, storage_reader=_Reader(path), planner=_Planner())
+    with _reading(path):
+        dcp.load(state, storage_reader=_Reader(path), planner=_Planner())
 
 
 def read_shards(path: Path, keys: Iterable[str] | None = None) -> dict[str, Any]:
@@ -147,8 +150,9 @@ def read_shards(path: Path, keys: Iterable[str] | None = None) -> dict[str, Any]
     """
     content: dict[str, Any] = {}
     planner = _WholePlanner(keys=None if keys is None else set(keys))
-    _load_state_dict(content, storage_reader=_Reader(path), planner=planner, no_dist=True)
-    return _complete(path, content)
+    with _reading(path):
+        _load_state_dict(content, storage_reader=_Reader(path), planner=planner, no_dist=True)
+        return _complete(path, content)
 
 
 def outline(path: Path) -> dict[str, Any]:
@@ -164,13 +168,29 @@ def outline(path: Path) -> dict[str, Any]:
     """
     content: dict[str, Any] = {}
     reader = _Reader(path)
-    _load_state_dict(content, storage_reader=reader, planner=_BytesPlanner(), no_dist=True)
-    metadata = reader.read_metadata()
-    for key, entry in metadata.state_dict_metadata.items():
-        if isinstance(entry, TensorStorageMetadata):
-            empty = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-            set_element(content, metadata.planner_data[key], empty)
-    return _complete(path, content)
+    with _reading(path):
+        _load_state_dict(content, storage_reader=reader, planner=_BytesPlanner(), no_dist=True)
+        metadata = reader.read_metadata()
+        for key, entry in metadata.state_dict_metadata.items():
+            if isinstance(entry, TensorStorageMetadata):
+                empty = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+                set_element(content, metadata.planner_data[key], empty)
+        return _complete(path, content)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise errors of the reading as ValueErrors that name the path."""
+    try:
+        yield
+    # Unpickling arbitrary bytes may raise an exception of any class. That of torch with the errors
+    # of all ranks is no Exception.
+    except (Exception, CheckpointException) as error:
+        last = str(error).strip().rpartition("\n")[2]
+        raise ValueError(
+            f"{str(path)!r} cannot be read as a distributed checkpoint; it is damaged, holds code,"
+            f" or lacks what is asked for: {last}"
+        ) from error
 
 
 def _complete(path: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -221,18 +241,8 @@ class _Reader(dcp.FileSystemReader):
     """Reader of the files of a distributed checkpoint that runs no code from its index."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / _METADATA
-        try:
-            with path.open("rb") as file:
-                metadata = _Unpickler(file).load()
-        except FileNotFoundError:
-            raise
-        # Unpickling arbitrary bytes may raise an exception of any class.
-        except Exception as error:
-            raise ValueError(
-                f"{str(path.parent)!r} cannot be read as a distributed checkpoint; it is damaged or"
-                f" holds code: {error}"
-            ) from error
+        with (Path(self.path) / _METADATA).open("rb") as file:
+            metadata: Metadata = _Unpickler(file).load()
         return metadata
 
 

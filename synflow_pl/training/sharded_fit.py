@@ -118,11 +118,14 @@ def call_after_setup(pl_module: LightningModule, function: Callable[[], None]) -
         pl_module: Module whose ``setup()`` has not been called yet in this fit.
         function: Function that is called before ``configure_model()``.
     """
-    setup = pl_module.setup
+    setup, own = pl_module.setup, "setup" in vars(pl_module)
 
     @functools.wraps(setup)
     def wrapped(stage: str) -> None:
-        pl_module.setup = setup  # type: ignore[method-assign]
+        if own:
+            pl_module.setup = setup  # type: ignore[method-assign]
+        else:
+            del pl_module.setup
         setup(stage)
         function()
 

@@ -7,6 +7,7 @@ holds one byte for each of its weights. Masks are applied to local shards, witho
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -196,6 +197,19 @@ class ShardedMasks(Masks):
     def state_dict(self) -> dict[str, object]:
         """Return the masks as DTensors, for a distributed checkpoint or :func:`gather`."""
         return {"masks": dict(self), "followers": sorted(self.followers)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write whole masks to a safetensors file, on rank 0; a collective call.
+
+        Args:
+            path: Path of the file; missing folders are created.
+
+        Raises:
+            OSError: On rank 0, if the folder cannot be written.
+        """
+        whole = self.gather()
+        if distributed.get_rank() == 0:
+            whole.save(path)
 
     def gather(self) -> Masks:
         """Return whole masks, on the CPU of rank 0; a collective call.

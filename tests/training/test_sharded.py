@@ -159,3 +159,59 @@ def test_a_checkpoint_of_two_ranks_resumes_on_four(one: Path, two: Path, tmp_pat
     assert_close(tmp_path / "resumed/again.ckpt", one / "resumed/end.ckpt")
     for end in ("end", "again"):
         assert_close(tmp_path / f"tensor_parallel/{end}.ckpt", one / "tensor_parallel/end.ckpt")
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+import sharded_jobs
+from sharded_jobs import Few, SynFlow, Watch, classifier, sharding, trainer
+from pytorch_lightning import Callback
+from synflow_pl import PruneAtInit
+from synflow_pl.training import LastCheckpoint, find_checkpoint
+
+folder, kill_at = Path(sys.argv[1]), float(sys.argv[2])
+torch.set_num_threads(1)
+run = folder / "run"
+try:
+    path = find_checkpoint(run)
+except FileNotFoundError:
+    path = None
+
+class Kill(Callback):
+    # Kills this rank in the middle of a step or of a save, the first time only.
+    def on_train_start(self, trainer, pl_module):
+        if os.environ["RANK"] == "1" and not (folder / "killed").exists():
+            (folder / "killed").touch()
+            import threading
+            threading.Timer(kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+
+pruning = PruneAtInit(SynFlow(), density=0.2, rounds=5)
+last = LastCheckpoint(every=3, folder=run / "checkpoints")
+fit = trainer(pruning, Watch(), last, Kill(), strategy=sharding(distributed=True))
+fit.fit(classifier("adamw"), Few(), ckpt_path=path)
+fit.save_checkpoint(folder / "end.ckpt", weights_only=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.2, 0.5, 0.8, 1.1, 1.4, 1.7, 2.0, 2.3, 2.6, 2.9])
+def test_a_killed_rank_is_restarted_and_ends_as_the_undisturbed_run(
+    seconds: float, one: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "script.py").write_text(KILLED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=2"]
+    here = Path(sharded_jobs.__file__)
+    done = run_command(
+        [*torchrun, "--nproc_per_node=2", "script.py", tmp_path, str(seconds)],
+        tmp_path,
+        {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(here.parents[2]), str(here.parent)]),
+        },
+        limit=120,
+    )
+    assert done.returncode == 0, done.output[-4000:]
+    assert (tmp_path / "killed").exists()
+    assert_close(tmp_path / "end.ckpt", one / "resumed/end.ckpt")
