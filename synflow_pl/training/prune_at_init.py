@@ -121,8 +121,8 @@ class PruneAtInit(HoldMasks):
     Attributes:
         masks: Masks of the network, or ``None`` before it is pruned.
         diagnosis: Diagnosis of the pruned network, or ``None`` if this callback has not pruned it.
-        survival: History of the masks over the rounds; ``None`` for a single round or a pruner that
-            regrows weights.
+        survival: History of the masks over the rounds; ``None`` for a single round, a pruner that
+            regrows weights, or a network that is sharded.
         seconds: Duration of the pruning, in seconds.
 
     Raises:
@@ -365,6 +365,8 @@ class PruneAtInit(HoldMasks):
             with on_root_device(trainer, pl_module):
                 self._begin(trainer, pl_module)
                 self._release()
+            self.survival = None  # it has the size of the whole network
+            self._clear()
             self._pruned_whole = True
 
         call_after_setup(pl_module, prune)

@@ -51,12 +51,13 @@ def has_shards(network: nn.Module) -> bool:
 
 
 def is_whole(network: nn.Module) -> bool:
-    """Return whether this rank holds every parameter of the network, with its values.
+    """Return whether the network has parameters, and this rank holds all of them with their values.
 
     Args:
         network: Any module.
     """
-    return not has_shards(network) and not any(p.is_meta for p in network.parameters())
+    parameters = list(network.parameters())
+    return bool(parameters) and not any(isinstance(p, DTensor) or p.is_meta for p in parameters)
 
 
 def check_sharded_fit(

@@ -1,7 +1,7 @@
 """Exact selection of the smallest of scores that are sharded over the ranks.
 
 The result is that of one process with whole tensors: the k smallest scores, and of equal scores
-those that come first. The k-th smallest is found digit by digit from histograms, which are summed
+those that come last. The k-th smallest is found digit by digit from histograms, which are summed
 over the ranks; no score leaves its rank.
 """
 
@@ -48,11 +48,12 @@ def keep_largest(
     device = keys[0].device
     threshold, smaller = _kth_smallest(own, remove, bits, device)
     masks = {name: key > threshold for name, key in zip(scores, keys, strict=True)}
-    # Of the scores that are equal to the threshold, those that come first are removed.
+    # Of the scores that are equal to the threshold, those that come last are removed, so positions
+    # are counted from the end.
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
     ties = [(key == threshold).nonzero() for key in keys]
     places = [
-        start + _global_positions(parameter, where)
+        sum(sizes) - 1 - start - _global_positions(parameter, where)
         for start, parameter, where in zip(starts, parameters.values(), ties, strict=True)
     ]
     counted = [place for place, counts in zip(places, first, strict=True) if counts]

@@ -110,8 +110,7 @@ def test_masks_take_one_byte_for_each_weight_of_a_rank(two: Path) -> None:
     held = 0
     for rank in range(2):
         (unpruned, weights), (pruned, _) = torch.load(two / f"memory/memory-{rank}.pt")
-        assert pruned - unpruned <= weights
-        assert pruned > unpruned
+        assert weights <= pruned - unpruned <= weights + 64  # torch keeps a few numbers
         held += weights
     assert held == sum(p.numel() for p in sharded_jobs.network().parameters() if p.dim() > 1)
 
