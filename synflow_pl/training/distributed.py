@@ -46,10 +46,10 @@ class Ranks:
 
     def __init__(self, trainer: Trainer) -> None:
         self._rank, self._world = trainer.global_rank, trainer.world_size
-        self._device = trainer.strategy.root_device
         # DDP on one device has a process group as well. Using it there lets a machine with one GPU
         # test that objects and tensors can be sent.
         self._single = self._world == 1 and not isinstance(trainer.strategy, DDPStrategy)
+        self._device = None if self._single else trainer.strategy.root_device
 
     def run_on_rank_zero(self, function: Callable[[], T], *, no_timeout: bool = False) -> T:
         """Call a function on rank 0 and return its result on every rank.

@@ -6,7 +6,6 @@ file the masks are whole, so that it can be read like that of any other training
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -36,7 +35,7 @@ from synflow_pl.training.state_dict_matching import canonical, differences
 
 __all__ = ["store_masks_in_checkpoints"]
 
-_Path = str | os.PathLike[str]
+_Path = str | Path
 
 
 def store_masks_in_checkpoints(strategy: ModelParallelStrategy) -> None:
@@ -94,7 +93,7 @@ def _load(
 
 
 def _load_weights(module: Any, path: Path, content: Mapping[str, Any]) -> None:
-    weights = get_model_state_dict(module)
+    weights: Any = get_model_state_dict(module)
     if module.strict_loading and (difference := differences(content["state_dict"], weights)):
         raise ValueError(
             f"the checkpoint {str(path)!r} does not fit this network: {difference}; give the"

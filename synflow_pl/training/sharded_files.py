@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint._nested_dict import set_element
+from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import (
     DefaultLoadPlanner,
     _EmptyStateDictLoadPlanner,
 )
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     Metadata,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict, load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from synflow_pl.io import atomic_write
 
@@ -76,7 +77,7 @@ def write_shards(
         _recover(path)
         writing.mkdir(parents=True)
     barrier()
-    dcp.save(sharded, storage_writer=dcp.FileSystemWriter(writing, single_file_per_rank=True))
+    save(sharded, storage_writer=FileSystemWriter(writing, single_file_per_rank=True))
     if first:
         with atomic_write(writing / _UNSHARDED) as file:
             torch.save(dict(unsharded), file)
@@ -134,7 +135,7 @@ def load_shards(path: Path, state: dict[str, Any]) -> None:
         ValueError: If the folder is damaged or holds code.
     """
     with _reading(path):
-        dcp.load(state, storage_reader=_Reader(path), planner=_Planner())
+        load(state, storage_reader=_Reader(path), planner=_Planner())
 
 
 def read_shards(path: Path, keys: Iterable[str] | None = None) -> dict[str, Any]:
@@ -237,7 +238,7 @@ _HARMLESS = {
 }
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """Reader of the files of a distributed checkpoint that runs no code from its index."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:

@@ -7,6 +7,7 @@ choose for the same weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -57,7 +58,7 @@ def prune_shards(network: nn.Module, pruner: Pruner, options: PruningOptions) ->
     scores = dict(_scores(pruner, weights, num_kept))
     _check_scores(scores, weights)
     if options.scope == "local" and density is not None:
-        masks = {}
+        masks: dict[str, Tensor] = {}
         for name, weight in weights.items():
             keep = kept_weights(weight.numel(), density)
             masks |= keep_largest({name: scores[name]}, {name: weight}, keep)
@@ -105,8 +106,9 @@ def _scores(
         else:
             whole = local(whole)
         exact = whole.to(torch.promote_types(whole.dtype, torch.float32))
-        score = pruner.score(PruningState(nn.Module(), weights={name: exact}, masks={}))[name]
-        yield name, own_part(score, weight) if isinstance(pruner, LAMP) else score
+        state = PruningState(nn.Module(), weights={name: exact}, masks={})
+        scored: Any = pruner.score(state)[name]
+        yield name, own_part(scored, weight) if isinstance(pruner, LAMP) else scored
 
 
 def _check_scores(scores: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
