@@ -226,29 +226,46 @@ class Kill(Callback):
 
 pruning = PruneAtInit(SynFlow(), density=0.2, rounds=5)
 last = LastCheckpoint(every=3, folder=run / "checkpoints")
-fit = trainer(pruning, Watch(), last, Kill(), strategy=sharding(distributed=True))
+options = {"strategy": sharding(distributed=True), "enable_checkpointing": True}
+fit = trainer(pruning, Watch(), last, Kill(), **options)
 fit.fit(classifier("adamw"), Few(), ckpt_path=path)
 fit.save_checkpoint(folder / "end.ckpt", weights_only=False)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.2, 0.5, 0.8, 1.1, 1.4, 1.7, 2.0, 2.3, 2.6, 2.9])
-def test_a_killed_rank_is_restarted_and_ends_as_the_undisturbed_run(
-    seconds: float, one: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "script.py").write_text(KILLED)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=2"]
+def run_killed(folder: Path, seconds: float, processes: int, *options: str) -> Finished:
+    """Run the script above; the first time, rank 1 is killed some seconds after its first step."""
+    (folder / "script.py").write_text(KILLED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options]
     here = Path(sharded_jobs.__file__)
-    done = run_command(
-        [*torchrun, "--nproc_per_node=2", "script.py", tmp_path, str(seconds)],
-        tmp_path,
+    return run_command(
+        [*torchrun, f"--nproc_per_node={processes}", "script.py", folder, str(seconds)],
+        folder,
         {
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(here.parents[2]), str(here.parent)]),
         },
         limit=120,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("seconds", [0.13, 0.51, 0.94, 1.37, 1.92])
+def test_a_training_whose_rank_is_killed_resumes_and_ends_as_the_undisturbed_one(
+    seconds: float, processes: int, one: Path, tmp_path: Path
+) -> None:
+    assert run_killed(tmp_path, seconds, 2).returncode != 0
+    assert (tmp_path / "killed").exists()
+    done = run_killed(tmp_path, seconds, processes)
+    assert done.returncode == 0, done.output[-4000:]
+    assert_close(tmp_path / "end.ckpt", one / "resumed/end.ckpt")
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_restarted_by_torchrun(one: Path, tmp_path: Path) -> None:
+    done = run_killed(tmp_path, 1.5, 2, "--max-restarts=2")
     assert done.returncode == 0, done.output[-4000:]
     assert (tmp_path / "killed").exists()
+    assert "Restoring states from the checkpoint path" in done.output
     assert_close(tmp_path / "end.ckpt", one / "resumed/end.ckpt")
