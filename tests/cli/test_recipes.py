@@ -20,6 +20,7 @@ from synflow_pl.data import ImageDataModule
 from synflow_pl.masks import prunable
 from synflow_pl.pruners.sanity import SANITY as SANITY_CLASSES
 from synflow_pl.training import PruneAtInit, WarmupCosine
+from synflow_pl.training.sharded_masks import local
 
 QUIET = [
     "--trainer.enable_progress_bar",
@@ -110,7 +111,8 @@ def check(cli: Session) -> None:
         assert (masks.kept, masks.total) == (budget, total)
     else:  # the budget is met to one group
         assert 0.7 * budget < masks.kept <= budget
-    assert all(not parameter[~mask].any() for parameter, mask in masks.parameters(network))
+    pairs = masks.parameters(network)
+    assert all(not local(parameter)[~local(mask)].any() for parameter, mask in pairs)
 
 
 def test_there_are_recipes_and_overlays() -> None:
