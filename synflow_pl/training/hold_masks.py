@@ -110,8 +110,8 @@ class HoldMasks(Callback):
     def _keep(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
         """Apply masks to the network and its averages, now and after every optimiser step.
 
-        The masks become :attr:`masks`, sharded if the network is, and are written into the folder
-        of the logger.
+        The masks become :attr:`masks`, sharded if the network is. They are written into the
+        folder of the logger.
         """
         network, _ = find_network(pl_module, self.network)
         if has_shards(network):
@@ -328,6 +328,10 @@ class HoldMasks(Callback):
         state = NetworkState.load(checkpoint, prefix)
         if fitting and shards_parameters(trainer):
             self._restore_shards(trainer, pl_module, state)
+        elif state.masks is not None and has_shards(network):
+            self._reset()
+            self.masks = ShardedMasks.of(state.masks, network)
+            self._pruned = weakref.ref(network)
         elif state.masks is not None:
             if (
                 self.masks is None

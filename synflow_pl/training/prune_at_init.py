@@ -376,9 +376,9 @@ class PruneAtInit(HoldMasks):
         if self._resumes:
             return
         network, _ = find_network(pl_module, self.network)
+        masks = self._chooser.choose_by_shards(network, self._ranks)
         self._reset()
         self._pruned = weakref.ref(network)
-        masks = self._chooser.choose_by_shards(network, self._ranks)
         self._keep(trainer, pl_module, masks)
         assert self.masks is not None
         self._report.info(

@@ -48,8 +48,8 @@ def keep_largest(
     device = keys[0].device
     threshold, smaller = _kth_smallest(own, remove, bits, device)
     masks = {name: key > threshold for name, key in zip(scores, keys, strict=True)}
-    # Of the scores that are equal to the threshold, those that come last are removed, so positions
-    # are counted from the end.
+    # If scores are equal to the threshold, the last of them are removed, so positions are counted
+    # from the end.
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
     ties = [(key == threshold).nonzero() for key in keys]
     places = [

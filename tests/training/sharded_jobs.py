@@ -183,6 +183,25 @@ def resume(folder: Path, path: Path, name: str) -> None:
     run.save_checkpoint(folder / name, weights_only=False)
 
 
+def rewritten(folder: Path) -> None:
+    """Fill the weights of each rank's shards with ones before each epoch, and test afterwards."""
+
+    class Ones(Callback):
+        @torch.no_grad()
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            for parameter in pl_module.network.parameters():  # type: ignore[union-attr]
+                local(parameter).fill_(1)
+
+    pruning = PruneAtInit(Magnitude(), density=0.2)
+    run = trainer(Ones(), pruning, Watch(), strategy=sharding(distributed=True), max_steps=12)
+    run.fit(module := classifier("nesterov"), Few())
+    run.save_checkpoint(folder / "end.ckpt", weights_only=False)
+    kept = pruning.masks.kept  # type: ignore[union-attr]
+    run.test(module, Few(), ckpt_path=folder / "end.ckpt", verbose=False)
+    assert pruning.masks.kept == kept  # type: ignore[union-attr]
+    pruning.masks.save(folder / "masks.safetensors")  # type: ignore[union-attr]
+
+
 def memory(folder: Path) -> None:
     """Write the bytes of all tensors of this rank, in a pruned and in an unpruned training."""
 
