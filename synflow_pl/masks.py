@@ -282,7 +282,7 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             ValueError: If the network has no parameter of a mask's name, or one of another shape.
         """
-        present = dict(network.named_parameters(remove_duplicate=False))
+        present = self._parameters_of(network)
         for name, mask in self._masks.items():
             if name not in present:
                 near = get_close_matches(name, present, n=1, cutoff=0)
@@ -297,6 +297,10 @@ class Masks(Mapping[str, Tensor]):
                     f" {tuple(present[name].shape)}; were they made for another width?"
                 )
         return [(present[name], mask) for name, mask in self._masks.items()]
+
+    def _parameters_of(self, network: nn.Module) -> dict[str, nn.Parameter]:
+        """Return all parameters of a network by the names that masks have."""
+        return dict(network.named_parameters(remove_duplicate=False))
 
     def apply(self, network: nn.Module) -> None:
         """Set every pruned weight of a network to zero, in place.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["Hold"]
+__all__ = ["Hold", "hookable"]
 
 # Attributes by which wrappers (of accelerate, Lightning, timm) hold their optimiser.
 _WRAPPED = ("optimizer", "_optimizer", "_base_optimizer", "base_optimizer")
@@ -40,7 +40,7 @@ class Hold:
             torch.empty_like(parameter, dtype=_INTEGER[parameter.element_size()]).copy_(mask).neg_()
             for parameter, mask in pairs
         ]
-        self._handle = _hookable(optimizer).register_step_post_hook(lambda *_: self.zero())
+        self._handle = hookable(optimizer).register_step_post_hook(lambda *_: self.zero())
 
     def zero(self) -> None:
         """Set every removed weight to zero."""
@@ -63,7 +63,7 @@ class Hold:
         self._handle.remove()
 
 
-def _hookable(optimizer: Any) -> Optimizer:
+def hookable(optimizer: Any) -> Optimizer:
     """Return the optimiser whose step runs hooks: this one, or the one that it wraps."""
     inner = optimizer
     while not getattr(getattr(type(inner), "step", None), "hooked", False):

@@ -20,7 +20,7 @@ from synflow_pl.runs import CONFIG, find_run_folder
 from synflow_pl.runs.training_record import read_record
 from synflow_pl.training import find_checkpoint
 from synflow_pl.training.checkpoint_connector import refuse
-from synflow_pl.training.checkpoints import read
+from synflow_pl.training.checkpoints import read_outline
 
 __all__ = ["RunSelection", "is_rank_zero", "lock_or_raise", "run_of_checkpoint"]
 
@@ -150,7 +150,7 @@ class RunSelection:
         run = find_run_folder(Path(path)) if path is not None else None
         if path is None or run is None or command.name != "fit":
             return
-        content = read(path)
+        content = read_outline(path)
         if not isinstance(content, Mapping):
             return  # check_checkpoint raises an error about its content
         same = (
@@ -202,7 +202,7 @@ class RunSelection:
             warn_untrained(command.name, options)
         if path is None:
             return
-        content = read(path)
+        content = read_outline(path)
         optimizers = None
         if configured is not None:
             optimizers = (

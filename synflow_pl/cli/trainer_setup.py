@@ -16,6 +16,7 @@ from synflow_pl.cli.record_callback import Recording
 from synflow_pl.runs import RunCSV, RunTensorBoard
 from synflow_pl.training import DurableCheckpointIO, LastCheckpoint, Reseed
 from synflow_pl.training.checkpoint_connector import CheckpointConnector
+from synflow_pl.training.sharded_fit import shards_parameters
 from synflow_pl.training.stop_on_signal import StopOnSignal
 from synflow_pl.training.throughput import Throughput
 
@@ -99,6 +100,8 @@ def add_run_callbacks(trainer: Trainer, run_folder: Path | None) -> None:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if trainer.loggers:
         callbacks.insert(0, LearningRateMonitor())
+    # Ranks other than 0 may have no logger, and take part in the norm of sharded gradients.
+    if trainer.loggers or shards_parameters(trainer):
         # After PruneAtInit, so that the time of pruning is not counted.
         callbacks.append(Throughput())
     if run_folder is not None:

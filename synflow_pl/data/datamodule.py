@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -321,6 +322,10 @@ class ImageDataModule(LabelledImages, LightningDataModule):
             if self.trainer is not None
             else (0, 1)
         )
+        if self.trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            # Ranks of one tensor-parallel group compute with the same images.
+            shares = self.trainer.strategy.distributed_sampler_kwargs
+            rank, ranks = shares["rank"], shares["num_replicas"]
         if self.batch_size % ranks:
             raise ValueError(
                 f"batch_size: {self.batch_size} images cannot be shared evenly by {ranks} devices;"

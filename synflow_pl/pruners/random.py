@@ -8,6 +8,8 @@ With a good distribution random pruning comes close to pruners with scores (Su e
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -58,6 +60,7 @@ class Random(Pruner):
         self.quota = quota
         self.seed = seed
         self.residual = residual
+        self._residual = residual
 
     def prepare(self, state: PruningState) -> None:
         super().prepare(state)
@@ -74,23 +77,39 @@ class Random(Pruner):
             self.notes = (f"smart_ratio by its rule for {kind} networks",)
 
     def score(self, state: PruningState) -> dict[str, Tensor]:
+        shapes = [weight.shape for weight in state.weights.values()]
+        drawn = self.draw(shapes, state.masks.values(), state.num_kept)
+        return {
+            name: score.to(weight.device)
+            for (name, weight), score in zip(state.weights.items(), drawn, strict=True)
+        }
+
+    def draw(
+        self, shapes: Sequence[torch.Size], masks: Iterable[Tensor], num_kept: int
+    ) -> Iterator[Tensor]:
+        """Yield the scores of one layer after another, on the CPU.
+
+        They are drawn there so that the masks do not depend on the device.
+
+        Args:
+            shapes: Shape of each layer's weight.
+            masks: Mask of each layer, True where the weight is not pruned yet.
+            num_kept: Number of weights kept in the end.
+        """
         generator = torch.Generator().manual_seed(
             torch.initial_seed() if self.seed is None else self.seed
         )
-        # Scores are drawn on the CPU so that the masks do not depend on the device.
-        drawn = {
-            name: torch.rand(weight.shape, generator=generator)
-            for name, weight in state.weights.items()
-        }
-        if self.quota is not None:
-            shapes = [weight.shape for weight in state.weights.values()]
-            kept = weights_per_layer(
-                self.quota, shapes, state.num_kept, residual=bool(self._residual)
-            )
-            for (name, score), quota in zip(drawn.items(), kept, strict=True):
+        quotas = (
+            weights_per_layer(self.quota, shapes, num_kept, residual=bool(self._residual))
+            if self.quota is not None
+            else [None] * len(shapes)
+        )
+        for shape, mask, quota in zip(shapes, masks, quotas, strict=True):
+            score = torch.rand(shape, generator=generator)
+            if quota is not None:
                 # The largest scores of kept weights, as many as the quota allows, are raised above
                 # all others.
-                raised = score.masked_fill(~state.masks[name].cpu(), -1).flatten()
+                raised = score.masked_fill(~mask.cpu(), -1).flatten()
                 raised[raised.topk(min(quota, int((raised >= 0).sum()))).indices] += 1
-                drawn[name] = raised.clamp_(min=0).view_as(score)
-        return {name: score.to(state.weights[name].device) for name, score in drawn.items()}
+                score = raised.clamp_(min=0).view_as(score)
+            yield score

@@ -16,6 +16,7 @@ from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.training.checkpoints import attribute_of
 from synflow_pl.training.introspection import find_network
+from synflow_pl.training.sharded_fit import shards_parameters
 
 __all__ = [
     "check_now",
@@ -303,7 +304,9 @@ def check_trainer(trainer: Trainer, at_epoch: int) -> None:
 
 
 def refuse_shards(trainer: Trainer) -> None:
-    """Refuse a strategy that shards parameters or the state of the optimiser.
+    """Refuse a strategy that shards the network or the state of the optimiser in its own way.
+
+    ModelParallelStrategy is supported.
 
     Args:
         trainer: Trainer that is about to train.
@@ -312,10 +315,11 @@ def refuse_shards(trainer: Trainer) -> None:
         ValueError: If the strategy does so.
     """
     # Lightning restores a checkpoint after the strategy's setup for exactly these strategies.
-    if trainer.strategy.restore_checkpoint_after_setup:
+    if trainer.strategy.restore_checkpoint_after_setup and not shards_parameters(trainer):
         raise ValueError(
             f"{type(trainer.strategy).__name__} shards parameters or the optimiser's state, and a"
-            " shard cannot be pruned; use ddp, or drop the pruner"
+            " shard of it cannot be pruned; use ddp, or shard with ModelParallelStrategy (overlay"
+            " trainer/fsdp), or drop the pruner"
         )
 
 

@@ -11,6 +11,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from synflow_pl.io import atomic_write
 from synflow_pl.training.checkpoints import read
+from synflow_pl.training.sharded_files import is_sharded, read_shards
 
 __all__ = ["DurableCheckpointIO"]
 
@@ -54,7 +55,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint, always with ``weights_only=True``.
 
         Args:
-            path: Path of the checkpoint.
+            path: Path of the checkpoint, a file or the folder of a distributed checkpoint.
             map_location: Device of the tensors, as for :func:`torch.load`.
             weights_only: ``True`` or ``None``, which mean the same.
 
@@ -63,5 +64,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         """
         if weights_only is False:
             raise ValueError(f"weights_only: false would let {str(path)!r} run code; leave it out")
+        if is_sharded(path):
+            return read_shards(Path(path))
         content: dict[str, Any] = read(path, map_location)
         return content

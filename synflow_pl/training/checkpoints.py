@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from synflow_pl.masks import Masks
+from synflow_pl.training.sharded_files import is_sharded, leftover, outline, read_shards
 
 __all__ = [
     "KEY",
@@ -18,6 +19,7 @@ __all__ = [
     "load_masks",
     "prefix_of",
     "read",
+    "read_outline",
     "states",
 ]
 
@@ -94,11 +96,12 @@ def prefix_of(content: Mapping[str, Any], path: Path, attribute: str | None) -> 
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a checkpoint, given a file or the folder of a run.
+    """Return the path of a checkpoint, given a checkpoint or the folder of a run.
 
     Args:
-        path: Path of a file, which is returned as it is, or of a run's folder, of which
-            ``checkpoints/last.ckpt`` is returned, else the checkpoint written last.
+        path: Path of a file or of a distributed checkpoint, which is returned as it is, or of a
+            run's folder, of which ``checkpoints/last.ckpt`` is returned, else the checkpoint
+            written last.
 
     Raises:
         FileNotFoundError: If there is no such file, or the run has no checkpoint.
@@ -115,7 +118,8 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
         'last.ckpt'
     """
     path = Path(path)
-    if path.is_file():
+    path = leftover(path) or path
+    if path.is_file() or is_sharded(path):
         return path
     if not path.is_dir():
         raise FileNotFoundError(
@@ -123,9 +127,15 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             " lightning_logs/NAME"
         )
     checkpoints = sorted(
-        (path / "checkpoints").glob("*.ckpt"),
+        [
+            file
+            for file in (path / "checkpoints").glob("*.ckpt")
+            if file.is_file() or is_sharded(file)
+        ],
         key=lambda file: (file.name == "last.ckpt", file.stat().st_mtime),
     )
+    if (last := leftover(path / "checkpoints" / "last.ckpt")) is not None:
+        return last
     if not checkpoints:
         raise FileNotFoundError(
             f"the run {str(path)!r} has no checkpoint (none in {str(path / 'checkpoints')!r}); did"
@@ -137,13 +147,18 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
 def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
     """Return the content of a file that ``torch.save`` wrote, without running code from it.
 
+    A distributed checkpoint is returned without the states of the optimisers, with whole tensors on
+    the CPU.
+
     Args:
-        path: Path of the file, which is read with ``weights_only=True``.
-        map_location: Device of the tensors, as for :func:`torch.load`.
+        path: Path of the file, which is read with ``weights_only=True``, or of the folder.
+        map_location: Device of the tensors of a file, as for :func:`torch.load`.
 
     Raises:
         ValueError: If the file cannot be read with ``weights_only=True``.
     """
+    if is_sharded(path):
+        return read_shards(Path(path), ("state_dict", KEY))
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     # Unpickling arbitrary bytes may raise an exception of any class.
@@ -153,6 +168,18 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
             f"{str(path)!r} cannot be read with weights_only; it is damaged, holds code, or is no"
             f" file of torch: {first}"
         ) from error
+
+
+def read_outline(path: str | os.PathLike[str]) -> Any:
+    """Return the content of a checkpoint, of a distributed one with tensors on the meta device.
+
+    Args:
+        path: Path of a file or of a distributed checkpoint, as for :func:`read`.
+
+    Raises:
+        ValueError: As :func:`read`.
+    """
+    return outline(Path(path)) if is_sharded(path) else read(path)
 
 
 def load_masks(checkpoint: str | os.PathLike[str], attribute: str | None = None) -> Masks | None:

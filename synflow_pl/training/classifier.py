@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from synflow_pl.training.fully_shard import shard_network
 from synflow_pl.training.mean_loss import MeanLoss
 
 __all__ = ["Classifier"]
@@ -109,10 +110,18 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compile the network and set its memory format, in the process that will run it."""
+        if self.device_mesh is not None:
+            return  # fully_shard() needs contiguous weights, and its blocks are compiled one by one
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if self.compiled and self.network._compiled_call_impl is None:
             self.network.compile()
+
+    def configure_model(self) -> None:
+        """Shard the network over the data-parallel devices of ModelParallelStrategy."""
+        if self.device_mesh is not None:
+            mesh = self.device_mesh["data_parallel"]
+            shard_network(self.network, mesh, compile=self.compiled)
 
     def on_fit_start(self) -> None:
         """Reset all metrics, since an interrupted fit leaves its values in them."""

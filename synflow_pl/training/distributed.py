@@ -20,6 +20,7 @@ import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 
 __all__ = ["Disagreement", "Ranks"]
 
@@ -48,6 +49,7 @@ class Ranks:
         # DDP on one device has a process group as well. Using it there lets a machine with one GPU
         # test that objects and tensors can be sent.
         self._single = self._world == 1 and not isinstance(trainer.strategy, DDPStrategy)
+        self._device = None if self._single else trainer.strategy.root_device
 
     def run_on_rank_zero(self, function: Callable[[], T], *, no_timeout: bool = False) -> T:
         """Call a function on rank 0 and return its result on every rank.
@@ -89,7 +91,9 @@ class Ranks:
         if self._single:
             return
         for tensor in tensors:
-            values = tensor.detach().contiguous()  # broadcast() needs this memory format
+            # broadcast() needs this memory format, and NCCL the device. The tensors of a strategy
+            # that shards are still on the CPU when the network is pruned.
+            values = tensor.detach().to(self._device).contiguous()
             distributed.broadcast(values, src=0)
             tensor.copy_(values)
 
@@ -124,6 +128,8 @@ def _checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if isinstance(tensor, DTensor):  # every rank has another part of it
+            continue
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -27,6 +28,10 @@ from synflow_pl.training.introspection import find_network
 from synflow_pl.training.mask_checkpoint import NetworkState, check_resumable
 from synflow_pl.training.mask_updates import MaskUpdates
 from synflow_pl.training.pruning_report import PruningReport
+from synflow_pl.training.sharded_checkpoint import store_masks_in_checkpoints
+from synflow_pl.training.sharded_fit import has_shards, shards_parameters
+from synflow_pl.training.sharded_masks import ShardedMasks, ShardedZeros
+from synflow_pl.training.sharded_norm import clip_over_all_ranks
 from synflow_pl.training.zeros import Zeros, tensors_outside_networks
 
 __all__ = ["HoldMasks"]
@@ -55,6 +60,7 @@ class HoldMasks(Callback):
         self.masks: Masks | None = None
         self._pruned: weakref.ref[nn.Module] | None = None
         self._restored = False
+        self._pruned_whole = False
         self._gradual, self._updates = GradualPruning(), MaskUpdates()
         self._ranks: Ranks
         self._report = PruningReport()
@@ -77,7 +83,7 @@ class HoldMasks(Callback):
         """Reset the state that belongs to an earlier fit."""
         self._ranks = Ranks(trainer)
         self._release()
-        self._restored = False
+        self._restored, self._pruned_whole = False, False
         self._report = PruningReport(
             self.network or type(pl_module).__name__ if len(self._callbacks(trainer)) > 1 else ""
         )
@@ -107,10 +113,13 @@ class HoldMasks(Callback):
     def _keep(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
         """Apply masks to the network and its averages, now and after every optimiser step.
 
-        The masks become :attr:`masks`, and are written into the folder of the logger.
+        The masks become :attr:`masks`, sharded if the network is. They are written into the
+        folder of the logger.
         """
-        self.masks = masks
         network, _ = find_network(pl_module, self.network)
+        if has_shards(network):
+            masks = ShardedMasks.of(masks, network)
+        self.masks = masks
         masks.apply(network)
         for average in averaged_models(trainer):
             masks.apply(find_network(average, self.network)[0])
@@ -129,7 +138,10 @@ class HoldMasks(Callback):
             # it writes are set to zero after the batch.
             if hasattr(optimizer, "_optimizer_step_post_hooks"):
                 self._holds[id(optimizer)] = masks.hold(network, optimizer)
-        if self._zeros is None:
+        if self._zeros is None and isinstance(masks, ShardedMasks):
+            self._zeros = ShardedZeros(prefix)
+            self._zeros.written = len(self._holds) < len(trainer.optimizers)
+        elif self._zeros is None:
             others = self._callbacks(trainer)
             owned = (find_network(pl_module, other.network)[0] for other in others)
             skip = {
@@ -207,6 +219,9 @@ class HoldMasks(Callback):
         Raises:
             ValueError: If two callbacks hold masks of the same weights.
         """
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            store_masks_in_checkpoints(trainer.strategy)
+            clip_over_all_ranks(trainer)
         if stage != "fit":
             return
         # Prevents a deadlock of a rank that reads a metric with a rank that compares masks.
@@ -231,7 +246,8 @@ class HoldMasks(Callback):
                 if self._restored
                 else "the network keeps its masks"
             )
-            self._report.info(f"not again; {reason} (density {self.masks.density:.6g}).")
+            if not self._pruned_whole:
+                self._report.info(f"not again; {reason} (density {self.masks.density:.6g}).")
             self._keep(trainer, pl_module, self.masks)
 
     def on_train_batch_start(
@@ -314,7 +330,13 @@ class HoldMasks(Callback):
             prefixes = [find_network(pl_module, other.network)[1] for other in others]
             check_resumable(trainer, checkpoint, prefix, prefixes, compact=self.compact)
         state = NetworkState.load(checkpoint, prefix)
-        if state.masks is not None:
+        if fitting and shards_parameters(trainer):
+            self._restore_shards(trainer, pl_module, state)
+        elif state.masks is not None and has_shards(network):
+            self._reset()
+            self.masks = ShardedMasks.of(state.masks, network)
+            self._pruned = weakref.ref(network)
+        elif state.masks is not None:
             if (
                 self.masks is None
                 or not self._belongs(network)
@@ -328,6 +350,24 @@ class HoldMasks(Callback):
             self.masks is not None and self._belongs(network) and not _holds(network, self.masks)
         ):
             self._reset()
+
+    def _restore_shards(
+        self, trainer: Trainer, pl_module: LightningModule, state: NetworkState
+    ) -> None:
+        """Apply the masks of a checkpoint that is restored after the fit has started.
+
+        If it has none, its weights get the masks that this fit has chosen.
+        """
+        masks = state.masks if state.masks is not None else self.masks
+        self._restored, self._gradual.state = state.masks is not None, state.gradual
+        if masks is not None:
+            self._pruned = weakref.ref(find_network(pl_module, self.network)[0])
+            self._keep(trainer, pl_module, masks)
+            if self._restored:
+                self._report.info(
+                    "not again; the checkpoint's masks are kept (density"
+                    f" {masks.density if self.masks is None else self.masks.density:.6g})."
+                )
 
 
 def _equal(some: Masks, others: Masks) -> bool:

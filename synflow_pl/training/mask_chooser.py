@@ -33,6 +33,7 @@ from synflow_pl.training.introspection import (
 from synflow_pl.training.module_loss import ModuleLoss
 from synflow_pl.training.precision import scorable, unrounded
 from synflow_pl.training.pruning_report import PruningReport
+from synflow_pl.training.sharded_pruning import prune_shards
 from synflow_pl.training.weight_loading import load_weights
 
 __all__ = ["Fit", "MaskChooser"]
@@ -199,6 +200,27 @@ class MaskChooser:
             return masks.state_dict()
 
         return Masks.from_state_dict(fit.ranks.run_on_rank_zero(choose, no_timeout=True))
+
+    def choose_by_shards(self, network: nn.Module, ranks: Ranks) -> Masks:
+        """Return the masks of the file, or those chosen for a network that no rank holds whole.
+
+        Args:
+            network: Network with sharded parameters, which is not changed.
+            ranks: Ranks of the training.
+
+        Raises:
+            ValueError: If the pruner or an option needs the whole network.
+        """
+        if (masks := self._from_file) is not None:
+            return Masks.from_state_dict(ranks.run_on_rank_zero(masks.state_dict))
+        assert self.pruner is not None
+        assert self._options is not None
+        if self._score_from is not None or self._freeze_dead:
+            raise ValueError(
+                "score_from and freeze_dead need the whole network, which no rank holds; create it"
+                " in the module's constructor, without the meta device"
+            )
+        return prune_shards(network, self.pruner, self._options)
 
     def keep_all(self, fit: Fit) -> Masks:
         """Return masks that keep every weight, with which a gradual pruning begins.

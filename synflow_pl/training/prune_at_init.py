@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -27,10 +28,19 @@ from synflow_pl.training.checkpoints import attribute_of, find_checkpoint
 from synflow_pl.training.compacted import check_compactable
 from synflow_pl.training.hold_masks import HoldMasks
 from synflow_pl.training.introspection import find_network
+from synflow_pl.training.mask_checkpoint import NetworkState
 from synflow_pl.training.mask_chooser import Fit, MaskChooser
 from synflow_pl.training.mask_updates import UpdateState, start_from_zero
 from synflow_pl.training.monitors import check_monitors
 from synflow_pl.training.pruning_report import diagnose_rounds
+from synflow_pl.training.sharded_fit import (
+    call_after_setup,
+    check_sharded_fit,
+    is_whole,
+    on_root_device,
+    resumed_path,
+    shards_parameters,
+)
 from synflow_pl.training.tuner_order import run_before_tuners
 
 __all__ = ["PruneAtInit"]
@@ -118,8 +128,8 @@ class PruneAtInit(HoldMasks):
         masks: Masks of the network, or ``None`` before it is pruned.
         diagnosis: Diagnosis of the pruned network, or ``None`` if this callback has not pruned it.
             An update of the masks replaces it.
-        survival: History of the masks over the rounds; ``None`` for a single round or a pruner that
-            regrows weights, and after an update of the masks.
+        survival: History of the masks over the rounds; ``None`` for a single round, a pruner that
+            regrows weights, or a network that is sharded, and after an update of the masks.
         seconds: Duration of the pruning, in seconds.
 
     Raises:
@@ -221,6 +231,7 @@ class PruneAtInit(HoldMasks):
         self.diagnosis: Diagnosis | None = None
         self.survival: MaskHistory | None = None
         self.seconds = 0.0
+        self._resumes = False
         self._clear()
 
     def _clear(self) -> None:
@@ -276,6 +287,8 @@ class PruneAtInit(HoldMasks):
         if stage != "fit" or not self._chooser.prunes:
             return
         check_trainer(trainer, self.at_epoch)
+        if shards_parameters(trainer):
+            self._prune_before_sharding(trainer, pl_module)
         network, _ = find_network(pl_module, self.network)
         if self._from_file is not None:
             self._from_file.parameters(network)
@@ -291,9 +304,12 @@ class PruneAtInit(HoldMasks):
         check_monitors(trainer, pl_module)
         super().on_fit_start(trainer, pl_module)
         if self.masks is None and self._chooser.prunes and self.at_epoch == 0:
-            if trainer.ckpt_path is not None and self.score_from is None:
+            if shards_parameters(trainer):
+                self._prune_shards(trainer, pl_module)
+            elif trainer.ckpt_path is not None and self.score_from is None:
                 raise ValueError(too_late(trainer))
-            self._begin(trainer, pl_module)
+            else:
+                self._begin(trainer, pl_module)
         self._chooser.unrounded = {}
         if self.compact and self.masks is not None:
             inputs = self._chooser.example(self._fit(trainer, pl_module))
@@ -358,6 +374,68 @@ class PruneAtInit(HoldMasks):
             )
         elif self._moving is not None and (state := self._updates.state) is not None:
             self._show_updates(self._fit(trainer, pl_module), self.masks, state)
+
+    # -- strategies that shard parameters
+
+    @property
+    def _pruner_during_training(self) -> str | None:
+        """Name of the pruner if it changes masks during training."""
+        changes = self._moving is not None or self._chooser.end_fraction is not None
+        return self.pruner.name if self.pruner is not None and changes else None
+
+    def _prune_before_sharding(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune right before ``configure_model()``, unless a checkpoint with masks is resumed."""
+        check_sharded_fit(
+            trainer,
+            compact=self.compact,
+            at_epoch=self.at_epoch,
+            during=self._pruner_during_training,
+        )
+        self._resumes = resumed_path(trainer) is not None and self.score_from is None
+
+        def prune() -> None:
+            network, _ = find_network(pl_module, self.network)
+            # A fit that failed in setup() leaves its call to the next one.
+            if pl_module.trainer is not trainer or self._resumes or self._belongs(network):
+                return
+            if not is_whole(network):
+                return
+            self._ranks.broadcast(network.buffers())
+            with on_root_device(trainer, pl_module):
+                self._begin(trainer, pl_module)
+                self._release()
+            self.survival = None  # it has the size of the whole network
+            self._clear()
+            self._pruned_whole = True
+
+        call_after_setup(pl_module, prune)
+
+    def _prune_shards(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune a network that has been whole on no rank, unless a checkpoint has its masks."""
+        if self._resumes:
+            return
+        network, _ = find_network(pl_module, self.network)
+        masks = self._chooser.choose_by_shards(network, self._ranks)
+        self._reset()
+        self._pruned = weakref.ref(network)
+        self._keep(trainer, pl_module, masks)
+        assert self.masks is not None
+        self._report.info(
+            f"{self._chooser.source} kept {self.masks.kept:,} of {self.masks.total:,} weights"
+            f" (density {self.masks.density:.6g}), shard by shard."
+        )
+
+    def _restore_shards(
+        self, trainer: Trainer, pl_module: LightningModule, state: NetworkState
+    ) -> None:
+        """Apply the masks of a checkpoint that is restored after the fit has started.
+
+        Raises:
+            ValueError: If the checkpoint has no masks and would be pruned in mid-training.
+        """
+        if state.masks is None and self._chooser.prunes and self.score_from is None:
+            raise ValueError(too_late(trainer))
+        super()._restore_shards(trainer, pl_module, state)
 
     def _fit(self, trainer: Trainer, pl_module: LightningModule) -> Fit:
         network, prefix = find_network(pl_module, self.network)

@@ -18,6 +18,7 @@ from synflow_pl.masks import Masks
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.recording import RecordingPruner
 from synflow_pl.training.distributed import Ranks
+from synflow_pl.training.sharded_masks import ShardedMasks
 from synflow_pl.training.training_clock import progress
 from synflow_pl.training.visualization import (
     show_density,
@@ -122,10 +123,18 @@ class PruningReport:
         folder = trainer.log_dir  # a collective call, since Lightning broadcasts the value
         name = f"masks_{self._label}.safetensors" if self._label else "masks.safetensors"
 
+        # Ranks other than 0 may have no logger, if torchrun or SLURM started them.
+        logs = folder is not None and isinstance(trainer.logger, (CSVLogger, TensorBoardLogger))
+        path = Path(folder or "") / name
+        if isinstance(masks, ShardedMasks):
+            # The file was written before the network was sharded, unless another run is resumed.
+            if not ranks.run_on_rank_zero(lambda: logs and not path.exists()):
+                return
+            masks = masks.gather()
+
         def save() -> None:
-            # Ranks other than 0 may have no logger, if torchrun or SLURM started them.
-            if folder is not None and isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)):
-                masks.save(Path(folder) / name)
+            if logs:
+                masks.save(path)
 
         ranks.run_on_rank_zero(save)
 

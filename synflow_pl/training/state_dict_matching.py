@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ATTRIBUTES", "State", "choose", "differences", "fits", "under_names_of", "with_tied"]
+__all__ = [
+    "ATTRIBUTES",
+    "State",
+    "canonical",
+    "choose",
+    "differences",
+    "fits",
+    "under_names_of",
+    "with_tied",
+]
 
 State = Mapping[str, Tensor]
 """Tensors by name, as in a ``state_dict``."""
@@ -73,11 +82,11 @@ def _unwrapped(state: State, own: State) -> Iterator[tuple[str, State]]:
     if own.keys() == state.keys():
         yield "", state
         return
-    canonical = {_canonical(name): name for name in own}
+    plain = {canonical(name): name for name in own}
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        short = canonical.get(_canonical(name), _canonical(name))
-        renamed[name if short in renamed or len(canonical) < len(own) else short] = tensor
+        short = plain.get(canonical(name), canonical(name))
+        renamed[name if short in renamed or len(plain) < len(own) else short] = tensor
     counters = (
         [] if own.keys() & {*_COUNTERS} else [name for name in _COUNTERS if renamed.keys() > {name}]
     )
@@ -94,8 +103,12 @@ def _unwrapped(state: State, own: State) -> Iterator[tuple[str, State]]:
                 yield f"{attribute}.{place}".strip("."), part
 
 
-def _canonical(name: str) -> str:
-    """Return the name of a tensor without the attributes that wrappers add at any depth."""
+def canonical(name: str) -> str:
+    """Return the name of a tensor without the attributes that wrappers add at any depth.
+
+    Args:
+        name: Name in a ``state_dict`` or of a parameter.
+    """
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
@@ -109,11 +122,11 @@ def under_names_of(own: Iterable[str], state: State) -> dict[str, Tensor]:
     """
     names: dict[str, list[str]] = {}
     for name in own:
-        names.setdefault(_canonical(name), []).append(name)
+        names.setdefault(canonical(name), []).append(name)
     known = set().union(*names.values())
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        same = names.get(_canonical(name), [])
+        same = names.get(canonical(name), [])
         short = same[0] if len(same) == 1 and name not in known else name
         renamed[name if short in state and short != name else short] = tensor
     return renamed

@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+
+from synflow_pl.training.sharded_norm import total_norm
 
 __all__ = ["Throughput"]
 
@@ -57,15 +60,16 @@ class Throughput(Callback):
                 if p.grad is not None
             ]
             if gradients:
-                pl_module.log(
-                    "train/gradient_norm", get_total_norm(gradients), on_step=True, on_epoch=False
-                )
+                sharded = any(isinstance(gradient, DTensor) for gradient in gradients)
+                norm = total_norm(gradients) if sharded else get_total_norm(gradients)
+                pl_module.log("train/gradient_norm", norm, on_step=True, on_epoch=False)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the images of the batch, and log the rate if this step is logged."""
-        self._images += len(batch[1]) * trainer.world_size
+        shares = trainer.distributed_sampler_kwargs
+        self._images += len(batch[1]) * (shares["num_replicas"] if shares else 1)
         stepped = not trainer.fit_loop._should_accumulate()
         if self._since is not None and stepped and trainer._logger_connector.should_update_logs:
             if pl_module.device.type == "cuda":

@@ -71,7 +71,7 @@ class Zeros:
             masks: Masks of the network, by parameter name.
         """
         before = self._pairs
-        self.release()
+        self._watch(network)
         present = dict(network.named_parameters(remove_duplicate=False))
         self._pairs = {
             name: (present[name], ~mask.to(present[name].device)) for name, mask in masks.items()
@@ -81,6 +81,10 @@ class Zeros:
             for name, (_, removed) in self._pairs.items()
             if name in before
         )
+
+    def _watch(self, network: nn.Module) -> None:
+        """Check a network, in place of another one, before its ``state_dict()`` is read."""
+        self.release()
         self._network, self._fresh = network, True
         self._handle = network.register_state_dict_pre_hook(_BeforeStateDict(self))
 
@@ -107,11 +111,7 @@ class Zeros:
             return
         if names := _zero(self._pairs):
             if not self.written:
-                rank_zero_warn(
-                    "Pruning: something other than an optimizer step wrote to removed weights of"
-                    f" {_some(self.prefix, names)}; they are set to zero again before each batch,"
-                    " validation and checkpoint"
-                )
+                rank_zero_warn(self._message(names))
             self.written = True
         for average in self.averages():
             present = dict(average.named_parameters(remove_duplicate=False))
@@ -123,6 +123,13 @@ class Zeros:
                 }
             )
         self._check_candidates()
+
+    def _message(self, names: list[str]) -> str:
+        return (
+            "Pruning: something other than an optimizer step wrote to removed weights of"
+            f" {_some(self.prefix, names)}; they are set to zero again before each batch,"
+            " validation and checkpoint"
+        )
 
     def _check_candidates(self) -> None:
         """Set pruned weights to zero in tensors that are recognised as averages."""

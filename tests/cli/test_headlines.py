@@ -129,6 +129,12 @@ HEADLINES = (
         epochs=2,
         says="SynFlow kept",
     ),
+    Headline("synflow_pl fit -c mnist_conv -c trainer/fsdp", epochs=2, says="SynFlow kept"),
+    Headline(
+        "synflow_pl fit -c demo -c trainer/fsdp --trainer.accelerator cpu --trainer.devices 2",
+        says="SynFlow kept",
+        slow=True,
+    ),
     Headline(
         "synflow_pl fit -c cifar10_vgg16 --trainer.precision 16-mixed --model.compile true"
         " --model.channels_last true",

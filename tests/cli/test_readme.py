@@ -25,6 +25,8 @@ from synflow_pl.cli.sweep_options import parse_sweep
 from tests.docs.pages import PAGES, README, blocks
 from tests.docs.pages import words as typed
 
+HOW_TO = README.parent / "docs" / "how-to"
+
 TEXT = "\n".join(hooks.expand(path.read_text()) for path in [README, *PAGES])
 """The README and all pages, with the tables that are made when the site is built."""
 
@@ -109,10 +111,26 @@ def test_its_torchrun_commands_start_a_training_that_is_understood(
     built(*words[at + 2 :])
 
 
+def test_the_sbatch_script_of_a_sharded_training_is_understood(
+    built: Callable[..., Session],
+) -> None:
+    (script,) = blocks("sh", paths=[HOW_TO / "sharded.md"])
+    *options, command = script.splitlines()
+    words = shlex.split(command)
+    trainer = built(*words[2:], "--trainer.accelerator", "cpu").options.trainer
+    for option, value in (
+        ("nodes", trainer.num_nodes),
+        ("ntasks-per-node", trainer.devices),
+        ("gpus-per-node", trainer.devices),
+    ):
+        assert f"#SBATCH --{option}={value}" in options
+    assert trainer.strategy.class_path.endswith("FullyShardStrategy")
+
+
 def test_its_sbatch_script_has_ten_lines_and_its_training_is_understood(
     built: Callable[..., Session], folder: Path
 ) -> None:
-    (script,) = blocks("sh")
+    (script,) = blocks("sh", paths=[HOW_TO / "slurm.md"])
     lines = script.splitlines()
     assert len(lines) == 10
     assert lines[0] == "#!/bin/bash"

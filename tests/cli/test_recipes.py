@@ -20,6 +20,7 @@ from synflow_pl.data import ImageDataModule
 from synflow_pl.masks import prunable
 from synflow_pl.pruners.sanity import SANITY as SANITY_CLASSES
 from synflow_pl.training import PruneAtInit, WarmupCosine
+from synflow_pl.training.sharded_masks import local
 
 QUIET = [
     "--trainer.enable_progress_bar",
@@ -112,7 +113,8 @@ def check(cli: Session) -> None:
         assert (masks.kept, masks.total) == (budget, total)
     else:  # the budget is met to one group
         assert 0.7 * budget < masks.kept <= budget
-    assert all(not parameter[~mask].any() for parameter, mask in masks.parameters(network))
+    pairs = masks.parameters(network)
+    assert all(not local(parameter)[~local(mask)].any() for parameter, mask in pairs)
 
 
 def test_there_are_recipes_and_overlays() -> None:
@@ -130,7 +132,7 @@ def test_there_are_recipes_and_overlays() -> None:
     )
     assert {"optim/warmup_cosine", "optim/no_decay_on_norms"} <= set(OPTIMS)
     assert {"loggers/tensorboard", "loggers/csv"} | PACKAGES.keys() == set(LOGGERS)
-    assert {"trainer/ddp", "trainer/cpu"} <= set(TRAINERS)
+    assert {"trainer/ddp", "trainer/fsdp", "trainer/cpu"} <= set(TRAINERS)
     assert {"quick/cifar10_resnet20", "quick/cifar10_vgg11"} == set(QUICK)
 
 

@@ -15,10 +15,11 @@ import pytest
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger
 
+from synflow_pl.cli.trainer_setup import add_run_callbacks
 from synflow_pl.data import Digits
 from synflow_pl.networks import FC
 from synflow_pl.pruners import Magnitude
-from synflow_pl.training import Classifier, PruneAtInit, throughput
+from synflow_pl.training import Classifier, FullyShardStrategy, PruneAtInit, throughput
 from synflow_pl.training.throughput import Throughput
 
 
@@ -98,3 +99,10 @@ def test_the_rate_excludes_the_time_of_validation(
     # The first rate is of steps 1 to 3. Step 4 is followed by a validation, which starts a new
     # measurement, so the second rate is of steps 5 and 6 alone.
     assert logged(rows, "train/images_per_second") == {2: 24, 5: 16}
+
+
+def test_every_rank_of_a_sharded_training_takes_part_in_the_gradient_norm() -> None:
+    # torchrun starts ranks that have no logger.
+    run = Trainer(strategy=FullyShardStrategy(), accelerator="cpu", devices=2, logger=False)
+    add_run_callbacks(run, None)
+    assert any(isinstance(callback, Throughput) for callback in run.callbacks)  # type: ignore[attr-defined]

@@ -265,18 +265,39 @@ def test_several_optimisers_keep_pruned_weights_at_zero(tmp_path: Path) -> None:
 # -- strategies that shard
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
-def test_sharding_strategies_are_refused_before_the_first_step(
-    tmp_path: Path, strategy: Any
+def test_a_strategy_that_shards_in_its_own_way_is_refused_before_the_first_step(
+    tmp_path: Path,
 ) -> None:
     run = trainer(tmp_path, PruneAtInit(SynFlow(), density=0.1))
-    sharded = strategy()
-    run._accelerator_connector.strategy = sharded
-    with pytest.raises(
-        ValueError, match=f"{strategy.__name__} shards parameters or the optimiser's state"
-    ):
+    run._accelerator_connector.strategy = FSDPStrategy()
+    with pytest.raises(ValueError, match="FSDPStrategy shards parameters or the optimiser's state"):
         PruneAtInit(SynFlow(), density=0.1).setup(run, classifier(), "fit")
     PruneAtInit(None).setup(run, classifier(), "fit")  # the dense network may be sharded
+
+
+@pytest.mark.parametrize(
+    ("pruner", "options", "named"),
+    [
+        (SynFlow(), {"compact": True}, "compact: true"),
+        (SynFlow(), {"at_epoch": 1}, "at_epoch: 1"),
+        (GradualMagnitude(), {}, "a gradual pruning"),
+    ],
+    ids=["compact", "at_epoch", "gradual"],
+)
+def test_an_option_that_needs_the_whole_network_during_training_is_refused(
+    tmp_path: Path, pruner: Pruner, options: dict[str, Any], named: str
+) -> None:
+    run = trainer(tmp_path)
+    run._accelerator_connector.strategy = ModelParallelStrategy()
+    with pytest.raises(ValueError, match=f"{named}.*ModelParallelStrategy"):
+        PruneAtInit(pruner, density=0.1, **options).setup(run, classifier(), "fit")
+
+
+def test_averages_of_a_sharded_network_are_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path, EMAWeightAveraging())
+    run._accelerator_connector.strategy = ModelParallelStrategy()
+    with pytest.raises(ValueError, match="EMAWeightAveraging copies the whole network"):
+        PruneAtInit(SynFlow(), density=0.1).setup(run, classifier(), "fit")
 
 
 def test_deepspeed_is_refused_as_a_sharding_strategy() -> None:

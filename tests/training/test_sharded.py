@@ -1,0 +1,285 @@
+"""A network whose parameters are sharded over processes has the masks and zeros of one process."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sharded_jobs
+import torch
+from torch import Tensor
+
+from synflow_pl import Masks, prune
+from synflow_pl.training import load_weights
+from synflow_pl.training.checkpoints import load_masks, read
+from tests.processes import Finished, run_command
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+JOBS = ["like_one", "resumed", "rewritten", "memory", "never_whole"]
+SLOW_JOBS = ["like_one_too", "tensor_parallel", "combined"]
+
+
+def start(folder: Path, processes: int, jobs: list[str], limit: float) -> Finished:
+    """Run jobs in several processes, and check that they end without an error."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    script = Path(sharded_jobs.__file__)
+    root = script.parents[2]
+    done = run_command(
+        [*torchrun, "--nproc_per_node", str(processes), script, folder, *jobs],
+        folder,
+        {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root), str(script.parent)])},
+        limit,
+    )
+    assert done.returncode == 0, done.output[-4000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the results of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    start(folder, 2, JOBS, limit=150)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the results of two processes, of the slow jobs."""
+    folder = tmp_path_factory.mktemp("two_slow")
+    start(folder, 2, SLOW_JOBS, limit=200)
+    return folder
+
+
+def assert_close(path: Path, expected: Path) -> None:
+    """Check that two checkpoints have equal masks, and weights that are equal but for rounding."""
+    masks, others = load_masks(path), load_masks(expected)
+    assert masks is not None
+    assert others is not None
+    assert masks.keys() == others.keys()
+    assert masks.kept == others.kept
+    assert all(torch.equal(mask, others[name]) for name, mask in masks.items())
+    weights, same = (read(each)["state_dict"] for each in (path, expected))
+    assert weights.keys() == same.keys()
+    for name, weight in weights.items():
+        tolerance = 1e-12 if weight.dtype == torch.float64 else 1e-6
+        torch.testing.assert_close(weight, same[name], rtol=0, atol=tolerance)
+    for name, mask in masks.items():
+        assert not weights[f"network.{name}"][~mask].any()
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the results of one process."""
+    return alone(tmp_path_factory.mktemp("one"), "like_one", "resumed")
+
+
+@pytest.fixture(scope="module")
+def one_slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the results of one process, of the slow jobs."""
+    return alone(tmp_path_factory.mktemp("one_slow"), *SLOW_JOBS)
+
+
+def alone(folder: Path, *jobs: str) -> Path:
+    for name in jobs:
+        (folder / name).mkdir()
+        getattr(sharded_jobs, name)(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(("pruner", "optimizer"), sharded_jobs.FAST)
+def test_two_ranks_train_like_one_process(
+    pruner: str, optimizer: str, one: Path, two: Path
+) -> None:
+    name = f"like_one/{pruner}-{optimizer}.ckpt"
+    assert_close(two / name, one / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pruner", sharded_jobs.PRUNERS)
+def test_two_ranks_train_like_one_process_with_the_other_optimiser(
+    pruner: str, one_slow: Path, two_slow: Path
+) -> None:
+    (path,) = (two_slow / "like_one_too").glob(f"{pruner}-*.ckpt")
+    assert_close(path, one_slow / "like_one_too" / path.name)
+
+
+@pytest.mark.parametrize("end", ["end", "again"])
+def test_a_distributed_checkpoint_resumes_as_if_nothing_had_happened(
+    end: str, one: Path, two: Path
+) -> None:
+    assert_close(two / f"resumed/{end}.ckpt", one / "resumed/end.ckpt")
+
+
+def test_a_distributed_checkpoint_resumes_in_one_process(
+    one: Path, two: Path, tmp_path: Path
+) -> None:
+    sharded_jobs.resume(tmp_path, two / "resumed/middle.ckpt", "again.ckpt")
+    assert_close(tmp_path / "again.ckpt", one / "resumed/end.ckpt")
+
+
+def test_a_consolidated_checkpoint_loads_into_the_plain_network(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, file = two / "resumed/end.ckpt", tmp_path / "whole.ckpt"
+    monkeypatch.setattr(sys, "argv", ["tool", str(folder), "--output_file", str(file)])
+    runpy.run_module("lightning_fabric.utilities.consolidate_checkpoint", run_name="__main__")
+    assert_close(file, folder)
+    network = load_weights(sharded_jobs.network(), file)
+    masks = load_masks(file)
+    assert masks is not None
+    assert all(not network.get_parameter(name)[~mask].any() for name, mask in masks.items())
+
+
+def test_weights_that_something_else_writes_are_zero_again_and_masks_are_saved_whole(
+    two: Path,
+) -> None:
+    path = two / "rewritten/end.ckpt"
+    masks, saved = load_masks(path), Masks.load(two / "rewritten/masks.safetensors")
+    assert masks is not None
+    assert all(torch.equal(mask, saved[name]) for name, mask in masks.items())
+    weights = read(path)["state_dict"]
+    for name, mask in masks.items():
+        assert not weights[f"network.{name}"][~mask].any()
+
+
+def test_masks_take_one_byte_for_each_weight_of_a_rank(two: Path) -> None:
+    held = 0
+    for rank in range(2):
+        (unpruned, weights), (pruned, _) = torch.load(two / f"memory/memory-{rank}.pt")
+        assert weights <= pruned - unpruned <= weights + 64  # torch keeps a few numbers
+        held += weights
+    assert held == sum(p.numel() for p in sharded_jobs.network().parameters() if p.dim() > 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["end", "again"])
+def test_tensor_parallel_ranks_train_like_one_process(
+    end: str, one_slow: Path, two_slow: Path
+) -> None:
+    assert_close(two_slow / f"tensor_parallel/{end}.ckpt", one_slow / "tensor_parallel/end.ckpt")
+
+
+@pytest.mark.slow
+def test_sharding_goes_with_accumulation_checkpointing_compilation_and_precision(
+    one_slow: Path, two_slow: Path
+) -> None:
+    assert_close(two_slow / "combined/32-true.ckpt", one_slow / "combined/32-true.ckpt")
+    mixed, full = (
+        load_masks(two_slow / f"combined/{name}.ckpt") for name in ("bf16-mixed", "32-true")
+    )
+    assert mixed is not None
+    assert full is not None
+    assert all(torch.equal(mask, full[name]) for name, mask in mixed.items())
+
+
+@pytest.mark.parametrize("name", sharded_jobs.SHARDWISE)
+def test_a_network_that_is_whole_on_no_rank_has_the_masks_of_one_process(
+    name: str, two: Path
+) -> None:
+    pruner, options = sharded_jobs.SHARDWISE[name]
+    network = sharded_jobs.Blocks()
+    weights: dict[str, Tensor] = torch.load(two / f"never_whole/{name}.pt")
+    network.load_state_dict(weights)
+    expected: Any = prune(network, pruner, on_collapse="ignore", **options)
+    masks = load_masks(two / f"never_whole/{name}.ckpt")
+    assert masks is not None
+    assert masks.keys() == expected.keys()
+    assert all(torch.equal(mask, expected[layer]) for layer, mask in masks.items())
+
+
+def test_a_pruner_that_needs_the_whole_network_is_refused_on_every_rank(two: Path) -> None:
+    for rank in range(2):
+        message = (two / f"never_whole/refused-{rank}").read_text()
+        assert message.startswith("the network is whole on no rank, and SynFlow scores")
+
+
+@pytest.mark.slow
+def test_four_ranks_resume_a_checkpoint_of_two_and_combine_both_kinds_of_sharding(
+    one: Path, two: Path, one_slow: Path, tmp_path: Path
+) -> None:
+    start(tmp_path, 4, [f"resumed={two / 'resumed/middle.ckpt'}", "tensor_parallel"], limit=200)
+    assert_close(tmp_path / "resumed/again.ckpt", one / "resumed/end.ckpt")
+    for end in ("end", "again"):
+        assert_close(
+            tmp_path / f"tensor_parallel/{end}.ckpt", one_slow / "tensor_parallel/end.ckpt"
+        )
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+import sharded_jobs
+from sharded_jobs import Few, SynFlow, Watch, classifier, sharding, trainer
+from pytorch_lightning import Callback
+from synflow_pl import PruneAtInit
+from synflow_pl.training import LastCheckpoint, find_checkpoint
+
+folder, kill_at = Path(sys.argv[1]), float(sys.argv[2])
+torch.set_num_threads(1)
+run = folder / "run"
+try:
+    path = find_checkpoint(run)
+except FileNotFoundError:
+    path = None
+
+class Kill(Callback):
+    # Kills this rank in the middle of a step or of a save, the first time only.
+    def on_train_start(self, trainer, pl_module):
+        if os.environ["RANK"] == "1" and not (folder / "killed").exists():
+            (folder / "killed").touch()
+            import threading
+            threading.Timer(kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+
+pruning = PruneAtInit(SynFlow(), density=0.2, rounds=5)
+last = LastCheckpoint(every=3, folder=run / "checkpoints")
+options = {"strategy": sharding(distributed=True), "enable_checkpointing": True}
+fit = trainer(pruning, Watch(), last, Kill(), **options)
+fit.fit(classifier("adamw"), Few(), ckpt_path=path)
+fit.save_checkpoint(folder / "end.ckpt", weights_only=False)
+"""
+
+
+def run_killed(folder: Path, seconds: float, processes: int, *options: str) -> Finished:
+    """Run the script above; the first time, rank 1 is killed some seconds after its first step."""
+    (folder / "script.py").write_text(KILLED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options]
+    here = Path(sharded_jobs.__file__)
+    return run_command(
+        [*torchrun, f"--nproc_per_node={processes}", "script.py", folder, str(seconds)],
+        folder,
+        {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(here.parents[2]), str(here.parent)]),
+            # Otherwise restarted ranks may read the addresses of the killed ones.
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        },
+        limit=120,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("seconds", [0.13, 0.51, 0.94, 1.37, 1.92])
+def test_a_training_whose_rank_is_killed_resumes_and_ends_as_the_undisturbed_one(
+    seconds: float, processes: int, one: Path, tmp_path: Path
+) -> None:
+    assert run_killed(tmp_path, seconds, 2).returncode != 0
+    assert (tmp_path / "killed").exists()
+    done = run_killed(tmp_path, seconds, processes)
+    assert done.returncode == 0, done.output[-4000:]
+    assert_close(tmp_path / "end.ckpt", one / "resumed/end.ckpt")
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_restarted_by_torchrun(one: Path, tmp_path: Path) -> None:
+    done = run_killed(tmp_path, 1.5, 2, "--max-restarts=2")
+    assert done.returncode == 0, done.output[-4000:]
+    assert (tmp_path / "killed").exists()
+    assert "Restoring states from the checkpoint path" in done.output
+    assert_close(tmp_path / "end.ckpt", one / "resumed/end.ckpt")
