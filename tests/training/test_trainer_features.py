@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from synflow_pl import Classifier, PruneAtInit
-from synflow_pl.pruners import GradualMagnitude, Magnitude, Pruner, SynFlow
+from synflow_pl.pruners import GradualMagnitude, Magnitude, Pruner, RigL, SynFlow
 from synflow_pl.training.checkpoints import KEY
 
 TOTAL = 544  # number of weights of classifier(); an epoch has eight batches
@@ -280,9 +280,10 @@ def test_a_strategy_that_shards_in_its_own_way_is_refused_before_the_first_step(
     [
         (SynFlow(), {"compact": True}, "compact: true"),
         (SynFlow(), {"at_epoch": 1}, "at_epoch: 1"),
-        (GradualMagnitude(), {}, "a gradual pruning"),
+        (GradualMagnitude(), {}, "GradualMagnitude prunes during training"),
+        (RigL(), {}, "RigL prunes during training"),
     ],
-    ids=["compact", "at_epoch", "gradual"],
+    ids=["compact", "at_epoch", "gradual", "rigl"],
 )
 def test_an_option_that_needs_the_whole_network_during_training_is_refused(
     tmp_path: Path, pruner: Pruner, options: dict[str, Any], named: str
