@@ -62,7 +62,7 @@ def attributes_of_fewer_heads(
     """Return the attributes in which modules store their numbers of heads, and the new values.
 
     These are integers equal to the number of heads, or to the number of channels of all heads.
-    Whether a module works with the new values has to be tried.
+    A module may fail with the new values, so the caller tries them.
 
     Args:
         network: The whole network.
