@@ -36,13 +36,15 @@ def checked(folder: Path) -> bool:
     return bool(checks) and all(check["holds"] for check in checks)
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of this process, in which the package of this checkout is found."""
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *([path] if path else [])])}
+
+
 def run_until(command: Sequence[str], deadline: float) -> int:
     """Run a command, interrupt it at a deadline of the monotonic clock, and return its status."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-    }
-    with subprocess.Popen(command, env=environment) as process:
+    with subprocess.Popen(command, env=environment()) as process:
         try:
             return process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -93,7 +95,7 @@ def main() -> int:
     )
     subprocess.run(
         [*synflow_pl, "report", str(runs), "--out", str(options.out / "report")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         check=False,
     )
     return 0 if checked(options.out) else 1

@@ -128,6 +128,29 @@ def textbook(
     return {name: layer.mask.bool() for name, layer in layers.items()}
 
 
+def prune_automatically(
+    network: nn.Module, shape: tuple[int, ...], density: float
+) -> tuple[Masks, int]:
+    """Prune by SynFlow with automatic rounds, and return the masks and the number of rounds.
+
+    Args:
+        network: Network, whose pruned weights are set to zero.
+        shape: Shape (C, H, W) of its input.
+        density: Fraction of weights kept, in (0, 1].
+    """
+    rounds: list[int] = []
+    masks = prune(
+        network,
+        SynFlow(),
+        density=density,
+        rounds="auto",
+        input_shape=shape,
+        on_round=lambda index, *_: rounds.append(index),
+        on_collapse="error",
+    )
+    return masks, len(rounds)
+
+
 def compare(name: str, options: argparse.Namespace) -> None:
     """Time plain passes, synflow_pl and the textbook loop in turn, and print the ratios."""
     network, shape = network_of(name, options.device)
@@ -141,7 +164,7 @@ def compare(name: str, options: argparse.Namespace) -> None:
         network.zero_grad(set_to_none=True)
         return options.rounds / some
 
-    taken_rounds: list[int] = []
+    num_rounds = 0
 
     def fixed() -> None:
         prune(
@@ -153,16 +176,8 @@ def compare(name: str, options: argparse.Namespace) -> None:
         )
 
     def automatic() -> None:
-        taken_rounds.clear()
-        prune(
-            copy.deepcopy(network),
-            SynFlow(),
-            density=options.density,
-            rounds="auto",
-            input_shape=shape,
-            on_round=lambda index, *_: taken_rounds.append(index),
-            on_collapse="error",
-        )
+        nonlocal num_rounds
+        _, num_rounds = prune_automatically(copy.deepcopy(network), shape, options.density)
 
     def loop() -> float:
         textbook(network, shape, options.density, options.rounds, some)
@@ -181,8 +196,8 @@ def compare(name: str, options: argparse.Namespace) -> None:
         for ours, plain in zip(taken[chosen], taken["plain passes"], strict=True)
     )
     print(
-        f"  automatic: {len(taken_rounds)} rounds, connected; each takes"
-        f" {ratio * options.rounds / len(taken_rounds):.2f} plain passes",
+        f"  automatic: {num_rounds} rounds, connected; each takes"
+        f" {ratio * options.rounds / num_rounds:.2f} plain passes",
         flush=True,
     )
 
@@ -258,22 +273,13 @@ def once(name: str, options: argparse.Namespace) -> str:
     plain = min(seconds)
     give_back_at_once()
     size = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
-    rounds: list[int] = []
     held, started = reset_peak(), time.perf_counter()
-    masks = prune(
-        network,
-        SynFlow(),
-        density=options.density,
-        rounds="auto",
-        input_shape=shape,
-        on_round=lambda index, *_: rounds.append(index),
-        on_collapse="error",
-    )
+    masks, rounds = prune_automatically(network, shape, options.density)
     taken, peak = time.perf_counter() - started, grown(held)
     return (
         f"{name}, {torch.get_num_threads()} threads: {masks.kept:,} of {masks.total:,} weights"
-        f" kept, connected, in {len(rounds)} rounds and {taken:.0f} s; a plain pass takes"
-        f" {plain:.1f} s, so a round takes {taken / len(rounds) / plain:.2f} of them; peak memory"
+        f" kept, connected, in {rounds} rounds and {taken:.0f} s; a plain pass takes"
+        f" {plain:.1f} s, so a round takes {taken / rounds / plain:.2f} of them; peak memory"
         f" {peak / 1e9:.1f} GB above the network, {peak / size:.2f} times the parameters' bytes"
     )
 

@@ -9,7 +9,7 @@ entries, to the change of shape (or the split) that made it out of channels. The
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -17,7 +17,14 @@ from synflow_pl.compaction.slice_ids import Heads
 from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Graph, Operation, Value
 
-__all__ = ["PRODUCTS", "attributes_of_fewer_heads", "find_heads", "runs"]
+__all__ = [
+    "PRODUCTS",
+    "attributes_of_fewer_heads",
+    "find_heads",
+    "permuted_dims",
+    "runs",
+    "squeezed_dims",
+]
 
 PRODUCTS = frozenset(("bmm", "baddbmm")) | operators.ATTENTIONS
 """Operations that are products of two signals for each head."""
@@ -146,13 +153,7 @@ def _sources(
                 for place in wide:
                     yield read, place
     elif operation.name in ("t", "transpose", "permute"):
-        order = list(range(len(shape)))
-        if operation.name == "permute":
-            order = [place % len(shape) for place in operation.args[1]]
-        else:
-            a, b = operation.args[1:3] if operation.name == "transpose" else (0, -1)
-            order[a], order[b] = order[b], order[a]
-        yield read, order[dim]
+        yield read, permuted_dims(operation, len(shape))[dim]
     elif operation.name in ("select", "unbind"):
         yield read, dim + (dim >= operation.bound().get("dim", 0) % len(shape))
     elif operation.name == "unsqueeze":
@@ -160,8 +161,8 @@ def _sources(
         if dim != at:
             yield read, dim - (dim > at)
     elif operation.name == "squeeze":
-        kept = _unsqueezed(operation, shape)
-        yield read, kept[dim]
+        gone = squeezed_dims(operation, shape)
+        yield read, [place for place in range(len(shape)) if place not in gone][dim]
     elif operation.name == "expand":
         before = dim - (graph.tensors[value.number].dim() - len(shape))
         if before >= 0 and shape[before] == graph.tensors[value.number].shape[dim]:
@@ -179,12 +180,32 @@ def _sources(
                 yield other, place + len(of_other)
 
 
-def _unsqueezed(operation: Operation, shape: list[int]) -> list[int]:
-    """Return the dimensions that a ``squeeze`` leaves."""
+def permuted_dims(operation: Operation, count: int) -> list[int]:
+    """Return which dimension of its argument each dimension of an operation's output is.
+
+    Args:
+        operation: A ``t``, ``transpose`` or ``permute``.
+        count: Number of dimensions.
+    """
+    if operation.name == "permute":
+        return [place % count for place in operation.args[1]]
+    order = list(range(count))
+    if count:
+        a, b = operation.args[1:3] if operation.name == "transpose" else (0, -1)
+        order[a], order[b] = order[b], order[a]
+    return order
+
+
+def squeezed_dims(operation: Operation, shape: Sequence[int]) -> set[int]:
+    """Return the dimensions of size 1 that a ``squeeze`` removes.
+
+    Args:
+        operation: A ``squeeze``.
+        shape: Shape of its argument.
+    """
     requested = operation.bound().get("dim", range(len(shape)))
-    dims = {
+    return {
         place % len(shape)
         for place in ([requested] if isinstance(requested, int) else requested)
         if shape[place] == 1
     }
-    return [place for place in range(len(shape)) if place not in dims]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from synflow_pl.compaction.attention_heads import runs
+from synflow_pl.compaction.attention_heads import permuted_dims, runs, squeezed_dims
 from synflow_pl.compaction.slice_ids import Axis, SliceIds
 from synflow_pl.graph.trace import Operation
 
@@ -70,14 +70,7 @@ def stack(ids: SliceIds, operation: Operation) -> None:
 def permutation(ids: SliceIds, operation: Operation) -> None:
     """Exchange dimensions."""
     signal = ids.of(operation.args[0])
-    if operation.name == "permute":
-        axes = [signal[place] for place in operation.args[1]]
-    else:
-        a, b = operation.args[1:3] if operation.name == "transpose" else (0, -1)
-        axes = list(signal)
-        if axes:
-            axes[a], axes[b] = signal[b], signal[a]
-    ids.set(operation, axes)
+    ids.set(operation, [signal[place] for place in permuted_dims(operation, len(signal))])
 
 
 def unsqueeze(ids: SliceIds, operation: Operation) -> None:
@@ -90,12 +83,7 @@ def unsqueeze(ids: SliceIds, operation: Operation) -> None:
 def squeeze(ids: SliceIds, operation: Operation) -> None:
     """Pin the dimensions of size 1 that are removed."""
     signal, shape = ids.of(operation.args[0]), ids.tensor(operation.args[0]).shape
-    requested = operation.bound().get("dim", range(len(shape)))
-    dims = {
-        dim % len(shape)
-        for dim in ([requested] if isinstance(requested, int) else requested)
-        if shape[dim] == 1
-    }
+    dims = squeezed_dims(operation, shape)
     ids.pin([signal[dim] for dim in dims], "squeezed")
     ids.set(operation, [axis for place, axis in enumerate(signal) if place not in dims])
 

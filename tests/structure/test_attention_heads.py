@@ -126,6 +126,18 @@ def network_of(kind: Callable[[], Block], heads: list[float]) -> Block:
     return network
 
 
+def pruned(network: Block) -> Masks:
+    """Prune a network of :func:`network_of` by units until two of the four heads are left."""
+    return prune(
+        network,
+        Magnitude(),
+        granularity="unit",
+        density=0.62,
+        group_score="mean",
+        example_input=INPUT,
+    )
+
+
 def slices(mask: Tensor, dim: int) -> list[set[bool]]:
     """Return the entries of a mask in the channels of each head."""
     count = mask.shape[dim] // CHANNELS
@@ -137,14 +149,7 @@ def test_the_smallest_heads_are_removed_from_all_projections(kind: Callable[[], 
     network = network_of(
         kind, [0.01, 1.0, 0.01, 1.0] if kind is not Grouped else [0.01, 0.01, 1, 1]
     )
-    masks = prune(
-        network,
-        Magnitude(),
-        granularity="unit",
-        density=0.62,
-        group_score="mean",
-        example_input=INPUT,
-    )
+    masks = pruned(network)
     gone = {0, 2} if kind is not Grouped else {0, 1}
     expected = [{index not in gone} for index in range(HEADS)]
     assert slices(masks["out.weight"], 1) == expected
@@ -162,14 +167,7 @@ def test_the_compacted_network_has_fewer_heads_and_the_same_outputs(
     kind: Callable[[], Block],
 ) -> None:
     network = network_of(kind, [0.01, 0.01, 1.0, 1.0])
-    masks = prune(
-        network,
-        Magnitude(),
-        granularity="unit",
-        density=0.62,
-        group_score="mean",
-        example_input=INPUT,
-    )
+    masks = pruned(network)
     compaction = Compaction(network, masks, example_of(network, None, INPUT))
     small = compaction.network
     assert small.heads == 2
@@ -181,14 +179,7 @@ def test_the_compacted_network_has_fewer_heads_and_the_same_outputs(
 
 def test_a_network_that_was_trained_with_fewer_heads_has_all_of_them_again() -> None:
     network = network_of(Block, [0.01, 0.01, 1.0, 1.0])
-    masks = prune(
-        network,
-        Magnitude(),
-        granularity="unit",
-        density=0.62,
-        group_score="mean",
-        example_input=INPUT,
-    )
+    masks = pruned(network)
     images = torch.randn(3, 6, 5, dtype=torch.float64)
     expected = network(images)
     compacted = Compacted(network, masks, example_of(network, None, INPUT))
