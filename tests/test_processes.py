@@ -17,7 +17,7 @@ from tests.processes import Command, Hanging, limited_ranks, run_command
 # The first rank waits for a tensor that is never sent, the second waits in a barrier that the first
 # never enters.
 MISMATCH = """
-import datetime, sys, torch
+import os, sys, torch
 from torch import distributed, multiprocessing
 
 def receive_on_the_first_rank():
@@ -29,7 +29,7 @@ def meet_on_the_second_rank():
 def work(rank):
     distributed.init_process_group("gloo", f"file://{sys.argv[1]}", rank=rank, world_size=2)
     distributed.barrier()
-    print("rank", rank, flush=True)
+    os.write(1, f"rank {rank}\\n".encode())  # in one call: two ranks share the output
     if rank == 0:
         receive_on_the_first_rank()
     else:
