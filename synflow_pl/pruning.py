@@ -57,7 +57,7 @@ def prune(
     group_score: Literal["sum", "mean", "per_cost"] = "sum",
     masks: Masks | None = None,
     rounds: int | Literal["auto"] | None = None,
-    margin: float = 0.99,
+    margin: float = 0.5,
     schedule: Literal["exponential", "linear", "cubic"] | None = None,
     scope: Literal["global", "local"] = "global",
     input_shape: Sequence[int] | None = None,

@@ -159,7 +159,7 @@ class PruneAtInit(HoldMasks):
         granularity: str = "weight",
         group_score: Literal["sum", "mean", "per_cost"] = "sum",
         rounds: int | Literal["auto"] | None = None,
-        margin: float = 0.99,
+        margin: float = 0.5,
         schedule: Literal["exponential", "linear", "cubic"] | None = None,
         scope: Literal["global", "local"] = "global",
         mask_bias: bool = False,
