@@ -1,19 +1,26 @@
 """Write measured accuracies into the README's hyperparameter table and docs/accuracies.md.
 
-    python benchmarks/table.py sweeps/table
+    python -m benchmarks.table docs/evidence
+    python -m benchmarks.table docs/evidence sweeps/table_cpu --keep
 
 The table has the final test accuracies of the dense network and of SynFlow at 10x and 100x, of runs
-that agree with the recipe in every option. ``docs/accuracies.md`` has a row for each accuracy, with
-the seed, the machines and a command that repeats the run. An accuracy that was not measured is
-empty in the table, and its row says so.
+that agree with the recipe in every option but those of the hardware (precision, memory format,
+compiling and compacting). ``docs/accuracies.md`` has a row for each accuracy, of other pruners and
+densities too, with the seed, the machines, the time, and a command that repeats the run. An
+accuracy that was not measured is empty in the table, and its row says so.
+
+``--keep`` stores the small files of each run that the tables use in ``docs/evidence``, without
+folders of this machine, so that the tables and a report can be made from them again.
 """
 
 from __future__ import annotations
 
 import argparse
+import lzma
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -25,21 +32,44 @@ import yaml
 from synflow_pl.cli.command import parse_fit
 from synflow_pl.cli.recipes import overlays, recipe_folder
 from synflow_pl.io import atomic_write
-from synflow_pl.runs import MACHINES
+from synflow_pl.runs import CONFIG, MACHINES
 from synflow_pl.runs.run_files import SkippedRun
 from synflow_pl.runs.run_record import RunRecord, comparison_keys, read_run
 from synflow_pl.runs.run_search import find_runs
+from synflow_pl.runs.training_record import RECORD, read_record
 
 README = Path(__file__).parents[1] / "README.md"
 DETAILS = README.parent / "docs" / "accuracies.md"
+EVIDENCE = DETAILS.parent / "evidence"
 _COLUMNS = (("dense", 1.0), ("synflow", 0.1), ("synflow", 0.01))
+# Options that choose how a training is computed, by their names in the keys of a comparison.
+_HARDWARE = {
+    "trainer.precision": "--trainer.precision",
+    "compile": "--model.compile",
+    "channels_last": "--model.channels_last",
+    "compact": "--pruning.compact",
+}
+_FIELDS = (
+    "recipe",
+    "pruner",
+    "density",
+    "accuracy",
+    "best on test",
+    "seed",
+    "hours",
+    "core hours",
+    "machine",
+    "command",
+)
 _HEAD = (
     "# Accuracies\n\n"
-    "Test accuracy in percent after the last epoch, each of one run that agrees with its recipe in"
-    " every option. After a command comes\n"
-    "`synflow_pl test --ckpt_path` with its run; `synflow_pl sweep -c sweeps/table --recipes"
+    "Test accuracy in percent after the last epoch, and at the best epoch on the test set where it"
+    " was tested after each, of one run that agrees\n"
+    "with its recipe in every option but those of the hardware, which are in the command. Hours are"
+    " those of pruning and training. After a command\n"
+    "comes `synflow_pl test --ckpt_path` with its run; `synflow_pl sweep -c sweeps/table --recipes"
     ' "[RECIPE]"` does both for a recipe. Written by\n'
-    "`python benchmarks/table.py`.\n\n"
+    "`python -m benchmarks.table`.\n\n"
 )
 
 
@@ -73,31 +103,43 @@ class Entry:
         )
 
     @property
-    def accuracy(self) -> str:
-        return (
-            f"{100 * self.run.accuracies.final:.2f}"
-            if self.run and self.run.accuracies.final is not None
-            else ""
+    def hardware(self) -> tuple[str, ...]:
+        """Options of the hardware in which the run differs from the recipe."""
+        if self.run is None:
+            return ()
+        found = {**self.run.setting, **self.run.pruning}
+        recipe = {key: value for part in _compared(self.options) for key, value in part.items()}
+        return tuple(
+            text
+            for key, option in _HARDWARE.items()
+            if found.get(key) != recipe.get(key)
+            for text in (option, str(found[key]).lower())
         )
 
+    @property
+    def accuracy(self) -> str:
+        return _percent(self.run.accuracies.final if self.run else None)
+
     def row(self) -> list[str]:
-        machines_file = self.run.folder / MACHINES if self.run else None
-        machines = (
-            machines_file.read_text().splitlines()
-            if machines_file and machines_file.is_file()
-            else ["not noted" if self.run else "not run"]
-        )
-        seed = str(self.run.seed) if self.run else ""
-        command = f"`synflow_pl fit {shlex.join(self.options)}`"
+        command = f"`synflow_pl fit {shlex.join((*self.options, *self.hardware))}`"
+        head = [f"`{self.recipe}`", self.pruner, f"{self.density:g}", self.accuracy]
+        if self.run is None:
+            return [*head, "", "", "", "", "not run", command]
+        machines = self.run.folder / MACHINES
+        record = read_record(self.run.folder)
+        hours = (record.seconds / 3600, record.core_seconds / 3600) if record else (0.0, 0.0)
         return [
-            f"`{self.recipe}`",
-            self.pruner,
-            f"{self.density:g}",
-            self.accuracy,
-            seed,
-            "; ".join(machines),
+            *head,
+            _percent(self.run.accuracies.best_on_test),
+            str(self.run.seed),
+            *(f"{value:.2f}" if value else "not noted" for value in hours),
+            "; ".join(machines.read_text().splitlines() if machines.is_file() else ["not noted"]),
             command,
         ]
+
+
+def _percent(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"{100 * accuracy:.2f}"
 
 
 def main() -> None:
@@ -107,16 +149,54 @@ def main() -> None:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUNS", help="runs, or folders of runs"
     )
-    fill(README, DETAILS, parser.parse_args().runs)
+    parser.add_argument(
+        "--keep", action="store_true", help="store the small files of the runs in docs/evidence"
+    )
+    options = parser.parse_args()
+    entries = fill(README, DETAILS, options.runs)
+    if options.keep:
+        for entry in entries:
+            keep(entry, EVIDENCE)
 
 
-def fill(readme: Path, details: Path, folders: Sequence[Path]) -> None:
+def keep(entry: Entry, folder: Path) -> None:
+    """Store the small files of a run, without the folders of this machine.
+
+    Args:
+        entry: Accuracy whose run is stored; nothing is stored if it has none.
+        folder: Folder that gets a folder of the run's name.
+    """
+    if entry.run is None:
+        return
+    run = entry.run.folder
+    target = folder / run.name
+    if run.resolve() == target.resolve():
+        return
+    config = yaml.safe_load((run / CONFIG).read_text())
+    config["trainer"]["default_root_dir"] = None
+    for name in ("data_dir", "predict_dir"):
+        if config["data"]["init_args"].get(name):
+            config["data"]["init_args"][name] = None
+    with atomic_write(target / CONFIG) as file:
+        file.write(yaml.safe_dump(config, sort_keys=False).encode())
+    for name in ("metrics.csv", "diagnosis.json", MACHINES, RECORD):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, target / name)
+    if (run / "masks.safetensors").is_file():
+        with atomic_write(target / "masks.safetensors.xz") as file:
+            file.write(lzma.compress((run / "masks.safetensors").read_bytes()))
+
+
+def fill(readme: Path, details: Path, folders: Sequence[Path]) -> list[Entry]:
     """Write the accuracies of runs into the README's table, and their origin into ``details``.
 
     Args:
         readme: Path of the README.
         details: Path of the file with one row for each accuracy.
         folders: Runs, or folders of runs.
+
+    Returns:
+        The rows of ``details``.
     """
     runs = list(_readable(find_runs(folders)))
     lines = readme.read_text().splitlines(keepends=True)
@@ -144,16 +224,18 @@ def fill(readme: Path, details: Path, folders: Sequence[Path]) -> None:
         for name in entries_by_recipe
         if name not in recipes and any(entry.run for entry in entries_by_recipe[name])
     ]
-    rows = [["recipe", "pruner", "density", "accuracy", "seed", "machine", "command"], ["---"] * 7]
-    rows += [entry.row() for name in order for entry in entries_by_recipe[name]]
+    shown = [entry for name in order for entry in entries_by_recipe[name]]
+    shown += [entry for name in order for entry in _further_entries(name, runs)]
+    rows = [list(_FIELDS), ["---"] * len(_FIELDS), *(entry.row() for entry in shown)]
     for path, text in (
         (readme, "".join(lines)),
         (details, _HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)),
     ):
         with atomic_write(path) as file:
             file.write(text.encode())
-    count = sum(entry.run is not None for of in entries_by_recipe.values() for entry in of)
+    count = sum(entry.run is not None for entry in shown)
     print(f"{count} accuracies in {readme} and {details}")
+    return shown
 
 
 def _readable(folders: Iterable[Path]) -> Iterator[RunRecord]:
@@ -175,14 +257,42 @@ def _expanded(text: str) -> Iterable[str]:
 
 def _entries(recipe: str, runs: Sequence[RunRecord]) -> Iterator[Entry]:
     for pruner, density in _COLUMNS:
-        empty = Entry(recipe, pruner, density, None)
-        alike = [
-            run
-            for run in runs
-            if (run.pruner, run.density) == (pruner, density) and run.accuracies.final is not None
-        ]
-        alike = [run for run in alike if _compared(empty.options) == (run.setting, run.pruning)]
-        yield Entry(recipe, pruner, density, min(alike, key=lambda run: run.seed, default=None))
+        yield Entry(recipe, pruner, density, _run_of(recipe, pruner, density, runs))
+
+
+def _further_entries(recipe: str, runs: Sequence[RunRecord]) -> Iterator[Entry]:
+    """Yield the accuracies of a recipe that have no place in the README's table."""
+    dense, _ = _compared(Entry(recipe, "dense", 1.0, None).options)
+    network = {key: value for key, value in dense.items() if key.startswith(("network.", "data"))}
+    kinds = {
+        (run.pruner, run.density)
+        for run in runs
+        if run.pruner in overlays() and network.items() <= run.setting.items()
+    }
+    for pruner, density in sorted(kinds - set(_COLUMNS), key=lambda kind: (kind[0], -kind[1])):
+        if (run := _run_of(recipe, pruner, density, runs)) is not None:
+            yield Entry(recipe, pruner, density, run)
+
+
+def _run_of(
+    recipe: str, pruner: str, density: float, runs: Sequence[RunRecord]
+) -> RunRecord | None:
+    """Return the run of the lowest seed that agrees with a recipe."""
+    expected = [
+        _without_hardware(part) for part in _compared(Entry(recipe, pruner, density, None).options)
+    ]
+    alike = [
+        run
+        for run in runs
+        if (run.pruner, run.density) == (pruner, density)
+        and run.accuracies.final is not None
+        and [_without_hardware(run.setting), _without_hardware(run.pruning)] == expected
+    ]
+    return min(alike, key=lambda run: run.seed, default=None)
+
+
+def _without_hardware(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in _HARDWARE}
 
 
 @cache

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.table import Entry, fill
+from benchmarks.table import Entry, fill, keep
+from synflow_pl import Masks
 from synflow_pl.cli.command import parse_fit
 from synflow_pl.runs import MACHINES
+from synflow_pl.runs.training_record import Training, write_record
 
 TABLE = """Before.
 
@@ -55,6 +59,7 @@ def a_run(
         f"0,0,,{accuracy}\n"
     )
     (folder / MACHINES).write_text("a laptop\na GPU\n")
+    write_record(folder, Training(True, 2, 9, 5400.0, 9000.0))
     if pruner != "dense":
         diagnosis = {
             "density": density,
@@ -90,7 +95,10 @@ def test_a_cell_has_three_accuracies_each_with_seed_machines_and_command(
     )
     assert filled["`mnist_fc`", "synflow", "0.1"] == [
         "94.57",
+        "",
         "2",
+        "1.50",
+        "2.50",
         "a laptop; a GPU",
         f"`{command}`",
     ]
@@ -98,7 +106,7 @@ def test_a_cell_has_three_accuracies_each_with_seed_machines_and_command(
         filled["`mnist_fc`", "dense", "1"][-1]
         == "`synflow_pl fit -c mnist_fc -c pruners/dense --seed_everything 3`"
     )
-    assert filled["`mnist_fc`", "synflow", "0.01"][:3] == ["", "", "not run"]
+    assert filled["`mnist_fc`", "synflow", "0.01"][:-1] == ["", "", "", "", "", "not run"]
 
 
 def test_accuracies_without_a_run_are_removed_and_listed_as_not_run(
@@ -108,10 +116,10 @@ def test_accuracies_without_a_run_are_removed_and_listed_as_not_run(
     fill(*files, [tmp_path / "runs"])
     assert files[0].read_text() == TABLE.replace(" 12.34 |", " |")
     (head, _line, *filled) = rows(files[1].read_text())
-    assert head == ["recipe", "pruner", "density", "accuracy", "seed", "machine", "command"]
+    assert (head[0], head[3], head[-1]) == ("recipe", "accuracy", "command")
     # The recipes of configs/sweeps/table.yaml that are in this README.
     assert [row[0] for row in filled] == ["`cifar10_vgg16`"] * 3 + ["`cifar100_vgg16`"] * 3
-    assert {tuple(row[3:6]) for row in filled} == {("", "", "not run")}
+    assert {tuple(row[3:-1]) for row in filled} == {("", "", "", "", "", "not run")}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +128,6 @@ def test_accuracies_without_a_run_are_removed_and_listed_as_not_run(
         ("--model.optimizer.lr", "0.1"),
         ("--trainer.max_epochs", "3"),
         ("--trainer.limit_train_batches", "5"),
-        ("--trainer.precision", "bf16-mixed"),
         ("--data.batch_size", "64"),
         ("--data.validate_on_test", "true"),
         ("--pruning.rounds", "3"),
@@ -152,6 +159,63 @@ def test_a_run_that_differs_only_in_options_without_effect_is_used(
     )
     fill(*files, [tmp_path / "runs"])
     assert " / 95.00 / |" in files[0].read_text().replace("  ", " ")
+
+
+HARDWARE = ["--trainer.precision", "bf16-mixed", "--model.channels_last", "true"]
+HARDWARE += ["--pruning.compact", "true"]
+
+
+def test_options_of_the_hardware_are_in_the_command_and_make_no_other_cell(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    a_run(tmp_path / "runs", "synflow", 0.1, 0, 0.95, *HARDWARE)
+    fill(*files, [tmp_path / "runs"])
+    assert " / 95.00 / |" in files[0].read_text().replace("  ", " ")
+    (row,) = [row for row in rows(files[1].read_text()) if "95.00" in row]
+    command = row[-1].strip("`").split()
+    assert command[-6:] == HARDWARE
+    plan = parse_fit(command[2:])
+    assert plan.options.trainer.precision == "bf16-mixed"
+
+
+def test_runs_of_other_pruners_and_densities_have_rows_after_those_of_the_table(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    a_run(tmp_path / "runs", "dense", 1.0, 0, 0.98)
+    a_run(tmp_path / "runs", "snip", 0.1, 0, 0.93)
+    a_run(tmp_path / "runs", "snip", 0.1, 1, 0.94)
+    a_run(tmp_path / "runs", "synflow", 0.001, 0, 0.5)
+    a_run(tmp_path / "runs", "grasp", 0.1, 0, 0.9, "--trainer.max_epochs", "3")
+    fill(*files, [tmp_path / "runs"])
+    further = [tuple(row[:4]) for row in rows(files[1].read_text())[-2:]]
+    assert further == [
+        ("`mnist_fc`", "snip", "0.1", "93.00"),
+        ("`mnist_fc`", "synflow", "0.001", "50.00"),
+    ]
+    assert "98.00 /  / " in files[0].read_text()
+
+
+def test_kept_runs_give_the_same_tables_and_name_no_folder_of_the_machine(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    options = ["--data.data_dir", str(tmp_path / "images"), *HARDWARE]
+    run = a_run(tmp_path / "runs", "synflow", 0.1, 0, 0.95, *options)
+    Masks({"layer": torch.arange(8) < 3}).save(run / "masks.safetensors")
+    (run / "checkpoints").mkdir()
+    entries = fill(*files, [tmp_path / "runs"])
+    tables = [path.read_text() for path in files]
+    for entry in entries:
+        keep(entry, tmp_path / "evidence")
+    assert [path.read_text() for path in files] == tables
+    kept = tmp_path / "evidence" / run.name
+    assert str(tmp_path) not in (kept / "config.yaml").read_text()
+    assert not (kept / "checkpoints").exists()
+    masks = lzma.decompress((kept / "masks.safetensors.xz").read_bytes())
+    assert masks == (run / "masks.safetensors").read_bytes()
+    again = fill(*files, [tmp_path / "evidence"])
+    assert [path.read_text() for path in files] == tables
+    keep(again[1], tmp_path / "evidence")  # a run that is kept already stays as it is
+    assert (kept / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
 
 
 def test_a_command_of_the_table_parses_to_the_options_of_its_row() -> None:

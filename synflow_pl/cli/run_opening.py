@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from synflow_pl.cli import EVALUATIONS, resume
@@ -15,7 +16,7 @@ from synflow_pl.cli.run_selection import (
 )
 from synflow_pl.runs import create_run_folder, find_run_folder
 from synflow_pl.runs.environment import record_environment
-from synflow_pl.runs.training_record import Training, write_record
+from synflow_pl.runs.training_record import Training, read_record, write_record
 
 __all__ = ["CLAIMED", "open_run_folder"]
 
@@ -54,6 +55,7 @@ def open_run_folder(command: Command, selection: RunSelection) -> Path | None:
         lock_or_raise(folder)
         resume.write_config(folder, selection.recorded_config or command.config_text)
     if command.name == "fit" and not selection.finished:
-        write_record(folder, Training(False))
+        before = read_record(folder) or Training(False)
+        write_record(folder, replace(before, ended=False, epochs=0, steps=0))
     record_environment(folder)
     return folder
