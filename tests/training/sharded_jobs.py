@@ -31,7 +31,12 @@ from synflow_pl import Classifier, PruneAtInit
 from synflow_pl.data import Digits
 from synflow_pl.networks import Conv
 from synflow_pl.pruners import LAMP, SNIP, Magnitude, Pruner, Random, SynFlow
-from synflow_pl.training import DurableCheckpointIO, FullyShardStrategy
+from synflow_pl.training import (
+    DurableCheckpointIO,
+    FullyShardStrategy,
+    LastCheckpoint,
+    find_checkpoint,
+)
 from synflow_pl.training.sharded_masks import local, named_shards
 
 PRUNERS: dict[str, Callable[[], Pruner]] = {
@@ -181,6 +186,35 @@ def resume(folder: Path, path: Path, name: str) -> None:
     run.fit(module, Few(), ckpt_path=path)
     assert watch.checked
     run.save_checkpoint(folder / name, weights_only=False)
+
+
+class Steps(Callback):
+    """Write the number of steps to a file after each step, on rank 0."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.is_global_zero:
+            self.path.write_text(str(trainer.global_step))
+
+
+def interrupted(folder: Path) -> None:
+    """Train from the last checkpoint, if there is one, to the end, which is saved."""
+    try:
+        path = find_checkpoint(folder / "run")
+    except FileNotFoundError:
+        path = None
+    run = trainer(
+        PruneAtInit(SynFlow(), density=0.2, rounds=5),
+        Watch(),
+        LastCheckpoint(every=2, folder=folder / "run/checkpoints"),
+        Steps(folder / "steps"),
+        strategy=sharding(distributed=True),
+        enable_checkpointing=True,
+    )
+    run.fit(classifier("adamw"), Few(), ckpt_path=path)
+    run.save_checkpoint(folder / "end.ckpt", weights_only=False)
 
 
 def rewritten(folder: Path) -> None:

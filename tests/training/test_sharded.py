@@ -16,7 +16,7 @@ from torch import Tensor
 from synflow_pl import Masks, prune
 from synflow_pl.training import load_weights
 from synflow_pl.training.checkpoints import load_masks, read
-from tests.processes import Finished, run_command
+from tests.processes import Command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,19 +24,30 @@ JOBS = ["like_one", "resumed", "rewritten", "memory", "never_whole"]
 SLOW_JOBS = ["like_one_too", "tensor_parallel", "combined"]
 
 
-def start(folder: Path, processes: int, jobs: list[str], limit: float) -> Finished:
-    """Run jobs in several processes, and check that they end without an error."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+def launch(folder: Path, processes: int, jobs: list[str], *options: str) -> Command:
+    """Start jobs in several processes.
+
+    Args:
+        folder: Folder of the results.
+        processes: Number of processes.
+        jobs: Names of the jobs.
+        options: Options of torchrun.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options]
     script = Path(sharded_jobs.__file__)
-    root = script.parents[2]
-    done = run_command(
-        [*torchrun, "--nproc_per_node", str(processes), script, folder, *jobs],
-        folder,
-        {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root), str(script.parent)])},
-        limit,
-    )
+    places = [str(script.parents[2]), str(script.parent)]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
+    # Otherwise restarted ranks may read the addresses of killed ones.
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    words = [*torchrun, f"--nproc_per_node={processes}", script, folder, *jobs]
+    return Command(words, folder, environment)
+
+
+def start(folder: Path, processes: int, jobs: list[str], limit: float) -> None:
+    """Run jobs in several processes, and check that they end without an error."""
+    with launch(folder, processes, jobs) as command:
+        done = command.wait(limit)
     assert done.returncode == 0, done.output[-4000:]
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -208,78 +219,3 @@ def test_four_ranks_resume_a_checkpoint_of_two_and_combine_both_kinds_of_shardin
         assert_close(
             tmp_path / f"tensor_parallel/{end}.ckpt", one_slow / "tensor_parallel/end.ckpt"
         )
-
-
-KILLED = """
-import os, signal, sys, time
-from pathlib import Path
-import torch
-import sharded_jobs
-from sharded_jobs import Few, SynFlow, Watch, classifier, sharding, trainer
-from pytorch_lightning import Callback
-from synflow_pl import PruneAtInit
-from synflow_pl.training import LastCheckpoint, find_checkpoint
-
-folder, kill_at = Path(sys.argv[1]), float(sys.argv[2])
-torch.set_num_threads(1)
-run = folder / "run"
-try:
-    path = find_checkpoint(run)
-except FileNotFoundError:
-    path = None
-
-class Kill(Callback):
-    # Kills this rank in the middle of a step or of a save, the first time only.
-    def on_train_start(self, trainer, pl_module):
-        if os.environ["RANK"] == "1" and not (folder / "killed").exists():
-            (folder / "killed").touch()
-            import threading
-            threading.Timer(kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
-
-pruning = PruneAtInit(SynFlow(), density=0.2, rounds=5)
-last = LastCheckpoint(every=3, folder=run / "checkpoints")
-options = {"strategy": sharding(distributed=True), "enable_checkpointing": True}
-fit = trainer(pruning, Watch(), last, Kill(), **options)
-fit.fit(classifier("adamw"), Few(), ckpt_path=path)
-fit.save_checkpoint(folder / "end.ckpt", weights_only=False)
-"""
-
-
-def run_killed(folder: Path, seconds: float, processes: int, *options: str) -> Finished:
-    """Run the script above; the first time, rank 1 is killed some seconds after its first step."""
-    (folder / "script.py").write_text(KILLED)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options]
-    here = Path(sharded_jobs.__file__)
-    return run_command(
-        [*torchrun, f"--nproc_per_node={processes}", "script.py", folder, str(seconds)],
-        folder,
-        {
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(here.parents[2]), str(here.parent)]),
-            # Otherwise restarted ranks may read the addresses of the killed ones.
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        },
-        limit=120,
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("seconds", [0.13, 0.51, 0.94, 1.37, 1.92])
-def test_a_training_whose_rank_is_killed_resumes_and_ends_as_the_undisturbed_one(
-    seconds: float, processes: int, one: Path, tmp_path: Path
-) -> None:
-    assert run_killed(tmp_path, seconds, 2).returncode != 0
-    assert (tmp_path / "killed").exists()
-    done = run_killed(tmp_path, seconds, processes)
-    assert done.returncode == 0, done.output[-4000:]
-    assert_close(tmp_path / "end.ckpt", one / "resumed/end.ckpt")
-
-
-@pytest.mark.slow
-def test_a_killed_rank_is_restarted_by_torchrun(one: Path, tmp_path: Path) -> None:
-    done = run_killed(tmp_path, 1.5, 2, "--max-restarts=2")
-    assert done.returncode == 0, done.output[-4000:]
-    assert (tmp_path / "killed").exists()
-    assert "Restoring states from the checkpoint path" in done.output
-    assert_close(tmp_path / "end.ckpt", one / "resumed/end.ckpt")
