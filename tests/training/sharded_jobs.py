@@ -330,36 +330,48 @@ def tensor_parallel(folder: Path) -> None:
     run.save_checkpoint(folder / "again.ckpt", weights_only=False)
 
 
-class Combined(Classifier):
-    """Classifier with activation checkpointing and compiled, sharded blocks."""
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+
+
+class Recomputed(Classifier):
+    """Classifier with activation checkpointing of its blocks."""
 
     def configure_model(self) -> None:
-        if self.device_mesh is None:
-            return
-        apply_activation_checkpointing(self.network, check_fn=lambda m: isinstance(m, Block))
-        for block in self.network.blocks:  # type: ignore[union-attr]
-            block.compile(backend="aot_eager")
-            fully_shard(block, mesh=self.device_mesh["data_parallel"])
-        fully_shard(self.network, mesh=self.device_mesh["data_parallel"])
+        if self.device_mesh is not None:
+            apply_activation_checkpointing(
+                self.network, check_fn=lambda module: isinstance(module, Block)
+            )
+        super().configure_model()
 
 
 def combined(folder: Path) -> None:
-    """Train with accumulation, activation checkpointing, compiled blocks and mixed precision."""
-    for precision in ("32-true", "bf16-mixed"):
-        seed_everything(3)
-        module = Combined(Blocks(), optimizer=OPTIMIZERS["nesterov"])
-        pruning = PruneAtInit(SynFlow(), density=0.3, rounds=5)
-        run = trainer(
-            pruning,
-            watch := Watch(),
-            strategy=sharding(distributed=True),
-            accumulate_grad_batches=2,
-            precision=precision,
-            max_steps=10,
-        )
-        run.fit(module, Few())
-        assert watch.checked
-        run.save_checkpoint(folder / f"{precision}.ckpt", weights_only=False)
+    """Train in several precisions with accumulation, without and with two options.
+
+    The options are activation checkpointing and compiled blocks. In one process, they are left out.
+    """
+    alone, compile_in_place = "LOCAL_WORLD_SIZE" not in os.environ, nn.Module.compile
+    # The C++ compilation of inductor takes a minute.
+    nn.Module.compile = lambda self: compile_in_place(self, backend="aot_eager")  # type: ignore[assignment, method-assign]
+    for precision in PRECISIONS:
+        for kind, name in ((Classifier, "plain"), (Recomputed, "all"))[: 1 if alone else 2]:
+            seed_everything(3)
+            torch._dynamo.reset()
+            compiled = torch._dynamo.utils.counters["stats"]
+            compiled.clear()
+            module = kind(Blocks(), optimizer=OPTIMIZERS["nesterov"], compile=name == "all")
+            run = trainer(
+                PruneAtInit(SynFlow(), density=0.3, rounds=5),
+                watch := Watch(),
+                strategy=sharding(distributed=True),
+                accumulate_grad_batches=2,
+                precision=precision,
+                max_steps=10,
+            )
+            run.fit(module, Few())
+            assert watch.checked
+            assert bool(compiled["unique_graphs"]) == (name == "all")
+            run.save_checkpoint(folder / f"{precision}-{name}.ckpt", weights_only=False)
+    nn.Module.compile = compile_in_place  # type: ignore[method-assign]
 
 
 class Meta(Classifier):
