@@ -6,6 +6,7 @@ this file one after another.
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
@@ -345,13 +346,10 @@ class Recomputed(Classifier):
 
 
 def combined(folder: Path) -> None:
-    """Train in several precisions with accumulation, without and with two options.
-
-    The options are activation checkpointing and compiled blocks. In one process, they are left out.
-    """
-    alone, compile_in_place = "LOCAL_WORLD_SIZE" not in os.environ, nn.Module.compile
+    """Train in each precision with accumulation, and with checkpointing and compiled blocks too."""
+    alone, compile = "LOCAL_WORLD_SIZE" not in os.environ, torch.compile
     # The C++ compilation of inductor takes a minute.
-    nn.Module.compile = lambda self: compile_in_place(self, backend="aot_eager")  # type: ignore[assignment, method-assign]
+    torch.compile = functools.partial(compile, backend="aot_eager")
     for precision in PRECISIONS:
         for kind, name in ((Classifier, "plain"), (Recomputed, "all"))[: 1 if alone else 2]:
             seed_everything(3)
@@ -371,7 +369,7 @@ def combined(folder: Path) -> None:
             assert watch.checked
             assert bool(compiled["unique_graphs"]) == (name == "all")
             run.save_checkpoint(folder / f"{precision}-{name}.ckpt", weights_only=False)
-    nn.Module.compile = compile_in_place  # type: ignore[method-assign]
+    torch.compile = compile
 
 
 class Meta(Classifier):
