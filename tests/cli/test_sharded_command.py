@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -20,14 +22,17 @@ from synflow_pl.training.checkpoints import load_masks, read
 from tests.cli.conftest import QUIET
 from tests.cli.test_distributed_command import (
     FIT,
+    PLACES,
     SYNFLOW_PL,
+    TORCHRUN,
     compare,
     on_nodes,
     options,
+    second_rank,
     start,
     wait,
 )
-from tests.processes import run_command
+from tests.processes import Command, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -117,6 +122,25 @@ def test_commands_and_functions_read_a_distributed_checkpoint(
     recorded = json.loads((run / "diagnosis.json").read_text())
     found = diagnose(network, masks, input_shape=(1, 28, 28))
     assert [layer.kept for layer in found.layers] == [layer["kept"] for layer in recorded["layers"]]
+
+
+def test_torchrun_restarts_the_command_after_a_rank_is_killed(place: Path) -> None:
+    folder = place / "restarted"
+    folder.mkdir()
+    torchrun = [*TORCHRUN, "--standalone", "--max-restarts", "3", "--nproc_per_node", "2", "-m"]
+    words = [*SHARDED, "--trainer.callbacks+=crash.Steps", "--checkpoint_every_n_steps", "2"]
+    environment = {**PLACES, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    command = [*torchrun, "synflow_pl", *words, "--ckpt_path", "last"]
+    with Command(command, folder, environment) as running:
+        steps = folder / "steps"
+        running.wait_until(lambda: steps.is_file() and int(steps.read_text() or 0) >= 4, 120)
+        os.kill(second_rank(running), signal.SIGKILL)
+        done = running.wait(120)
+    assert done.returncode == 0, done.output[-3000:]
+    assert re.search("Resuming from step [1-9]", done.output), done.output[-3000:]
+    (run,) = (folder / "lightning_logs").iterdir()
+    for name, tensor in weights(place / "lightning_logs/two").items():
+        torch.testing.assert_close(weights(run)[name], tensor, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("strategy", ["auto", "ddp"])
