@@ -158,9 +158,14 @@ def test_weights_that_something_else_writes_are_zero_again_and_masks_are_saved_w
 
 
 def test_masks_take_one_byte_for_each_weight_of_a_rank(two: Path) -> None:
+    assert_one_byte_for_each_weight(two, 2)
+
+
+def assert_one_byte_for_each_weight(folder: Path, ranks: int) -> None:
+    """Check what a pruned training holds more than an unpruned one, as ``memory`` measured it."""
     held = 0
-    for rank in range(2):
-        (unpruned, weights), (pruned, _) = torch.load(two / f"memory/memory-{rank}.pt")
+    for rank in range(ranks):
+        (unpruned, weights), (pruned, _) = torch.load(folder / f"memory/memory-{rank}.pt")
         assert weights <= pruned - unpruned <= weights + 64  # torch keeps a few numbers
         held += weights
     assert held == sum(p.numel() for p in sharded_jobs.network().parameters() if p.dim() > 1)
@@ -190,12 +195,17 @@ def test_accumulation_checkpointing_compilation_and_precision_go_with_sharding_a
 def test_a_network_that_is_whole_on_no_rank_has_the_masks_of_one_process(
     name: str, two: Path
 ) -> None:
+    assert_masks_of_one(two, name)
+
+
+def assert_masks_of_one(folder: Path, name: str) -> None:
+    """Check the masks of a network that is whole on no rank against those of the same weights."""
     pruner, options = sharded_jobs.SHARDWISE[name]
     network = sharded_jobs.Blocks()
-    weights: dict[str, Tensor] = torch.load(two / f"never_whole/{name}.pt")
+    weights: dict[str, Tensor] = torch.load(folder / f"never_whole/{name}.pt")
     network.load_state_dict(weights)
     expected: Any = prune(network, pruner, on_collapse="ignore", **options)
-    masks = load_masks(two / f"never_whole/{name}.ckpt")
+    masks = load_masks(folder / f"never_whole/{name}.ckpt")
     assert masks is not None
     assert masks.keys() == expected.keys()
     assert all(torch.equal(mask, expected[layer]) for layer, mask in masks.items())
@@ -207,13 +217,42 @@ def test_a_pruner_that_needs_the_whole_network_is_refused_on_every_rank(two: Pat
         assert message.startswith("the network is whole on no rank, and SynFlow scores")
 
 
+# -- four ranks, of which some hold nothing of a layer with five units
+
+
+@pytest.fixture(scope="module")
+def four(two: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the results of four processes."""
+    folder, middle = tmp_path_factory.mktemp("four"), two / "resumed/middle.ckpt"
+    jobs = ["like_one", "like_one_too", "never_whole", "memory", "tensor_parallel"]
+    start(folder, 4, [f"resumed={middle}", *jobs], limit=300)
+    return folder
+
+
 @pytest.mark.slow
-def test_four_ranks_resume_a_checkpoint_of_two_and_combine_both_kinds_of_sharding(
-    one: Path, two: Path, one_slow: Path, tmp_path: Path
+@pytest.mark.parametrize("pruner", sharded_jobs.PRUNERS)
+def test_four_ranks_train_like_one_process_with_both_optimisers(
+    pruner: str, one: Path, one_slow: Path, four: Path
 ) -> None:
-    start(tmp_path, 4, [f"resumed={two / 'resumed/middle.ckpt'}", "tensor_parallel"], limit=200)
-    assert_close(tmp_path / "resumed/again.ckpt", one / "resumed/end.ckpt")
-    for end in ("end", "again"):
-        assert_close(
-            tmp_path / f"tensor_parallel/{end}.ckpt", one_slow / "tensor_parallel/end.ckpt"
-        )
+    names = [path.relative_to(four) for path in four.glob(f"like_one*/{pruner}-*.ckpt")]
+    assert len(names) == 2
+    for name in names:
+        assert_close(four / name, (one if name.parent.name == "like_one" else one_slow) / name)
+
+
+@pytest.mark.slow
+def test_four_ranks_resume_a_checkpoint_of_two(one: Path, four: Path) -> None:
+    assert_close(four / "resumed/again.ckpt", one / "resumed/end.ckpt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["end", "again"])
+def test_four_ranks_combine_both_kinds_of_sharding(end: str, one_slow: Path, four: Path) -> None:
+    assert_close(four / f"tensor_parallel/{end}.ckpt", one_slow / "tensor_parallel/end.ckpt")
+
+
+@pytest.mark.slow
+def test_four_ranks_choose_masks_and_hold_them_as_two_do(four: Path) -> None:
+    for name in sharded_jobs.SHARDWISE:
+        assert_masks_of_one(four, name)
+    assert_one_byte_for_each_weight(four, 4)
