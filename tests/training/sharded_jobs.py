@@ -1,4 +1,4 @@
-"""Trainings that ``test_sharded.py`` starts in several processes, and repeats in one.
+"""Trainings that ``test_sharded*.py`` start in several processes, and repeat in one.
 
 ``python -m torch.distributed.run --nproc_per_node N sharded_jobs.py FOLDER JOB...`` runs jobs of
 this file one after another.
