@@ -35,10 +35,11 @@ class Classifier(LightningModule):
             torch.nn.CrossEntropyLoss.
         decay_norm_and_bias: Whether weight decay applies to normalisations and biases as well, as
             in most papers' code; ``false`` exempts all parameters with one dimension.
-        compile: Whether the network runs through torch.compile. It is compiled in place, so the
-            names in its checkpoints stay those of the plain network.
+        compile: Whether the network, or each block of a sharded one, runs through torch.compile.
+            It is compiled in place, so the names in its checkpoints stay those of the plain
+            network.
         channels_last: Whether convolutions and images are held with channels innermost in memory,
-            which is faster on GPUs in mixed precision.
+            which is faster on GPUs in mixed precision; of a sharded network, only the images.
 
     Raises:
         ValueError: If ``num_classes`` is less than 2.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -60,7 +61,7 @@ def shard_network(
     Args:
         network: Network with whole parameters; one that is sharded already is left as it is.
         mesh: One-dimensional device mesh.
-        compile: Whether each block runs through torch.compile, in place.
+        compile: Whether the forward of each block runs through torch.compile, in place.
         options: Other options of ``torch.distributed.fsdp.fully_shard``, such as ``mp_policy``.
     """
     if isinstance(network, FSDPModule):
@@ -70,7 +71,9 @@ def shard_network(
     blocks = [] if shared else list(_blocks(network))
     for block in blocks or [network]:
         if compile:
-            block.compile()
+            # block.compile() would include the hooks of fully_shard, which end a graph, and torch
+            # does not compile what remains of a layer of torch.nn.
+            block.forward = torch.compile(block.forward)
     for block in blocks:
         fully_shard(block, mesh=mesh, **options)
     fully_shard(network, mesh=mesh, **options)

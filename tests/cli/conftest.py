@@ -1,4 +1,8 @@
-from collections.abc import Callable
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,3 +66,42 @@ def built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sessio
     """Return a function that parses a command line and builds everything, but runs nothing."""
     monkeypatch.setattr(Session, "execute", lambda self, name: None)
     return lambda *args: main.run(list(args))
+
+
+@pytest.fixture
+def port() -> str:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[tuple[str, str]]]:
+    """Yield the names and interfaces of two connected network namespaces.
+
+    The first has the address 10.77.0.1.
+    """
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("network namespaces need the command ip and root")
+    names = [f"synflow_{os.getpid()}_{node}" for node in range(2)]
+    created: list[str] = []
+    try:
+        for name in names:
+            done = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"no network namespace can be made here: {done.stderr.strip()}")
+            created.append(name)
+        commands = ["ip link add veth0 netns {0} type veth peer name veth1 netns {1}"]
+        for node in range(2):
+            own = f"ip -n {{{node}}} "
+            commands += [
+                f"{own}link set lo up",
+                f"{own}addr add 10.77.0.{node + 1}/24 dev veth{node}",
+                f"{own}link set veth{node} up",
+            ]
+        for command in commands:
+            subprocess.run(command.format(*names).split(), check=True)
+        yield [(name, f"veth{node}") for node, name in enumerate(names)]
+    finally:
+        for name in created:
+            subprocess.run(["ip", "netns", "del", name], check=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,13 +146,6 @@ def fit_command(strategy: str, devices: int) -> list[str]:
     ]
 
 
-@pytest.fixture
-def port() -> str:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return str(free.getsockname()[1])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "ddp_spawn", "torchrun"])
 def test_processes_of_each_launcher_choose_the_masks_of_one(
@@ -187,36 +178,15 @@ def test_processes_of_each_launcher_choose_the_masks_of_one(
     )
 
 
-@pytest.fixture
-def nodes() -> Iterator[list[tuple[str, str]]]:
-    """Yield the names and interfaces of two connected network namespaces.
-
-    The first has the address 10.77.0.1.
-    """
-    if shutil.which("ip") is None or os.geteuid() != 0:
-        pytest.skip("network namespaces need the command ip and root")
-    names = [f"synflow_{os.getpid()}_{node}" for node in range(2)]
-    created: list[str] = []
-    try:
-        for name in names:
-            done = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
-            if done.returncode:
-                pytest.skip(f"no network namespace can be made here: {done.stderr.strip()}")
-            created.append(name)
-        commands = ["ip link add veth0 netns {0} type veth peer name veth1 netns {1}"]
-        for node in range(2):
-            own = f"ip -n {{{node}}} "
-            commands += [
-                f"{own}link set lo up",
-                f"{own}addr add 10.77.0.{node + 1}/24 dev veth{node}",
-                f"{own}link set veth{node} up",
-            ]
-        for command in commands:
-            subprocess.run(command.format(*names).split(), check=True)
-        yield [(name, f"veth{node}") for node, name in enumerate(names)]
-    finally:
-        for name in created:
-            subprocess.run(["ip", "netns", "del", name], check=True)
+def on_nodes(nodes: list[tuple[str, str]], port: str, processes: int) -> Iterator[list[str]]:
+    """Yield the start of each node's command, which runs the package under torchrun."""
+    for rank, (name, interface) in enumerate(nodes):
+        yield [
+            *("ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={interface}"),
+            *(*TORCHRUN, "--nnodes", "2", "--node_rank", str(rank)),
+            *("--master_addr", "10.77.0.1", "--master_port", port),
+            *("--nproc_per_node", str(processes), "-m", "synflow_pl"),
+        ]
 
 
 @pytest.mark.slow
@@ -225,25 +195,8 @@ def test_processes_on_two_nodes_choose_the_masks_of_one(
 ) -> None:
     wait(start(folder, *SYNFLOW_PL, *fit_command("auto", 1), "--run", "one"))
     (folder / "named.yaml").write_text("run: two\n")
-    started = []
-    for rank, (name, interface) in enumerate(nodes):
-        rendezvous = [
-            "--nnodes",
-            "2",
-            "--node_rank",
-            str(rank),
-            "--master_addr",
-            "10.77.0.1",
-            "--master_port",
-            port,
-        ]
-        launcher = [*TORCHRUN, *rendezvous, "--nproc_per_node", "1", "-m", "synflow_pl"]
-        words = [*fit_command("ddp", 1), "--trainer.num_nodes", "2", "-c", "named.yaml"]
-        started.append(
-            start(
-                folder, "ip", "netns", "exec", name, *launcher, *words, GLOO_SOCKET_IFNAME=interface
-            )
-        )
+    words = [*fit_command("ddp", 1), "--trainer.num_nodes", "2", "-c", "named.yaml"]
+    started = [start(folder, *node, *words) for node in on_nodes(nodes, port, 1)]
     wait(*started)
     compare(folder / "lightning_logs/two", folder / "lightning_logs/one")
 

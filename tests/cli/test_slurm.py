@@ -158,10 +158,9 @@ def test_two_requeued_jobs_in_one_folder_each_resume_their_own_run(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_slurm")
-def test_a_job_of_two_tasks_is_stopped_and_resumed_on_both(
-    tmp_path: Path,
-) -> None:
-    two = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+@pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
+def test_a_job_of_two_tasks_is_stopped_and_resumed_on_both(tmp_path: Path, overlay: str) -> None:
+    two = ["-c", f"trainer/{overlay}", "--trainer.devices", "2"]
     job = submit(script(tmp_path, 2, *two))
     try:
         wait(lambda: list(tmp_path.glob("lightning_logs/*/checkpoints/last.ckpt")), tmp_path)

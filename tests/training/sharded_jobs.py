@@ -1,4 +1,4 @@
-"""Trainings that ``test_sharded.py`` starts in several processes, and repeats in one.
+"""Trainings that ``test_sharded*.py`` start in several processes, and repeat in one.
 
 ``python -m torch.distributed.run --nproc_per_node N sharded_jobs.py FOLDER JOB...`` runs jobs of
 this file one after another.
@@ -6,6 +6,7 @@ this file one after another.
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
@@ -31,7 +32,12 @@ from synflow_pl import Classifier, PruneAtInit
 from synflow_pl.data import Digits
 from synflow_pl.networks import Conv
 from synflow_pl.pruners import LAMP, SNIP, Magnitude, Pruner, Random, SynFlow
-from synflow_pl.training import DurableCheckpointIO, FullyShardStrategy
+from synflow_pl.training import (
+    DurableCheckpointIO,
+    FullyShardStrategy,
+    LastCheckpoint,
+    find_checkpoint,
+)
 from synflow_pl.training.sharded_masks import local, named_shards
 
 PRUNERS: dict[str, Callable[[], Pruner]] = {
@@ -183,6 +189,35 @@ def resume(folder: Path, path: Path, name: str) -> None:
     run.save_checkpoint(folder / name, weights_only=False)
 
 
+class Steps(Callback):
+    """Write the number of steps to a file after each step, on rank 0."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.is_global_zero:
+            self.path.write_text(str(trainer.global_step))
+
+
+def interrupted(folder: Path) -> None:
+    """Train from the last checkpoint, if there is one, to the end, which is saved."""
+    try:
+        path = find_checkpoint(folder / "run")
+    except FileNotFoundError:
+        path = None
+    run = trainer(
+        PruneAtInit(SynFlow(), density=0.2, rounds=5),
+        Watch(),
+        LastCheckpoint(every=2, folder=folder / "run/checkpoints"),
+        Steps(folder / "steps"),
+        strategy=sharding(distributed=True),
+        enable_checkpointing=True,
+    )
+    run.fit(classifier("adamw"), Few(), ckpt_path=path)
+    run.save_checkpoint(folder / "end.ckpt", weights_only=False)
+
+
 def rewritten(folder: Path) -> None:
     """Fill the weights of each rank's shards with ones before each epoch, and test afterwards."""
 
@@ -296,36 +331,45 @@ def tensor_parallel(folder: Path) -> None:
     run.save_checkpoint(folder / "again.ckpt", weights_only=False)
 
 
-class Combined(Classifier):
-    """Classifier with activation checkpointing and compiled, sharded blocks."""
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+
+
+class Recomputed(Classifier):
+    """Classifier with activation checkpointing of its blocks."""
 
     def configure_model(self) -> None:
-        if self.device_mesh is None:
-            return
-        apply_activation_checkpointing(self.network, check_fn=lambda m: isinstance(m, Block))
-        for block in self.network.blocks:  # type: ignore[union-attr]
-            block.compile(backend="aot_eager")
-            fully_shard(block, mesh=self.device_mesh["data_parallel"])
-        fully_shard(self.network, mesh=self.device_mesh["data_parallel"])
+        if self.device_mesh is not None:
+            apply_activation_checkpointing(
+                self.network, check_fn=lambda module: isinstance(module, Block)
+            )
+        super().configure_model()
 
 
 def combined(folder: Path) -> None:
-    """Train with accumulation, activation checkpointing, compiled blocks and mixed precision."""
-    for precision in ("32-true", "bf16-mixed"):
-        seed_everything(3)
-        module = Combined(Blocks(), optimizer=OPTIMIZERS["nesterov"])
-        pruning = PruneAtInit(SynFlow(), density=0.3, rounds=5)
-        run = trainer(
-            pruning,
-            watch := Watch(),
-            strategy=sharding(distributed=True),
-            accumulate_grad_batches=2,
-            precision=precision,
-            max_steps=10,
-        )
-        run.fit(module, Few())
-        assert watch.checked
-        run.save_checkpoint(folder / f"{precision}.ckpt", weights_only=False)
+    """Train in each precision with accumulation, and with checkpointing and compiled blocks too."""
+    alone, compile = "LOCAL_WORLD_SIZE" not in os.environ, torch.compile
+    # The C++ compilation of inductor takes a minute.
+    torch.compile = functools.partial(compile, backend="aot_eager")
+    for precision in PRECISIONS:
+        for kind, name in ((Classifier, "plain"), (Recomputed, "all"))[: 1 if alone else 2]:
+            seed_everything(3)
+            torch._dynamo.reset()
+            compiled = torch._dynamo.utils.counters["stats"]
+            compiled.clear()
+            module = kind(Blocks(), optimizer=OPTIMIZERS["nesterov"], compile=name == "all")
+            run = trainer(
+                PruneAtInit(SynFlow(), density=0.3, rounds=5),
+                watch := Watch(),
+                strategy=sharding(distributed=True),
+                accumulate_grad_batches=2,
+                precision=precision,
+                max_steps=10,
+            )
+            run.fit(module, Few())
+            assert watch.checked
+            assert bool(compiled["unique_graphs"]) == (name == "all")
+            run.save_checkpoint(folder / f"{precision}-{name}.ckpt", weights_only=False)
+    torch.compile = compile
 
 
 class Meta(Classifier):
@@ -396,3 +440,7 @@ if __name__ == "__main__":
             resume(inside, Path(argument), "again.ckpt")
         else:
             globals()[job_name](inside)
+    # A thread of gloo that frees a tensor while the interpreter is finalised aborts the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
