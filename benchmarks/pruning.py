@@ -1,20 +1,21 @@
 """Compare the time and memory of SynFlow with plain passes and with a textbook implementation.
 
     python -m benchmarks.pruning [--networks vgg16 resnet18 resnet20] [--threads 1 2] [--runs 3]
-        [--share 0.1] [--rounds 100] [--density 0.01]
+        [--share 0.1] [--rounds 100] [--density 0.01] [--margins 0.5 0.99]
     python -m benchmarks.pruning --networks resnet50 vit_b_16 --density 0.05 --share 0
     python -m benchmarks.pruning --networks regnet_y_128gf --density 0.05 --once
     python -m benchmarks.pruning --device cuda --networks vgg16 resnet50 --share 0   # on a GPU
 
-All prune to density 0.01, in 100 rounds and in as many as `rounds="auto"` takes. Every number of
-threads is measured in turn, by default one and all. The textbook loop works like the code of the
-paper's authors: every pass multiplies masks into the weights of each layer; every round takes
-magnitudes and restores signs, calls `kthvalue` on all scores, and `where`. The textbook loop and
-the plain passes (forward and backward of the dense network at batch size 1) do the same work in
-every round, so only the fraction `--share` of their rounds is timed and extrapolated; 0 skips the
-textbook loop. Memory is the peak above the loaded network in a separate process, relative to the
-size of the parameters. `--check` compares masks in float64 instead. `--once` is for networks that
-take minutes: one automatic pruning and its peak memory, in one process.
+All prune to density 0.01, in 100 rounds and in as many as `rounds="auto"` takes with each of the
+margins; memory and `--once` have the first of them. Every number of threads is measured in turn, by
+default one and all. The textbook loop works like the code of the paper's authors: every pass
+multiplies masks into the weights of each layer; every round takes magnitudes and restores signs,
+calls `kthvalue` on all scores, and `where`. The textbook loop and the plain passes (forward and
+backward of the dense network at batch size 1) do the same work in every round, so only the fraction
+`--share` of their rounds is timed and extrapolated; 0 skips the textbook loop. Memory is the peak
+above the loaded network in a separate process, relative to the size of the parameters. `--check`
+compares masks in float64 instead. `--once` is for networks that take minutes: one automatic pruning
+and its peak memory, in one process.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torchvision
@@ -129,7 +131,7 @@ def textbook(
 
 
 def prune_automatically(
-    network: nn.Module, shape: tuple[int, ...], density: float
+    network: nn.Module, shape: tuple[int, ...], density: float, margin: float
 ) -> tuple[Masks, int]:
     """Prune by SynFlow with automatic rounds, and return the masks and the number of rounds.
 
@@ -137,6 +139,7 @@ def prune_automatically(
         network: Network, whose pruned weights are set to zero.
         shape: Shape (C, H, W) of its input.
         density: Fraction of weights kept, in (0, 1].
+        margin: Fraction of the total flow that a round may prune, in (0, 1).
     """
     rounds: list[int] = []
     masks = prune(
@@ -144,6 +147,7 @@ def prune_automatically(
         SynFlow(),
         density=density,
         rounds="auto",
+        margin=margin,
         input_shape=shape,
         on_round=lambda index, *_: rounds.append(index),
         on_collapse="error",
@@ -164,7 +168,7 @@ def compare(name: str, options: argparse.Namespace) -> None:
         network.zero_grad(set_to_none=True)
         return options.rounds / some
 
-    num_rounds = 0
+    num_rounds: dict[float, int] = {}
 
     def fixed() -> None:
         prune(
@@ -175,31 +179,37 @@ def compare(name: str, options: argparse.Namespace) -> None:
             input_shape=shape,
         )
 
-    def automatic() -> None:
-        nonlocal num_rounds
-        _, num_rounds = prune_automatically(copy.deepcopy(network), shape, options.density)
+    def automatic(margin: float) -> None:
+        _, num_rounds[margin] = prune_automatically(
+            copy.deepcopy(network), shape, options.density, margin
+        )
 
     def loop() -> float:
         textbook(network, shape, options.density, options.rounds, some)
         return options.rounds / some
 
-    given, chosen = f"{options.rounds} rounds", "automatic rounds"
-    contenders = {"plain passes": passes, chosen: automatic, given: fixed} | (
-        {"textbook loop": loop} if options.share else {}
-    )
+    given = f"{options.rounds} rounds"
+    chosen = {f"automatic rounds, margin {margin:g}": margin for margin in options.margins}
+    contenders: dict[str, Callable[[], float | None]] = {
+        "plain passes": passes,
+        **{label: partial(automatic, margin) for label, margin in chosen.items()},
+        given: fixed,
+        **({"textbook loop": loop} if options.share else {}),
+    }
     taken = in_turn(contenders, options.runs)
     table(taken, "plain passes", f"{name}, {torch.get_num_threads()} threads")
-    for reference in (given, chosen) if options.share else ():
+    for reference in (given, *chosen) if options.share else ():
         table({"textbook loop": taken["textbook loop"], reference: taken[reference]}, reference)
-    ratio = statistics.median(
-        ours.wall / plain.wall
-        for ours, plain in zip(taken[chosen], taken["plain passes"], strict=True)
-    )
-    print(
-        f"  automatic: {num_rounds} rounds, connected; each takes"
-        f" {ratio * options.rounds / num_rounds:.2f} plain passes",
-        flush=True,
-    )
+    for label, margin in chosen.items():
+        ratio = statistics.median(
+            ours.wall / plain.wall
+            for ours, plain in zip(taken[label], taken["plain passes"], strict=True)
+        )
+        print(
+            f"  {label}: {num_rounds[margin]} rounds, connected; each takes"
+            f" {ratio * options.rounds / num_rounds[margin]:.2f} plain passes",
+            flush=True,
+        )
 
 
 def memory(name: str, options: argparse.Namespace, what: str) -> float:
@@ -221,7 +231,14 @@ def memory(name: str, options: argparse.Namespace, what: str) -> float:
         if what == "plain pass":
             network(torch.ones(1, *shape, device=options.device)).sum().backward()
         else:
-            prune(network, SynFlow(), density=options.density, rounds=rounds, input_shape=shape)
+            prune(
+                network,
+                SynFlow(),
+                density=options.density,
+                rounds=rounds,
+                margin=options.margins[0],
+                input_shape=shape,
+            )
 
     if options.device == "cpu" and what != "held":
         give_back_at_once()
@@ -274,7 +291,7 @@ def once(name: str, options: argparse.Namespace) -> str:
     give_back_at_once()
     size = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     held, started = reset_peak(), time.perf_counter()
-    masks, rounds = prune_automatically(network, shape, options.density)
+    masks, rounds = prune_automatically(network, shape, options.density, options.margins[0])
     taken, peak = time.perf_counter() - started, grown(held)
     return (
         f"{name}, {torch.get_num_threads()} threads: {masks.kept:,} of {masks.total:,} weights"
@@ -328,6 +345,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--margins", nargs="+", type=float, default=[0.5, 0.99])
     parser.add_argument(
         "--threads", nargs="+", type=int, default=sorted({1, torch.get_num_threads()})
     )
