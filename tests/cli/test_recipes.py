@@ -111,8 +111,12 @@ def check(cli: Session) -> None:
     budget = total - math.floor((1 - density) * total)
     if cli.options.pruning.granularity == "weight":
         assert (masks.kept, masks.total) == (budget, total)
-    else:  # the budget is met to one group
-        assert 0.7 * budget < masks.kept <= budget
+    else:  # the budget is met to one group; a unit is a row of one layer and columns of the next
+        sizes = [(weight.numel(), len(weight)) for weight in prunable(network).values()]
+        unit = max(
+            (size + after) / units for (size, units), (after, _) in itertools.pairwise(sizes)
+        )
+        assert 0 <= budget - masks.kept < max(unit, 0.3 * budget)
     pairs = masks.parameters(network)
     assert all(not local(parameter)[~local(mask)].any() for parameter, mask in pairs)
 
