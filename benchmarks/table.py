@@ -198,7 +198,8 @@ def fill(readme: Path, details: Path, folders: Sequence[Path]) -> list[Entry]:
     Returns:
         The rows of ``details``.
     """
-    runs = list(_readable(find_runs(folders)))
+    pruners = overlays()
+    runs = list(_readable(find_runs(folders), pruners))
     lines = readme.read_text().splitlines(keepends=True)
     start = next(index for index, line in enumerate(lines) if line.startswith("| recipe | lr |"))
     entries_by_recipe: dict[str, list[Entry]] = {}
@@ -225,7 +226,8 @@ def fill(readme: Path, details: Path, folders: Sequence[Path]) -> list[Entry]:
         if name not in recipes and any(entry.run for entry in entries_by_recipe[name])
     ]
     shown = [entry for name in order for entry in entries_by_recipe[name]]
-    shown += [entry for name in order for entry in _further_entries(name, runs)]
+    named = [run for run in runs if run.pruner in pruners]
+    shown += [entry for name in entries_by_recipe for entry in _further_entries(name, named)]
     rows = [list(_FIELDS), ["---"] * len(_FIELDS), *(entry.row() for entry in shown)]
     for path, text in (
         (readme, "".join(lines)),
@@ -238,10 +240,12 @@ def fill(readme: Path, details: Path, folders: Sequence[Path]) -> list[Entry]:
     return shown
 
 
-def _readable(folders: Iterable[Path]) -> Iterator[RunRecord]:
+def _readable(
+    folders: Iterable[Path], pruners: Mapping[str, Mapping[str, Any]]
+) -> Iterator[RunRecord]:
     for folder in folders:
         try:
-            yield read_run(folder, overlays())
+            yield read_run(folder, pruners)
         except SkippedRun as reason:
             print(f"left out: {folder}: {reason}")
 
@@ -264,11 +268,7 @@ def _further_entries(recipe: str, runs: Sequence[RunRecord]) -> Iterator[Entry]:
     """Yield the accuracies of a recipe that have no place in the README's table."""
     dense, _ = _compared(Entry(recipe, "dense", 1.0, None).options)
     network = {key: value for key, value in dense.items() if key.startswith(("network.", "data"))}
-    kinds = {
-        (run.pruner, run.density)
-        for run in runs
-        if run.pruner in overlays() and network.items() <= run.setting.items()
-    }
+    kinds = {(run.pruner, run.density) for run in runs if network.items() <= run.setting.items()}
     for pruner, density in sorted(kinds - set(_COLUMNS), key=lambda kind: (kind[0], -kind[1])):
         if (run := _run_of(recipe, pruner, density, runs)) is not None:
             yield Entry(recipe, pruner, density, run)

@@ -195,6 +195,14 @@ def test_runs_of_other_pruners_and_densities_have_rows_after_those_of_the_table(
     assert "98.00 /  / " in files[0].read_text()
 
 
+def test_a_recipe_with_no_cell_in_the_table_still_has_rows_for_other_densities(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    a_run(tmp_path / "runs", "synflow", 0.5, 0, 0.9)
+    fill(*files, [tmp_path / "runs"])
+    assert rows(files[1].read_text())[-1][:4] == ["`mnist_fc`", "synflow", "0.5", "90.00"]
+
+
 def test_kept_runs_give_the_same_tables_and_name_no_folder_of_the_machine(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
