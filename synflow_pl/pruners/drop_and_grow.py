@@ -84,6 +84,8 @@ class DropAndGrow(PrunerWrapper):
     """True if a weight that is dropped and grown again in one update starts from zero like other
     grown weights; otherwise nothing changes for it.
     """
+    by_sign: bool = False
+    """True if the drop fraction is applied to the positive and to the negative weights apart."""
     min_delta_t: int = 1
     """Smallest number of steps between two updates."""
     seed: int | None = None
@@ -150,7 +152,7 @@ class DropAndGrow(PrunerWrapper):
 
 
 def drop_then_grow(
-    weight: Tensor, mask: Tensor, growth: Tensor, fraction: float
+    weight: Tensor, mask: Tensor, growth: Tensor, fraction: float, by_sign: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the mask of a layer after an update, with as many kept weights as before.
 
@@ -164,6 +166,8 @@ def drop_then_grow(
         growth: Growth scores in the weight's shape, finite.
         fraction: Fraction of the kept weights that is dropped, in [0, 1]; the number is rounded
             down.
+        by_sign: If true, the fraction is dropped of the negative weights and of the others apart,
+            each rounded down.
 
     Returns:
         Mask after the update, and a bool tensor that is True where a weight was grown, both in the
@@ -177,13 +181,17 @@ def drop_then_grow(
         [[False, True, True, False, True], [False, False, False, False, True]]
     """
     kept = mask.flatten()
-    num_kept = int(kept.count_nonzero())
-    # The product of a decimal fraction and a whole number may lie just below a whole number.
-    count = min(math.floor(num_kept * fraction + 1e-9), num_kept)
     magnitudes, scores = (_comparable(x.detach()).flatten() for x in (weight.abs(), growth))
-    (dropped,) = smallest_of_many([magnitudes], [kept], num_kept, count)
-    remaining = kept.index_fill(0, dropped, False)
-    others = kept.numel() - num_kept + count
+    negative = kept & (weight.detach().flatten() < 0)
+    remaining = kept.clone()
+    for candidates in (negative, kept & ~negative) if by_sign else (kept,):
+        num_candidates = int(candidates.count_nonzero())
+        # The product of a decimal fraction and a whole number may lie just below a whole number.
+        count = min(math.floor(num_candidates * fraction + 1e-9), num_candidates)
+        (dropped,) = smallest_of_many([magnitudes], [candidates], num_candidates, count)
+        remaining = remaining.index_fill(0, dropped, False)
+    count = int((kept ^ remaining).count_nonzero())
+    others = int((~remaining).count_nonzero())
     (left,) = smallest_of_many([scores], [~remaining], others, others - count)
     grown = (~remaining).index_fill(0, left, False)
     return (remaining | grown).view_as(mask), grown.view_as(mask)

@@ -1,13 +1,12 @@
 """SET, sparse evolutionary training (Mocanu et al. 2018).
 
 The paper is "Scalable training of artificial neural networks with adaptive sparse connectivity
-inspired by network science". Every ``delta_t`` steps the kept weights of smallest magnitude are
-dropped in each layer, and as many random weights are grown, from zero. The initial masks have
-Erdős-Rényi densities.
+inspired by network science". Every ``delta_t`` steps the smallest positive and the largest negative
+weights are dropped in each layer, the same fraction of both, and as many random weights are grown,
+from zero. The initial masks have Erdős-Rényi densities.
 
-The paper drops the fraction of the positive and of the negative weights that are closest to zero,
-after each epoch but the last; here, as in the comparison of Evci et al. 2020, magnitudes are ranked
-together, and updates happen every ``delta_t`` steps until ``t_end``.
+The paper updates the masks after each epoch but the last; here, as in the comparison of Evci et al.
+2020, updates happen every ``delta_t`` steps until ``t_end``.
 """
 
 from __future__ import annotations
@@ -38,6 +37,8 @@ class SET(DropAndGrow):
         anneal: ``"constant"``, or ``"cosine"`` to decay the drop fraction to zero at ``t_end``.
         seed: Seed of the growth; ``None`` derives it from the global seed when the initial masks
             are chosen. It does not affect the initial masks.
+        by_sign: If true, as in the paper, the fraction is dropped of the negative weights and of
+            the others apart; if false, of all together by magnitude, as Evci et al. 2020 do.
 
     Raises:
         ValueError: If an option is impossible, naming its value.
@@ -59,9 +60,10 @@ class SET(DropAndGrow):
         t_end: float = 0.75,
         anneal: Anneal = "constant",
         seed: int | None = None,
+        by_sign: bool = True,
     ) -> None:
         super().__init__(initial, drop_fraction, delta_t, t_end, anneal)
-        self.seed = seed
+        self.seed, self.by_sign = seed, by_sign
 
     def growth_scores(self, state: GrowthState) -> Mapping[str, Tensor]:
         # Scores are drawn on the CPU so that the masks do not depend on the device.

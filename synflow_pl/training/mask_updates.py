@@ -173,7 +173,9 @@ class MaskUpdates:
             after, new = dict(masks), {}
             for name, weight in weights.items():
                 scores = growth[name].to(weight.device)
-                after[name], grown = drop_then_grow(weight, before[name], scores, self.fraction)
+                after[name], grown = drop_then_grow(
+                    weight, before[name], scores, self.fraction, method.by_sign
+                )
                 new[name] = (grown if method.resets_regrown else grown & ~before[name]).cpu()
             return Masks(after, masks.followers).state_dict(), new
 

@@ -21,11 +21,17 @@ METHODS = [RigL, SET]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 
 
-def by_sorting(weight: Tensor, mask: Tensor, growth: Tensor, count: int) -> Tensor:
+def by_sorting(
+    weight: Tensor, mask: Tensor, growth: Tensor, fraction: float, by_sign: bool = False
+) -> Tensor:
     """Return the mask after an update by sorting Python numbers, position after value."""
-    magnitudes, scores, kept = (x.flatten().tolist() for x in (weight.abs(), growth, mask))
-    ranked = sorted((i for i, k in enumerate(kept) if k), key=lambda i: (-magnitudes[i], i))
-    stay = ranked[: len(ranked) - count]
+    weights, scores, kept = (x.flatten().tolist() for x in (weight, growth, mask))
+    ranked = sorted((i for i, k in enumerate(kept) if k), key=lambda i: (-abs(weights[i]), i))
+    stay = []
+    for group in (False, True) if by_sign else (None,):
+        members = [i for i in ranked if group in (None, weights[i] < 0)]
+        stay += members[: len(members) - math.floor(len(members) * fraction + 1e-9)]
+    count = len(ranked) - len(stay)
     others = sorted(set(range(len(kept))) - set(stay), key=lambda i: (-scores[i], i))
     result = torch.zeros(len(kept), dtype=torch.bool)
     result[[*stay, *others[:count]]] = True
@@ -43,6 +49,22 @@ def test_the_smallest_kept_weights_are_dropped_and_the_largest_scores_grown() ->
     assert grown.tolist() == [[False, False, False], [False, True, True]]
 
 
+def test_set_drops_the_same_fraction_of_the_positive_and_of_the_negative_weights() -> None:
+    weight = torch.tensor([1.0, 2, 3, 4, -10, -20, -30, -40, -50, 0, 0])
+    mask = weight != 0
+    # Half of four positive and of five negative weights, rounded down: 1 and 2, -10 and -20. By
+    # magnitude the four smallest would be all positive weights.
+    for by_sign, dropped in ((True, {0, 1, 4, 5}), (False, {0, 1, 2, 3})):
+        growth = torch.ones(11).index_fill(0, torch.tensor(sorted(dropped)), 0.0)
+        after, grown = drop_then_grow(weight, mask, growth, 0.5, by_sign)
+        assert set((mask & ~after).nonzero().flatten().tolist()) <= dropped
+        assert grown.nonzero().flatten().tolist()[-2:] == [9, 10]
+        assert int(after.sum()) == 9
+    assert SET().by_sign
+    assert not SET(by_sign=False).by_sign
+    assert not RigL().by_sign
+
+
 def test_of_equal_values_the_first_weight_is_kept_or_grown() -> None:
     mask = torch.tensor([False, True, True, True, False, False])
     after, _ = drop_then_grow(torch.tensor([0.0, 1, 1, 1, 0, 0]), mask, torch.zeros(6), 0.4)
@@ -55,10 +77,11 @@ def test_of_equal_values_the_first_weight_is_kept_or_grown() -> None:
     columns=st.integers(1, 9),
     values=st.integers(1, 6),
     fraction=st.floats(0, 1),
+    by_sign=st.booleans(),
     seed=st.integers(0, 2**20),
 )
 def test_an_update_equals_sorting_and_keeps_the_number_of_weights(
-    rows: int, columns: int, values: int, fraction: float, seed: int
+    rows: int, columns: int, values: int, fraction: float, by_sign: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
 
@@ -68,13 +91,13 @@ def test_an_update_equals_sorting_and_keeps_the_number_of_weights(
     mask = torch.rand(rows, columns, generator=generator) < 0.5
     weight, growth = drawn() * mask, drawn().abs()
     kept = int(mask.sum())
-    after, grown = drop_then_grow(weight, mask, growth, fraction)
+    after, grown = drop_then_grow(weight, mask, growth, fraction, by_sign)
     assert int(after.sum()) == kept
     count = math.floor(kept * fraction + 1e-9)
-    assert int(grown.sum()) == count
+    assert int(grown.sum()) in ((count - 1, count) if by_sign else (count,))
     assert not (grown & ~after).any()
     assert not (after & ~mask & ~grown).any()
-    assert torch.equal(after, by_sorting(weight, mask, growth, count))
+    assert torch.equal(after, by_sorting(weight, mask, growth, fraction, by_sign))
 
 
 def test_large_layers_are_updated_as_by_sorting() -> None:
@@ -82,9 +105,9 @@ def test_large_layers_are_updated_as_by_sorting() -> None:
     mask = torch.rand(300, 1100, generator=generator) < 0.1
     weight = torch.randn(300, 1100, generator=generator) * mask
     growth = torch.randn(300, 1100, generator=generator).abs()
-    count = math.floor(int(mask.sum()) * 0.3)
-    after, _ = drop_then_grow(weight, mask, growth, 0.3)
-    assert torch.equal(after, by_sorting(weight, mask, growth, count))
+    for by_sign in (False, True):
+        after, _ = drop_then_grow(weight, mask, growth, 0.3, by_sign)
+        assert torch.equal(after, by_sorting(weight, mask, growth, 0.3, by_sign))
 
 
 @pytest.mark.parametrize(
