@@ -80,7 +80,9 @@ class Command(LightningCLI):
             if arg == "--config" and i + 1 < len(args)
         ]
         self._own = own
-        self._subcommands = subcommands or super().subcommands()
+        known = subcommands or super().subcommands()
+        # Options of the subcommands that are not called would take most of the parser's time.
+        self._subcommands = {name: known[name] for name in args[:1] if name in known} or known
         self._defaults = defaults or {}
         self._name_run = name_run
         super().__init__(

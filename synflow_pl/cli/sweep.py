@@ -27,6 +27,7 @@ from synflow_pl.runs.sweep_grid import Sweep, Task, accuracy
 __all__ = ["sweep"]
 
 _QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
+_SLOW_TO_CHECK = 20
 _PRELOAD = ("synflow_pl.cli.sweep_job", "torch.utils.tensorboard", "matplotlib.figure")
 
 
@@ -126,6 +127,8 @@ def _checked_tasks(grid: Sweep, extra: Sequence[str], folder: Path) -> list[Task
     try:
         tasks = grid.tasks([*_QUIET, *extra])
         kinds = {(task.recipe, task.overlay, task.levels, task.like): task for task in tasks}
+        if len(kinds) > _SLOW_TO_CHECK:
+            print(f"Checking the options of {len(kinds)} kinds of runs.", flush=True)
         for task in kinds.values():
             if task.levels:
                 planned(["--levels", str(task.levels), *fit_options(task)], own)
