@@ -4,6 +4,7 @@ They are drawn from arrays and need no network.
 """
 
 from synflow_pl.figures.accuracy_against import Curve, accuracy_against
+from synflow_pl.figures.accuracy_grid import accuracy_grid
 from synflow_pl.figures.density_by_pruner import density_by_pruner
 from synflow_pl.figures.density_per_layer import density_per_layer
 from synflow_pl.figures.layer_averages import layer_averages
@@ -17,6 +18,7 @@ from synflow_pl.figures.unit_scores import unit_scores
 __all__ = [
     "Curve",
     "accuracy_against",
+    "accuracy_grid",
     "density_by_pruner",
     "density_per_layer",
     "layer_averages",

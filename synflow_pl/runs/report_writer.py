@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from synflow_pl.figures import Curve, accuracy_against, layers_by_pruner
+from synflow_pl.figures import Curve, accuracy_against, accuracy_grid, layers_by_pruner
 from synflow_pl.figures.style import MOST_LAYERS, save
 from synflow_pl.io import atomic_write, make_folder
 from synflow_pl.runs.aggregate import Cell, aggregate
@@ -132,6 +132,10 @@ def _figures(setting: str, cells: Sequence[Cell], out: Path, paper: bool) -> lis
         for index, name in enumerate([*_FIRST, *(name for name in pruners if name not in _FIRST)])
     }
     written: list[Path] = []
+    if len(pruners) > 1:
+        densities = sorted({cell.density for cell in sparse}, reverse=True)
+        rows = {pruner: _row(pruner, densities, sparse) for pruner in pruners}
+        written += save(accuracy_grid(densities, rows, title=setting), out / f"accuracies-{place}")
     for name, (label, falling, what) in _AXES.items():
         curves = [
             curve
@@ -209,6 +213,17 @@ def _curve(
                 )
             )
     return Curve(pruner, style, *zip(*points, strict=True)) if points else None  # type: ignore[arg-type]
+
+
+def _row(
+    pruner: str, densities: Sequence[float], cells: Sequence[Cell]
+) -> list[tuple[float, float | None] | None]:
+    """Return the final accuracy of one pruner and its deviation at each density."""
+    entries = {cell.density: cell.accuracy("final") for cell in cells if cell.pruner == pruner}
+    return [
+        None if (entry := entries.get(density)) is None else (entry.mean, entry.deviation)
+        for density in densities
+    ]
 
 
 def _layers(pruner: str, cells: Sequence[Cell]) -> tuple[list[float], dict[str, list[int]]] | None:

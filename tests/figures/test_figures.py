@@ -16,6 +16,7 @@ from matplotlib.image import imread
 from synflow_pl.figures import (
     Curve,
     accuracy_against,
+    accuracy_grid,
     density_per_layer,
     layers_by_pruner,
     layers_over_rounds,
@@ -128,6 +129,33 @@ def test_accuracies_are_drawn_in_percent_with_clipped_bands_and_a_dense_line() -
     )
     assert not drawn.xaxis_inverted()
     assert only(accuracy_against("FLOPs", [few], falling=True)).xaxis_inverted()
+
+
+def test_a_grid_orders_pruners_by_the_densities_that_all_have_and_shades_each_column() -> None:
+    rows = {
+        "low": [(0.5, 0.01), (0.95, None)],
+        "best": [(0.9, 0.002), None],
+        "middle": [(0.8, 0.0), (0.1, 0.3)],
+    }
+    drawn = only(accuracy_grid([0.1, 0.01], rows, title="digits"))
+    assert [label.get_text() for label in drawn.get_yticklabels()] == ["best", "middle", "low"]
+    assert [label.get_text() for label in drawn.get_xticklabels()] == ["0.1", "0.01"]
+    texts = {text.get_position(): text.get_text() for text in drawn.texts}
+    assert texts == {
+        (0, 0): "90.0 ± 0.2",
+        (0, 1): "80.0 ± 0.0",
+        (0, 2): "50.0 ± 1.0",
+        (1, 1): "10.0 ± 30.0",
+        (1, 2): "95.0",
+    }
+    # At 0.1 the median is 0.1 below the best, so 0.2 below it and less is white.
+    best, middle, low = (
+        sum(drawn.collections[i].get_facecolor()[0][:3])
+        for i in range(3)  # type: ignore[index]
+    )
+    assert best < middle < low
+    with pytest.raises(ValueError, match="one: 1 entries for 2 densities"):
+        accuracy_grid([0.1, 0.01], {"one": [(0.5, None)]})
 
 
 def test_units_are_dots_at_incoming_and_outgoing_sums_beside_a_diagonal() -> None:

@@ -480,6 +480,7 @@ def test_the_figures_and_three_tables_are_written(tmp_path: Path) -> None:
     expected |= {
         f"accuracy_against_{x}-MNIST-FC.png" for x in ("compression", "effective_density", "flops")
     }
+    expected |= {"accuracies-MNIST-FC.png", "accuracies-MNIST-FC.pdf"}
     assert expected <= names
     assert "layers_against_compression-MNIST-FC.png" in names
 
