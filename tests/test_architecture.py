@@ -24,7 +24,7 @@ LEVELS = [
     {"diagnosis", "compaction"},
     {"fixed_rounds", "effective_density"},
     {"automatic_rounds"},
-    {"round_scorer"},
+    {"round_scorer", "pruning_targets"},
     {"pruning_checks", "pruning_options"},
     {"selection"},
     {"pruners"},
@@ -33,7 +33,7 @@ LEVELS = [
     {"graph"},
     {"device_selection"},
     {"budget_selection", "block_memory"},
-    {"masks", "schedules", "order_statistics", "numerics", "granularity"},
+    {"masks", "schedules", "order_statistics", "numerics", "granularity", "prunable_parameters"},
     {"io", "parameters", "optimizer_hook"},
 ]
 # They import io alone outside their own room; any room above the pruners may import them.
