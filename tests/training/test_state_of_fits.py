@@ -238,7 +238,7 @@ def test_after_a_failed_fit_the_network_keeps_its_masks_and_another_is_pruned(
         fit(tmp_path, callback, module, Fails())
     masks = callback.masks
     assert masks is not None
-    assert not callback._holds  # the optimiser of the failed fit is released
+    assert not callback._hooks.holds  # the optimiser of the failed fit is released
     assert not module.network._state_dict_pre_hooks
     fit(tmp_path, callback, module)
     assert callback.masks is masks
