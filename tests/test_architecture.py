@@ -116,6 +116,14 @@ def test_no_two_files_of_the_package_share_a_base_name() -> None:
     assert {name for name, paths in files.items() if len(paths) > 1} - {"__init__.py"} == set()
 
 
+def test_no_file_of_the_package_is_longer_than_350_lines() -> None:
+    lengths = {
+        str(path.relative_to(PACKAGE)): len(path.read_text().splitlines())
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert {file: length for file, length in lengths.items() if length > 350} == {}
+
+
 def test_no_import_cycle_joins_modules() -> None:
     imported = module_imports()
     try:
