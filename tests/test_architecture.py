@@ -33,7 +33,8 @@ LEVELS = [
     {"graph"},
     {"device_selection"},
     {"budget_selection", "block_memory"},
-    {"masks", "schedules", "order_statistics", "numerics", "granularity", "prunable_parameters"},
+    {"masks", "schedules", "order_statistics", "numerics", "granularity"},
+    {"prunable_parameters"},
     {"io", "parameters", "optimizer_hook"},
 ]
 # They import io alone outside their own room; any room above the pruners may import them.

@@ -39,10 +39,10 @@ __all__ = ["HoldMasks"]
 class HoldMasks(Callback):
     """Hold the masks of one network: in training, in its averages, and in checkpoints.
 
-    This is the base class of :class:`synflow_pl.PruneAtInit`, which chooses the masks. A subclass
-    applies masks with :meth:`_keep`, and changes :attr:`_gradual` in a gradual pruning and
-    :attr:`_updates` in dynamic sparse training; this class stores all three in checkpoints and
-    restores them.
+    This is the base class of :class:`~synflow_pl.training.change_masks.ChangeMasks`, which chooses
+    the masks, and so of :class:`synflow_pl.PruneAtInit`. A subclass applies masks with
+    :meth:`_keep`, and changes :attr:`_gradual` in a gradual pruning and :attr:`_updates` in dynamic
+    sparse training; this class stores all three in checkpoints and restores them.
 
     Args:
         network: Name of the attribute of the LightningModule that holds the network; ``None`` for
