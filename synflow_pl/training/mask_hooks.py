@@ -64,12 +64,12 @@ class MaskHooks:
             self._zeros = (
                 ShardedZeros(prefix)
                 if isinstance(masks, ShardedMasks)
-                else self._search_averages(trainer, pl_module, prefix, callbacks, networks)
+                else self._make_zeros(trainer, pl_module, prefix, callbacks, networks)
             )
             self._zeros.written = len(self.holds) < len(trainer.optimizers)
         self._zeros.hold(network, masks)
 
-    def _search_averages(
+    def _make_zeros(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -77,7 +77,7 @@ class MaskHooks:
         callbacks: Sequence[Callback],
         networks: Sequence[nn.Module],
     ) -> Zeros:
-        """Return a check of the network and of the averages of its weights."""
+        """Return what checks the network and the averages of its weights."""
         owned = (network for network in networks if network is not pl_module)
         skip = {
             *map(id, callbacks),
