@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from synflow_pl import prune
 from synflow_pl.flow import example_of, is_connected, linearise
-from synflow_pl.masks import prunable
 from synflow_pl.networks import VGG, ResNet
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import (
     FORCE,
     LAMP,

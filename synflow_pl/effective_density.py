@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from synflow_pl.flow import Connectivity, acting_on
 from synflow_pl.graph.network_copy import duplicate
-from synflow_pl.masks import Masks, prunable
+from synflow_pl.masks import Masks
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruning_options import PruningOptions
 from synflow_pl.schedules import as_density, kept_weights
 

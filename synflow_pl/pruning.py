@@ -21,9 +21,10 @@ from synflow_pl.bias_norm_masks import compute_bias_norm_masks
 from synflow_pl.effective_density import num_kept_for_effective_density
 from synflow_pl.fixed_rounds import run_fixed_rounds
 from synflow_pl.flow import acting_on, example_of
-from synflow_pl.masks import Masks, prunable
+from synflow_pl.masks import Masks
 from synflow_pl.numerics import full_precision
 from synflow_pl.parameters import check_network, left_out, left_out_note
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners.base import Pruner, PruningState
 from synflow_pl.pruners.batch_loss import BatchLoss, as_batch_loss
 from synflow_pl.pruning_checks import (
@@ -36,7 +37,7 @@ from synflow_pl.pruning_checks import (
     zero_removed,
 )
 from synflow_pl.pruning_options import PruningOptions
-from synflow_pl.schedules import as_density, kept_weights
+from synflow_pl.pruning_targets import ranked_layers, target_density
 from synflow_pl.structure import flops_for_latency, run_structured_rounds, structured_budget
 
 __all__ = ["prune"]
@@ -272,14 +273,14 @@ def _prune(
     state.scope, state.loss, state.train_mode = options.scope, loss, options.train_mode
     if earlier is not None:
         apply_earlier_masks(state, earlier)
-    target = _target_density(state, options)
+    target = target_density(state, options)
     if inputs is None and (pruner.needs_input or options.mask_norm):
         inputs = example_of(network, input_shape, example_input)  # the error that asks for one
     state.inputs = inputs
     state.batches = first
     shown = inputs if shown is None else shown
     check_collapse_inputs(shown, options.on_collapse)
-    layers = _ranked_layers(state, target) if not options.structured else []
+    layers = ranked_layers(state, target) if not options.structured else []
     if options.structured:
         pruner.prepare(state)
         if earlier is not None:
@@ -330,53 +331,3 @@ def _prune(
         check_collapse(state, masks, pruner, options.on_collapse, shown, options.rounds)
     masks.apply(network)
     return masks
-
-
-def _target_density(state: PruningState, options: PruningOptions) -> Fraction:
-    """Return the density of the whole network after the last round.
-
-    Raises:
-        ValueError: If more weights are to be kept than the network has.
-    """
-    if options.density is not None:
-        return as_density(options.density)
-    if options.num_kept is None:
-        return Fraction(1)
-    total = sum(weight.numel() for weight in state.weights.values())
-    num_kept = options.num_kept
-    if num_kept > total:
-        raise ValueError(
-            f"num_kept: {num_kept} is more than the {total} prunable weights there are"
-        )
-    return Fraction(num_kept, total)
-
-
-def _ranked_layers(state: PruningState, target: Fraction) -> list[tuple[list[str], Fraction]]:
-    """Return the names of parameters that are ranked together, with the density to prune them to.
-
-    The density is relative to the weights that are kept at present.
-
-    Raises:
-        ValueError: If more weights are to be kept than an earlier pruning has left.
-    """
-    together = (
-        [list(state.weights)] if state.scope == "global" else [[name] for name in state.weights]
-    )
-    layers = []
-    for names in together:
-        size = sum(state.weights[name].numel() for name in names)
-        kept = sum(int(state.masks[name].count_nonzero()) for name in names)
-        wanted = kept_weights(size, target)
-        if state.scope == "global" and wanted > kept:
-            raise ValueError(
-                f"{wanted} of {size} weights are to be kept, but masks= leaves {kept}; ask for"
-                " fewer"
-            )
-        # In a dense network this is the density itself: one that is rounded to whole weights would
-        # change the schedule by a weight here and there, and in iterated masks such differences
-        # grow. A layer with fewer kept weights than wanted keeps all of them.
-        density = target
-        if kept < size:
-            density = min(Fraction(1), Fraction(wanted, kept)) if kept else Fraction(1)
-        layers.append((names, density))
-    return layers

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from synflow_pl import Masks
-from synflow_pl.masks import prunable
+from synflow_pl.prunable_parameters import prunable
 
 
 def small() -> nn.Sequential:

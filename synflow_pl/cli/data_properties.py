@@ -19,7 +19,7 @@ from torch import Tensor
 
 from synflow_pl.cli.errors import import_class
 from synflow_pl.data import ImageDataModule
-from synflow_pl.pruners.batch_loss import tensors_in
+from synflow_pl.pruners.batches import tensors_in
 
 __all__ = ["DataProperties", "attach_data"]
 

@@ -25,7 +25,7 @@ from synflow_pl.cli.errors import import_class
 from synflow_pl.cli.sweep_commands import fit_options
 from synflow_pl.diagnosis import diagnose
 from synflow_pl.io import atomic_write
-from synflow_pl.masks import prunable
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import SynFlow
 from synflow_pl.pruning import prune
 from synflow_pl.runs.sweep_grid import NARROWER, Task

@@ -26,8 +26,9 @@ from synflow_pl.compaction.channel_usage import ChannelUsage, measure_usage
 from synflow_pl.compaction.checked_trace import trace_for_compaction
 from synflow_pl.compaction.constant_propagation import interpret, unknown
 from synflow_pl.compaction.kept_slices import KeptSlices
-from synflow_pl.compaction.network_copies import masked_copy
+from synflow_pl.compaction.network_copies import masked_copy, masked_tensors
 from synflow_pl.compaction.resize import resize
+from synflow_pl.compaction.shape_table import shape_table
 from synflow_pl.flow import example_of
 from synflow_pl.graph.network_copy import duplicate
 from synflow_pl.graph.trace import Operation, Value
@@ -129,7 +130,7 @@ class Compaction:
     ) -> None:
         masks.parameters(network)
         self._training = training
-        self._full = _masked(network, masks)
+        self._full = masked_tensors(network, masks)
         self._recording = trace_for_compaction(network, inputs)
         self._names = parameter_names(self._recording)
         self._biases: dict[str, str] = (
@@ -165,34 +166,7 @@ class Compaction:
 
     def table(self) -> str:
         """Return the shapes of each weight before and after, and the notes, as plain text."""
-        small = dict(self.network.named_parameters())
-        rows: list[tuple[str, ...]] = [("parameter", "shape", "left")]
-        for name, full in self._full.items():
-            if full.dim() > 1 and name in small:
-                rows.append(
-                    (name, *("x".join(map(str, tensor.shape)) for tensor in (full, small[name])))
-                )
-        sizes = [
-            sum(full.numel() for name, full in self._full.items() if name in small),
-            sum(tensor.numel() for tensor in small.values()),
-        ]
-        rows.append(("all parameters", *(f"{size:,}" for size in sizes)))
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = [
-            f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}".rstrip()
-            for row in rows
-        ]
-        rule = "-" * max(map(len, lines))
-        return "\n".join(
-            [
-                lines[0],
-                rule,
-                *lines[1:-1],
-                rule,
-                lines[-1],
-                *(f"Kept: {note}." for note in self.notes),
-            ]
-        )
+        return shape_table(self._full, dict(self.network.named_parameters()), self.notes)
 
     def _shrink(self, network: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> str:
         """Decide what is kept, and repeat with fewer removals until the outputs agree.
@@ -344,17 +318,3 @@ def _places(operations: Sequence[Operation]) -> str:
     return ", ".join(
         dict.fromkeys(f"{x.name} in {x.module}" if x.module else x.name for x in operations)
     )
-
-
-def _masked(network: nn.Module, masks: Masks) -> dict[str, Tensor]:
-    """Return parameters and buffers in double precision, with pruned weights at zero, by name."""
-    named = (*network.named_parameters(), *network.named_buffers())
-    tensors = {
-        name: tensor.detach().to(
-            torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True
-        )
-        for name, tensor in named
-    }
-    for name, mask in masks.items():
-        tensors[name].masked_fill_(~mask.to(tensors[name].device), 0)
-    return tensors

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from synflow_pl.experiments.layers import LayerScore
-from synflow_pl.masks import prunable
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.training.introspection import find_network
 
 __all__ = ["Snapshot", "SquaredMagnitudes"]

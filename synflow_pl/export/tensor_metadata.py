@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from synflow_pl.export.argument_structure import (
+    arguments_by_name,
+    fill_structure,
+    match_structure,
+    structure_of,
+)
 from synflow_pl.graph.evaluation import evaluating
 from synflow_pl.graph.example_inputs import as_inputs, call
 
 __all__ = ["InputTensor", "TensorMetadata"]
-
-_CONSTANTS = (bool, int, float, str, type(None))
-"""Types of arguments other than tensors that a file can contain."""
-
-_CONTAINERS: dict[str, Any] = {"list": list, "tuple": tuple, "dict": dict}
-"""Containers that a file can contain, by name.
-
-In the structure of a call, ``{"tensor": name}`` stands for a tensor, ``{"list": [...]}`` and the
-like for a container, and anything else for itself.
-"""
 
 
 @dataclass(frozen=True)
@@ -76,8 +72,8 @@ class TensorMetadata:
 
     Attributes:
         inputs: Tensors in the arguments.
-        arguments: Structure of each argument, by name. The file contains the values of what is no
-            tensor.
+        arguments: Structure of each argument (:mod:`synflow_pl.export.argument_structure`), by
+            name. The file contains the values of what is no tensor.
         parameters: Names of the arguments that ``forward()`` takes by position.
         positional: Number of arguments that the example gives by position.
         output_shape: Shape of the output, without the batch dimension if an input is batched.
@@ -135,8 +131,8 @@ class TensorMetadata:
         positional, keywords = inputs.arguments()
         tensors: dict[str, Tensor] = {}
         arguments = {
-            name: _structure(value, name, tensors)
-            for name, value in _by_name(positional, keywords, parameters).items()
+            name: structure_of(value, name, tensors)
+            for name, value in arguments_by_name(positional, keywords, parameters).items()
         }
         with evaluating(network), torch.no_grad():
             output = call(network, inputs)
@@ -229,14 +225,14 @@ class TensorMetadata:
             ValueError: If an argument is missing, unknown, or differs from the example in shape,
                 dtype or, where it is no tensor, in value.
         """
-        given = _by_name(positional, keywords, self.parameters)
+        given = arguments_by_name(positional, keywords, self.parameters)
         if given.keys() != self.arguments.keys():
             raise ValueError(
                 f"arguments: {', '.join(given) or 'none'}, expected {', '.join(self.arguments)}"
             )
         found: dict[str, Tensor] = {}
         for name, structure in self.arguments.items():
-            _match(structure, given[name], name, found)
+            match_structure(structure, given[name], name, found)
         for tensor in self.inputs:
             if not tensor.fits(found[tensor.name]):
                 other = found[tensor.name]
@@ -256,7 +252,7 @@ class TensorMetadata:
         """
         by_name = dict(zip(self.input_names, tensors, strict=True))
         values = {
-            name: _rebuild(structure, by_name.__getitem__)
+            name: fill_structure(structure, by_name.__getitem__)
             for name, structure in self.arguments.items()
         }
         names = list(values)
@@ -288,76 +284,3 @@ def _sizes(shape: Any) -> tuple[int, ...]:
     if not all(isinstance(size, int) and size >= 0 for size in sizes):
         raise ValueError(f"shape: {shape!r}")
     return sizes
-
-
-def _by_name(
-    positional: tuple[Any, ...], keywords: Mapping[str, Any], parameters: tuple[str, ...]
-) -> dict[str, Any]:
-    """Return the arguments of a call by name; those beyond the parameters by their index."""
-    names = [*parameters, *map(str, range(len(parameters), len(positional)))]
-    return {**dict(zip(names, positional, strict=False)), **keywords}
-
-
-def _structure(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Return the structure of an argument and add its tensors to ``tensors`` by name."""
-    if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"tensor": name}
-    for kind, container in _CONTAINERS.items():
-        if type(value) is container:
-            parts: Any = (
-                {str(key): _structure(x, f"{name}.{key}", tensors) for key, x in value.items()}
-                if kind == "dict"
-                else [_structure(x, f"{name}.{i}", tensors) for i, x in enumerate(value)]
-            )
-            return {kind: parts}
-    if not isinstance(value, _CONSTANTS):
-        raise ValueError(
-            f"example_input: {name} is a {type(value).__name__}, which cannot be written to a file;"
-            " expected tensors, numbers, strings, None, and lists, tuples and dictionaries of them"
-        )
-    return value
-
-
-def _parts(structure: Any) -> tuple[str, Any]:
-    """Return the kind of a structure and its content, or "" for what stands for itself."""
-    return next(iter(structure.items())) if isinstance(structure, dict) else ("", None)
-
-
-def _match(structure: Any, value: Any, name: str, tensors: dict[str, Tensor]) -> None:
-    """Check an argument against its structure and add its tensors to ``tensors`` by name.
-
-    Raises:
-        ValueError: If they differ.
-    """
-    kind, parts = _parts(structure)
-    if kind == "tensor":
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name}: {value!r}, expected a tensor")
-        tensors[name] = value
-    elif kind:
-        fits = type(value) is _CONTAINERS[kind] and (
-            parts.keys() == {str(key) for key in value}
-            if kind == "dict"
-            else len(parts) == len(value)
-        )
-        if not fits:
-            keys = f" with {', '.join(parts)}" if kind == "dict" else f" of {len(parts)}"
-            raise ValueError(f"{name}: a {type(value).__name__}, expected a {kind}{keys}")
-        values = value.items() if kind == "dict" else enumerate(value)
-        for key, part in values:
-            _match(parts[str(key) if kind == "dict" else key], part, f"{name}.{key}", tensors)
-    elif isinstance(value, Tensor) or type(value) is not type(structure) or value != structure:
-        raise ValueError(f"{name}: {value!r}, and the file was written for {structure!r}")
-
-
-def _rebuild(structure: Any, tensor: Callable[[str], Tensor]) -> Any:
-    """Return the argument that has a structure."""
-    kind, parts = _parts(structure)
-    if not kind:
-        return structure
-    if kind == "tensor":
-        return tensor(parts)
-    if kind == "dict":
-        return {key: _rebuild(part, tensor) for key, part in parts.items()}
-    return _CONTAINERS[kind](_rebuild(part, tensor) for part in parts)

@@ -20,7 +20,7 @@ from synflow_pl.flow.replay import (
 from synflow_pl.graph import operators
 from synflow_pl.graph.operation import values_in
 from synflow_pl.graph.trace import Graph, Operation, trace
-from synflow_pl.masks import prunable, unclassified
+from synflow_pl.prunable_parameters import prunable, unclassified
 
 __all__ = ["acting_on", "acting_parameters", "graph_weights"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from synflow_pl.flow.node import Node
 
-__all__ = ["Fallback", "fallback_errors"]
+__all__ = ["Fallback", "fallback_errors", "fallback_notes"]
 
 
 @dataclass(frozen=True)
@@ -73,3 +73,18 @@ def fallback_errors(
         with torch.no_grad():
             evaluate(watch=watch)
     return errors
+
+
+def fallback_notes(errors: Mapping[str, float | None]) -> tuple[str, ...]:
+    """Return a note that names the operations without a rule, or no note if there are none.
+
+    Args:
+        errors: Result of :func:`fallback_errors`.
+    """
+    names = ", ".join(
+        f"{name} (off by {error:.0%})" if error is not None else name
+        for name, error in errors.items()
+    )
+    if not names:
+        return ()
+    return (f"operations without a rule, taken for the identity or an average: {names}",)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synflow_pl.flow.fallback import fallback_errors
+from synflow_pl.flow.fallback import fallback_errors, fallback_notes
 from synflow_pl.flow.meetings import Meeting
 from synflow_pl.flow.node import Node, fill
 from synflow_pl.flow.node_analysis import acting_weights, last_uses, needed
 from synflow_pl.flow.rescaling import cuts, power_of_two_scale, scoring_dtype
-from synflow_pl.flow.weights import Block, magnitude, through_block
+from synflow_pl.flow.weights import Block, magnitude, separate_memory, through_block
 from synflow_pl.graph.operation import Value, values_in
 
 __all__ = ["LinearNetwork"]
@@ -250,7 +250,7 @@ class LinearNetwork:
         with torch.enable_grad():
             total = self.flow(variables, blocks, **options)
         gradients = torch.autograd.grad(total, list(variables.values()))
-        return total.detach(), dict(zip(variables, _separate(gradients), strict=True))
+        return total.detach(), dict(zip(variables, separate_memory(gradients), strict=True))
 
     def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float | None]:
         """Return the operations without a rule, with the error of their replacement on this flow.
@@ -292,22 +292,15 @@ class LinearNetwork:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return notes for a report: operations without a rule, weights with unusual zeros."""
-        names = ", ".join(
-            f"{name} (off by {error:.0%})" if error is not None else name
-            for name, error in self.unknown({}).items()
-        )
-        notes = []
-        if names:
-            notes.append(
-                f"operations without a rule, taken for the identity or an average: {names}"
-            )
+        notes = fallback_notes(self.unknown({}))
         if self.nonzero_after_masking:
             names = ", ".join(sorted(self.nonzero_after_masking))
-            notes.append(
+            notes = (
+                *notes,
                 "removed weights are not zero in the kernel that is computed from them"
-                f" (standardised weights): {names}"
+                f" (standardised weights): {names}",
             )
-        return tuple(notes)
+        return notes
 
     def conservation(self, weights: Mapping[str, Tensor]) -> float:
         """Return how far flow is from being conserved, in [0, inf) (Tanaka et al. 2020, Theorem 2).
@@ -347,20 +340,3 @@ class LinearNetwork:
         return max(
             float((flow / total.detach() - 1).abs()) for flow in (entering, *passing[len(inputs) :])
         )
-
-
-def _separate(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Return these gradients, each with memory of its own.
-
-    The gradient of a sum is one expanded number, and two terms of a sum share their gradient.
-    """
-    taken: set[int] = set()
-    separated = []
-    for gradient in gradients:
-        by_stride = sorted(range(gradient.dim()), key=gradient.stride, reverse=True)
-        overlaps = not gradient.permute(by_stride).is_contiguous()
-        if overlaps or gradient.data_ptr() in taken:
-            gradient = gradient.clone(memory_format=torch.contiguous_format)
-        taken.add(gradient.data_ptr())
-        separated.append(gradient)
-    return separated

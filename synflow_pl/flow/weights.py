@@ -1,4 +1,4 @@
-"""Weights as the linear network takes them: their magnitudes, and blocks of pruned ones."""
+"""Weights as the linear network takes them: magnitudes, blocks of pruned ones, and gradients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "magnitude", "through_block"]
+__all__ = ["Block", "magnitude", "separate_memory", "through_block"]
 
 
 class Block(NamedTuple):
@@ -56,3 +56,23 @@ def through_block(
     signal, weight, *rest = arguments
     part = function(signal.index_select(1, block.inputs), weight, *rest)
     return part.new_zeros(part.shape[0], units, *part.shape[2:]).index_copy(1, block.units, part)
+
+
+def separate_memory(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return gradients of weights, each with memory of its own.
+
+    The gradient of a sum is one expanded number, and two terms of a sum share their gradient.
+
+    Args:
+        gradients: Tensors, of which those that share memory are copied.
+    """
+    taken: set[int] = set()
+    separated = []
+    for gradient in gradients:
+        by_stride = sorted(range(gradient.dim()), key=gradient.stride, reverse=True)
+        overlaps = not gradient.permute(by_stride).is_contiguous()
+        if overlaps or gradient.data_ptr() in taken:
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
+        taken.add(gradient.data_ptr())
+        separated.append(gradient)
+    return separated

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl.flow import Block, LinearNetwork
-from synflow_pl.masks import prunable
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners.batch_loss import BatchLoss, PairLoss
 from synflow_pl.schedules import kept_weights
 
@@ -146,9 +146,9 @@ class PruningState:
 
         Args:
             network: Network under study.
-            exclude: See :func:`synflow_pl.masks.prunable`.
-            include: See :func:`synflow_pl.masks.prunable`.
-            acting: See :func:`synflow_pl.masks.prunable`.
+            exclude: See :func:`synflow_pl.prunable_parameters.prunable`.
+            include: See :func:`synflow_pl.prunable_parameters.prunable`.
+            acting: See :func:`synflow_pl.prunable_parameters.prunable`.
         """
         parameters = prunable(network, exclude, include, acting)
         weights = {name: _working_copy(parameter) for name, parameter in parameters.items()}

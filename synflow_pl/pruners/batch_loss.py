@@ -9,28 +9,18 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from synflow_pl.graph.network_state import preserve_state, seed
 from synflow_pl.graph.written_memory import Writes
+from synflow_pl.pruners.batches import batch_size, cast, move_batch
 
-__all__ = [
-    "BatchLoss",
-    "FunctionLoss",
-    "PairLoss",
-    "as_batch_loss",
-    "batch_size",
-    "cast",
-    "is_binary",
-    "tensors_in",
-]
+__all__ = ["BatchLoss", "FunctionLoss", "PairLoss", "as_batch_loss", "is_binary"]
 
 
 class BatchLoss(ABC):
@@ -95,6 +85,7 @@ class PairLoss(BatchLoss):
         function: Function from (outputs, labels) to the mean loss of a batch.
 
     Example:
+        >>> import torch
         >>> loss = PairLoss(nn.functional.cross_entropy)
         >>> loss.size((torch.ones(6, 8), torch.ones(6)))
         6
@@ -149,6 +140,7 @@ class FunctionLoss(BatchLoss):
         function: Function from (network, batch) to the mean loss of a batch, a scalar.
 
     Example:
+        >>> import torch
         >>> loss = FunctionLoss(lambda network, batch: network(batch["x"]).square().mean())
         >>> loss.size({"x": torch.ones(6, 8)})
         6
@@ -188,7 +180,7 @@ class FunctionLoss(BatchLoss):
             self._written,
         ):
             seed(index)
-            loss = self.evaluate(network, _moved(batch, like), index)
+            loss = self.evaluate(network, move_batch(batch, like), index)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shown = (
                 f"a tensor of shape {tuple(loss.shape)}"
@@ -243,45 +235,6 @@ def as_batch_loss(loss: BatchLoss | Callable[[Any, Any], Tensor]) -> BatchLoss:
     return FunctionLoss(loss) if _parameters(loss)[1:2] == ["batch"] else PairLoss(loss)
 
 
-def batch_size(batch: Any) -> int:
-    """Return the number of examples of a batch: the first dimension of its first tensor.
-
-    A batch of graphs that counts them in ``num_graphs`` has that many examples, and a batch without
-    a tensor that has a dimension counts as one.
-
-    Args:
-        batch: Tensor, or nested mappings, sequences and dataclasses of tensors.
-
-    Example:
-        >>> batch_size({"weight": torch.tensor(1.0), "inputs": (torch.ones(4, 8), torch.ones(3))})
-        4
-    """
-    graphs = getattr(batch, "num_graphs", None)
-    if isinstance(graphs, int):
-        return graphs
-    return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 1)
-
-
-def tensors_in(batch: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a batch of any structure, in order.
-
-    Args:
-        batch: Tensor, or nested mappings, sequences and dataclasses of tensors.
-    """
-    if isinstance(batch, Tensor):
-        yield batch
-        return
-    parts: Iterable[Any] = ()
-    if isinstance(batch, Mapping):
-        parts = batch.values()
-    elif isinstance(batch, (list, tuple)):
-        parts = batch
-    elif is_dataclass(batch):
-        parts = vars(batch).values()
-    for part in parts:
-        yield from tensors_in(part)
-
-
 def is_binary(function: Any) -> bool:
     """Return whether a function or module can be called with exactly two positional arguments."""
     if isinstance(function, type) or not callable(function):
@@ -320,29 +273,6 @@ def _is_pair(batch: object) -> bool:
         isinstance(batch, (tuple, list))
         and len(batch) == 2
         and all(isinstance(part, Tensor) and part.dim() for part in batch)
-    )
-
-
-def cast(tensor: Tensor, like: Tensor) -> Tensor:
-    """Move a tensor to the device of ``like``, and a floating-point tensor to its dtype."""
-    return tensor.detach().to(
-        like.device, like.dtype if tensor.is_floating_point() else tensor.dtype
-    )
-
-
-@runtime_checkable
-class _Movable(Protocol):
-    """Anything with a method ``to()``: tensors, packed sequences, batches of graphs, encodings."""
-
-    def to(self, device: torch.device) -> Any: ...
-
-
-def _moved(batch: Any, like: Tensor) -> Any:
-    """Move a batch to the device of ``like``, and floating-point tensors to its dtype as well."""
-    return apply_to_collection(
-        batch,
-        _Movable,
-        lambda part: cast(part, like) if isinstance(part, Tensor) else part.to(like.device),
     )
 
 

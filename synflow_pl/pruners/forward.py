@@ -25,7 +25,7 @@ from synflow_pl.flow import evaluating
 from synflow_pl.graph.control import Controlled
 from synflow_pl.graph.example_inputs import Inputs, from_arguments
 from synflow_pl.pruners.base import PruningState
-from synflow_pl.pruners.batch_loss import cast
+from synflow_pl.pruners.batches import cast
 
 __all__ = [
     "Forward",

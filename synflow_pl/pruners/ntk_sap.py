@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from synflow_pl.masks import layer_weights
+from synflow_pl.prunable_parameters import layer_weights
 from synflow_pl.pruners.base import Pruner, PruningState
 from synflow_pl.pruners.forward import batch_statistics, gradients_of, stateless_forward
 

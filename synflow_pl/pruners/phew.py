@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from synflow_pl.flow import linearise, magnitude
-from synflow_pl.masks import layer_weights
 from synflow_pl.order_statistics import smallest
+from synflow_pl.prunable_parameters import layer_weights
 from synflow_pl.pruners.base import Pruner, PruningState
 from synflow_pl.pruners.layer_graph import layer_graph
 from synflow_pl.pruners.random_walks import WeightGraph

@@ -44,7 +44,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from synflow_pl.graph.network_state import seed
 from synflow_pl.pruners.base import Pruner, PruningState
-from synflow_pl.pruners.batch_loss import cast
+from synflow_pl.pruners.batches import cast
 from synflow_pl.pruners.forward import gradients_of, nonempty, scored_losses
 
 __all__ = ["ProsPr"]

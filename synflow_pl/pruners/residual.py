@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from synflow_pl.flow import acting_parameters, trace
 from synflow_pl.graph import operators
 from synflow_pl.graph.network_copy import duplicate
-from synflow_pl.masks import layer_weights
+from synflow_pl.prunable_parameters import layer_weights
 
 __all__ = ["is_residual"]
 

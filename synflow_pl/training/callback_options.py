@@ -1,32 +1,20 @@
-"""Check the options of PruneAtInit against each other, the module and the Trainer."""
+"""Check the options of PruneAtInit against each other."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
-
+from synflow_pl.masks import Masks
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.base import PrunerWrapper
 from synflow_pl.pruners.batch_loss import is_binary
 from synflow_pl.pruners.drop_and_grow import DropAndGrow
 from synflow_pl.pruners.sanity import SANITY
 from synflow_pl.pruning_options import PruningOptions
-from synflow_pl.training.checkpoints import attribute_of
-from synflow_pl.training.introspection import find_network
-from synflow_pl.training.sharded_fit import shards_parameters
 
-__all__ = [
-    "check_now",
-    "check_resumed",
-    "check_trainer",
-    "make_options",
-    "refuse_overlap",
-    "refuse_shards",
-    "too_late",
-]
+__all__ = ["check_now", "make_options"]
 
 
 def make_options(
@@ -36,6 +24,7 @@ def make_options(
     at_epoch: int,
     score_from: str | os.PathLike[str] | None,
     masks_path: str | os.PathLike[str] | None,
+    from_file: Masks | None,
     on_collapse: str,
     compact: bool,
     freeze_dead: bool,
@@ -53,6 +42,7 @@ def make_options(
         at_epoch: Epoch before which the network is pruned.
         score_from: Run or checkpoint whose weights are scored.
         masks_path: File of masks to train with.
+        from_file: Masks in that file.
         on_collapse: What happens if no path of kept weights connects input and output.
         compact: Whether a smaller network is trained.
         freeze_dead: Whether biases and gains of units without a path from the input are pruned.
@@ -126,6 +116,11 @@ def make_options(
         raise ValueError(
             "compact: true needs masks that are final before the first step; leave out at_epoch"
             " and gradual pruning"
+        )
+    if isinstance(pruner, DropAndGrow) and from_file is not None and from_file.followers:
+        raise ValueError(
+            f"masks_path: {os.fspath(masks_path)!r} masks biases or gains, which"  # type: ignore[arg-type]
+            f" {pruner.name} cannot update; give masks of weights alone"
         )
     return pruning
 
@@ -283,92 +278,3 @@ def check_now(pruner: Pruner | None, at_epoch: int) -> None:
             f"{during} during a training, and nothing is trained here; choose another pruner or"
             " time, or use fit"
         )
-
-
-def check_trainer(trainer: Trainer, at_epoch: int) -> None:
-    """Refuse a Trainer that shards the network or ends before the network is pruned.
-
-    Args:
-        trainer: Trainer that is about to train.
-        at_epoch: Epoch before which the network is pruned.
-
-    Raises:
-        ValueError: If the Trainer does so.
-    """
-    refuse_shards(trainer)
-    if at_epoch and trainer.max_epochs not in (None, -1) and at_epoch >= trainer.max_epochs:
-        raise ValueError(
-            f"at_epoch: {at_epoch} is not before the end of training at"
-            f" max_epochs={trainer.max_epochs}; prune earlier or train longer"
-        )
-
-
-def refuse_shards(trainer: Trainer) -> None:
-    """Refuse a strategy that shards the network or the state of the optimiser in its own way.
-
-    ModelParallelStrategy is supported.
-
-    Args:
-        trainer: Trainer that is about to train.
-
-    Raises:
-        ValueError: If the strategy does so.
-    """
-    # Lightning restores a checkpoint after the strategy's setup for exactly these strategies.
-    if trainer.strategy.restore_checkpoint_after_setup and not shards_parameters(trainer):
-        raise ValueError(
-            f"{type(trainer.strategy).__name__} shards parameters or the optimiser's state, and a"
-            " shard of it cannot be pruned; use ddp, or shard with ModelParallelStrategy (overlay"
-            " trainer/fsdp), or drop the pruner"
-        )
-
-
-def check_resumed(trainer: Trainer, at_epoch: int) -> None:
-    """Refuse to resume a network without masks after the time at which it is pruned.
-
-    Args:
-        trainer: Trainer that has resumed.
-        at_epoch: Epoch before which the network is pruned.
-
-    Raises:
-        ValueError: If the training resumes in that epoch or later.
-    """
-    epoch, within = trainer.current_epoch, trainer.fit_loop.restarted_mid_epoch
-    if epoch > at_epoch or (epoch == at_epoch and within):
-        raise ValueError(too_late(trainer))
-
-
-def refuse_overlap(pl_module: LightningModule, names: Iterable[str | None]) -> None:
-    """Refuse two callbacks that would prune the same weights.
-
-    Args:
-        pl_module: Module of the networks.
-        names: Option ``network`` of each callback.
-
-    Raises:
-        ValueError: If there are such callbacks, naming their networks.
-    """
-    seen: dict[int, str] = {}
-    for option in names:
-        network, prefix = find_network(pl_module, option)
-        name = attribute_of(prefix) or type(pl_module).__name__
-        for parameter in network.parameters():
-            if (other := seen.get(id(parameter))) is not None:
-                raise ValueError(
-                    f"two PruneAtInit prune the same weights, those of {other!r} and of {name!r};"
-                    " leave one out, or give each a network of its own (network=)"
-                )
-        seen.update({id(parameter): name for parameter in network.parameters()})
-
-
-def too_late(trainer: Trainer) -> str:
-    """Return the message that a resumed network would be pruned in the middle of its training.
-
-    Args:
-        trainer: Trainer that resumes from a checkpoint without masks.
-    """
-    return (
-        f"{str(trainer.ckpt_path)!r} was trained without masks and would be pruned in mid-training;"
-        " resume dense with the overlay pruners/dense, prune at an epoch that lies ahead"
-        " (at_epoch), or start anew without ckpt_path"
-    )

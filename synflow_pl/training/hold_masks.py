@@ -17,22 +17,21 @@ from torch.optim import Optimizer
 
 from synflow_pl.flow import example_of
 from synflow_pl.masks import Masks
-from synflow_pl.optimizer_hook import Hold
 from synflow_pl.training.averaged_models import averaged_models
-from synflow_pl.training.callback_options import refuse_overlap
 from synflow_pl.training.collective_metrics import compute_on_all_ranks
 from synflow_pl.training.compacted import Compacted, rebuild
 from synflow_pl.training.distributed import Ranks
+from synflow_pl.training.fit_checks import refuse_overlap
 from synflow_pl.training.gradual_pruning import GradualPruning
 from synflow_pl.training.introspection import find_network
 from synflow_pl.training.mask_checkpoint import NetworkState, check_resumable
+from synflow_pl.training.mask_hooks import MaskHooks
 from synflow_pl.training.mask_updates import MaskUpdates
 from synflow_pl.training.pruning_report import PruningReport
 from synflow_pl.training.sharded_checkpoint import store_masks_in_checkpoints
 from synflow_pl.training.sharded_fit import has_shards, shards_parameters
-from synflow_pl.training.sharded_masks import ShardedMasks, ShardedZeros
+from synflow_pl.training.sharded_masks import ShardedMasks
 from synflow_pl.training.sharded_norm import clip_over_all_ranks
-from synflow_pl.training.zeros import Zeros, tensors_outside_networks
 
 __all__ = ["HoldMasks"]
 
@@ -40,10 +39,10 @@ __all__ = ["HoldMasks"]
 class HoldMasks(Callback):
     """Hold the masks of one network: in training, in its averages, and in checkpoints.
 
-    This is the base class of :class:`synflow_pl.PruneAtInit`, which chooses the masks. A subclass
-    applies masks with :meth:`_keep`, and changes :attr:`_gradual` in a gradual pruning and
-    :attr:`_updates` in dynamic sparse training; this class stores all three in checkpoints and
-    restores them.
+    This is the base class of :class:`~synflow_pl.training.change_masks.ChangeMasks`, which chooses
+    the masks, and so of :class:`synflow_pl.PruneAtInit`. A subclass applies masks with
+    :meth:`_keep`, and changes :attr:`_gradual` in a gradual pruning and :attr:`_updates` in dynamic
+    sparse training; this class stores all three in checkpoints and restores them.
 
     Args:
         network: Name of the attribute of the LightningModule that holds the network; ``None`` for
@@ -64,17 +63,22 @@ class HoldMasks(Callback):
         self._gradual, self._updates = GradualPruning(), MaskUpdates()
         self._ranks: Ranks
         self._report = PruningReport()
-        self._holds: dict[int, Hold] = {}
-        self._zeros: Zeros | None = None
+        self._hooks = MaskHooks(network)
         self._compacted: Compacted | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state with the network in place of the weak reference, which has no pickle."""
-        return {**self.__dict__, "_pruned": self._pruned() if self._pruned is not None else None}
+        """Return the state with the network in place of the weak reference, which has no pickle.
+
+        The hooks belong to the optimisers of a fit, so a copy of the callback has none.
+        """
+        state = {**self.__dict__, "_pruned": self._pruned() if self._pruned is not None else None}
+        del state["_hooks"]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the state, with a weak reference to the network."""
         network = state["_pruned"]
+        self._hooks = MaskHooks(state["network"])
         self.__dict__.update(state, _pruned=weakref.ref(network) if network is not None else None)
 
     # -- state of one network and one fit
@@ -82,7 +86,7 @@ class HoldMasks(Callback):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the state that belongs to an earlier fit."""
         self._ranks = Ranks(trainer)
-        self._release()
+        self._hooks.release()
         self._restored, self._pruned_whole = False, False
         self._report = PruningReport(
             self.network or type(pl_module).__name__ if len(self._callbacks(trainer)) > 1 else ""
@@ -129,54 +133,13 @@ class HoldMasks(Callback):
 
     def _hold(self, trainer: Trainer, pl_module: LightningModule, masks: Masks) -> None:
         """Set pruned weights to zero after each optimiser step and after other writes to them."""
-        network, prefix = find_network(pl_module, self.network)
-        for hold in self._holds.values():
-            hold.remove()
-        self._holds.clear()
-        for optimizer in trainer.optimizers:
-            # An optimiser that does not call Optimizer.__init__ has no hooks; pruned weights that
-            # it writes are set to zero after the batch.
-            if hasattr(optimizer, "_optimizer_step_post_hooks"):
-                self._holds[id(optimizer)] = masks.hold(network, optimizer)
-        if self._zeros is None and isinstance(masks, ShardedMasks):
-            self._zeros = ShardedZeros(prefix)
-            self._zeros.written = len(self._holds) < len(trainer.optimizers)
-        elif self._zeros is None:
-            others = self._callbacks(trainer)
-            owned = (find_network(pl_module, other.network)[0] for other in others)
-            skip = {
-                *map(id, others),
-                *(
-                    id(module)
-                    for owner in owned
-                    if owner is not pl_module
-                    for module in owner.modules()
-                ),
-            }
-
-            def averages() -> Iterator[nn.Module]:
-                return (
-                    find_network(average, self.network)[0] for average in averaged_models(trainer)
-                )
-
-            self._zeros = Zeros(
-                prefix, lambda: tensors_outside_networks(trainer, pl_module, skip), averages
-            )
-            self._zeros.written = len(self._holds) < len(trainer.optimizers)
-        self._zeros.hold(network, masks)
-
-    def _release(self) -> None:
-        """Remove the hooks of the optimisers and of the network."""
-        for hold in self._holds.values():
-            hold.remove()
-        self._holds.clear()
-        if self._zeros is not None:
-            self._zeros.release()
-        self._zeros = None
+        callbacks = self._callbacks(trainer)
+        networks = [find_network(pl_module, other.network)[0] for other in callbacks]
+        self._hooks.attach(trainer, pl_module, masks, callbacks, networks)
 
     def _drop(self) -> None:
         """Remove the hooks and the masks, so that the next fit prunes the network again."""
-        self._release()
+        self._hooks.release()
         self.masks, self._pruned = None, None
         self._gradual.state, self._updates.state = None, None
 
@@ -205,7 +168,7 @@ class HoldMasks(Callback):
     ) -> None:
         """Compact the network, and recreate the optimisers and wrappers of its parameters."""
         network, _ = find_network(pl_module, self.network)
-        self._release()
+        self._hooks.release()
         self._compacted = Compacted(network, masks, example_of(network, None, inputs))
         rebuild(trainer, pl_module)
         self._hold(trainer, pl_module, self._compacted.masks)
@@ -254,8 +217,7 @@ class HoldMasks(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set pruned weights to zero if something wrote to them since the last optimiser step."""
-        if self._zeros is not None:
-            self._zeros.check_batch(batch_idx)
+        self._hooks.check_batch(batch_idx)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -264,27 +226,24 @@ class HoldMasks(Callback):
 
         Lightning calls this before it clips gradients, so norms count kept weights only.
         """
-        if hold := self._holds.get(id(optimizer)):
-            hold.mask_gradients()
+        self._hooks.mask_gradients(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Set pruned weights to zero if something other than an optimiser step writes to them."""
-        if self._zeros is not None and self._zeros.written:
-            self._zeros.check()
+        self._hooks.check_written()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Set pruned weights to zero if a hook wrote to them before the validation."""
-        if self._zeros is not None and batch_idx == 0 and trainer.state.fn == TrainerFn.FITTING:
-            self._zeros.check()
+        if batch_idx == 0 and trainer.state.fn == TrainerFn.FITTING:
+            self._hooks.check()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set pruned weights to zero if something wrote to them after the last optimiser step."""
-        if self._zeros is not None:
-            self._zeros.check()
+        self._hooks.check()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Release the optimisers, and restore the full shapes of a compacted network."""
@@ -297,9 +256,8 @@ class HoldMasks(Callback):
         self._finish()
 
     def _finish(self) -> None:
-        if self._zeros is not None:
-            self._zeros.check()
-        self._release()
+        self._hooks.check()
+        self._hooks.release()
         if self._compacted is not None:
             self._compacted.restore()
             self._compacted = None

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from synflow_pl.graph.example_inputs import as_inputs
-from synflow_pl.pruners.batch_loss import batch_size, tensors_in
+from synflow_pl.pruners.batches import batch_size, tensors_in
 from synflow_pl.training.module_loss import captured_inputs
 
 __all__ = ["FreshBatches", "find_batches", "find_example", "find_network"]

@@ -10,8 +10,8 @@ from pytorch_lightning import Trainer
 
 from synflow_pl.masks import Masks
 from synflow_pl.training.averaged_models import refuse_mid_epoch
-from synflow_pl.training.callback_options import refuse_shards
 from synflow_pl.training.checkpoints import KEY, attribute_of, states
+from synflow_pl.training.fit_checks import refuse_shards
 from synflow_pl.training.gradual_pruning import Gradual
 from synflow_pl.training.mask_updates import UpdateState
 

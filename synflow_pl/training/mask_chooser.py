@@ -15,7 +15,8 @@ from tqdm import tqdm
 from synflow_pl.compaction import freeze
 from synflow_pl.diagnosis import MaskHistory
 from synflow_pl.flow import acting_on, example_of
-from synflow_pl.masks import Masks, prunable
+from synflow_pl.masks import Masks
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.batch_loss import BatchLoss, as_batch_loss
 from synflow_pl.pruners.drop_and_grow import DropAndGrow

@@ -1,38 +1,27 @@
-"""Prune a network when a fit starts or during it, and hold its masks."""
+"""PruneAtInit: prune a network when a fit starts or during it, and keep pruned weights at zero."""
 
 from __future__ import annotations
 
 import os
-import time
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from synflow_pl.diagnosis import DeadNetwork, Diagnosis, MaskHistory
 from synflow_pl.masks import Masks
 from synflow_pl.pruners import Pruner
 from synflow_pl.pruners.drop_and_grow import DropAndGrow
 from synflow_pl.pruners.sanity import SANITY
-from synflow_pl.training.callback_options import (
-    check_now,
-    check_resumed,
-    check_trainer,
-    make_options,
-    too_late,
-)
-from synflow_pl.training.checkpoints import attribute_of, find_checkpoint
+from synflow_pl.training.callback_options import check_now, make_options
+from synflow_pl.training.change_masks import ChangeMasks
+from synflow_pl.training.checkpoints import find_checkpoint
 from synflow_pl.training.compacted import check_compactable
-from synflow_pl.training.hold_masks import HoldMasks
+from synflow_pl.training.fit_checks import check_trainer, too_late
 from synflow_pl.training.introspection import find_network
 from synflow_pl.training.mask_checkpoint import NetworkState
-from synflow_pl.training.mask_chooser import Fit, MaskChooser
-from synflow_pl.training.mask_updates import UpdateState, start_from_zero
+from synflow_pl.training.mask_chooser import MaskChooser
 from synflow_pl.training.monitors import check_monitors
-from synflow_pl.training.pruning_report import diagnose_rounds
 from synflow_pl.training.sharded_fit import (
     call_after_setup,
     check_sharded_fit,
@@ -46,7 +35,7 @@ from synflow_pl.training.tuner_order import run_before_tuners
 __all__ = ["PruneAtInit"]
 
 
-class PruneAtInit(HoldMasks):
+class PruneAtInit(ChangeMasks):
     """Prune the network when a fit starts, or after some epochs, and keep pruned weights at zero.
 
     The callback works with any LightningModule and any data. Every full checkpoint stores the masks
@@ -181,7 +170,14 @@ class PruneAtInit(HoldMasks):
         loss_fn: Callable[[Any, Any], Tensor] | None = None,
         spectra: bool = False,
     ) -> None:
-        super().__init__(network, compact)
+        super().__init__(
+            network,
+            compact,
+            method=pruner if isinstance(pruner, DropAndGrow) else None,
+            at_epoch=at_epoch,
+            on_collapse=on_collapse,
+            spectra=spectra,
+        )
         self._from_file = Masks.load(masks_path) if masks_path is not None else None
         self._options = make_options(
             pruner,
@@ -206,31 +202,20 @@ class PruneAtInit(HoldMasks):
             at_epoch=at_epoch,
             score_from=score_from,
             masks_path=masks_path,
+            from_file=self._from_file,
             on_collapse=on_collapse,
             compact=compact,
             freeze_dead=freeze_dead,
             loss=loss,
             loss_fn=loss_fn,
         )
-        self._moving = pruner if isinstance(pruner, DropAndGrow) else None
-        if self._moving is not None and self._from_file is not None and self._from_file.followers:
-            raise ValueError(
-                f"masks_path: {os.fspath(masks_path)!r} masks biases or gains, which"  # type: ignore[arg-type]
-                f" {self._moving.name} cannot update; give masks of weights alone"
-            )
         self.pruner = pruner if pruner is None or sanity is None else SANITY[sanity](pruner)
-        self.at_epoch = at_epoch
         self.score_from = find_checkpoint(score_from) if score_from is not None else None
         self.loss: Callable[[Any, Any], Tensor] | None = loss
         self.loss_fn = loss_fn
         self.input_shape = tuple(input_shape) if input_shape is not None else None
-        self.on_collapse = on_collapse
         self.fresh_batches = fresh_batches
         self.freeze_dead = freeze_dead
-        self.spectra = spectra
-        self.diagnosis: Diagnosis | None = None
-        self.survival: MaskHistory | None = None
-        self.seconds = 0.0
         self._resumes = False
         self._clear()
 
@@ -271,11 +256,7 @@ class PruneAtInit(HoldMasks):
         self.check_now()
         self._start(trainer, pl_module)
         self._begin(trainer, pl_module)
-        self._release()
-
-    def _reset(self) -> None:
-        super()._reset()
-        self.diagnosis, self.survival, self.seconds = None, None, 0.0
+        self._hooks.release()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the options against the module and the Trainer, before anything is computed.
@@ -305,7 +286,8 @@ class PruneAtInit(HoldMasks):
         super().on_fit_start(trainer, pl_module)
         if self.masks is None and self._chooser.prunes and self.at_epoch == 0:
             if shards_parameters(trainer):
-                self._prune_shards(trainer, pl_module)
+                if not self._resumes:
+                    self._prune_shards(trainer, pl_module)
             elif trainer.ckpt_path is not None and self.score_from is None:
                 raise ValueError(too_late(trainer))
             else:
@@ -315,73 +297,7 @@ class PruneAtInit(HoldMasks):
             inputs = self._chooser.example(self._fit(trainer, pl_module))
             self._compact(trainer, pl_module, self.masks, inputs)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the epoch at which a resumed training starts, and compute the last step of pruning.
-
-        Raises:
-            ValueError: If the training resumes without masks after the epoch of the pruning.
-        """
-        if self._chooser.prunes and self.masks is None:
-            check_resumed(trainer, self.at_epoch)
-        if self._chooser.end_fraction is not None:
-            self._gradual.plan(trainer, self._chooser.end_fraction, self.at_epoch)
-        if self._moving is not None:
-            self._updates.plan(trainer, self._moving, self.at_epoch)
-            if self.masks is not None and self._updates.state is None:
-                self._updates.begin(trainer, self._moving)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune if ``at_epoch`` is this epoch."""
-        unpruned = self._chooser.prunes and self.masks is None
-        if unpruned and trainer.current_epoch == self.at_epoch:
-            self._begin(trainer, pl_module)
-
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
-        """Store the dense gradients if masks are updated at this step, before they are masked."""
-        if self._moving is not None and self.masks is not None:
-            network, _ = find_network(pl_module, self.network)
-            self._updates.collect(trainer, self._moving, optimizer, network, self.masks)
-        super().on_before_optimizer_step(trainer, pl_module, optimizer)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Update the masks, or prune further, if that is due."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._updates.collected and self.masks is not None:
-            self._update(self._fit(trainer, pl_module), self.masks)
-        if self._chooser.end_fraction is None or self.masks is None:
-            return
-        due = self._gradual.due(trainer, self._chooser.rounds)
-        if due > self._gradual.done:
-            self._prune_further(self._fit(trainer, pl_module), self.masks, due)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn if training ended before the pruning was completed."""
-        super().on_train_end(trainer, pl_module)
-        rounds = self._chooser.rounds
-        if self.masks is None:
-            if self._chooser.prunes:
-                self._report.warn(
-                    f"training ended before epoch {self.at_epoch}, so nothing was pruned"
-                )
-        elif self._chooser.end_fraction is not None and self._gradual.unfinished(rounds):
-            self._report.warn(
-                f"training ended after round {self._gradual.done} of {rounds}, at density"
-                f" {self.masks.density:.6g}"
-            )
-        elif self._moving is not None and (state := self._updates.state) is not None:
-            self._show_updates(self._fit(trainer, pl_module), self.masks, state)
-
     # -- strategies that shard parameters
-
-    @property
-    def _pruner_during_training(self) -> str | None:
-        """Name of the pruner if it changes masks during training."""
-        changes = self._moving is not None or self._chooser.end_fraction is not None
-        return self.pruner.name if self.pruner is not None and changes else None
 
     def _prune_before_sharding(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune right before ``configure_model()``, unless a checkpoint with masks is resumed."""
@@ -403,27 +319,12 @@ class PruneAtInit(HoldMasks):
             self._ranks.broadcast(network.buffers())
             with on_root_device(trainer, pl_module):
                 self._begin(trainer, pl_module)
-                self._release()
+                self._hooks.release()
             self.survival = None  # it has the size of the whole network
             self._clear()
             self._pruned_whole = True
 
         call_after_setup(pl_module, prune)
-
-    def _prune_shards(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune a network that has been whole on no rank, unless a checkpoint has its masks."""
-        if self._resumes:
-            return
-        network, _ = find_network(pl_module, self.network)
-        masks = self._chooser.choose_by_shards(network, self._ranks)
-        self._reset()
-        self._pruned = weakref.ref(network)
-        self._keep(trainer, pl_module, masks)
-        assert self.masks is not None
-        self._report.info(
-            f"{self._chooser.source} kept {self.masks.kept:,} of {self.masks.total:,} weights"
-            f" (density {self.masks.density:.6g}), shard by shard."
-        )
 
     def _restore_shards(
         self, trainer: Trainer, pl_module: LightningModule, state: NetworkState
@@ -436,95 +337,3 @@ class PruneAtInit(HoldMasks):
         if state.masks is None and self._chooser.prunes and self.score_from is None:
             raise ValueError(too_late(trainer))
         super()._restore_shards(trainer, pl_module, state)
-
-    def _fit(self, trainer: Trainer, pl_module: LightningModule) -> Fit:
-        network, prefix = find_network(pl_module, self.network)
-        return Fit(trainer, pl_module, network, attribute_of(prefix), self._ranks, self._report)
-
-    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune now, or begin a gradual pruning with masks that keep every weight."""
-        fit = self._fit(trainer, pl_module)
-        with self._new_masks(fit.network):
-            if self._chooser.end_fraction is not None:
-                self._gradual.begin(trainer)
-                self._keep(trainer, pl_module, self._chooser.keep_all(fit))
-            else:
-                self._prune_at_once(fit)
-                if self._moving is not None:
-                    self._updates.begin(trainer, self._moving)
-
-    def _prune_at_once(self, fit: Fit) -> None:
-        """Choose and apply the masks, and report them."""
-        started = time.perf_counter()
-        self.survival = self._chooser.history() if fit.trainer.is_global_zero else None
-        masks = self._chooser.choose(fit, self.survival)
-        self.seconds = time.perf_counter() - started
-        self._ranks.broadcast(fit.network.parameters())  # a sanity check may reinitialise them
-        self._keep(fit.trainer, fit.pl_module, masks)
-        self._diagnose(fit, masks, f"{self._chooser.source} kept", f" in {self.seconds:.1f} s")
-
-    def _prune_further(self, fit: Fit, masks: Masks, due: int) -> None:
-        """Complete the rounds of a gradual pruning that are due."""
-        masks = self._chooser.choose_round(fit, masks, done=self._gradual.done, due=due)
-        self._keep(fit.trainer, fit.pl_module, masks)
-        self._gradual.complete(due)
-        self._report.show_round(fit.trainer, due, masks.density)
-        if due == self._chooser.rounds:
-            how, when = f"{self._chooser.source} has kept", f" by step {fit.trainer.global_step}"
-            try:
-                self._diagnose(fit, masks, how, when)
-            except DeadNetwork:
-                # Another fit of the network must not train it disconnected.
-                self._drop()
-                raise
-
-    def _update(self, fit: Fit, masks: Masks) -> None:
-        """Drop and grow weights, and report the network that results."""
-        assert self._moving is not None
-        updated, new = self._updates.choose(self._moving, self._ranks, fit.network, masks)
-        start_from_zero(fit.trainer.optimizers, fit.network, new)
-        self._keep(fit.trainer, fit.pl_module, updated)
-        self.survival = None  # the rounds of the initial masks explain these masks no longer
-        diagnosis = self._examine(fit, updated)
-        self._report.show_update(fit.trainer, diagnosis, self._updates.fraction)
-        try:
-            self._report.check_collapse(diagnosis, self.on_collapse, "")
-        except DeadNetwork:
-            # Another fit of the network must not train it disconnected.
-            self._drop()
-            raise
-
-    def _show_updates(self, fit: Fit, masks: Masks, state: UpdateState) -> None:
-        """Report the network after all updates of its masks, at the end of training."""
-        assert self._moving is not None
-        if state.done:
-            how = f"{self._moving.name} has kept"
-            when = f" through {state.done:,} updates that replaced {state.replaced:,} weights"
-            self._show(fit, masks, self._examine(fit, masks), how, when)
-        else:
-            self._report.warn(
-                f"{self._moving.name} has not updated the masks, since training made no step that"
-                f" is a multiple of delta_t: {self._moving.delta_t} before t_end:"
-                f" {self._moving.end_fraction}"
-            )
-
-    def _diagnose(self, fit: Fit, masks: Masks, how: str, when: str) -> None:
-        """Diagnose the pruned network, and report it; an error if it must not be disconnected."""
-        diagnosis = self._examine(fit, masks)
-        self._show(fit, masks, diagnosis, how, when)
-        self._report.check_collapse(diagnosis, self.on_collapse, self._chooser.rounds_advice)
-
-    def _examine(self, fit: Fit, masks: Masks) -> Diagnosis:
-        """Return the diagnosis of the pruned network, which becomes :attr:`diagnosis`."""
-
-        def diagnose() -> Diagnosis:
-            inputs = self._chooser.example(fit)
-            return diagnose_rounds(fit.network, masks, inputs, self.survival, self.spectra)
-
-        self.diagnosis = self._ranks.run_on_rank_zero(diagnose)
-        return self.diagnosis
-
-    def _show(self, fit: Fit, masks: Masks, diagnosis: Diagnosis, how: str, when: str) -> None:
-        """Print the diagnosis of the pruned network, and log it."""
-        inputs, notes = self._chooser.inputs, self._chooser.notes
-        self._report.show(fit.trainer, fit.network, masks, diagnosis, inputs, how, when, notes)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
-from synflow_pl.masks import Masks, prunable
+from synflow_pl.masks import Masks
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import LAMP, Magnitude, Pruner, Random
 from synflow_pl.pruners.base import PruningState
 from synflow_pl.pruning_options import PruningOptions

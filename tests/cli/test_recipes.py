@@ -17,7 +17,7 @@ from synflow_pl.cli.main import run
 from synflow_pl.cli.recipes import recipe_folder
 from synflow_pl.cli.session import Session
 from synflow_pl.data import ImageDataModule
-from synflow_pl.masks import prunable
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners.sanity import SANITY as SANITY_CLASSES
 from synflow_pl.training import PruneAtInit, WarmupCosine
 from synflow_pl.training.sharded_masks import local

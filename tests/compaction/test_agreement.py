@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synflow_pl import Compaction, Masks, compact
-from synflow_pl.masks import prunable
+from synflow_pl.prunable_parameters import prunable
 
 # -- inputs
 

@@ -16,7 +16,7 @@ from benchmarks.zoo import ZOO
 from synflow_pl import Compaction, Masks, compact, prune
 from synflow_pl.compaction import freeze
 from synflow_pl.flow import example_of
-from synflow_pl.masks import prunable
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import Magnitude, SynFlow
 from tests.compaction.checked import check, size
 

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_
 from torch.nn.utils import prune as torch_prune
 
 from synflow_pl import Compaction, Masks, prune
-from synflow_pl.masks import prunable
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import SynFlow
 
 Kernel = Callable[["Grouped", Tensor], Tensor]

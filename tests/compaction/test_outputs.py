@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from synflow_pl import Compaction, Masks, compact
 from synflow_pl.graph.outputs import leaves
-from synflow_pl.masks import prunable
+from synflow_pl.prunable_parameters import prunable
 
 
 class TwoHeads(nn.Module):

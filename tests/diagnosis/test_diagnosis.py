@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from synflow_pl import Masks, diagnose
 from synflow_pl.flow import example_of
 from synflow_pl.flow.connectivity import Connectivity
-from synflow_pl.masks import prunable
+from synflow_pl.prunable_parameters import prunable
 
 
 def masks(**rows: list[list[int]]) -> Masks:

@@ -12,8 +12,8 @@ from torch import nn
 
 from synflow_pl import Masks, diagnose, prune
 from synflow_pl.flow import Connectivity, example_of
-from synflow_pl.masks import prunable
 from synflow_pl.networks import FC, VGG, Conv, ResNet
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import SynFlow
 
 NETWORKS = {

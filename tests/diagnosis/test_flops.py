@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from synflow_pl import Masks, diagnose
-from synflow_pl.masks import prunable
 from synflow_pl.networks import VGG, TorchVision
+from synflow_pl.prunable_parameters import prunable
 
 
 def keeping(network: nn.Module, kept: int) -> Masks:

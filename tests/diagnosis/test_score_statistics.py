@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl import Masks, diagnose, prune
-from synflow_pl.masks import prunable
 from synflow_pl.networks import VGG, Conv, ResNet
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import Magnitude, SynFlow
 from tests.textbook import first_scores
 

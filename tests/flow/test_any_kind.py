@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from synflow_pl import prune
 from synflow_pl.flow import example_of, is_connected, linearise
-from synflow_pl.masks import prunable
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import SynFlow
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl.flow import example_of, linearise
-from synflow_pl.masks import prunable
 from synflow_pl.networks import FC, VGG, Conv, ResNet
+from synflow_pl.prunable_parameters import prunable
 
 
 def scores(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:

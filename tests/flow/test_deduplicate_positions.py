@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from synflow_pl.flow import example_of, linearise
 from synflow_pl.flow.node import Node
-from synflow_pl.masks import prunable
 from synflow_pl.networks import VGG, ResNet
+from synflow_pl.prunable_parameters import prunable
 
 
 def gradients(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from synflow_pl import Masks, diagnose
 from synflow_pl.flow import Connectivity, example_of, is_connected
-from synflow_pl.masks import prunable
+from synflow_pl.prunable_parameters import prunable
 
 Weight = tuple[str, tuple[int, ...]]
 

@@ -17,8 +17,8 @@ from synflow_pl.flow import LinearNetwork, example_of, linearise
 from synflow_pl.flow.builder import Builder
 from synflow_pl.flow.rules import apply_rule
 from synflow_pl.graph.trace import Graph, Operation, Value
-from synflow_pl.masks import prunable
 from synflow_pl.networks import FC
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import SynFlow
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synflow_pl.flow import example_of, linearise
-from synflow_pl.masks import prunable
 from synflow_pl.networks import FC, VGG, Conv, ResNet
+from synflow_pl.prunable_parameters import prunable
 from tests import textbook
 
 

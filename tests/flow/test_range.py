@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl.flow import LinearNetwork, example_of, linearise
-from synflow_pl.masks import prunable
 from synflow_pl.networks import VGG, ResNet
+from synflow_pl.prunable_parameters import prunable
 
 
 def gradients(network: nn.Module, rescale: bool = True) -> tuple[LinearNetwork, dict[str, Tensor]]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from synflow_pl import prune
 from synflow_pl.diagnosis import diagnose
 from synflow_pl.flow import example_of, is_connected, trace
-from synflow_pl.masks import Masks, prunable
+from synflow_pl.masks import Masks
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import SynFlow
 from tests.compaction.test_outputs import KINDS, TwoHeads, generated
 

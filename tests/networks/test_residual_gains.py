@@ -8,9 +8,9 @@ from torch import nn
 
 from synflow_pl import prune
 from synflow_pl.flow import example_of, is_connected
-from synflow_pl.masks import prunable
 from synflow_pl.networks import ResNet, TinyResNet
 from synflow_pl.networks.blocks import Basic, ResidualGain
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import Magnitude, SynFlow
 
 

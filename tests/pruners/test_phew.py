@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from synflow_pl import prune
 from synflow_pl.flow import example_of, is_connected, linearise
-from synflow_pl.masks import prunable
 from synflow_pl.networks import FC, VGG, Conv, ResNet
+from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import PHEW
 from synflow_pl.pruners.layer_graph import LayerGraph, layer_graph
 from synflow_pl.pruners.random_walks import WeightedChoice

@@ -238,7 +238,7 @@ def test_after_a_failed_fit_the_network_keeps_its_masks_and_another_is_pruned(
         fit(tmp_path, callback, module, Fails())
     masks = callback.masks
     assert masks is not None
-    assert not callback._holds  # the optimiser of the failed fit is released
+    assert not callback._hooks.holds  # the optimiser of the failed fit is released
     assert not module.network._state_dict_pre_hooks
     fit(tmp_path, callback, module)
     assert callback.masks is masks
@@ -295,6 +295,25 @@ def test_a_pickled_callback_keeps_the_network_of_its_masks(tmp_path: Path) -> No
     assert same(again.masks, callback.masks)
     fit(tmp_path, again, seeded(3))
     assert not same(again.masks, callback.masks)
+
+
+def test_a_callback_that_is_copied_during_a_fit_keeps_its_masks_in_the_next_fit(
+    tmp_path: Path,
+) -> None:
+    callback, copies = PruneAtInit(SynFlow(), density=0.2), []
+
+    class Copying(Callback):
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            if batch_idx == 1:
+                copies.append(copy.deepcopy((callback, pl_module.network)))
+
+    fit(tmp_path, callback, seeded(0), Copying())
+    [(again, network)] = copies
+    fit(tmp_path, again, module := Classifier(network, optimizer=OPTIMIZERS["SGD"]))
+    assert same(again.masks, callback.masks)
+    assert held(module, again.masks)
 
 
 def test_masks_from_a_file_are_applied_to_each_network(tmp_path: Path) -> None:
