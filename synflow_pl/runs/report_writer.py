@@ -135,7 +135,8 @@ def _figures(setting: str, cells: Sequence[Cell], out: Path, paper: bool) -> lis
     if len(pruners) > 1:
         densities = sorted({cell.density for cell in sparse}, reverse=True)
         rows = {pruner: _row(pruner, densities, sparse) for pruner in pruners}
-        written += save(accuracy_grid(densities, rows, title=setting), out / f"accuracies-{place}")
+        title = setting + (f"; dense {whole.mean:.1%}" if whole is not None else "")
+        written += save(accuracy_grid(densities, rows, title=title), out / f"accuracies-{place}")
     for name, (label, falling, what) in _AXES.items():
         curves = [
             curve
