@@ -151,6 +151,23 @@ def test_every_recipe_trains(recipe: str, folder: Path, generated: None) -> None
     check(one_step(recipe))
 
 
+@pytest.mark.parametrize("recipe", ["demo", "cifar10_resnet20"])
+def test_the_overlay_for_cpus_changes_neither_masks_nor_shapes_of_a_run(
+    recipe: str, folder: Path, generated: None
+) -> None:
+    alone, overlaid = one_step(recipe), one_step(recipe, "trainer/cpu")
+    masks, others = pruning(alone).masks, pruning(overlaid).masks
+    assert masks is not None
+    assert others is not None
+    assert masks.keys() == others.keys()
+    assert all(torch.equal(masks[name], others[name]) for name in masks)
+    assert (alone.trainer.precision, overlaid.trainer.precision) == ("32-true", "bf16-mixed")
+    weights = overlaid.model.network.state_dict()
+    assert [value.shape for value in weights.values()] == [
+        value.shape for value in alone.model.network.state_dict().values()
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_trains_on_the_real_images(recipe: str, folder: Path) -> None:
