@@ -6,6 +6,7 @@ nothing to close. Matplotlib is imported when the first figure is drawn.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def axes(
         log: Names of the logarithmic axes: "", "x", "y" or "xy".
         place: Position in the figure: (rows, columns, number counted from 1).
     """
-    from matplotlib.ticker import LogFormatterSciNotation
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 
     made = figure.add_subplot(*place)
     made.set_xlabel(x, fontsize=_TEXT)
@@ -86,8 +87,10 @@ def axes(
     for name, axis in (("x", made.xaxis), ("y", made.yaxis)):
         if name in log:
             made.set(**{f"{name}scale": "log"})
-            # The default labels minor ticks on an axis of one decade, where the labels overlap.
-            axis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(0.6, 0.3)))
+            # Minor ticks at 2 and 5 have labels if there is at most one power of ten; by default
+            # there are more of them, and their labels overlap.
+            axis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1, math.inf)))
     return made
 
 

@@ -131,6 +131,33 @@ def test_accuracies_are_drawn_in_percent_with_clipped_bands_and_a_dense_line() -
     assert only(accuracy_against("FLOPs", [few], falling=True)).xaxis_inverted()
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "minor", "major"),
+    [
+        (8e6, 4.2e7, ["2e7"], ["1e7"]),
+        (2.5e5, 8e6, ["5e5", "2e6", "5e6"], ["1e6"]),
+        (1, 30, [], ["1", "10"]),
+        (2, 8, ["2", "5"], []),
+    ],
+)
+@pytest.mark.parametrize("falling", [False, True])
+def test_a_short_logarithmic_axis_has_labels_at_2_and_5(
+    low: float, high: float, minor: list[str], major: list[str], falling: bool
+) -> None:
+    figure = blank()
+    drawn = axes(figure, "FLOPs", "accuracy", log="x")
+    drawn.set_xlim(*((high, low) if falling else (low, high)))
+    figure.canvas.draw()
+
+    def labelled(minor: bool) -> list[float]:
+        labels = [label for label in drawn.get_xticklabels(minor=minor) if label.get_text()]
+        places = sorted(label.get_position()[0] for label in labels)
+        return [place for place in places if low <= place <= high]
+
+    assert labelled(minor=True) == pytest.approx([float(text) for text in minor])
+    assert labelled(minor=False) == pytest.approx([float(text) for text in major])
+
+
 def test_a_grid_orders_pruners_by_the_densities_that_all_have_and_shades_each_column() -> None:
     rows = {
         "low": [(0.5, 0.01), (0.95, None)],
