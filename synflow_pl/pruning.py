@@ -79,7 +79,8 @@ def prune(
     so an error or an interruption leaves it dense.
 
     Args:
-        network: Any module with linear, convolution or attention layers.
+        network: Any module with linear, convolution, attention or recurrent layers, or with other
+            matrices that act on the signal.
         pruner: Pruner that computes the scores.
         density: Fraction of prunable weights kept, in (0, 1]. It is exact: of n weights,
             ``n - floor((1 - density) * n)`` are kept.

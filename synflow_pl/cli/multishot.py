@@ -103,7 +103,7 @@ def planned(args: list[str], own_options: Sequence[str] = ()) -> tuple[argparse.
         "--levels",
         type=int,
         required=True,
-        help="a number of cuts, each followed by a training, at least 1",
+        help="number of prunings, each followed by a training, at least 1",
     )
     parser.add_argument(
         "--rewind",

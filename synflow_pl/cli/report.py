@@ -20,9 +20,9 @@ def report(args: list[str]) -> None:
     """
     parser = Options(
         "report",
-        description="Read runs and write a table (CSV, Markdown, LaTeX) and figures: accuracy "
-        "against compression, effective density and FLOPs, with bands of a sample deviation; "
-        "weights left in each layer.",
+        description="Read runs and write a table (CSV, Markdown, LaTeX) and figures: the "
+        "accuracies of every pruner at every density; accuracy against compression, effective "
+        "density and FLOPs, with bands of a sample deviation; weights kept in each layer.",
     )
     parser.add_argument(
         "runs",

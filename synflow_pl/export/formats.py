@@ -311,7 +311,7 @@ def _need(*packages: str) -> None:
             __import__(package)
         except ImportError as error:
             raise ImportError(
-                f"ONNX needs the package {package}; pip install synflow_pl[export]"
+                f"ONNX needs the package {package}; pip install {' '.join(packages)}"
             ) from error
 
 

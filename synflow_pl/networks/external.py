@@ -105,7 +105,7 @@ def _transfer(name: str, trained: nn.Module, network: nn.Module, num_classes: in
 class Timm(nn.Module):
     """A network of timm, with timm's initialisation.
 
-    timm is an optional dependency: ``pip install synflow_pl[timm]``.
+    timm is an optional dependency: ``pip install ".[timm]"`` in a checkout of the repository.
     """
 
     def __new__(  # type: ignore[misc]  # a class on the command line, a function in truth
@@ -135,9 +135,7 @@ class Timm(nn.Module):
         try:
             import timm
         except ImportError as error:
-            raise ImportError(
-                f"Timm: {name!r} needs the package timm; pip install synflow_pl[timm]"
-            ) from error
+            raise ImportError(f"Timm: {name!r} needs the package timm; pip install timm") from error
 
         _known("Timm", name, timm.list_pretrained() if "." in name else timm.list_models())
         arguments = {"in_chans": input_shape[0], **(options or {})}

@@ -133,7 +133,7 @@ def run_on_slurm(
         import submitit
     except ImportError as error:
         raise LauncherError(
-            "--launcher slurm needs submitit, an extra: pip install synflow_pl[slurm]"
+            "--launcher slurm needs the package submitit; pip install submitit"
         ) from error
     missing = [command for command in ("sbatch", "srun", "squeue") if shutil.which(command) is None]
     if missing:

@@ -16,7 +16,7 @@ MISTAKES = {
     "report . --output x": "there is no option output; did you mean out?",
     "report": "the following arguments are required: RUNS (runs, or folders of runs",
     "multishot -c demo --level 2": "there is no option level; did you mean levels?",
-    "multishot -c demo": "the following arguments are required: --levels (a number of cuts",
+    "multishot -c demo": "the following arguments are required: --levels (number of prunings",
     "multishot -c demo --levels two": "levels: 'two' is not a whole number",
     "multishot -c demo --levels 2 --rewnid 1": "there is no option rewnid; did you mean rewind?",
     "multishot -c demo --levels 2 --pruning.densty 1": (
