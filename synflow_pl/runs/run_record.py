@@ -247,11 +247,10 @@ def comparison_keys(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     }
     pruning = config["pruning"]
     limited = [name for name in ("flops", "parameters", "latency") if pruning.get(name) is not None]
-    kept = {
-        key: value
-        for key, value in _with_default_rounds(pruning).items()
-        if key not in _NOT_OF_PRUNER
-    }
+    given = _with_default_rounds(pruning)
+    # Fixed numbers of rounds have no margin.
+    unused = _NOT_OF_PRUNER if given.get("rounds") == "auto" else {*_NOT_OF_PRUNER, "margin"}
+    kept = {key: value for key, value in given.items() if key not in unused}
     return setting, flatten({**kept, **({"budget": limited[0]} if limited else {})})
 
 

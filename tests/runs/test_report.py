@@ -229,6 +229,17 @@ def test_a_pruner_is_its_overlay_whether_its_default_number_of_rounds_is_given_o
     assert (row["pruner"], row["seeds"]) == (pruner, "2")
 
 
+@pytest.mark.parametrize(("rounds", "kinds"), [(100, 1), ("auto", 2)])
+def test_the_margin_distinguishes_runs_of_automatic_rounds_only(
+    rounds: int | str, kinds: int, tmp_path: Path
+) -> None:
+    # Runs that recorded no margin had 0.99.
+    for seed, margin in enumerate(({}, {"margin": 0.99}, {"margin": 0.5})):
+        change(a_run(tmp_path, seed=seed), "pruning", {"rounds": rounds, **margin})
+    rows = reported(tmp_path)
+    assert sorted(int(row["seeds"]) for row in rows) == ([3] if kinds == 1 else [1, 2])
+
+
 def test_runs_of_another_recipe_are_labelled_by_the_options_that_differ(tmp_path: Path) -> None:
     a_run(tmp_path, seed=0, name="small", batch_size=64)
     a_run(tmp_path, seed=0, name="large", batch_size=128)
