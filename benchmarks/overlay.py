@@ -3,9 +3,9 @@
     python -m benchmarks.overlay trainer/cpu [--recipes cifar10_resnet20 cifar10_vgg16]
         [--densities 1 0.1 0.01] [--steps 20] [--runs 3] [--threads N]
 
-Both are run through the command line, in turn, on random bytes in the shape of CIFAR-10. The time
-of a run is that of its training steps with everything between them, without the first three. It
-also prints whether both chose the same masks.
+Both run through the command line, in turn, on random bytes in the shape of CIFAR-10. Training steps
+are timed from the fourth to the last, with everything between them. The benchmark also prints
+whether both chose the same masks.
 """
 
 from __future__ import annotations
