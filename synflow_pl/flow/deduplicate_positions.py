@@ -51,11 +51,11 @@ class _Window(NamedTuple):
     padding: int
 
     def over(self, axis: _Axis) -> _Axis:
-        start = -(-(axis.start + self.padding) // self.stride)
+        size = (axis.size + 2 * self.padding - self.reach) // self.stride + 1
+        # The first window without the border may lie beyond the last position.
+        start = min(-(-(axis.start + self.padding) // self.stride), size)
         stop = (axis.stop + self.padding - self.reach) // self.stride + 1
-        return _Axis(
-            (axis.size + 2 * self.padding - self.reach) // self.stride + 1, start, max(start, stop)
-        )
+        return _Axis(size, start, max(start, stop))
 
 
 _POINT = _Window(1, 1, 0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -67,6 +67,11 @@ LAYERS = st.one_of(
 )
 
 
+# A height of one position, whose window reads the border, beside a width with equal positions.
+ONE_ROW = [("max", 1, 2, 0, 1), ("max", 1, 2, 0, 1), ("max", 3, 1, 0, 1), ("conv", 3, 1, 1, 2)]
+
+
+@example(layers=ONE_ROW, size=(20, 34))
 @settings(max_examples=60, deadline=None)
 @given(
     layers=st.lists(LAYERS, min_size=1, max_size=6),
