@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import os
 import tempfile
-import time
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.timing import Seconds, environment, table
+from benchmarks.timing import Seconds, environment, now, since, table
 from synflow_pl.cli.main import run
 from synflow_pl.data import CIFAR10
 from synflow_pl.networks import VGG, ResNet
@@ -78,8 +77,8 @@ class Clock(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the time of the previous epoch, and run and time a bare epoch."""
         if self._began is not None:
-            self.taken["command line"].append(_since(self._began))
-        began = _now()
+            self.taken["command line"].append(since(self._began))
+        began = now()
         self._network.train()
         for images, labels in self._loader:
             images, labels = images.to(self._device), labels.to(self._device)
@@ -88,8 +87,8 @@ class Clock(Callback):
                 loss = cross_entropy(self._network(images), labels)
             loss.backward()
             self._optimizer.step()
-        self.taken["bare loop"].append(_since(began))
-        self._began = _now()
+        self.taken["bare loop"].append(since(began))
+        self._began = now()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the times, except that of the last epoch, which has no next start."""
@@ -99,17 +98,6 @@ class Clock(Callback):
             "bare loop",
             f"an epoch of {os.environ['IMAGES']} images",
         )
-
-
-def _now() -> Seconds:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return Seconds(time.perf_counter(), time.process_time())
-
-
-def _since(began: Seconds) -> Seconds:
-    now = _now()
-    return Seconds(now.wall - began.wall, now.cpu - began.cpu)
 
 
 def main() -> None:

@@ -14,13 +14,12 @@ import argparse
 import contextlib
 import os
 import tempfile
-import time
 from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from benchmarks.timing import Seconds, environment, table
+from benchmarks.timing import Seconds, environment, now, since, table
 from synflow_pl import PruneAtInit
 from synflow_pl.cli.main import run
 
@@ -38,17 +37,11 @@ class Steps(Callback):
     ) -> None:
         """Start the clock at the first step that counts."""
         if batch_idx == _UNTIMED:
-            self._began = Seconds(time.perf_counter(), time.process_time())
+            self._began = now()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the time since then, and the masks of the network."""
-        count = trainer.num_training_batches - _UNTIMED
-        self.seconds.append(
-            Seconds(
-                (time.perf_counter() - self._began.wall) / count,
-                (time.process_time() - self._began.cpu) / count,
-            )
-        )
+        self.seconds.append(since(self._began, 1 / (trainer.num_training_batches - _UNTIMED)))
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         (pruning,) = (one for one in callbacks if isinstance(one, PruneAtInit))
         self.masks.append({name: mask.clone() for name, mask in (pruning.masks or {}).items()})

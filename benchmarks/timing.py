@@ -20,7 +20,17 @@ import torch
 
 from synflow_pl.runs.environment import environment as kind_of_machine
 
-__all__ = ["Seconds", "environment", "give_back_at_once", "grown", "in_turn", "reset_peak", "table"]
+__all__ = [
+    "Seconds",
+    "environment",
+    "give_back_at_once",
+    "grown",
+    "in_turn",
+    "now",
+    "reset_peak",
+    "since",
+    "table",
+]
 
 # Parameters of mallopt in malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -31,6 +41,19 @@ class Seconds(NamedTuple):
 
     wall: float
     cpu: float
+
+
+def now() -> Seconds:
+    """Return the time by both clocks, after the work of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return Seconds(time.perf_counter(), time.process_time())
+
+
+def since(began: Seconds, times: float = 1.0) -> Seconds:
+    """Return the duration since a result of :func:`now`, multiplied by ``times``."""
+    ended = now()
+    return Seconds((ended.wall - began.wall) * times, (ended.cpu - began.cpu) * times)
 
 
 def environment() -> str:
@@ -52,16 +75,10 @@ def in_turn(
     taken: dict[str, list[Seconds]] = {name: [] for name in contenders}
     for index in range(runs + 1):
         for name, contender in contenders.items():
-            wall, cpu = time.perf_counter(), time.process_time()
+            began = now()
             times = contender() or 1.0
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
             if index:
-                taken[name].append(
-                    Seconds(
-                        (time.perf_counter() - wall) * times, (time.process_time() - cpu) * times
-                    )
-                )
+                taken[name].append(since(began, times))
     return taken
 
 

@@ -1,4 +1,4 @@
-"""Masks of a network's weights; :func:`prunable` can be imported from here too.
+"""Masks of a network's weights.
 
 A pruned network is an ordinary network whose pruned weights are exact zeros. The masks are stored
 separately from the network: one bool tensor per prunable parameter, under the parameter's name,
@@ -19,9 +19,8 @@ from torch.optim import Optimizer
 
 from synflow_pl.io import atomic_write
 from synflow_pl.optimizer_hook import Hold
-from synflow_pl.prunable_parameters import prunable
 
-__all__ = ["Masks", "prunable"]
+__all__ = ["Masks"]
 
 
 class Masks(Mapping[str, Tensor]):

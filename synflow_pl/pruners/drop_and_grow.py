@@ -182,9 +182,9 @@ def drop_then_grow(
     """
     kept = mask.flatten()
     magnitudes, scores = (_comparable(x.detach()).flatten() for x in (weight.abs(), growth))
-    negative = kept & (weight.detach().flatten() < 0)
-    remaining = kept.clone()
-    for candidates in (negative, kept & ~negative) if by_sign else (kept,):
+    negative = weight.detach().flatten() < 0
+    remaining = kept
+    for candidates in (kept & negative, kept & ~negative) if by_sign else (kept,):
         num_candidates = int(candidates.count_nonzero())
         # The product of a decimal fraction and a whole number may lie just below a whole number.
         count = min(math.floor(num_candidates * fraction + 1e-9), num_candidates)

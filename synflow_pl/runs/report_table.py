@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from synflow_pl.runs.aggregate import Cell
 from synflow_pl.runs.statistics import Summary
 
-__all__ = ["as_csv", "as_grid", "as_latex", "as_markdown"]
+__all__ = ["as_csv", "as_grid", "as_latex", "as_markdown", "by_density"]
 
 _ACCURACIES = {
     "final": "final",
@@ -170,15 +170,28 @@ def as_grid(cells: Sequence[Cell]) -> str:
     """
     text = []
     for setting, of in _by_setting(cells):
-        entries = {(cell.pruner, cell.density): cell for cell in of}
-        densities = sorted({cell.density for cell in of}, reverse=True)
-        rows = [
-            [pruner, *(_short(entries.get((pruner, density))) for density in densities)]
-            for pruner in sorted({cell.pruner for cell in of})
-        ]
+        densities, by_pruner = by_density(of)
+        rows = [[pruner, *map(_short, entries)] for pruner, entries in sorted(by_pruner.items())]
         header = ["pruner", *(f"{density:.4g}" for density in densities)]
         text.append(_markdown_table(setting, header, rows))
     return "\n".join(text)
+
+
+def by_density(cells: Iterable[Cell]) -> tuple[list[float], dict[str, list[Cell | None]]]:
+    """Return the densities of one setting, from large to small, and the cells of each pruner.
+
+    Args:
+        cells: Cells of one setting.
+
+    Returns:
+        The densities, and for each pruner, by its label, its cell at each of them; ``None`` where
+        there is no run.
+    """
+    entries = {(cell.pruner, cell.density): cell for cell in cells}
+    densities = sorted({density for _, density in entries}, reverse=True)
+    return densities, {
+        pruner: [entries.get((pruner, density)) for density in densities] for pruner, _ in entries
+    }
 
 
 def _short(cell: Cell | None) -> str:

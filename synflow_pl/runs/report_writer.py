@@ -13,7 +13,7 @@ from synflow_pl.figures.style import MOST_LAYERS, save
 from synflow_pl.io import atomic_write, make_folder
 from synflow_pl.runs.aggregate import Cell, aggregate
 from synflow_pl.runs.published import published
-from synflow_pl.runs.report_table import as_csv, as_grid, as_latex, as_markdown
+from synflow_pl.runs.report_table import as_csv, as_grid, as_latex, as_markdown, by_density
 from synflow_pl.runs.run_files import IntermediateLevel, SkippedRun
 from synflow_pl.runs.run_record import RunRecord, read_run
 from synflow_pl.runs.run_search import find_runs
@@ -133,8 +133,8 @@ def _figures(setting: str, cells: Sequence[Cell], out: Path, paper: bool) -> lis
     }
     written: list[Path] = []
     if len(pruners) > 1:
-        densities = sorted({cell.density for cell in sparse}, reverse=True)
-        rows = {pruner: _row(pruner, densities, sparse) for pruner in pruners}
+        densities, by_pruner = by_density(sparse)
+        rows = {pruner: [*map(_accuracy, entries)] for pruner, entries in by_pruner.items()}
         title = setting + (f"; dense {whole.mean:.1%}" if whole is not None else "")
         written += save(accuracy_grid(densities, rows, title=title), out / f"accuracies-{place}")
     for name, (label, falling, what) in _AXES.items():
@@ -216,15 +216,10 @@ def _curve(
     return Curve(pruner, style, *zip(*points, strict=True)) if points else None  # type: ignore[arg-type]
 
 
-def _row(
-    pruner: str, densities: Sequence[float], cells: Sequence[Cell]
-) -> list[tuple[float, float | None] | None]:
-    """Return the final accuracy of one pruner and its deviation at each density."""
-    entries = {cell.density: cell.accuracy("final") for cell in cells if cell.pruner == pruner}
-    return [
-        None if (entry := entries.get(density)) is None else (entry.mean, entry.deviation)
-        for density in densities
-    ]
+def _accuracy(cell: Cell | None) -> tuple[float, float | None] | None:
+    """Return the mean final accuracy of a cell and its deviation."""
+    summary = None if cell is None else cell.accuracy("final")
+    return None if summary is None else (summary.mean, summary.deviation)
 
 
 def _layers(pruner: str, cells: Sequence[Cell]) -> tuple[list[float], dict[str, list[int]]] | None:
