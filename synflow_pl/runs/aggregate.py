@@ -40,7 +40,7 @@ class Cell:
             The summary, or ``None`` if a run of the cell has not measured this accuracy.
         """
         values = [getattr(run.accuracies, which) for run in self.runs.values()]
-        return None if None in values else summarise(values)
+        return None if None in values else summarise(values, (0, 1))
 
     def difference_to(self, reference: Cell | None) -> Summary | None:
         """Return the statistics of the differences in final accuracy to another cell, by seed.
@@ -53,16 +53,15 @@ class Cell:
         """
         if reference is None:
             return None
-        known = (
-            {seed: run.accuracies.final for seed, run in cell.runs.items()}
+        finals, others = (
+            {
+                seed: run.accuracies.final
+                for seed, run in cell.runs.items()
+                if run.accuracies.final is not None
+            }
             for cell in (self, reference)
         )
-        return paired(
-            *(
-                {seed: final for seed, final in finals.items() if final is not None}
-                for finals in known
-            )
-        )
+        return paired(finals, others, limits=(-1, 1))
 
     def mean(self, what: str) -> float | None:
         """Return the mean over seeds of one attribute of the runs.

@@ -71,12 +71,7 @@ def as_csv(cells: Sequence[Cell], reference: str) -> str:
 def _parts(summary: Summary | None) -> list[float | None]:
     if summary is None:
         return [None] * 4
-    low, high = (
-        (None, None)
-        if summary.half is None
-        else (summary.mean - summary.half, summary.mean + summary.half)
-    )
-    return [summary.mean, summary.deviation, low, high]
+    return [summary.mean, summary.deviation, *(summary.interval or (None, None))]
 
 
 def _cell_of(cells: Sequence[Cell], like: Cell, pruner: str) -> Cell | None:
@@ -121,9 +116,9 @@ def _row(cells: Sequence[Cell], cell: Cell, reference: str, plus_minus: str) -> 
         if summary is None:
             return ""
         text = f"{100 * summary.mean:{sign}.2f}"
-        if summary.deviation is None or summary.half is None:
+        if summary.deviation is None or summary.interval is None:
             return text
-        low, high = 100 * (summary.mean - summary.half), 100 * (summary.mean + summary.half)
+        low, high = (100 * limit for limit in summary.interval)
         return (
             f"{text} {plus_minus} {100 * summary.deviation:.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
         )
@@ -229,7 +224,7 @@ def as_latex(cells: Sequence[Cell], reference: str) -> str:
 
 _LEGEND = (
     "Test accuracy in percent: mean over seeds ± sample deviation [95 % interval of the mean, by"
-    " Student's t]; differences are taken"
+    " Student's t, within the possible values]; differences are taken"
     " seed by seed. Best on test is the best of all epochs, chosen on the test set: not to be"
     " compared with the other two."
 )

@@ -20,45 +20,53 @@ class Summary:
         count: Number of values, at least 1.
         mean: Mean of the values.
         deviation: Sample standard deviation (divisor n - 1); ``None`` for a single value.
-        half: Half of the width of the 95 % confidence interval of the mean; ``None`` for a single
-            value.
+        interval: 95 % confidence interval of the mean; ``None`` for a single value.
     """
 
     count: int
     mean: float
     deviation: float | None
-    half: float | None
+    interval: tuple[float, float] | None
 
 
-def summarise(numbers: Sequence[float]) -> Summary | None:
+def summarise(
+    numbers: Sequence[float], limits: tuple[float, float] = (-math.inf, math.inf)
+) -> Summary | None:
     """Return the summary of a sample, or ``None`` if it is empty.
 
     Args:
         numbers: Values of the sample.
+        limits: Smallest and largest value that the mean can have; the interval ends there.
     """
     count = len(numbers)
     if count == 0:
         return None
     if count == 1:
         return Summary(1, numbers[0], None, None)
-    deviation = stdev(numbers)
-    return Summary(
-        count, fmean(numbers), deviation, quantile(count - 1) * deviation / math.sqrt(count)
-    )
+    mean, deviation = fmean(numbers), stdev(numbers)
+    half = quantile(count - 1) * deviation / math.sqrt(count)
+    interval = max(mean - half, limits[0]), min(mean + half, limits[1])
+    return Summary(count, mean, deviation, interval)
 
 
-def paired(numbers: Mapping[int, float], reference: Mapping[int, float]) -> Summary | None:
+def paired(
+    numbers: Mapping[int, float],
+    reference: Mapping[int, float],
+    limits: tuple[float, float] = (-math.inf, math.inf),
+) -> Summary | None:
     """Return the summary of the differences to a reference, over the seeds that both have.
 
     Args:
         numbers: Values by seed.
         reference: Values that are subtracted, by seed.
+        limits: Smallest and largest possible difference.
 
     Returns:
         The summary, or ``None`` if they have no seed in common.
     """
     return summarise(
-        [numbers[seed] - reference[seed] for seed in sorted(numbers.keys() & reference.keys())]
+        [numbers[seed] - reference[seed] for seed in sorted(numbers.keys() & reference.keys())],
+        limits,
     )
 
 

@@ -34,13 +34,24 @@ def test_three_seeds_have_mean_sample_deviation_and_interval() -> None:
     summary = summarise([1.0, 2.0, 3.0])
     assert summary is not None
     assert (summary.count, summary.mean, summary.deviation) == (3, 2.0, 1.0)
-    assert summary.half == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
+    half = 4.3027 / math.sqrt(3)
+    assert summary.interval == pytest.approx((2 - half, 2 + half), abs=1e-4)
+
+
+def test_the_interval_of_an_accuracy_ends_at_0_and_1() -> None:
+    # The mean is 2/3, the deviation 1/sqrt(3), and half of the width 4.3027/3.
+    summary = summarise([0.0, 1.0, 1.0], (0, 1))
+    assert summary is not None
+    assert summary.interval == (0, 1)
+    summary = summarise([0.1, 0.1, 0.1], (0, 1))
+    assert summary is not None
+    assert summary.interval == pytest.approx((0.1, 0.1))
 
 
 def test_one_seed_has_a_mean_without_a_spread_and_no_seeds_have_no_summary() -> None:
     summary = summarise([0.5])
     assert summary is not None
-    assert (summary.mean, summary.deviation, summary.half) == (0.5, None, None)
+    assert (summary.mean, summary.deviation, summary.interval) == (0.5, None, None)
     assert summarise([]) is None
 
 
@@ -56,4 +67,4 @@ def test_pairs_are_compared_over_the_seeds_that_both_have() -> None:
 def test_a_constant_difference_has_no_spread_although_accuracies_differ_between_seeds() -> None:
     difference = paired({0: 1.5, 1: 9.5, 2: 4.5}, {0: 1.0, 1: 9.0, 2: 4.0})
     assert difference is not None
-    assert (difference.mean, difference.deviation, difference.half) == (0.5, 0.0, 0.0)
+    assert (difference.mean, difference.deviation, difference.interval) == (0.5, 0.0, (0.5, 0.5))
