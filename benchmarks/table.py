@@ -173,7 +173,7 @@ def keep(entry: Entry, folder: Path) -> None:
     if run.resolve() == target.resolve():
         return
     config = yaml.safe_load((run / CONFIG).read_text())
-    config["trainer"]["default_root_dir"] = None
+    config["trainer"]["default_root_dir"] = config["ckpt_path"] = None
     for name in ("data_dir", "predict_dir"):
         if config["data"]["init_args"].get(name):
             config["data"]["init_args"][name] = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from benchmarks.table import Entry, fill, keep
 from synflow_pl import Masks
@@ -208,6 +209,9 @@ def test_kept_runs_give_the_same_tables_and_name_no_folder_of_the_machine(
 ) -> None:
     options = ["--data.data_dir", str(tmp_path / "images"), *HARDWARE]
     run = a_run(tmp_path / "runs", "synflow", 0.1, 0, 0.95, *options)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["ckpt_path"] = str(run / "checkpoints" / "last.ckpt")  # as in a run that was resumed
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     Masks({"layer": torch.arange(8) < 3}).save(run / "masks.safetensors")
     (run / "checkpoints").mkdir()
     entries = fill(*files, [tmp_path / "runs"])

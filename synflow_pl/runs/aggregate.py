@@ -90,18 +90,22 @@ def aggregate(runs: Sequence[RunRecord]) -> tuple[list[Cell], list[tuple[RunReco
     Returns:
         The cells, sorted by setting, density (dense to sparse) and pruner; and the runs that were
         left out, each with the reason. Of two runs with equal options and seed the second is left
-        out.
+        out. The label of a pruner names the options in which runs of the setting differ.
     """
     settings = _labels(runs, lambda run: run.setting, lambda run: f"{run.data}, {run.network}")
-    pruners = _labels(runs, lambda run: run.pruning, lambda run: run.pruner)
+    by_setting: dict[str, list[RunRecord]] = {}
+    for run, setting in zip(runs, settings, strict=True):
+        by_setting.setdefault(setting, []).append(run)
     groups: dict[tuple[str, float, str], dict[int, RunRecord]] = {}
     left_out: list[tuple[RunRecord, str]] = []
-    for run, setting, pruner in zip(runs, settings, pruners, strict=True):
-        cell = groups.setdefault((setting, -run.density, pruner), {})
-        if run.seed in cell:
-            left_out.append((run, f"it repeats {cell[run.seed].folder} in everything"))
-        else:
-            cell[run.seed] = run
+    for setting, alike in by_setting.items():
+        pruners = _labels(alike, lambda run: run.pruning, lambda run: run.pruner)
+        for run, pruner in zip(alike, pruners, strict=True):
+            cell = groups.setdefault((setting, -run.density, pruner), {})
+            if run.seed in cell:
+                left_out.append((run, f"it repeats {cell[run.seed].folder} in everything"))
+            else:
+                cell[run.seed] = run
     return [
         Cell(setting, pruner, -density, dict(sorted(of.items())))
         for (setting, density, pruner), of in sorted(groups.items())

@@ -251,6 +251,20 @@ def test_runs_of_another_recipe_are_labelled_by_the_options_that_differ(tmp_path
     ]
 
 
+def test_a_pruner_is_labelled_by_the_options_that_differ_within_its_setting(
+    tmp_path: Path,
+) -> None:
+    for data, compact in (("CIFAR10", (True,)), ("MNIST", (True, False))):
+        for value in compact:
+            run = a_run(tmp_path, data=data, name=f"{data}-{value}")
+            change(run, "pruning", {"compact": value})
+    assert [(row["setting"], row["pruner"]) for row in reported(tmp_path)] == [
+        ("CIFAR10, FC", "synflow"),
+        ("MNIST, FC", "synflow, compact=False"),
+        ("MNIST, FC", "synflow, compact=True"),
+    ]
+
+
 def test_the_data_folder_and_testing_each_epoch_do_not_make_another_setting(
     tmp_path: Path,
 ) -> None:
