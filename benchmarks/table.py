@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import lzma
+import math
 import re
 import shlex
 import shutil
@@ -33,6 +34,7 @@ from synflow_pl.cli.command import parse_fit
 from synflow_pl.cli.recipes import overlays, recipe_folder
 from synflow_pl.io import atomic_write
 from synflow_pl.runs import CONFIG, MACHINES
+from synflow_pl.runs.published import published
 from synflow_pl.runs.run_files import SkippedRun
 from synflow_pl.runs.run_record import RunRecord, comparison_keys, read_run
 from synflow_pl.runs.run_search import find_runs
@@ -55,6 +57,7 @@ _FIELDS = (
     "density",
     "accuracy",
     "best on test",
+    "published",
     "seed",
     "hours",
     "core hours",
@@ -65,11 +68,14 @@ _HEAD = (
     "# Accuracies\n\n"
     "Test accuracy in percent after the last epoch, and at the best epoch on the test set where it"
     " was tested after each, of one run that agrees\n"
-    "with its recipe in every option but those of the hardware, which are in the command. Hours are"
-    " those of pruning and training. After a command\n"
-    "comes `synflow_pl test --ckpt_path` with its run; `synflow_pl sweep -c sweeps/table --recipes"
-    ' "[RECIPE]"` does both for a recipe. Written by\n'
-    "`python -m benchmarks.table`.\n\n"
+    "with its recipe in every option but those of the hardware, which are in the command."
+    " Published is the accuracy of Tanaka et al. 2020 at the best\n"
+    "epoch on the test set, mean and deviation of three runs; compare it with the column before it."
+    " Theirs train on all images, ours keep a tenth\n"
+    "for validation. Hours are those of pruning and training. After a command comes"
+    " `synflow_pl test --ckpt_path` with its run;\n"
+    '`synflow_pl sweep -c sweeps/table --recipes "[RECIPE]"` does both for a recipe. Written by'
+    " `python -m benchmarks.table`.\n\n"
 )
 
 
@@ -124,13 +130,14 @@ class Entry:
         command = f"`synflow_pl fit {shlex.join((*self.options, *self.hardware))}`"
         head = [f"`{self.recipe}`", self.pruner, f"{self.density:g}", self.accuracy]
         if self.run is None:
-            return [*head, "", "", "", "", "not run", command]
+            return [*head, "", "", "", "", "", "not run", command]
         machines = self.run.folder / MACHINES
         record = read_record(self.run.folder)
         hours = (record.seconds / 3600, record.core_seconds / 3600) if record else (0.0, 0.0)
         return [
             *head,
             _percent(self.run.accuracies.best_on_test),
+            _published(self.run),
             str(self.run.seed),
             *(f"{value:.2f}" if value else "not noted" for value in hours),
             "; ".join(machines.read_text().splitlines() if machines.is_file() else ["not noted"]),
@@ -140,6 +147,22 @@ class Entry:
 
 def _percent(accuracy: float | None) -> str:
     return "" if accuracy is None else f"{100 * accuracy:.2f}"
+
+
+def _published(run: RunRecord) -> str:
+    """Return the published accuracy of a run's network, pruner and density; "" if there is none."""
+    pruner = "synflow" if run.density == 1 else run.pruner
+    return next(
+        (
+            f"{100 * mean:.2f} ± {100 * deviation:.2f}"
+            for curve in published(run)
+            for compression, mean, deviation in zip(
+                curve.compression, curve.mean, curve.deviation, strict=True
+            )
+            if curve.pruner == pruner and math.isclose(compression * run.density, 1, rel_tol=0.01)
+        ),
+        "",
+    )
 
 
 def main() -> None:

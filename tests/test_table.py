@@ -97,6 +97,7 @@ def test_a_cell_has_three_accuracies_each_with_seed_machines_and_command(
     assert filled["`mnist_fc`", "synflow", "0.1"] == [
         "94.57",
         "",
+        "",
         "2",
         "1.50",
         "2.50",
@@ -107,7 +108,32 @@ def test_a_cell_has_three_accuracies_each_with_seed_machines_and_command(
         filled["`mnist_fc`", "dense", "1"][-1]
         == "`synflow_pl fit -c mnist_fc -c pruners/dense --seed_everything 3`"
     )
-    assert filled["`mnist_fc`", "synflow", "0.01"][:-1] == ["", "", "", "", "", "not run"]
+    assert filled["`mnist_fc`", "synflow", "0.01"][:-1] == ["", "", "", "", "", "", "not run"]
+
+
+def test_an_accuracy_stands_beside_the_published_one_of_its_network_pruner_and_density(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for pruner, density in (
+        ("dense", 1.0),
+        ("synflow", 0.1),
+        ("synflow", 0.001),
+        ("grasp", 0.001),
+        ("grasp_inverted", 0.001),
+        ("snip", 0.05),
+    ):
+        a_run(tmp_path / "runs", pruner, density, 0, 0.5, recipe="cifar10_vgg16")
+    fill(*files, [tmp_path / "runs"])
+    found = {tuple(row[1:3]): row[5] for row in rows(files[1].read_text())[2:] if row[3]}
+    # Values of published.csv; 0.05 is between two published densities.
+    assert found == {
+        ("dense", "1"): "93.46 ± 0.14",
+        ("synflow", "0.1"): "93.26 ± 0.12",
+        ("synflow", "0.001"): "80.39 ± 0.09",
+        ("grasp", "0.001"): "",
+        ("grasp_inverted", "0.001"): "70.93 ± 1.84",
+        ("snip", "0.05"): "",
+    }
 
 
 def test_accuracies_without_a_run_are_removed_and_listed_as_not_run(
@@ -120,7 +146,7 @@ def test_accuracies_without_a_run_are_removed_and_listed_as_not_run(
     assert (head[0], head[3], head[-1]) == ("recipe", "accuracy", "command")
     # The recipes of configs/sweeps/table.yaml that are in this README.
     assert [row[0] for row in filled] == ["`cifar10_vgg16`"] * 3 + ["`cifar100_vgg16`"] * 3
-    assert {tuple(row[3:-1]) for row in filled} == {("", "", "", "", "", "not run")}
+    assert {tuple(row[3:-1]) for row in filled} == {("", "", "", "", "", "", "not run")}
 
 
 @pytest.mark.parametrize(
