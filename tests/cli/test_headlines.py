@@ -185,6 +185,8 @@ ELSEWHERE = {
     "synflow_pl predict --ckpt_path lightning_logs/NAME/export/model.onnx"
     " --data.predict_dir FOLDER": "below, after export",
     "synflow_pl report sweeps/mnist": "below, after a run of the sweep",
+    "synflow_pl sweep -c sweeps/rivals": "test_sweep_files.py; it takes hours",
+    "synflow_pl report sweeps/rivals": "test_report.py",
     f'{PUBLISHED} --pruners "[dense, synflow]" --densities "[0.1, 0.01]" --seeds "[0]"': (
         "above, with more pruners, densities and seeds"
     ),
