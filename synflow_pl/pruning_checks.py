@@ -152,7 +152,7 @@ def unscored_parameters(
             f" them, but only {num_kept} weights are to be left; exclude them, choose a larger"
             " density, or a pruner that needs no signal (SynFlow, Magnitude)"
         )
-    consequence = consequence or ("kept dense" if state.scope == "global" else "cut by position")
+    consequence = consequence or ("kept dense" if state.scope == "global" else "pruned by position")
     pruner.notes = (
         *pruner.notes,
         f"{consequence}, since their scores are zero throughout: {', '.join(names)}",

@@ -82,7 +82,7 @@ class PHEW(Pruner):
         }
         if state.scope == "local":
             self.notes = (
-                "each layer is cut alone, so not all that is kept need lie on a path; with scope"
+                "each layer is pruned alone, so not all that is kept need lie on a path; with scope"
                 " global it does",
             )
         if idle := [

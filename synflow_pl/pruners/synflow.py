@@ -69,12 +69,13 @@ class SynFlow(Pruner):
         part = [name for name in state.ranked_separately if name not in whole]
         self.notes = (
             *_note(
-                "cut by magnitude, since no flow passes through them"
+                "pruned by magnitude, since no flow passes through them"
                 " (queries, keys, gates, parts not used)",
                 whole,
             ),
             *_note(
-                "cut by magnitude in those rows that no flow passes through (queries, keys, gates)",
+                "pruned by magnitude in those rows that no flow passes through"
+                " (queries, keys, gates)",
                 part,
             ),
             *_note("zero throughout, so counted as ones", sorted(linear_network.all_zero)),

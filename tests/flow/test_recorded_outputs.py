@@ -21,7 +21,8 @@ from tests.compaction.test_outputs import KINDS, TwoHeads, generated
 DECISIONS = ("booleans", "whole numbers", "bytes", "indices", "booleans in an object")
 ALONE = ("booleans alone", "a distribution", "an attribute of a tensor")
 BY_MAGNITUDE = (
-    "cut by magnitude, since no flow passes through them (queries, keys, gates, parts not used): "
+    "pruned by magnitude, since no flow passes through them"
+    " (queries, keys, gates, parts not used): "
 )
 
 

@@ -193,6 +193,6 @@ def test_phew_with_local_scope_notes_that_weights_may_lie_on_no_path() -> None:
         input_shape=(6,),
     )
     assert pruner.notes == (
-        "each layer is cut alone, so not all that is kept need lie on a path; with scope global it"
-        " does",
+        "each layer is pruned alone, so not all that is kept need lie on a path; with scope global"
+        " it does",
     )
