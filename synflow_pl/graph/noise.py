@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from synflow_pl.graph import operators
-from synflow_pl.graph.operation import Operation, Value
+from synflow_pl.graph.operation import Operation, Value, bind
 
 __all__ = ["Noise", "WithoutAlphaDropout", "average", "replace_by_mean"]
 
@@ -92,13 +92,11 @@ def replace_by_mean(
     if kind is None:
         return None
     drawn = result[0] if isinstance(result, (tuple, list)) else result
-    arguments = target._schema.arguments
     given = {
         argument.name: argument.default_value
-        for argument in arguments
+        for argument in target._schema.arguments
         if argument.has_default_value()
-    }
-    given |= {**dict(zip([argument.name for argument in arguments], args, strict=False)), **kwargs}
+    } | bind(target, args, kwargs)
     if not isinstance(drawn, Tensor):
         return None
     return kind(given, result, drawn)

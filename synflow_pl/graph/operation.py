@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-__all__ = ["Operation", "Value", "map_values", "values_in"]
+__all__ = ["Operation", "Value", "bind", "map_values", "values_in"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,13 @@ class Operation:
 
     def bound(self) -> dict[str, Any]:
         """Return the arguments by their names in the schema of the operation."""
-        names = [argument.name for argument in self.target._schema.arguments]
-        return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
+        return bind(self.target, self.args, self.kwargs)
+
+
+def bind(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an ATen call by their names in the schema of the operator."""
+    names = [argument.name for argument in target._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def values_in(argument: Any) -> Iterator[Value]:
