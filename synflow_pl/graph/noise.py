@@ -233,16 +233,7 @@ def average(
             return made.get(value.number, tensors[value.number])
 
         for operation in order:
-            args, kwargs = operation.arguments(tensor)
-            result = operation.target(*args, **kwargs)
-            results = result if isinstance(result, (tuple, list)) else (result,)
-            made.update(
-                {
-                    value.number: output
-                    for value, output in zip(operation.outputs, results, strict=True)
-                    if value is not None
-                }
-            )
+            made.update(operation.run(tensor))
         total = made[number].double() if total is None else total + made[number]
     assert total is not None
     recorded = tensors[number]
@@ -255,17 +246,9 @@ _STRIDES = (1, 387, 619, 271, 833)
 def _is_affine(operation: Operation, random: set[int]) -> bool:
     read = [value.number for value in operation.reads if value.number in random]
     if operation.name not in ("mul", "div"):
-        output: Value | None = operation.outputs[0]
-        return (
-            operation.name in _AFFINE
-            and output is not None
-            and "dtype" not in _narrowing(operation)
-        )
+        dtype = operation.kwargs.get("dtype")
+        narrows = isinstance(dtype, torch.dtype) and not dtype.is_floating_point
+        return operation.name in _AFFINE and operation.outputs[0] is not None and not narrows
     return len(read) == 1 and (
         operation.name == "mul" or (bool(operation.args) and operation.args[0].number in random)
     )
-
-
-def _narrowing(operation: Operation) -> dict[str, Any]:
-    kind = operation.kwargs.get("dtype")
-    return {} if not isinstance(kind, torch.dtype) or kind.is_floating_point else {"dtype": kind}
