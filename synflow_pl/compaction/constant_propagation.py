@@ -16,6 +16,7 @@ training.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -91,15 +92,20 @@ def interpret(
         reads_unknown = any(map(is_unknown, reads))
         if any(is_unknown(value) for value in _decisive(operation, tensor)):
             branching.append(operation)
-        outputs: list[Tensor | None]
-        if (
+        outputs: list[Tensor | None] | None = None
+        if not (
             reads_unknown_integer
             or operation.name in _UNDETERMINED
             or (reads_unknown and not has_rule(operation))
         ):
-            outputs = _unknown_outputs(operation, recording)
-        else:
-            outputs = _attempt(operation, tensor, recording)
+            # The outputs of an operation without double precision are unknown.
+            with suppress(RuntimeError):
+                outputs = _run(operation, tensor)
+        if outputs is None:
+            outputs = [
+                None if value is None else unknown(recording.tensors[value.number])
+                for value in operation.outputs
+            ]
         for value, output in zip(operation.outputs, outputs, strict=True):
             if value is None or output is None:
                 continue
@@ -126,31 +132,6 @@ def _decisive(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[V
 # The values of the arguments do not determine the results: strides in memory, uninitialised memory
 # and random numbers.
 _UNDETERMINED = operators.UNINITIALISED | operators.RANDOM | {"as_strided"}
-
-
-def _all_nan(recorded: Tensor) -> Tensor:
-    return (
-        torch.full_like(recorded, NAN, dtype=torch.float64)
-        if recorded.is_floating_point()
-        else recorded
-    )
-
-
-def _attempt(
-    operation: Operation, tensor: Callable[[Value], Tensor], recording: Graph
-) -> list[Tensor | None]:
-    """Run an operation; its outputs are unknown if it is not implemented in double precision."""
-    try:
-        return _run(operation, tensor)
-    except RuntimeError:
-        return _unknown_outputs(operation, recording)
-
-
-def _unknown_outputs(operation: Operation, recording: Graph) -> list[Tensor | None]:
-    return [
-        None if value is None else _all_nan(recording.tensors[value.number])
-        for value in operation.outputs
-    ]
 
 
 def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor | None]:
