@@ -25,7 +25,7 @@ from torch import Tensor
 from synflow_pl.compaction.branches import decisive
 from synflow_pl.compaction.channel_groups import has_rule
 from synflow_pl.graph import operators
-from synflow_pl.graph.operation import values_in
+from synflow_pl.graph.operation import bind, values_in
 from synflow_pl.graph.trace import Graph, Operation, Value
 
 __all__ = ["interpret", "unknown"]
@@ -140,12 +140,7 @@ def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor
         kwargs["dtype"] = torch.float64
     result: Any
     if operation.name in operators.BATCH_NORMS:
-        result = _batch_norm(
-            **{
-                name: tensor(x) if isinstance(x, Value) else x
-                for name, x in operation.bound().items()
-            }
-        )
+        result = _batch_norm(**bind(operation.target, args, kwargs))
     elif operation.name in _PRODUCTS:
         result = _PRODUCTS[operation.name](operation.target, *args, **kwargs)
     elif operation.name in operators.RESHAPES:
@@ -159,18 +154,12 @@ def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor
     outputs += [None] * (len(operation.outputs) - len(outputs))
     if torch.Tag.pointwise in operation.target.tags and operation.name not in _PRODUCTS:
         # Some pointwise operations (fmax, for example) do not propagate NaN.
-        for signal in (tensor(value) for value in operation.reads):
+        for signal in filter(torch.is_floating_point, map(tensor, operation.reads)):
             outputs = [
-                x.masked_fill(signal.isnan(), NAN)
-                if x is not None and _all_floating_point(signal, x)
-                else x
+                x.masked_fill(signal.isnan(), NAN) if x is not None and x.is_floating_point() else x
                 for x in outputs
             ]
     return outputs
-
-
-def _all_floating_point(*tensors: Tensor) -> bool:
-    return all(tensor.is_floating_point() for tensor in tensors)
 
 
 def _nonzero(tensor: Tensor) -> Tensor:
@@ -203,10 +192,6 @@ def _convolution(
     return output if bias is None else output + bias.view(-1, *[1] * (output.dim() - 2))
 
 
-def _mm(target: Any, signal: Tensor, weight: Tensor) -> Tensor:
-    return _contract(target, signal, weight)
-
-
 def _addmm(
     target: Any, bias: Tensor, signal: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1
 ) -> Tensor:
@@ -221,7 +206,7 @@ def _mul(target: Any, left: Any, right: Any) -> Tensor:
 
 _PRODUCTS: dict[str, Callable[..., Tensor]] = {
     "convolution": _convolution,
-    "mm": _mm,
+    "mm": _contract,
     "addmm": _addmm,
     "mul": _mul,
 }
