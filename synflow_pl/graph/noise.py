@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -37,17 +36,8 @@ _AFFINE = (
     | {"mul", "div", "neg", "mean", "sum", "copy"}
 )
 
-
-@dataclass(frozen=True)
-class Noise:
-    """The distribution of a tensor of random numbers.
-
-    Attributes:
-        quantile: Function from a level in (0, 1) to the tensor with each entry at that quantile.
-    """
-
-    quantile: Callable[[float], Tensor]
-
+Noise = Callable[[float], Tensor]
+"""The distribution of a tensor of random numbers: the entries' quantiles at a level in (0, 1)."""
 
 _ALPHA_DROPOUTS = frozenset(
     getattr(room, name)
@@ -97,8 +87,6 @@ def replace_by_mean(
         for argument in target._schema.arguments
         if argument.has_default_value()
     } | bind(target, args, kwargs)
-    if not isinstance(drawn, Tensor):
-        return None
     return kind(given, result, drawn)
 
 
@@ -114,7 +102,7 @@ def _uniform(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
     low, high = given.get("from", 0.0), given.get("to", 1.0)
     drawn.fill_((low + high) / 2)
     like = torch.empty_like(drawn)
-    return Noise(lambda level: _filled(like, low + (high - low) * level))
+    return lambda level: _filled(like, low + (high - low) * level)
 
 
 def _normal(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
@@ -128,7 +116,7 @@ def _normal(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
         )
         return _filled(like, mean + deviation * quantile)
 
-    return Noise(at)
+    return at
 
 
 def _bernoulli(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
@@ -140,7 +128,7 @@ def _bernoulli(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
         drawn.copy_(_filled(like, share))
     else:
         drawn.copy_(_filled(like.float(), share) >= 0.5)
-    return Noise(lambda level: (level < _filled(like.float(), share)).to(like.dtype))
+    return lambda level: (level < _filled(like.float(), share)).to(like.dtype)
 
 
 def _dropout(given: Mapping[str, Any], result: Any, drawn: Tensor) -> None:
@@ -153,7 +141,7 @@ def _exponential(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
     rate = given.get("lambd", 1.0)
     like = torch.empty_like(drawn)
     drawn.fill_(1 / rate)
-    return Noise(lambda level: _filled(like, -math.log1p(-level) / rate))
+    return lambda level: _filled(like, -math.log1p(-level) / rate)
 
 
 def _integers(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
@@ -161,7 +149,7 @@ def _integers(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
     like = torch.empty_like(drawn)
     span = (high if high is not None else 2) - low
     drawn.fill_(low + (span - 1) // 2)
-    return Noise(lambda level: _filled(like, low + int(span * level)))
+    return lambda level: _filled(like, low + int(span * level))
 
 
 def _permutation(given: Mapping[str, Any], result: Any, drawn: Tensor) -> None:
@@ -223,7 +211,7 @@ def average(
     for level in range(_LEVELS):
         # Each source visits its quantiles in a different order, since sources are independent.
         made = {
-            source: noise[source].quantile(
+            source: noise[source](
                 ((level * _STRIDES[place % len(_STRIDES)]) % _LEVELS + 0.5) / _LEVELS
             )
             for place, source in enumerate(sources)
