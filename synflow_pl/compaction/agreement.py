@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from synflow_pl.compaction.branches import Conversions
-from synflow_pl.compaction.deterministic_mode import DeterministicMode, default_dtype, seeded
+from synflow_pl.compaction.deterministic_mode import DeterministicMode, default_dtype
 from synflow_pl.compaction.output_differences import output_gap, output_size
 from synflow_pl.compaction.resize import resize
 from synflow_pl.compaction.trial_inputs import candidates, widened_dtype
@@ -26,6 +26,7 @@ from synflow_pl.flow import evaluating
 from synflow_pl.graph.control import Controlled
 from synflow_pl.graph.example_inputs import Inputs, call
 from synflow_pl.graph.network_copy import duplicate
+from synflow_pl.graph.network_state import seeded
 from synflow_pl.graph.outputs import Opaque, leaves
 from synflow_pl.numerics import full_precision
 

@@ -45,8 +45,7 @@ def find_heads(graph: Graph) -> dict[int, frozenset[int]]:
     made_by = {
         output.number: index
         for index, operation in enumerate(graph.operations)
-        for output in operation.outputs
-        if output is not None
+        for output in operation.results
     }
     found: dict[int, set[int]] = defaultdict(set)
     waiting = [item for operation in graph.operations for item in _products(graph, operation)]

@@ -61,9 +61,7 @@ class ChannelGroups(SliceIds):
             reads = {value.number for value in operation.reads}
             read |= reads
             if reads & self.flow:
-                self.flow.update(
-                    output.number for output in operation.outputs if output is not None
-                )
+                self.flow.update(output.number for output in operation.results)
             if heads and operation.name in PRODUCTS:
                 layer_rules.product_of_signals(self, operation)
             elif operation.name in _RULES:
@@ -77,18 +75,10 @@ class ChannelGroups(SliceIds):
         for value in recording.outputs:
             self.pin(self.of(value), OUTPUT)
         for name, why in whole.items():
-            within = [
-                operation
-                for operation in recording.operations
-                if f"{operation.module}.".startswith(f"{name}.")
-            ]
-            for value in (
-                value
-                for operation in within
-                for value in (*operation.reads, *operation.outputs)
-                if value is not None
-            ):
-                self.pin(self.of(value), why)
+            for operation in recording.operations:
+                if f"{operation.module}.".startswith(f"{name}."):
+                    for value in (*operation.reads, *operation.results):
+                        self.pin(self.of(value), why)
 
 
 def has_rule(operation: Operation) -> bool:

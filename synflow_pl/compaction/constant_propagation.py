@@ -16,6 +16,7 @@ training.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from synflow_pl.compaction.branches import decisive
 from synflow_pl.compaction.channel_groups import has_rule
 from synflow_pl.graph import operators
-from synflow_pl.graph.operation import values_in
+from synflow_pl.graph.operation import bind, values_in
 from synflow_pl.graph.trace import Graph, Operation, Value
 
 __all__ = ["interpret", "unknown"]
@@ -91,15 +92,20 @@ def interpret(
         reads_unknown = any(map(is_unknown, reads))
         if any(is_unknown(value) for value in _decisive(operation, tensor)):
             branching.append(operation)
-        outputs: list[Tensor | None]
-        if (
+        outputs: list[Tensor | None] | None = None
+        if not (
             reads_unknown_integer
             or operation.name in _UNDETERMINED
             or (reads_unknown and not has_rule(operation))
         ):
-            outputs = _unknown_outputs(operation, recording)
-        else:
-            outputs = _attempt(operation, tensor, recording)
+            # The outputs of an operation without double precision are unknown.
+            with suppress(RuntimeError):
+                outputs = _run(operation, tensor)
+        if outputs is None:
+            outputs = [
+                None if value is None else unknown(recording.tensors[value.number])
+                for value in operation.outputs
+            ]
         for value, output in zip(operation.outputs, outputs, strict=True):
             if value is None or output is None:
                 continue
@@ -128,43 +134,13 @@ def _decisive(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[V
 _UNDETERMINED = operators.UNINITIALISED | operators.RANDOM | {"as_strided"}
 
 
-def _all_nan(recorded: Tensor) -> Tensor:
-    return (
-        torch.full_like(recorded, NAN, dtype=torch.float64)
-        if recorded.is_floating_point()
-        else recorded
-    )
-
-
-def _attempt(
-    operation: Operation, tensor: Callable[[Value], Tensor], recording: Graph
-) -> list[Tensor | None]:
-    """Run an operation; its outputs are unknown if it is not implemented in double precision."""
-    try:
-        return _run(operation, tensor)
-    except RuntimeError:
-        return _unknown_outputs(operation, recording)
-
-
-def _unknown_outputs(operation: Operation, recording: Graph) -> list[Tensor | None]:
-    return [
-        None if value is None else _all_nan(recording.tensors[value.number])
-        for value in operation.outputs
-    ]
-
-
 def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor | None]:
     args, kwargs = operation.arguments(tensor)
     if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
         kwargs["dtype"] = torch.float64
     result: Any
     if operation.name in operators.BATCH_NORMS:
-        result = _batch_norm(
-            **{
-                name: tensor(x) if isinstance(x, Value) else x
-                for name, x in operation.bound().items()
-            }
-        )
+        result = _batch_norm(**bind(operation.target, args, kwargs))
     elif operation.name in _PRODUCTS:
         result = _PRODUCTS[operation.name](operation.target, *args, **kwargs)
     elif operation.name in operators.RESHAPES:
@@ -178,18 +154,12 @@ def _run(operation: Operation, tensor: Callable[[Value], Tensor]) -> list[Tensor
     outputs += [None] * (len(operation.outputs) - len(outputs))
     if torch.Tag.pointwise in operation.target.tags and operation.name not in _PRODUCTS:
         # Some pointwise operations (fmax, for example) do not propagate NaN.
-        for signal in (tensor(value) for value in operation.reads):
+        for signal in filter(torch.is_floating_point, map(tensor, operation.reads)):
             outputs = [
-                x.masked_fill(signal.isnan(), NAN)
-                if x is not None and _all_floating_point(signal, x)
-                else x
+                x.masked_fill(signal.isnan(), NAN) if x is not None and x.is_floating_point() else x
                 for x in outputs
             ]
     return outputs
-
-
-def _all_floating_point(*tensors: Tensor) -> bool:
-    return all(tensor.is_floating_point() for tensor in tensors)
 
 
 def _nonzero(tensor: Tensor) -> Tensor:
@@ -222,10 +192,6 @@ def _convolution(
     return output if bias is None else output + bias.view(-1, *[1] * (output.dim() - 2))
 
 
-def _mm(target: Any, signal: Tensor, weight: Tensor) -> Tensor:
-    return _contract(target, signal, weight)
-
-
 def _addmm(
     target: Any, bias: Tensor, signal: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1
 ) -> Tensor:
@@ -240,7 +206,7 @@ def _mul(target: Any, left: Any, right: Any) -> Tensor:
 
 _PRODUCTS: dict[str, Callable[..., Tensor]] = {
     "convolution": _convolution,
-    "mm": _mm,
+    "mm": _contract,
     "addmm": _addmm,
     "mul": _mul,
 }

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
@@ -16,22 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from synflow_pl.compaction.branches import decisive
 
-__all__ = ["DeterministicMode", "default_dtype", "seeded"]
-
-
-@contextmanager
-def seeded() -> Iterator[None]:
-    """Seed torch, NumPy and Python inside the context, and restore their random states."""
-    states = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        random.seed(0)
-        numpy.random.seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            numpy.random.set_state(states[1])
+__all__ = ["DeterministicMode", "default_dtype"]
 
 
 @contextmanager

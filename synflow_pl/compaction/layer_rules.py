@@ -45,8 +45,8 @@ def pointwise(ids: SliceIds, operation: Operation) -> None:
             else:
                 ids.pin([axis], "spread over a dimension")
         axes.append(ids.join(*meeting))
-    for result in operation.outputs:
-        if result is not None and ids.tensor(result).shape == shape:
+    for result in operation.results:
+        if ids.tensor(result).shape == shape:
             ids.axes[result.number] = list(axes)
 
 
@@ -122,8 +122,8 @@ def product_of_signals(ids: SliceIds, operation: Operation) -> None:
         )
     rest: list[Axis] = [None, None] if is_attention else [axes[0][-2], axes[1][-1]]
     _add_to_heads(ids, others, heads)
-    for output in operation.outputs:
-        if output is not None and ids.tensor(output).dim() >= len(heads):
+    for output in operation.results:
+        if ids.tensor(output).dim() >= len(heads):
             ids.axes[output.number] = [*heads, *rest][: ids.tensor(output).dim()]
 
 

@@ -120,9 +120,8 @@ def splitting(ids: SliceIds, operation: Operation) -> None:
     dim = operation.bound().get("dim", 0)
     axis = ids.of(operation.args[0])[dim]
     if ids.index in ids.heads and axis is not None:
-        sizes = [ids.tensor(value).shape[dim] for value in operation.outputs if value is not None]
-        for value, part in zip(operation.outputs, axis.split(sizes), strict=True):
-            assert value is not None
+        sizes = [ids.tensor(value).shape[dim] for value in operation.results]
+        for value, part in zip(operation.results, axis.split(sizes), strict=True):
             ids.axes[value.number] = list(ids.of(operation.args[0]))
             ids.axes[value.number][dim] = part
         return

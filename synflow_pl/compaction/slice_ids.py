@@ -117,9 +117,8 @@ class SliceIds:
 
     def set_all(self, operation: Operation, axes: Sequence[Axis]) -> None:
         """Set the ids along each dimension of all outputs of an operation, which have one shape."""
-        for value in operation.outputs:
-            if value is not None:
-                self.axes[value.number] = list(axes)
+        for value in operation.results:
+            self.axes[value.number] = list(axes)
 
     def pin(self, axes: Sequence[Axis], why: str) -> None:
         """Record that the ids of the axes must stay, with the reason ``why``."""

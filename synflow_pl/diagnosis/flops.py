@@ -26,7 +26,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from synflow_pl.graph import operators
 from synflow_pl.graph.operation import values_in
-from synflow_pl.graph.trace import Graph, Operation, Value
+from synflow_pl.graph.trace import Graph, Operation, Value, is_number
 from synflow_pl.masks import Masks
 
 __all__ = ["Flops", "count_flops"]
@@ -108,7 +108,7 @@ def count_flops(recording: Graph, masks: Masks) -> Flops:
     for operation in recording.operations:
         read = [value.number for value in operation.reads if value.number in value_masks]
         if any(value.number in signals for value in operation.reads):
-            signals.update(output.number for output in operation.outputs if output is not None)
+            signals.update(output.number for output in operation.results)
         elif len({value_masks[number][0] for number in read}) == 1:
             value_masks.update(_output_masks(operation, recording.tensors, value_masks))
         flops = _dense(operation, recording.tensors)
@@ -184,17 +184,8 @@ def _qualified_name(operation: Operation) -> str:
 
 def _is_uncounted(operation: Operation, tensors: list[Tensor]) -> bool:
     """Return whether an operation without a formula does few or no operations for each entry."""
-    makes = any(
-        output is not None and tensors[output.number].is_floating_point()
-        for output in operation.outputs
-    )
-    makes = makes or any(
-        output is not None and tensors[output.number].is_complex() for output in operation.outputs
-    )
-    reads = any(
-        tensors[value.number].is_floating_point() or tensors[value.number].is_complex()
-        for value in operation.reads
-    )
+    makes = any(is_number(tensors[output.number]) for output in operation.results)
+    reads = any(is_number(tensors[value.number]) for value in operation.reads)
     tags = operation.target.tags
     return (
         not (makes and reads)
@@ -213,21 +204,14 @@ def _output_masks(
     name, mask = next(
         value_masks[value.number] for value in operation.reads if value.number in value_masks
     )
-    outputs: dict[int, tuple[str, Tensor]] = {}
     if operation.name in _MASK_MOVES and all(
         value.number in value_masks for value in operation.reads
     ):
-        args, kwargs = operation.arguments(lambda value: value_masks[value.number][1])
-        kwargs.pop("dtype", None)
-        result = operation.target(*args, **kwargs)
-        parts = result if isinstance(result, (tuple, list)) else (result,)
-        return {
-            output.number: (name, part)
-            for output, part in zip(operation.outputs, parts, strict=True)
-            if output is not None
-        }
-    for output in operation.outputs:
-        # Operations entry by entry (a conversion, a factor) leave pruned entries at zero.
-        if output is not None and tensors[output.number].shape == mask.shape:
-            outputs[output.number] = name, mask
-    return outputs
+        moved = operation.run(lambda value: value_masks[value.number][1])
+        return {number: (name, part) for number, part in moved.items()}
+    # Operations entry by entry (a conversion, a factor) leave pruned entries at zero.
+    return {
+        output.number: (name, mask)
+        for output in operation.results
+        if tensors[output.number].shape == mask.shape
+    }

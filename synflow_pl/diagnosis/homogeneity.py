@@ -46,7 +46,7 @@ def inhomogeneous(
         read = [value.number for value in operation.reads if value.number in signals]
         if not read:
             continue
-        signals.update(output.number for output in operation.outputs if output is not None)
+        signals.update(output.number for output in operation.results)
         numbers = [number for number in read if is_number(recording.tensors[number])]
         kind = (
             "operation without a rule"

@@ -75,7 +75,7 @@ def synaptic_flow(
     device = next(iter(parameters.values())).device
     dtype = torch.float32 if device.type == "mps" else torch.float64
     weights = {
-        name: (magnitude(parameters[name]).to(dtype) * masks[name].to(device)).requires_grad_()
+        name: magnitude(parameters[name]).to(dtype) * masks[name].to(device)
         for name in masks.weights
         if name in linear_network.weights
     }
@@ -85,19 +85,10 @@ def synaptic_flow(
         if step is None:
             powers.append(round(math.log2(float(arguments[1]))))
 
-    with torch.enable_grad():
-        total = linear_network.flow(weights, watch=watch)
-    gradients = (
-        torch.autograd.grad(total, list(weights.values()), materialize_grads=True)
-        if weights
-        else ()
-    )
+    total, gradients = linear_network.flow_and_gradients(weights, watch=watch)
     scores = {name: torch.zeros_like(parameters[name], dtype=dtype) for name in masks.weights}
-    scores |= {
-        name: weights[name].detach() * gradient
-        for name, gradient in zip(weights, gradients, strict=True)
-    }
-    return scores, float(total.detach()), sum(powers)
+    scores |= {name: weights[name] * gradient for name, gradient in gradients.items()}
+    return scores, float(total), sum(powers)
 
 
 def conservation_error(sums: Mapping[str, float], separating: Collection[str]) -> float:

@@ -121,7 +121,7 @@ def _operands(graph: Graph, candidates: Collection[str]) -> dict[str, set[int]]:
     operands: dict[str, set[int]] = {name: set() for name in candidates}
     for operation in graph.operations:
         read = {value.number for value in operation.reads}
-        outputs = [output.number for output in operation.outputs if output is not None]
+        outputs = [output.number for output in operation.results]
         if not read.isdisjoint(signals):
             for number in _weights(operation) - signals:
                 for name in made_of.get(number, ()):

@@ -97,10 +97,10 @@ class Builder(TracedValues):
                 " another network; take the random number out of eval mode (if self.training: ...)"
             )
         names = set().union(*(self._origin.get(value.number, ()) for value in values))
-        for output in operation.outputs:
-            if output is not None and random:
+        for output in operation.results:
+            if random:
                 self._random[output.number] = operation
-            if output is not None and names:
+            if names:
                 self._origin[output.number] = names
         return False
 
@@ -136,10 +136,10 @@ class Builder(TracedValues):
                 False,
             )
         )
-        for value in operation.outputs:
-            if value is not None and is_number(self.tensor(value)):
+        for value in operation.results:
+            if is_number(self.tensor(value)):
                 self._carried.add(value.number)
-            elif value is not None:
+            else:
                 self.mark_input_dependent(
                     value, [signal for signal in operation.reads if self.carries(signal)]
                 )

@@ -18,7 +18,7 @@ from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.linear_network import LinearNetwork
 from synflow_pl.flow.node import Node
 
-__all__ = ["unit_sums"]
+__all__ = ["flow_between_layers", "unit_sums"]
 
 
 def unit_sums(
@@ -57,7 +57,7 @@ def unit_sums(
         for name, score in scores.items()
         if name in linear_network.weights
     }
-    plain, groups, _ = _pass(linear_network, weights, {})
+    plain, groups, _ = flow_between_layers(linear_network, weights, {})
     layers = [
         name for name in weights if len(plain.get(name, ())) == 1
     ]  # the inputs of a weight that is read twice are ambiguous
@@ -68,7 +68,7 @@ def unit_sums(
     # of random numbers are far apart.
     drawn = torch.rand(sum(sizes), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     marks = (0.5 + drawn / 2).to(weights[layers[0]].device).requires_grad_()
-    received, _, output = _pass(
+    received, _, output = flow_between_layers(
         linear_network, weights, dict(zip(layers, marks.split(sizes), strict=True))
     )
 
@@ -101,7 +101,7 @@ def unit_sums(
     return sums
 
 
-def _pass(
+def flow_between_layers(
     linear_network: LinearNetwork, weights: Mapping[str, Tensor], marks: Mapping[str, Tensor]
 ) -> tuple[dict[str, list[Tensor]], dict[str, int], Tensor]:
     """Evaluate the linear network with each layer's output replaced by marks, or by ones.

@@ -10,7 +10,7 @@ from torch import Tensor
 from synflow_pl.flow.builder import Builder, Rule
 from synflow_pl.flow.convolution import convolve
 from synflow_pl.flow.gates import contract
-from synflow_pl.flow.meetings import Kernel
+from synflow_pl.flow.meetings import Product
 from synflow_pl.graph import operators
 from synflow_pl.graph.trace import Operation
 
@@ -23,7 +23,9 @@ def _convolution(builder: Builder, operation: Operation) -> None:
         # A kernel that is computed from the input is a gate.
         builder.gated = True
         if builder.open_gates:
-            meeting = Kernel(signal.number, weight.number, tuple(geometry))
+            meeting = Product(
+                signal.number, weight.number, lambda x, y: convolve(x, y, None, *geometry)
+            )
             return builder.add_node(
                 operation, meeting, builder.resolve(signal), builder.resolve(weight)
             )

@@ -87,9 +87,8 @@ def set_level(builder: Builder, operation: Operation) -> None:
     num_products = max(builder.num_products.get(number, 0) for number in read) + (
         name in operators.MATRIX_PRODUCTS and len(read) > 1
     )
-    for output in operation.outputs:
-        if output is not None:
-            builder.level[output.number], builder.num_products[output.number] = level, num_products
+    for output in operation.results:
+        builder.level[output.number], builder.num_products[output.number] = level, num_products
 
 
 def gated(

@@ -249,7 +249,7 @@ class LinearNetwork:
         variables = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         with torch.enable_grad():
             total = self.flow(variables, blocks, **options)
-        gradients = torch.autograd.grad(total, list(variables.values()))
+        gradients = torch.autograd.grad(total, list(variables.values()), materialize_grads=True)
         return total.detach(), dict(zip(variables, separate_memory(gradients), strict=True))
 
     def unknown(self, weights: Mapping[str, Tensor]) -> dict[str, float | None]:

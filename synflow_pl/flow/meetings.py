@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synflow_pl.flow.convolution import convolve
-
-__all__ = ["Attention", "Average", "Gate", "Kernel", "Meeting", "Product"]
+__all__ = ["Attention", "Average", "Gate", "Meeting", "Product"]
 
 Values = Callable[[int], Tensor]
 """Function from the number of a traced value to its tensor under the current masks."""
@@ -138,29 +136,14 @@ class Attention(Meeting):
 
 
 @dataclass(frozen=True)
-class Kernel(Meeting):
-    """A convolution whose kernel depends on the input too.
+class Product(Meeting):
+    """A product with a matrix or kernel that depends on the input too.
 
     Attributes:
-        geometry: Arguments of the convolution after the bias.
+        multiply: Function of the two factors: a matrix product or a convolution.
     """
 
-    geometry: tuple[Any, ...]
-
-    def connect(self, arguments: Sequence[Any], values: Values | None) -> Tensor:
-        signal, kernel = arguments
-        there = [
-            flow + _constant(flow, at, values)
-            for flow, at in ((signal, self.signal), (kernel, self.by))
-        ]
-        return convolve(signal, there[1], None, *self.geometry) + convolve(
-            there[0], kernel, None, *self.geometry
-        )
-
-
-@dataclass(frozen=True)
-class Product(Meeting):
-    """A matrix product with a matrix of weights that depends on the input too."""
+    multiply: Callable[[Tensor, Tensor], Tensor] = torch.matmul
 
     def connect(self, arguments: Sequence[Any], values: Values | None) -> Tensor:
         left, right = arguments
@@ -168,7 +151,7 @@ class Product(Meeting):
             flow + _constant(flow, at, values)
             for flow, at in ((left, self.signal), (right, self.by))
         ]
-        return left @ there[1] + there[0] @ right
+        return self.multiply(left, there[1]) + self.multiply(there[0], right)
 
 
 def _constant(flow: Tensor, number: int, values: Values | None) -> Tensor:

@@ -29,17 +29,12 @@ class Replay:
         needed = set(wanted)
         self._operations: list[Operation] = []
         for operation in reversed(graph.operations):
-            made = {output.number for output in operation.outputs if output is not None}
+            made = {output.number for output in operation.results}
             if made & needed and not _fixed(operation):
                 needed.update(value.number for value in operation.reads)
                 self._operations.append(operation)
         self._operations.reverse()
-        made = {
-            output.number
-            for operation in self._operations
-            for output in operation.outputs
-            if output is not None
-        }
+        made = {output.number for x in self._operations for output in x.results}
         self._given = {number: graph.tensors[number] for number in needed - made}
         self._names = {
             number: name for number, name in graph.parameters.items() if number in self._given
@@ -72,12 +67,7 @@ class Replay:
             for value in operation.reads
         }
         for index, operation in enumerate(self._operations):
-            args, kwargs = operation.arguments(lambda value: values[value.number])
-            result = operation.target(*args, **kwargs)
-            results = result if isinstance(result, (tuple, list)) else (result,)
-            for output, tensor in zip(operation.outputs, results, strict=True):
-                if output is not None:
-                    values[output.number] = tensor
+            values.update(operation.run(lambda value: values[value.number]))
             for number in {value.number for value in operation.reads} - self._wanted:
                 if last[number] == index:
                     del values[number]
@@ -111,7 +101,7 @@ def computed_weights(graph: Graph, weights: Collection[str]) -> dict[int, tuple[
     for operation in graph.operations:
         read = [value.number for value in operation.reads]
         if any(number in signals for number in read):
-            signals.update(output.number for output in operation.outputs if output is not None)
+            signals.update(output.number for output in operation.results)
             weights_of.update(
                 (number, made_of[number])
                 for number in read
@@ -122,8 +112,8 @@ def computed_weights(graph: Graph, weights: Collection[str]) -> dict[int, tuple[
             continue
         names = tuple(dict.fromkeys(name for number in read for name in made_of.get(number, ())))
         more = operation.name not in operators.MOVES or any(number in computed for number in read)
-        for output in operation.outputs:
-            if output is not None and output.number not in made_of:
+        for output in operation.results:
+            if output.number not in made_of:
                 made_of[output.number] = names
                 if more:
                     computed.add(output.number)

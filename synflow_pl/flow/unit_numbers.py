@@ -61,11 +61,7 @@ def number_units(graph: Graph, names: Collection[str]) -> dict[str, tuple[Tensor
     for operation in graph.operations:
         read = [value.number for value in operation.reads]
         if len(read) == 1 and read[0] in moved and operation.name in operators.MOVES:
-            moved.update(
-                (output.number, moved[read[0]])
-                for output in operation.outputs
-                if output is not None
-            )
+            moved.update((output.number, moved[read[0]]) for output in operation.results)
         for number in moved.keys() & set(read):
             numbers = _of_operand(operation, number, graph.tensors[number].shape)
             if numbers is not None:

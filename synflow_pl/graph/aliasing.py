@@ -12,8 +12,12 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["functional_form", "is_view", "scattered", "writes"]
+from synflow_pl.graph.operation import bind
+
+__all__ = ["functional_form", "is_view", "scattered", "writes", "written_tensors"]
 
 aten = torch.ops.aten
 
@@ -26,6 +30,13 @@ def writes(target: Any) -> tuple[str, ...]:
         for argument in target._schema.arguments
         if argument.alias_info is not None and argument.alias_info.is_write
     )
+
+
+def written_tensors(target: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """Return the tensors that a call of an operation writes to."""
+    given = bind(target, args, kwargs)
+    leaves = tree_leaves([given.get(name) for name in writes(target)])
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 @cache
@@ -89,10 +100,7 @@ def scattered(
         the view's new value, any other operation the new value alone. ``None`` as the operation
         means that base and view are equal.
     """
-    given = {
-        **dict(zip([argument.name for argument in view._schema.arguments][1:], rest, strict=False)),
-        **kwargs,
-    }
+    given = bind(view, (None, *rest), kwargs)
     name = view._schema.name.partition("::")[2]
     dim = given.get("dim", 0)
     if name in ("alias", "detach", "lift_fresh", "view_as"):

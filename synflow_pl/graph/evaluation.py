@@ -59,12 +59,7 @@ def explaining_errors(network: nn.Module, inputs: tuple[Tensor, ...]) -> Iterato
     except Exception as error:
         written = Writes()
         try:
-            with (
-                preserve_state(network),
-                evaluating(network),
-                torch.random.fork_rng(devices=[]),
-                torch.no_grad(),
-            ):
+            with preserve_state(network), evaluating(network), torch.no_grad():
                 copies = {
                     name: tensor.clone()
                     for name, tensor in (*network.named_parameters(), *network.named_buffers())

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator, MutableMapping, MutableSequence,
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
-__all__ = ["preserve_state", "seed"]
+__all__ = ["preserve_state", "seed", "seeded"]
 
 # Objects of these packages, other than modules, surround a network (a trainer, a logger) and are
 # not a part of its state.
@@ -58,22 +59,28 @@ def preserve_state(network: nn.Module) -> Iterator[None]:
     """
     restore: list[Callable[[], object]] = []
     _Walk(restore).over(network)
+    try:
+        with seeded():
+            yield
+    finally:
+        for put_back in restore:
+            put_back()
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Seed PyTorch, Python and NumPy inside the context, and restore their random states."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    state = None if numpy is None else numpy.random.get_state()
+    states = random.getstate(), numpy.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
             seed(0)
             random.seed(0)
-            if numpy is not None:
-                numpy.random.seed(0)
+            numpy.random.seed(0)
             yield
     finally:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(state)
-        for put_back in restore:
-            put_back()
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
 
 
 def seed(number: int) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from synflow_pl.graph import operators
-from synflow_pl.graph.operation import Operation, Value
+from synflow_pl.graph.operation import Operation, Value, bind
 
 __all__ = ["Noise", "WithoutAlphaDropout", "average", "replace_by_mean"]
 
@@ -37,17 +36,8 @@ _AFFINE = (
     | {"mul", "div", "neg", "mean", "sum", "copy"}
 )
 
-
-@dataclass(frozen=True)
-class Noise:
-    """The distribution of a tensor of random numbers.
-
-    Attributes:
-        quantile: Function from a level in (0, 1) to the tensor with each entry at that quantile.
-    """
-
-    quantile: Callable[[float], Tensor]
-
+Noise = Callable[[float], Tensor]
+"""The distribution of a tensor of random numbers: the entries' quantiles at a level in (0, 1)."""
 
 _ALPHA_DROPOUTS = frozenset(
     getattr(room, name)
@@ -92,15 +82,11 @@ def replace_by_mean(
     if kind is None:
         return None
     drawn = result[0] if isinstance(result, (tuple, list)) else result
-    arguments = target._schema.arguments
     given = {
         argument.name: argument.default_value
-        for argument in arguments
+        for argument in target._schema.arguments
         if argument.has_default_value()
-    }
-    given |= {**dict(zip([argument.name for argument in arguments], args, strict=False)), **kwargs}
-    if not isinstance(drawn, Tensor):
-        return None
+    } | bind(target, args, kwargs)
     return kind(given, result, drawn)
 
 
@@ -116,7 +102,7 @@ def _uniform(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
     low, high = given.get("from", 0.0), given.get("to", 1.0)
     drawn.fill_((low + high) / 2)
     like = torch.empty_like(drawn)
-    return Noise(lambda level: _filled(like, low + (high - low) * level))
+    return lambda level: _filled(like, low + (high - low) * level)
 
 
 def _normal(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
@@ -130,7 +116,7 @@ def _normal(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
         )
         return _filled(like, mean + deviation * quantile)
 
-    return Noise(at)
+    return at
 
 
 def _bernoulli(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
@@ -142,7 +128,7 @@ def _bernoulli(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
         drawn.copy_(_filled(like, share))
     else:
         drawn.copy_(_filled(like.float(), share) >= 0.5)
-    return Noise(lambda level: (level < _filled(like.float(), share)).to(like.dtype))
+    return lambda level: (level < _filled(like.float(), share)).to(like.dtype)
 
 
 def _dropout(given: Mapping[str, Any], result: Any, drawn: Tensor) -> None:
@@ -155,7 +141,7 @@ def _exponential(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
     rate = given.get("lambd", 1.0)
     like = torch.empty_like(drawn)
     drawn.fill_(1 / rate)
-    return Noise(lambda level: _filled(like, -math.log1p(-level) / rate))
+    return lambda level: _filled(like, -math.log1p(-level) / rate)
 
 
 def _integers(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
@@ -163,7 +149,7 @@ def _integers(given: Mapping[str, Any], result: Any, drawn: Tensor) -> Noise:
     like = torch.empty_like(drawn)
     span = (high if high is not None else 2) - low
     drawn.fill_(low + (span - 1) // 2)
-    return Noise(lambda level: _filled(like, low + int(span * level)))
+    return lambda level: _filled(like, low + int(span * level))
 
 
 def _permutation(given: Mapping[str, Any], result: Any, drawn: Tensor) -> None:
@@ -225,7 +211,7 @@ def average(
     for level in range(_LEVELS):
         # Each source visits its quantiles in a different order, since sources are independent.
         made = {
-            source: noise[source].quantile(
+            source: noise[source](
                 ((level * _STRIDES[place % len(_STRIDES)]) % _LEVELS + 0.5) / _LEVELS
             )
             for place, source in enumerate(sources)
@@ -235,16 +221,7 @@ def average(
             return made.get(value.number, tensors[value.number])
 
         for operation in order:
-            args, kwargs = operation.arguments(tensor)
-            result = operation.target(*args, **kwargs)
-            results = result if isinstance(result, (tuple, list)) else (result,)
-            made.update(
-                {
-                    value.number: output
-                    for value, output in zip(operation.outputs, results, strict=True)
-                    if value is not None
-                }
-            )
+            made.update(operation.run(tensor))
         total = made[number].double() if total is None else total + made[number]
     assert total is not None
     recorded = tensors[number]
@@ -257,17 +234,9 @@ _STRIDES = (1, 387, 619, 271, 833)
 def _is_affine(operation: Operation, random: set[int]) -> bool:
     read = [value.number for value in operation.reads if value.number in random]
     if operation.name not in ("mul", "div"):
-        output: Value | None = operation.outputs[0]
-        return (
-            operation.name in _AFFINE
-            and output is not None
-            and "dtype" not in _narrowing(operation)
-        )
+        dtype = operation.kwargs.get("dtype")
+        narrows = isinstance(dtype, torch.dtype) and not dtype.is_floating_point
+        return operation.name in _AFFINE and operation.outputs[0] is not None and not narrows
     return len(read) == 1 and (
         operation.name == "mul" or (bool(operation.args) and operation.args[0].number in random)
     )
-
-
-def _narrowing(operation: Operation) -> dict[str, Any]:
-    kind = operation.kwargs.get("dtype")
-    return {} if not isinstance(kind, torch.dtype) or kind.is_floating_point else {"dtype": kind}

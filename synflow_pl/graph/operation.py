@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["Operation", "Value", "map_values", "values_in"]
+__all__ = ["Operation", "Value", "bind", "map_values", "values_in"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Operation:
         """Return the values that the operation reads, in order."""
         return list(values_in((self.args, self.kwargs)))
 
+    @property
+    def results(self) -> list[Value]:
+        """Return the outputs that are tensors, in order."""
+        return [output for output in self.outputs if output is not None]
+
     def arguments(self, tensor: Callable[[Value], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and the keyword arguments with a tensor in place of each value.
 
@@ -54,10 +60,30 @@ class Operation:
         """
         return map_values(tensor, self.args), map_values(tensor, self.kwargs)
 
+    def run(self, tensor: Callable[[Value], Any]) -> dict[int, Tensor]:
+        """Run the operation on other tensors and return its results by number.
+
+        Args:
+            tensor: Function from a value to its tensor.
+        """
+        args, kwargs = self.arguments(tensor)
+        output = self.target(*args, **kwargs)
+        outputs = output if isinstance(output, (tuple, list)) else (output,)
+        return {
+            value.number: result
+            for value, result in zip(self.outputs, outputs, strict=True)
+            if value is not None
+        }
+
     def bound(self) -> dict[str, Any]:
         """Return the arguments by their names in the schema of the operation."""
-        names = [argument.name for argument in self.target._schema.arguments]
-        return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
+        return bind(self.target, self.args, self.kwargs)
+
+
+def bind(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an ATen call by their names in the schema of the operator."""
+    names = [argument.name for argument in target._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def values_in(argument: Any) -> Iterator[Value]:

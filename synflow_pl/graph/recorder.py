@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from synflow_pl.graph.aliasing import functional_form, is_view, scattered, writes
+from synflow_pl.graph.aliasing import functional_form, is_view, scattered, writes, written_tensors
 from synflow_pl.graph.noise import Noise, replace_by_mean
 from synflow_pl.graph.operation import Operation, Value
 from synflow_pl.graph.written_memory import memory_of, put_back
@@ -99,8 +99,8 @@ class Recorder(TorchDispatchMode):
                     return result
         self._module = self._running[-1] if self._running else ""
         read = self._refer(args), self._refer(kwargs)
-        if written := writes(target):
-            return self._write(target, args, kwargs, read, written)
+        if writes(target):
+            return self._write(target, args, kwargs, read)
         result = target(*args, **kwargs)
         noise = replace_by_mean(target, args, kwargs, result)
         outputs = result if isinstance(result, (tuple, list)) else (result,)
@@ -122,21 +122,8 @@ class Recorder(TorchDispatchMode):
         self._note(noise, values)
         return result
 
-    def _write(
-        self, target: Any, args: Any, kwargs: Any, read: tuple[Any, Any], written: tuple[str, ...]
-    ) -> Any:
-        given = {
-            **dict(
-                zip([argument.name for argument in target._schema.arguments], args, strict=False)
-            ),
-            **kwargs,
-        }
-        changed = [
-            leaf
-            for name in written
-            for leaf in tree_leaves(given.get(name))
-            if isinstance(leaf, Tensor)
-        ]
+    def _write(self, target: Any, args: Any, kwargs: Any, read: tuple[Any, Any]) -> Any:
+        changed = written_tensors(target, args, kwargs)
         for tensor in changed:
             self._preserve(tensor)
         result = target(*args, **kwargs)
@@ -159,17 +146,10 @@ class Recorder(TorchDispatchMode):
             self._allocated(output)
         values = [self.value(tensor) for tensor in outputs or changed]
         form = functional_form(target)
-        names = [argument.name for argument in target._schema.arguments]
-        outs = (
-            {argument.name for argument in target._schema.arguments if argument.is_out}
-            if form is not target
-            else set()
-        )
-        arguments = tuple(
-            item for name, item in zip(names, read[0], strict=False) if name not in outs
-        )
-        others = {key: item for key, item in read[1].items() if key not in outs}
-        self.operations.append(Operation(form, arguments, others, tuple(values), self._module))
+        # Schemas have `out` among the arguments that are given by keyword alone.
+        outs = {argument.name for argument in target._schema.arguments if argument.is_out}
+        others = {key: item for key, item in read[1].items() if form is target or key not in outs}
+        self.operations.append(Operation(form, read[0], others, tuple(values), self._module))
         self._note(noise, values)
         return result
 

@@ -11,7 +11,7 @@ from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from synflow_pl.graph.aliasing import writes
+from synflow_pl.graph.aliasing import written_tensors
 
 __all__ = ["Writes", "memory_of", "put_back"]
 
@@ -41,23 +41,16 @@ class Writes(TorchDispatchMode):
         kwargs = kwargs or {}
         if isinstance(target, HigherOrderOperator):
             return target(*args, **kwargs)  # the functions of a higher-order operator may not write
-        given = {
-            **dict(
-                zip([argument.name for argument in target._schema.arguments], args, strict=False)
-            ),
-            **kwargs,
-        }
-        for leaf in tree_leaves([given.get(name) for name in writes(target)]):
+        for leaf in written_tensors(target, args, kwargs):
             if (
-                isinstance(leaf, Tensor)
-                and leaf.layout is torch.strided
+                leaf.layout is torch.strided
                 and (place := memory_of(leaf)) not in self._before
                 and place not in self._allocated
             ):
                 self._before[place] = leaf, leaf.untyped_storage().clone()
         result = target(*args, **kwargs)
         # A result is new memory or that of an argument.
-        read = {memory_of(leaf) for leaf in tree_leaves(given) if isinstance(leaf, Tensor)}
+        read = {memory_of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         self._allocated |= {
             memory_of(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)
         } - read

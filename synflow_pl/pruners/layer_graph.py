@@ -8,16 +8,13 @@ is then linear in the outputs of exactly those layers that it reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from synflow_pl.flow import LinearNetwork
-from synflow_pl.flow.convolution import convolve
-from synflow_pl.flow.node import Node
+from synflow_pl.flow.conservation import flow_between_layers
 
 __all__ = ["LayerGraph", "layer_graph"]
 
@@ -58,38 +55,14 @@ def layer_graph(linear_network: LinearNetwork, weights: dict[str, Tensor]) -> La
         name: torch.ones(len(weight), dtype=torch.float64, device=weight.device, requires_grad=True)
         for name, weight in weights.items()
     }
-    # The values are never used, so all weights of a unit share one number in memory.
+    # Only the shapes matter, so all weights of a unit share one number in memory.
     scaled = {
         name: scales[name].view(-1, *[1] * (weight.dim() - 1)).expand(weight.shape)
         for name, weight in weights.items()
     }
-    arriving: dict[str, Tensor] = {}
-    graph = LayerGraph()
-
-    def compute(function: Callable[..., Any], node: Node, arguments: Sequence[Any]) -> Any:
-        convolution = node.function is convolve
-        name = node.contraction and (
-            node.weight
-            or next((name for name, weight in scaled.items() if arguments[1] is weight), None)
-        )
-        if name not in weights or (convolution and arguments[6]):
-            return function(*arguments)
-        signal = arguments[0]
-        channel = 1 if convolution else -1
-        arriving[name] = signal.movedim(channel, 0).flatten(1).sum(1)
-        graph.groups[name] = arguments[8] if convolution else 1
-        # The layer receives ones. Only the shape of its output and the unit that each entry comes
-        # from matter.
-        shape = function(
-            *(
-                argument.to("meta") if isinstance(argument, Tensor) else argument
-                for argument in arguments
-            )
-        ).shape
-        return scales[name].view(-1, *[1] * (len(shape) - 2 if convolution else 0)).expand(shape)
-
-    with torch.enable_grad():
-        leaving = linear_network.flow(scaled, gains=False, compute=compute)
+    received, groups, leaving = flow_between_layers(linear_network, scaled, scales)
+    arriving = {name: signals[-1] for name, signals in received.items()}
+    graph = LayerGraph(groups=groups)
     if unreachable := sorted(weights.keys() - arriving.keys()):
         raise ValueError(
             "PHEW walks through linear and convolution layers that are read once; it cannot walk"

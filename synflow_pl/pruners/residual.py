@@ -95,7 +95,7 @@ def _adds_in_trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     differs = [
         depths.step(
             [value.number for value in operation.reads],
-            [value.number for value in operation.outputs if value is not None],
+            [value.number for value in operation.results],
             adds=operation.name in operators.SUMS,
         )
         for operation in recording.operations

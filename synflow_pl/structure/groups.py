@@ -19,6 +19,8 @@ class Groups(ABC):
     Attributes:
         rankings: Numbers of the groups that compete with each other, one int64 tensor each. Each
             ranking loses the same fraction of its cost.
+        sizes: Number of weights of each group before the first round, (groups,) float64.
+        costs: Cost of each group by itself, (groups,) float64, for comparing progress.
         flowing: Bool tensor (groups,), True for groups whose scores are comparable to those of all
             others; the rest is ranked by itself.
         notes: Remarks about weights that are in no group, one sentence each.
@@ -28,15 +30,17 @@ class Groups(ABC):
     """
 
     rankings: list[Tensor]
+    sizes: Tensor
+    costs: Tensor
     flowing: Tensor
     notes: tuple[str, ...] = ()
     pattern: tuple[int, int] | None = None
     unscored: str | None = None
 
     @property
-    @abstractmethod
     def initially_active(self) -> Tensor:
         """Return which groups have weights before the first round, (groups,) bool."""
+        return self.sizes > 0
 
     @abstractmethod
     def sums(self, scores: Mapping[str, Tensor]) -> Tensor:
@@ -62,14 +66,6 @@ class Groups(ABC):
             active: Bool tensor (groups,), True for groups that are kept.
         """
 
-    @abstractmethod
-    def group_costs(self) -> Tensor:
-        """Return the cost of each group by itself, (groups,) float64, for comparing progress."""
-
-    @abstractmethod
-    def sizes(self) -> Tensor:
-        """Return the number of weights of each group, (groups,) float64."""
-
     def removable(self, scores: Tensor, active: Tensor) -> Tensor:
         """Return which groups may be removed now, (groups,) bool.
 
@@ -89,9 +85,9 @@ class Groups(ABC):
             active: Bool tensor (groups,), True for groups that are kept.
             group_score: ``"sum"``, ``"mean"`` or ``"per_cost"``, as in :func:`synflow_pl.prune`.
         """
-        may_go, costs = self.removable(scores, active), self.group_costs()
+        may_go, costs = self.removable(scores, active), self.costs
         if group_score != "sum":
-            sizes = self.sizes() if group_score == "mean" else costs
+            sizes = self.sizes if group_score == "mean" else costs
             scores = scores / sizes.clamp(min=1e-300)
         ordered, progress = [], []
         for numbers in self.rankings:

@@ -134,7 +134,7 @@ def _group_scores(groups: Groups, scores: Mapping[str, Tensor], unscored: list[s
     without = {
         name: torch.full_like(score, float(name in unscored)) for name, score in scores.items()
     }
-    return groups.sums(known).masked_fill(groups.sums(without) >= groups.sizes(), torch.inf)
+    return groups.sums(known).masked_fill(groups.sums(without) >= groups.sizes, torch.inf)
 
 
 def _within_flow(

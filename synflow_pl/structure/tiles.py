@@ -27,7 +27,6 @@ class Tiles(Groups):
             themselves; a tile with any of them is.
         costs: Costs of the weights.
         scope: ``"global"`` or ``"local"``.
-        dense: Names of weights that are not to be pruned.
     """
 
     def __init__(
@@ -38,19 +37,14 @@ class Tiles(Groups):
         separate: Mapping[str, Tensor],
         costs: Costs,
         scope: str,
-        dense: tuple[str, ...] = (),
     ) -> None:
-        self._granularity, self._costs = granularity, costs
         self.pattern = granularity.sizes if granularity.kind == "n:m" else None
         self._tile = granularity.sizes if granularity.kind == "block" else (1, 1)
         self._whole_kernels = granularity.kind in ("kernel", "block")
         undivided = tuple(
             name
             for name, view in views.items()
-            if self.pattern
-            and not granularity.padded
-            and name not in dense
-            and view.size[2] % self.pattern[1]
+            if self.pattern and not granularity.padded and view.size[2] % self.pattern[1]
         )
         if self.pattern and undivided:
             divisor = self.pattern[1]
@@ -58,9 +52,7 @@ class Tiles(Groups):
                 f"stay dense, since their inputs do not divide by {divisor}:"
                 f" {', '.join(f'{name} ({views[name].size[2]})' for name in undivided)}",
             )
-        self._views = {
-            name: view for name, view in views.items() if name not in (*dense, *undivided)
-        }
+        self._views = {name: view for name, view in views.items() if name not in undivided}
         self._given = {name: mask.clone() for name, mask in masks.items()}
         self._first: dict[str, int] = {}
         sizes: list[Tensor] = []
@@ -84,14 +76,14 @@ class Tiles(Groups):
                 f"granularity: no layer can be pruned to N:M ({'; '.join(self.notes)});"
                 " choose another M, or N:M-padded"
             )
-        self._sizes = torch.cat(sizes)
+        self.sizes = torch.cat(sizes)
         self.flowing = torch.cat(flowing)
         self.rankings = as_rankings(self.flowing, families, scope)
         rates = [
             torch.full_like(size, costs.of_weight[name])
             for name, size in zip(self._views, sizes, strict=True)
         ]
-        self._group_costs = self._sizes * torch.cat(rates)
+        self.costs = self.sizes * torch.cat(rates)
         fixed = {
             name: float(mask.count_nonzero())
             for name, mask in masks.items()
@@ -99,11 +91,6 @@ class Tiles(Groups):
         }
         others = float(sum(torch.Size(shape).numel() for shape in costs.others.values()))
         self._fixed_cost = total_cost(costs, fixed, others)
-
-    @property
-    def initially_active(self) -> Tensor:
-        """Return which tiles have weights, (groups,) bool."""
-        return self._sizes > 0
 
     def sums(self, scores: Mapping[str, Tensor]) -> Tensor:
         return torch.cat(
@@ -127,7 +114,7 @@ class Tiles(Groups):
         return masks
 
     def cost(self, active: Tensor) -> float:
-        return self._fixed_cost + float(self._group_costs[active].sum())
+        return self._fixed_cost + float(self.costs[active].sum())
 
     def pattern_cost(self) -> float:
         """Return the cost with N of every M weights kept, or all where fewer are."""
@@ -135,14 +122,8 @@ class Tiles(Groups):
         active = self.initially_active
         return self.cost(active & ~self.removable(active.double(), active))
 
-    def group_costs(self) -> Tensor:
-        return self._group_costs
-
-    def sizes(self) -> Tensor:
-        return self._sizes
-
     def number_within(self, order: Tensor, active: Tensor, budget: float) -> int:
-        left = self.cost(active) - self._group_costs[order].cumsum(0)
+        left = self.cost(active) - self.costs[order].cumsum(0)
         within = (left <= budget).nonzero()
         if self.cost(active) <= budget:
             return 0

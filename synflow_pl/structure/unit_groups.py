@@ -109,8 +109,8 @@ class Units(Groups):
         self.flowing = apart < whole
         self.rankings = as_rankings(self.flowing, self._families(masks), scope)
         self._counts = {name: self._count(name, mask) for name, mask in masks.items()}
-        self._sizes = self._sums({name: mask.double() for name, mask in masks.items()})
-        self._group_costs = self._sums(
+        self.sizes = self._sums({name: mask.double() for name, mask in masks.items()})
+        self.costs = self._sums(
             {name: mask.double() * costs.of_weight[name] for name, mask in masks.items()}
         )
         fixed = [name for name in masks if not self._unit_axes(name)]
@@ -118,11 +118,6 @@ class Units(Groups):
             self.notes = (
                 f"stay dense, since no unit of theirs can be removed: {', '.join(fixed)}",
             )
-
-    @property
-    def initially_active(self) -> Tensor:
-        """Return which units have kept weights, (groups,) bool."""
-        return self._sizes > 0
 
     def sums(self, scores: Mapping[str, Tensor]) -> Tensor:
         counted = {
@@ -158,12 +153,6 @@ class Units(Groups):
             ]
             others += float(torch.tensor(sizes, dtype=torch.float64).prod())
         return total_cost(self._costs, weights, others)
-
-    def group_costs(self) -> Tensor:
-        return self._group_costs
-
-    def sizes(self) -> Tensor:
-        return self._sizes
 
     def _with_rest(self, active: Tensor) -> Tensor:
         return torch.cat([active.cpu(), torch.ones(1, dtype=torch.bool)])
