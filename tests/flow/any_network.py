@@ -27,6 +27,7 @@ from synflow_pl import Masks, prune
 from synflow_pl.flow import example_of, is_connected, linearise, magnitude
 from synflow_pl.pruners import PruningState, SynFlow
 from synflow_pl.schedules import kept_weights
+from tests.flow.at_cuts import conservation_error
 
 TABLE = Path(__file__).with_name("any_network.csv")
 DENSITY = Fraction(1, 10)
@@ -176,8 +177,8 @@ def check(name: str, rounds: tuple[int, ...] = ROUNDS) -> Row:
     modes = [module.training for module in network.modules()]
     random = torch.get_rng_state()
     linear_network, parameters = linearise(network, inputs), dict(network.named_parameters())
-    error = linear_network.conservation(
-        {key: magnitude(parameters[key]).double() for key in linear_network.weights}
+    error = conservation_error(
+        linear_network, {key: magnitude(parameters[key]).double() for key in linear_network.weights}
     )
     assert error < 1e-9, f"flow is off by {error}"
     all_zero, unknown = sorted(linear_network.all_zero), linear_network.unknown({})

@@ -20,6 +20,7 @@ from synflow_pl.graph.trace import Graph, Operation, Value
 from synflow_pl.networks import FC
 from synflow_pl.prunable_parameters import prunable
 from synflow_pl.pruners import SynFlow
+from tests.flow.at_cuts import conservation_error
 
 
 def linear_network_of(network: nn.Module, shape: tuple[int, ...]) -> LinearNetwork:
@@ -310,7 +311,7 @@ def test_attention_averages_in_any_precision(dtype: torch.dtype) -> None:
     weights = {
         name: parameter.detach().abs().double() for name, parameter in prunable(network).items()
     }
-    assert linear_network_of(network, (3, 1)).conservation(weights) < 1e-6
+    assert conservation_error(linear_network_of(network, (3, 1)), weights) < 1e-6
 
 
 @pytest.mark.parametrize("how", ["causal", "causal by hand"])
