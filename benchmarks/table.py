@@ -9,18 +9,16 @@ compiling and compacting). ``docs/accuracies.md`` has a row for each accuracy, o
 densities too, with the seed, the machines, the time, and a command that repeats the run. An
 accuracy that was not measured is empty in the table, and its row says so.
 
-``--keep`` stores the small files of each run that the tables use in ``docs/evidence``, without
-folders of this machine, so that the tables and a report can be made from them again.
+``--keep`` stores the small files of each run that the tables use in ``docs/evidence`` (see
+:mod:`benchmarks.evidence`), so that the tables and a report can be made from them again.
 """
 
 from __future__ import annotations
 
 import argparse
-import lzma
 import math
 import re
 import shlex
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,15 +28,16 @@ from typing import Any
 
 import yaml
 
+from benchmarks.evidence import store
 from synflow_pl.cli.command import parse_fit
 from synflow_pl.cli.recipes import overlays, recipe_folder
 from synflow_pl.io import atomic_write
-from synflow_pl.runs import CONFIG, MACHINES
+from synflow_pl.runs import MACHINES
 from synflow_pl.runs.published import published
 from synflow_pl.runs.run_files import SkippedRun
 from synflow_pl.runs.run_record import RunRecord, comparison_keys, read_run
 from synflow_pl.runs.run_search import find_runs
-from synflow_pl.runs.training_record import RECORD, read_record
+from synflow_pl.runs.training_record import read_record
 
 README = Path(__file__).parents[1] / "README.md"
 DETAILS = README.parent / "docs" / "accuracies.md"
@@ -179,35 +178,8 @@ def main() -> None:
     entries = fill(README, DETAILS, options.runs)
     if options.keep:
         for entry in entries:
-            keep(entry, EVIDENCE)
-
-
-def keep(entry: Entry, folder: Path) -> None:
-    """Store the small files of a run, without the folders of this machine.
-
-    Args:
-        entry: Accuracy whose run is stored; nothing is stored if it has none.
-        folder: Folder that gets a folder of the run's name.
-    """
-    if entry.run is None:
-        return
-    run = entry.run.folder
-    target = folder / run.name
-    if run.resolve() == target.resolve():
-        return
-    config = yaml.safe_load((run / CONFIG).read_text())
-    config["trainer"]["default_root_dir"] = config["ckpt_path"] = None
-    for name in ("data_dir", "predict_dir"):
-        if config["data"]["init_args"].get(name):
-            config["data"]["init_args"][name] = None
-    with atomic_write(target / CONFIG) as file:
-        file.write(yaml.safe_dump(config, sort_keys=False).encode())
-    for name in ("metrics.csv", "diagnosis.json", MACHINES, RECORD):
-        if (run / name).is_file():
-            shutil.copyfile(run / name, target / name)
-    if (run / "masks.safetensors").is_file():
-        with atomic_write(target / "masks.safetensors.xz") as file:
-            file.write(lzma.compress((run / "masks.safetensors").read_bytes()))
+            if entry.run is not None:
+                store(entry.run.folder, EVIDENCE)
 
 
 def fill(readme: Path, details: Path, folders: Sequence[Path]) -> list[Entry]:

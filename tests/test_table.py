@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import lzma
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from benchmarks.table import Entry, fill, keep
+from benchmarks import evidence
+from benchmarks.evidence import store
+from benchmarks.table import Entry, fill
 from synflow_pl import Masks
 from synflow_pl.cli.command import parse_fit
 from synflow_pl.runs import MACHINES
@@ -240,20 +243,36 @@ def test_kept_runs_give_the_same_tables_and_name_no_folder_of_the_machine(
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     Masks({"layer": torch.arange(8) < 3}).save(run / "masks.safetensors")
     (run / "checkpoints").mkdir()
-    entries = fill(*files, [tmp_path / "runs"])
+    fill(*files, [tmp_path / "runs"])
     tables = [path.read_text() for path in files]
-    for entry in entries:
-        keep(entry, tmp_path / "evidence")
-    assert [path.read_text() for path in files] == tables
+    store(run, tmp_path / "evidence")
     kept = tmp_path / "evidence" / run.name
     assert str(tmp_path) not in (kept / "config.yaml").read_text()
     assert not (kept / "checkpoints").exists()
     masks = lzma.decompress((kept / "masks.safetensors.xz").read_bytes())
     assert masks == (run / "masks.safetensors").read_bytes()
-    again = fill(*files, [tmp_path / "evidence"])
+    fill(*files, [tmp_path / "evidence"])
     assert [path.read_text() for path in files] == tables
-    keep(again[1], tmp_path / "evidence")  # a run that is kept already stays as it is
+    store(kept, tmp_path / "evidence")  # a run that is stored already stays as it is
     assert (kept / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
+
+
+def test_finished_runs_are_stored_without_large_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, stored = tmp_path / "runs", tmp_path / "stored"
+    small, large, unfinished = (a_run(runs, "synflow", 0.1, seed, 0.95) for seed in range(3))
+    Masks({"layer": torch.arange(8) < 3}).save(small / "masks.safetensors")
+    random = torch.rand(2_000_000, generator=torch.Generator().manual_seed(0)) < 0.5
+    Masks({"layer": random}).save(large / "masks.safetensors")
+    write_record(unfinished, Training(False))
+    monkeypatch.setattr(sys, "argv", ["evidence", str(runs), "--into", str(stored)])
+    evidence.main()
+    assert "2 of 3 runs stored" in capsys.readouterr().out
+    assert sorted(path.name for path in stored.iterdir()) == sorted([small.name, large.name])
+    assert (stored / small.name / "masks.safetensors.xz").is_file()
+    assert not (stored / large.name / "masks.safetensors.xz").exists()
+    assert (stored / large.name / "metrics.csv").is_file()
 
 
 def test_a_command_of_the_table_parses_to_the_options_of_its_row() -> None:
