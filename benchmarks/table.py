@@ -63,19 +63,17 @@ _FIELDS = (
     "machine",
     "command",
 )
-_HEAD = (
-    "# Accuracies\n\n"
-    "Test accuracy in percent after the last epoch, and at the best epoch on the test set where it"
-    " was tested after each, of one run that agrees\n"
-    "with its recipe in every option but those of the hardware, which are in the command."
-    " Published is the accuracy of Tanaka et al. 2020 at the best\n"
-    "epoch on the test set, mean and deviation of three runs; compare it with the column before it."
-    " Theirs train on all images, ours keep a tenth\n"
-    "for validation. Hours are those of pruning and training. After a command comes"
-    " `synflow_pl test --ckpt_path` with its run;\n"
-    '`synflow_pl sweep -c sweeps/table --recipes "[RECIPE]"` does both for a recipe. Written by'
-    " `python -m benchmarks.table`.\n\n"
-)
+_HEAD = """\
+# Accuracies
+
+Test accuracy in percent after the last epoch, and at the best epoch on the test set where it was tested after each, of one run that agrees
+with its recipe in every option but those of the hardware and of what is tested, which are in the command. Published is the accuracy of Tanaka
+et al. 2020 at the best epoch on the test set, mean and deviation of three runs; compare it with the column before it. Theirs train on all
+images, ours keep a tenth for validation. Hours are those of pruning and training. After a command comes `synflow_pl test --ckpt_path` with
+its run; `synflow_pl sweep -c sweeps/table --recipes "[RECIPE]"` does both for a recipe. The small files of the runs are in `docs/evidence`:
+`python -m benchmarks.table docs/evidence` writes this page from them, and `synflow_pl report docs/evidence` makes a report.
+
+"""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -108,17 +106,21 @@ class Entry:
         )
 
     @property
-    def hardware(self) -> tuple[str, ...]:
-        """Options of the hardware in which the run differs from the recipe."""
+    def further(self) -> tuple[str, ...]:
+        """Options of the hardware, and of what is tested, in which the run differs."""
         if self.run is None:
             return ()
+        tested = self.run.accuracies.at_best_validation is not None
         found = {**self.run.setting, **self.run.pruning}
         recipe = {key: value for part in _compared(self.options) for key, value in part.items()}
-        return tuple(
-            text
-            for key, option in _HARDWARE.items()
-            if found.get(key) != recipe.get(key)
-            for text in (option, str(found[key]).lower())
+        return (
+            *(
+                text
+                for key, option in _HARDWARE.items()
+                if found.get(key) != recipe.get(key)
+                for text in (option, str(found[key]).lower())
+            ),
+            *(("--data.test_each_epoch", "true") if tested else ()),
         )
 
     @property
@@ -126,7 +128,7 @@ class Entry:
         return _percent(self.run.accuracies.final if self.run else None)
 
     def row(self) -> list[str]:
-        command = f"`synflow_pl fit {shlex.join((*self.options, *self.hardware))}`"
+        command = f"`synflow_pl fit {shlex.join((*self.options, *self.further))}`"
         head = [f"`{self.recipe}`", self.pruner, f"{self.density:g}", self.accuracy]
         if self.run is None:
             return [*head, "", "", "", "", "", "not run", command]

@@ -72,10 +72,11 @@ class PruningOptions:
                     " (null on the command line)"
                 )
         elif len(given) != 1:
+            got = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
             raise ValueError(
                 "give either density, in (0, 1], or num_kept, a number of weights, or"
-                " effective_density, flops, parameters or latency, in (0, 1]; got"
-                f" {', '.join(f'{name}={value}' for name, value in given.items()) or 'none'}"
+                f" effective_density, flops, parameters or latency, in (0, 1]; got {got}"
+                + ("; set the others to None (null on the command line)" if given else "")
             )
         if self.latency is not None and granularity.kind != "unit":
             raise ValueError(

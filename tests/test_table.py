@@ -257,6 +257,20 @@ def test_kept_runs_give_the_same_tables_and_name_no_folder_of_the_machine(
     assert (kept / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
 
 
+def test_a_command_tests_each_epoch_if_the_run_did(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = a_run(tmp_path / "runs", "snip", 0.1, 0, 0.93)
+    fill(*files, [tmp_path / "runs"])
+    without = rows(files[1].read_text())[-1][-1]
+    (run / "metrics.csv").write_text(
+        "epoch,step,train/loss,val/accuracy,test_each_epoch/accuracy,test/accuracy\n"
+        "0,5,0.5,0.9,0.92,\n19,9,0.5,0.91,0.93,\n0,0,,,,0.93\n"
+    )
+    fill(*files, [tmp_path / "runs"])
+    assert rows(files[1].read_text())[-1][-1] == without[:-1] + " --data.test_each_epoch true`"
+
+
 def test_finished_runs_are_stored_without_large_masks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

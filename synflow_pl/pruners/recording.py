@@ -62,6 +62,9 @@ class RecordingPruner(PrunerWrapper):
     def finish(self, state: PruningState) -> None:
         super().finish(state)
         self._count(state)
+        rounds = len(next(iter(self.kept.values()), ())) - 1
+        if not self._any_round_may_be_last and rounds != self.rounds:
+            self.scores = {}  # they are not from the last round
         self.pruner.notes = self.notes
 
     def after(self, earlier: RecordingPruner | None) -> RecordingPruner:

@@ -89,3 +89,12 @@ def test_recordings_of_successive_prunings_are_joined() -> None:
     whole = third.after(second.after(first.after(None)))
     assert whole.kept == {"0.weight": [4, 3, 1], "2.weight": [2, 2, 2]}
     assert whole.scores["0.weight"].tolist() == [[0, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_scores_are_missing_if_the_pruning_has_another_number_of_rounds(rounds: int) -> None:
+    recorded = RecordingPruner(Magnitude(), rounds=3)
+    prune(two_layers(), recorded, num_kept=3, rounds=rounds)
+    assert recorded.scores == {}
+    prune(two_layers(), recorded, num_kept=3)
+    assert recorded.scores.keys() == recorded.kept.keys()
