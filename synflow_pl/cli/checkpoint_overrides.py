@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_info
@@ -50,26 +50,19 @@ def checkpoint_overrides(
 
 
 def warn_of_overrides(
-    was: Mapping[str, Any],
-    now: Mapping[str, Any],
-    checkpoint: Mapping[str, Any],
-    *,
-    trains: bool,
-    same_run: bool,
+    was: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str], *, trains: bool
 ) -> None:
-    """Print a note for each option that :func:`checkpoint_overrides` returns.
+    """Print a note for each option that the checkpoint overrides.
 
     Args:
         was: Settings of the checkpoint's run, by option.
         now: Settings of this command, by option.
-        checkpoint: Content of the checkpoint.
-        trains: Whether training is resumed from the checkpoint; otherwise it is only evaluated.
-        same_run: Whether the run is resumed in its own folder.
+        keys: Names of the options, from :func:`checkpoint_overrides`.
+        trains: Whether training is resumed from the checkpoint.
 
     Raises:
         ValueError: If training would be resumed with another optimiser or schedule.
     """
-    keys = differing_options(was, now)
     for key in ("model.optimizer.class_path", "model.scheduler.class_path"):
         if trains and key in keys:
             raise ValueError(
@@ -77,7 +70,7 @@ def warn_of_overrides(
                 "state it does not hold; resume with that one, or start from the weights with "
                 "--network_weights in place of --ckpt_path"
             )
-    for key in checkpoint_overrides(was, now, checkpoint, trains=trains, same_run=same_run):
+    for key in keys:
         rank_zero_info(
             f"{key}: {now.get(key)} has no effect; the checkpoint's {was.get(key)} stays."
         )

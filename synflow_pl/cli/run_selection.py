@@ -215,6 +215,6 @@ class RunSelection:
         if run is not None and run != self.resumed_run:
             trains = command.name == "fit"
             same = trains and run_of_checkpoint(options, command.root) is not None
-            warn_of_overrides(
-                resume.settings_of(run), self._typed_settings, content, trains=trains, same_run=same
-            )
+            was, now = resume.settings_of(run), self._typed_settings
+            keys = checkpoint_overrides(was, now, content, trains=trains, same_run=same)
+            warn_of_overrides(was, now, keys, trains=trains)

@@ -10,7 +10,7 @@ from typing import Any
 
 from synflow_pl.runs.sweep_grid import Task
 
-__all__ = ["evaluation_command", "fit_line", "fit_options", "training_command", "training_options"]
+__all__ = ["evaluation_command", "fit_line", "fit_options", "training_command"]
 
 
 def fit_options(task: Task) -> list[str]:
@@ -47,10 +47,10 @@ def fit_line(task: Task) -> str:
     return shlex.join(fit_options(task))
 
 
-def training_options(
+def training_command(
     task: Task, folder: Path, *, resume: bool = False, network: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Return the options of ``multishot`` or ``fit`` that train a run.
+    """Return the arguments of ``synflow_pl`` that train a run.
 
     Args:
         task: Run of a sweep; ``multishot`` trains one with levels, and ``fit`` any other.
@@ -59,11 +59,9 @@ def training_options(
             itself.
         network: Further arguments of the network, by name.
     """
-    levels = ["--levels", str(task.levels)] if task.levels else []
-    run = folder / "lightning_logs" / task.name
     arguments = network or {}
     return [
-        *levels,
+        *(["multishot", "--levels", str(task.levels)] if task.levels else ["fit"]),
         *fit_options(task),
         *(
             part
@@ -74,23 +72,12 @@ def training_options(
         task.name,
         "--trainer.default_root_dir",
         str(folder),
-        *(["--ckpt_path", str(run)] if resume and not task.levels else []),
+        *(
+            ["--ckpt_path", str(folder / "lightning_logs" / task.name)]
+            if resume and not task.levels
+            else []
+        ),
     ]
-
-
-def training_command(
-    task: Task, folder: Path, *, resume: bool = False, network: Mapping[str, Any] | None = None
-) -> list[str]:
-    """Return the arguments of ``synflow_pl`` that train a run.
-
-    Args:
-        task: Run of a sweep.
-        folder: Folder of the sweep.
-        resume: Whether to resume from the last checkpoint of the run.
-        network: Further arguments of the network, by name.
-    """
-    subcommand = "multishot" if task.levels else "fit"
-    return [subcommand, *training_options(task, folder, resume=resume, network=network)]
 
 
 def evaluation_command(task: Task, folder: Path) -> list[str]:

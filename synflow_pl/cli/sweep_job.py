@@ -17,7 +17,7 @@ from synflow_pl.cli.dense_baselines import dense_baseline
 from synflow_pl.cli.main import run
 from synflow_pl.cli.multishot import multishot
 from synflow_pl.cli.subcommands import test
-from synflow_pl.cli.sweep_commands import evaluation_command, training_command, training_options
+from synflow_pl.cli.sweep_commands import evaluation_command, training_command
 from synflow_pl.cli.sweep_locks import lock_run
 from synflow_pl.runs.sweep_grid import FAILED, Task, accuracy
 from synflow_pl.training import find_checkpoint
@@ -104,7 +104,7 @@ def attempt(job: Job) -> int:
 
 def _train_and_test(folder: Path, task: Task, run_folder: Path) -> None:
     if task.levels:
-        multishot(training_options(task, folder))
+        multishot(training_command(task, folder)[1:])
         run(evaluation_command(task, folder))
         return
     baseline = dense_baseline(task) if task.like else None

@@ -13,12 +13,12 @@ from synflow_pl.diagnosis import DeadNetwork, Diagnosis, MaskHistory
 from synflow_pl.masks import Masks
 from synflow_pl.pruners.drop_and_grow import DropAndGrow
 from synflow_pl.training.checkpoints import attribute_of
-from synflow_pl.training.diagnosed_network import DiagnosedNetwork
 from synflow_pl.training.fit_checks import check_resumed
 from synflow_pl.training.hold_masks import HoldMasks
 from synflow_pl.training.introspection import find_network
 from synflow_pl.training.mask_chooser import Fit, MaskChooser
 from synflow_pl.training.mask_updates import UpdateState, start_from_zero
+from synflow_pl.training.pruning_report import diagnose_rounds
 
 __all__ = ["ChangeMasks"]
 
@@ -203,10 +203,10 @@ class ChangeMasks(HoldMasks):
         start_from_zero(fit.trainer.optimizers, fit.network, new)
         self._keep(fit.trainer, fit.pl_module, updated)
         self.survival = None  # the rounds of the initial masks explain these masks no longer
-        network = self._examine(fit, updated)
-        network.show_update(self._updates.fraction)
+        diagnosis = self._examine(fit, updated)
+        self._report.show_update(fit.trainer, diagnosis, self._updates.fraction)
         try:
-            network.check_collapse(self.on_collapse)
+            self._report.check_collapse(diagnosis, self.on_collapse, advice="")
         except DeadNetwork:
             # Another fit of the network must not train it disconnected.
             self._drop()
@@ -221,7 +221,7 @@ class ChangeMasks(HoldMasks):
         if state.done:
             how = f"{method.name} has kept"
             when = f" through {state.done:,} updates that replaced {state.replaced:,} weights"
-            self._examine(fit, masks).show(how, when)
+            self._show(fit, masks, how, when)
         else:
             self._report.warn(
                 f"{method.name} has not updated the masks, since training made no step that"
@@ -231,12 +231,22 @@ class ChangeMasks(HoldMasks):
 
     def _diagnose(self, fit: Fit, masks: Masks, how: str, when: str) -> None:
         """Diagnose the pruned network, and report it; an error if it must not be disconnected."""
-        network = self._examine(fit, masks)
-        network.show(how, when)
-        network.check_collapse(self.on_collapse, self._chooser.rounds_advice)
+        diagnosis = self._show(fit, masks, how, when)
+        self._report.check_collapse(diagnosis, self.on_collapse, self._chooser.rounds_advice)
 
-    def _examine(self, fit: Fit, masks: Masks) -> DiagnosedNetwork:
-        """Diagnose the pruned network; the diagnosis becomes :attr:`diagnosis`."""
-        network = DiagnosedNetwork.diagnose(fit, masks, self._chooser, self.survival, self.spectra)
-        self.diagnosis = network.diagnosis
-        return network
+    def _show(self, fit: Fit, masks: Masks, how: str, when: str) -> Diagnosis:
+        """Diagnose the pruned network, and report it."""
+        diagnosis = self._examine(fit, masks)
+        inputs, notes = self._chooser.inputs, self._chooser.notes
+        self._report.show(fit.trainer, fit.network, masks, diagnosis, inputs, how, when, notes)
+        return diagnosis
+
+    def _examine(self, fit: Fit, masks: Masks) -> Diagnosis:
+        """Diagnose the pruned network on rank 0, for every rank, and store the diagnosis."""
+
+        def diagnose() -> Diagnosis:
+            inputs = self._chooser.example(fit)
+            return diagnose_rounds(fit.network, masks, inputs, self.survival, self.spectra)
+
+        self.diagnosis = diagnosis = fit.ranks.run_on_rank_zero(diagnose)
+        return diagnosis
