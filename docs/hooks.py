@@ -302,8 +302,11 @@ def help_of(*command: str) -> str:
     before = sys.argv, os.environ.get("COLUMNS")
     sys.argv, os.environ["COLUMNS"] = ["synflow_pl", *command, "--help"], "100"
     try:
-        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        with contextlib.redirect_stdout(printed):
             main()
+    except SystemExit as stop:
+        if stop.code:
+            raise ValueError(f"there is no help of {' '.join(command)!r}; see above") from stop
     finally:
         sys.argv = before[0]
         os.environ.pop("COLUMNS") if before[1] is None else os.environ.update(COLUMNS=before[1])
