@@ -51,21 +51,21 @@ class Ranks:
         self._single = self._world == 1 and not isinstance(trainer.strategy, DDPStrategy)
         self._device = None if self._single else trainer.strategy.root_device
 
-    def run_on_rank_zero(self, function: Callable[[], T], *, no_timeout: bool = False) -> T:
+    def run_on_rank_zero(self, function: Callable[[], T], *, long_timeout: bool = False) -> T:
         """Call a function on rank 0 and return its result on every rank.
 
         Args:
             function: Function that is called on rank 0 only. Its result is pickled; tensors in it
                 should be on the CPU.
-            no_timeout: Whether the other ranks wait for up to 7 days. Otherwise the timeout is that
-                which the training's own process group has.
+            long_timeout: Whether the other ranks wait for up to 7 days. Otherwise they wait as
+                long as the training's own process group lets them.
 
         Raises:
             Exception: On every rank, the exception that ``function`` raised on rank 0.
         """
         if self._single:
             return function()
-        group: Any = distributed.new_group(timeout=_TIMEOUT) if no_timeout else None
+        group: Any = distributed.new_group(timeout=_TIMEOUT) if long_timeout else None
         result, failure = None, None
         if self._rank == 0:
             try:

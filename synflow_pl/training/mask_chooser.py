@@ -200,7 +200,7 @@ class MaskChooser:
                 masks = freeze(fit.network, masks, inputs)
             return masks.state_dict()
 
-        return Masks.from_state_dict(fit.ranks.run_on_rank_zero(choose, no_timeout=True))
+        return Masks.from_state_dict(fit.ranks.run_on_rank_zero(choose, long_timeout=True))
 
     def choose_by_shards(self, network: nn.Module, ranks: Ranks) -> Masks:
         """Return the masks of the file, or those chosen for a network that no rank holds whole.
