@@ -64,7 +64,7 @@ def main() -> None:
     finished = [run for run in runs if (record := read_record(run)) and record.ended]
     for run in finished:
         store(run, options.into)
-    print(f"{len(finished)} of {len(runs)} runs stored in {options.into}, the others not finished")
+    print(f"{len(finished)} of {len(runs)} runs stored in {options.into}: those that are finished")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import evidence
+from benchmarks import evidence, table
 from benchmarks.evidence import store
 from benchmarks.table import Entry, fill
 from synflow_pl import Masks
@@ -234,7 +234,7 @@ def test_a_recipe_with_no_cell_in_the_table_still_has_rows_for_other_densities(
 
 
 def test_kept_runs_give_the_same_tables_and_name_no_folder_of_the_machine(
-    files: tuple[Path, Path], tmp_path: Path
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ["--data.data_dir", str(tmp_path / "images"), *HARDWARE]
     run = a_run(tmp_path / "runs", "synflow", 0.1, 0, 0.95, *options)
@@ -245,7 +245,12 @@ def test_kept_runs_give_the_same_tables_and_name_no_folder_of_the_machine(
     (run / "checkpoints").mkdir()
     fill(*files, [tmp_path / "runs"])
     tables = [path.read_text() for path in files]
-    store(run, tmp_path / "evidence")
+    monkeypatch.setattr(table, "README", files[0])
+    monkeypatch.setattr(table, "DETAILS", files[1])
+    monkeypatch.setattr(table, "EVIDENCE", tmp_path / "evidence")
+    monkeypatch.setattr(sys, "argv", ["table", str(tmp_path / "runs"), "--keep"])
+    table.main()
+    assert [path.read_text() for path in files] == tables
     kept = tmp_path / "evidence" / run.name
     assert str(tmp_path) not in (kept / "config.yaml").read_text()
     assert not (kept / "checkpoints").exists()
